@@ -1,0 +1,249 @@
+"""The broker seam: all that the Kombu transport knows of a message queue.
+
+The semantics are Pub/Sub's, so that what works on the embedded broker works there:
+
+- A delivery is *leased*. Until it is acked, nacked or dead-lettered, or its lease runs out, no
+  other receiver gets it. The lease is moved out with :meth:`Broker.extend`.
+- A message leaves the broker only on :meth:`Broker.ack` (or into the dead letter). A process that
+  is killed loses nothing: its leases run out and the messages are delivered again.
+- Every delivery is counted. A message that was delivered ``max_deliveries`` times without an ack
+  goes to its queue's dead letter instead of being delivered once more.
+- Order is by priority (higher first), then by age; it is not kept across a redelivery.
+
+Foreign exceptions stop here: an implementation raises :mod:`gwi_celery.errors` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+#: Suffix of the queue that takes what a queue gave up on.
+DEAD_LETTER_SUFFIX = ".dead"
+
+#: Attributes that a message carries once it is in a dead letter.
+DEATH_REASON = "gwi-death-reason"
+DEATH_QUEUE = "gwi-death-queue"
+DEATH_DELIVERIES = "gwi-death-deliveries"
+DEATH_TIME = "gwi-death-time"
+
+
+def dead_letter_queue(queue: str) -> str:
+    """The name of ``queue``'s dead letter, itself an ordinary queue without one of its own."""
+    return queue + DEAD_LETTER_SUFFIX
+
+
+@dataclass(frozen=True)
+class QueueSpec:
+    """What a queue is declared with."""
+
+    name: str
+    #: Kept while nobody uses it. False: a queue of one connection (replies, remote control).
+    durable: bool = True
+    #: Deleted when its last subscriber is gone, if it ever had one.
+    auto_delete: bool = False
+    #: Seconds without a subscriber after which the queue and what is in it are deleted;
+    #: None: never. Every task queue is None.
+    expires: float | None = None
+    #: Seconds a message is kept; None: the broker's retention.
+    message_ttl: float | None = None
+    #: Seconds a delivery is leased for; None: the broker's default.
+    lease_seconds: float | None = None
+    #: Deliveries before the dead letter; None: the broker's default; 0: no limit.
+    max_deliveries: int | None = None
+
+    @property
+    def temporary(self) -> bool:
+        """Whether what is in it may vanish with it: no dead letter is kept for such a queue."""
+        return self.auto_delete or self.expires is not None
+
+
+@dataclass(frozen=True)
+class OutgoingMessage:
+    """One message to publish."""
+
+    data: bytes
+    #: Small strings a broker can filter on; never the message's content.
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    #: 0 to 9; higher is delivered first.
+    priority: int = 0
+    #: Seconds before it may be delivered.
+    delay: float = 0.0
+    #: Seconds after which it is dropped undelivered; None: the queue's, then the broker's.
+    ttl: float | None = None
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One leased message. ``ack_id`` names this delivery, not the message."""
+
+    queue: str
+    ack_id: str
+    message_id: str
+    data: bytes
+    attributes: Mapping[str, str]
+    #: 1 on the first delivery.
+    deliveries: int
+    #: Seconds since the epoch.
+    published_at: float
+    priority: int
+    #: Seconds this delivery is leased for at a time; extend well before they are over.
+    lease_seconds: float
+
+
+@dataclass(frozen=True)
+class StoredMessage:
+    """A message as an operator sees it: nothing is leased by looking."""
+
+    queue: str
+    message_id: str
+    data: bytes
+    attributes: Mapping[str, str]
+    deliveries: int
+    published_at: float
+    priority: int
+    #: "ready", "delayed" or "leased".
+    state: str
+
+
+@dataclass(frozen=True)
+class QueueSize:
+    """How many messages a queue holds, by state."""
+
+    ready: int
+    delayed: int
+    leased: int
+
+    @property
+    def total(self) -> int:
+        return self.ready + self.delayed + self.leased
+
+
+@dataclass(frozen=True)
+class Binding:
+    queue: str
+    exchange: str
+    routing_key: str
+
+
+class Receiver(Protocol):
+    """One connection's intake. Used by one thread, except for :meth:`fileno`'s wake-ups."""
+
+    def subscribe(self, queue: str) -> None:
+        """Start to be woken for ``queue``. Raises NotFound for a queue that doesn't exist."""
+
+    def unsubscribe(self, queue: str) -> None:
+        """The reverse. An ``auto_delete`` queue without another subscriber is deleted."""
+
+    def poll(self, queue: str, limit: int) -> list[Delivery]:
+        """Lease up to ``limit`` ready messages now. Never blocks; empty only when there are none.
+
+        A queue that was deleted meanwhile is empty.
+        """
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when a poll of a subscribed queue may find something.
+
+        It may wake in vain; it never stays silent when a message became ready by a publish.
+        """
+
+    def clear(self) -> None:
+        """Take back the readiness of :meth:`fileno`. Call before polling, so that no wake is lost."""
+
+    def next_due(self) -> float | None:
+        """Seconds until a poll may find something although :meth:`fileno` stays silent.
+
+        A delayed message becoming ready, or another's lease running out. None: nothing is due.
+        """
+
+    def close(self) -> None:
+        """Unsubscribe from everything. Leases are not touched. Safe to call twice."""
+
+
+class Broker(Protocol):
+    """A message queue service.
+
+    Methods may be called from any thread. After a fork the child may go on with the same object,
+    which opens anew what it needs; deliveries leased by the parent stay the parent's.
+    """
+
+    #: The default lease, seconds.
+    lease_seconds: float
+
+    def connect(self) -> None:
+        """One cheap call that proves the broker can be used.
+
+        Raises BrokerUnavailable (try again) or BrokerUnusable (don't).
+        """
+
+    def declare_exchange(self, name: str, type: str) -> None:
+        """Make sure the exchange exists. ``type`` is direct, topic or fanout.
+
+        Raises ConfigurationError if it exists with another type.
+        """
+
+    def delete_exchange(self, name: str) -> None:
+        """Delete the exchange and its bindings; the queues stay."""
+
+    def has_exchange(self, name: str) -> bool: ...
+
+    def declare_queue(self, spec: QueueSpec) -> None:
+        """Make sure the queue exists. An existing one takes over ``spec``'s settings."""
+
+    def delete_queue(self, name: str) -> None:
+        """Delete the queue, its bindings and all its messages."""
+
+    def has_queue(self, name: str) -> bool: ...
+
+    def bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        """Send ``queue`` what is published to ``exchange`` under ``routing_key``.
+
+        For a topic exchange the key is a pattern: ``*`` is one word, ``#`` any number of words.
+        """
+
+    def unbind(self, queue: str, exchange: str, routing_key: str) -> None: ...
+
+    def bindings(self) -> list[Binding]: ...
+
+    def queues(self) -> list[str]: ...
+
+    def publish(self, exchange: str, routing_key: str, message: OutgoingMessage) -> int:
+        """Publish, and return once the broker keeps the message; the number of queues it reached.
+
+        The default exchange ``""`` reaches the queue named ``routing_key``, which is created as a
+        durable queue if it doesn't exist. A queue bound twice gets one copy. Any process's
+        subscribed receivers are woken.
+        """
+
+    def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[int]:
+        """Publish (exchange, routing key, message) triples in one go: all of them, or none."""
+
+    def receiver(self) -> Receiver: ...
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """The messages are done with. One whose lease was lost is left alone, without an error."""
+
+    def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
+        """Give the message back, to be delivered again after ``delay`` seconds. Counts as a delivery."""
+
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
+        """Move the leases out to ``seconds`` from now. Returns the deliveries whose lease is lost."""
+
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        """Move the message to the dead letter of its queue, with ``reason`` (none if temporary)."""
+
+    def size(self, queue: str) -> QueueSize | None:
+        """What the queue holds; None where the broker can't say. Raises NotFound."""
+
+    def purge(self, queue: str) -> int:
+        """Delete what is ready or delayed, not what is leased; how many that was."""
+
+    def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
+        """What is in the queue, in delivery order, without leasing it."""
+
+    def redrive(self, queue: str, limit: int | None = None) -> int:
+        """Move up to ``limit`` messages from ``queue``'s dead letter back to it; how many."""
+
+    def close(self) -> None:
+        """Close what this process opened. Safe to call twice."""

@@ -1,0 +1,181 @@
+"""Everything this package raises.
+
+::
+
+    Exception
+    └── GwiError
+        ├── ConfigurationError      a setting, URL or task option is wrong; raised at start
+        ├── InvalidCall             refused at .delay(): nothing was published
+        │   ├── MissingTenant
+        │   ├── ConflictingIds      the call and its headers name different tenants or runs
+        │   └── NotSerializable     an argument, a result or a step has no JSON form
+        ├── JobError                how a job can end other than by its own exception
+        │   ├── IdempotencyMismatch
+        │   ├── DeadlineExceeded
+        │   ├── CrashLimitExceeded
+        │   ├── JobFailed           a stored failure whose own exception can't be rebuilt
+        │   ├── JobHeld             eager calls only: a worker waits instead
+        │   ├── StepNameReused
+        │   ├── CursorWentBack
+        │   └── TooLarge            a result, step or checkpoint over its limit
+        ├── StoreError
+        │   ├── StoreUnavailable    temporary: worth trying again
+        │   └── StoreUnusable       permanent: not a database, read-only, wrong version
+        └── BrokerError
+            ├── BrokerUnavailable   temporary: worth trying again
+            ├── BrokerUnusable      permanent: not a database, read-only, wrong version
+            ├── NotFound            no such queue or exchange
+            └── MalformedMessage    on a queue, but not a Celery message
+
+    BaseException
+    └── Interrupt                   stops a job at once; ``except Exception`` can't swallow it
+        ├── LeaseLost
+        ├── JobCancelled
+        ├── DeadlinePassed
+        └── WorkerStopping
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BrokerError",
+    "BrokerUnavailable",
+    "BrokerUnusable",
+    "ConfigurationError",
+    "ConflictingIds",
+    "CrashLimitExceeded",
+    "CursorWentBack",
+    "DeadlineExceeded",
+    "DeadlinePassed",
+    "GwiError",
+    "IdempotencyMismatch",
+    "Interrupt",
+    "InvalidCall",
+    "JobCancelled",
+    "JobError",
+    "JobFailed",
+    "JobHeld",
+    "LeaseLost",
+    "MalformedMessage",
+    "MissingTenant",
+    "NotFound",
+    "NotSerializable",
+    "StepNameReused",
+    "StoreError",
+    "StoreUnavailable",
+    "StoreUnusable",
+    "TooLarge",
+    "WorkerStopping",
+]
+
+
+class GwiError(Exception):
+    """Root of this package's errors."""
+
+
+class ConfigurationError(GwiError):
+    """A setting, a URL or a task's options can't work. Raised at start, never in mid-job."""
+
+
+class InvalidCall(GwiError, ValueError):
+    """The call was refused before anything was published."""
+
+
+class MissingTenant(InvalidCall):
+    """A reliable task was called without a tenant, or with an empty one."""
+
+
+class ConflictingIds(InvalidCall):
+    """The arguments and the headers of one call name different tenants or runs."""
+
+
+class NotSerializable(InvalidCall, TypeError):
+    """A value has no JSON form, so it could not be sent, stored or resumed from."""
+
+
+class JobError(GwiError):
+    """A job ended, or may not go on, for a reason of the protocol's."""
+
+
+class IdempotencyMismatch(JobError):
+    """The idempotency key was used before with another payload. The job did not run."""
+
+
+class DeadlineExceeded(JobError):
+    """The job's deadline passed before it finished."""
+
+
+class CrashLimitExceeded(JobError):
+    """The job took its worker down too often, and is not tried again."""
+
+
+class JobFailed(JobError):
+    """An earlier run of this job failed; its message is that run's error."""
+
+
+class JobHeld(JobError):
+    """Another run holds the lock. Raised by eager calls only, which have no queue to wait in."""
+
+
+class StepNameReused(JobError, ValueError):
+    """Two steps, cursors or checkpoints of one job have the same name."""
+
+
+class CursorWentBack(JobError, ValueError):
+    """A cursor was given a value below the one it has."""
+
+
+class TooLarge(JobError, ValueError):
+    """A result, step or checkpoint is over its limit. Nothing was cut; nothing was stored."""
+
+
+class StoreError(GwiError):
+    """The store could not do what was asked."""
+
+
+class StoreUnavailable(StoreError):
+    """Temporary: the store can't be reached, is locked, or its disk is full. Try again."""
+
+
+class StoreUnusable(StoreError):
+    """Permanent: the store's file is not a database, is read-only, or of another version."""
+
+
+class BrokerError(GwiError):
+    """The broker could not do what was asked."""
+
+
+class BrokerUnavailable(BrokerError):
+    """Temporary: the broker can't be reached, is locked, or its disk is full. Try again."""
+
+
+class BrokerUnusable(BrokerError):
+    """Permanent: the broker's file is not a database, is read-only, or of another version."""
+
+
+class NotFound(BrokerError):
+    """There is no queue or exchange of that name."""
+
+
+class MalformedMessage(BrokerError):
+    """What arrived on a queue is not a Celery message. It goes to the dead letter."""
+
+
+class Interrupt(BaseException):
+    """Stops a job at its next boundary. Not an ``Exception``: a job can't swallow it by accident."""
+
+
+class LeaseLost(Interrupt):
+    """Another worker may hold the job's lock by now: nothing more may be written."""
+
+
+class JobCancelled(Interrupt):
+    """An operator cancelled the job."""
+
+
+class DeadlinePassed(Interrupt):
+    """The job's deadline passed while it ran; the caller sees :class:`DeadlineExceeded`."""
+
+
+class WorkerStopping(Interrupt):
+    """This worker is shutting down: the job goes on elsewhere from its last step."""

@@ -1,0 +1,1 @@
+"""Stores: where jobs keep their locks, outcomes and checkpoints. See :mod:`.base`."""

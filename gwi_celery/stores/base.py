@@ -1,0 +1,338 @@
+"""The store seam: all that ReliableTask knows of where its state lives.
+
+One store with the protocol's atomic operations, not three small ones: a claim takes the lock and
+opens the idempotency record in *one* commit, and a finish writes the outcome and frees the lock in
+one. Split in three, neither could be one round trip, nor be safe when a worker dies in between.
+
+What every implementation keeps (one contract suite checks it):
+
+- Fencing tokens of one lock strictly grow: across release, expiry, takeover, force release, cleanup.
+- Every write carries the token of the claim it stems from. A stale holder's write changes nothing
+  and raises :class:`~gwi_celery.errors.LeaseLost`.
+- A terminal state never changes within its generation.
+- Another payload under the same key never runs and overwrites nothing.
+- A recorded step never changes; a cursor's version only grows.
+- What has expired counts as gone, even while it is still there. Expiry is by the store's clock.
+- No operation of one tenant reads or changes another's: ids are digests over the tenant as well.
+- A commit whose answer was lost may be sent again: it converges, and never grants twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from gwi_celery.ids import digest
+
+
+class JobStatus(str, Enum):
+    """Where a job stands."""
+
+    #: Not running: handed back, or waiting for a retry. A message for it is outstanding.
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+class CheckpointKind(str, Enum):
+    #: Written once, never changed.
+    STEP = "step"
+    #: Only ever moves on: its version must grow.
+    CURSOR = "cursor"
+    #: The job's own notes: may be overwritten; its version must grow.
+    VALUE = "value"
+
+
+@dataclass(frozen=True)
+class JobRef:
+    """Names one job: what is promised, is promised per (tenant, task, key)."""
+
+    tenant: str
+    #: The Celery task's name: the job's type.
+    task: str
+    #: The idempotency key.
+    key: str
+
+    @property
+    def id(self) -> str:
+        """Digest over all three: two different jobs never share one, whatever the ids contain."""
+        return digest("job", self.tenant, self.task, self.key)
+
+
+@dataclass(frozen=True)
+class LockRef:
+    """Names one lock: (tenant, scope parts)."""
+
+    tenant: str
+    scope: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return digest("lock", self.tenant, *self.scope)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Asks for a new generation of a job, although the one before may have succeeded."""
+
+    #: The generation to open. If the job is there already, the submission is a plain duplicate.
+    generation: int
+    #: Checkpoints saved from this one on are forgotten; None: all of them.
+    from_step: str | None = None
+
+
+@dataclass(frozen=True)
+class ClaimRequest:
+    """One attempt to run a job."""
+
+    job: JobRef
+    lock: LockRef
+    #: The run's id, for people and for lists; None if the job has none.
+    run_id: str | None
+    #: Digest of the payload; the same key with another one is a mismatch.
+    fingerprint: str
+    #: Names the submission (the Celery task id): a redelivery or a retry of one that already
+    #: failed gets that failure again, while a fresh submission runs again.
+    submission: str
+    #: Who asks, for people ("host:pid").
+    owner: str
+    #: Unique to this attempt, so that a claim whose answer was lost can be recognised.
+    nonce: str
+    #: Seconds until the lock may be taken over, unless renewed.
+    lease_ttl: float
+    #: Seconds a terminal outcome is kept.
+    result_ttl: float
+    replay: Replay | None = None
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Proof of a claim; every write carries it. A write answers with the next one."""
+
+    job: JobRef
+    lock: LockRef
+    #: The fencing token.
+    fence: int
+    nonce: str
+    ttl: float
+    result_ttl: float
+    generation: int
+    #: Store-private (a document version, say).
+    version: Any = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a generation ended: SUCCEEDED with a result, FAILED with an error, or CANCELLED."""
+
+    status: JobStatus
+    blob: bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One recorded step, cursor or value."""
+
+    name: str
+    kind: CheckpointKind
+    blob: bytes
+    #: 1 for a step; grows with each save of a cursor or value.
+    version: int = 1
+    #: Seconds since the epoch, set by the store.
+    saved_at: float = 0.0
+    #: Place in the order of first saving; set by the store.
+    ordinal: int = 0
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as stored. Times are seconds since the epoch, by the store's clock."""
+
+    job: JobRef
+    run_id: str | None
+    status: JobStatus
+    fingerprint: str
+    submission: str
+    generation: int
+    #: Claims in this generation, so 1 in a first attempt.
+    attempt: int
+    #: Takeovers in this generation: how often a holder vanished without a word.
+    crashes: int
+    fence: int
+    created_at: float
+    updated_at: float
+    #: When a terminal outcome is forgotten; None while the job isn't terminal.
+    expires_at: float | None
+    outcome: bytes | None
+
+
+@dataclass(frozen=True)
+class LockRecord:
+    lock_id: str
+    tenant: str
+    scope: tuple[str, ...]
+    owner: str
+    fence: int
+    job: JobRef
+    expires_at: float
+    expired: bool
+
+
+# --- what a claim answers -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """The job is ours to run."""
+
+    lease: Lease
+    record: JobRecord
+    #: Whether there are checkpoints to load; False saves a read.
+    has_checkpoints: bool
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The job ended before, as SUCCEEDED or FAILED: this duplicate gets that outcome."""
+
+    record: JobRecord
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The key was used with another payload."""
+
+    record: JobRecord
+
+
+@dataclass(frozen=True)
+class Held:
+    """Another attempt holds the lock."""
+
+    by: str
+    #: The job that holds it.
+    job: JobRef
+    #: Seconds until its lease runs out, if it isn't renewed.
+    retry_after: float
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """An operator cancelled the job."""
+
+    record: JobRecord
+
+
+ClaimAnswer = Claimed | Completed | Mismatch | Held | Cancelled
+
+
+@dataclass(frozen=True)
+class Page:
+    jobs: Sequence[JobRecord]
+    #: Hand it back to go on after this page; None at the end.
+    next_token: str | None
+
+
+class Store(Protocol):
+    """Where jobs keep their state.
+
+    Methods may be called from any thread. After a fork the child may go on with the same object.
+    Any method may raise StoreUnavailable (temporary) or StoreUnusable (permanent).
+    """
+
+    def claim(self, request: ClaimRequest) -> ClaimAnswer:
+        """Take the lock and open the job's record, atomically.
+
+        Decided in this order, on what has not expired:
+
+        1. a record with another fingerprint: Mismatch
+        2. a terminal record: a ``replay`` of the next generation opens it (Claimed, or Held);
+           CANCELLED: Cancelled; SUCCEEDED: Completed; FAILED: Completed if the submission is
+           one that failed already, else a new generation that keeps the checkpoints
+        3. the lock is held by another attempt: Held (a claim with the holder's own nonce is the
+           same claim, sent again, and is answered as it was)
+        4. else Claimed: a fresh record in generation 1, or the record as it stands with one more
+           attempt. Taking over from a holder that let its lease run out counts one crash.
+        """
+
+    def renew(self, lease: Lease) -> Lease:
+        """Move the lease's end to its TTL from now.
+
+        Raises LeaseLost when the lock is no longer ours, JobCancelled when the job was cancelled.
+        """
+
+    def save(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
+        """Record a checkpoint, and renew the lease with it.
+
+        A step that is there already stays as it is (saving the very same bytes is no error, so
+        that a save can be repeated; other bytes raise StepNameReused). A cursor or value is
+        written only if ``version`` is above the stored one, or repeats the stored bytes.
+        Raises LeaseLost, JobCancelled.
+        """
+
+    def load(self, lease: Lease) -> list[Checkpoint]:
+        """The checkpoints of the lease's generation, in the order they were first saved."""
+
+    def finish(self, lease: Lease, outcome: Outcome) -> None:
+        """Write the outcome and free the lock, atomically. ``outcome.status`` is terminal.
+
+        Finishing twice with the same lease is no error, and changes nothing.
+        Raises LeaseLost, JobCancelled.
+        """
+
+    def release(self, lease: Lease) -> None:
+        """Free the lock and leave the job PENDING with its checkpoints, uncounted as a crash.
+
+        A stale lease releases nothing, and that is no error.
+        """
+
+    def force_release(self, lock: LockRef, *, owner_nonce: str | None = None) -> bool:
+        """Operator's tool: free the lock whoever holds it; the holder's writes fail from then on.
+
+        With ``owner_nonce``: only if that attempt holds it. True if a live lock was freed.
+        """
+
+    def cancel(self, job: JobRef, reason: str) -> bool:
+        """Operator's tool: end the job as CANCELLED, running or not; True if it was not terminal.
+
+        A job that is unknown yet is recorded as cancelled too, so that it never starts.
+        """
+
+    def get_job(self, job: JobRef) -> JobRecord | None:
+        """The record; None when there is none or it has expired."""
+
+    def get_checkpoints(self, job: JobRef) -> list[Checkpoint]:
+        """The current checkpoints, in the order they were first saved; for people and tests."""
+
+    def get_lock(self, lock: LockRef) -> LockRecord | None:
+        """The lock, held or expired; None when it is free."""
+
+    def list_jobs(
+        self,
+        tenant: str,
+        *,
+        status: JobStatus | None = None,
+        run_id: str | None = None,
+        limit: int = 100,
+        token: str | None = None,
+    ) -> Page:
+        """One tenant's jobs, newest change first, stable across pages."""
+
+    def list_locks(self, tenant: str) -> list[LockRecord]: ...
+
+    def cleanup(self, limit: int = 1000) -> int:
+        """Delete up to ``limit`` expired records; how many. Never touches what is live."""
+
+    def close(self) -> None:
+        """Close what this process opened. Safe to call twice."""
