@@ -1,0 +1,289 @@
+"""One SQLite file, used safely by many processes and threads.
+
+Both embedded backends (broker and store) stand on this. It owns what is easy to get wrong:
+
+- Connections are pooled per process. One that was inherited through a fork is put aside unused and
+  never closed: its locks and its WAL belong to the parent.
+- Writes start with BEGIN IMMEDIATE, so that a transaction never fails half-way for a lock.
+- WAL mode lets readers go on beside a writer. ``synchronous=FULL`` makes a commit survive a power
+  cut, at the price of an fsync; ``NORMAL`` survives the death of any process, not of the machine.
+- SQLite's errors become the caller's, each with what to do next.
+
+See https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_ and
+https://www.sqlite.org/wal.html.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+#: Seconds to wait for another process's write transaction before giving up.
+BUSY_TIMEOUT = 10.0
+
+#: Connections of a parent process. Kept for ever: closing them here would be wrong.
+_inherited: list[sqlite3.Connection] = []
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+class Database:
+    """One SQLite database: a file, or memory when ``path`` is None.
+
+    Args:
+        path: The file; its folder is made if need be. None: private memory of this process.
+        kind: For messages, "broker" or "store".
+        schema: Statements that create the tables, run once in an empty database.
+        application_id: Marks a file as ours (SQLite's PRAGMA application_id).
+        version: The schema's version (PRAGMA user_version).
+        unavailable: Error class for what may pass (locked, disk full).
+        unusable: Error class for what will not (not a database, read-only, other version).
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        kind: str,
+        schema: str,
+        application_id: int,
+        version: int,
+        unavailable: type[Exception],
+        unusable: type[Exception],
+    ) -> None:
+        self.path = path
+        self._kind = kind
+        self._schema = schema
+        self._application_id = application_id
+        self._version = version
+        self._unavailable = unavailable
+        self._unusable = unusable
+        self._pool: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        #: Memory has one connection for all threads: it *is* the database.
+        self._memory: sqlite3.Connection | None = None
+        self._memory_lock = threading.RLock()
+        self._orphaned = False
+        self._closed = False
+        _databases.add(self)
+
+    @property
+    def where(self) -> str:
+        return str(self.path) if self.path is not None else "memory"
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A connection in one consistent read snapshot."""
+        with self._connection() as c, self._translated():
+            c.execute("BEGIN")
+            try:
+                yield c
+            finally:
+                _rollback(c)
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """A connection in one write transaction: committed at the end, rolled back on any error.
+
+        ``durable=False`` is for what may be lost in a power cut without breaking a promise.
+        """
+        with self._connection() as c, self._translated():
+            c.execute("PRAGMA synchronous=FULL" if durable else "PRAGMA synchronous=NORMAL")
+            c.execute("BEGIN IMMEDIATE")
+            try:
+                yield c
+                c.execute("COMMIT")
+            except BaseException:
+                _rollback(c)
+                raise
+
+    def close(self) -> None:
+        """Close this process's connections. Safe to call twice; a later use opens anew."""
+        with self._lock:
+            pool, self._pool = self._pool, []
+        for c in pool:
+            c.close()
+        with self._memory_lock:
+            if self._memory is not None:
+                self._memory.close()
+                self._memory = None
+                self._closed = True
+
+    # --- connections --------------------------------------------------------------------------
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        if self.path is None:
+            with self._memory_lock:
+                yield self._memory_connection()
+            return
+        with self._lock:
+            c = self._pool.pop() if self._pool else None
+        if c is None:
+            c = self._open()
+        pid = os.getpid()
+        try:
+            yield c
+        finally:
+            if pid == os.getpid():
+                with self._lock:
+                    self._pool.append(c)
+            else:  # forked inside the block: the connection is the parent's
+                _inherited.append(c)
+
+    def _memory_connection(self) -> sqlite3.Connection:
+        if self._orphaned:
+            raise self._unusable(
+                f"the memory {self._kind} lives in one process, and this is a fork of it: "
+                "use a file (embedded:///path/to/folder), or a worker pool of threads (-P threads) "
+                "or solo"
+            )
+        if self._closed:
+            raise self._unusable(f"the memory {self._kind} was closed, and what it held is gone")
+        if self._memory is None:
+            self._memory = self._open()
+        return self._memory
+
+    def _open(self) -> sqlite3.Connection:
+        if self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as exc:
+                raise self._unusable(
+                    f"can't make the folder {self.path.parent} for the {self._kind}: {exc.strerror}; "
+                    "name another one, or make it writable"
+                ) from exc
+        with self._translated():
+            c = sqlite3.connect(
+                str(self.path) if self.path is not None else ":memory:",
+                timeout=BUSY_TIMEOUT,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=256,
+            )
+            try:
+                self._prepare(c)
+            except BaseException:
+                c.close()
+                raise
+            return c
+
+    def _prepare(self, c: sqlite3.Connection) -> None:
+        c.row_factory = sqlite3.Row
+        if self.path is not None:
+            _retry_locked(lambda: c.execute("PRAGMA journal_mode=WAL").fetchone())
+        c.execute("PRAGMA temp_store=MEMORY")
+        version = c.execute("PRAGMA user_version").fetchone()[0]
+        application = c.execute("PRAGMA application_id").fetchone()[0]
+        if version == self._version and application == self._application_id:
+            return
+        c.execute("BEGIN IMMEDIATE")
+        try:
+            version = c.execute("PRAGMA user_version").fetchone()[0]
+            application = c.execute("PRAGMA application_id").fetchone()[0]
+            tables = c.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if application != self._application_id and tables:
+                raise self._unusable(
+                    f"{self.where} is a SQLite database, but not a gwi_celery {self._kind}: "
+                    "name another folder, or move that file away"
+                )
+            if tables and version != self._version:
+                raise self._unusable(
+                    f"{self.where} has {self._kind} schema version {version}, and this release "
+                    f"reads version {self._version}: use the release that wrote it, or another folder"
+                )
+            if not tables:
+                for statement in filter(str.strip, self._schema.split(";")):
+                    c.execute(statement)
+                c.execute(f"PRAGMA application_id={self._application_id}")
+                c.execute(f"PRAGMA user_version={self._version}")
+            c.execute("COMMIT")
+        except BaseException:
+            _rollback(c)
+            raise
+
+    # --- errors -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            self._raise(exc)
+
+    def _raise(self, exc: sqlite3.Error) -> NoReturn:
+        text = str(exc)
+        place = f"the {self._kind} at {self.where}"
+        if "not a database" in text or "malformed" in text:
+            raise self._unusable(
+                f"{place} is not a SQLite database, or is damaged ({text}): "
+                "move the file away, or name another folder"
+            ) from exc
+        if "readonly" in text or "read-only" in text:
+            raise self._unusable(
+                f"{place} is read-only ({text}): make the file and its folder writable for this user"
+            ) from exc
+        if "unable to open" in text:
+            raise self._unusable(
+                f"can't open {place} ({text}): check that its folder exists and that this user may "
+                "write there"
+            ) from exc
+        if "full" in text:
+            raise self._unavailable(
+                f"no space left for {place} ({text}): nothing was written; free some space and "
+                "try again"
+            ) from exc
+        if "locked" in text or "busy" in text:
+            raise self._unavailable(
+                f"{place} was locked by another process for {BUSY_TIMEOUT:g} s: try again"
+            ) from exc
+        if isinstance(exc, sqlite3.OperationalError):
+            raise self._unavailable(f"{place} failed ({text}): try again") from exc
+        raise exc
+
+    # --- fork ---------------------------------------------------------------------------------
+
+    def _after_fork_in_child(self) -> None:
+        _inherited.extend(self._pool)
+        self._pool = []
+        self._lock = threading.Lock()
+        self._memory_lock = threading.RLock()
+        if self._memory is not None:
+            _inherited.append(self._memory)
+            self._memory = None
+            self._orphaned = True
+
+
+def _rollback(c: sqlite3.Connection) -> None:
+    if c.in_transaction:
+        try:
+            c.execute("ROLLBACK")
+        except sqlite3.Error:  # a full disk rolls back by itself
+            pass
+
+
+def _retry_locked(fn: Callable[[], object]) -> None:
+    """Switching to WAL answers "locked" at once, without the busy timeout: wait for it here."""
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            fn()
+            return
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _reset_databases() -> None:
+    for database in list(_databases):
+        database._after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_reset_databases)
