@@ -65,6 +65,8 @@ class Database:
         self._unavailable = unavailable
         self._unusable = unusable
         self._pool: list[sqlite3.Connection] = []
+        #: Every open connection of this process, so that a fork can put all of them aside.
+        self._open_connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         #: Memory has one connection for all threads: it *is* the database.
         self._memory: sqlite3.Connection | None = None
@@ -107,6 +109,8 @@ class Database:
         """Close this process's connections. Safe to call twice; a later use opens anew."""
         with self._lock:
             pool, self._pool = self._pool, []
+            for c in pool:
+                self._open_connections.remove(c)
         for c in pool:
             c.close()
         with self._memory_lock:
@@ -127,15 +131,15 @@ class Database:
             c = self._pool.pop() if self._pool else None
         if c is None:
             c = self._open()
+            with self._lock:
+                self._open_connections.append(c)
         pid = os.getpid()
         try:
             yield c
         finally:
-            if pid == os.getpid():
+            if pid == os.getpid():  # else forked inside the block: it is the parent's
                 with self._lock:
                     self._pool.append(c)
-            else:  # forked inside the block: the connection is the parent's
-                _inherited.append(c)
 
     def _memory_connection(self) -> sqlite3.Connection:
         if self._orphaned:
@@ -250,7 +254,8 @@ class Database:
     # --- fork ---------------------------------------------------------------------------------
 
     def _after_fork_in_child(self) -> None:
-        _inherited.extend(self._pool)
+        _inherited.extend(self._open_connections)
+        self._open_connections = []
         self._pool = []
         self._lock = threading.Lock()
         self._memory_lock = threading.RLock()
