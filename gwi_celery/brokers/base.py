@@ -227,6 +227,12 @@ class Broker(Protocol):
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
         """Give the message back, to be delivered again after ``delay`` seconds. Counts as a delivery."""
 
+    def give_back(self, delivery: Delivery) -> None:
+        """Give the message back untouched, at once: this delivery is not counted.
+
+        For what was held and never started, as at a shutdown.
+        """
+
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
         """Move the leases out to ``seconds`` from now. Returns the deliveries whose lease is lost."""
 

@@ -1,0 +1,238 @@
+"""One frozen :class:`Settings` object, and the only place that reads the environment.
+
+Each setting is taken from the first of: the argument to ``setup()``, ``app.conf.gwi_<name>``, its
+environment variable, its default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from gwi_celery.errors import ConfigurationError
+
+DAY = 86400.0
+MEGABYTE = 1024 * 1024
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+def _setting(env: str, help: str, default: Any) -> Any:
+    return field(default=default, metadata={"env": env, "help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``setup()`` works with."""
+
+    project: str = _setting(
+        "GCP_PROJECT_ID", "Google Cloud project: Pub/Sub and Firestore instead of a folder", ""
+    )
+    folder: str = _setting("GWI_FOLDER", "where the embedded broker and store keep their files", ".gwi")
+    broker_url: str = _setting("GWI_BROKER_URL", "broker; empty: embedded in the folder", "")
+    store_backend: str = _setting("GWI_STORE_BACKEND", "memory, sqlite or firestore", "")
+    store_url: str = _setting("GWI_STORE_URL", "store; empty: by store_backend and folder", "")
+    lease_seconds: float = _setting(
+        "GWI_LEASE_SECONDS",
+        "seconds a delivered message is leased for (extended while its task runs); "
+        "how long a killed worker's message waits",
+        30.0,
+    )
+    lock_ttl: float = _setting(
+        "GWI_LOCK_TTL",
+        "seconds until a job's lock may be taken over from a holder that fell silent (renewed at "
+        "a third of it); longer means fewer writes and a slower takeover",
+        30.0,
+    )
+    result_ttl: float = _setting(
+        "GWI_RESULT_TTL", "seconds a job's outcome answers its duplicates", DAY
+    )
+    max_deliveries: int = _setting(
+        "GWI_MAX_DELIVERIES", "deliveries of one message before it goes to the dead letter", 20
+    )
+    max_crashes: int = _setting(
+        "GWI_MAX_CRASHES", "times a job may take its worker down before it fails for good", 10
+    )
+    max_result_bytes: int = _setting(
+        "GWI_MAX_RESULT_BYTES", "largest result, as JSON bytes", 10 * MEGABYTE
+    )
+    max_checkpoint_bytes: int = _setting(
+        "GWI_MAX_CHECKPOINT_BYTES", "largest step, cursor or value, as JSON bytes", 10 * MEGABYTE
+    )
+    contention_delay: float = _setting(
+        "GWI_CONTENTION_DELAY", "first wait, seconds, of a job whose lock another one holds", 1.0
+    )
+    max_contention_delay: float = _setting(
+        "GWI_MAX_CONTENTION_DELAY", "longest such wait; it doubles each time up to this", 30.0
+    )
+    interrupt_on_shutdown: bool = _setting(
+        "GWI_INTERRUPT_ON_SHUTDOWN",
+        "hand a job back at its next step when the worker stops, rather than wait for its end",
+        True,
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("lease_seconds", "lock_ttl", "result_ttl", "contention_delay"):
+            if getattr(self, name) <= 0:
+                raise ConfigurationError(f"{name} must be above 0, not {getattr(self, name)!r}")
+        for name in ("max_deliveries", "max_crashes", "max_result_bytes", "max_checkpoint_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)!r}")
+        if self.store_backend not in ("", "memory", "sqlite", "firestore"):
+            raise ConfigurationError(
+                f"store_backend is {self.store_backend!r}; "
+                + nearest(self.store_backend, ["memory", "sqlite", "firestore"])
+            )
+
+    @property
+    def effective_broker_url(self) -> str:
+        if self.broker_url:
+            return self.broker_url
+        if self.project:
+            raise ConfigurationError(
+                f"GCP_PROJECT_ID is {self.project!r}, but this release has no Pub/Sub transport "
+                "yet: unset it, or set GWI_BROKER_URL (embedded:// keeps everything in a folder)"
+            )
+        return f"embedded://{quote_folder(self.folder)}"
+
+    @property
+    def effective_store_url(self) -> str:
+        if self.store_url:
+            return self.store_url
+        if self.store_backend == "memory":
+            return "embedded://:memory:"
+        if self.store_backend == "firestore" or (self.project and not self.store_backend):
+            raise ConfigurationError(
+                "this release has no Firestore store yet: set GWI_STORE_BACKEND=sqlite, or "
+                "GWI_STORE_URL (embedded:// keeps everything in a folder)"
+            )
+        return f"embedded://{quote_folder(self.folder)}"
+
+
+SETTINGS = {f.name: f for f in dataclasses.fields(Settings)}
+
+
+def load(
+    overrides: Mapping[str, Any], conf: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Settings from arguments, ``app.conf`` and the environment, in this order of precedence.
+
+    Raises ConfigurationError for a name that doesn't exist (and names the nearest), and for a
+    value of the wrong type.
+    """
+    environ = os.environ if environ is None else environ
+    for name in overrides:
+        if name not in SETTINGS:
+            raise ConfigurationError(f"setup() has no setting {name!r}; {nearest(name, SETTINGS)}")
+    for key in conf:
+        if key.startswith("gwi_") and key.removeprefix("gwi_") not in SETTINGS:
+            raise ConfigurationError(
+                f"app.conf has {key!r}, which is no setting; "
+                + nearest(key, [f"gwi_{name}" for name in SETTINGS])
+            )
+    known = {f.metadata["env"] for f in SETTINGS.values()}
+    for key in environ:
+        if key.startswith("GWI_") and key not in known:
+            raise ConfigurationError(
+                f"the environment has {key}, which is no setting; {nearest(key, known)}"
+            )
+    values: dict[str, Any] = {}
+    for name, f in SETTINGS.items():
+        env = f.metadata["env"]
+        if overrides.get(name) is not None:
+            values[name] = _convert(name, overrides[name], f.default, f"setup({name}=...)")
+        elif conf.get(f"gwi_{name}") is not None:
+            values[name] = _convert(name, conf[f"gwi_{name}"], f.default, f"app.conf.gwi_{name}")
+        elif environ.get(env):
+            values[name] = _convert(name, environ[env], f.default, env)
+    return Settings(**values)
+
+
+def _convert(name: str, value: Any, default: Any, source: str) -> Any:
+    kind = type(default)
+    try:
+        if kind is bool:
+            if isinstance(value, bool):
+                return value
+            text = str(value).lower()
+            if text not in _TRUE | _FALSE:
+                raise ValueError(text)
+            return text in _TRUE
+        if isinstance(value, Path):
+            value = str(value)
+        if kind is str and not isinstance(value, str):
+            raise ValueError(value)
+        return kind(value)
+    except (TypeError, ValueError):
+        raise ConfigurationError(
+            f"{source} is {value!r}, but {name} takes {_KINDS[kind]}"
+        ) from None
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def nearest(name: str, known: Any) -> str:
+    """The end of an error message: the nearest known name, and all of them."""
+    names = sorted(known)
+    match = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {match[0]!r}? " if match else ""
+    return f"{hint}Known: {', '.join(names)}"
+
+
+# --- embedded:// URLs -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EmbeddedURL:
+    """``embedded:///absolute/folder``, ``embedded://relative/folder``, ``embedded://`` (.gwi), or
+    ``embedded://:memory:`` and ``embedded://:memory:/name``; options follow after ``?``."""
+
+    #: None for memory.
+    folder: Path | None
+    #: Names the memory shared by all who use it in this process.
+    memory: str
+    options: Mapping[str, str]
+
+
+#: Folder of ``embedded://``.
+DEFAULT_FOLDER = ".gwi"
+_MEMORY = ":memory:"
+
+
+def parse_embedded_url(url: str, known_options: Any) -> EmbeddedURL:
+    """Take an ``embedded://`` URL apart. Raises ConfigurationError, naming what is wrong."""
+    scheme, found, _ = url.partition("://")
+    if not found or scheme != "embedded":
+        raise ConfigurationError(
+            f"{url!r} is no embedded URL: write embedded:///path/to/folder, embedded:// for "
+            f"{DEFAULT_FOLDER}/, or embedded://:memory:"
+        )
+    rest = url.partition("://")[2]
+    # urlsplit would read a folder's name as a host: its case and ':' would be lost.
+    parts = urlsplit("//x/" + rest)
+    if parts.fragment:
+        raise ConfigurationError(f"{url!r}: write '#' in a folder's name as %23")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for option in options:
+        if option not in known_options:
+            raise ConfigurationError(
+                f"{url!r}: unknown option {option!r}; {nearest(option, known_options)}"
+            )
+    path = unquote(parts.path[1:])
+    if path == _MEMORY or path.startswith(_MEMORY + "/"):
+        return EmbeddedURL(None, path[len(_MEMORY) + 1 :] or "default", options)
+    return EmbeddedURL(Path(path or DEFAULT_FOLDER).expanduser().absolute(), "", options)
+
+
+def quote_folder(folder: str) -> str:
+    """``folder`` as it stands in an ``embedded://`` URL."""
+    absolute = str(Path(folder).expanduser().absolute())
+    return absolute.replace("%", "%25").replace("?", "%3F").replace("#", "%23").replace(";", "%3B")

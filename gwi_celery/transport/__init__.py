@@ -1,0 +1,1 @@
+"""The Kombu transports. Read in this order: base, channel, envelope, leases, embedded."""

@@ -1,0 +1,229 @@
+"""The Kombu transport over a broker: connections, the event loop, and who is woken when.
+
+A message that arrives makes the receiver's descriptor readable, which wakes Celery's hub (or the
+``select`` of a blocking drain) at once. Nothing polls: between wakes there is at most one timer, for
+the next delayed message or expiring lease. An ack frees a place in the prefetch window and wakes the
+loop through a pipe of our own, because no descriptor of the broker's would.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import time
+from typing import Any
+
+from kombu.transport import base, virtual
+
+from gwi_celery.brokers.base import Broker, Receiver
+from gwi_celery.errors import BrokerError, BrokerUnavailable, ConfigurationError
+from gwi_celery.transport.channel import Channel
+from gwi_celery.transport.leases import LeaseKeeper
+
+logger = logging.getLogger(__name__)
+
+
+class Transport(virtual.Transport):
+    """One connection. A subclass says how a URL becomes a broker."""
+
+    Channel = Channel
+    can_parse_url = True
+    default_port = 0
+    polling_interval = None
+
+    connection_errors = (*base.Transport.connection_errors, BrokerUnavailable, OSError)
+    channel_errors = (*base.Transport.channel_errors, BrokerError)
+
+    implements = base.Transport.implements.extend(
+        asynchronous=True,
+        exchange_type=frozenset(["direct", "topic", "fanout"]),
+        heartbeats=False,
+    )
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        options = dict(client.transport_options or {})
+        #: Longest time one delivery's lease is extended, seconds; None: as long as its task runs.
+        self._max_lease_seconds: float | None = options.pop("max_lease_seconds", None)
+        options.pop("polling_interval", None)  # nothing polls
+        self.broker: Broker = self.open_broker(client.hostname or "", options)
+        self._pid = os.getpid()
+        self._receiver: Receiver | None = None
+        self._leases: LeaseKeeper | None = None
+        self._loop: Any = None
+        self._timer: Any = None
+        self._wake_pipe: tuple[int, int] | None = None
+        self._awake = False
+
+    def open_broker(self, url: str, options: dict[str, Any]) -> Broker:
+        """The broker for a URL and the transport options. Raises ConfigurationError."""
+        raise NotImplementedError  # each transport names its own
+
+    # --- what channels use --------------------------------------------------------------------
+
+    @property
+    def receiver(self) -> Receiver:
+        if self._receiver is None:
+            self._receiver = self.broker.receiver()
+            if self._loop is not None:
+                self._loop.add_reader(self._receiver.fileno(), self.on_readable)
+        return self._receiver
+
+    @property
+    def leases(self) -> LeaseKeeper:
+        if self._leases is None:
+            self._leases = LeaseKeeper(self.broker, max_seconds=self._max_lease_seconds)
+        return self._leases
+
+    def consuming_from(self, queue: str) -> bool:
+        return any(channel.consuming_from(queue) for channel in self.channels)
+
+    def wake(self) -> None:
+        """Something may be deliverable that no descriptor tells of. Any thread may call this."""
+        if self._wake_pipe is None or self._awake or os.getpid() != self._pid:
+            return
+        self._awake = True
+        try:
+            os.write(self._wake_pipe[1], b"\0")
+        except OSError:  # closed meanwhile, or full: it is awake
+            pass
+
+    # --- Kombu's connection verbs -------------------------------------------------------------
+
+    def establish_connection(self) -> Transport:
+        self.broker.connect()
+        return self
+
+    def create_channel(self, connection: Transport) -> Channel:
+        channel = self.Channel(connection)
+        self.channels.append(channel)
+        return channel
+
+    def close_connection(self, connection: Transport) -> None:
+        for channel in list(self.channels):
+            channel.close()
+        mine = os.getpid() == self._pid
+        if self._leases is not None:
+            self._leases.stop()
+            self._leases = None
+        if mine and self._loop is not None:
+            self.unregister_from_event_loop(connection, self._loop)
+        if self._receiver is not None:
+            self._receiver.close()
+            self._receiver = None
+        if self._wake_pipe is not None:
+            for fd in self._wake_pipe:
+                os.close(fd)
+            self._wake_pipe = None
+        if mine:
+            self.broker.close()
+
+    def drain_events(self, connection: Transport, timeout: float | None = None) -> None:
+        """Deliver at least one message, or raise ``socket.timeout`` after ``timeout`` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._open_wake_pipe()
+        while True:
+            self._clear()
+            if self._deliver_ready():
+                return
+            wait = self._next_due()
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise socket.timeout("timed out")  # noqa: UP041 Kombu's contract by name
+                wait = left if wait is None else min(wait, left)
+            self._select(wait)
+
+    # --- Celery's event loop ------------------------------------------------------------------
+
+    def register_with_event_loop(self, connection: Transport, loop: Any) -> None:
+        self._loop = loop
+        self._open_wake_pipe()
+        assert self._wake_pipe is not None
+        loop.add_reader(self._wake_pipe[0], self.on_readable)
+        if self._receiver is not None:
+            loop.add_reader(self._receiver.fileno(), self.on_readable)
+        self.wake()
+
+    def unregister_from_event_loop(self, connection: Transport, loop: Any) -> None:
+        self._cancel_timer()
+        for fd in self._descriptors():
+            loop.remove_reader(fd)
+        self._loop = None
+
+    def on_readable(self, *args: Any) -> None:
+        """A message arrived, or a place became free: hand over what fits, once around."""
+        self._clear()
+        self._cancel_timer()
+        if self._deliver_ready():
+            self.wake()  # there may be more; let the loop see to everything else first
+            return
+        due = self._next_due()
+        if due is not None and self._loop is not None:
+            self._timer = self._loop.call_later(due, self.on_readable)
+
+    # --- internals ----------------------------------------------------------------------------
+
+    def _deliver_ready(self) -> int:
+        return sum(channel.deliver_ready() for channel in list(self.channels) if not channel.closed)
+
+    def _next_due(self) -> float | None:
+        if self._receiver is None:
+            return None
+        if not any(c.qos.can_consume() for c in self.channels if not c.closed):
+            return None  # nothing could be taken; an ack wakes us
+        return self._receiver.next_due()
+
+    def _clear(self) -> None:
+        if self._receiver is not None:
+            self._receiver.clear()
+        if self._awake and self._wake_pipe is not None:
+            self._awake = False
+            try:
+                os.read(self._wake_pipe[0], 4096)
+            except BlockingIOError:
+                pass
+
+    def _select(self, seconds: float | None) -> None:
+        poller = select.poll() if hasattr(select, "poll") else None
+        if poller is None:
+            select.select(self._descriptors(), [], [], seconds)
+            return
+        for fd in self._descriptors():
+            poller.register(fd, select.POLLIN)
+        poller.poll(None if seconds is None else seconds * 1000)
+
+    def _descriptors(self) -> list[int]:
+        fds = [] if self._wake_pipe is None else [self._wake_pipe[0]]
+        if self._receiver is not None:
+            fds.append(self._receiver.fileno())
+        return fds
+
+    def _open_wake_pipe(self) -> None:
+        if self._wake_pipe is None:
+            read, write = os.pipe()
+            os.set_blocking(read, False)
+            os.set_blocking(write, False)
+            self._wake_pipe = (read, write)
+
+    def _cancel_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        return uri
+
+
+def unknown_options(options: dict[str, Any], known: Any) -> None:
+    """Raise ConfigurationError if ``broker_transport_options`` has one that we don't know."""
+    from gwi_celery.config import nearest
+
+    for option in options:
+        if option not in known:
+            raise ConfigurationError(
+                f"broker_transport_options has {option!r}, which is none of ours; "
+                + nearest(option, known)
+            )

@@ -1,0 +1,424 @@
+"""Kombu's channel verbs on the broker seam, and nothing else.
+
+State lives on the instance: a channel knows the queues it consumes from and the deliveries it
+holds, gives back what it holds when it is closed, and touches nothing of another channel's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from amqp.protocol import queue_declare_ok_t
+from kombu.exceptions import ChannelError, ContentDisallowed, DecodeError
+from kombu.transport import virtual
+from kombu.utils.uuid import uuid
+
+from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
+from gwi_celery.errors import BrokerError, MalformedMessage, NotFound
+from gwi_celery.transport import envelope
+
+if TYPE_CHECKING:
+    from gwi_celery.transport.base import Transport
+
+logger = logging.getLogger(__name__)
+
+#: Messages taken in one go by a consumer without a prefetch limit.
+_UNLIMITED_BATCH = 100
+
+#: Seconds before a requeued message is delivered again, doubling with each delivery up to the last:
+#: a task that is always requeued must not spin.
+_REQUEUE_FIRST, _REQUEUE_MAX = 0.0, 60.0
+
+
+class Message(virtual.Message):
+    """A delivered message.
+
+    Celery acks a message it can't decode, which would lose it. Here such an ack is a reject: the
+    message goes to the dead letter, with the reason.
+    """
+
+    undecodable: str | None = None
+
+    def _decode(self) -> Any:
+        try:
+            return super()._decode()
+        except (DecodeError, ContentDisallowed) as exc:
+            self.undecodable = f"its body can't be decoded: {exc}"
+            raise
+
+    def ack(self, multiple: bool = False) -> None:
+        if self.errors and self.undecodable is None:
+            self.undecodable = f"its body can't be decoded: {self.errors[0][1]}"
+        if self.undecodable is not None:
+            self.reject(requeue=False)
+        else:
+            super().ack(multiple=multiple)
+
+
+@dataclass(frozen=True)
+class _Consumer:
+    queue: str
+    callback: Callable[[Message], object]
+    no_ack: bool
+
+
+@dataclass(frozen=True)
+class _Held:
+    delivery: Delivery
+    message: Message
+
+
+class Prefetch:
+    """How many unacked messages this channel may hold (0: any number)."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.prefetch_count = 0
+
+    def can_consume(self) -> bool:
+        return self.capacity() > 0
+
+    def capacity(self) -> int:
+        if not self.prefetch_count:
+            return _UNLIMITED_BATCH
+        return max(self.prefetch_count - len(self._channel.held), 0)
+
+
+class Channel(virtual.Channel):
+    """One channel of a connection. Used by one thread, as Kombu's channels are."""
+
+    Message = Message
+    supports_fanout = True
+    do_restore = False
+    #: Higher is more urgent, as in AMQP.
+    max_priority = 9
+
+    connection: Transport
+
+    def __init__(self, connection: Transport, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        self._broker = connection.broker
+        self._pid = os.getpid()
+        self._consuming: dict[str, _Consumer] = {}
+        #: Delivery tag -> what is held unacked.
+        self.held: dict[str, _Held] = {}
+        self._prefetch = Prefetch(self)
+        self._turn = 0
+
+    @property
+    def qos(self) -> Prefetch:
+        return self._prefetch
+
+    # --- topology -----------------------------------------------------------------------------
+
+    def exchange_declare(
+        self,
+        exchange: str | None = None,
+        type: str = "direct",
+        durable: bool = False,
+        auto_delete: bool = False,
+        arguments: Any = None,
+        nowait: bool = False,
+        passive: bool = False,
+    ) -> None:
+        type = type or "direct"
+        name = exchange or f"amq.{type}"
+        if passive:
+            if not self._broker.has_exchange(name):
+                raise _not_found("exchange", name, "Channel.exchange_declare")
+            return
+        self._broker.declare_exchange(name, type)
+
+    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
+        if if_unused and any(b.exchange == exchange for b in self._broker.bindings()):
+            return
+        self._broker.delete_exchange(exchange)
+
+    def queue_declare(
+        self,
+        queue: str | None = None,
+        passive: bool = False,
+        durable: bool = True,
+        auto_delete: bool = False,
+        exclusive: bool = False,
+        arguments: Any = None,
+        nowait: bool = False,
+        **kwargs: Any,
+    ) -> queue_declare_ok_t:
+        name = queue or f"amq.gen-{uuid()}"
+        if passive:
+            if not self._broker.has_queue(name):
+                raise _not_found("queue", name, "Channel.queue_declare")
+        else:
+            arguments = arguments or {}
+            self._broker.declare_queue(
+                QueueSpec(
+                    name=name,
+                    durable=bool(durable),
+                    auto_delete=bool(auto_delete or exclusive),
+                    expires=_milliseconds(arguments.get("x-expires")),
+                    message_ttl=_milliseconds(arguments.get("x-message-ttl")),
+                    lease_seconds=arguments.get("x-lease-seconds"),
+                    max_deliveries=arguments.get("x-max-deliveries"),
+                )
+            )
+        return queue_declare_ok_t(name, 0 if nowait else self._size(name), 0)
+
+    def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
+        """Queue(expires=, message_ttl=) in seconds, as AMQP's x-arguments in milliseconds."""
+        prepared = dict(arguments or {})
+        for option in ("expires", "message_ttl"):
+            if kwargs.get(option) is not None:
+                prepared[f"x-{option.replace('_', '-')}"] = int(kwargs[option] * 1000)
+        return prepared
+
+    def queue_bind(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if exchange == "":
+            return  # the default exchange reaches every queue by its name
+        self._broker.bind(queue, exchange or "amq.direct", routing_key or "")
+
+    def queue_unbind(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._broker.unbind(queue, exchange or "amq.direct", routing_key or "")
+
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
+    ) -> None:
+        if if_empty and self._size(queue):
+            return
+        self._broker.delete_queue(queue)
+
+    def queue_purge(self, queue: str, **kwargs: Any) -> int:
+        try:
+            return self._broker.purge(queue)
+        except NotFound:
+            return 0
+
+    def list_bindings(self) -> list[tuple[str, str, str]]:
+        return [(b.queue, b.exchange, b.routing_key) for b in self._broker.bindings()]
+
+    def _size(self, queue: str) -> int:
+        try:
+            size = self._broker.size(queue)
+        except NotFound:
+            return 0
+        return size.ready if size is not None else 0
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return self._broker.has_queue(queue)
+
+    # --- publishing ---------------------------------------------------------------------------
+
+    def basic_publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> None:
+        properties = message["properties"]
+        properties.setdefault("delivery_info", {}).update(
+            exchange=exchange or "", routing_key=routing_key
+        )
+        data, attributes = envelope.encode(message)
+        expiration = properties.get("expiration")
+        self._broker.publish(
+            exchange or "",
+            routing_key or "",
+            OutgoingMessage(
+                data=data,
+                attributes=attributes,
+                priority=self._get_message_priority(message),
+                delay=_delay(message.get("headers") or {}),
+                ttl=int(expiration) / 1000 if expiration else None,
+            ),
+        )
+
+    # --- consuming ----------------------------------------------------------------------------
+
+    def basic_consume(
+        self,
+        queue: str,
+        no_ack: bool,
+        callback: Callable[[Message], object],
+        consumer_tag: str,
+        **kwargs: Any,
+    ) -> None:
+        try:
+            self.connection.receiver.subscribe(queue)
+        except NotFound as exc:
+            raise _not_found("queue", queue, "Channel.basic_consume") from exc
+        self._consuming[consumer_tag] = _Consumer(queue, callback, bool(no_ack))
+        self.connection.wake()
+
+    def basic_cancel(self, consumer_tag: str) -> None:
+        consumer = self._consuming.pop(consumer_tag, None)
+        if consumer is None or os.getpid() != self._pid:
+            return
+        if not self.connection.consuming_from(consumer.queue):
+            self.connection.receiver.unsubscribe(consumer.queue)
+
+    def consuming_from(self, queue: str) -> bool:
+        return any(c.queue == queue for c in self._consuming.values())
+
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Message | None:
+        for delivery in self.connection.receiver.poll(queue, 1):
+            return self._accept(delivery, no_ack)
+        return None
+
+    def deliver_ready(self) -> int:
+        """Hand over what is ready and fits the prefetch limit; how many messages that were."""
+        delivered = 0
+        consumers = list(self._consuming.items())
+        self._turn += 1
+        for i in range(len(consumers)):
+            # Each call starts with another queue: a busy one must not starve the others.
+            tag, consumer = consumers[(i + self._turn) % len(consumers)]
+            limit = _UNLIMITED_BATCH if consumer.no_ack else self._prefetch.capacity()
+            if not limit or tag not in self._consuming:
+                continue
+            deliveries = self.connection.receiver.poll(consumer.queue, limit)
+            messages = [self._accept(d, consumer.no_ack) for d in deliveries]
+            delivered += len(messages)
+            for message in messages:
+                if message is not None:
+                    consumer.callback(message)
+        return delivered
+
+    def _accept(self, delivery: Delivery, no_ack: bool) -> Message | None:
+        """Decode and hold a delivery; None if it is no message, and is in the dead letter now."""
+        try:
+            message = self.Message(envelope.decode(delivery), channel=self)
+        except MalformedMessage as exc:
+            logger.error(
+                "message %s of queue %r is not a Celery message: %s; it is kept in the dead letter",
+                delivery.message_id,
+                delivery.queue,
+                exc,
+            )
+            self._broker.dead_letter(delivery, f"not a Celery message: {exc}")
+            return None
+        if no_ack:
+            self._broker.ack([delivery])
+        else:
+            self.held[delivery.ack_id] = _Held(delivery, message)
+            self.connection.leases.keep(delivery)
+        return message
+
+    # --- ack verbs ----------------------------------------------------------------------------
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        tags = [delivery_tag]
+        if multiple:
+            earlier = list(self.held)
+            tags = earlier[: earlier.index(delivery_tag) + 1] if delivery_tag in self.held else []
+        settled = [held.delivery for held in map(self._settle, tags) if held is not None]
+        try:
+            if settled:
+                self._broker.ack(settled)
+        finally:
+            self.connection.wake()
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        held = self._settle(delivery_tag)
+        if held is None:
+            return
+        try:
+            if requeue:
+                self._broker.nack(held.delivery, requeue_delay(held.delivery.deliveries))
+            else:
+                self._broker.dead_letter(held.delivery, held.message.undecodable or "rejected")
+        finally:
+            self.connection.wake()
+
+    def basic_recover(self, requeue: bool = False) -> None:
+        for tag in list(self.held):
+            self.basic_reject(tag, requeue=True)
+
+    def basic_qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> None:
+        self._prefetch.prefetch_count = prefetch_count
+        self.connection.wake()
+
+    def _settle(self, delivery_tag: str) -> _Held | None:
+        if os.getpid() != self._pid:
+            return None  # a forked child holds nothing: the deliveries are its parent's
+        held = self.held.pop(delivery_tag, None)
+        if held is not None:
+            self.connection.leases.drop(held.delivery)
+        return held
+
+    # --- end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Cancel the consumers and hand back at once what is held unacked."""
+        if self.closed:
+            return
+        self.closed = True
+        connection = self.connection
+        if os.getpid() == self._pid:
+            for tag in list(self._consuming):
+                self.basic_cancel(tag)
+            for tag in list(self.held):
+                held = self._settle(tag)
+                if held is not None:
+                    try:
+                        self._broker.give_back(held.delivery)
+                    except BrokerError as exc:
+                        logger.warning(
+                            "could not hand back message %s (%s): it is delivered again when its "
+                            "lease of %g s is over",
+                            held.delivery.message_id,
+                            exc,
+                            held.delivery.lease_seconds,
+                        )
+        if connection is not None:
+            connection.close_channel(self)
+        self.exchange_types = None
+
+    def after_reply_message_received(self, queue: str) -> None:
+        self._broker.delete_queue(queue)
+
+
+def requeue_delay(deliveries: int) -> float:
+    """Seconds a requeued message waits: none the first time, then 1, 2, 4, ... up to 60."""
+    if deliveries <= 1:
+        return _REQUEUE_FIRST
+    return float(min(2 ** min(deliveries - 2, 10), _REQUEUE_MAX))
+
+
+def _delay(headers: dict[str, Any]) -> float:
+    """Seconds until the message's ETA: the broker keeps it until then, not a worker's memory."""
+    eta = headers.get("eta")
+    if not isinstance(eta, str):
+        return 0.0
+    try:
+        when = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+    except ValueError:
+        return 0.0  # the worker refuses the task, with Celery's own message
+    if when.tzinfo is None:
+        return 0.0  # in the app's time zone, which only the worker knows
+    return max((when - datetime.now(timezone.utc)).total_seconds(), 0.0)
+
+
+def _milliseconds(value: Any) -> float | None:
+    return None if value is None else float(value) / 1000
+
+
+def _not_found(kind: str, name: str, method: str) -> ChannelError:
+    return ChannelError(f"NOT_FOUND - no {kind} {name!r}", (50, 10), method, "404")

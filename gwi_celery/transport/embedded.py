@@ -1,0 +1,76 @@
+"""The embedded transport: Celery's queues in one SQLite file, no server.
+
+Features
+========
+* Type: Virtual
+* Supports Direct: Yes
+* Supports Topic: Yes
+* Supports Fanout: Yes
+* Supports Priority: Yes (0 to 9, higher first)
+* Supports TTL: Yes
+* Supports delayed delivery: Yes (``eta`` and ``countdown`` are kept by the broker)
+
+Connection String
+=================
+``embedded:///path/to/folder``, ``embedded://`` for ``.gwi/`` in the current folder, or
+``embedded://:memory:/name`` for the threads of one process.
+
+Transport Options
+=================
+* ``lease_seconds``: seconds a delivery is leased for at a time (default 30).
+* ``max_deliveries``: deliveries of a message before it goes to the dead letter (default 20).
+* ``retention``: seconds a message is kept at most (default 7 days).
+* ``max_lease_seconds``: longest time a lease is extended (default: as long as the task runs).
+
+They may also stand in the URL: ``embedded:///var/jobs?lease_seconds=10``.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from kombu.transport import TRANSPORT_ALIASES
+
+from gwi_celery import config
+from gwi_celery.brokers.base import Broker
+from gwi_celery.brokers.embedded import EmbeddedBroker, memory_broker
+from gwi_celery.errors import ConfigurationError
+from gwi_celery.transport import base
+
+#: Option -> its type.
+OPTIONS: dict[str, type] = {"lease_seconds": float, "max_deliveries": int, "retention": float}
+
+
+class Transport(base.Transport):
+    driver_type = "embedded"
+    driver_name = "sqlite3"
+
+    def open_broker(self, url: str, options: dict[str, Any]) -> Broker:
+        return open_broker(url, options)
+
+    def driver_version(self) -> str:
+        return sqlite3.sqlite_version
+
+
+def open_broker(url: str, options: dict[str, Any] | None = None) -> Broker:
+    """The broker an ``embedded://`` URL names. Raises ConfigurationError."""
+    options = dict(options or {})
+    base.unknown_options(options, OPTIONS)
+    parsed = config.parse_embedded_url(url, OPTIONS)
+    arguments: dict[str, Any] = {}
+    for name, value in {**options, **parsed.options}.items():
+        try:
+            arguments[name] = OPTIONS[name](value)
+        except (TypeError, ValueError):
+            raise ConfigurationError(f"{url!r}: {name} is {value!r}, not a number") from None
+        if arguments[name] <= 0:
+            raise ConfigurationError(f"{url!r}: {name} must be above 0, not {value!r}")
+    if parsed.folder is None:
+        return memory_broker(parsed.memory, **arguments)
+    return EmbeddedBroker(parsed.folder, **arguments)
+
+
+def register() -> None:
+    """Teach Kombu the scheme ``embedded``."""
+    TRANSPORT_ALIASES.setdefault("embedded", "gwi_celery.transport.embedded:Transport")

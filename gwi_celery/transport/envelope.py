@@ -1,0 +1,117 @@
+"""Kombu's message <-> the bytes and attributes a broker carries. Pure functions.
+
+The data is one JSON object::
+
+    {"body": ..., "body_encoding": "utf-8" | "base64", "content-type": ..., "content-encoding": ...,
+     "headers": {...}, "properties": {...}}
+
+with Celery's message protocol 2 inside (https://docs.celeryq.dev/en/stable/internals/protocol.html).
+The attributes repeat what a broker may filter or order by, and are never read back.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+from kombu.utils import json
+
+from gwi_celery.brokers.base import Delivery
+from gwi_celery.errors import MalformedMessage, NotSerializable
+
+#: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
+MAX_ATTRIBUTE_BYTES = 1024
+
+#: Headers that ReliableTask sends along.
+TENANT_HEADER = "gwi_tenant"
+RUN_HEADER = "gwi_run"
+
+
+def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
+    """(data, attributes) of a message as Channel.prepare_message made it.
+
+    Raises NotSerializable if a header or property has no JSON form.
+    """
+    body = message["body"]
+    if isinstance(body, str):
+        text, encoding = body, "utf-8"
+    else:
+        try:
+            text, encoding = bytes(body).decode("utf-8"), "utf-8"
+        except UnicodeDecodeError:
+            text, encoding = base64.b64encode(body).decode("ascii"), "base64"
+    headers = message.get("headers") or {}
+    try:
+        data = json.dumps(
+            {
+                "body": text,
+                "body_encoding": encoding,
+                "content-type": message.get("content-type"),
+                "content-encoding": message.get("content-encoding"),
+                "headers": headers,
+                "properties": message.get("properties") or {},
+            }
+        )
+    except TypeError as exc:
+        raise NotSerializable(
+            f"a header or property of the message has no JSON form: {exc}; send plain values"
+        ) from exc
+    return data.encode("utf-8"), _attributes(headers)
+
+
+def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
+    named = {
+        "task": headers.get("task"),
+        "task_id": headers.get("id"),
+        "tenant": headers.get(TENANT_HEADER),
+        "run": headers.get(RUN_HEADER),
+    }
+    return {
+        key: value
+        for key, value in named.items()
+        if isinstance(value, str)
+        and value
+        and len(value.encode("utf-8", "surrogatepass")) <= MAX_ATTRIBUTE_BYTES
+    }
+
+
+def decode(delivery: Delivery) -> dict[str, Any]:
+    """The message as Kombu's virtual Message takes it, with this delivery's facts filled in.
+
+    ``delivery_info["redelivered"]`` is where Celery looks; ``properties["delivery_count"]`` is the
+    broker's own count. Raises MalformedMessage with the reason.
+    """
+    try:
+        raw = json.loads(delivery.data)
+    except (ValueError, UnicodeDecodeError, RecursionError) as exc:
+        raise MalformedMessage(f"not JSON ({exc})") from exc
+    if not isinstance(raw, dict) or not {"body", "properties", "headers"} <= raw.keys():
+        raise MalformedMessage("JSON, but without the body, headers and properties of a message")
+    properties, headers, body = raw["properties"], raw["headers"], raw["body"]
+    if not isinstance(properties, dict) or not isinstance(headers, dict):
+        raise MalformedMessage("its headers or properties are not objects")
+    encoding = raw.get("body_encoding", "utf-8")
+    if encoding == "base64":
+        try:
+            body = base64.b64decode(body, validate=True)
+        except (TypeError, ValueError, binascii.Error) as exc:
+            raise MalformedMessage(f"its body is not base64 ({exc})") from exc
+    elif not isinstance(body, str):
+        raise MalformedMessage("its body is not a text")
+    info = properties.get("delivery_info")
+    properties["delivery_info"] = {
+        **(info if isinstance(info, dict) else {}),
+        "redelivered": delivery.deliveries > 1,
+    }
+    properties["delivery_tag"] = delivery.ack_id
+    properties["delivery_count"] = delivery.deliveries
+    properties["priority"] = properties.get("priority", delivery.priority)
+    return {
+        "body": body,
+        "content-type": raw.get("content-type"),
+        "content-encoding": raw.get("content-encoding"),
+        "headers": headers,
+        "properties": properties,
+    }

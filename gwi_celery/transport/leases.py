@@ -1,0 +1,134 @@
+"""Keeps the leases of held deliveries alive while their tasks run.
+
+One thread per connection, started with the first delivery. It survives any error: a failed
+extension is tried again well before the lease is over. A lease that is lost all the same is logged
+and remembered; the message will be delivered again, and a job finds its own lock taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+
+from gwi_celery.brokers.base import Broker, Delivery
+
+logger = logging.getLogger(__name__)
+
+#: A lease is extended when this share of it is over: two more tries fit in before it ends.
+_EXTEND_AT = 1 / 3
+
+#: Seconds between tries after an error.
+_RETRY = 1.0
+
+
+class LeaseKeeper:
+    """Extends what it was told to ``keep`` until told to ``drop`` it.
+
+    Args:
+        broker: Whose deliveries they are.
+        max_seconds: Longest time to keep one delivery leased, seconds; None: as long as it runs.
+    """
+
+    def __init__(self, broker: Broker, *, max_seconds: float | None = None) -> None:
+        self._broker = broker
+        self._max_seconds = max_seconds
+        self._kept: dict[str, _Kept] = {}
+        self._lost: set[str] = set()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+        self._stopped = False
+
+    def keep(self, delivery: Delivery) -> None:
+        now = time.monotonic()
+        with self._changed:
+            self._kept[delivery.ack_id] = _Kept(
+                delivery, since=now, due=now + delivery.lease_seconds * _EXTEND_AT
+            )
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="gwi-lease-keeper", daemon=True
+                )
+                self._thread.start()
+            elif len(self._kept) == 1:
+                self._changed.notify()
+
+    def drop(self, delivery: Delivery) -> None:
+        with self._changed:
+            self._kept.pop(delivery.ack_id, None)
+            self._lost.discard(delivery.ack_id)
+
+    def lost(self, delivery: Delivery) -> bool:
+        """Whether this delivery's lease is known to be gone."""
+        with self._changed:
+            return delivery.ack_id in self._lost
+
+    def stop(self) -> None:
+        """End the thread; kept leases run out by themselves."""
+        if os.getpid() != self._pid:
+            return  # the thread is the parent's
+        with self._changed:
+            self._stopped = True
+            self._kept.clear()
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._stopped:
+                    return
+                now = time.monotonic()
+                due = [k for k in self._kept.values() if k.due <= now]
+                if not due:
+                    following = min((k.due for k in self._kept.values()), default=None)
+                    self._changed.wait(None if following is None else following - now)
+                    continue
+            try:
+                self._extend(due)
+            except Exception:
+                logger.exception("could not extend %d message leases; trying again", len(due))
+                with self._changed:
+                    for k in due:
+                        k.due = time.monotonic() + min(_RETRY, k.delivery.lease_seconds / 10)
+
+    def _extend(self, due: list[_Kept]) -> None:
+        by_length: dict[float, list[_Kept]] = {}
+        for k in due:
+            if self._max_seconds is not None and time.monotonic() - k.since > self._max_seconds:
+                logger.warning(
+                    "message %s of queue %r has been held for more than %g s: its lease is no "
+                    "longer extended",
+                    k.delivery.message_id,
+                    k.delivery.queue,
+                    self._max_seconds,
+                )
+                self.drop(k.delivery)
+            else:
+                by_length.setdefault(k.delivery.lease_seconds, []).append(k)
+        for seconds, group in by_length.items():
+            now = time.monotonic()
+            lost = {d.ack_id for d in self._broker.extend([k.delivery for k in group], seconds)}
+            with self._changed:
+                for k in group:
+                    k.due = now + seconds * _EXTEND_AT
+                    if k.delivery.ack_id in lost and self._kept.pop(k.delivery.ack_id, None):
+                        self._lost.add(k.delivery.ack_id)
+                        logger.warning(
+                            "lost the lease on message %s of queue %r: it will be delivered again",
+                            k.delivery.message_id,
+                            k.delivery.queue,
+                        )
+
+
+class _Kept:
+    __slots__ = ("delivery", "due", "since")
+
+    def __init__(self, delivery: Delivery, *, since: float, due: float) -> None:
+        self.delivery = delivery
+        self.since = since
+        self.due = due
