@@ -28,6 +28,10 @@ DEATH_QUEUE = "gwi-death-queue"
 DEATH_DELIVERIES = "gwi-death-deliveries"
 DEATH_TIME = "gwi-death-time"
 
+#: Attribute of a message taken back out of a dead letter: unique to that redrive, so that a job
+#: which failed runs again rather than being answered with its failure.
+REDRIVE = "gwi-redrive"
+
 
 def dead_letter_queue(queue: str) -> str:
     """The name of ``queue``'s dead letter, itself an ordinary queue without one of its own."""
@@ -249,7 +253,10 @@ class Broker(Protocol):
         """What is in the queue, in delivery order, without leasing it."""
 
     def redrive(self, queue: str, limit: int | None = None) -> int:
-        """Move up to ``limit`` messages from ``queue``'s dead letter back to it; how many."""
+        """Move up to ``limit`` messages from ``queue``'s dead letter back to it; how many.
+
+        Their deliveries count from 0 again, the DEATH_ attributes go, and REDRIVE is set anew.
+        """
 
     def close(self) -> None:
         """Close what this process opened. Safe to call twice."""

@@ -180,11 +180,12 @@ class Transport(virtual.Transport):
         if self._receiver is not None:
             self._receiver.clear()
         if self._awake and self._wake_pipe is not None:
-            self._awake = False
             try:
                 os.read(self._wake_pipe[0], 4096)
             except BlockingIOError:
                 pass
+            # Only now: a wake() in between writes nothing, and is covered by the poll that follows.
+            self._awake = False
 
     def _select(self, seconds: float | None) -> None:
         poller = select.poll() if hasattr(select, "poll") else None

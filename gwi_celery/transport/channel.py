@@ -43,6 +43,8 @@ class Message(virtual.Message):
     """
 
     undecodable: str | None = None
+    #: Why the message is about to be rejected, for the dead letter; whoever rejects may set it.
+    death_reason: str | None = None
 
     def _decode(self) -> Any:
         try:
@@ -50,6 +52,17 @@ class Message(virtual.Message):
         except (DecodeError, ContentDisallowed) as exc:
             self.undecodable = f"its body can't be decoded: {exc}"
             raise
+
+    @property
+    def reason(self) -> str:
+        """What the dead letter says of this message."""
+        if self.undecodable is not None:
+            return self.undecodable
+        if self.death_reason is not None:
+            return self.death_reason
+        if "task" not in self.headers:
+            return "not a Celery task: its headers name none"
+        return "rejected"
 
     def ack(self, multiple: bool = False) -> None:
         if self.errors and self.undecodable is None:
@@ -341,7 +354,7 @@ class Channel(virtual.Channel):
             if requeue:
                 self._broker.nack(held.delivery, requeue_delay(held.delivery.deliveries))
             else:
-                self._broker.dead_letter(held.delivery, held.message.undecodable or "rejected")
+                self._broker.dead_letter(held.delivery, held.message.reason)
         finally:
             self.connection.wake()
 

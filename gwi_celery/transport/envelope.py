@@ -18,7 +18,7 @@ from typing import Any
 
 from kombu.utils import json
 
-from gwi_celery.brokers.base import Delivery
+from gwi_celery.brokers.base import REDRIVE, Delivery
 from gwi_celery.errors import MalformedMessage, NotSerializable
 
 #: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
@@ -27,6 +27,8 @@ MAX_ATTRIBUTE_BYTES = 1024
 #: Headers that ReliableTask sends along.
 TENANT_HEADER = "gwi_tenant"
 RUN_HEADER = "gwi_run"
+#: Set on arrival from the broker's attribute: the message was taken back out of a dead letter.
+REDRIVE_HEADER = "gwi_redrive"
 
 
 def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
@@ -105,6 +107,9 @@ def decode(delivery: Delivery) -> dict[str, Any]:
         **(info if isinstance(info, dict) else {}),
         "redelivered": delivery.deliveries > 1,
     }
+    redrive = delivery.attributes.get(REDRIVE)
+    if redrive:
+        headers[REDRIVE_HEADER] = redrive
     properties["delivery_tag"] = delivery.ack_id
     properties["delivery_count"] = delivery.deliveries
     properties["priority"] = properties.get("priority", delivery.priority)

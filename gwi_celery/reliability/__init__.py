@@ -1,0 +1,1 @@
+"""What makes a Celery task reliable. Read in this order: task, run, call, options."""

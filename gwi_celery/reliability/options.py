@@ -1,0 +1,59 @@
+"""What a task may ask for: ``@app.task(base=ReliableTask, reliable=Reliable(...))``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gwi_celery.errors import ConfigurationError
+
+#: Gets the call's arguments by name, and gives a key.
+KeyFunction = Callable[[Mapping[str, Any]], str]
+
+
+@dataclass(frozen=True)
+class Reliable:
+    """Options of one reliable task. None always means: as in the settings."""
+
+    #: Name of the argument (or header) that holds the tenant's id.
+    tenant: str = "tenant_id"
+    #: Name of the argument (or header) that holds the run's id.
+    run: str = "run_id"
+    #: What excludes other jobs of the tenant while this one runs: "run" (the same run, whatever
+    #: the task), "type" (the same run of this task), a function of the arguments, or None (no other
+    #: job; two attempts of one job never run together all the same).
+    lock: Literal["run", "type"] | KeyFunction | None = "run"
+    #: What makes two calls the same job: "run" (this task, tenant and run), or a function of the
+    #: arguments. ``apply_async(idempotency_key=...)`` goes before either.
+    idempotency: Literal["run"] | KeyFunction = "run"
+    #: Seconds an outcome answers later duplicates.
+    result_ttl: float | None = None
+    #: Seconds until a silent holder's lock may be taken over.
+    lock_ttl: float | None = None
+    #: Seconds from the call after which the job fails with DeadlineExceeded.
+    deadline: float | None = None
+    #: Times the job may take its worker down before it fails for good.
+    max_crashes: int | None = None
+    #: Largest result, bytes of JSON.
+    max_result_bytes: int | None = None
+    #: Largest step, cursor or value, bytes of JSON.
+    max_checkpoint_bytes: int | None = None
+    #: Whether the job is handed back at its next step when the worker stops.
+    interrupt_on_shutdown: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.lock in ("run", "type", None) or callable(self.lock)):
+            raise ConfigurationError(
+                f"Reliable(lock={self.lock!r}): use 'run', 'type', None, or a function of the "
+                "arguments that gives a text"
+            )
+        if not (self.idempotency == "run" or callable(self.idempotency)):
+            raise ConfigurationError(
+                f"Reliable(idempotency={self.idempotency!r}): use 'run', or a function of the "
+                "arguments that gives a text"
+            )
+        for name in ("result_ttl", "lock_ttl", "deadline"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigurationError(f"Reliable({name}={value!r}): must be above 0 seconds")
