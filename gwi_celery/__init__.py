@@ -1,0 +1,21 @@
+"""Reliable background jobs as ordinary Celery tasks."""
+
+from gwi_celery.app import broker_for, setup, store_for
+from gwi_celery.config import Settings
+from gwi_celery.reliability.options import Reliable
+from gwi_celery.reliability.task import ReliableTask
+from gwi_celery.transport import embedded as _embedded
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Reliable",
+    "ReliableTask",
+    "Settings",
+    "__version__",
+    "broker_for",
+    "setup",
+    "store_for",
+]
+
+_embedded.register()

@@ -1,0 +1,137 @@
+"""``setup(app)``: from a plain Celery app to one whose jobs are reliable."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+from gwi_celery import config
+from gwi_celery.brokers.base import Broker
+from gwi_celery.config import Settings
+from gwi_celery.errors import ConfigurationError
+from gwi_celery.reliability.stopping import StopFlag
+from gwi_celery.stores.base import Store
+from gwi_celery.stores.url import open_store
+from gwi_celery.transport import embedded
+
+#: What a reliable app needs of Celery: setting -> (its value, what would happen otherwise).
+_REQUIRED: dict[str, tuple[Any, str]] = {
+    "task_acks_late": (True, "a worker that is killed would lose its jobs"),
+    "task_reject_on_worker_lost": (True, "a pool process that is killed would lose its job"),
+    "worker_prefetch_multiplier": (1, "a worker would keep jobs from others while it is busy"),
+    "task_serializer": ("json", "duplicates could not be recognised by their payload"),
+    "result_serializer": ("json", "results could not be answered from the store"),
+    "accept_content": (["json"], "a message could run code by being read"),
+    "broker_connection_retry_on_startup": (True, "a broker that starts late would stop workers"),
+}
+
+
+class Integration:
+    """What belongs to one app: its settings, and its store, opened when first used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._store: Store | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def store(self) -> Store:
+        with self._lock:
+            if self._store is None:
+                self._store = open_store(self.settings.effective_store_url)
+            return self._store
+
+
+_integrations: weakref.WeakKeyDictionary[Any, Integration] = weakref.WeakKeyDictionary()
+
+
+def setup(app: Any, **settings: Any) -> Settings:
+    """Make ``app`` ready for reliable tasks: broker, store, result backend and safe defaults.
+
+    Args:
+        app: A Celery app. Settings it was given before stay, and one that would break the promise
+            is an error.
+        settings: See :class:`gwi_celery.config.Settings`; they go before ``app.conf.gwi_*``, which
+            goes before the environment.
+
+    Returns:
+        The settings in force.
+
+    Raises:
+        ConfigurationError: an unknown or impossible setting; the message says what to do.
+    """
+    embedded.register()
+    loaded = config.load(settings, _own_settings(app))
+    broker_url = loaded.effective_broker_url
+    store_url = loaded.effective_store_url
+    given = app.conf.changes if app.configured else {}
+    given = {**(getattr(app, "_preconf", None) or {}), **given}
+    for name, (needed, otherwise) in _REQUIRED.items():
+        if name in given and given[name] != needed:
+            raise ConfigurationError(
+                f"app.conf.{name} is {given[name]!r}, and reliable jobs need {needed!r}: otherwise "
+                f"{otherwise}. Leave it out"
+            )
+        app.conf[name] = needed
+    if not given.get("broker_url"):
+        app.conf.broker_url = broker_url
+    elif loaded.broker_url:
+        raise ConfigurationError(
+            f"two brokers: app.conf.broker_url is {given['broker_url']!r} and the setting is "
+            f"{loaded.broker_url!r}; keep one"
+        )
+    if str(app.conf.broker_url).startswith("embedded:"):
+        app.conf.broker_transport_options = {
+            "lease_seconds": loaded.lease_seconds,
+            "max_deliveries": loaded.max_deliveries,
+            **(app.conf.broker_transport_options or {}),
+        }
+    if not given.get("result_backend"):
+        app.conf.result_backend = store_url
+    app.steps["worker"].add(StopFlag)
+    _integrations[app] = Integration(loaded)
+    return loaded
+
+
+def _own_settings(app: Any) -> dict[str, Any]:
+    """``app.conf.gwi_*``, as far as they were set."""
+    found: dict[str, Any] = {}
+    for layer in reversed(app.conf.maps):
+        found.update({k: v for k, v in dict(layer).items() if str(k).startswith("gwi_")})
+    return found
+
+
+def integration(app: Any) -> Integration:
+    """What ``setup(app)`` made. Raises ConfigurationError before it was called."""
+    if hasattr(app, "_get_current_object"):
+        app = app._get_current_object()
+    try:
+        return _integrations[app]
+    except KeyError:
+        raise ConfigurationError(
+            f"the Celery app {app.main!r} is not set up for reliable jobs: call "
+            "gwi_celery.setup(app) right after making it"
+        ) from None
+
+
+def settings_for(app: Any) -> Settings:
+    """The settings of an app that was set up."""
+    return integration(app).settings
+
+
+def store_for(app: Any) -> Store:
+    """The store of an app that was set up."""
+    return integration(app).store
+
+
+def broker_for(app: Any) -> Broker:
+    """A broker of the app's own, for operators and tests: sizes, dead letters, redrives."""
+    with app.connection_for_write() as connection:
+        transport = connection.transport
+        broker = getattr(transport, "broker", None)
+    if broker is None:
+        raise ConfigurationError(
+            f"the broker {app.conf.broker_url!r} is none of ours: use the embedded:// transport"
+        )
+    return broker  # type: ignore[no-any-return] # Kombu is untyped

@@ -1,0 +1,101 @@
+"""What the worker's main process does for a reliable job whose own process can't any more.
+
+A hard time limit, a revoke with terminate and a pool child that was killed all end a job from
+outside: its process writes nothing more. The main process knows at once, so the job's lock need not
+run out first: it is freed here, and the job is recorded as failed where Celery says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Reject, TaskRevokedError
+from celery.worker.request import Request
+
+from gwi_celery.app import store_for
+from gwi_celery.errors import GwiError, Interrupt
+from gwi_celery.reliability.outcome import dump_failure
+from gwi_celery.reliability.task import owner
+from gwi_celery.stores.base import Claimed, JobStatus, Outcome
+
+logger = logging.getLogger(__name__)
+
+
+class ReliableRequest(Request):  # type: ignore[misc] # Celery is untyped
+    """Celery's request, which settles the job as well as the message."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        if not soft:
+            error = TimeLimitExceeded(timeout)
+            self._settle(error)
+            self._note_reason(error)
+        super().on_timeout(soft, timeout)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, **kwargs: Any) -> Any:
+        exc = exc_info.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        if isinstance(exc, Reject):
+            self._note_reason(exc.reason)
+        else:
+            self._note_reason(exc)
+        if isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt)):
+            self._free_lock()  # the message is delivered again: let the next attempt begin at once
+        return super().on_failure(exc_info, send_failed_event, **kwargs)
+
+    def acknowledge(self) -> None:
+        # A job that timed out has failed like any other: its message is kept in the dead letter.
+        if getattr(self, "_timed_out", False) and not self.acknowledged:
+            self.reject(requeue=False)
+        else:
+            super().acknowledge()
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        if terminated:
+            self._settle(TaskRevokedError(reason))
+        super()._announce_revoked(reason, terminated, signum, expired)
+
+    # --- the job ------------------------------------------------------------------------------
+
+    def _note_reason(self, exc: Any) -> None:
+        if isinstance(exc, TimeLimitExceeded):
+            self._timed_out = True
+        if exc is not None:
+            self.message.death_reason = f"{type(exc).__name__}: {exc}"
+
+    def _settle(self, error: Exception) -> None:
+        """Record the job as failed with ``error``, if this request's process still holds it."""
+        understood = self._free_lock()
+        if understood is None:
+            return
+        try:
+            store = store_for(self._app)
+            answer = store.claim(
+                self.task.claim_request(
+                    understood, self._request_dict, self.id, self.worker_pid or 0
+                )
+            )
+            if isinstance(answer, Claimed):
+                blob = dump_failure(self.task.backend, error)
+                store.finish(answer.lease, Outcome(JobStatus.FAILED, blob))
+        except (GwiError, Interrupt) as exc:
+            logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, exc)
+
+    def _free_lock(self) -> Any:
+        """Free the job's lock if this request's process holds it; the call, if it did."""
+        try:
+            understood = self.task.understand(
+                self.args, self.kwargs, self._request_dict, self.id
+            )
+            store = store_for(self._app)
+            lock = store.get_lock(understood.lock)
+            if lock is None or lock.owner != owner(self.worker_pid or 0, self.id):
+                return None
+            store.force_release(understood.lock)
+        except (GwiError, Interrupt) as exc:
+            logger.warning("could not free the lock of %s[%s]: %s", self.name, self.id, exc)
+            return None
+        return understood

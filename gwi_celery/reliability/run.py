@@ -1,0 +1,349 @@
+"""One attempt at a job: its lease, its steps, and every way it can be told to stop.
+
+When progress is saved, and what a crash loses:
+
+- ``step`` saves once the step's function has returned. Killed inside it, the step runs again.
+- ``cursor`` saves on ``advance``, at most once in ``save_every`` seconds, and at its end. Killed in
+  between, the work since the last save is done again.
+- ``checkpoint`` saves at once.
+
+Each save also renews the lease, and is refused if the lease is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gwi_celery.errors import (
+    CursorWentBack,
+    DeadlinePassed,
+    JobCancelled,
+    LeaseLost,
+    StepNameReused,
+    StoreUnavailable,
+    WorkerStopping,
+)
+from gwi_celery.ids import digest
+from gwi_celery.reliability import blobs
+from gwi_celery.reliability.renewal import renewer
+from gwi_celery.reliability.stopping import worker_is_stopping
+from gwi_celery.stores.base import (
+    Checkpoint,
+    CheckpointKind,
+    Claimed,
+    JobRecord,
+    Lease,
+    Outcome,
+    Store,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Share of the TTL after which a lease is renewed in the background.
+_RENEW_AT = 1 / 3
+#: Share of the TTL taken off the holder's own idea of its end: its clock may run slower.
+_MARGIN = 0.1
+#: First pause, seconds, before a store operation that failed for now is sent again.
+_FIRST_PAUSE = 0.05
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one attempt keeps to."""
+
+    max_checkpoint_bytes: int
+    #: Seconds since the epoch; None: no deadline.
+    deadline: float | None
+    interrupt_on_shutdown: bool
+
+
+class Run:
+    """One attempt. Used by the job's thread, and by the renewer's under ``_mutex``."""
+
+    def __init__(self, store: Store, claimed: Claimed, limits: Limits, *, asked_at: float) -> None:
+        self._store = store
+        self._lease = claimed.lease
+        self._limits = limits
+        self.record: JobRecord = claimed.record
+        #: Renewals and saves both move the lease on: one at a time.
+        self._mutex = threading.RLock()
+        #: Monotonic time of the request that last renewed it; earlier than the store's own.
+        self._renewed_at = asked_at
+        #: No renewal before this monotonic time: a pause after one that failed for now.
+        self._renew_not_before = 0.0
+        self._interrupt: LeaseLost | JobCancelled | None = None
+        self._finished = False
+        self._used: set[str] = set()
+        self._recorded: dict[str, Checkpoint] = {}
+        if claimed.has_checkpoints:
+            self._recorded = {c.name: c for c in self._persist(lambda: store.load(self._lease))}
+        #: For the audit in logs and tests.
+        self.steps_run = 0
+        self.steps_skipped = 0
+
+    # --- facts --------------------------------------------------------------------------------
+
+    @property
+    def lease(self) -> Lease:
+        return self._lease
+
+    @property
+    def lease_lost(self) -> bool:
+        """Whether the lease is known, or must be assumed, to be lost."""
+        return isinstance(self._interrupt, LeaseLost) or time.monotonic() > self._ends_at()
+
+    def derive_key(self, *parts: object) -> str:
+        """An idempotency key for the outside: the same at every attempt of this job."""
+        job = self.record.job
+        return digest("derived", job.id, *(str(part) for part in parts))
+
+    # --- boundaries ---------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Go on, or stop: raises LeaseLost, JobCancelled, DeadlinePassed or WorkerStopping."""
+        if self._interrupt is None and time.monotonic() > self._ends_at():
+            # This process may have been asleep. Nobody else need have noticed: ask.
+            self.renew_now()
+        if self._interrupt is not None:
+            raise self._interrupt
+        if self._limits.deadline is not None and time.time() > self._limits.deadline:
+            raise DeadlinePassed("the job's deadline has passed")
+        if self._limits.interrupt_on_shutdown and worker_is_stopping():
+            raise WorkerStopping("the worker is stopping: the job goes on elsewhere")
+
+    # --- what a job calls ---------------------------------------------------------------------
+
+    def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._use(name)
+        recorded = self._recorded.get(name)
+        if recorded is not None:
+            self._expect(recorded, CheckpointKind.STEP)
+            self.steps_skipped += 1
+            return blobs.load(recorded.blob)
+        self.check()
+        blob = self._dump(name, function(*args, **kwargs))
+        self._save(Checkpoint(name, CheckpointKind.STEP, blob))
+        self.steps_run += 1
+        return blobs.load(blob)
+
+    @contextmanager
+    def cursor(self, name: str, start: Any, save_every: float) -> Iterator[Cursor]:
+        self._use(name)
+        recorded = self._recorded.get(name)
+        value, version = start, 0
+        if recorded is not None:
+            self._expect(recorded, CheckpointKind.CURSOR)
+            value, version = blobs.load(recorded.blob), recorded.version
+        self.check()
+        cursor = Cursor(self, name, value, version, save_every)
+        try:
+            yield cursor
+        except (LeaseLost, JobCancelled):
+            raise
+        except BaseException:
+            cursor.save()
+            raise
+        else:
+            cursor.save()
+
+    def checkpoint(self, name: str, value: Any) -> None:
+        recorded = self._recorded.get(name)
+        if recorded is not None:
+            self._expect(recorded, CheckpointKind.VALUE)
+        elif name in self._used:
+            raise _reused(name)
+        self.check()
+        version = recorded.version + 1 if recorded is not None else 1
+        self._save(Checkpoint(name, CheckpointKind.VALUE, self._dump(name, value), version))
+
+    def restore(self, name: str, default: Any) -> Any:
+        recorded = self._recorded.get(name)
+        if recorded is None:
+            return default
+        self._expect(recorded, CheckpointKind.VALUE)
+        return blobs.load(recorded.blob)
+
+    def save_cursor(self, name: str, value: Any, version: int) -> None:
+        self._save(Checkpoint(name, CheckpointKind.CURSOR, self._dump(name, value), version))
+
+    # --- ends ---------------------------------------------------------------------------------
+
+    def start_renewing(self) -> None:
+        renewer().add(self)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Record the outcome and free the lock. Raises LeaseLost, JobCancelled."""
+        renewer().remove(self)
+        with self._mutex:
+            if self._interrupt is not None:
+                raise self._interrupt
+            self._persist(lambda: self._store.finish(self._lease, outcome))
+            self._finished = True
+
+    def release(self) -> None:
+        """Leave the job to the next message for it. Never raises: the lease runs out anyhow."""
+        renewer().remove(self)
+        with self._mutex:
+            self._finished = True
+            try:
+                self._store.release(self._lease)
+            except Exception as exc:
+                logger.warning(
+                    "could not release the lock of job %s (%s): it is free in %g s",
+                    self.record.job.id,
+                    exc,
+                    self._lease.ttl,
+                )
+
+    def abandon(self) -> None:
+        """Stop renewing, and write nothing more."""
+        renewer().remove(self)
+        self._finished = True
+
+    # --- renewal (also called by the renewer's thread) ----------------------------------------
+
+    def renew_due(self) -> float:
+        if self._finished or self._interrupt is not None:
+            return float("inf")
+        return max(self._renewed_at + self._lease.ttl * _RENEW_AT, self._renew_not_before)
+
+    def renew_now(self) -> None:
+        with self._mutex:
+            if self._finished or self._interrupt is not None:
+                return
+            asked_at = time.monotonic()
+            try:
+                self._lease = self._store.renew(self._lease)
+                self._renewed_at = asked_at
+            except (LeaseLost, JobCancelled) as exc:
+                logger.warning("job %s: %s", self.record.job.id, exc)
+                self._interrupt = exc
+            except StoreUnavailable as exc:
+                if asked_at > self._ends_at():
+                    self._interrupt = LeaseLost(
+                        f"the lease could not be renewed in time ({exc}): another worker may "
+                        "have taken over"
+                    )
+                    return
+                logger.warning("could not renew the lease of job %s yet: %s", self.record.job.id, exc)
+                self._renew_not_before = time.monotonic() + min(1.0, self._lease.ttl / 10)
+
+    def _ends_at(self) -> float:
+        return self._renewed_at + self._lease.ttl * (1 - _MARGIN)
+
+    # --- internals ----------------------------------------------------------------------------
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        with self._mutex:
+            if self._interrupt is not None:
+                raise self._interrupt
+            asked_at = time.monotonic()
+            try:
+                self._lease = self._persist(lambda: self._store.save(self._lease, checkpoint))
+            except (LeaseLost, JobCancelled) as exc:
+                self._interrupt = exc
+                raise
+            self._renewed_at = asked_at
+            self._recorded[checkpoint.name] = checkpoint
+
+    def _persist(self, operation: Callable[[], T]) -> T:
+        """Do a store operation, again and again while the store is away and the lease may last."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return operation()
+            except StoreUnavailable as exc:
+                if time.monotonic() + pause > self._ends_at():
+                    raise LeaseLost(
+                        f"the store stayed away until the lease was over ({exc})"
+                    ) from exc
+                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 jitter, not a secret
+                pause = min(pause * 2, 2.0)
+
+    def _dump(self, name: str, value: Any) -> bytes:
+        return blobs.dump(value, what=f"{name!r}", limit=self._limits.max_checkpoint_bytes)
+
+    def _use(self, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise StepNameReused(f"a step's name is a text, and not empty; this one is {name!r}")
+        if name in self._used:
+            raise _reused(name)
+        self._used.add(name)
+
+    def _expect(self, recorded: Checkpoint, kind: CheckpointKind) -> None:
+        if recorded.kind is not kind:
+            raise StepNameReused(
+                f"{recorded.name!r} is recorded as a {recorded.kind.value}, and is used as a "
+                f"{kind.value} now: give it another name"
+            )
+
+
+class Cursor:
+    """Progress inside a loop. ``value`` is where to go on; ``advance`` moves it, never back."""
+
+    def __init__(
+        self, run: Run | None, name: str, value: Any, version: int, save_every: float
+    ) -> None:
+        self._run = run
+        self._name = name
+        self._value = value
+        self._version = version
+        self._save_every = save_every
+        self._saved_at = time.monotonic()
+        self._dirty = False
+
+    @property
+    def value(self) -> Any:
+        return self._value
+
+    def advance(self, value: Any) -> None:
+        """Everything before ``value`` is done. Raises CursorWentBack, and all that ``check`` does."""
+        try:
+            back = value < self._value
+        except TypeError:
+            raise CursorWentBack(
+                f"cursor {self._name!r} is at {self._value!r} and can't be compared with "
+                f"{value!r}: use numbers, texts, or lists of them"
+            ) from None
+        if back:
+            raise CursorWentBack(
+                f"cursor {self._name!r} is at {self._value!r} and can't go back to {value!r}"
+            )
+        self._value = value
+        self._dirty = True
+        if self._run is None:
+            return
+        if time.monotonic() - self._saved_at >= self._save_every:
+            self.save()
+        self._run.check()
+
+    def save(self) -> None:
+        """Save now, whatever ``save_every`` says."""
+        if self._run is None or not self._dirty:
+            return
+        self._version += 1
+        self._run.save_cursor(self._name, self._value, self._version)
+        self._saved_at = time.monotonic()
+        self._dirty = False
+
+
+@contextmanager
+def plain_cursor(name: str, start: Any) -> Iterator[Cursor]:
+    """A cursor of a plain call: it moves, and saves nothing."""
+    yield Cursor(None, name, start, 0, 0.0)
+
+
+def _reused(name: str) -> StepNameReused:
+    return StepNameReused(
+        f"{name!r} is used twice in one job: steps are named, not counted; give each its own name "
+        "(in a loop: f'scan-{i}')"
+    )

@@ -1,0 +1,483 @@
+"""ReliableTask: the way of a job, readable on one screen (:meth:`ReliableTask._run_reliably`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn
+from uuid import uuid4
+
+from celery import Task
+from celery.exceptions import Ignore, Reject, Retry
+from kombu.exceptions import EncodeError
+from kombu.utils import json
+
+from gwi_celery.app import settings_for, store_for
+from gwi_celery.errors import (
+    ConfigurationError,
+    CrashLimitExceeded,
+    DeadlineExceeded,
+    DeadlinePassed,
+    IdempotencyMismatch,
+    JobCancelled,
+    JobHeld,
+    LeaseLost,
+    NotSerializable,
+    StoreError,
+    WorkerStopping,
+)
+from gwi_celery.reliability import blobs, call
+from gwi_celery.reliability.call import Call
+from gwi_celery.reliability.options import Reliable
+from gwi_celery.reliability.outcome import PERMANENT, dump_failure, load_failure
+from gwi_celery.reliability.run import Cursor, Limits, Run, plain_cursor
+from gwi_celery.stores.base import (
+    Cancelled,
+    Claimed,
+    ClaimRequest,
+    Completed,
+    Held,
+    JobRecord,
+    JobStatus,
+    Mismatch,
+    Outcome,
+    Replay,
+    Store,
+)
+from gwi_celery.transport.envelope import RUN_HEADER, TENANT_HEADER
+
+logger = logging.getLogger(__name__)
+
+#: What keeps the promise: attribute -> (its value, what would happen otherwise).
+_REQUIRED: dict[str, tuple[Any, str]] = {
+    "acks_late": (True, "a worker that is killed would lose the job"),
+    "reject_on_worker_lost": (True, "a pool process that is killed would lose the job"),
+    "acks_on_failure": (False, "a failed job would not be kept in the dead letter"),
+    "serializer": ("json", "duplicates could not be recognised by their payload"),
+}
+
+
+class ReliableTask(Task):  # type: ignore[misc] # Celery is untyped
+    """Base of a reliable task: ``@app.task(base=ReliableTask, bind=True)``.
+
+    Run by a worker, the job has one terminal outcome per generation, which answers every later
+    duplicate; what it recorded as steps is never run again. Called directly, it is a plain call.
+    """
+
+    abstract = True
+    Request = "gwi_celery.reliability.request:ReliableRequest"
+
+    #: Options of ours.
+    reliable: Reliable = Reliable()
+
+    acks_late = True
+    reject_on_worker_lost = True
+    acks_on_failure = False
+    acks_on_timeout = True
+    serializer = "json"
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        if not isinstance(cls.reliable, Reliable):
+            raise ConfigurationError(
+                f"{cls.name}: reliable={cls.reliable!r} is not a Reliable(...) object"
+            )
+        for attribute, (needed, otherwise) in _REQUIRED.items():
+            value = getattr(cls, attribute)
+            if value != needed:
+                raise ConfigurationError(
+                    f"{cls.name}: {attribute}={value!r} breaks the promise of a reliable task: "
+                    f"{otherwise}. Leave it out ({needed!r} is set for you), or use a plain task"
+                )
+
+    # --- calling ------------------------------------------------------------------------------
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+        deadline: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """Celery's own, with two options more, and refused early if the call can't be right.
+
+        Args:
+            idempotency_key: Makes calls with the same one (and task and tenant) the same job.
+            deadline: Seconds from now after which the job fails with DeadlineExceeded.
+
+        Raises:
+            MissingTenant, ConflictingIds, InvalidCall, NotSerializable: nothing was published.
+            kombu.exceptions.OperationalError: the broker could not be reached.
+        """
+        task_id = task_id or str(uuid4())
+        headers = dict(options.pop("headers", None) or {})
+        if idempotency_key is not None:
+            headers[call.KEY_HEADER] = idempotency_key
+        if deadline is None:
+            deadline = self.reliable.deadline
+        if deadline is not None:
+            headers.setdefault(call.DEADLINE_HEADER, time.time() + deadline)
+        understood = self.understand(args or (), kwargs or {}, headers, task_id)
+        headers[TENANT_HEADER] = understood.tenant
+        if understood.run is not None:
+            headers[RUN_HEADER] = understood.run
+        try:
+            return super().apply_async(
+                args,
+                kwargs,
+                task_id=task_id,
+                producer=producer,
+                link=link,
+                link_error=link_error,
+                shadow=shadow,
+                headers=headers,
+                **options,
+            )
+        except EncodeError as exc:
+            raise NotSerializable(
+                f"{self.name}: {_culprit(understood.arguments)} has no JSON form ({exc}): pass "
+                "plain values (text, numbers, lists, dicts), or an id to load it by"
+            ) from exc
+
+    def replay(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        from_step: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run a job anew although it has an outcome: all of it, or ``from_step`` on.
+
+        Opens a new generation. What was recorded before ``from_step`` is kept. The payload must be
+        the one the job had. Takes ``apply_async``'s options; returns its AsyncResult.
+        """
+        headers = dict(options.pop("headers", None) or {})
+        if options.get("idempotency_key") is not None:
+            headers[call.KEY_HEADER] = options["idempotency_key"]
+        understood = self.understand(args or (), kwargs or {}, headers, "replay")
+        record = self._store.get_job(understood.job)
+        headers[call.REPLAY_HEADER] = {
+            "generation": record.generation + 1 if record is not None else 1,
+            "from_step": from_step,
+        }
+        return self.apply_async(args, kwargs, headers=headers, **options)
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Celery's own; but what can't get better is not tried again, and nothing gets lost."""
+        exc = kwargs.get("exc")
+        if isinstance(exc, PERMANENT):
+            raise exc
+        try:
+            return super().retry(*args, **kwargs)
+        except Reject as reject:
+            # The copy could not be published. Celery would drop the message: keep it instead.
+            raise Reject(reject.reason, requeue=True) from reject
+
+    # --- inside a job -------------------------------------------------------------------------
+
+    def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call ``function`` once in the job's life and record its JSON result under ``name``.
+
+        Raises StepNameReused, TooLarge, NotSerializable, and all that :meth:`check` does.
+        """
+        run = self._current_run
+        if run is None:
+            return blobs.load(
+                blobs.dump(function(*args, **kwargs), what=f"{name!r}", limit=2**63 - 1)
+            )
+        return run.step(name, function, *args, **kwargs)
+
+    def cursor(
+        self, name: str, start: Any = 0, *, save_every: float = 1.0
+    ) -> AbstractContextManager[Cursor]:
+        """Progress inside a long loop; saved every ``save_every`` seconds (0: at each advance)."""
+        run = self._current_run
+        return plain_cursor(name, start) if run is None else run.cursor(name, start, save_every)
+
+    def checkpoint(self, name: str, value: Any) -> None:
+        """Record a JSON value that may be overwritten. Raises TooLarge, NotSerializable."""
+        run = self._current_run
+        if run is not None:
+            run.checkpoint(name, value)
+
+    def restore(self, name: str, default: Any = None) -> Any:
+        """What :meth:`checkpoint` recorded last, at this attempt or an earlier one."""
+        run = self._current_run
+        return default if run is None else run.restore(name, default)
+
+    def check(self) -> None:
+        """Stop here if the job should: LeaseLost, JobCancelled, DeadlinePassed, WorkerStopping."""
+        run = self._current_run
+        if run is not None:
+            run.check()
+
+    def derive_key(self, *parts: object) -> str:
+        """A key for a sink outside: the same at every attempt of this job, for these ``parts``."""
+        run = self._current_run
+        return uuid4().hex if run is None else run.derive_key(*parts)
+
+    @property
+    def fence(self) -> int:
+        """The fencing token: larger at each later attempt. 0 in a plain call."""
+        run = self._current_run
+        return 0 if run is None else run.lease.fence
+
+    @property
+    def attempt(self) -> int:
+        """1 at the first attempt of this generation."""
+        run = self._current_run
+        return 1 if run is None else run.record.attempt
+
+    @property
+    def generation(self) -> int:
+        """1, and one more with each re-run after a failure, redrive or replay."""
+        run = self._current_run
+        return 1 if run is None else run.record.generation
+
+    @property
+    def lease_lost(self) -> bool:
+        """Whether another worker may hold this job by now. Cheap; look as often as you like."""
+        run = self._current_run
+        return False if run is None else run.lease_lost
+
+    # --- the way of a job ---------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        request = self.request
+        if request.called_directly or "_gwi_entered" in vars(request):
+            return super().__call__(*args, **kwargs)
+        request._gwi_entered = True
+        return self._run_reliably(args, kwargs)
+
+    def _run_reliably(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        request = self.request
+        headers = request.headers or {}
+        understood = self.understand(args, kwargs, headers, request.id)
+        asked_at = time.monotonic()
+        try:
+            store = self._store
+            answer = store.claim(self.claim_request(understood, headers, request.id, os.getpid()))
+        except StoreError as exc:
+            self._wait(exc, f"the store can't be used ({exc})")
+        match answer:
+            case Claimed():
+                run = Run(store, answer, self._limits(headers), asked_at=asked_at)
+                return self._attempt(run, args, kwargs)
+            case Completed():
+                return self._answer(answer.record)
+            case Mismatch():
+                raise IdempotencyMismatch(
+                    f"{self.name}: this idempotency key was used before with another payload, so "
+                    f"the job did not run. Tenant {understood.tenant!r}, run {understood.run!r}: "
+                    "use another run id or key, or send the payload it had"
+                )
+            case Held():
+                self._wait(
+                    JobHeld(f"{self.name}: {answer.by} holds the lock for {answer.job.task}"),
+                    f"{answer.by} holds its lock",
+                    at_most=answer.retry_after,
+                )
+            case Cancelled():
+                self._revoked("cancelled by an operator")
+
+    def _attempt(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        self.request._gwi_run = run
+        run.start_renewing()
+        try:
+            self._refuse_hopeless(run)
+            result = self.run(*args, **kwargs)
+            limit = _first(self.reliable.max_result_bytes, self._settings.max_result_bytes)
+            blob = blobs.dump(result, what=f"the result of {self.name}", limit=limit)
+            run.finish(Outcome(JobStatus.SUCCEEDED, blob))
+            return result
+        except Retry:
+            run.release()
+            raise
+        except Ignore:
+            # The job said that there is nothing (more) to answer, or was replaced by another.
+            run.finish(Outcome(JobStatus.SUCCEEDED, blobs.dump(None, what="result", limit=100)))
+            raise
+        except Reject as exc:
+            if exc.requeue:
+                run.release()
+            else:
+                self._fail(run, exc)
+            raise
+        except LeaseLost as exc:
+            run.abandon()
+            logger.warning("%s[%s] lost its lease: %s", self.name, self.request.id, exc)
+            raise Reject(exc, requeue=True) from None
+        except JobCancelled:
+            run.abandon()
+            self._revoked("cancelled by an operator")
+        except WorkerStopping as exc:
+            run.release()
+            logger.info("%s[%s] is handed back: %s", self.name, self.request.id, exc)
+            self._publish_copy(0.0, self.request.headers or {})
+            raise Ignore(str(exc)) from None
+        except DeadlinePassed:
+            exceeded = DeadlineExceeded(f"{self.name} did not finish before its deadline")
+            self._fail(run, exceeded)
+            raise exceeded from None
+        except Exception as exc:
+            self._fail(run, exc)
+            raise
+        finally:
+            run.abandon()
+
+    def _refuse_hopeless(self, run: Run) -> None:
+        limit = _first(self.reliable.max_crashes, self._settings.max_crashes)
+        if run.record.crashes > limit:
+            raise CrashLimitExceeded(
+                f"{self.name} took its worker down {run.record.crashes} times and is not tried "
+                "again: look at its last step, then redrive it from the dead letter"
+            )
+        run.check()
+
+    def _fail(self, run: Run, exc: BaseException) -> None:
+        try:
+            run.finish(Outcome(JobStatus.FAILED, dump_failure(self.backend, exc)))
+        except LeaseLost as lost:
+            # Another attempt decides the outcome now; ours must not be reported as one.
+            raise Reject(lost, requeue=True) from exc
+        except JobCancelled:
+            self._revoked("cancelled by an operator")
+
+    def _answer(self, record: JobRecord) -> Any:
+        logger.info(
+            "%s[%s] is answered from the store (%s)", self.name, self.request.id, record.status.value
+        )
+        assert record.outcome is not None
+        if record.status is JobStatus.SUCCEEDED:
+            return blobs.load(record.outcome)
+        raise load_failure(self.backend, record.outcome)
+
+    def _wait(self, exc: Exception, why: str, at_most: float | None = None) -> NoReturn:
+        """Let the job come again later, at no cost: a delayed copy, then this message is acked."""
+        if self.request.is_eager:
+            raise exc
+        headers = dict(self.request.headers or {})
+        holds = int(headers.get(call.HOLDS_HEADER) or 0)
+        settings = self._settings
+        delay = min(settings.contention_delay * 2 ** min(holds, 16), settings.max_contention_delay)
+        if at_most is not None:
+            delay = min(delay, max(at_most, settings.contention_delay))
+        delay *= random.uniform(0.8, 1.2)  # noqa: S311 jitter, not a secret
+        headers[call.HOLDS_HEADER] = holds + 1
+        logger.info("%s[%s] waits %.1f s: %s", self.name, self.request.id, delay, why)
+        self._publish_copy(delay, headers)
+        raise Ignore(why)
+
+    def _publish_copy(self, delay: float, headers: Mapping[str, Any]) -> None:
+        request = self.request
+        signature = self.signature_from_request(
+            request,
+            request.args,
+            request.kwargs,
+            countdown=delay,
+            retries=request.retries,
+            headers=dict(headers),
+        )
+        try:
+            signature.apply_async(add_to_parent=False)
+        except Exception as exc:
+            # Nothing is lost: this very message comes again.
+            raise Reject(exc, requeue=True) from exc
+
+    def _revoked(self, reason: str) -> NoReturn:
+        request = self.request
+        if not request.is_eager:
+            self.backend.mark_as_revoked(
+                request.id, reason, request=request, store_result=not self.ignore_result
+            )
+        raise Ignore(reason)
+
+    # --- what it stands on --------------------------------------------------------------------
+
+    @property
+    def _current_run(self) -> Run | None:
+        run = vars(self.request).get("_gwi_run")
+        return run if isinstance(run, Run) else None
+
+    @property
+    def _store(self) -> Store:
+        return store_for(self.app)
+
+    @property
+    def _settings(self) -> Any:
+        return settings_for(self.app)
+
+    def understand(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        headers: Mapping[str, Any],
+        task_id: str,
+    ) -> Call:
+        """Whose call this is and which job it names. Raises InvalidCall and its kin."""
+        return call.understand(
+            self.run, self.name, self.reliable, args, kwargs, headers, task_id
+        )
+
+    def claim_request(
+        self, understood: Call, headers: Mapping[str, Any], task_id: str, pid: int
+    ) -> ClaimRequest:
+        """What to ask the store for, for the attempt of process ``pid``."""
+        replay = headers.get(call.REPLAY_HEADER)
+        return ClaimRequest(
+            job=understood.job,
+            lock=understood.lock,
+            run_id=understood.run,
+            fingerprint=understood.fingerprint(),
+            submission=call.submission(task_id, headers),
+            owner=owner(pid, task_id),
+            nonce=uuid4().hex,
+            lease_ttl=_first(self.reliable.lock_ttl, self._settings.lock_ttl),
+            result_ttl=_first(self.reliable.result_ttl, self._settings.result_ttl),
+            replay=Replay(replay["generation"], replay["from_step"]) if replay else None,
+        )
+
+    def _limits(self, headers: Mapping[str, Any]) -> Limits:
+        settings, options = self._settings, self.reliable
+        deadline = headers.get(call.DEADLINE_HEADER)
+        return Limits(
+            max_checkpoint_bytes=_first(
+                options.max_checkpoint_bytes, settings.max_checkpoint_bytes
+            ),
+            deadline=None if deadline is None else float(deadline),
+            interrupt_on_shutdown=(
+                _first(options.interrupt_on_shutdown, settings.interrupt_on_shutdown)
+                and not self.request.is_eager
+            ),
+        )
+
+
+def owner(pid: int, task_id: str) -> str:
+    """Names an attempt's process and message: who holds a lock, for people and for the parent."""
+    return f"{socket.gethostname()}:{pid} {task_id}"
+
+
+def _first(option: Any, setting: Any) -> Any:
+    return setting if option is None else option
+
+
+def _culprit(arguments: Mapping[str, Any]) -> str:
+    for name, value in arguments.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError):
+            return f"argument {name!r} (a {type(value).__name__})"
+    return "an argument"

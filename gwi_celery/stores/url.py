@@ -1,0 +1,28 @@
+"""From a URL to a store."""
+
+from __future__ import annotations
+
+from gwi_celery import config
+from gwi_celery.errors import ConfigurationError
+from gwi_celery.stores.base import Store
+
+
+def open_store(url: str) -> Store:
+    """The store a URL names: ``embedded:///path``, ``embedded://``, ``embedded://:memory:/name``.
+
+    Raises ConfigurationError for any other.
+    """
+    scheme = url.partition("://")[0]
+    if scheme != "embedded":
+        raise ConfigurationError(
+            f"unknown store {url!r}; {config.nearest(scheme, ['embedded'])} "
+            "(embedded:///path/to/folder, embedded:// for .gwi/, embedded://:memory:)"
+        )
+    # A broker's options may stand in the same URL: they are not the store's business.
+    from gwi_celery.stores.sqlite import SqliteStore, memory_store
+    from gwi_celery.transport.embedded import OPTIONS
+
+    parsed = config.parse_embedded_url(url, OPTIONS)
+    if parsed.folder is None:
+        return memory_store(parsed.memory)
+    return SqliteStore(parsed.folder)
