@@ -62,50 +62,63 @@ def setup(app: Any, **settings: Any) -> Settings:
         ConfigurationError: an unknown or impossible setting; the message says what to do.
     """
     embedded.register()
-    loaded = config.load(settings, _own_settings(app))
-    broker_url = loaded.effective_broker_url
-    store_url = loaded.effective_store_url
-    given = app.conf.changes if app.configured else {}
-    given = {**(getattr(app, "_preconf", None) or {}), **given}
+    app = _unwrapped(app)
+    loaded = _configure(app, settings)
+    app.steps["worker"].add(StopFlag)
+
+    def configured_again(sender: Any, **kwargs: Any) -> None:
+        # app.config_from_object() after setup() starts from an empty configuration.
+        _configure(sender, settings)
+
+    app.on_after_configure.connect(configured_again, sender=app, weak=False)
+    return loaded
+
+
+def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
+    conf = app.conf
+    loaded = config.load(arguments, _own_settings(conf))
+    ours: dict[str, Any] = {name: needed for name, (needed, _) in _REQUIRED.items()}
     for name, (needed, otherwise) in _REQUIRED.items():
-        if name in given and given[name] != needed:
+        if conf.value_set_for(name) and conf[name] != needed:
             raise ConfigurationError(
-                f"app.conf.{name} is {given[name]!r}, and reliable jobs need {needed!r}: otherwise "
+                f"app.conf.{name} is {conf[name]!r}, and reliable jobs need {needed!r}: otherwise "
                 f"{otherwise}. Leave it out"
             )
-        app.conf[name] = needed
-    if not given.get("broker_url"):
-        app.conf.broker_url = broker_url
-    elif loaded.broker_url:
+    if not conf.broker_url:
+        ours["broker_url"] = loaded.effective_broker_url
+    elif loaded.broker_url and conf.broker_url != loaded.broker_url:
         raise ConfigurationError(
-            f"two brokers: app.conf.broker_url is {given['broker_url']!r} and the setting is "
+            f"two brokers: app.conf.broker_url is {conf.broker_url!r}, and the setting is "
             f"{loaded.broker_url!r}; keep one"
         )
-    if str(app.conf.broker_url).startswith("embedded:"):
-        app.conf.broker_transport_options = {
+    if str(ours.get("broker_url") or conf.broker_url).startswith("embedded:"):
+        ours["broker_transport_options"] = {
             "lease_seconds": loaded.lease_seconds,
             "max_deliveries": loaded.max_deliveries,
-            **(app.conf.broker_transport_options or {}),
+            **(conf.broker_transport_options or {}),
         }
-    if not given.get("result_backend"):
-        app.conf.result_backend = store_url
-    app.steps["worker"].add(StopFlag)
+    store_url = loaded.effective_store_url
+    if not conf.result_backend:
+        ours["result_backend"] = store_url
+    for name, value in ours.items():
+        conf[name] = value
     _integrations[app] = Integration(loaded)
     return loaded
 
 
-def _own_settings(app: Any) -> dict[str, Any]:
+def _own_settings(conf: Any) -> dict[str, Any]:
     """``app.conf.gwi_*``, as far as they were set."""
-    found: dict[str, Any] = {}
-    for layer in reversed(app.conf.maps):
-        found.update({k: v for k, v in dict(layer).items() if str(k).startswith("gwi_")})
-    return found
+    return {str(key): conf[key] for key in conf if str(key).startswith("gwi_")}
+
+
+def _unwrapped(app: Any) -> Any:
+    """The app itself, where ``celery.current_app`` hands out a proxy."""
+    return app._get_current_object() if hasattr(app, "_get_current_object") else app
 
 
 def integration(app: Any) -> Integration:
     """What ``setup(app)`` made. Raises ConfigurationError before it was called."""
-    if hasattr(app, "_get_current_object"):
-        app = app._get_current_object()
+    app = _unwrapped(app)
     try:
         return _integrations[app]
     except KeyError:
@@ -129,9 +142,9 @@ def broker_for(app: Any) -> Broker:
     """A broker of the app's own, for operators and tests: sizes, dead letters, redrives."""
     with app.connection_for_write() as connection:
         transport = connection.transport
-        broker = getattr(transport, "broker", None)
+        broker: Broker | None = getattr(transport, "broker", None)
     if broker is None:
         raise ConfigurationError(
             f"the broker {app.conf.broker_url!r} is none of ours: use the embedded:// transport"
         )
-    return broker  # type: ignore[no-any-return] # Kombu is untyped
+    return broker

@@ -35,7 +35,9 @@ class Settings:
     project: str = _setting(
         "GCP_PROJECT_ID", "Google Cloud project: Pub/Sub and Firestore instead of a folder", ""
     )
-    folder: str = _setting("GWI_FOLDER", "where the embedded broker and store keep their files", ".gwi")
+    folder: str = _setting(
+        "GWI_FOLDER", "where the embedded broker and store keep their files", ".gwi"
+    )
     broker_url: str = _setting("GWI_BROKER_URL", "broker; empty: embedded in the folder", "")
     store_backend: str = _setting("GWI_STORE_BACKEND", "memory, sqlite or firestore", "")
     store_url: str = _setting("GWI_STORE_URL", "store; empty: by store_backend and folder", "")

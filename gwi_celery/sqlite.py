@@ -21,7 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -267,10 +267,8 @@ class Database:
 
 def _rollback(c: sqlite3.Connection) -> None:
     if c.in_transaction:
-        try:
+        with suppress(sqlite3.Error):  # a full disk rolls back by itself
             c.execute("ROLLBACK")
-        except sqlite3.Error:  # a full disk rolls back by itself
-            pass
 
 
 def _retry_locked(fn: Callable[[], object]) -> None:

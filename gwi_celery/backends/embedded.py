@@ -17,6 +17,7 @@ from celery.backends.base import KeyValueStoreBackend
 from celery.canvas import maybe_signature
 from celery.exceptions import BackendStoreError, ChordError, Reject, TimeoutError
 from celery.result import GroupResult, allow_join_result
+from kombu.exceptions import OperationalError
 from kombu.utils.encoding import bytes_to_str
 
 from gwi_celery import config
@@ -33,11 +34,12 @@ _FIRST_LOOK, _LONGEST_LOOK = 0.002, 0.05
 _SWEEP_EVERY = 1000
 
 
-class EmbeddedBackend(KeyValueStoreBackend):  # type: ignore[misc] # Celery is untyped
+class EmbeddedBackend(KeyValueStoreBackend):
     supports_autoexpire = True
     supports_native_join = True
     persistent = True
     key_t = bytes_to_str
+    always_retry: bool
 
     def __init__(self, app: Any, url: str | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("expires_type", int)
@@ -46,9 +48,7 @@ class EmbeddedBackend(KeyValueStoreBackend):  # type: ignore[misc] # Celery is u
             # A file that another process has locked for long is worth some more tries.
             self.always_retry, self.max_retries = True, 5
         parsed = config.parse_embedded_url(url or "embedded://", OPTIONS)
-        store = (
-            memory_store(parsed.memory) if parsed.folder is None else SqliteStore(parsed.folder)
-        )
+        store = memory_store(parsed.memory) if parsed.folder is None else SqliteStore(parsed.folder)
         self._db = store.database
         self._stored = 0
 
@@ -197,10 +197,10 @@ class EmbeddedBackend(KeyValueStoreBackend):  # type: ignore[misc] # Celery is u
         if not group_id:
             return
         counted, sent = self._count_part(group_id, request.id)
-        group = None if sent else GroupResult.restore(group_id, backend=self)
-        body = maybe_signature(request.chord, app=self.app)
         if sent:
             return
+        group = GroupResult.restore(group_id, backend=self)
+        body = maybe_signature(request.chord, app=self.app)
         size = request.chord.get("chord_size")
         if size is None and group is not None:
             size = len(group)
@@ -241,5 +241,9 @@ class EmbeddedBackend(KeyValueStoreBackend):  # type: ignore[misc] # Celery is u
             error = ChordError(reason)
             error.__cause__ = exc
             self.chord_error_from_stack(body, error)
-        else:
+            return
+        try:
             body.delay(results)
+        except OperationalError as exc:
+            # Not counted as sent: this part is delivered again, and tries again.
+            raise Reject(exc, requeue=True) from exc

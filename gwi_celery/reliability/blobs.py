@@ -24,7 +24,7 @@ def dump(value: Any, *, what: str, limit: int) -> bytes:
     Raises NotSerializable, TooLarge.
     """
     try:
-        text = json.dumps(value)
+        text: str = json.dumps(value)
     except (TypeError, ValueError, RecursionError) as exc:
         raise NotSerializable(
             f"{what} has no JSON form ({exc}): return plain values (text, numbers, lists, dicts)"

@@ -24,7 +24,7 @@ from gwi_celery.stores.base import Claimed, JobStatus, Outcome
 logger = logging.getLogger(__name__)
 
 
-class ReliableRequest(Request):  # type: ignore[misc] # Celery is untyped
+class ReliableRequest(Request):
     """Celery's request, which settles the job as well as the message."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
@@ -87,9 +87,7 @@ class ReliableRequest(Request):  # type: ignore[misc] # Celery is untyped
     def _free_lock(self) -> Any:
         """Free the job's lock if this request's process holds it; the call, if it did."""
         try:
-            understood = self.task.understand(
-                self.args, self.kwargs, self._request_dict, self.id
-            )
+            understood = self.task.understand(self.args, self.kwargs, self._request_dict, self.id)
             store = store_for(self._app)
             lock = store.get_lock(understood.lock)
             if lock is None or lock.owner != owner(self.worker_pid or 0, self.id):

@@ -234,7 +234,9 @@ class Run:
                         "have taken over"
                     )
                     return
-                logger.warning("could not renew the lease of job %s yet: %s", self.record.job.id, exc)
+                logger.warning(
+                    "could not renew the lease of job %s yet: %s", self.record.job.id, exc
+                )
                 self._renew_not_before = time.monotonic() + min(1.0, self._lease.ttl / 10)
 
     def _ends_at(self) -> float:
@@ -273,8 +275,8 @@ class Run:
         return blobs.dump(value, what=f"{name!r}", limit=self._limits.max_checkpoint_bytes)
 
     def _use(self, name: str) -> None:
-        if not isinstance(name, str) or not name:
-            raise StepNameReused(f"a step's name is a text, and not empty; this one is {name!r}")
+        if not name:
+            raise StepNameReused("a step's name is a text, and not empty")
         if name in self._used:
             raise _reused(name)
         self._used.add(name)

@@ -26,7 +26,7 @@ def _clear(**kwargs: Any) -> None:
     _flag[0] = 0
 
 
-class StopFlag(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is untyped
+class StopFlag(bootsteps.StartStopStep):
     """Worker bootstep: lowers the flag at start, raises it as soon as the worker begins to stop."""
 
     def start(self, worker: Any) -> None:

@@ -62,7 +62,7 @@ _REQUIRED: dict[str, tuple[Any, str]] = {
 }
 
 
-class ReliableTask(Task):  # type: ignore[misc] # Celery is untyped
+class ReliableTask(Task):
     """Base of a reliable task: ``@app.task(base=ReliableTask, bind=True)``.
 
     Run by a worker, the job has one terminal outcome per generation, which answers every later
@@ -292,6 +292,7 @@ class ReliableTask(Task):  # type: ignore[misc] # Celery is untyped
                 )
             case Cancelled():
                 self._revoked("cancelled by an operator")
+        return None
 
     def _attempt(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         self.request._gwi_run = run
@@ -358,7 +359,10 @@ class ReliableTask(Task):  # type: ignore[misc] # Celery is untyped
 
     def _answer(self, record: JobRecord) -> Any:
         logger.info(
-            "%s[%s] is answered from the store (%s)", self.name, self.request.id, record.status.value
+            "%s[%s] is answered from the store (%s)",
+            self.name,
+            self.request.id,
+            record.status.value,
         )
         assert record.outcome is not None
         if record.status is JobStatus.SUCCEEDED:
@@ -428,9 +432,7 @@ class ReliableTask(Task):  # type: ignore[misc] # Celery is untyped
         task_id: str,
     ) -> Call:
         """Whose call this is and which job it names. Raises InvalidCall and its kin."""
-        return call.understand(
-            self.run, self.name, self.reliable, args, kwargs, headers, task_id
-        )
+        return call.understand(self.run, self.name, self.reliable, args, kwargs, headers, task_id)
 
     def claim_request(
         self, understood: Call, headers: Mapping[str, Any], task_id: str, pid: int

@@ -8,6 +8,8 @@ loop through a pipe of our own, because no descriptor of the broker's would.
 
 from __future__ import annotations
 
+import contextlib
+import contextlib
 import logging
 import os
 import select
@@ -19,7 +21,7 @@ from kombu.transport import base, virtual
 
 from gwi_celery.brokers.base import Broker, Receiver
 from gwi_celery.errors import BrokerError, BrokerUnavailable, ConfigurationError
-from gwi_celery.transport.channel import Channel
+from gwi_celery.transport.channel import Channel as _Channel
 from gwi_celery.transport.leases import LeaseKeeper
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ logger = logging.getLogger(__name__)
 class Transport(virtual.Transport):
     """One connection. A subclass says how a URL becomes a broker."""
 
-    Channel = Channel
+    Channel = _Channel
     can_parse_url = True
     default_port = 0
     polling_interval = None
@@ -85,10 +87,8 @@ class Transport(virtual.Transport):
         if self._wake_pipe is None or self._awake or os.getpid() != self._pid:
             return
         self._awake = True
-        try:
+        with contextlib.suppress(OSError):  # closed meanwhile, or full: it is awake
             os.write(self._wake_pipe[1], b"\0")
-        except OSError:  # closed meanwhile, or full: it is awake
-            pass
 
     # --- Kombu's connection verbs -------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class Transport(virtual.Transport):
         self.broker.connect()
         return self
 
-    def create_channel(self, connection: Transport) -> Channel:
+    def create_channel(self, connection: Transport) -> _Channel:
         channel = self.Channel(connection)
         self.channels.append(channel)
         return channel
@@ -180,10 +180,8 @@ class Transport(virtual.Transport):
         if self._receiver is not None:
             self._receiver.clear()
         if self._awake and self._wake_pipe is not None:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_pipe[0], 4096)
-            except BlockingIOError:
-                pass
             # Only now: a wake() in between writes nothing, and is covered by the poll that follows.
             self._awake = False
 

@@ -35,7 +35,7 @@ _UNLIMITED_BATCH = 100
 _REQUEUE_FIRST, _REQUEUE_MAX = 0.0, 60.0
 
 
-class Message(virtual.Message):
+class _Message(virtual.Message):
     """A delivered message.
 
     Celery acks a message it can't decode, which would lose it. Here such an ack is a reject: the
@@ -76,14 +76,14 @@ class Message(virtual.Message):
 @dataclass(frozen=True)
 class _Consumer:
     queue: str
-    callback: Callable[[Message], object]
+    callback: Callable[[_Message], object]
     no_ack: bool
 
 
 @dataclass(frozen=True)
 class _Held:
     delivery: Delivery
-    message: Message
+    message: _Message
 
 
 class Prefetch:
@@ -105,13 +105,14 @@ class Prefetch:
 class Channel(virtual.Channel):
     """One channel of a connection. Used by one thread, as Kombu's channels are."""
 
-    Message = Message
+    Message = _Message
     supports_fanout = True
     do_restore = False
     #: Higher is more urgent, as in AMQP.
     max_priority = 9
 
     connection: Transport
+    closed: bool
 
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
@@ -267,7 +268,7 @@ class Channel(virtual.Channel):
         self,
         queue: str,
         no_ack: bool,
-        callback: Callable[[Message], object],
+        callback: Callable[[_Message], object],
         consumer_tag: str,
         **kwargs: Any,
     ) -> None:
@@ -288,7 +289,7 @@ class Channel(virtual.Channel):
     def consuming_from(self, queue: str) -> bool:
         return any(c.queue == queue for c in self._consuming.values())
 
-    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Message | None:
+    def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> _Message | None:
         for delivery in self.connection.receiver.poll(queue, 1):
             return self._accept(delivery, no_ack)
         return None
@@ -312,7 +313,7 @@ class Channel(virtual.Channel):
                     consumer.callback(message)
         return delivered
 
-    def _accept(self, delivery: Delivery, no_ack: bool) -> Message | None:
+    def _accept(self, delivery: Delivery, no_ack: bool) -> _Message | None:
         """Decode and hold a delivery; None if it is no message, and is in the dead letter now."""
         try:
             message = self.Message(envelope.decode(delivery), channel=self)

@@ -116,7 +116,8 @@ class LeaseKeeper:
             with self._changed:
                 for k in group:
                     k.due = now + seconds * _EXTEND_AT
-                    if k.delivery.ack_id in lost and self._kept.pop(k.delivery.ack_id, None):
+                    if k.delivery.ack_id in lost and k.delivery.ack_id in self._kept:
+                        del self._kept[k.delivery.ack_id]
                         self._lost.add(k.delivery.ack_id)
                         logger.warning(
                             "lost the lease on message %s of queue %r: it will be delivered again",

@@ -1,0 +1,208 @@
+"""The app that acceptance tests run in real workers.
+
+It writes an audit trail (one JSON line an event, appended atomically) and can be told to kill its
+whole process group at a point of the protocol: ``crash-at`` in ``JOBS_FOLDER`` names the point
+and is taken away first, so that it happens once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+import gwi_celery.app
+from gwi_celery import Reliable, ReliableTask, setup
+from gwi_celery.stores.base import Claimed
+
+FOLDER = Path(os.environ.get("JOBS_FOLDER", "."))
+
+app = Celery("jobs")
+setup(app, folder=str(FOLDER / "gwi"), lease_seconds=2, lock_ttl=2, contention_delay=0.2)
+
+
+def audit(event: str, **fields: Any) -> None:
+    line = json.dumps({"event": event, "pid": os.getpid(), **fields}) + "\n"
+    fd = os.open(FOLDER / "audit.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
+
+
+def read_audit(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "audit.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def crash(point: str) -> None:
+    """Kill what the file says, if it names this point: ``<point>``, or ``<point> child``."""
+    request = FOLDER / "crash-at"
+    try:
+        wanted, _, whom = request.read_text().strip().partition(" ")
+    except FileNotFoundError:
+        return
+    if wanted != point:
+        return
+    request.unlink()
+    audit("crash", point=point)
+    if whom == "child":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif whom == "main":
+        os.kill(os.getppid(), signal.SIGKILL)
+    else:
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+class CrashingStore:
+    """The real store, with a crash point after each operation."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._store, name)
+        if name not in ("claim", "save", "finish"):
+            return operation
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            answer = operation(*args, **kwargs)
+            if name != "claim" or isinstance(answer, Claimed):
+                crash(f"after-{name}")
+            return answer
+
+        return call
+
+
+_integration = gwi_celery.app.integration(app)
+_integration._store = CrashingStore(_integration.store)  # type: ignore[assignment]
+
+
+@app.task(base=ReliableTask, bind=True, name="three_steps", max_retries=5)
+def three_steps(self: Any, *, tenant_id: str, run_id: str, factor: int = 1) -> dict[str, Any]:
+    audit("attempt", fence=self.fence, attempt=self.attempt, generation=self.generation)
+
+    def work(n: int) -> int:
+        audit("step", name=f"s{n}", attempt=self.attempt)
+        if n == 2:
+            crash("inside-step")
+        return n * factor
+
+    total = sum(self.step(f"s{n}", work, n) for n in (1, 2, 3))
+    return {"total": total, "run": run_id}
+
+
+@app.task(base=ReliableTask, bind=True, name="counted")
+def counted(self: Any, *, tenant_id: str, run_id: str, to: int, pause: float = 0.0) -> int:
+    audit("attempt", fence=self.fence, attempt=self.attempt, generation=self.generation)
+    with self.cursor("n", start=0, save_every=0) as cursor:
+        for n in range(cursor.value, to):
+            audit("n", n=n, attempt=self.attempt)
+            time.sleep(pause)
+            cursor.advance(n + 1)
+    return to
+
+
+@app.task(base=ReliableTask, bind=True, name="flaky", max_retries=3, default_retry_delay=0.1)
+def flaky(self: Any, *, tenant_id: str, run_id: str, fail_times: int) -> str:
+    audit("attempt", fence=self.fence, attempt=self.attempt, retries=self.request.retries)
+    self.step("once", audit, "once")
+    if self.request.retries < fail_times:
+        raise self.retry(exc=RuntimeError("not yet"))
+    return "done"
+
+
+@app.task(
+    base=ReliableTask,
+    bind=True,
+    name="auto",
+    autoretry_for=(ValueError,),
+    max_retries=3,
+    retry_backoff=True,
+    retry_backoff_max=1,
+    retry_jitter=False,
+)
+def auto(self: Any, *, tenant_id: str, run_id: str, fail_times: int) -> str:
+    audit("attempt", retries=self.request.retries)
+    if self.request.retries < fail_times:
+        raise ValueError("again")
+    return "done"
+
+
+@app.task(base=ReliableTask, bind=True, name="fails")
+def fails(self: Any, *, tenant_id: str, run_id: str) -> str:
+    audit("attempt", generation=self.generation, attempt=self.attempt)
+    self.step("first", audit, "first")
+    if not (FOLDER / "repaired").exists():
+        raise RuntimeError("broken on purpose")
+    return "repaired"
+
+
+@app.task(base=ReliableTask, bind=True, name="slow", time_limit=1.5)
+def slow(self: Any, *, tenant_id: str, run_id: str) -> str:
+    audit("attempt", attempt=self.attempt)
+    if not (FOLDER / "repaired").exists():
+        time.sleep(60)
+    return "repaired"
+
+
+@app.task(base=ReliableTask, bind=True, name="poison", reliable=Reliable(max_crashes=2, lock_ttl=1))
+def poison(self: Any, *, tenant_id: str, run_id: str) -> None:
+    audit("attempt", attempt=self.attempt)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(base=ReliableTask, bind=True, name="hold")
+def hold(self: Any, *, tenant_id: str, run_id: str, label: str, seconds: float) -> str:
+    audit("start", label=label, at=time.time())
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.02)
+        self.check()
+    audit("end", label=label, at=time.time())
+    return label
+
+
+@app.task(base=ReliableTask, name="add")
+def add(x: int, y: int, *, tenant_id: str, run_id: str | None = None) -> int:
+    return x + y
+
+
+@app.task(name="plain_add")
+def plain_add(x: int, y: int) -> int:
+    audit("plain_add", x=x, y=y)
+    return x + y
+
+
+@app.task(name="plain_sum")
+def plain_sum(numbers: list[int]) -> int:
+    audit("plain_sum", numbers=numbers)
+    return sum(numbers)
+
+
+@app.task(name="plain_fail")
+def plain_fail() -> None:
+    raise RuntimeError("plain failure")
+
+
+@app.task(name="on_error")
+def on_error(request: Any, exc: Any, traceback: Any) -> None:
+    audit("on_error", error=str(exc))
+
+
+@app.task(name="record")
+def record(label: Any) -> Any:
+    audit("record", label=label, at=time.time())
+    return label
+
+
+@app.task(bind=True, name="plain_retry", max_retries=3)
+def plain_retry(self: Any, fail_times: int) -> int:
+    if self.request.retries < fail_times:
+        raise self.retry(countdown=0.2)
+    return int(self.request.retries)

@@ -1,0 +1,138 @@
+"""Real worker processes for tests: started in a process group of their own, killed by pid."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Generous: a loaded machine may need long to import and start a worker.
+START_TIMEOUT = 60.0
+
+
+class Worker:
+    """One ``celery worker``. Its output is kept in ``log``."""
+
+    def __init__(
+        self,
+        app: str,
+        folder: Path,
+        *,
+        pool: str = "prefork",
+        concurrency: int = 1,
+        env: dict[str, str] | None = None,
+        args: tuple[str, ...] = (),
+    ) -> None:
+        self.name = f"w{time.monotonic_ns()}@test"
+        self.log = ""
+        self._changed = threading.Condition()
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                *("-m", "celery", "-A", app, "worker", "--loglevel", "INFO"),
+                *("--pool", pool, "--concurrency", str(concurrency), "-n", self.name),
+                *args,
+            ],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self.log += line
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_for(self, pattern: str, timeout: float = START_TIMEOUT, count: int = 1) -> None:
+        """Until ``pattern`` is in the log ``count`` times."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while len(re.findall(pattern, self.log)) < count:
+                left = deadline - time.monotonic()
+                ended = self.process.poll() is not None and not self._reader.is_alive()
+                if left <= 0 or ended:
+                    raise AssertionError(
+                        f"{pattern!r} is not in the worker's log "
+                        f"({'it ended' if ended else 'time is up'}):\n{self.log}"
+                    )
+                self._changed.wait(min(left, 0.5))
+
+    def ready(self) -> Worker:
+        self.wait_for(r"ready\.")
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL for the whole process group, as when a machine goes away."""
+        self._signal_group(signal.SIGKILL)
+        self.process.wait(timeout=10)
+
+    def wait_killed(self, timeout: float = START_TIMEOUT) -> None:
+        """Until the worker has gone by itself."""
+        self.process.wait(timeout=timeout)
+        self._signal_group(signal.SIGKILL)  # children that outlived it
+
+    def stop(self, timeout: float = 30.0) -> float:
+        """Warm shutdown; how many seconds it took."""
+        start = time.monotonic()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the worker did not stop in {timeout} s:\n{self.log}") from None
+        finally:
+            self._signal_group(signal.SIGKILL)
+        self._reader.join(timeout=5)
+        return time.monotonic() - start
+
+    def _signal_group(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def close(self) -> None:
+        self.kill() if self.process.poll() is None else self._signal_group(signal.SIGKILL)
+        self._reader.join(timeout=5)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@contextmanager
+def worker(app: str, folder: Path, **options: object) -> Iterator[Worker]:
+    """A worker that is ready, and gone at the end."""
+    started = Worker(app, folder, **options)  # type: ignore[arg-type]
+    try:
+        yield started.ready()
+    finally:
+        started.close()
+
+
+def eventually(check: Callable[[], object], timeout: float = 30.0, what: str = "") -> object:
+    """The first true answer of ``check``, asked again until ``timeout``."""
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = check()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what or check}")
+        time.sleep(0.02)
