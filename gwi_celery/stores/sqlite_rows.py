@@ -1,0 +1,110 @@
+"""Between SQLite's rows and the store's records."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+from gwi_celery.stores.base import (
+    Checkpoint,
+    CheckpointKind,
+    Held,
+    JobRecord,
+    JobRef,
+    JobStatus,
+    LockRecord,
+    LockRef,
+)
+
+
+def raw(text: str) -> bytes:
+    """Any string as bytes, lone surrogates too."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")
+
+
+def raw_or_none(value: str | None) -> bytes | None:
+    return None if value is None else raw(value)
+
+
+def raw_scope(lock: LockRef) -> bytes:
+    return raw(json.dumps(lock.scope, ensure_ascii=False))
+
+
+def job_row(c: sqlite3.Connection, job: JobRef) -> sqlite3.Row | None:
+    """The job's row, expired or not."""
+    row: sqlite3.Row | None = c.execute("SELECT * FROM jobs WHERE job_id = ?", (job.id,)).fetchone()
+    return row
+
+
+def unless_expired(row: sqlite3.Row | None, now: float) -> sqlite3.Row | None:
+    """The row, or None for one whose outcome is kept no longer."""
+    if row is None or (row["expires_at"] is not None and row["expires_at"] <= now):
+        return None
+    return row
+
+
+def lock_row(c: sqlite3.Connection, lock: LockRef) -> sqlite3.Row | None:
+    """The lock's row, held or expired."""
+    row: sqlite3.Row | None = c.execute(
+        "SELECT * FROM locks WHERE lock_id = ?", (lock.id,)
+    ).fetchone()
+    return row
+
+
+def checkpoints(c: sqlite3.Connection, job: JobRef) -> list[Checkpoint]:
+    rows = c.execute("SELECT * FROM checkpoints WHERE job_id = ? ORDER BY ordinal", (job.id,))
+    return [
+        Checkpoint(
+            name=text(row["name"]),
+            kind=CheckpointKind(row["kind"]),
+            blob=row["blob"],
+            version=row["version"],
+            saved_at=row["saved_at"],
+            ordinal=row["ordinal"],
+        )
+        for row in rows
+    ]
+
+
+def ref(row: sqlite3.Row) -> JobRef:
+    """The job that a row of jobs or of locks names."""
+    return JobRef(text(row["tenant"]), text(row["task"]), text(row["key"]))
+
+
+def job_record(row: sqlite3.Row) -> JobRecord:
+    return JobRecord(
+        job=ref(row),
+        run_id=None if row["run_id"] is None else text(row["run_id"]),
+        status=JobStatus(row["status"]),
+        fingerprint=row["fingerprint"],
+        submission=text(row["submission"]),
+        generation=row["generation"],
+        attempt=row["attempt"],
+        crashes=row["crashes"],
+        fence=row["fence"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        expires_at=row["expires_at"],
+        outcome=row["outcome"],
+    )
+
+
+def lock_record(row: sqlite3.Row, now: float) -> LockRecord:
+    return LockRecord(
+        lock_id=row["lock_id"],
+        tenant=text(row["tenant"]),
+        scope=tuple(json.loads(text(row["scope"]))),
+        owner=text(row["owner"]),
+        fence=row["token"],
+        job=ref(row),
+        expires_at=row["expires_at"],
+        expired=row["expires_at"] <= now,
+    )
+
+
+def held(row: sqlite3.Row, now: float) -> Held:
+    return Held(text(row["owner"]), ref(row), retry_after=max(0.0, row["expires_at"] - now))

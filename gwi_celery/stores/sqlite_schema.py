@@ -1,0 +1,80 @@
+"""The tables of a store's file: this store's, and the result backend's beside them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Marks the file as a store of ours: "gwis" in ASCII.
+APPLICATION_ID: Final = 0x67776973
+VERSION: Final = 1
+
+# Ids that users choose are BLOBs, because UTF-8 text can't carry a lone surrogate.
+# All but the last four tables are the store's; those four are the result backend's.
+SCHEMA: Final = """
+CREATE TABLE fence (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), last INTEGER NOT NULL);
+INSERT INTO fence VALUES (1, 0);
+
+CREATE TABLE jobs (
+    job_id TEXT PRIMARY KEY,
+    tenant BLOB NOT NULL,
+    task BLOB NOT NULL,
+    key BLOB NOT NULL,
+    run_id BLOB,
+    status TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    submission BLOB NOT NULL,
+    failed TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    crashes INTEGER NOT NULL,
+    fence INTEGER NOT NULL,
+    finished_fence INTEGER,
+    lock_id TEXT,
+    result_ttl REAL NOT NULL,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    expires_at REAL,
+    outcome BLOB
+);
+CREATE INDEX jobs_by_tenant ON jobs (tenant, updated_at, job_id);
+CREATE INDEX jobs_by_status ON jobs (tenant, status, updated_at, job_id);
+CREATE INDEX jobs_by_run ON jobs (tenant, run_id, updated_at, job_id);
+CREATE INDEX jobs_by_expiry ON jobs (expires_at) WHERE expires_at IS NOT NULL;
+
+CREATE TABLE locks (
+    lock_id TEXT PRIMARY KEY,
+    tenant BLOB NOT NULL,
+    scope BLOB NOT NULL,
+    owner BLOB NOT NULL,
+    nonce TEXT NOT NULL,
+    token INTEGER NOT NULL,
+    job_id TEXT NOT NULL,
+    task BLOB NOT NULL,
+    key BLOB NOT NULL,
+    expires_at REAL NOT NULL
+);
+CREATE INDEX locks_by_tenant ON locks (tenant, token);
+CREATE INDEX locks_by_expiry ON locks (expires_at);
+
+CREATE TABLE checkpoints (
+    job_id TEXT NOT NULL,
+    name BLOB NOT NULL,
+    kind TEXT NOT NULL,
+    blob BLOB NOT NULL,
+    version INTEGER NOT NULL,
+    saved_at REAL NOT NULL,
+    ordinal INTEGER NOT NULL,
+    PRIMARY KEY (job_id, name)
+);
+CREATE UNIQUE INDEX checkpoints_in_order ON checkpoints (job_id, ordinal);
+
+CREATE TABLE results (
+    task_id TEXT PRIMARY KEY, status TEXT, meta BLOB, updated REAL, expires REAL
+);
+CREATE INDEX results_by_expiry ON results (expires);
+CREATE TABLE groups (group_id TEXT PRIMARY KEY, meta BLOB, expires REAL);
+CREATE INDEX groups_by_expiry ON groups (expires);
+CREATE TABLE chord_parts (group_id TEXT, part TEXT, PRIMARY KEY (group_id, part));
+CREATE TABLE chords (group_id TEXT PRIMARY KEY, dispatched REAL, expires REAL);
+CREATE INDEX chords_by_expiry ON chords (expires)
+"""
