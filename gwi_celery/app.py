@@ -27,6 +27,10 @@ _REQUIRED: dict[str, tuple[Any, str]] = {
 }
 
 
+#: Scheme of a ``result_backend`` URL -> its class.
+_BACKENDS = {"embedded": "gwi_celery.backends.embedded:EmbeddedBackend"}
+
+
 class Integration:
     """What belongs to one app: its settings, and its store, opened when first used."""
 
@@ -65,6 +69,8 @@ def setup(app: Any, **settings: Any) -> Settings:
     app = _unwrapped(app)
     loaded = _configure(app, settings)
     app.steps["worker"].add(StopFlag)
+    # The entry point says the same, but only of an installed package, not of a plain checkout.
+    app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
 
     def configured_again(sender: Any, **kwargs: Any) -> None:
         # app.config_from_object() after setup() starts from an empty configuration.

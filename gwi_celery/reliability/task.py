@@ -24,6 +24,7 @@ from gwi_celery.errors import (
     DeadlineExceeded,
     DeadlinePassed,
     IdempotencyMismatch,
+    InvalidCall,
     JobCancelled,
     JobHeld,
     LeaseLost,
@@ -163,12 +164,22 @@ class ReliableTask(Task):
 
         Opens a new generation. What was recorded before ``from_step`` is kept. The payload must be
         the one the job had. Takes ``apply_async``'s options; returns its AsyncResult.
+
+        Raises:
+            InvalidCall: the job has recorded no such step.
         """
         headers = dict(options.pop("headers", None) or {})
         if options.get("idempotency_key") is not None:
             headers[call.KEY_HEADER] = options["idempotency_key"]
         understood = self.understand(args or (), kwargs or {}, headers, "replay")
         record = self._store.get_job(understood.job)
+        if from_step is not None:
+            names = [c.name for c in self._store.get_checkpoints(understood.job)]
+            if from_step not in names:
+                raise InvalidCall(
+                    f"can't replay {self.name} from {from_step!r}: its recorded steps are "
+                    + (", ".join(map(repr, names)) or "none")
+                )
         headers[call.REPLAY_HEADER] = {
             "generation": record.generation + 1 if record is not None else 1,
             "from_step": from_step,
@@ -260,6 +271,9 @@ class ReliableTask(Task):
         if request.called_directly or "_gwi_entered" in vars(request):
             return super().__call__(*args, **kwargs)
         request._gwi_entered = True
+        # Celery's worker takes the first call of Task.__call__ for the message's own, and gives it
+        # the message's request. That call is this one, so a nested one must get its own.
+        request._protected = 1
         return self._run_reliably(args, kwargs)
 
     def _run_reliably(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -295,7 +309,7 @@ class ReliableTask(Task):
         return None
 
     def _attempt(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        self.request._gwi_run = run
+        self.request._gwi_run = (self.request, run)
         run.start_renewing()
         try:
             self._refuse_hopeless(run)
@@ -413,8 +427,10 @@ class ReliableTask(Task):
 
     @property
     def _current_run(self) -> Run | None:
-        run = vars(self.request).get("_gwi_run")
-        return run if isinstance(run, Run) else None
+        request = self.request
+        # A plain call inside a job gets a copy of the job's request: the run is not its own.
+        owner_request, run = vars(request).get("_gwi_run") or (None, None)
+        return run if owner_request is request else None
 
     @property
     def _store(self) -> Store:

@@ -9,7 +9,6 @@ loop through a pipe of our own, because no descriptor of the broker's would.
 from __future__ import annotations
 
 import contextlib
-import contextlib
 import logging
 import os
 import select
@@ -25,6 +24,25 @@ from gwi_celery.transport.channel import Channel as _Channel
 from gwi_celery.transport.leases import LeaseKeeper
 
 logger = logging.getLogger(__name__)
+
+#: Transport options that are Kombu's and Celery's own: how to connect again, and what has no meaning
+#: here.
+_KOMBU_OPTIONS = frozenset(
+    {
+        "body_encoding",
+        "client_properties",
+        "confirm_publish",
+        "connect_retries_timeout",
+        "deadletter_queue",
+        "errback",
+        "interval_max",
+        "interval_start",
+        "interval_step",
+        "max_retries",
+        "polling_interval",
+        "retry_errors",
+    }
+)
 
 
 class Transport(virtual.Transport):
@@ -49,7 +67,8 @@ class Transport(virtual.Transport):
         options = dict(client.transport_options or {})
         #: Longest time one delivery's lease is extended, seconds; None: as long as its task runs.
         self._max_lease_seconds: float | None = options.pop("max_lease_seconds", None)
-        options.pop("polling_interval", None)  # nothing polls
+        for name in _KOMBU_OPTIONS:
+            options.pop(name, None)
         self.broker: Broker = self.open_broker(client.hostname or "", options)
         self._pid = os.getpid()
         self._receiver: Receiver | None = None
