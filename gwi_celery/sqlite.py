@@ -247,7 +247,7 @@ class Database:
             raise self._unavailable(
                 f"{place} was locked by another process for {BUSY_TIMEOUT:g} s: try again"
             ) from exc
-        if isinstance(exc, sqlite3.OperationalError):
+        if isinstance(exc, sqlite3.OperationalError) and not text.startswith(("no such", "near ")):
             raise self._unavailable(f"{place} failed ({text}): try again") from exc
         raise exc
 
