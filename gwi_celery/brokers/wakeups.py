@@ -1,0 +1,232 @@
+"""How the embedded broker's receivers are woken without polling, across processes.
+
+Each receiver has an *intake*: a FIFO in a folder, or a pipe for a broker in memory. Whoever makes a
+message available writes one byte into the intakes of that queue's subscribers. The same FIFO tells
+whether a subscriber is alive: a FIFO without a reader can't be opened for writing, and the system
+closes a dead process's descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from gwi_celery.errors import BrokerUnusable
+
+#: Seconds after which a receiver on a FIFO looks by itself: for a publisher that was killed
+#: between its commit and the wake-up, or that runs as a user who may not write to the FIFO.
+LOOK_INTERVAL = 30.0
+#: The same where the file system has no FIFOs, so that nobody can be woken.
+POLL_INTERVAL = 0.05
+
+#: Ends the name of an intake that nobody can wake.
+_POLLED = ".polled"
+#: Seconds without a refresh after which such an intake counts as dead.
+_POLLED_LIFETIME = 300.0
+_NO_FIFOS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
+_NO_READER = frozenset({errno.ENXIO, errno.ENOENT})
+#: A pipe holds no more than this, so one read of it leaves nothing behind.
+_PIPE_CAPACITY = 65536
+
+
+class Intake:
+    """The reading end. After a fork, the child's copy is closed: the FIFO stays the parent's."""
+
+    def __init__(self, name: str, read_fd: int, write_fd: int, interval: float | None) -> None:
+        self.name = name
+        #: Seconds after which to look without having been woken; None: not needed.
+        self.interval = interval
+        self._read_fd = read_fd
+        # Ours, so that the FIFO never has no writer at all, which would read as its end.
+        self._write_fd = write_fd
+        # Another thread may ring while the owner closes, and the number may be in use again.
+        self._lock = threading.Lock()
+        _intakes.add(self)
+
+    def fileno(self) -> int:
+        return self._read_fd
+
+    def ring(self) -> None:
+        """Wake the owner. Any thread may do so."""
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if self._write_fd != -1:
+                os.write(self._write_fd, b"\0")
+
+    def clear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read_fd, _PIPE_CAPACITY)
+
+    def close(self) -> None:
+        """Close this process's descriptors; nothing else. Safe to call twice."""
+        with self._lock:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """The same without the lock, which a fork may have left taken."""
+        fds, self._read_fd, self._write_fd = {self._read_fd, self._write_fd} - {-1}, -1, -1
+        for fd in fds:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        # Dropped without a close: it must not look alive.
+        self.abandon()
+
+
+class Wakeups(Protocol):
+    """All intakes of one broker."""
+
+    def open(self) -> Intake:
+        """Make an intake. Raises BrokerUnusable if this user may not."""
+
+    def ring(self, names: Iterable[str]) -> list[str]:
+        """Wake these intakes; the names of those found dead. An unread wake-up is enough."""
+
+    def alive(self, name: str) -> bool: ...
+
+    def refresh(self, intake: Intake) -> None:
+        """Called by a living owner about every LOOK_INTERVAL seconds."""
+
+    def remove(self, name: str) -> None:
+        """Forget an intake that is closed or dead."""
+
+
+class FolderWakeups:
+    """FIFOs in a folder: any process of this machine can wake any other."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def open(self) -> Intake:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            name = uuid.uuid4().hex
+            if self._make_fifo(name):
+                return Intake(name, *self._both_ends(name), LOOK_INTERVAL)
+            name += _POLLED
+            Path(self._path(name)).touch()
+            return Intake(name, *_pipe(), POLL_INTERVAL)
+        except OSError as exc:
+            raise BrokerUnusable(
+                f"can't make a file in {self._folder}, where receivers are woken: {exc.strerror}; "
+                "make that folder writable for this user, or name another one"
+            ) from exc
+
+    def ring(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if not name.endswith(_POLLED) and not self._ring(name)]
+
+    def alive(self, name: str) -> bool:
+        if not name.endswith(_POLLED):
+            return self._ring(name, b"")
+        try:
+            return time.time() - os.stat(self._path(name)).st_mtime < _POLLED_LIFETIME
+        except FileNotFoundError:
+            return False
+
+    def refresh(self, intake: Intake) -> None:
+        if intake.name.endswith(_POLLED):
+            Path(self._path(intake.name)).touch()
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(name))
+
+    def _ring(self, name: str, byte: bytes = b"\0") -> bool:
+        """Write ``byte``; False if nobody can ever read it."""
+        try:
+            # Opening each time takes 4 µs; there is no descriptor to keep across a fork.
+            fd = os.open(self._path(name), os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as exc:
+            # Any other reason (another user's FIFO, no descriptor left) says nothing about it.
+            return exc.errno not in _NO_READER
+        try:
+            if byte:
+                os.write(fd, byte)
+        except BlockingIOError:  # it is full of wake-ups
+            pass
+        except BrokenPipeError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def _make_fifo(self, name: str) -> bool:
+        if not hasattr(os, "mkfifo"):
+            return False
+        try:
+            os.mkfifo(self._path(name))
+        except OSError as exc:
+            if exc.errno in _NO_FIFOS:
+                return False
+            raise
+        return True
+
+    def _both_ends(self, name: str) -> tuple[int, int]:
+        read_fd = os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return read_fd, os.open(self._path(name), os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            os.close(read_fd)
+            raise
+
+    def _path(self, name: str) -> str:
+        return f"{self._folder}/{name}"
+
+
+class PipeWakeups:
+    """Pipes, within one process."""
+
+    def __init__(self) -> None:
+        self._intakes: weakref.WeakValueDictionary[str, Intake] = weakref.WeakValueDictionary()
+
+    def open(self) -> Intake:
+        intake = Intake(uuid.uuid4().hex, *_pipe(), None)
+        self._intakes[intake.name] = intake
+        return intake
+
+    def ring(self, names: Iterable[str]) -> list[str]:
+        dead = []
+        for name in names:
+            intake = self._intakes.get(name)
+            if intake is None:
+                dead.append(name)
+            else:
+                intake.ring()
+        return dead
+
+    def alive(self, name: str) -> bool:
+        return name in self._intakes
+
+    def refresh(self, intake: Intake) -> None:
+        pass
+
+    def remove(self, name: str) -> None:
+        self._intakes.pop(name, None)
+
+
+def _pipe() -> tuple[int, int]:
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(read_fd, False)
+    os.set_blocking(write_fd, False)
+    return read_fd, write_fd
+
+
+#: This process's open intakes.
+_intakes: weakref.WeakSet[Intake] = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    # Left open in the child, they would keep a dead parent's FIFO readable, and it alive.
+    for intake in list(_intakes):
+        intake.abandon()
+    _intakes.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
