@@ -19,7 +19,6 @@ from typing import Any
 
 from celery import Celery
 
-from examples.repo_insight.app import analyse
 from examples.repo_insight.invariants import (
     Event,
     Evidence,
@@ -34,6 +33,10 @@ from examples.repo_insight.invariants import (
 from examples.repo_insight.report import folder_name
 from gwi_celery import broker_for, setup, store_for
 from gwi_celery.brokers.base import dead_letter_queue
+
+#: The job's name. Not imported with its app, which would be set up here, before the demo has said
+#: where its files are.
+TASK = "examples.repo_insight.app.analyse"
 
 AUDIT, LEDGER, REPORTS, STATE = "audit.jsonl", "submissions.json", "reports", "gwi"
 
@@ -67,7 +70,7 @@ def gather(folder: Path) -> Evidence:
         )
         for tenant in {job.tenant for job in jobs}
         for record in store.list_jobs(tenant).jobs
-        if record.run_id is not None and record.job.task == analyse.name
+        if record.run_id is not None and record.job.task == TASK
     }
     dead = dead_letter_queue(queue)
     return Evidence(
