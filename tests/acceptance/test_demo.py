@@ -137,7 +137,7 @@ def test_an_interrupt_ends_the_worker_too() -> None:
         assert process.stdout is not None
         for line in process.stdout:
             output += line
-            if "worker started" in line:
+            if "worker started, pid" in line:
                 process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130, output
     finally:
