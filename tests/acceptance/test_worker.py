@@ -1,0 +1,240 @@
+"""Reliable tasks in real workers: every end of a job, and what happens to its message."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from celery.exceptions import NotRegistered, TaskRevokedError, TimeLimitExceeded
+from kombu import Producer
+
+from gwi_celery import broker_for, store_for
+from gwi_celery.brokers.base import OutgoingMessage
+from gwi_celery.errors import IdempotencyMismatch, MissingTenant
+from gwi_celery.stores.base import JobRef, JobStatus
+from tests.acceptance.jobs import read_audit
+from tests.workers import Worker, eventually
+
+pytestmark = pytest.mark.acceptance
+
+CALL = {"tenant_id": "acme", "run_id": "r1"}
+
+
+def status(jobs: ModuleType, task: str, run: str = "r1") -> JobStatus | None:
+    record = store_for(jobs.app).get_job(JobRef("acme", task, f"run:{run}"))
+    return None if record is None else record.status
+
+
+def dead(jobs: ModuleType, count: int = 1) -> list[str]:
+    """The reasons in the dead letter, once there are ``count``."""
+    broker = broker_for(jobs.app)
+
+    def reasons() -> list[str]:
+        if not broker.has_queue("celery.dead"):
+            return []
+        found = [m.attributes["gwi-death-reason"] for m in broker.peek("celery.dead")]
+        return found if len(found) >= count else []
+
+    return eventually(reasons, what="the dead letter")  # type: ignore[return-value]
+
+
+def test_retries_keep_steps_and_end_in_success(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    start()
+    assert jobs.flaky.delay(**CALL, fail_times=2).get(timeout=30) == "done"
+    trail = read_audit(tmp_path)
+    assert [e["retries"] for e in trail if e["event"] == "attempt"] == [0, 1, 2]
+    assert [e["event"] for e in trail].count("once") == 1
+    assert jobs.auto.delay(**CALL, fail_times=1).get(timeout=30) == "done"
+
+
+def test_a_failed_job_is_kept_in_the_dead_letter_and_runs_again_when_redriven(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    start()
+    result = jobs.fails.delay(**CALL)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        result.get(timeout=30)
+    assert dead(jobs) == ["RuntimeError: broken on purpose"]
+    assert status(jobs, "fails") is JobStatus.FAILED
+
+    (tmp_path / "repaired").touch()
+    broker = broker_for(jobs.app)
+    assert broker.redrive("celery") == 1
+    eventually(lambda: status(jobs, "fails") is JobStatus.SUCCEEDED)
+    trail = read_audit(tmp_path)
+    assert [e["event"] for e in trail].count("first") == 1, "its finished step did not run again"
+    assert [e["generation"] for e in trail if e["event"] == "attempt"] == [1, 2]
+    assert jobs.fails.delay(**CALL).get(timeout=30) == "repaired"
+    assert broker.size("celery.dead").total == 0
+
+
+def test_a_duplicate_with_another_payload_is_refused_and_kept(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    start()
+    assert jobs.three_steps.delay(**CALL, factor=1).get(timeout=30)["total"] == 6
+    with pytest.raises(IdempotencyMismatch):
+        jobs.three_steps.delay(**CALL, factor=2).get(timeout=30)
+    assert "IdempotencyMismatch" in dead(jobs)[0]
+    assert len([e for e in read_audit(tmp_path) if e["event"] == "attempt"]) == 1
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_jobs_of_one_run_wait_for_each_other_at_no_cost(
+    pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    start(pool=pool, concurrency=3)
+    first = jobs.hold.delay(**CALL, label="a", seconds=0.6)
+    eventually(lambda: read_audit(tmp_path))
+    duplicate = jobs.hold.delay(**CALL, label="a", seconds=0.6)
+    other = jobs.three_steps.delay(**CALL)
+    free = jobs.hold.delay(tenant_id="acme", run_id="r2", label="free", seconds=0.01)
+    assert free.get(timeout=30) == "free"
+    assert first.get(timeout=30) == duplicate.get(timeout=30) == "a"
+    assert other.get(timeout=30)["total"] == 6
+    trail = read_audit(tmp_path)
+    labels = [e["label"] for e in trail if e["event"] == "start"]
+    assert sorted(labels) == ["a", "free"], "the duplicate was answered, not run"
+    ended = next(e["at"] for e in trail if e["event"] == "end" and e["label"] == "a")
+    assert [e for e in trail if e["event"] == "attempt"], "the other job of the run ran"
+    assert ended
+    broker = broker_for(jobs.app)
+    eventually(lambda: broker.size("celery").total == 0)
+    assert not broker.has_queue("celery.dead")
+
+
+def test_a_hard_time_limit_fails_the_job(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    start()
+    with pytest.raises(TimeLimitExceeded):
+        jobs.slow.delay(**CALL).get(timeout=30)
+    assert "TimeLimitExceeded" in dead(jobs)[0]
+    eventually(lambda: status(jobs, "slow") is JobStatus.FAILED)
+    assert store_for(jobs.app).list_locks("acme") == []
+    (tmp_path / "repaired").touch()
+    assert jobs.slow.delay(**CALL).get(timeout=30) == "repaired"
+
+
+def test_revoke_with_terminate_ends_the_job(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    start()
+    result = jobs.hold.delay(**CALL, label="x", seconds=60)
+    eventually(lambda: read_audit(tmp_path))
+    jobs.app.control.revoke(result.id, terminate=True, signal="SIGKILL")
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=30)
+    eventually(lambda: status(jobs, "hold") is JobStatus.FAILED)
+    assert store_for(jobs.app).list_locks("acme") == []
+
+
+def test_an_operators_cancel_stops_a_running_job(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    start()
+    result = jobs.hold.delay(**CALL, label="x", seconds=60)
+    eventually(lambda: read_audit(tmp_path))
+    store_for(jobs.app).cancel(JobRef("acme", "hold", "run:r1"), "not wanted")
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=30)
+    broker = broker_for(jobs.app)
+    eventually(lambda: broker.size("celery").total == 0)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_worker_that_stops_hands_its_job_to_the_next(
+    pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start(pool=pool)
+    result = jobs.counted.delay(**CALL, to=60, pause=0.05)
+    eventually(lambda: len([e for e in read_audit(tmp_path) if e["event"] == "n"]) > 3)
+    assert worker.stop() < 5
+    assert worker.process.returncode == 0
+    done = len([e for e in read_audit(tmp_path) if e["event"] == "n"])
+    assert done < 60, "it was interrupted"
+    start(pool=pool)
+    assert result.get(timeout=60) == 60
+    numbers = [e["n"] for e in read_audit(tmp_path) if e["event"] == "n"]
+    assert numbers == list(range(60)), "it went on where it was, with nothing done twice"
+
+
+def test_what_is_no_task_of_ours_is_kept_with_the_reason(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    broker = broker_for(jobs.app)
+    broker.publish("", "celery", OutgoingMessage(b"\xff\x00 not json"))
+    broker.publish("", "celery", OutgoingMessage(b'{"some": "json"}'))
+    with jobs.app.connection_for_write() as connection:
+        producer = Producer(connection)
+        producer.publish({"no": "task"}, routing_key="celery")
+        producer.publish(
+            b"\x80broken",
+            routing_key="celery",
+            content_type="application/json",
+            content_encoding="utf-8",
+            headers={"task": "plain_add", "id": "1", "lang": "py"},
+        )
+        producer.publish(
+            b"cos\nsystem\n(S'true'\ntR.",
+            routing_key="celery",
+            content_type="application/x-python-serialize",
+            content_encoding="binary",
+            headers={"task": "plain_add", "id": "2", "lang": "py"},
+        )
+    unknown = jobs.app.send_task("nobody.knows", kwargs=CALL)
+    # By name, from a producer that has not the task's code: checked where it runs.
+    without = jobs.app.send_task("three_steps", kwargs={"run_id": "r1", "tenant_id": ""})
+    start()
+    with pytest.raises(NotRegistered):
+        unknown.get(timeout=30)
+    with pytest.raises(MissingTenant):
+        without.get(timeout=30)
+    reasons = " | ".join(dead(jobs, 7))
+    for part in (
+        "not a Celery message: not JSON",
+        "without the body, headers and properties",
+        "its headers name none",
+        "can't be decoded",
+        "MissingTenant",
+    ):
+        assert part in reasons
+    assert jobs.plain_add.delay(1, 2).get(timeout=30) == 3, "the worker is none the worse"
+    assert broker.size("celery").total == 0
+
+
+def test_the_time_until_a_worker_takes_a_message_is_not_a_polling_interval(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    """Not a benchmark: an idle second would show polling or a lost wake-up."""
+    start(pool="solo")
+    jobs.plain_add.delay(0, 0).get(timeout=30)
+    waits = []
+    for n in range(20):
+        sent = time.time()
+        jobs.record.delay(n).get(timeout=30)
+        waits.append(
+            next(e["at"] for e in reversed(read_audit(tmp_path)) if e.get("label") == n) - sent
+        )
+    assert sorted(waits)[len(waits) // 2] < 0.5
+
+
+def test_a_signal_in_the_middle_of_a_solo_task_is_heeded_at_its_next_step(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start(pool="solo")
+    jobs.hold.delay(**CALL, label="x", seconds=60)
+    eventually(lambda: read_audit(tmp_path))
+    worker.process.send_signal(signal.SIGTERM)
+    worker.process.wait(timeout=20)
+    size = broker_for(jobs.app).size("celery")
+    assert (size.ready, size.leased) == (1, 0), "handed back at once"
+    message = json.loads(broker_for(jobs.app).peek("celery")[0].data)
+    assert message["headers"]["retries"] == 0, "at no cost"
