@@ -184,7 +184,9 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def nearest(name: str, known: Any) -> str:
     """The end of an error message: the nearest known name, and all of them."""
     names = sorted(known)
-    match = difflib.get_close_matches(name, names, n=1)
+    match = difflib.get_close_matches(name, names, n=1) or [
+        known_name for known_name in names if name and known_name.startswith(name)
+    ]
     hint = f"did you mean {match[0]!r}? " if match else ""
     return f"{hint}Known: {', '.join(names)}"
 

@@ -164,7 +164,14 @@ def test_retry_keeps_the_steps(app: Celery) -> None:
 def test_what_cannot_get_better_is_not_retried(app: Celery) -> None:
     ran: list[int] = []
 
-    @app.task(shared=False, base=ReliableTask, bind=True, name="t", autoretry_for=(Exception,), max_retries=3)
+    @app.task(
+        shared=False,
+        base=ReliableTask,
+        bind=True,
+        name="t",
+        autoretry_for=(Exception,),
+        max_retries=3,
+    )
     def t(self: Any, *, tenant_id: str, run_id: str) -> None:
         ran.append(1)
         self.step("big", lambda: "x" * 5000)

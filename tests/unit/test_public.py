@@ -1,0 +1,47 @@
+"""What is public, and that it is typed and documented."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import gwi_celery
+from gwi_celery import errors
+
+
+def test_the_public_names() -> None:
+    assert gwi_celery.__all__ == [
+        "Reliable",
+        "ReliableTask",
+        "Settings",
+        "__version__",
+        "broker_for",
+        "setup",
+        "store_for",
+    ]
+    assert all(hasattr(gwi_celery, name) for name in gwi_celery.__all__)
+    assert (Path(gwi_celery.__file__).parent / "py.typed").exists()
+
+
+def test_every_public_function_is_documented() -> None:
+    for name, member in vars(gwi_celery.ReliableTask).items():
+        if not name.startswith("_") and (
+            inspect.isfunction(member) or isinstance(member, property)
+        ):
+            assert inspect.getdoc(member), name
+    for name in gwi_celery.__all__:
+        if name != "__version__":
+            assert inspect.getdoc(getattr(gwi_celery, name)), name
+
+
+def test_the_error_tree_is_drawn_as_it_is() -> None:
+    drawing = errors.__doc__ or ""
+    for name in errors.__all__:
+        assert name in drawing, f"{name} is missing from the drawing"
+        assert inspect.getdoc(getattr(errors, name)), name
+
+
+def test_interrupts_can_not_be_swallowed_by_accident() -> None:
+    assert not issubclass(errors.Interrupt, Exception)
+    for name in ("LeaseLost", "JobCancelled", "DeadlinePassed", "WorkerStopping"):
+        assert issubclass(getattr(errors, name), errors.Interrupt)
