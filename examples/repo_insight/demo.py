@@ -47,6 +47,9 @@ _LOOK_EVERY = 0.05
 
 _KILLS = 2
 
+#: Each ends the demo, and the worker with it.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class DemoFailed(RuntimeError):
     """The demo could not come to its end; the message says why."""
@@ -93,10 +96,13 @@ class Progress:
 
     @property
     def in_mid_walk(self) -> bool:
-        """Far from both ends of a walk that is worth interrupting."""
-        third = self.plan.batches // 3
+        """Past a third of a walk that is worth interrupting, and with some of it to come."""
+        batches = self.plan.batches
         return (
-            third > 8 and not self.finished and self.done_now > 0 and third <= self.done < 2 * third
+            batches >= 30
+            and not self.finished
+            and self.done_now > 0
+            and batches // 3 <= self.done < batches - 5
         )
 
 
@@ -223,7 +229,7 @@ class Demo:
     # --- the worker ---------------------------------------------------------------------------
 
     def start_worker(self) -> None:
-        with (self.folder / "worker.log").open("ab") as log:
+        with (self.folder / "worker.log").open("ab") as log, _uninterrupted():
             self.worker = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "celery", "-A", "examples.repo_insight.app", "worker"),
@@ -263,7 +269,8 @@ class Demo:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for number in _SIGNALS:
+        signal.signal(number, _as_interrupt)
     began = time.monotonic()
     base = ROOT / "demo-output"
     base.mkdir(exist_ok=True)
@@ -288,9 +295,8 @@ def main() -> int:
         print("".join(f"  {line}\n" for line in _tail(folder / "worker.log")))
         return 1
     screen.summary(rows(evidence), findings)
-    for job, stored in evidence.reports.items():
-        if stored:
-            print(f"  {job}: {_relative(_report(folder, job))}")
+    for job in evidence.jobs:
+        print(f"  {job.job}: {_relative(_report(folder, job.job))}")
     print(f"Took {time.monotonic() - began:.0f} s. {verify.verdict(findings)}.")
     return 0 if all(f.held for f in findings) else 1
 
@@ -318,15 +324,15 @@ def _plans(folder: Path, screen: Screen) -> list[Plan]:
     screen.say("making two repositories with git fast-import, and a clone of this checkout")
     with ThreadPoolExecutor(2) as pool:
         made = [
-            pool.submit(make_repository, atlas, commits=5000, seed=11),
-            pool.submit(make_repository, beacon, commits=3000, seed=23, weeks=90),
+            pool.submit(make_repository, atlas, commits=8000, seed=11),
+            pool.submit(make_repository, beacon, commits=4000, seed=23, weeks=90),
         ]
         for future in made:
             future.result()
     plans = [
-        Plan(JobName("acme", "nightly"), atlas, 5000, 40, twice=True),
-        Plan(JobName("globex", "nightly"), atlas, 5000, 100),
-        Plan(JobName("initech", "weekly"), beacon, 3000, 30),
+        Plan(JobName("acme", "nightly"), atlas, 8000, 40, twice=True),
+        Plan(JobName("globex", "nightly"), atlas, 8000, 80),
+        Plan(JobName("initech", "weekly"), beacon, 4000, 30),
     ]
     try:
         find_git_dir(str(ROOT))
@@ -344,11 +350,27 @@ def _ending(demo: Demo) -> Iterator[None]:
     try:
         yield
     finally:
-        demo.end_worker()
+        with _uninterrupted():
+            demo.end_worker()
 
 
 def _as_interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """An interrupt waits until the block is over: no worker is started and then not known."""
+    came: list[int] = []
+    for number in _SIGNALS:
+        signal.signal(number, lambda signum, _: came.append(signum))
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            signal.signal(number, _as_interrupt)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _report(folder: Path, job: JobName) -> Path:

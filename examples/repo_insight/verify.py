@@ -60,7 +60,10 @@ def gather(folder: Path) -> Evidence:
     """Read everything that a finished demo left in ``folder``. Raises BadEvidence."""
     submissions, kills = _ledger(folder)
     app = Celery("verify")
-    setup(app, folder=str(folder / STATE))
+    # All that could name another place is named here, whatever the environment says.
+    setup(
+        app, folder=str(folder / STATE), project="", broker_url="", store_url="", store_backend=""
+    )
     store, broker = store_for(app), broker_for(app)
     queue = app.conf.task_default_queue
     jobs = {s.job for s in submissions}

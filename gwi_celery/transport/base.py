@@ -16,6 +16,7 @@ import socket
 import time
 from typing import Any
 
+from celery import signals
 from kombu.transport import base, virtual
 
 from gwi_celery.brokers.base import Broker, Receiver
@@ -164,9 +165,12 @@ class Transport(virtual.Transport):
         loop.add_reader(self._wake_pipe[0], self.on_readable)
         if self._receiver is not None:
             loop.add_reader(self._receiver.fileno(), self.on_readable)
+        # A signal doesn't end the loop's wait (PEP 475), so that stopping would take a second.
+        signals.worker_shutting_down.connect(self._on_worker_stopping)
         self.wake()
 
     def unregister_from_event_loop(self, connection: Transport, loop: Any) -> None:
+        signals.worker_shutting_down.disconnect(self._on_worker_stopping)
         self._cancel_timer()
         for fd in self._descriptors():
             loop.remove_reader(fd)
@@ -182,6 +186,9 @@ class Transport(virtual.Transport):
         due = self._next_due()
         if due is not None and self._loop is not None:
             self._timer = self._loop.call_later(due, self.on_readable)
+
+    def _on_worker_stopping(self, **kwargs: Any) -> None:
+        self.wake()
 
     # --- internals ----------------------------------------------------------------------------
 
