@@ -73,6 +73,7 @@ class Database:
         self._memory_lock = threading.RLock()
         self._orphaned = False
         self._closed = False
+        self._finalizer = weakref.finalize(self, _close_all, self._open_connections, os.getpid())
         _databases.add(self)
 
     @property
@@ -115,6 +116,8 @@ class Database:
             c.close()
         with self._memory_lock:
             if self._memory is not None:
+                with self._lock:
+                    self._open_connections.remove(self._memory)
                 self._memory.close()
                 self._memory = None
                 self._closed = True
@@ -131,8 +134,6 @@ class Database:
             c = self._pool.pop() if self._pool else None
         if c is None:
             c = self._open()
-            with self._lock:
-                self._open_connections.append(c)
         pid = os.getpid()
         try:
             yield c
@@ -176,6 +177,8 @@ class Database:
             except BaseException:
                 c.close()
                 raise
+            with self._lock:
+                self._open_connections.append(c)
             return c
 
     def _prepare(self, c: sqlite3.Connection) -> None:
@@ -256,13 +259,21 @@ class Database:
     def _after_fork_in_child(self) -> None:
         _inherited.extend(self._open_connections)
         self._open_connections = []
+        self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, _close_all, self._open_connections, os.getpid())
         self._pool = []
         self._lock = threading.Lock()
         self._memory_lock = threading.RLock()
         if self._memory is not None:
-            _inherited.append(self._memory)
             self._memory = None
             self._orphaned = True
+
+
+def _close_all(connections: list[sqlite3.Connection], pid: int) -> None:
+    """Close what a database that nobody uses any more left open, in the process that opened it."""
+    if os.getpid() == pid:
+        while connections:
+            connections.pop().close()
 
 
 def _rollback(c: sqlite3.Connection) -> None:
