@@ -238,3 +238,21 @@ def test_a_signal_in_the_middle_of_a_solo_task_is_heeded_at_its_next_step(
     assert (size.ready, size.leased) == (1, 0), "handed back at once"
     message = json.loads(broker_for(jobs.app).peek("celery")[0].data)
     assert message["headers"]["retries"] == 0, "at no cost"
+
+
+def test_a_store_that_can_not_be_used_parks_its_jobs_until_it_can(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    result = jobs.three_steps.delay(**CALL)
+    for name in ("store.sqlite3", "store.sqlite3-wal", "store.sqlite3-shm"):
+        (tmp_path / "gwi" / name).unlink(missing_ok=True)
+    broken = tmp_path / "gwi" / "store.sqlite3"
+    broken.write_text("this is not a database, however long one looks at it. " * 100)
+    worker = start(pool="solo")
+    worker.wait_for(r"waits .* the store can't be used .*not a SQLite database", count=2)
+    broken.unlink()
+    store = store_for(jobs.app)
+    eventually(lambda: status(jobs, "three_steps") is JobStatus.SUCCEEDED)
+    assert store.list_locks("acme") == []
+    assert result.get(timeout=30)["total"] == 6
+    assert not broker_for(jobs.app).has_queue("celery.dead")
