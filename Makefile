@@ -28,8 +28,9 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --exclude '*.md' .
 	$(BIN)/mypy
+	$(BIN)/mypy -p examples --allow-untyped-decorators
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)

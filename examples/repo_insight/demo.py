@@ -204,8 +204,9 @@ class Demo:
         while True:
             self._read_audit()
             act()
+            over = done()
             self.screen.show(self.progress.values(), self.submissions)
-            if done():
+            if over:
                 return
             if self.worker is None or self.worker.poll() is not None:
                 raise DemoFailed("the worker ended by itself")
@@ -274,7 +275,7 @@ def main() -> int:
     began = time.monotonic()
     base = ROOT / "demo-output"
     base.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=time.strftime("run-%Y%m%d-%H%M%S-"), dir=base))
+    folder = Path(tempfile.mkdtemp(prefix=time.strftime("run-%H%M%S-"), dir=base))
     _configure(folder)
     screen = open_screen()
     try:

@@ -75,11 +75,13 @@ class LiveScreen(Screen):
         self._live.stop()
 
     def say(self, text: str) -> None:
+        from rich.text import Text
+
         style = "bold red" if "SIGKILL" in text else ""
-        self._console.print(f"[dim]{self._clock()}[/]  ", end="")
-        self._console.print(text, style=style, markup=False)
+        self._console.print(Text.assemble((f"{self._clock()}  ", "dim"), (text, style)))
 
     def show(self, jobs: Iterable[Progress], submissions: Collection[Submission]) -> None:
+        from rich.markup import escape
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
@@ -88,7 +90,7 @@ class LiveScreen(Screen):
         )
         for job in jobs:
             table.add_row(
-                str(job.plan.job),
+                escape(str(job.plan.job)),
                 ProgressBar(total=max(job.plan.batches, 1), completed=job.done, width=36),
                 f"{job.done} of {job.plan.batches}",
                 str(job.attempts),
@@ -101,13 +103,14 @@ class LiveScreen(Screen):
 
     def summary(self, rows: Sequence[Row], findings: Sequence[Finding]) -> None:
         from rich.box import SIMPLE_HEAD
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(box=SIMPLE_HEAD, show_footer=True)
         for title, total in zip(_HEAD, _totals(rows), strict=True):
             table.add_column(title, footer=total, justify="left" if title == "job" else "right")
         for row in rows:
-            table.add_row(*_cells(row))
+            table.add_row(*map(escape, _cells(row)))
         self._console.print(table)
         for finding in findings:
             mark = "[green]held  [/]" if finding.held else "[bold red]BROKEN[/]"
@@ -133,6 +136,8 @@ def _state(job: Progress) -> str:
         return "done"
     if not job.attempts:
         return "waiting"
+    if job.kills == job.attempts:
+        return "killed, lease runs out"
     return "walking" if job.attempts == 1 else f"resumed, attempt {job.attempts}"
 
 
