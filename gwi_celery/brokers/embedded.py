@@ -317,14 +317,14 @@ class EmbeddedBroker:
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
         with self._change() as change:
             id, lease = _lease_of(delivery)
-            if tables.leased(change.c, id, lease) is not None:
+            if tables.leased(change.c, id, lease, change.now) is not None:
                 tables.free(change.c, id, change.now + delay if delay > 0 else None)
                 change.wake(delivery.queue)
 
     def give_back(self, delivery: Delivery) -> None:
         with self._change() as change:
             id, lease = _lease_of(delivery)
-            if tables.leased(change.c, id, lease) is not None:
+            if tables.leased(change.c, id, lease, change.now) is not None:
                 tables.take_back(change.c, id)
                 change.wake(delivery.queue)
 
@@ -336,7 +336,7 @@ class EmbeddedBroker:
             until = change.now + seconds
             for delivery in deliveries:
                 id, lease = _lease_of(delivery)
-                row = tables.leased(change.c, id, lease)
+                row = tables.leased(change.c, id, lease, change.now)
                 if row is None:
                     lost.append(delivery)
                     continue
@@ -347,7 +347,7 @@ class EmbeddedBroker:
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         with self._change() as change:
-            row = tables.leased(change.c, *_lease_of(delivery))
+            row = tables.leased(change.c, *_lease_of(delivery), change.now)
             queue = tables.find_queue(change.c, delivery.queue, change.now)
             if row is not None and queue is not None:
                 self._bury(change, queue, row, reason)

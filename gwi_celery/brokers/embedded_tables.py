@@ -363,12 +363,12 @@ def take(c: sqlite3.Connection, id: int, lease: int, until: float) -> None:
     )
 
 
-def leased(c: sqlite3.Connection, id: int, lease: int) -> sqlite3.Row | None:
+def leased(c: sqlite3.Connection, id: int, lease: int, now: float) -> sqlite3.Row | None:
     """The message under this lease, although it may have run out; None: it is lost."""
     row: sqlite3.Row | None = c.execute(
         "SELECT m.*, b.attributes FROM messages m CROSS JOIN bodies b ON b.id = m.id "
-        "WHERE m.id = ? AND m.lease = ?",
-        (id, lease),
+        "WHERE m.id = ? AND m.lease = ? AND (m.expires_at > ? OR m.due > ?)",
+        (id, lease, now, now),
     ).fetchone()
     return row
 

@@ -1,0 +1,166 @@
+"""The backends on which the broker's contract is checked.
+
+A new backend joins with one entry in ``CASES``; one that several processes can share, with one in
+``SHARED`` too. What it can't do is a flag of its factory, and a test that needs it says so with
+``@pytest.mark.needs``: it is then not made for that backend.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage, Receiver
+from gwi_celery.brokers.embedded import EmbeddedBroker, forget_memory, memory_broker
+from tests.clocks import FakeClock
+
+#: Seconds. More than anything takes that is waited for; reached only if it never comes.
+PATIENCE = 20.0
+
+
+class BrokerFactory:
+    """Makes brokers that are connections to one and the same service, with nothing in it yet."""
+
+    #: Time stands until ``advance`` moves it, so that the very moment of an expiry can be tested.
+    held_clock: ClassVar[bool]
+    #: Seconds; a power of two, so that sums and halves of it are exact.
+    lease_seconds = 32.0
+
+    def __init__(self) -> None:
+        self._made: list[Broker] = []
+
+    def __call__(self, **options: Any) -> Broker:
+        """``options``: ``lease_seconds``, ``max_deliveries``, ``retention``."""
+        broker = self._make(**{"lease_seconds": self.lease_seconds, **options})
+        self._made.append(broker)
+        return broker
+
+    def _make(self, **options: Any) -> Broker:
+        raise NotImplementedError
+
+    def advance(self, seconds: float) -> None:
+        """Let seconds of the broker's clock pass."""
+        raise NotImplementedError
+
+    def time(self) -> float:
+        """The broker's clock."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        for broker in self._made:
+            broker.close()
+
+
+class _Embedded(BrokerFactory):
+    held_clock = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clock = FakeClock()
+
+    def advance(self, seconds: float) -> None:
+        self._clock.advance(seconds)
+
+    def time(self) -> float:
+        return self._clock.now
+
+
+class EmbeddedFile(_Embedded):
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def _make(self, **options: Any) -> Broker:
+        return EmbeddedBroker(self._folder, clock=self._clock, **options)
+
+
+class EmbeddedMemory(_Embedded):
+    def _make(self, **options: Any) -> Broker:
+        return memory_broker(f"contract-{id(self)}", clock=self._clock, **options)
+
+    def close(self) -> None:
+        super().close()
+        forget_memory(f"contract-{id(self)}")
+
+
+@contextmanager
+def _closing(factory: BrokerFactory) -> Iterator[BrokerFactory]:
+    try:
+        yield factory
+    finally:
+        factory.close()
+
+
+@contextmanager
+def embedded_file(folder: Path) -> Iterator[BrokerFactory]:
+    with _closing(EmbeddedFile(folder / "broker")) as factory:
+        yield factory
+
+
+@contextmanager
+def embedded_memory(folder: Path) -> Iterator[BrokerFactory]:
+    with _closing(EmbeddedMemory()) as factory:
+        yield factory
+
+
+#: Backend -> (its factory's class, a new service in a folder).
+CASES: dict[
+    str,
+    tuple[type[BrokerFactory], Callable[[Path], AbstractContextManager[BrokerFactory]]],
+] = {
+    "embedded-file": (EmbeddedFile, embedded_file),
+    "embedded-memory": (EmbeddedMemory, embedded_memory),
+}
+
+#: Backend -> connects to a service at a place that a command line can carry, by the real clock.
+SHARED: dict[str, Callable[[str, float], Broker]] = {
+    "embedded-file": lambda place, lease_seconds: EmbeddedBroker(
+        Path(place), lease_seconds=lease_seconds
+    ),
+}
+
+
+# --- what tests say -------------------------------------------------------------------------------
+
+
+def send(broker: Broker, *bodies: bytes, queue: str = "q", **options: Any) -> None:
+    """Publish to a queue, in this order."""
+    for body in bodies:
+        broker.publish("", queue, OutgoingMessage(body, **options))
+
+
+def take(receiver: Receiver, queue: str = "q") -> Delivery:
+    """The one message that is there for the taking."""
+    [delivery] = receiver.poll(queue, 10)
+    return delivery
+
+
+def bodies(messages: Sequence[Any]) -> list[bytes]:
+    return [message.data for message in messages]
+
+
+def readable(receiver: Receiver, seconds: float = PATIENCE) -> bool:
+    """Whether the receiver is woken within that time."""
+    return bool(select.select([receiver.fileno()], [], [], seconds)[0])
+
+
+def drain(receiver: Receiver, queue: str = "q") -> list[Delivery]:
+    """All that can be had now."""
+    found = []
+    while batch := receiver.poll(queue, 100):
+        found += batch
+    return found
+
+
+def wait_for(receiver: Receiver, queue: str = "q") -> Delivery:
+    """The next message of a queue subscribed to, waiting as a worker does."""
+    while True:
+        receiver.clear()
+        for delivery in receiver.poll(queue, 1):
+            return delivery
+        due = receiver.next_due()
+        woken = readable(receiver, PATIENCE if due is None else due)
+        assert woken or due is not None, f"nothing came to {queue!r} in {PATIENCE} s"

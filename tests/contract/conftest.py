@@ -1,0 +1,42 @@
+"""Fixtures of the contract suites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gwi_celery.brokers.base import Broker, Receiver
+from tests.contract.brokers import CASES, BrokerFactory
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(flag): only for backends whose factory has that flag")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "broker_factory" in metafunc.fixturenames:
+        flags = [flag for mark in metafunc.definition.iter_markers("needs") for flag in mark.args]
+        backends = [
+            name for name, (kind, _) in CASES.items() if all(getattr(kind, f) for f in flags)
+        ]
+        metafunc.parametrize("broker_factory", backends, indirect=True)
+
+
+@pytest.fixture
+def broker_factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerFactory]:
+    """Makes connections to one broker service, which is new and empty."""
+    _, service = CASES[request.param]
+    with service(tmp_path) as factory:
+        yield factory
+
+
+@pytest.fixture
+def broker(broker_factory: BrokerFactory) -> Broker:
+    return broker_factory()
+
+
+@pytest.fixture
+def receiver(broker: Broker) -> Receiver:
+    return broker.receiver()
