@@ -87,7 +87,7 @@ def up_and_down(bars: Sequence[Bar], *, title: str, height: int = 240) -> str:
     scale = plot / (up + down or 1)
     zero = _TOP + up * scale
 
-    ticks = _ticks(up + down)
+    ticks = _ticks(up + down, 6)
     parts = [_rule(zero, "0", strong=True)]
     parts += [_rule(zero - t * scale, compact(t)) for t in ticks[1:] if t <= up]
     parts += [_rule(zero + t * scale, compact(t)) for t in ticks[1:] if t <= down]
