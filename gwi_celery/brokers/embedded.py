@@ -109,9 +109,8 @@ class EmbeddedBroker:
         self._swept_at = clock.monotonic()
 
     def connect(self) -> None:
-        # A transaction without a change: shows a file that is read-only, and costs no sync.
-        with self._database.write(durable=False):
-            pass
+        with self._database.write(durable=False) as c:
+            tables.check_writable(c)
 
     # --- exchanges, queues, bindings --------------------------------------------------------------
 

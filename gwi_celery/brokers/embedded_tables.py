@@ -93,6 +93,11 @@ def text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogatepass")
 
 
+def check_writable(c: sqlite3.Connection) -> None:
+    """Fail on a read-only file, which a transaction that changes nothing would not notice."""
+    c.execute("DELETE FROM queues WHERE id IS NULL")
+
+
 # --- queues and who listens -----------------------------------------------------------------------
 
 
