@@ -87,7 +87,9 @@ class EmbeddedBackend(KeyValueStoreBackend):
 
     def _put(self, key: str, value: Any, state: str | None, expires: Any) -> None:
         now = time.time()
-        with self._db.write() as c:
+        # Not synced: a power cut may take the result's copy, never the outcome of a reliable job,
+        # which answers the next call.
+        with self._db.write(durable=False) as c:
             c.execute(
                 """
                 INSERT INTO results (task_id, status, meta, updated, expires)

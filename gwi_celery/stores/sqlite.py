@@ -107,7 +107,9 @@ class SqliteStore(Store):
                 f"the job is of tenant {request.job.tenant!r} and its lock of "
                 f"{request.lock.tenant!r}: name one tenant"
             )
-        with self._database.write() as c:
+        # A power cut that undoes a claim takes its worker down too, and what the attempt saves is
+        # synced together with its claim. The next token is larger all the same: it follows the clock.
+        with self._database.write(durable=False) as c:
             now = self._clock.time()
             stored = rows.job_row(c, request.job)
             job = rows.unless_expired(stored, now)
