@@ -289,12 +289,11 @@ def route(
             "WHERE b.exchange = ? AND (ends_at IS NULL OR ends_at > ?)",
             (raw(exchange), now),
         )
-    found = {}
-    for row in rows.fetchall():
-        if row["id"] not in found and routing.matches(
-            exchange_type, text(row["routing_key"]), routing_key
-        ):
-            found[row["id"]] = _queue(row)
+    found = {
+        row["id"]: _queue(row)
+        for row in rows
+        if routing.matches(exchange_type, text(row["routing_key"]), routing_key)
+    }
     return list(found.values())
 
 

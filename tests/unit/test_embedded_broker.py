@@ -142,6 +142,19 @@ def test_a_receiver_that_was_dropped_counts_as_dead(broker, tmp_path):
     assert intakes(tmp_path) == []
 
 
+def test_a_dead_subscriber_does_not_keep_what_the_last_living_one_leaves(broker, tmp_path):
+    broker.declare_queue(QueueSpec("q", auto_delete=True))
+    dead, living = broker.receiver(), broker.receiver()
+    for receiver in (dead, living):
+        receiver.subscribe("q")
+    del dead, receiver
+    gc.collect()
+    living.unsubscribe("q")
+    assert not broker.has_queue("q")
+    living.close()
+    assert intakes(tmp_path) == []
+
+
 def test_a_full_intake_stops_nobody(broker):
     broker.declare_queue(QueueSpec("q"))
     receiver = broker.receiver()
