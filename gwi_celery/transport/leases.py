@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 #: A lease is extended when this share of it is over: two more tries fit in before it ends.
 _EXTEND_AT = 1 / 3
 
+_NEVER = float("inf")
+
 #: Seconds between tries after an error.
 _RETRY = 1.0
 
@@ -40,19 +42,21 @@ class LeaseKeeper:
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self._stopped = False
+        #: Monotonic time at which the thread looks again by itself.
+        self._wakes_at = _NEVER
 
     def keep(self, delivery: Delivery) -> None:
         now = time.monotonic()
+        due = now + delivery.lease_seconds * _EXTEND_AT
         with self._changed:
-            self._kept[delivery.ack_id] = _Kept(
-                delivery, since=now, due=now + delivery.lease_seconds * _EXTEND_AT
-            )
+            self._kept[delivery.ack_id] = _Kept(delivery, since=now, due=due)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="gwi-lease-keeper", daemon=True
                 )
                 self._thread.start()
-            elif len(self._kept) == 1:
+            elif due < self._wakes_at:
+                # Not at every message: waking a thread for each costs more than the broker does.
                 self._changed.notify()
 
     def drop(self, delivery: Delivery) -> None:
@@ -85,8 +89,8 @@ class LeaseKeeper:
                 now = time.monotonic()
                 due = [k for k in self._kept.values() if k.due <= now]
                 if not due:
-                    following = min((k.due for k in self._kept.values()), default=None)
-                    self._changed.wait(None if following is None else following - now)
+                    self._wakes_at = min((k.due for k in self._kept.values()), default=_NEVER)
+                    self._changed.wait(None if self._wakes_at == _NEVER else self._wakes_at - now)
                     continue
             try:
                 self._extend(due)
