@@ -83,7 +83,7 @@ _integration = gwi_celery.app.integration(app)
 _integration._store = CrashingStore(_integration.store)  # type: ignore[assignment]
 
 
-@app.task(base=ReliableTask, bind=True, name="three_steps", max_retries=5)
+@app.task(shared=False, base=ReliableTask, bind=True, name="three_steps", max_retries=5)
 def three_steps(self: Any, *, tenant_id: str, run_id: str, factor: int = 1) -> dict[str, Any]:
     audit("attempt", fence=self.fence, attempt=self.attempt, generation=self.generation)
 
@@ -97,7 +97,7 @@ def three_steps(self: Any, *, tenant_id: str, run_id: str, factor: int = 1) -> d
     return {"total": total, "run": run_id}
 
 
-@app.task(base=ReliableTask, bind=True, name="counted")
+@app.task(shared=False, base=ReliableTask, bind=True, name="counted")
 def counted(self: Any, *, tenant_id: str, run_id: str, to: int, pause: float = 0.0) -> int:
     audit("attempt", fence=self.fence, attempt=self.attempt, generation=self.generation)
     with self.cursor("n", start=0, save_every=0) as cursor:
@@ -108,7 +108,9 @@ def counted(self: Any, *, tenant_id: str, run_id: str, to: int, pause: float = 0
     return to
 
 
-@app.task(base=ReliableTask, bind=True, name="flaky", max_retries=3, default_retry_delay=0.1)
+@app.task(
+    shared=False, base=ReliableTask, bind=True, name="flaky", max_retries=3, default_retry_delay=0.1
+)
 def flaky(self: Any, *, tenant_id: str, run_id: str, fail_times: int) -> str:
     audit("attempt", fence=self.fence, attempt=self.attempt, retries=self.request.retries)
     self.step("once", audit, "once")
@@ -118,6 +120,7 @@ def flaky(self: Any, *, tenant_id: str, run_id: str, fail_times: int) -> str:
 
 
 @app.task(
+    shared=False,
     base=ReliableTask,
     bind=True,
     name="auto",
@@ -134,7 +137,7 @@ def auto(self: Any, *, tenant_id: str, run_id: str, fail_times: int) -> str:
     return "done"
 
 
-@app.task(base=ReliableTask, bind=True, name="fails")
+@app.task(shared=False, base=ReliableTask, bind=True, name="fails")
 def fails(self: Any, *, tenant_id: str, run_id: str) -> str:
     audit("attempt", generation=self.generation, attempt=self.attempt)
     self.step("first", audit, "first")
@@ -143,7 +146,7 @@ def fails(self: Any, *, tenant_id: str, run_id: str) -> str:
     return "repaired"
 
 
-@app.task(base=ReliableTask, bind=True, name="slow", time_limit=1.5)
+@app.task(shared=False, base=ReliableTask, bind=True, name="slow", time_limit=1.5)
 def slow(self: Any, *, tenant_id: str, run_id: str) -> str:
     audit("attempt", attempt=self.attempt)
     if not (FOLDER / "repaired").exists():
@@ -151,13 +154,19 @@ def slow(self: Any, *, tenant_id: str, run_id: str) -> str:
     return "repaired"
 
 
-@app.task(base=ReliableTask, bind=True, name="poison", reliable=Reliable(max_crashes=2, lock_ttl=1))
+@app.task(
+    shared=False,
+    base=ReliableTask,
+    bind=True,
+    name="poison",
+    reliable=Reliable(max_crashes=2, lock_ttl=1),
+)
 def poison(self: Any, *, tenant_id: str, run_id: str) -> None:
     audit("attempt", attempt=self.attempt)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@app.task(base=ReliableTask, bind=True, name="hold")
+@app.task(shared=False, base=ReliableTask, bind=True, name="hold")
 def hold(self: Any, *, tenant_id: str, run_id: str, label: str, seconds: float) -> str:
     audit("start", label=label, at=time.time())
     end = time.monotonic() + seconds
@@ -168,40 +177,40 @@ def hold(self: Any, *, tenant_id: str, run_id: str, label: str, seconds: float) 
     return label
 
 
-@app.task(base=ReliableTask, name="add")
+@app.task(shared=False, base=ReliableTask, name="add")
 def add(x: int, y: int, *, tenant_id: str, run_id: str | None = None) -> int:
     return x + y
 
 
-@app.task(name="plain_add")
+@app.task(shared=False, name="plain_add")
 def plain_add(x: int, y: int) -> int:
     audit("plain_add", x=x, y=y)
     return x + y
 
 
-@app.task(name="plain_sum")
+@app.task(shared=False, name="plain_sum")
 def plain_sum(numbers: list[int]) -> int:
     audit("plain_sum", numbers=numbers)
     return sum(numbers)
 
 
-@app.task(name="plain_fail")
+@app.task(shared=False, name="plain_fail")
 def plain_fail() -> None:
     raise RuntimeError("plain failure")
 
 
-@app.task(name="on_error")
+@app.task(shared=False, name="on_error")
 def on_error(request: Any, exc: Any, traceback: Any) -> None:
     audit("on_error", error=str(exc))
 
 
-@app.task(name="record")
+@app.task(shared=False, name="record")
 def record(label: Any) -> Any:
     audit("record", label=label, at=time.time())
     return label
 
 
-@app.task(bind=True, name="plain_retry", max_retries=3)
+@app.task(shared=False, bind=True, name="plain_retry", max_retries=3)
 def plain_retry(self: Any, fail_times: int) -> int:
     if self.request.retries < fail_times:
         raise self.retry(countdown=0.2)

@@ -88,6 +88,11 @@ def test_a_key_given_with_the_call_goes_first() -> None:
     assert len({call("acme", "k").job, given.job, call("acme").job}) == 3
 
 
+def test_parts_of_an_id_are_kept_apart() -> None:
+    assert digest("job", "ab", "c") != digest("job", "a", "bc")
+    assert digest("job", "a", "") != digest("job", "a")
+
+
 texts = st.text(min_size=1, max_size=30)
 
 
