@@ -1,0 +1,198 @@
+"""The Pub/Sub and Firestore emulators, found or started.
+
+Each is taken from the first that there is: the one that the environment names
+(``PUBSUB_EMULATOR_HOST``, ``FIRESTORE_EMULATOR_HOST``), the Google Cloud SDK's, started here on a
+free port of loopback, or Docker's image. The SDK's programs are run directly rather than through
+``gcloud``, which would leave the Java process behind when it is stopped. Nothing of them persists.
+
+::
+
+    with start_pubsub() as emulator:
+        os.environ["PUBSUB_EMULATOR_HOST"] = emulator.endpoint
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from gwi_celery.errors import GwiError
+
+#: Environment variables that name a running emulator, and switch Google's clients to it.
+PUBSUB_HOST = "PUBSUB_EMULATOR_HOST"
+FIRESTORE_HOST = "FIRESTORE_EMULATOR_HOST"
+
+#: Google's image with both emulators, where there is Docker but no SDK.
+DOCKER_IMAGE = "gcr.io/google.com/cloudsdktool/google-cloud-cli:emulators"
+
+#: Seconds an emulator may take to listen; a loaded machine needs many times the usual two.
+_START_TIMEOUT = 60.0
+#: Seconds between SIGTERM and SIGKILL.
+_STOP_TIMEOUT = 5.0
+
+
+class EmulatorMissing(GwiError):
+    """There is neither a running emulator, nor the SDK with Java, nor Docker."""
+
+
+class Emulator:
+    """One emulator. ``endpoint`` is ``host:port``; it stays the same across :meth:`restart`."""
+
+    def __init__(self, kind: str, endpoint: str, command: list[str] | None) -> None:
+        self.kind = kind
+        self.endpoint = endpoint
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Whether this object started it, and so may stop it."""
+        return self._command is not None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it listens. Raises EmulatorMissing with its output if not."""
+        if self._command is None or self._process is not None:
+            return
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 closed in kill()
+        self._process = subprocess.Popen(  # noqa: S603 a command of our own making
+            self._command,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        host, _, port = self.endpoint.rpartition(":")
+        deadline = time.monotonic() + _START_TIMEOUT
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+                return
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = self.log()[-2000:]
+                self.kill()
+                raise EmulatorMissing(f"the {self.kind} emulator did not start:\n{said}")
+            time.sleep(0.05)
+
+    def log(self) -> str:
+        """What it has printed so far."""
+        if self._log is None:
+            return ""
+        # os.pread: the file's position is the emulator's to write at.
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode("utf-8", "replace")
+
+    def stop(self) -> None:
+        """Stop it as an operator would. Safe to call twice."""
+        self._signal(signal.SIGTERM)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL: connections break in the middle of anything."""
+        self._signal(signal.SIGKILL)
+        self._process = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def restart(self, *, down_for: float = 0.0) -> None:
+        """Kill it, leave it down for some seconds, and start it, empty, at the same endpoint."""
+        self.kill()
+        time.sleep(down_for)
+        self.start()
+
+    def _signal(self, number: int) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_STOP_TIMEOUT)
+
+
+@contextmanager
+def start_pubsub(*, fresh: bool = False) -> Iterator[Emulator]:
+    """A running Pub/Sub emulator. ``fresh``: one of our own even if the environment names one."""
+    with _run(_find("pubsub", PUBSUB_HOST, fresh)) as emulator:
+        yield emulator
+
+
+@contextmanager
+def start_firestore(*, fresh: bool = False) -> Iterator[Emulator]:
+    """A running Firestore emulator. ``fresh``: as for :func:`start_pubsub`."""
+    with _run(_find("firestore", FIRESTORE_HOST, fresh)) as emulator:
+        yield emulator
+
+
+@contextmanager
+def _run(emulator: Emulator) -> Iterator[Emulator]:
+    emulator.start()
+    try:
+        yield emulator
+    finally:
+        emulator.stop()
+
+
+def _find(kind: str, variable: str, fresh: bool) -> Emulator:
+    named = os.environ.get(variable)
+    if named and not fresh:
+        return Emulator(kind, named, None)
+    port = free_port()
+    command = _sdk_command(kind, port) or _docker_command(kind, port)
+    if command is None:
+        raise EmulatorMissing(
+            f"no {kind} emulator: name a running one in {variable} (host:port), or install the "
+            f"Google Cloud SDK with its {kind} emulator and Java, or Docker"
+        )
+    return Emulator(kind, f"127.0.0.1:{port}", command)
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def _sdk_command(kind: str, port: int) -> list[str] | None:
+    gcloud, java = shutil.which("gcloud"), shutil.which("java")
+    if gcloud is None or java is None:
+        return None
+    platform = Path(gcloud).resolve().parent.parent / "platform"
+    address = ["--host=127.0.0.1", f"--port={port}"]
+    if kind == "pubsub":
+        jars = sorted(
+            (platform / "pubsub-emulator" / "lib").glob("cloud-pubsub-emulator-*-all.jar")
+        )
+        return [java, "-jar", str(jars[-1]), *address] if jars else None
+    jar = platform / "cloud-firestore-emulator" / "cloud-firestore-emulator.jar"
+    program = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
+    # It has error messages in English only, and stops where the locale is another.
+    options = ["-Duser.language=en", "-cp", str(jar), program]
+    return [java, *options, *address] if jar.exists() else None
+
+
+def _docker_command(kind: str, port: int) -> list[str] | None:
+    docker = shutil.which("docker")
+    if docker is None:
+        return None
+    engine = subprocess.run([docker, "info"], check=False, capture_output=True)  # noqa: S603
+    if engine.returncode:
+        return None  # the client alone starts nothing
+    inner = ["gcloud", "beta", "emulators", kind, "start", f"--host-port=0.0.0.0:{port}"]
+    publish = f"127.0.0.1:{port}:{port}"
+    return [docker, "run", "--rm", "--init", "--publish", publish, DOCKER_IMAGE, *inner]
