@@ -191,6 +191,11 @@ def nearest(name: str, known: Any) -> str:
     return f"{hint}Known: {', '.join(names)}"
 
 
+def firestore_emulator(environ: Mapping[str, str] | None = None) -> str:
+    """``host:port`` of the Firestore emulator that the environment names; "" for Google's own."""
+    return (os.environ if environ is None else environ).get("FIRESTORE_EMULATOR_HOST", "")
+
+
 # --- embedded:// URLs -----------------------------------------------------------------------------
 
 
