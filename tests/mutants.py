@@ -82,7 +82,7 @@ MUTANTS = [
     Mutant(
         "another payload runs",
         STORE,
-        'if job is not None and job["fingerprint"] not in (_ANY_PAYLOAD, request.fingerprint):',
+        'if job is not None and job["fingerprint"] not in (ANY_PAYLOAD, request.fingerprint):',
         "if job is not None and False:",
     ),
     Mutant(
@@ -93,7 +93,7 @@ MUTANTS = [
     ),
     Mutant(
         "a step may be overwritten",
-        STORE,
+        "gwi_celery/stores/rules.py",
         "if kind is CheckpointKind.STEP:\n        raise StepNameReused(",
         "if False:\n        raise StepNameReused(",
     ),

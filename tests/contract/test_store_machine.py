@@ -32,7 +32,8 @@ from gwi_celery.stores.base import (
     Outcome,
     Replay,
 )
-from gwi_celery.stores.sqlite import CANCELLED_TTL, SqliteStore
+from gwi_celery.stores.rules import CANCELLED_TTL
+from gwi_celery.stores.sqlite import SqliteStore
 from tests.clocks import FakeClock
 
 TTL = 30.0
