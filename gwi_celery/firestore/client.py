@@ -148,13 +148,25 @@ class Client:
         pause = _PAUSE
         for attempt in range(_TRIES):
             try:
-                return get_written(self._call("Commit", request))
+                written = get_written(self._call("Commit", request))
+                self._connection.saw(written.commit_time)
+                return written
             except ServerError as exc:
                 if exc.code is _Code.ABORTED and attempt < _TRIES - 1:
                     pause = _wait(pause)
                     continue
                 raise self._commit_error(exc) from exc
         raise AssertionError  # the last try returned or raised
+
+    def commit_surely(self, writes: Sequence[Write], *, tries: int) -> Written:
+        """As :meth:`commit`, sent again without an answer: for writes whose repetition is harmless."""
+        while True:
+            try:
+                return self.commit(writes)
+            except Unsettled:
+                tries -= 1
+                if tries <= 0:
+                    raise
 
     def read(self, names: Sequence[str], mask: Sequence[str] | None = None) -> Read:
         """Documents by name, all as of one moment. ``mask``: the paths to read.
@@ -175,6 +187,13 @@ class Client:
         set_query(request.structured_query, query, self._root)
         return self._found(self._read("RunQuery", request), "document")
 
+    def about_now(self) -> int:
+        """The server's time, about: from its last answer, or this machine's clock before any.
+
+        For hints only, such as when a document may be collected; never to decide an expiry.
+        """
+        return self._connection.about_now()
+
     def close(self) -> None:
         """Close this process's connection. Safe to call twice; the next call opens another."""
         self._connection.close()
@@ -189,6 +208,7 @@ class Client:
             if response.HasField(field):
                 document = get_document(getattr(response, field), self._root)
                 documents[document.name] = document
+        self._connection.saw(read_time)
         return Read(documents, read_time)
 
     def _read(self, method: str, request: Any) -> Any:
@@ -277,6 +297,17 @@ class _Connection:
         self._pid: int | None = None
         self._channel: Any = None
         self._stubs: dict[str, tuple[Any, bool]] = {}
+        #: The server's time less the monotonic clock's, microseconds.
+        self._server_ahead: int | None = None
+
+    def saw(self, server_time: int) -> None:
+        if server_time:
+            self._server_ahead = server_time - round(time.monotonic() * 1_000_000)
+
+    def about_now(self) -> int:
+        if self._server_ahead is None:
+            return round(time.time() * 1_000_000)
+        return self._server_ahead + round(time.monotonic() * 1_000_000)
 
     def stub(self, method: str) -> tuple[Any, bool]:
         """The callable of an RPC, and whether it streams."""
