@@ -39,8 +39,14 @@ class Settings:
         "GWI_FOLDER", "where the embedded broker and store keep their files", ".gwi"
     )
     broker_url: str = _setting("GWI_BROKER_URL", "broker; empty: embedded in the folder", "")
-    store_backend: str = _setting("GWI_STORE_BACKEND", "memory, sqlite or firestore", "")
-    store_url: str = _setting("GWI_STORE_URL", "store; empty: by store_backend and folder", "")
+    store_backend: str = _setting(
+        "GWI_STORE_BACKEND",
+        "memory, sqlite or firestore; empty: firestore if there is a project",
+        "",
+    )
+    store_url: str = _setting(
+        "GWI_STORE_URL", "store; empty: by store_backend, project and folder", ""
+    )
     lease_seconds: float = _setting(
         "GWI_LEASE_SECONDS",
         "seconds a delivered message is leased for (extended while its task runs); "
@@ -111,10 +117,12 @@ class Settings:
         if self.store_backend == "memory":
             return "embedded://:memory:"
         if self.store_backend == "firestore" or (self.project and not self.store_backend):
-            raise ConfigurationError(
-                "this release has no Firestore store yet: set GWI_STORE_BACKEND=sqlite, or "
-                "GWI_STORE_URL (embedded:// keeps everything in a folder)"
-            )
+            if not self.project:
+                raise ConfigurationError(
+                    "store_backend is 'firestore', and no project is named: set GCP_PROJECT_ID, or "
+                    "GWI_STORE_URL=firestore://project"
+                )
+            return f"firestore://{self.project}"
         return f"embedded://{quote_folder(self.folder)}"
 
 
