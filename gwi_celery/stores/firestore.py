@@ -250,29 +250,25 @@ class FirestoreStore(Store):
 
     def force_release(self, lock: LockRef, *, owner_nonce: str | None = None) -> bool:
         client, name = self.client_of(lock.tenant), self._places.lock(lock)
-        freed: Lock | None = None
-        freed_live = False
-        tries = Tries("free a lock")
-        for _ in tries:
+        #: (token, whether it was live) of the lock that a commit without an answer may have freed.
+        sent: tuple[int | None, bool] | None = None
+        for _ in Tries("free a lock"):
             read = client.read([name])
             document = read.documents.get(name)
-            if document is None:
-                # Gone by a commit of ours that had no answer, if there was one.
-                return freed_live
-            stored = lock_of(document)
-            if freed is not None and stored.fence != freed.fence:
-                return freed_live  # freed, and taken again since
-            if owner_nonce not in (None, stored.nonce):
+            stored = None if document is None else lock_of(document)
+            if sent is not None and (stored is None or stored.fence != sent[0]):
+                return sent[1]
+            if stored is None or owner_nonce not in (None, stored.nonce):
                 return False
-            freed_live = not stored.expired(read.read_time)
+            live = not stored.expired(read.read_time)
             try:
                 client.commit([documents.delete(name, stored.version)])
             except Conflict:
-                freed_live = False
+                continue
             except Unsettled:
-                freed = stored
-            else:
-                return freed_live
+                sent = stored.fence, live
+                continue
+            return live
         raise AssertionError
 
     def cancel(self, job: JobRef, reason: str) -> bool:

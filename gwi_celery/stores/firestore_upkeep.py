@@ -32,6 +32,10 @@ from gwi_celery.stores.firestore_documents import (
 _BATCH: Final = 200
 
 
+#: Times that such a commit is sent while there is no answer.
+_TRIES: Final = 5
+
+
 class Upkeep:
     """Of one database."""
 
@@ -80,7 +84,7 @@ class Upkeep:
         for collection in (STEPS, CHUNKS):
             found = self._client.query(Query(era_name, collection, mask=[]))
             for names in batches(found.documents, _BATCH):
-                self._client.commit_surely([documents.delete(name) for name in names], tries=2)
+                self._client.commit_surely([documents.delete(name) for name in names], tries=_TRIES)
 
     def _candidates(
         self, collection: str, kept: int, limit: int
