@@ -47,11 +47,13 @@ class Wire:
         self.requests: list[Any] = []
         #: What happens to the calls that follow, one after the other; None: nothing.
         self.faults: Iterator[str | None] = iter(())
+        #: Keep late requests until :meth:`arrive`; else they arrive among the calls that follow.
+        self.keeps_late = False
         self._late: list[Callable[[], object]] = []
         #: (real time of the server, added from then on), microseconds, in their order.
         self._steps: list[tuple[int, int]] = []
         self._plain = Client(self.url)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def store(self) -> FirestoreStore:
         return FirestoreStore(self.url, intercept=self)
@@ -142,10 +144,15 @@ class Wire:
                 self._shift(message, self._shown)
         return answer
 
+    def arrive(self) -> None:
+        """The requests that are late arrive now; calling it again is one more copy of each."""
+        for late in self._late:
+            late()
+
     def _take_late(self) -> list[Callable[[], object]]:
         """Requests that arrive now: each is overtaken by one call, at times by two."""
         with self._lock:
-            if not self._late or len(self.calls) % 2:
+            if self.keeps_late or not self._late or len(self.calls) % 2:
                 return []
             late, self._late = self._late, []
         return late
