@@ -257,10 +257,11 @@ def set_query(target: Any, query: Query, root: str) -> None:
         by = target.order_by.add()
         by.field.field_path = path
         by.direction = _Direction.ASCENDING if direction == "asc" else _Direction.DESCENDING
-    if query.order:
+    if query.order or query.after is not None:
+        last = query.order[-1][1] if query.order else "asc"
         by = target.order_by.add()
         by.field.field_path = "__name__"
-        by.direction = target.order_by[-2].direction
+        by.direction = _Direction.ASCENDING if last == "asc" else _Direction.DESCENDING
     if query.after is not None:
         *values, name = query.after
         for value in values:

@@ -6,8 +6,8 @@ idea of the server's time, only finds candidates; and every deletion names the v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Unsettled
@@ -18,7 +18,6 @@ from gwi_celery.stores.firestore_documents import (
     CHUNKS,
     JOB_KEPT,
     JOBS,
-    LOCK_KEPT,
     LOCKS,
     STEPS,
     Job,
@@ -46,7 +45,11 @@ class Upkeep:
     def jobs(self, limit: int) -> int:
         """Delete up to ``limit`` expired records with their checkpoints; how many."""
         deleted = 0
-        for page, now in self._candidates(JOBS, JOB_KEPT, limit):
+        if limit <= 0:
+            return 0
+        now = self._client.read([self._places.base]).read_time
+        perhaps = Filter("gc_at", "<=", Micros(now + JOB_KEPT))
+        for page, now in self._pages(JOBS, [perhaps], [("gc_at", "asc")]):
             for document in page:
                 job = job_of(document)
                 # What has expired never comes back: a claim of it begins another era.
@@ -60,10 +63,14 @@ class Upkeep:
     def locks(self, limit: int) -> int:
         """Delete up to ``limit`` expired locks under which nobody can write any more; how many.
 
-        One whose job still runs under it is left: its holder may yet renew it.
+        One whose job still runs under it is left: its holder may yet renew it. This looks at every
+        lock, of which there are as many as jobs that run, or died: an index by time would have to be
+        written at every claim and renewal of all tenants, in one place.
         """
         deleted = 0
-        for page, now in self._candidates(LOCKS, LOCK_KEPT, limit):
+        if limit <= 0:
+            return 0
+        for page, now in self._pages(LOCKS):
             expired = [(d, lock) for d in page if (lock := lock_of(d)).expired(now)]
             running = self._held_jobs([lock for _, lock in expired])
             for document, lock in expired:
@@ -86,23 +93,23 @@ class Upkeep:
             for names in batches(found.documents, _BATCH):
                 self._client.commit_surely([documents.delete(name) for name in names], tries=_TRIES)
 
-    def _candidates(
-        self, collection: str, kept: int, limit: int
+    def _pages(
+        self,
+        collection: str,
+        filters: Sequence[Filter] = (),
+        order: Sequence[tuple[str, str]] = (),
     ) -> Iterator[tuple[list[Document], int]]:
-        """Pages of documents that may have expired, oldest first, with the time of their reading."""
-        if limit <= 0:
-            return
+        """All documents of a collection id, with the server's time of their reading."""
         ours = f"{self._places.base}/"
-        now = self._client.read([self._places.base]).read_time
-        after: tuple[Micros, str] | None = None
+        after: list[Any] | None = None
         while True:
             read = self._client.query(
                 Query(
                     "",  # lists across collections are for the root only
                     collection,
                     descendants=True,
-                    filters=[Filter("gc_at", "<=", Micros(now + kept))],
-                    order=[("gc_at", "asc")],
+                    filters=filters,
+                    order=order,
                     after=after,
                     limit=_BATCH,
                 )
@@ -111,7 +118,7 @@ class Upkeep:
             yield [d for d in page if d.name.startswith(ours)], read.read_time
             if len(page) < _BATCH:
                 return
-            after = page[-1].fields["gc_at"], page[-1].name
+            after = [*(page[-1].fields[path] for path, _ in order), page[-1].name]
 
     def _held_jobs(self, locks: list[Lock]) -> set[tuple[str, int]]:
         """(job id, token) of those jobs that run under the lock that names them."""
