@@ -44,8 +44,7 @@ def commands(project: str, database: str = "(default)") -> list[str]:
         group = ["--collection-group", field["collectionGroup"]]
         command = ["gcloud", "firestore", "indexes", "fields", "update", field["fieldPath"]]
         for index in field["indexes"]:
-            scope = index["queryScope"].lower().replace("_", "-")
-            command += ["--index", f"query-scope={scope},order={index['order'].lower()}"]
+            command += ["--index", f"order={index['order'].lower()}"]
         if not field["indexes"]:
             command += ["--disable-indexes"]
         made.append([*command, *group, *where])

@@ -27,6 +27,9 @@ from gwi_celery.stores.firestore_documents import (
     lock_of,
 )
 
+#: Unfinished jobs are kept.
+_TERMINAL: Final = [status for status in JobStatus if status.terminal]
+
 #: Documents in one query, and in one commit of deletions.
 _BATCH: Final = 200
 
@@ -49,15 +52,17 @@ class Upkeep:
             return 0
         now = self._client.read([self._places.base]).read_time
         perhaps = Filter("gc_at", "<=", Micros(now + JOB_KEPT))
-        for page, now in self._pages(JOBS, [perhaps], [("gc_at", "asc")]):
-            for document in page:
-                job = job_of(document)
-                # What has expired never comes back: a claim of it begins another era.
-                if deleted < limit and job.expired(now):
-                    self.sweep(document.name, job)
-                    deleted += self._delete(document)
-            if deleted >= limit:
-                break
+        for status in _TERMINAL:
+            of_status = [Filter("status", "==", status.value), perhaps]
+            for page, now in self._pages(JOBS, of_status, [("gc_at", "asc")]):
+                for document in page:
+                    job = job_of(document)
+                    # What has expired never comes back: a claim of it begins another era.
+                    if deleted < limit and job.expired(now):
+                        self.sweep(document.name, job)
+                        deleted += self._delete(document)
+                if deleted >= limit:
+                    return deleted
         return deleted
 
     def locks(self, limit: int) -> int:

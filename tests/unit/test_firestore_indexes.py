@@ -136,6 +136,8 @@ def test_the_file_is_what_the_firebase_cli_takes() -> None:
 
 def test_the_same_for_gcloud() -> None:
     commands = indexes.commands("proj", "db-1")
+    scopes = [i["queryScope"] for f in indexes.load()["fieldOverrides"] for i in f["indexes"]]
+    assert set(scopes) == {"COLLECTION"}, "gcloud makes no other index of a single field"
     assert (
         "gcloud firestore indexes composite create --collection-group gwi_jobs "
         "--query-scope collection --field-config field-path=status,order=ascending "
@@ -150,7 +152,6 @@ def test_the_same_for_gcloud() -> None:
         "gwi_steps --project proj --database db-1 --quiet"
     ) in commands
     assert (
-        "gcloud firestore indexes fields update gc_at --index "
-        "query-scope=collection-group,order=ascending --collection-group gwi_jobs --project proj "
-        "--database db-1 --quiet"
+        "gcloud firestore indexes fields update updated --index order=descending "
+        "--collection-group gwi_jobs --project proj --database db-1 --quiet"
     ) in commands
