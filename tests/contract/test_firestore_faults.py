@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
@@ -18,6 +19,8 @@ from tests.clocks import FakeClock
 from tests.contract.test_store_machine import Protocol
 from tests.contract.test_store_stateful import StoreMachine
 from tests.firestore_wire import FAULTS, Wire
+
+pytestmark = pytest.mark.emulator
 
 #: Few enough in a row that a store which goes on trying gets through.
 FAULT_LISTS = st.lists(st.sampled_from([None, *FAULTS]), min_size=1, max_size=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from gwi_celery.errors import (
 )
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
-from gwi_celery.firestore.documents import Query, Write
+from gwi_celery.firestore.documents import Micros, Query, Write
 from gwi_celery.stores.base import (
     Cancelled,
     Claimed,
@@ -299,6 +300,20 @@ def test_a_finish_that_arrives_late_changes_nothing(wire: Wire, store: Firestore
     assert record.outcome == b"mine"
 
 
+def test_a_finish_is_known_again_in_the_records_next_life(
+    wire: Wire, store: FirestoreStore
+) -> None:
+    lease = take(store).lease
+    store.finish(lease, success())
+    wire.advance(TTL * 101)
+    take(store)
+    store.finish(lease, success())
+    store.cancel(lease.job, "no")
+    wire.advance(86_400)
+    assert store.cancel(lease.job, "no")
+    store.finish(lease, success())
+
+
 @pytest.mark.parametrize("fault", [LOST_ANSWER, LOST_REQUEST, LATE])
 def test_operators_answers_are_true_whatever_becomes_of_the_call(
     wire: Wire, store: FirestoreStore, fault: str
@@ -342,6 +357,24 @@ def test_renewals_and_saves_of_many_threads_do_not_get_in_each_others_way(
     assert errors == []
     assert len(store.load(lease)) == 20
     assert wire.calls.count(READ) == 0, "nobody was refused"
+
+
+def test_of_many_that_take_over_one_wins(wire: Wire, store: FirestoreStore) -> None:
+    take(store)
+    wire.advance(TTL + 1)
+    ready = threading.Barrier(6)
+
+    def claim(number: int) -> object:
+        ready.wait()
+        return store.claim(request(owner=f"thread {number}", redelivered=number % 2 == 0))
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(claim, range(6)))
+
+    winners = [answer for answer in answers if isinstance(answer, Claimed)]
+    assert len(winners) == 1
+    assert sum(isinstance(answer, Held) for answer in answers) == 5
+    assert (winners[0].record.attempt, winners[0].record.crashes) == (2, 1)
 
 
 def test_a_lease_of_another_handle_is_looked_at_once(wire: Wire, store: FirestoreStore) -> None:
@@ -564,6 +597,18 @@ def test_a_replay_from_the_start_leaves_nothing_either(
     claimed = take(store, replay=Replay(2, from_step))
     assert not claimed.has_checkpoints
     assert len(all_names(wire)) == 2
+
+
+def test_what_a_wrong_clock_says_is_collectable_is_kept(wire: Wire, store: FirestoreStore) -> None:
+    """``gc_at`` comes from workers: it finds what may have expired, and decides nothing."""
+    store.finish(take(store).lease, success())
+    client = Client(wire.url)
+    (name,) = client.query(Query("", "gwi_jobs", descendants=True, mask=[])).documents
+    version = client.read([name]).documents[name].update_time
+    client.commit([documents.change(name, {"gc_at": Micros(1)}, version, mask=["gc_at"])])
+    client.close()
+    assert store.cleanup() == 0
+    assert isinstance(store.claim(request()), Completed)
 
 
 def test_an_expired_lock_that_nobody_can_use_is_cleaned_up(
