@@ -309,7 +309,7 @@ def test_a_finish_is_known_again_in_the_records_next_life(
     take(store)
     store.finish(lease, success())
     store.cancel(lease.job, "no")
-    wire.advance(86_400)
+    wire.advance(TTL * 101)
     assert store.cancel(lease.job, "no")
     store.finish(lease, success())
 
