@@ -128,16 +128,16 @@ class Wire:
             self.calls.append(method)
             self.requests.append(sent)
             fault = next(self.faults, None)
-        if fault is LOST_REQUEST:
+        if fault == LOST_REQUEST:
             raise ServerError(Code.UNAVAILABLE, fault)
-        if fault is ABORTED and method == "Commit":
+        if fault == ABORTED and method == "Commit":
             raise ServerError(Code.ABORTED, fault)
-        if fault is LATE and method == "Commit":
+        if fault == LATE and method == "Commit":
             with self._lock:
                 self._late.append(lambda: _quietly(call, sent))
             raise ServerError(Code.DEADLINE_EXCEEDED, fault)
         answer = call(sent)
-        if fault is LOST_ANSWER:
+        if fault == LOST_ANSWER:
             raise ServerError(Code.UNAVAILABLE, fault)
         if self._steps:
             for message in answer if isinstance(answer, list) else [answer]:

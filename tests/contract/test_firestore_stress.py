@@ -21,7 +21,7 @@ from tests.contract.stores import success
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.emulator
+pytestmark = [pytest.mark.emulator, pytest.mark.xdist_group("firestore-stress")]
 
 Line = dict[str, Any]
 
