@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import google.auth
 import google.auth.exceptions
@@ -121,10 +122,7 @@ class Client:
         self._root = f"{self.path}/documents/"
         self._intercept = intercept
         self._connection = connection if connection is not None else _Connection(url)
-        self._metadata = [
-            ("google-cloud-resource-prefix", self.path),
-            ("x-goog-request-params", f"project_id={url.project}&database_id={self.database}"),
-        ]
+        self._metadata = [("google-cloud-resource-prefix", self.path)]
         if url.emulator:
             self._metadata.append(("authorization", "Bearer owner"))
 
@@ -196,7 +194,8 @@ class Client:
 
     def close(self) -> None:
         """Close this process's connection. Safe to call twice; the next call opens another."""
-        self._connection.close()
+        with forks.call():
+            self._connection.close()
 
     # --- how ----------------------------------------------------------------------------------
 
@@ -232,8 +231,11 @@ class Client:
     def _send(self, method: str, request: Any) -> Any:
         with forks.call():
             stub, streams = self._connection.stub(method)
+            # By this the request finds its database's region, as the generated library has it.
+            place = {"parent": request.parent} if method == "RunQuery" else {"database": self.path}
+            metadata = [*self._metadata, ("x-goog-request-params", urlencode(place))]
             try:
-                answer = stub(request, timeout=self._url.timeout, metadata=self._metadata)
+                answer = stub(request, timeout=self._url.timeout, metadata=metadata)
                 return list(answer) if streams else answer
             except grpc.RpcError as exc:
                 raise ServerError(exc.code(), exc.details() or "") from exc

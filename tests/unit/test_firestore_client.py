@@ -68,6 +68,11 @@ def test_a_database_for_each_tenant() -> None:
 # --- answers --------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gwi_celery.firestore.client._PAUSE", 0.0)
+
+
 def failing(*codes: Any) -> tuple[Client, list[str]]:
     """A client whose server answers with these codes, one call after the other."""
     calls: list[str] = []
@@ -113,6 +118,12 @@ def test_what_each_answer_becomes(code: Any, commit: Any, read: Any, match: str)
     assert type(of_commit.value) is commit
     with pytest.raises(read, match=match):
         client.read(["a/b"])
+
+
+def test_credentials_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "no such file")
+    with pytest.raises(StoreUnusable, match=r"no such file.*application-default login"):
+        Client(parse("firestore://proj", {})).read(["a/b"])
 
 
 def test_every_code_that_grpc_has_is_mapped() -> None:
