@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for name in backends
         ]
         metafunc.parametrize("broker_factory", marked, indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "firestore" in _parameters(item):
+            item.add_marker("emulator")
+
+
+def _parameters(item: Any) -> list[Any]:
+    return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+
+
+@pytest.fixture(autouse=True)
+def _emulator(request: pytest.FixtureRequest) -> None:
+    """Starts what the backend under test needs."""
+    if "firestore" in _parameters(request.node):
+        request.getfixturevalue("firestore_emulator")
 
 
 @pytest.fixture
