@@ -50,7 +50,15 @@ from gwi_celery.stores.base import (
     Replay,
     Store,
 )
-from gwi_celery.transport.envelope import RUN_HEADER, TENANT_HEADER
+from gwi_celery.transport.headers import (
+    DEADLINE_HEADER,
+    HOLDS_HEADER,
+    KEY_HEADER,
+    MAX_RETRIES_HEADER,
+    REPLAY_HEADER,
+    RUN_HEADER,
+    TENANT_HEADER,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -125,11 +133,11 @@ class ReliableTask(Task):
         task_id = task_id or str(uuid4())
         headers = dict(options.pop("headers", None) or {})
         if idempotency_key is not None:
-            headers[call.KEY_HEADER] = idempotency_key
+            headers[KEY_HEADER] = idempotency_key
         if deadline is None:
             deadline = self.reliable.deadline
         if deadline is not None:
-            headers.setdefault(call.DEADLINE_HEADER, time.time() + deadline)
+            headers.setdefault(DEADLINE_HEADER, time.time() + deadline)
         understood = self.understand(args or (), kwargs or {}, headers, task_id)
         headers[TENANT_HEADER] = understood.tenant
         if understood.run is not None:
@@ -170,7 +178,7 @@ class ReliableTask(Task):
         """
         headers = dict(options.pop("headers", None) or {})
         if options.get("idempotency_key") is not None:
-            headers[call.KEY_HEADER] = options["idempotency_key"]
+            headers[KEY_HEADER] = options["idempotency_key"]
         understood = self.understand(args or (), kwargs or {}, headers, "replay")
         record = self._store.get_job(understood.job)
         if from_step is not None:
@@ -180,7 +188,7 @@ class ReliableTask(Task):
                     f"can't replay {self.name} from {from_step!r}: its recorded steps are "
                     + (", ".join(map(repr, names)) or "none")
                 )
-        headers[call.REPLAY_HEADER] = {
+        headers[REPLAY_HEADER] = {
             "generation": record.generation + 1 if record is not None else 1,
             "from_step": from_step,
         }
@@ -191,11 +199,17 @@ class ReliableTask(Task):
         exc = kwargs.get("exc")
         if isinstance(exc, PERMANENT):
             raise exc
+        limit = (self.request.headers or {}).get(MAX_RETRIES_HEADER)
+        if isinstance(limit, int):
+            kwargs["max_retries"] = limit
         try:
             return super().retry(*args, **kwargs)
         except Reject as reject:
             # The copy could not be published. Celery would drop the message: keep it instead.
             raise Reject(reject.reason, requeue=True) from reject
+        finally:
+            # Celery keeps the limit on the task, where autoretry of other jobs would find it.
+            self.__dict__.pop("override_max_retries", None)
 
     # --- inside a job -------------------------------------------------------------------------
 
@@ -289,6 +303,7 @@ class ReliableTask(Task):
         match answer:
             case Claimed():
                 run = Run(store, answer, self._limits(headers), asked_at=asked_at)
+                kwargs = call.filled(self.run, self.reliable, args, kwargs, headers)
                 return self._attempt(run, args, kwargs)
             case Completed():
                 return self._answer(answer.record)
@@ -388,13 +403,13 @@ class ReliableTask(Task):
         if self.request.is_eager:
             raise exc
         headers = dict(self.request.headers or {})
-        holds = int(headers.get(call.HOLDS_HEADER) or 0)
+        holds = int(headers.get(HOLDS_HEADER) or 0)
         settings = self._settings
         delay = min(settings.contention_delay * 2 ** min(holds, 16), settings.max_contention_delay)
         if at_most is not None:
             delay = min(delay, max(at_most, settings.contention_delay))
         delay *= random.uniform(0.8, 1.2)  # noqa: S311 jitter, not a secret
-        headers[call.HOLDS_HEADER] = holds + 1
+        headers[HOLDS_HEADER] = holds + 1
         logger.info("%s[%s] waits %.1f s: %s", self.name, self.request.id, delay, why)
         self._publish_copy(delay, headers)
         raise Ignore(why)
@@ -454,7 +469,7 @@ class ReliableTask(Task):
         self, understood: Call, headers: Mapping[str, Any], task_id: str, pid: int
     ) -> ClaimRequest:
         """What to ask the store for, for the attempt of process ``pid``."""
-        replay = headers.get(call.REPLAY_HEADER)
+        replay = headers.get(REPLAY_HEADER)
         return ClaimRequest(
             job=understood.job,
             lock=understood.lock,
@@ -470,7 +485,7 @@ class ReliableTask(Task):
 
     def _limits(self, headers: Mapping[str, Any]) -> Limits:
         settings, options = self._settings, self.reliable
-        deadline = headers.get(call.DEADLINE_HEADER)
+        deadline = headers.get(DEADLINE_HEADER)
         return Limits(
             max_checkpoint_bytes=_first(
                 options.max_checkpoint_bytes, settings.max_checkpoint_bytes
