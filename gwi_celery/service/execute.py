@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds after which a pool child that vanished counts as lost, with its job.
 _LOST_AFTER = 1.0
+#: What Celery's strategy raises at a message that is not as it should be.
+_ODD = (LookupError, TypeError, ValueError, AttributeError)
 #: An ETA nearer than this is now, seconds.
 _ETA_IS_NOW = 0.05
 
@@ -126,34 +128,35 @@ class Executor:
         return submission.future
 
     def _run(self, delivery: Delivery, hand_back_at: float, submission: _Submission) -> None:
-        assert self._consumer is not None
-        channel = _PushChannel(self, delivery, submission)
         try:
+            channel = _PushChannel(self, delivery, submission)
             message = Message(envelope.decode(delivery), channel=channel)
+            message.properties[PUSH_UNTIL] = hand_back_at
+            channel.message = message
+            self._hand_over(delivery, message, submission)
         except MalformedMessage as exc:
-            logger.error(
-                "pushed message %s is not a Celery message: %s; it is kept in the dead letter",
-                delivery.message_id,
-                exc,
-            )
-            submission.settle(self.dead_letter(delivery, f"not a Celery message: {exc}"))
+            reason = f"not a Celery message: {exc}"
+            logger.error("pushed message %s is %s", delivery.message_id, reason)
+            submission.settle(self.dead_letter(delivery, reason))
+        except Exception:
+            logger.exception("pushed message %s could not be handed over", delivery.message_id)
+        finally:
+            submission.handed_over()
+
+    def _hand_over(self, delivery: Delivery, message: Message, submission: _Submission) -> None:
+        assert self._consumer is not None
+        wait = self._consumer.wait(message)
+        if wait:
+            submission.settle(self._park(delivery, message, wait))
             return
-        message.properties[PUSH_UNTIL] = hand_back_at
-        channel.message = message
         try:
-            wait = self._consumer.wait(message)
-            if wait:
-                submission.settle(self._park(delivery, message, wait))
-            else:
-                self._consumer.receive(message, submission)
-        except Exception as exc:
-            # Celery's strategy takes well-formed messages for granted.
-            logger.exception("pushed message %s can't be a task", delivery.message_id)
+            self._consumer.receive(message, submission)
+        except _ODD as exc:
+            # Celery's strategy takes what is in a message for granted.
+            logger.warning("pushed message %s can't be a task: %r", delivery.message_id, exc)
             if not message.acknowledged:
                 message.death_reason = f"not a Celery task: {type(exc).__name__}: {exc}"
                 message.reject(requeue=False)
-        finally:
-            submission.handed_over()
 
     def dead_letter(self, delivery: Delivery, reason: str) -> Settlement:
         """Keep a message in its queue's dead letter; NACKED if that can't be done now."""
@@ -340,6 +343,7 @@ class _PushConsumer(Consumer):
         self.qos = SimpleNamespace(
             increment_eventually=lambda *_: None, decrement_eventually=lambda *_: None
         )
+        self._maximum_prefetch_restored = True
         self.disable_rate_limits = True  # wait() sees to them, before a place in the pool is taken
         self.task_buckets: Any = defaultdict(lambda: None)
         self.reset_rate_limits()

@@ -51,7 +51,7 @@ class Shutdown:
             raise_flag()
             loop.call_soon_threadsafe(self._begin, number, servers[number])
 
-        for number in _SIGNALS:
+        for number in servers:
             signal.signal(number, handle)
         try:
             yield
