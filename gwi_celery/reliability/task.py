@@ -144,6 +144,8 @@ class ReliableTask(Task):
         headers[TENANT_HEADER] = understood.tenant
         if understood.run is not None:
             headers[RUN_HEADER] = understood.run
+        # A copy or retry of a call by headers alone too: Celery checks the arguments here.
+        kwargs = call.filled(self.run, self.reliable, args or (), kwargs or {}, headers)
         try:
             return super().apply_async(
                 args,

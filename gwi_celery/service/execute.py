@@ -27,6 +27,7 @@ from celery.exceptions import TaskRevokedError
 from celery.utils.nodenames import default_nodename
 from celery.worker import state
 from celery.worker.consumer import Consumer
+from kombu.serialization import prepare_accept_content
 
 from gwi_celery.app import broker_for
 from gwi_celery.brokers.base import (
@@ -347,6 +348,7 @@ class _PushConsumer(Consumer):
         self.disable_rate_limits = True  # wait() sees to them, before a place in the pool is taken
         self.task_buckets: Any = defaultdict(lambda: None)
         self.reset_rate_limits()
+        self._accept = prepare_accept_content(app.conf.accept_content)
         self.strategies = self.Strategies()
         self.update_strategies()
         self._handle = self.create_task_handler()
@@ -365,6 +367,11 @@ class _PushConsumer(Consumer):
         return 0.0
 
     def receive(self, message: Message, submission: _Submission) -> None:
+        # What Kombu's consumer does before it calls.
+        message.accept = self._accept
+        if message.errors:
+            message.ack()  # undecodable, so it goes to the dead letter
+            return
         self.pool.current.submission = submission
         self._handle(message)
 
