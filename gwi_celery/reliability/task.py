@@ -50,11 +50,13 @@ from gwi_celery.stores.base import (
     Replay,
     Store,
 )
+from gwi_celery.telemetry.events import emit
 from gwi_celery.transport.headers import (
     DEADLINE_HEADER,
     HOLDS_HEADER,
     KEY_HEADER,
     MAX_RETRIES_HEADER,
+    PUSH_UNTIL,
     REPLAY_HEADER,
     RUN_HEADER,
     TENANT_HEADER,
@@ -142,6 +144,8 @@ class ReliableTask(Task):
         headers[TENANT_HEADER] = understood.tenant
         if understood.run is not None:
             headers[RUN_HEADER] = understood.run
+        # A copy or retry of a call by headers alone too: Celery checks the arguments here.
+        kwargs = call.filled(self.run, self.reliable, args or (), kwargs or {}, headers)
         try:
             return super().apply_async(
                 args,
@@ -307,21 +311,30 @@ class ReliableTask(Task):
                 )
             )
         except StoreError as exc:
-            self._wait(exc, f"the store can't be used ({exc})")
+            self._store_away(exc)
         match answer:
             case Claimed():
+                emit(
+                    "claimed",
+                    tenant=understood.tenant,
+                    run=understood.run,
+                    attempt=answer.record.attempt,
+                    fence=answer.lease.fence,
+                )
                 run = Run(store, answer, self._limits(headers), asked_at=asked_at)
                 kwargs = call.filled(self.run, self.reliable, args, kwargs, headers)
                 return self._attempt(run, args, kwargs)
             case Completed():
                 return self._answer(answer.record)
             case Mismatch():
+                emit("mismatch")
                 raise IdempotencyMismatch(
                     f"{self.name}: this idempotency key was used before with another payload, so "
                     f"the job did not run. Tenant {understood.tenant!r}, run {understood.run!r}: "
                     "use another run id or key, or send the payload it had"
                 )
             case Held():
+                emit("contended")
                 self._wait(
                     JobHeld(f"{self.name}: {answer.by} holds the lock for {answer.job.task}"),
                     f"{answer.by} holds its lock",
@@ -355,6 +368,7 @@ class ReliableTask(Task):
                 self._fail(run, exc)
             raise
         except LeaseLost as exc:
+            emit("lease lost")
             run.abandon()
             logger.warning("%s[%s] lost its lease: %s", self.name, self.request.id, exc)
             raise Reject(exc, requeue=True) from None
@@ -362,6 +376,7 @@ class ReliableTask(Task):
             run.abandon()
             self._revoked("cancelled by an operator")
         except WorkerStopping as exc:
+            emit("stopping")
             run.release()
             logger.info("%s[%s] is handed back: %s", self.name, self.request.id, exc)
             self._publish_copy(0.0, self.request.headers or {})
@@ -402,6 +417,7 @@ class ReliableTask(Task):
             record.status.value,
         )
         assert record.outcome is not None
+        emit("duplicate")
         if record.status is JobStatus.SUCCEEDED:
             return blobs.load(record.outcome)
         raise load_failure(self.backend, record.outcome)
@@ -438,8 +454,17 @@ class ReliableTask(Task):
             # Nothing is lost: this very message comes again.
             raise Reject(exc, requeue=True) from exc
 
+    def _store_away(self, exc: StoreError) -> NoReturn:
+        why = f"the store can't be used ({exc})"
+        if PUSH_UNTIL in (self.request.properties or {}):
+            # Pub/Sub itself sends a refused push again, more and more slowly.
+            logger.warning("%s[%s] is refused: %s", self.name, self.request.id, why)
+            raise Reject(exc, requeue=True) from exc
+        self._wait(exc, why)
+
     def _revoked(self, reason: str) -> NoReturn:
         request = self.request
+        emit("cancelled")
         if not request.is_eager:
             self.backend.mark_as_revoked(
                 request.id, reason, request=request, store_result=not self.ignore_result
@@ -495,7 +520,7 @@ class ReliableTask(Task):
             lease_ttl=_first(self.reliable.lock_ttl, self._settings.lock_ttl),
             result_ttl=_first(self.reliable.result_ttl, self._settings.result_ttl),
             replay=Replay(replay["generation"], replay["from_step"]) if replay else None,
-            redelivered=redelivered or bool(replay) or bool(headers.get(call.HOLDS_HEADER)),
+            redelivered=redelivered or bool(replay) or bool(headers.get(HOLDS_HEADER)),
         )
 
     def _limits(self, headers: Mapping[str, Any]) -> Limits:
@@ -506,6 +531,7 @@ class ReliableTask(Task):
                 options.max_checkpoint_bytes, settings.max_checkpoint_bytes
             ),
             deadline=None if deadline is None else float(deadline),
+            hand_back_at=(self.request.properties or {}).get(PUSH_UNTIL),
             interrupt_on_shutdown=(
                 _first(options.interrupt_on_shutdown, settings.interrupt_on_shutdown)
                 and not self.request.is_eager

@@ -22,7 +22,7 @@ from kombu.utils import json
 from gwi_celery.brokers.base import REDRIVE, Delivery
 from gwi_celery.errors import MalformedMessage, NotSerializable
 from gwi_celery.transport import jobformat
-from gwi_celery.transport.headers import REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
+from gwi_celery.transport.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
 
 #: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
 MAX_ATTRIBUTE_BYTES = 1024
@@ -108,6 +108,9 @@ def decode(delivery: Delivery) -> dict[str, Any]:
         **(info if isinstance(info, dict) else {}),
         "redelivered": delivery.deliveries > 1,
     }
+    # A publisher's word on these would reach Kombu's codecs, or ReliableTask.
+    for name in ("body_encoding", PUSH_UNTIL):
+        properties.pop(name, None)
     redrive = delivery.attributes.get(REDRIVE)
     if redrive:
         headers[REDRIVE_HEADER] = redrive

@@ -16,3 +16,7 @@ HOLDS_HEADER = "gwi_holds"
 REPLAY_HEADER = "gwi_replay"
 #: Set on arrival from the broker's attribute: the message was taken back out of a dead letter.
 REDRIVE_HEADER = "gwi_redrive"
+
+#: A property, not a header, so that no copy carries it: the message came by push, and its job is to
+#: be handed back from this monotonic time (of this machine) on. Set by the push endpoint only.
+PUSH_UNTIL = "gwi_push_until"
