@@ -59,6 +59,7 @@ from gwi_celery.errors import (
     BrokerUnavailable,
     NotFound,
     PublishFailed,
+    TooLarge,
 )
 
 logger = logging.getLogger(__name__)
@@ -164,15 +165,20 @@ class PubSubBroker:
 
     def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[None]:
         """Publish all of them, many at a time. Raises PublishFailed with an error for each failed."""
-        made = [self._made(*message) for message in messages]
+        errors: dict[int, Exception] = {}
+        made: dict[int, Any] = {}
+        for n, message in enumerate(messages):
+            try:
+                made[n] = self._made(*message)
+            except TooLarge as exc:
+                errors[n] = exc
         # A missing exchange is known before anything is made or sent.
         for exchange in {exchange for exchange, _, _ in messages if exchange}:
             self.topology.route(exchange, "")
         by_topic: dict[str, list[tuple[int, Any]]] = {}
-        for n, (exchange, routing_key, _) in enumerate(messages):
-            topic = self.topology.route(exchange, routing_key)
-            by_topic.setdefault(topic, []).append((n, made[n]))
-        errors: dict[int, Exception] = {}
+        for n, message in made.items():
+            topic = self.topology.route(*messages[n][:2])
+            by_topic.setdefault(topic, []).append((n, message))
         pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
         for topic, numbered in by_topic.items():
             for chunk in _chunks(numbered):
