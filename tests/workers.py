@@ -37,9 +37,8 @@ class Worker:
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
             [
-                sys.executable,
-                *("-m", "celery", "-A", app, "worker", "--loglevel", "INFO"),
-                *("--pool", pool, "--concurrency", str(concurrency), "-n", self.name),
+                *(sys.executable, "-m", "celery", "-A", app),
+                *self.command(pool, concurrency),
                 *args,
             ],
             cwd=folder,
@@ -52,6 +51,11 @@ class Worker:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def command(self, pool: str, concurrency: int) -> list[str]:
+        """Celery's subcommand and its arguments."""
+        options = ["--pool", pool, "--concurrency", str(concurrency), "--loglevel", "INFO"]
+        return ["worker", *options, "-n", self.name]
 
     def _read(self) -> None:
         assert self.process.stdout is not None

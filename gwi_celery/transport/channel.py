@@ -14,13 +14,16 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from amqp.protocol import queue_declare_ok_t
-from kombu.exceptions import ChannelError, ContentDisallowed, DecodeError
+from kombu.exceptions import ChannelError
 from kombu.transport import virtual
 from kombu.utils.uuid import uuid
 
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
 from gwi_celery.errors import BrokerError, MalformedMessage, NotFound
+from gwi_celery.reliability.outcome import Settlement
+from gwi_celery.telemetry.events import emit
 from gwi_celery.transport import envelope
+from gwi_celery.transport.message import Message as _Message
 
 if TYPE_CHECKING:
     from gwi_celery.transport.base import Transport
@@ -33,44 +36,6 @@ _UNLIMITED_BATCH = 100
 #: Seconds before a requeued message is delivered again, doubling with each delivery up to the last:
 #: a task that is always requeued must not spin.
 _REQUEUE_FIRST, _REQUEUE_MAX = 0.0, 60.0
-
-
-class _Message(virtual.Message):
-    """A delivered message.
-
-    Celery acks a message it can't decode, which would lose it. Here such an ack is a reject: the
-    message goes to the dead letter, with the reason.
-    """
-
-    undecodable: str | None = None
-    #: Why the message is about to be rejected, for the dead letter; whoever rejects may set it.
-    death_reason: str | None = None
-
-    def _decode(self) -> Any:
-        try:
-            return super()._decode()
-        except (DecodeError, ContentDisallowed) as exc:
-            self.undecodable = f"its body can't be decoded: {exc}"
-            raise
-
-    @property
-    def reason(self) -> str:
-        """What the dead letter says of this message."""
-        if self.undecodable is not None:
-            return self.undecodable
-        if self.death_reason is not None:
-            return self.death_reason
-        if "task" not in self.headers:
-            return "not a Celery task: its headers name none"
-        return "rejected"
-
-    def ack(self, multiple: bool = False) -> None:
-        if self.errors and self.undecodable is None:
-            self.undecodable = f"its body can't be decoded: {self.errors[0][1]}"
-        if self.undecodable is not None:
-            self.reject(requeue=False)
-        else:
-            super().ack(multiple=multiple)
 
 
 @dataclass(frozen=True)
@@ -273,7 +238,7 @@ class Channel(virtual.Channel):
         **kwargs: Any,
     ) -> None:
         try:
-            self.connection.receiver.subscribe(queue)
+            self.connection.receiver.subscribe(queue, bulk=bool(no_ack))
         except NotFound as exc:
             raise _not_found("queue", queue, "Channel.basic_consume") from exc
         self._consuming[consumer_tag] = _Consumer(queue, callback, bool(no_ack))
@@ -325,6 +290,7 @@ class Channel(virtual.Channel):
                 exc,
             )
             self._broker.dead_letter(delivery, f"not a Celery message: {exc}")
+            emit(Settlement.DEAD_LETTERED.text, task_id="")
             return None
         if no_ack:
             self._broker.ack([delivery])
@@ -344,20 +310,23 @@ class Channel(virtual.Channel):
         try:
             if settled:
                 self._broker.ack(settled)
+                emit(Settlement.ACKED.text, task_id="")
         finally:
-            self.connection.wake()
+            self._room_for_more()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         held = self._settle(delivery_tag)
         if held is None:
             return
         try:
-            if requeue:
+            settlement = Settlement.of_reject(requeue)
+            if settlement is Settlement.NACKED:
                 self._broker.nack(held.delivery, requeue_delay(held.delivery.deliveries))
             else:
                 self._broker.dead_letter(held.delivery, held.message.reason)
+            emit(settlement.text, task_id="")
         finally:
-            self.connection.wake()
+            self._room_for_more()
 
     def basic_recover(self, requeue: bool = False) -> None:
         for tag in list(self.held):
@@ -367,6 +336,17 @@ class Channel(virtual.Channel):
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
         self._prefetch.prefetch_count = prefetch_count
+        self.connection.wake()
+
+    def _room_for_more(self) -> None:
+        """A place is free: have the next message fetched while the event loop is still busy."""
+        if os.getpid() != self._pid:
+            return
+        room = self._prefetch.capacity()
+        if room and not self.closed:
+            for consumer in list(self._consuming.values()):
+                if not consumer.no_ack:
+                    self.connection.receiver.want(consumer.queue, room)
         self.connection.wake()
 
     def _settle(self, delivery_tag: str) -> _Held | None:

@@ -25,7 +25,7 @@ class FirestoreNode(EmulatorNode):
         from google.auth.credentials import AnonymousCredentials
         from google.cloud.firestore import Client
 
-        return Client(project=self.project, credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+        return Client(project=self.project, credentials=AnonymousCredentials())
 
 
 class FirestoreContainer(FirestoreNode, DockerEmulator):
