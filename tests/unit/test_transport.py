@@ -12,8 +12,6 @@ from kombu import Connection
 
 from gwi_celery.transport import embedded
 
-embedded.register()
-
 
 @pytest.mark.parametrize("name", ["gwi", "with space", "per%cent", "a/b"])
 def test_failover_goes_to_the_next_url_and_keeps_its_folder(tmp_path: Path, name: str) -> None:
