@@ -10,7 +10,9 @@ import pytest
 from celery import signals
 from kombu import Connection
 
-from gwi_celery.transport import embedded
+from gwi_celery.transport import embedded, register
+
+register()
 
 
 @pytest.mark.parametrize("name", ["gwi", "with space", "per%cent", "a/b"])
