@@ -347,21 +347,18 @@ class _Line:
 
     def _broke(self, error: Exception) -> None:
         """Try again later, or tell whoever polls that it is no use."""
-        if isinstance(error, NotFound):
-            # Deleted, or an emulator that lost everything: to be declared anew.
-            self.receiver.broker.topology.forget_queue(self.intake.queue)
-            self.intake.failed(
-                BrokerUnavailable(f"queue {self.intake.queue!r} is gone: {error}; connecting again")
-            )
-            return
-        if not isinstance(error, BrokerUnavailable):
+        missing = isinstance(error, NotFound)
+        if not missing and not isinstance(error, BrokerUnavailable):
             self.intake.failed(error)
             return
         if self.retry_at is None:
             logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
         self.retry_at = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        self.receiver.ring()
+        if missing:
+            self.receiver.broker.restore(self.intake.queue, then=self.receiver.ring)
+        else:
+            self.receiver.ring()
 
 
 class _Pull(_Line):
