@@ -38,7 +38,9 @@ class Settings:
     folder: str = _setting(
         "GWI_FOLDER", "where the embedded broker and store keep their files", ".gwi"
     )
-    broker_url: str = _setting("GWI_BROKER_URL", "broker; empty: embedded in the folder", "")
+    broker_url: str = _setting(
+        "GWI_BROKER_URL", "broker; empty: Pub/Sub with a project, else embedded", ""
+    )
     store_backend: str = _setting(
         "GWI_STORE_BACKEND",
         "memory, sqlite or firestore; empty: firestore if there is a project",
@@ -104,10 +106,7 @@ class Settings:
         if self.broker_url:
             return self.broker_url
         if self.project:
-            raise ConfigurationError(
-                f"GCP_PROJECT_ID is {self.project!r}, but this release has no Pub/Sub transport "
-                "yet: unset it, or set GWI_BROKER_URL (embedded:// keeps everything in a folder)"
-            )
+            return f"pubsub://{self.project}"
         return f"embedded://{quote_folder(self.folder)}"
 
     @property

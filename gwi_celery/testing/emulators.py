@@ -14,6 +14,7 @@ free port of loopback, or Docker's image. The SDK's programs are run directly ra
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO
 
@@ -76,16 +78,26 @@ class Emulator:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        host, _, port = self.endpoint.rpartition(":")
         deadline = time.monotonic() + _START_TIMEOUT
         while True:
-            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+            if self._answers():
                 return
             if self._process.poll() is not None or time.monotonic() > deadline:
                 said = self.log()[-2000:]
                 self.kill()
                 raise EmulatorMissing(f"the {self.kind} emulator did not start:\n{said}")
             time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        # It listens before it can serve: ask for its greeting.
+        connection = http.client.HTTPConnection(self.endpoint, timeout=5)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def log(self) -> str:
         """What it has printed so far."""

@@ -193,7 +193,11 @@ class Transport(virtual.Transport):
     # --- internals ----------------------------------------------------------------------------
 
     def _deliver_ready(self) -> int:
-        return sum(channel.deliver_ready() for channel in list(self.channels) if not channel.closed)
+        channels = [channel for channel in self.channels if not channel.closed]
+        delivered: int = sum(channel.deliver_ready() for channel in channels)
+        if self._receiver is not None:
+            self._receiver.return_unpolled()
+        return delivered
 
     def _next_due(self) -> float | None:
         if self._receiver is None:

@@ -273,7 +273,7 @@ class Channel(virtual.Channel):
         **kwargs: Any,
     ) -> None:
         try:
-            self.connection.receiver.subscribe(queue)
+            self.connection.receiver.subscribe(queue, bulk=bool(no_ack))
         except NotFound as exc:
             raise _not_found("queue", queue, "Channel.basic_consume") from exc
         self._consuming[consumer_tag] = _Consumer(queue, callback, bool(no_ack))
@@ -345,7 +345,7 @@ class Channel(virtual.Channel):
             if settled:
                 self._broker.ack(settled)
         finally:
-            self.connection.wake()
+            self._room_for_more()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         held = self._settle(delivery_tag)
@@ -357,7 +357,7 @@ class Channel(virtual.Channel):
             else:
                 self._broker.dead_letter(held.delivery, held.message.reason)
         finally:
-            self.connection.wake()
+            self._room_for_more()
 
     def basic_recover(self, requeue: bool = False) -> None:
         for tag in list(self.held):
@@ -367,6 +367,17 @@ class Channel(virtual.Channel):
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
         self._prefetch.prefetch_count = prefetch_count
+        self.connection.wake()
+
+    def _room_for_more(self) -> None:
+        """A place is free: have the next message fetched while the event loop is still busy."""
+        if os.getpid() != self._pid:
+            return
+        room = self._prefetch.capacity()
+        if room and not self.closed:
+            for consumer in list(self._consuming.values()):
+                if not consumer.no_ack:
+                    self.connection.receiver.want(consumer.queue, room)
         self.connection.wake()
 
     def _settle(self, delivery_tag: str) -> _Held | None:

@@ -22,7 +22,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         backends = [
             name for name, (kind, _) in CASES.items() if all(getattr(kind, f) for f in flags)
         ]
-        metafunc.parametrize("broker_factory", backends, indirect=True)
+        marked = [
+            pytest.param(name, marks=pytest.mark.emulator) if CASES[name][0].fixture else name
+            for name in backends
+        ]
+        metafunc.parametrize("broker_factory", marked, indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,7 +49,9 @@ def _emulator(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def broker_factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerFactory]:
     """Makes connections to one broker service, which is new and empty."""
-    _, service = CASES[request.param]
+    kind, service = CASES[request.param]
+    if kind.fixture:
+        request.getfixturevalue(kind.fixture)
     with service(tmp_path) as factory:
         yield factory
 
