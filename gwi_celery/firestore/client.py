@@ -48,6 +48,7 @@ from gwi_celery.firestore.documents import (
     set_query,
     set_write,
 )
+from gwi_celery.firestore.objects import Bucket
 from gwi_celery.firestore.url import FirestoreURL
 
 #: Between this client and the server, for tests: gets the method's name ("Commit"), the request
@@ -135,18 +136,22 @@ class Client:
         self._root = f"{self.path}/documents/"
         self._intercept = intercept
         self._connection = connection if connection is not None else _Connection(url)
+        #: For what is too large for documents; None: chunks.
+        self.bucket = Bucket(url) if url.gcs_bucket else None
         self._metadata = [("google-cloud-resource-prefix", self.path)]
         if url.emulator:
             self._metadata.append(("authorization", "Bearer owner"))
 
     def of_database(self, database: str) -> Client:
-        """A client of another database of the same project, on the same connection."""
-        return Client(
+        """A client of another database of the same project, on the same connections."""
+        other = Client(
             self._url,
             database=database,
             intercept=self._intercept,
             connection=self._connection,
         )
+        other.bucket = self.bucket
+        return other
 
     # --- calls --------------------------------------------------------------------------------
 

@@ -293,6 +293,8 @@ class Holder:
         hold.lock = replace(hold.lock, version=written.versions[0])
         hold.job = replace(hold.job, version=written.versions[1], steps=steps, ordinal=ordinal)
         hold.steps[checkpoint.name] = _without_bytes(replace(new, version=written.versions[2]))
+        if stored is not None:
+            blobs.drop(self._client, [stored.blob])
 
     def _end(
         self,
@@ -389,8 +391,7 @@ class Holder:
     def _pack(self, hold: Holding, blob: bytes) -> tuple[Blob, list[Write]]:
         era_name = self._places.era(self._job_name, hold.job.era)
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
-        packed, pieces = blobs.pack(blob, era_name, gc_at)
-        return packed, blobs.send_ahead(self._client, pieces)
+        return blobs.pack(self._client, blob, era_name, gc_at)
 
     def _keep(self, hold: Holding, steps: list[Step]) -> None:
         """Put off the collection of checkpoints that are in use, once half of their time is over."""
