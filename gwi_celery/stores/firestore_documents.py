@@ -47,8 +47,8 @@ CHUNKS: Final = "gwi_chunks"
 SECOND: Final = 1_000_000
 DAY: Final = 86_400 * SECOND
 
-#: How long after a lock has expired Google may delete its document, microseconds. Until then the
-#: lock tells of a holder that vanished; without it that would go uncounted.
+#: How long after a lock has expired Google may delete its document, microseconds. Until then a
+#: holder that nobody has taken over from may yet go on.
 LOCK_KEPT: Final = 7 * DAY
 #: The same for a record whose outcome has expired: room for clocks that are wrong.
 JOB_KEPT: Final = 1 * DAY
