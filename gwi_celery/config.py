@@ -28,6 +28,20 @@ def _setting(env: str, help: str, default: Any) -> Any:
     return field(default=default, metadata={"env": env, "help": help})
 
 
+def _secret(env: str, help: str, default: Any) -> Any:
+    return field(default=default, repr=False, metadata={"env": env, "help": help})
+
+
+#: Settings that are one of a few words.
+_CHOICES = {
+    "store_backend": ("", "memory", "sqlite", "firestore"),
+    "environment": ("production", "development"),
+    "push_auth": ("", "oidc", "none"),
+    "push_pool": ("prefork", "threads", "solo"),
+    "log_format": ("", "json", "text"),
+}
+
+
 @dataclass(frozen=True)
 class Settings:
     """What ``setup()`` works with."""
@@ -88,18 +102,122 @@ class Settings:
         True,
     )
 
+    # --- the service (docs/service.md) --------------------------------------------------------
+
+    environment: str = _setting(
+        "GWI_ENVIRONMENT",
+        "production, or development: no token needed on /push, and /process is there",
+        "production",
+    )
+    port: int = _setting(
+        "PORT", "port of the health endpoints of a pull worker (0: none) and of the service", 0
+    )
+    host: str = _setting(
+        "GWI_HOST", "address to listen on; empty: all, in development this machine only", ""
+    )
+    push_auth: str = _setting(
+        "GWI_PUSH_AUTH",
+        "oidc, or none where the platform checks who calls; empty: oidc, in development none",
+        "",
+    )
+    push_audience: str = _setting(
+        "GWI_PUSH_AUDIENCE", "audience that the push subscription's tokens are for", ""
+    )
+    push_service_account: str = _setting(
+        "GWI_PUSH_SERVICE_ACCOUNT", "e-mail of the service account that pushes", ""
+    )
+    push_certs_url: str = _setting(
+        "GWI_PUSH_CERTS_URL", "where the tokens' certificates are; empty: Google's", ""
+    )
+    push_pool: str = _setting(
+        "GWI_PUSH_POOL", "pool of the push service; time limits need prefork", "prefork"
+    )
+    push_concurrency: int = _setting(
+        "GWI_PUSH_CONCURRENCY", "jobs that the push service runs at a time", 1
+    )
+    push_wait: float = _setting(
+        "GWI_PUSH_WAIT",
+        "seconds a push waits for a free place before it is answered with 429; 0: at once",
+        30.0,
+    )
+    push_deadline: float = _setting(
+        "GWI_PUSH_DEADLINE",
+        "the push subscription's ack deadline, seconds; a job is handed back at nine tenths of it",
+        600.0,
+    )
+    push_queue: str = _setting(
+        "GWI_PUSH_QUEUE",
+        "queue that pushed messages count as being of; empty: the app's default queue",
+        "",
+    )
+    max_body_bytes: int = _setting(
+        "GWI_MAX_BODY_BYTES",
+        "largest request body; a Pub/Sub message takes up to 14 MB",
+        16_000_000,
+    )
+    max_json_depth: int = _setting("GWI_MAX_JSON_DEPTH", "deepest nesting of pushed JSON", 100)
+    body_timeout: float = _setting(
+        "GWI_BODY_TIMEOUT", "seconds that a request's body may take to arrive", 30.0
+    )
+    service_token: str = _secret(
+        "GWI_SERVICE_TOKEN",
+        "bearer token for /process, /stats and /metrics; empty: the latter two are open",
+        "",
+    )
+    shutdown_grace: float = _setting(
+        "GWI_SHUTDOWN_GRACE", "seconds that jobs have to end in when the service stops", 8.0
+    )
+    log_format: str = _setting(
+        "GWI_LOG_FORMAT",
+        "json (Cloud Logging) or text; empty: json with a project and without a terminal",
+        "",
+    )
+    log_arguments: bool = _setting("GWI_LOG_ARGUMENTS", "whether logs show tasks' arguments", False)
+
     def __post_init__(self) -> None:
-        for name in ("lease_seconds", "lock_ttl", "result_ttl", "contention_delay"):
+        for name in (
+            "lease_seconds",
+            "lock_ttl",
+            "result_ttl",
+            "contention_delay",
+            "push_deadline",
+            "body_timeout",
+            "shutdown_grace",
+        ):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"{name} must be above 0, not {getattr(self, name)!r}")
-        for name in ("max_deliveries", "max_crashes", "max_result_bytes", "max_checkpoint_bytes"):
+        for name in (
+            "max_deliveries",
+            "max_crashes",
+            "max_result_bytes",
+            "max_checkpoint_bytes",
+            "push_concurrency",
+            "max_body_bytes",
+            "max_json_depth",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)!r}")
-        if self.store_backend not in ("", "memory", "sqlite", "firestore"):
-            raise ConfigurationError(
-                f"store_backend is {self.store_backend!r}; "
-                + nearest(self.store_backend, ["memory", "sqlite", "firestore"])
-            )
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                known = [choice for choice in allowed if choice]
+                raise ConfigurationError(f"{name} is {value!r}; {nearest(value, known)}")
+        if not 0 <= self.port <= 65535:
+            raise ConfigurationError(f"port must be 0 to 65535, not {self.port!r}")
+        if self.push_wait < 0:
+            raise ConfigurationError(f"push_wait must be 0 or more, not {self.push_wait!r}")
+
+    @property
+    def development(self) -> bool:
+        return self.environment == "development"
+
+    @property
+    def effective_host(self) -> str:
+        return self.host or ("127.0.0.1" if self.development else "0.0.0.0")  # noqa: S104 a container
+
+    @property
+    def effective_push_auth(self) -> str:
+        return self.push_auth or ("none" if self.development else "oidc")
 
     @property
     def effective_broker_url(self) -> str:

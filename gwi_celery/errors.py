@@ -26,6 +26,7 @@
             ├── BrokerUnusable      permanent: not a database, read-only, wrong version
             ├── NotFound            no such queue or exchange
             ├── PublishFailed       some of many messages were not published
+            ├── BatchFailed         the same of a publish_batch(), by task id
             └── MalformedMessage    on a queue, but not a Celery message
 
     BaseException
@@ -39,6 +40,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "BatchFailed",
     "BrokerError",
     "BrokerUnavailable",
     "BrokerUnusable",
@@ -172,6 +174,18 @@ class PublishFailed(BrokerError):
         super().__init__(
             f"{len(errors)} of {total} messages were not published, the first because of: {some}; "
             "publish those again (errors has their places)"
+        )
+
+
+class BatchFailed(BrokerError):
+    """Some calls of a ``publish_batch()`` were not published. ``errors`` has why, by task id."""
+
+    def __init__(self, errors: dict[str, Exception], published: int) -> None:
+        self.errors = errors
+        name, error = next(iter(errors.items()))
+        super().__init__(
+            f"{len(errors)} of {len(errors) + published} calls were not published, {name} because "
+            f"of: {error}; make those again (errors has them all)"
         )
 
 

@@ -14,16 +14,12 @@ from gwi_celery.errors import ConflictingIds, InvalidCall, MissingTenant, NotSer
 from gwi_celery.ids import fingerprint
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.stores.base import JobRef, LockRef
-from gwi_celery.transport.envelope import REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
-
-#: Headers of our own, beside the tenant's and the run's.
-KEY_HEADER = "gwi_key"
-#: Seconds since the epoch.
-DEADLINE_HEADER = "gwi_deadline"
-#: Times this message has waited for a lock.
-HOLDS_HEADER = "gwi_holds"
-#: {"generation": int, "from_step": str | None}
-REPLAY_HEADER = "gwi_replay"
+from gwi_celery.transport.headers import (
+    KEY_HEADER,
+    REDRIVE_HEADER,
+    RUN_HEADER,
+    TENANT_HEADER,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ def understand(
 
     Raises MissingTenant, ConflictingIds, InvalidCall.
     """
-    arguments = bind(function, args, kwargs)
+    arguments = bind(function, args, filled(function, options, args, kwargs, headers))
     tenant = _id(task, "tenant", options.tenant, TENANT_HEADER, arguments, headers)
     if tenant is None:
         raise MissingTenant(
@@ -91,6 +87,36 @@ def bind(
         else:
             named[name] = value
     return named
+
+
+def filled(
+    function: Callable[..., Any],
+    options: Reliable,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    headers: Mapping[str, Any],
+) -> dict[str, Any]:
+    """``kwargs``, and the tenant and run that only the headers name, where the function takes them.
+
+    A call by headers alone (a plain job, or ``send_task``) is so the same job as one by arguments.
+    """
+    arguments = dict(kwargs)
+    try:
+        signature = inspect.signature(function)
+        bound = signature.bind_partial(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return arguments  # the call itself says what is wrong
+    for name, own_header in ((options.tenant, TENANT_HEADER), (options.run, RUN_HEADER)):
+        parameter = signature.parameters.get(name)
+        if parameter is None or name in bound or parameter.kind not in _BY_NAME:
+            continue
+        value = headers.get(name, headers.get(own_header))
+        if value is not None:
+            arguments[name] = value
+    return arguments
+
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def submission(task_id: str, headers: Mapping[str, Any]) -> str:

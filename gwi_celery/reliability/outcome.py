@@ -1,26 +1,36 @@
 """How an attempt can end, and what each end does to the message: the one table.
 
-===================  =========================================  =====================================
-End                  What the task raises to Celery             What happens to the message
-===================  =========================================  =====================================
-succeeded            (returns the result)                       acked
-answered             (returns, or raises, the stored outcome)   acked, or dead-lettered if a failure
-retry                celery.exceptions.Retry, after the copy    acked
-failed               the job's own exception                    dead-lettered
-mismatch             IdempotencyMismatch                        dead-lettered
-waiting              Ignore, after a delayed copy is published  acked
-stopping             Ignore, after a copy is published          acked
-cancelled            Ignore, the state is REVOKED               acked
-lease lost           Reject(requeue=True)                       nacked
-process died         nothing                                    its lease runs out
-===================  =========================================  =====================================
+===================  =========================================  ==============  ====  =================
+End                  What the task raises to Celery             Message         Push  Why
+===================  =========================================  ==============  ====  =================
+succeeded            (returns the result)                       acked           204
+duplicate            (returns the stored result)                acked           204
+                     (raises the stored failure)                dead-lettered   204   kept first
+retried              celery.exceptions.Retry                    acked           204   copy published
+failed               the job's own exception                    dead-lettered   204   kept first
+mismatch             IdempotencyMismatch                        dead-lettered   204   kept first
+contended            Ignore                                     acked           204   copy published
+stopping             Ignore                                     acked           204   copy published
+cancelled            Ignore, the state is REVOKED               acked           204
+lease lost           Reject(requeue=True)                       nacked          503   comes again
+store away           pulled: Ignore                             acked           204   copy published
+                     pushed: Reject(requeue=True)               nacked          503   comes again
+copy not published   Reject(requeue=True)                       nacked          503   comes again
+process died         nothing                                    nacked          503   comes again
+no message           (never gets to a task)                     dead-lettered   204   kept first
+===================  =========================================  ==============  ====  =================
 
-A copy has the same task id and the same retries: waiting costs no attempt. It is published before
-the original is acked, so that a message is outstanding at every moment.
+A pulled message whose whole worker died is nacked by its lease running out; a pushed one by its
+request breaking off. A copy has the same task id and the same retries: waiting costs no attempt. It
+is published before the original is acked, so that a message is outstanding at every moment.
+
+The store away is the one row that differs: a pushed message is refused, so that Pub/Sub slows down
+by itself and the broker is not asked for copies meanwhile.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 from gwi_celery.errors import (
@@ -34,6 +44,26 @@ from gwi_celery.errors import (
     TooLarge,
 )
 from gwi_celery.reliability import blobs
+
+
+class Settlement(Enum):
+    """What becomes of a message: what a pull worker does to it, and what a push is answered with."""
+
+    ACKED = ("acked", 204)
+    #: Kept in the dead letter first; then it is done with as well.
+    DEAD_LETTERED = ("dead-lettered", 204)
+    NACKED = ("nacked", 503)
+
+    def __init__(self, text: str, push_status: int) -> None:
+        self.text = text
+        #: HTTP status. Pub/Sub takes 102, 200, 201, 202 and 204 for an ack, all else for a nack.
+        self.push_status = push_status
+
+    @classmethod
+    def of_reject(cls, requeue: bool) -> Settlement:
+        """What Celery's ``message.reject(requeue=...)`` means."""
+        return cls.NACKED if requeue else cls.DEAD_LETTERED
+
 
 #: Trying again can't help: Celery's retry, autoretry too, gives these up at once.
 PERMANENT = (

@@ -43,6 +43,7 @@ from gwi_celery.stores.base import (
     Outcome,
     Store,
 )
+from gwi_celery.telemetry.events import emit
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class Limits:
     #: Seconds since the epoch; None: no deadline.
     deadline: float | None
     interrupt_on_shutdown: bool
+    #: Monotonic time from which the job is handed back: its push request ends soon. None: pulled.
+    hand_back_at: float | None = None
 
 
 class Run:
@@ -119,6 +122,9 @@ class Run:
             raise DeadlinePassed("the job's deadline has passed")
         if self._limits.interrupt_on_shutdown and worker_is_stopping():
             raise WorkerStopping("the worker is stopping: the job goes on elsewhere")
+        hand_back_at = self._limits.hand_back_at
+        if hand_back_at is not None and time.monotonic() > hand_back_at:
+            raise WorkerStopping("its push request ends soon: the job goes on in another one")
 
     # --- what a job calls ---------------------------------------------------------------------
 
@@ -256,6 +262,7 @@ class Run:
                 raise
             self._renewed_at = asked_at
             self._recorded[checkpoint.name] = checkpoint
+        emit("checkpoint", checkpoint=checkpoint.name)
 
     def _persist(self, operation: Callable[[], T]) -> T:
         """Do a store operation, again and again while the store is away and the lease may last."""

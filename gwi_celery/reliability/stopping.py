@@ -18,11 +18,13 @@ def worker_is_stopping() -> bool:
     return _flag[0] == 1
 
 
-def _set(**kwargs: Any) -> None:
+def raise_flag(**kwargs: Any) -> None:
+    """This worker begins to stop. Safe in a signal handler."""
     _flag[0] = 1
 
 
-def _clear(**kwargs: Any) -> None:
+def lower_flag(**kwargs: Any) -> None:
+    """This worker has started."""
     _flag[0] = 0
 
 
@@ -30,13 +32,13 @@ class StopFlag(bootsteps.StartStopStep):
     """Worker bootstep: lowers the flag at start, raises it as soon as the worker begins to stop."""
 
     def start(self, worker: Any) -> None:
-        _clear()
+        lower_flag()
 
     def close(self, worker: Any) -> None:
-        _set()
+        raise_flag()
 
     def terminate(self, worker: Any) -> None:
-        _set()
+        raise_flag()
 
 
-signals.worker_shutting_down.connect(_set, weak=False)
+signals.worker_shutting_down.connect(raise_flag, weak=False)

@@ -50,7 +50,17 @@ from gwi_celery.stores.base import (
     Replay,
     Store,
 )
-from gwi_celery.transport.envelope import RUN_HEADER, TENANT_HEADER
+from gwi_celery.telemetry.events import emit
+from gwi_celery.transport.headers import (
+    DEADLINE_HEADER,
+    HOLDS_HEADER,
+    KEY_HEADER,
+    MAX_RETRIES_HEADER,
+    PUSH_UNTIL,
+    REPLAY_HEADER,
+    RUN_HEADER,
+    TENANT_HEADER,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -125,15 +135,17 @@ class ReliableTask(Task):
         task_id = task_id or str(uuid4())
         headers = dict(options.pop("headers", None) or {})
         if idempotency_key is not None:
-            headers[call.KEY_HEADER] = idempotency_key
+            headers[KEY_HEADER] = idempotency_key
         if deadline is None:
             deadline = self.reliable.deadline
         if deadline is not None:
-            headers.setdefault(call.DEADLINE_HEADER, time.time() + deadline)
+            headers.setdefault(DEADLINE_HEADER, time.time() + deadline)
         understood = self.understand(args or (), kwargs or {}, headers, task_id)
         headers[TENANT_HEADER] = understood.tenant
         if understood.run is not None:
             headers[RUN_HEADER] = understood.run
+        # A copy or retry of a call by headers alone too: Celery checks the arguments here.
+        kwargs = call.filled(self.run, self.reliable, args or (), kwargs or {}, headers)
         try:
             return super().apply_async(
                 args,
@@ -170,7 +182,7 @@ class ReliableTask(Task):
         """
         headers = dict(options.pop("headers", None) or {})
         if options.get("idempotency_key") is not None:
-            headers[call.KEY_HEADER] = options["idempotency_key"]
+            headers[KEY_HEADER] = options["idempotency_key"]
         understood = self.understand(args or (), kwargs or {}, headers, "replay")
         record = self._store.get_job(understood.job)
         if from_step is not None:
@@ -180,7 +192,7 @@ class ReliableTask(Task):
                     f"can't replay {self.name} from {from_step!r}: its recorded steps are "
                     + (", ".join(map(repr, names)) or "none")
                 )
-        headers[call.REPLAY_HEADER] = {
+        headers[REPLAY_HEADER] = {
             "generation": record.generation + 1 if record is not None else 1,
             "from_step": from_step,
         }
@@ -191,11 +203,17 @@ class ReliableTask(Task):
         exc = kwargs.get("exc")
         if isinstance(exc, PERMANENT):
             raise exc
+        limit = (self.request.headers or {}).get(MAX_RETRIES_HEADER)
+        if isinstance(limit, int):
+            kwargs["max_retries"] = limit
         try:
             return super().retry(*args, **kwargs)
         except Reject as reject:
             # The copy could not be published. Celery would drop the message: keep it instead.
             raise Reject(reject.reason, requeue=True) from reject
+        finally:
+            # Celery keeps the limit on the task, where autoretry of other jobs would find it.
+            self.__dict__.pop("override_max_retries", None)
 
     # --- inside a job -------------------------------------------------------------------------
 
@@ -293,20 +311,30 @@ class ReliableTask(Task):
                 )
             )
         except StoreError as exc:
-            self._wait(exc, f"the store can't be used ({exc})")
+            self._store_away(exc)
         match answer:
             case Claimed():
+                emit(
+                    "claimed",
+                    tenant=understood.tenant,
+                    run=understood.run,
+                    attempt=answer.record.attempt,
+                    fence=answer.lease.fence,
+                )
                 run = Run(store, answer, self._limits(headers), asked_at=asked_at)
+                kwargs = call.filled(self.run, self.reliable, args, kwargs, headers)
                 return self._attempt(run, args, kwargs)
             case Completed():
                 return self._answer(answer.record)
             case Mismatch():
+                emit("mismatch")
                 raise IdempotencyMismatch(
                     f"{self.name}: this idempotency key was used before with another payload, so "
                     f"the job did not run. Tenant {understood.tenant!r}, run {understood.run!r}: "
                     "use another run id or key, or send the payload it had"
                 )
             case Held():
+                emit("contended")
                 self._wait(
                     JobHeld(f"{self.name}: {answer.by} holds the lock for {answer.job.task}"),
                     f"{answer.by} holds its lock",
@@ -340,6 +368,7 @@ class ReliableTask(Task):
                 self._fail(run, exc)
             raise
         except LeaseLost as exc:
+            emit("lease lost")
             run.abandon()
             logger.warning("%s[%s] lost its lease: %s", self.name, self.request.id, exc)
             raise Reject(exc, requeue=True) from None
@@ -347,6 +376,7 @@ class ReliableTask(Task):
             run.abandon()
             self._revoked("cancelled by an operator")
         except WorkerStopping as exc:
+            emit("stopping")
             run.release()
             logger.info("%s[%s] is handed back: %s", self.name, self.request.id, exc)
             self._publish_copy(0.0, self.request.headers or {})
@@ -387,6 +417,7 @@ class ReliableTask(Task):
             record.status.value,
         )
         assert record.outcome is not None
+        emit("duplicate")
         if record.status is JobStatus.SUCCEEDED:
             return blobs.load(record.outcome)
         raise load_failure(self.backend, record.outcome)
@@ -396,13 +427,13 @@ class ReliableTask(Task):
         if self.request.is_eager:
             raise exc
         headers = dict(self.request.headers or {})
-        holds = int(headers.get(call.HOLDS_HEADER) or 0)
+        holds = int(headers.get(HOLDS_HEADER) or 0)
         settings = self._settings
         delay = min(settings.contention_delay * 2 ** min(holds, 16), settings.max_contention_delay)
         if at_most is not None:
             delay = min(delay, max(at_most, settings.contention_delay))
         delay *= random.uniform(0.8, 1.2)  # noqa: S311 jitter, not a secret
-        headers[call.HOLDS_HEADER] = holds + 1
+        headers[HOLDS_HEADER] = holds + 1
         logger.info("%s[%s] waits %.1f s: %s", self.name, self.request.id, delay, why)
         self._publish_copy(delay, headers)
         raise Ignore(why)
@@ -423,8 +454,17 @@ class ReliableTask(Task):
             # Nothing is lost: this very message comes again.
             raise Reject(exc, requeue=True) from exc
 
+    def _store_away(self, exc: StoreError) -> NoReturn:
+        why = f"the store can't be used ({exc})"
+        if PUSH_UNTIL in (self.request.properties or {}):
+            # Pub/Sub itself sends a refused push again, more and more slowly.
+            logger.warning("%s[%s] is refused: %s", self.name, self.request.id, why)
+            raise Reject(exc, requeue=True) from exc
+        self._wait(exc, why)
+
     def _revoked(self, reason: str) -> NoReturn:
         request = self.request
+        emit("cancelled")
         if not request.is_eager:
             self.backend.mark_as_revoked(
                 request.id, reason, request=request, store_result=not self.ignore_result
@@ -468,7 +508,7 @@ class ReliableTask(Task):
         redelivered: bool,
     ) -> ClaimRequest:
         """What to ask the store for, for the attempt of process ``pid``."""
-        replay = headers.get(call.REPLAY_HEADER)
+        replay = headers.get(REPLAY_HEADER)
         return ClaimRequest(
             job=understood.job,
             lock=understood.lock,
@@ -480,17 +520,18 @@ class ReliableTask(Task):
             lease_ttl=_first(self.reliable.lock_ttl, self._settings.lock_ttl),
             result_ttl=_first(self.reliable.result_ttl, self._settings.result_ttl),
             replay=Replay(replay["generation"], replay["from_step"]) if replay else None,
-            redelivered=redelivered or bool(replay) or bool(headers.get(call.HOLDS_HEADER)),
+            redelivered=redelivered or bool(replay) or bool(headers.get(HOLDS_HEADER)),
         )
 
     def _limits(self, headers: Mapping[str, Any]) -> Limits:
         settings, options = self._settings, self.reliable
-        deadline = headers.get(call.DEADLINE_HEADER)
+        deadline = headers.get(DEADLINE_HEADER)
         return Limits(
             max_checkpoint_bytes=_first(
                 options.max_checkpoint_bytes, settings.max_checkpoint_bytes
             ),
             deadline=None if deadline is None else float(deadline),
+            hand_back_at=(self.request.properties or {}).get(PUSH_UNTIL),
             interrupt_on_shutdown=(
                 _first(options.interrupt_on_shutdown, settings.interrupt_on_shutdown)
                 and not self.request.is_eager

@@ -14,13 +14,17 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from amqp.protocol import queue_declare_ok_t
-from kombu.exceptions import ChannelError, ContentDisallowed, DecodeError
+from kombu.exceptions import ChannelError
 from kombu.transport import virtual
 from kombu.utils.uuid import uuid
 
+from gwi_celery.batch import current_batch
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
 from gwi_celery.errors import BrokerError, MalformedMessage, NotFound
+from gwi_celery.reliability.outcome import Settlement
+from gwi_celery.telemetry.events import emit
 from gwi_celery.transport import envelope
+from gwi_celery.transport.message import Message as _Message
 
 if TYPE_CHECKING:
     from gwi_celery.transport.base import Transport
@@ -33,44 +37,6 @@ _UNLIMITED_BATCH = 100
 #: Seconds before a requeued message is delivered again, doubling with each delivery up to the last:
 #: a task that is always requeued must not spin.
 _REQUEUE_FIRST, _REQUEUE_MAX = 0.0, 60.0
-
-
-class _Message(virtual.Message):
-    """A delivered message.
-
-    Celery acks a message it can't decode, which would lose it. Here such an ack is a reject: the
-    message goes to the dead letter, with the reason.
-    """
-
-    undecodable: str | None = None
-    #: Why the message is about to be rejected, for the dead letter; whoever rejects may set it.
-    death_reason: str | None = None
-
-    def _decode(self) -> Any:
-        try:
-            return super()._decode()
-        except (DecodeError, ContentDisallowed) as exc:
-            self.undecodable = f"its body can't be decoded: {exc}"
-            raise
-
-    @property
-    def reason(self) -> str:
-        """What the dead letter says of this message."""
-        if self.undecodable is not None:
-            return self.undecodable
-        if self.death_reason is not None:
-            return self.death_reason
-        if "task" not in self.headers:
-            return "not a Celery task: its headers name none"
-        return "rejected"
-
-    def ack(self, multiple: bool = False) -> None:
-        if self.errors and self.undecodable is None:
-            self.undecodable = f"its body can't be decoded: {self.errors[0][1]}"
-        if self.undecodable is not None:
-            self.reject(requeue=False)
-        else:
-            super().ack(multiple=multiple)
 
 
 @dataclass(frozen=True)
@@ -250,17 +216,18 @@ class Channel(virtual.Channel):
         )
         data, attributes = envelope.encode(message)
         expiration = properties.get("expiration")
-        self._broker.publish(
-            exchange or "",
-            routing_key or "",
-            OutgoingMessage(
-                data=data,
-                attributes=attributes,
-                priority=self._get_message_priority(message),
-                delay=_delay(message.get("headers") or {}),
-                ttl=int(expiration) / 1000 if expiration else None,
-            ),
+        outgoing = OutgoingMessage(
+            data=data,
+            attributes=attributes,
+            priority=self._get_message_priority(message),
+            delay=_delay(message.get("headers") or {}),
+            ttl=int(expiration) / 1000 if expiration else None,
         )
+        batch = current_batch()
+        if batch is not None:
+            batch.add(self._broker, (exchange or "", routing_key or "", outgoing))
+        else:
+            self._broker.publish(exchange or "", routing_key or "", outgoing)
 
     # --- consuming ----------------------------------------------------------------------------
 
@@ -325,6 +292,7 @@ class Channel(virtual.Channel):
                 exc,
             )
             self._broker.dead_letter(delivery, f"not a Celery message: {exc}")
+            emit(Settlement.DEAD_LETTERED.text, task_id="")
             return None
         if no_ack:
             self._broker.ack([delivery])
@@ -344,6 +312,7 @@ class Channel(virtual.Channel):
         try:
             if settled:
                 self._broker.ack(settled)
+                emit(Settlement.ACKED.text, task_id="")
         finally:
             self._room_for_more()
 
@@ -352,10 +321,12 @@ class Channel(virtual.Channel):
         if held is None:
             return
         try:
-            if requeue:
+            settlement = Settlement.of_reject(requeue)
+            if settlement is Settlement.NACKED:
                 self._broker.nack(held.delivery, requeue_delay(held.delivery.deliveries))
             else:
                 self._broker.dead_letter(held.delivery, held.message.reason)
+            emit(settlement.text, task_id="")
         finally:
             self._room_for_more()
 

@@ -6,7 +6,8 @@ The data is one JSON object::
      "headers": {...}, "properties": {...}}
 
 with Celery's message protocol 2 inside (https://docs.celeryq.dev/en/stable/internals/protocol.html).
-The attributes repeat what a broker may filter or order by, and are never read back.
+The attributes repeat what a broker may filter or order by, and are never read back. A plain job
+(jobformat.py) is read as well, and never written.
 """
 
 from __future__ import annotations
@@ -20,15 +21,11 @@ from kombu.utils import json
 
 from gwi_celery.brokers.base import REDRIVE, Delivery
 from gwi_celery.errors import MalformedMessage, NotSerializable
+from gwi_celery.transport import jobformat
+from gwi_celery.transport.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
 
 #: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
 MAX_ATTRIBUTE_BYTES = 1024
-
-#: Headers that ReliableTask sends along.
-TENANT_HEADER = "gwi_tenant"
-RUN_HEADER = "gwi_run"
-#: Set on arrival from the broker's attribute: the message was taken back out of a dead letter.
-REDRIVE_HEADER = "gwi_redrive"
 
 
 def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
@@ -87,10 +84,14 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     """
     try:
         raw = json.loads(delivery.data)
-    except (ValueError, UnicodeDecodeError, RecursionError) as exc:
+    except Exception as exc:  # Kombu's own types in JSON have decoders that raise anything
         raise MalformedMessage(f"not JSON ({exc})") from exc
+    if jobformat.is_job(raw):
+        raw = jobformat.to_message(raw, delivery.queue)
     if not isinstance(raw, dict) or not {"body", "properties", "headers"} <= raw.keys():
-        raise MalformedMessage("JSON, but without the body, headers and properties of a message")
+        raise MalformedMessage(
+            "JSON, but without the body, headers and properties of a message, or a plain job's type"
+        )
     properties, headers, body = raw["properties"], raw["headers"], raw["body"]
     if not isinstance(properties, dict) or not isinstance(headers, dict):
         raise MalformedMessage("its headers or properties are not objects")
@@ -107,6 +108,9 @@ def decode(delivery: Delivery) -> dict[str, Any]:
         **(info if isinstance(info, dict) else {}),
         "redelivered": delivery.deliveries > 1,
     }
+    # A publisher's word on these would reach Kombu's codecs, or ReliableTask.
+    for name in ("body_encoding", PUSH_UNTIL):
+        properties.pop(name, None)
     redrive = delivery.attributes.get(REDRIVE)
     if redrive:
         headers[REDRIVE_HEADER] = redrive

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 import gwi_celery.app
 from gwi_celery import Reliable, ReliableTask, setup
@@ -27,7 +28,16 @@ if os.environ.get("JOBS_STORE_URL"):
     # Another store under test; broker and results stay in the folder.
     app.conf.result_backend = f"embedded://{FOLDER / 'gwi'}"
     app.conf.gwi_store_url = os.environ["JOBS_STORE_URL"]
-setup(app, folder=str(FOLDER / "gwi"), lease_seconds=2, lock_ttl=2, contention_delay=0.2)
+if os.environ.get("JOBS_BROKER_URL"):
+    app.conf.broker_url = os.environ["JOBS_BROKER_URL"]
+setup(
+    app,
+    folder=str(FOLDER / "gwi"),
+    # Pub/Sub's shortest is 10 seconds.
+    lease_seconds=float(os.environ.get("JOBS_LEASE_SECONDS", "2")),
+    lock_ttl=2,
+    contention_delay=0.2,
+)
 
 
 def audit(event: str, **fields: Any) -> None:
@@ -179,6 +189,55 @@ def hold(self: Any, *, tenant_id: str, run_id: str, label: str, seconds: float) 
         self.check()
     audit("end", label=label, at=time.time())
     return label
+
+
+@app.task(shared=False, base=ReliableTask, bind=True, name="soft", soft_time_limit=0.5)
+def soft(self: Any, *, tenant_id: str, run_id: str) -> str:
+    try:
+        time.sleep(60)
+    except SoftTimeLimitExceeded:
+        audit("soft")
+    return "in time"
+
+
+@app.task(shared=False, base=ReliableTask, bind=True, name="rejects")
+def rejects(self: Any, *, tenant_id: str, run_id: str) -> None:
+    audit("rejects")
+    raise Reject("not for us", requeue=False)
+
+
+@app.task(shared=False, base=ReliableTask, bind=True, name="comes_again")
+def comes_again(self: Any, *, tenant_id: str, run_id: str) -> str:
+    audit("attempt", attempt=self.attempt)
+    if self.attempt == 1:
+        raise Reject("later", requeue=True)
+    return "done"
+
+
+@app.task(shared=False, base=ReliableTask, bind=True, name="ignores")
+def ignores(self: Any, *, tenant_id: str, run_id: str) -> None:
+    audit("ignores")
+    raise Ignore()
+
+
+@app.task(shared=False, base=ReliableTask, bind=True, name="busy")
+def busy(self: Any, *, tenant_id: str, run_id: str, seconds: float) -> str:
+    """Keeps a processor, and Python's interpreter lock, busy."""
+    audit("start")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(10_000))
+    return "done"
+
+
+@app.task(shared=False, base=ReliableTask, bind=True, name="deaf")
+def deaf(self: Any, *, tenant_id: str, run_id: str, seconds: float) -> str:
+    """Has one step, and then no boundary for a long time."""
+    self.step("first", audit, "first")
+    audit("deaf", attempt=self.attempt)
+    if self.attempt == 1:
+        time.sleep(seconds)
+    return "done"
 
 
 @app.task(shared=False, base=ReliableTask, name="add")

@@ -28,7 +28,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -59,6 +59,7 @@ from gwi_celery.errors import (
     BrokerUnavailable,
     NotFound,
     PublishFailed,
+    TooLarge,
 )
 
 logger = logging.getLogger(__name__)
@@ -159,20 +160,25 @@ class PubSubBroker:
             self._send(topic, [made])
         except NotFound:
             # Deleted, or an emulator that was started anew.
-            self.topology.forget(exchange, routing_key)
+            self.topology.restore(exchange, routing_key)
             self._send(self.topology.route(exchange, routing_key), [made])
 
     def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[None]:
         """Publish all of them, many at a time. Raises PublishFailed with an error for each failed."""
-        made = [self._made(*message) for message in messages]
+        errors: dict[int, Exception] = {}
+        made: dict[int, Any] = {}
+        for n, message in enumerate(messages):
+            try:
+                made[n] = self._made(*message)
+            except TooLarge as exc:
+                errors[n] = exc
         # A missing exchange is known before anything is made or sent.
         for exchange in {exchange for exchange, _, _ in messages if exchange}:
             self.topology.route(exchange, "")
         by_topic: dict[str, list[tuple[int, Any]]] = {}
-        for n, (exchange, routing_key, _) in enumerate(messages):
-            topic = self.topology.route(exchange, routing_key)
-            by_topic.setdefault(topic, []).append((n, made[n]))
-        errors: dict[int, Exception] = {}
+        for n, message in made.items():
+            topic = self.topology.route(*messages[n][:2])
+            by_topic.setdefault(topic, []).append((n, message))
         pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
         for topic, numbered in by_topic.items():
             for chunk in _chunks(numbered):
@@ -276,6 +282,18 @@ class PubSubBroker:
                 if not received:
                     break
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
+
+    def restore(self, queue: str, then: Callable[[], None]) -> None:
+        """In the background, make a queue again that turned out to be gone."""
+
+        def job() -> None:
+            try:
+                self.topology.restore("", queue)
+            except BrokerError as exc:
+                logger.warning("queue %r is gone and can't be made again yet: %s", queue, exc)
+            then()
+
+        self._acks.run(job)
 
     def _pull_now(self, source: Source, limit: int) -> list[Any]:
         request = pb["PullRequest"](
@@ -438,8 +456,7 @@ class PubSubBroker:
         try:
             self._send(topic, [made])
         except NotFound:
-            self.topology.forget("", delivery.queue)
-            self.topology.forget("", dead_letter_queue(delivery.queue))
+            self.topology.restore("", delivery.queue)
             self._send(self.topology.dead_topic(delivery.queue), [made])
         self.ack([delivery])
 

@@ -1,0 +1,15 @@
+"""``celery -A app gwi ...``: one file for each command."""
+
+from __future__ import annotations
+
+import click
+
+from gwi_celery.cli.serve import serve
+
+
+@click.group()
+def gwi() -> None:
+    """Reliable jobs on Google Cloud."""
+
+
+gwi.add_command(serve)

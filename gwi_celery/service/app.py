@@ -1,0 +1,199 @@
+"""The web application: a few lines for each path."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gwi_celery.app import settings_for
+from gwi_celery.brokers.base import Delivery
+from gwi_celery.config import Settings
+from gwi_celery.errors import ConfigurationError
+from gwi_celery.reliability.outcome import Settlement
+from gwi_celery.reliability.stopping import lower_flag
+from gwi_celery.service import push
+from gwi_celery.service.auth import GOOGLE_CERTS, Denied, Fetch, PushAuth, fetch_from, require_token
+from gwi_celery.service.execute import Executor
+from gwi_celery.service.health import Health, denied
+from gwi_celery.service.intake import Intake, Refused
+from gwi_celery.service.limits import Budget
+from gwi_celery.service.shutdown import Shutdown
+from gwi_celery.telemetry import events
+from gwi_celery.telemetry.stats import Stats
+
+logger = logging.getLogger(__name__)
+
+#: Request bodies that may be in memory at a time, in units of the largest.
+_BODIES = 8
+#: Share of the push deadline after which a job is handed back, and its request answered.
+_HAND_BACK_AT, _ANSWER_AT = 0.9, 0.98
+
+
+def create_app(
+    app: Any, settings: Settings | None = None, *, fetch_certs: Fetch | None = None
+) -> Starlette:
+    """The push service of a Celery app, as an ASGI application.
+
+    Its pool starts and ends with the application's lifespan.
+
+    Args:
+        app: A Celery app that was set up.
+        settings: Those of ``setup(app)`` by default.
+        fetch_certs: Gives the certificates (key id -> PEM) that tokens are checked with; by
+            default they come from Google.
+
+    Raises ConfigurationError: tokens are to be checked, and it isn't said whose.
+    """
+    service = Service(app, settings or settings_for(app), fetch_certs)
+    return Starlette(
+        routes=service.routes(),
+        lifespan=service.lifespan,
+        exception_handlers={
+            Denied: denied,
+            Refused: _refused,
+            HTTPException: _http_error,
+            Exception: _bug,
+        },
+    )
+
+
+class Service:
+    def __init__(self, app: Any, settings: Settings, fetch_certs: Fetch | None) -> None:
+        self._app = app
+        self._settings = settings
+        self._queue = settings.push_queue or app.conf.task_default_queue
+        self._auth = _push_auth(settings, fetch_certs)
+        self._stats = Stats()
+        self._executor = Executor(app, pool=settings.push_pool, size=settings.push_concurrency)
+        self._intake = Intake(self._executor, wait=settings.push_wait)
+        self._budget = Budget(_BODIES * settings.max_body_bytes)
+        self._shutdown = Shutdown(self._intake, self._executor, settings.shutdown_grace)
+        self._health = Health(
+            app,
+            self._stats,
+            alive=self._executor.alive,
+            draining=lambda: self._intake.draining,
+            mode="push",
+        )
+
+    def routes(self) -> list[Route]:
+        routes = [*self._health.routes(), Route("/push", self.push, methods=["POST"])]
+        if self._settings.development:
+            routes.append(Route("/process", self.process, methods=["POST"]))
+        return routes
+
+    @asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        lower_flag()
+        events.listen(self._stats)
+        await asyncio.to_thread(self._executor.start)
+        with self._shutdown.on_signals():
+            yield
+        await self._shutdown.finish()
+        events.ignore(self._stats)
+
+    # --- endpoints ----------------------------------------------------------------------------
+
+    async def push(self, request: Request) -> Response:
+        received_at = time.monotonic()
+        if self._auth is not None:
+            await asyncio.to_thread(self._auth.verify, request.headers.get("authorization"))
+        settlement = await self._take(request, received_at)
+        if settlement is Settlement.NACKED:
+            raise Refused(settlement.push_status, "it could not be run now")
+        return Response(status_code=settlement.push_status)
+
+    async def process(self, request: Request) -> Response:
+        """Run a job by hand: the same as a push of it, with an answer for people."""
+        if not _is_local(request) or "authorization" in request.headers:
+            require_token(
+                request.headers.get("authorization"), _needed(self._settings.service_token)
+            )
+        settlement = await self._take(request, time.monotonic())
+        return JSONResponse({"message": settlement.text})
+
+    async def _take(self, request: Request, received_at: float) -> Settlement:
+        settings = self._settings
+        if self._intake.draining:
+            raise Refused(503, "this instance is shutting down", retry_after=1)
+        async with self._budget.body(
+            request, limit=settings.max_body_bytes, timeout=settings.body_timeout
+        ) as body:
+            try:
+                delivery = await asyncio.to_thread(
+                    push.parse,
+                    body,
+                    dict(request.headers),
+                    queue=self._queue,
+                    max_depth=settings.max_json_depth,
+                )
+            except push.NotAMessage as exc:
+                return await self._keep(exc.delivery, f"not a Celery message: {exc}")
+            return await self._intake.run(
+                delivery,
+                hand_back_at=received_at + _HAND_BACK_AT * settings.push_deadline,
+                answer_by=received_at + _ANSWER_AT * settings.push_deadline,
+            )
+
+    async def _keep(self, delivery: Delivery, reason: str) -> Settlement:
+        logger.error("pushed message %s is %s", delivery.message_id, reason)
+        return await asyncio.to_thread(self._executor.dead_letter, delivery, reason)
+
+
+def _push_auth(settings: Settings, fetch: Fetch | None) -> PushAuth | None:
+    if settings.effective_push_auth == "none":
+        return None
+    for name in ("push_audience", "push_service_account"):
+        if not getattr(settings, name):
+            raise ConfigurationError(
+                f"/push checks who calls, and {name} is not set: set push_audience and "
+                "push_service_account to what the push subscription has, or push_auth=none where "
+                "the platform checks (Cloud Run without unauthenticated access), or "
+                "environment=development on your own machine"
+            )
+    fetch = fetch or fetch_from(settings.push_certs_url or GOOGLE_CERTS)
+    return PushAuth(settings.push_audience, settings.push_service_account, fetch)
+
+
+def _needed(token: str) -> str:
+    if not token:
+        raise Denied(403, "only from this machine, or with the service token, which is not set")
+    return token
+
+
+def _is_local(request: Request) -> bool:
+    try:
+        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+# --- answers to what went wrong: a reason, never a trace or a payload ------------------------------
+
+
+def _refused(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, Refused)
+    if exc.status == 429:
+        events.emit("busy", task_id="")
+    headers = {} if exc.retry_after is None else {"Retry-After": str(exc.retry_after)}
+    return JSONResponse({"reason": exc.reason}, exc.status, headers)
+
+
+def _http_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    return JSONResponse({"reason": exc.detail}, exc.status_code, exc.headers)
+
+
+def _bug(request: Request, exc: Exception) -> Response:
+    return JSONResponse({"reason": "an error of this service; its log says more"}, 500)

@@ -1,0 +1,446 @@
+"""Runs a pushed message exactly as a pull worker would: Celery's own strategy, request and pool.
+
+The consumer here is Celery's too, without a connection: what it is handed comes from a request, and
+an ack is an answer. So signals, revoked and expired tasks, time limits, result and ack decisions,
+and what happens to messages that are no tasks, are Celery's code, not a copy of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime, timezone
+from types import SimpleNamespace
+from typing import Any
+
+from billiard.exceptions import TimeLimitExceeded
+from celery import concurrency, signals
+from celery.app import trace
+from celery.exceptions import TaskRevokedError
+from celery.utils.nodenames import default_nodename
+from celery.worker import state
+from celery.worker.consumer import Consumer
+from kombu.serialization import prepare_accept_content
+
+from gwi_celery.app import broker_for
+from gwi_celery.brokers.base import (
+    DEATH_DELIVERIES,
+    DEATH_QUEUE,
+    DEATH_REASON,
+    DEATH_TIME,
+    Broker,
+    Delivery,
+    OutgoingMessage,
+    dead_letter_queue,
+)
+from gwi_celery.errors import BrokerError, MalformedMessage
+from gwi_celery.reliability.outcome import Settlement
+from gwi_celery.telemetry.events import emit
+from gwi_celery.transport import envelope
+from gwi_celery.transport.headers import PUSH_UNTIL
+from gwi_celery.transport.message import Message
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which a pool child that vanished counts as lost, with its job.
+_LOST_AFTER = 1.0
+#: What Celery's strategy raises at a message that is not as it should be.
+_ODD = (LookupError, TypeError, ValueError, AttributeError)
+#: An ETA nearer than this is now, seconds.
+_ETA_IS_NOW = 0.05
+
+
+class Executor:
+    """A Celery pool that is fed by :meth:`submit`.
+
+    Args:
+        app: A Celery app that was set up.
+        pool: ``prefork``, ``threads`` or ``solo``, or another of Celery's.
+        size: Jobs at a time.
+    """
+
+    def __init__(self, app: Any, *, pool: str = "prefork", size: int = 1) -> None:
+        self.app = app
+        self.hostname = default_nodename(None)
+        self.size = size
+        self._pool_name = pool
+        self._pool: Any = None
+        self._consumer: _PushConsumer | None = None
+        self._broker: Broker | None = None
+        #: Threads that hand messages to the pool. They live as long as the pool: Linux may kill a
+        #: child when the thread that forked it ends.
+        self._threads = ThreadPoolExecutor(size + 1, thread_name_prefix="gwi-execute")
+
+    @property
+    def broker(self) -> Broker:
+        """Where dead letters and delayed copies go."""
+        if self._broker is None:
+            self._broker = broker_for(self.app)
+        return self._broker
+
+    def start(self) -> None:
+        """Start the pool and wait until it is there. Blocks; not for the event loop's thread."""
+        self._threads.submit(self._start).result()
+
+    def _start(self) -> None:
+        app = self.app
+        app.loader.init_worker()
+        signals.worker_init.send(sender=self)
+        app.finalize()
+        trace.setup_worker_optimizations(app, self.hostname)
+        conf = app.conf
+        pool_class = concurrency.get_implementation(self._pool_name)
+        self._pool = pool_class(
+            self.size,
+            initargs=(app, self.hostname),
+            maxtasksperchild=conf.worker_max_tasks_per_child,
+            max_memory_per_child=conf.worker_max_memory_per_child,
+            timeout=conf.task_time_limit,
+            soft_timeout=conf.task_soft_time_limit,
+            lost_worker_timeout=_LOST_AFTER,
+            threads=True,
+            putlocks=False,
+            app=app,
+        )
+        self._pool.start()
+        self._consumer = _PushConsumer(app, self._pool, self.hostname)
+        signals.worker_ready.send(sender=self._consumer)
+
+    def submit(self, delivery: Delivery, *, hand_back_at: float) -> Future[Settlement]:
+        """Run what is delivered.
+
+        Args:
+            hand_back_at: Monotonic time from which a reliable job is handed back at its next
+                boundary.
+
+        Returns:
+            What becomes of the message, once that is done and the pool has a place free again.
+        """
+        assert self._consumer is not None, "start() comes first"
+        submission = _Submission()
+        self._threads.submit(self._run, delivery, hand_back_at, submission)
+        return submission.future
+
+    def _run(self, delivery: Delivery, hand_back_at: float, submission: _Submission) -> None:
+        try:
+            channel = _PushChannel(self, delivery, submission)
+            message = Message(envelope.decode(delivery), channel=channel)
+            message.properties[PUSH_UNTIL] = hand_back_at
+            channel.message = message
+            self._hand_over(delivery, message, submission)
+        except MalformedMessage as exc:
+            reason = f"not a Celery message: {exc}"
+            logger.error("pushed message %s is %s", delivery.message_id, reason)
+            submission.settle(self.dead_letter(delivery, reason))
+        except Exception:
+            logger.exception("pushed message %s could not be handed over", delivery.message_id)
+        finally:
+            submission.handed_over()
+
+    def _hand_over(self, delivery: Delivery, message: Message, submission: _Submission) -> None:
+        assert self._consumer is not None
+        wait = self._consumer.wait(message)
+        if wait:
+            submission.settle(self._park(delivery, message, wait))
+            return
+        try:
+            self._consumer.receive(message, submission)
+        except _ODD as exc:
+            # Celery's strategy takes what is in a message for granted.
+            logger.warning("pushed message %s can't be a task: %r", delivery.message_id, exc)
+            if not message.acknowledged:
+                message.death_reason = f"not a Celery task: {type(exc).__name__}: {exc}"
+                message.reject(requeue=False)
+
+    def dead_letter(self, delivery: Delivery, reason: str) -> Settlement:
+        """Keep a message in its queue's dead letter; NACKED if that can't be done now."""
+        attributes = {
+            **delivery.attributes,
+            DEATH_REASON: reason,
+            DEATH_QUEUE: delivery.queue,
+            DEATH_DELIVERIES: str(delivery.deliveries),
+            DEATH_TIME: f"{time.time():.6f}",
+        }
+        try:
+            self.broker.publish(
+                "",
+                dead_letter_queue(delivery.queue),
+                OutgoingMessage(delivery.data, attributes, delivery.priority),
+            )
+        except BrokerError as exc:
+            logger.error("could not keep message %s: %s", delivery.message_id, exc)
+            return Settlement.NACKED
+        return Settlement.DEAD_LETTERED
+
+    def _park(self, delivery: Delivery, message: Message, seconds: float) -> Settlement:
+        """Give a message that must wait back to the broker, which delivers it when it is due."""
+        try:
+            self.broker.publish(
+                "",
+                delivery.queue,
+                OutgoingMessage(
+                    delivery.data,
+                    delivery.attributes,
+                    int(message.properties["priority"]),
+                    delay=seconds,
+                ),
+            )
+        except BrokerError as exc:
+            logger.error("could not park message %s: %s", delivery.message_id, exc)
+            return Settlement.NACKED
+        return Settlement.ACKED
+
+    def alive(self) -> bool:
+        """Whether jobs could run: the pool is there, and so are its processes."""
+        pool = self._pool
+        if pool is None or not pool.active:
+            return False
+        processes = self._processes()
+        return not processes or any(p.is_alive() for p in processes)
+
+    def stop(self, patience: float) -> None:
+        """End the pool; after ``patience`` seconds, whatever it still does. Blocks."""
+        if self._pool is None:
+            return
+        signals.worker_shutting_down.send(
+            sender=self.hostname, sig="SIGTERM", how="Warm", exitcode=0
+        )
+        stopping = threading.Thread(target=self._pool.stop, name="gwi-stop", daemon=True)
+        stopping.start()
+        stopping.join(patience)
+        if stopping.is_alive():
+            logger.warning("a job did not end: its worker process is stopped under it")
+            self._terminate()
+        signals.worker_shutdown.send(sender=self)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _terminate(self) -> None:
+        # Not pool.terminate(): it waits for threads which wait for the job.
+        for process in self._processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    def _processes(self) -> list[Any]:
+        """The pool's children; none where it has threads."""
+        return list(getattr(getattr(self._pool, "_pool", None), "_pool", ()))
+
+
+class _Submission:
+    """One pushed message under way. Settled by Celery's ack or reject, over when its task is."""
+
+    def __init__(self) -> None:
+        self.future: Future[Settlement] = Future()
+        self._lock = threading.Lock()
+        self._settlement: Settlement | None = None
+        #: What has still to end: the hand-over itself, and the pool's call.
+        self._open = 1
+
+    def settle(self, settlement: Settlement) -> None:
+        self._settlement = settlement
+
+    def enter_pool(self) -> None:
+        with self._lock:
+            self._open += 1
+
+    def handed_over(self) -> None:
+        self._close_one()
+
+    def left_pool(self) -> None:
+        self._close_one()
+
+    def _close_one(self) -> None:
+        with self._lock:
+            self._open -= 1
+            over = self._open == 0 and not self.future.done()
+        if over:
+            # Not acked and not rejected: Celery leaves the message to its lease.
+            settlement = self._settlement or Settlement.NACKED
+            emit(settlement.text, task_id="")
+            self.future.set_result(settlement)
+
+
+class _PushChannel:
+    """What a message answers to: acks and rejects settle the submission."""
+
+    no_ack_consumers = None
+
+    def __init__(self, executor: Executor, delivery: Delivery, submission: _Submission) -> None:
+        self._executor = executor
+        self._delivery = delivery
+        self._submission = submission
+        self.message: Message | None = None
+
+    def decode_body(self, body: Any, encoding: str | None = None) -> Any:
+        return body
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        self._submission.settle(Settlement.ACKED)
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        settlement = Settlement.of_reject(requeue)
+        if settlement is Settlement.DEAD_LETTERED:
+            assert self.message is not None
+            settlement = self._executor.dead_letter(self._delivery, self.message.reason)
+        self._submission.settle(settlement)
+
+
+class _WatchedPool:
+    """The pool as requests see it; knows when the call of a submission is over."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self.current = threading.local()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        submission: _Submission = self.current.submission
+        submission.enter_pool()
+        once = _once(submission.left_pool)
+        options["callback"] = _then(options["callback"], lambda *_, **__: once())
+        # A hard time limit is announced twice, and the job is only settled by the second.
+        options["error_callback"] = _then(
+            options["error_callback"], lambda info, **_: None if _timed_out(info) else once()
+        )
+        options["timeout_callback"] = _then(
+            options["timeout_callback"], lambda soft, **_: None if soft else once()
+        )
+        try:
+            result = self._pool.apply_async(*args, **options)
+        except BaseException:
+            once()
+            raise
+        if result is None and self._pool_is_closed():
+            once()
+        return result
+
+    def _pool_is_closed(self) -> bool:
+        return not self._pool.active
+
+
+class _PushConsumer(Consumer):
+    """Celery's consumer without a connection: its strategies, and its answers to odd messages."""
+
+    def __init__(self, app: Any, pool: Any, hostname: str) -> None:
+        # Not super(): that would set out to connect and to consume.
+        self.app = app
+        self.hostname = hostname
+        self.pool = _WatchedPool(pool)
+        self.hub = None
+        self.controller = SimpleNamespace(app=app, state=state, hostname=hostname, consumer=self)
+        self.connection_errors = self.channel_errors = ()
+        self.event_dispatcher = _dispatcher(app, hostname)
+        self.on_task_request = self._execute
+        self.on_task_message: set[Any] = set()
+        self.timer = _NoTimer()
+        self.qos = SimpleNamespace(
+            increment_eventually=lambda *_: None, decrement_eventually=lambda *_: None
+        )
+        self._maximum_prefetch_restored = True
+        self.disable_rate_limits = True  # wait() sees to them, before a place in the pool is taken
+        self.task_buckets: Any = defaultdict(lambda: None)
+        self.reset_rate_limits()
+        self._accept = prepare_accept_content(app.conf.accept_content)
+        self.strategies = self.Strategies()
+        self.update_strategies()
+        self._handle = self.create_task_handler()
+
+    def wait(self, message: Message) -> float:
+        """Seconds until the message may run: its ETA is ahead, or its rate limit is used up."""
+        eta = message.headers.get("eta")
+        if isinstance(eta, str):
+            left = _seconds_until(eta)
+            if left > _ETA_IS_NOW:
+                return left
+        name = message.headers.get("task")
+        bucket = self.task_buckets[name] if isinstance(name, str) else None
+        if bucket is not None and not bucket.can_consume(1):
+            return float(bucket.expected_time(1))
+        return 0.0
+
+    def receive(self, message: Message, submission: _Submission) -> None:
+        # What Kombu's consumer does before it calls.
+        message.accept = self._accept
+        if message.errors:
+            message.ack()  # undecodable, so it goes to the dead letter
+            return
+        self.pool.current.submission = submission
+        self._handle(message)
+
+    def call_soon(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Now: acks are answers, and any thread may give them."""
+        return p(*args, **kwargs)
+
+    call_soon_ack = call_soon
+
+    def _execute(self, request: Any) -> None:
+        with contextlib.suppress(TaskRevokedError):  # announced and acked already
+            request.execute_using_pool(self.pool)
+
+    # Celery's own would log the body, with the task's arguments.
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        logger.error("message %s: %s", message.delivery_tag, message.reason)
+        message.ack()
+
+
+class _NoTimer:
+    """An ETA that gets here is over: run at once."""
+
+    def call_at(self, eta: float, function: Any, args: Any = (), **kwargs: Any) -> None:
+        function(*args)
+
+    def cancel(self, entry: Any) -> None: ...
+
+
+def _dispatcher(app: Any, hostname: str) -> Any:
+    """Sends worker events, where the app wants them."""
+    if not app.conf.worker_send_task_events:
+        return None
+    return app.events.Dispatcher(app.connection_for_write(), hostname=hostname)
+
+
+def _seconds_until(eta: str) -> float:
+    try:
+        when = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+    except ValueError:
+        return 0.0  # Celery refuses the task, with its own message
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=timezone.utc)
+    return (when - datetime.now(timezone.utc)).total_seconds()
+
+
+def _timed_out(info: Any) -> bool:
+    exc = info.exception
+    return isinstance(getattr(exc, "exc", exc), TimeLimitExceeded)
+
+
+def _then(first: Callable[..., Any], then: Callable[..., None]) -> Callable[..., Any]:
+    def both(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return first(*args, **kwargs)
+        finally:
+            then(*args, **kwargs)
+
+    return both
+
+
+def _once(function: Callable[[], None]) -> Callable[[], None]:
+    left = [function]
+
+    def call() -> None:
+        try:
+            last = left.pop()
+        except IndexError:
+            return  # called before, maybe by another thread
+        last()
+
+    return call

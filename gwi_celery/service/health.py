@@ -1,0 +1,172 @@
+"""Whether this worker lives, and whether it can work: /health, /ready, /stats and /metrics.
+
+The same for the push service and for a pull worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gwi_celery.app import broker_for, settings_for, store_for
+from gwi_celery.errors import GwiError
+from gwi_celery.service.auth import Denied, require_token
+from gwi_celery.stores.base import JobRef
+from gwi_celery.telemetry.events import emit
+from gwi_celery.telemetry.metrics import CONTENT_TYPE, render
+from gwi_celery.telemetry.stats import Stats
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that the broker or the store has to answer in.
+_PATIENCE = 5.0
+#: Seconds that an answer of theirs is used again: probes must not become load.
+_FRESH = 1.0
+
+#: A job that doesn't exist; asking for it proves that the store answers.
+_NOBODY = JobRef("gwi", "ready", "probe")
+
+
+@dataclass(frozen=True)
+class Answer:
+    ok: bool
+    latency_ms: float | None
+    reason: str | None = None
+
+    def shown(self) -> dict[str, Any]:
+        shown: dict[str, Any] = {"ok": self.ok, "latency_ms": self.latency_ms}
+        return shown if self.reason is None else {**shown, "reason": self.reason}
+
+
+class Probe:
+    """Asks one dependency, one question at a time, whoever wants to know."""
+
+    def __init__(self, ask: Callable[[], object]) -> None:
+        self._ask = ask
+        self._asking: asyncio.Future[Answer] | None = None
+        self._asked_at = 0.0
+        self._last: Answer | None = None
+
+    async def answer(self) -> Answer:
+        if self._last is not None and time.monotonic() - self._asked_at < _FRESH:
+            return self._last
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(asyncio.to_thread(self._time))
+            self._asking.add_done_callback(self._answered)
+        done, _ = await asyncio.wait({self._asking}, timeout=_PATIENCE)
+        if done and self._last is not None:
+            return self._last
+        return Answer(False, None, f"no answer in {_PATIENCE:g} s")
+
+    def _answered(self, asking: asyncio.Future[Answer]) -> None:
+        self._asking = None
+        self._asked_at = time.monotonic()
+        if not asking.cancelled():
+            self._last = asking.result()
+
+    def _time(self) -> Answer:
+        start = time.monotonic()
+        try:
+            self._ask()
+        except GwiError as exc:
+            return Answer(False, None, f"{type(exc).__name__}: {exc}")
+        except Exception as exc:
+            logger.exception("a readiness probe failed")
+            return Answer(False, None, type(exc).__name__)
+        return Answer(True, round((time.monotonic() - start) * 1000, 3))
+
+
+class Health:
+    """The endpoints.
+
+    Args:
+        app: A Celery app that was set up.
+        stats: What /stats and /metrics show.
+        alive: Whether the executor lives; quick, asked on the event loop.
+        draining: Whether this worker is shutting down.
+        mode: ``push`` or ``pull``.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        stats: Stats,
+        *,
+        alive: Callable[[], bool],
+        draining: Callable[[], bool],
+        mode: str,
+    ) -> None:
+        self._app = app
+        self._settings = settings_for(app)
+        self._stats = stats
+        self._alive = alive
+        self._draining = draining
+        self._mode = mode
+        self._probes = {
+            "broker": Probe(lambda: broker_for(app).connect()),
+            "store": Probe(lambda: store_for(app).get_job(_NOBODY)),
+        }
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+            Route("/stats", self.stats, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+        ]
+
+    async def health(self, request: Request) -> Response:
+        if self._alive():
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "dead", "reason": "the pool has no process left"}, 503)
+
+    async def ready(self, request: Request) -> Response:
+        if self._draining():
+            return JSONResponse({"status": "unready", "reason": "shutting down"}, 503)
+        answers = dict(
+            zip(
+                self._probes,
+                await asyncio.gather(*(p.answer() for p in self._probes.values())),
+                strict=True,
+            )
+        )
+        down = [name for name, answer in answers.items() if not answer.ok]
+        body: dict[str, Any] = {"status": "unready" if down else "ready"}
+        if down:
+            body["reason"] = ", ".join(f"the {name} does not answer" for name in down)
+        body.update({name: answer.shown() for name, answer in answers.items()})
+        return JSONResponse(body, 503 if down else 200)
+
+    async def stats(self, request: Request) -> Response:
+        self.let_in(request)
+        return JSONResponse(
+            {"mode": self._mode, "draining": self._draining(), **self._stats.snapshot()}
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        self.let_in(request)
+        return Response(render(self._stats), media_type=CONTENT_TYPE)
+
+    def let_in(self, request: Request) -> None:
+        """Raises Denied where a token is set and the call doesn't carry it."""
+        token = self._settings.service_token
+        if token:
+            require_token(request.headers.get("authorization"), token)
+
+
+def denied(request: Request, exc: Exception) -> Response:
+    """The answer to a call that is not let in. The log says who and why, and nothing of the token."""
+    assert isinstance(exc, Denied)
+    client = request.client.host if request.client else "unknown"
+    logger.warning("%s %s from %s: %s", exc.status, request.url.path, client, exc.reason)
+    emit("unauthenticated", task_id="")
+    headers = {"WWW-Authenticate": "Bearer"} if exc.status == 401 else None
+    return JSONResponse({"reason": exc.reason}, exc.status, headers)

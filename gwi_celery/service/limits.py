@@ -1,0 +1,67 @@
+"""How much of a request is read, and how deep: nothing that a stranger sends may grow without end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from gwi_celery.errors import MalformedMessage
+
+
+def check_depth(value: Any, max_depth: int) -> None:
+    """Raise MalformedMessage if parsed JSON is nested deeper than ``max_depth``."""
+    level = [value]
+    for _ in range(max_depth):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise MalformedMessage(f"its JSON is nested deeper than {max_depth} levels")
+
+
+class Budget:
+    """Bytes of request bodies that may be in memory at a time, over all requests."""
+
+    def __init__(self, total: int) -> None:
+        self._left = total
+
+    @asynccontextmanager
+    async def body(self, request: Request, *, limit: int, timeout: float) -> AsyncIterator[bytes]:
+        """The request's body, counted until the block ends.
+
+        Raises HTTPException: 413 over ``limit`` bytes, 408 not there after ``timeout`` seconds,
+        429 when other requests have used up the memory.
+        """
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
+            raise HTTPException(413, f"the body is over {limit} bytes")
+        taken = 0
+        chunks: list[bytes] = []
+        try:
+            try:
+                with anyio.fail_after(timeout):
+                    async for chunk in request.stream():
+                        taken += len(chunk)
+                        self._left -= len(chunk)
+                        if taken > limit:
+                            raise HTTPException(413, f"the body is over {limit} bytes")
+                        if self._left < 0:
+                            raise HTTPException(
+                                429, "too many large requests at once", {"Retry-After": "5"}
+                            )
+                        chunks.append(chunk)
+            except TimeoutError:
+                raise HTTPException(408, f"the body was not there in {timeout:g} s") from None
+            yield b"".join(chunks)
+        finally:
+            self._left += taken

@@ -1,0 +1,133 @@
+"""A push request's body -> the delivery it carries. Pure functions.
+
+Pub/Sub sends a message wrapped in JSON, or, where the subscription says so, as it is, with what it
+knows of it in headers. Both end as the same :class:`Delivery` that a pull worker would get.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+from gwi_celery.brokers.base import Delivery
+from gwi_celery.errors import MalformedMessage
+from gwi_celery.service.limits import check_depth
+
+#: Prefix of the headers of an unwrapped message.
+_META = "x-goog-pubsub-"
+#: Prefix of the attributes that mean something to us; an unwrapped message has them as headers.
+_OURS = "gwi-"
+
+
+class NotAMessage(MalformedMessage):
+    """What was pushed can't be a message. ``delivery`` holds it as it came, for the dead letter."""
+
+    def __init__(self, reason: str, delivery: Delivery) -> None:
+        super().__init__(reason)
+        self.delivery = delivery
+
+
+def parse(body: bytes, headers: Mapping[str, str], *, queue: str, max_depth: int) -> Delivery:
+    """The delivery of a push request.
+
+    Args:
+        body: The request's body.
+        headers: Its headers, by lower-case name.
+        queue: Which queue it counts as being of.
+        max_depth: Deepest nesting of JSON that is taken.
+
+    Raises NotAMessage.
+    """
+    raw = _json(body)
+    if isinstance(raw, dict) and isinstance(raw.get("message"), dict) and "type" not in raw:
+        return _wrapped(raw, body, queue, max_depth)
+    delivery = _delivery(body, _unwrapped_attributes(headers), queue, _meta(headers))
+    try:
+        check_depth(raw, max_depth)
+    except MalformedMessage as exc:
+        raise NotAMessage(str(exc), delivery) from exc
+    return delivery
+
+
+def _wrapped(raw: dict[str, Any], body: bytes, queue: str, max_depth: int) -> Delivery:
+    message = raw["message"]
+    attributes = message.get("attributes") or {}
+    as_it_came = _delivery(body, {}, queue, {})
+    if not isinstance(attributes, dict) or not all(
+        isinstance(value, str) for value in attributes.values()
+    ):
+        raise NotAMessage("its attributes are not texts", as_it_came)
+    try:
+        data = base64.b64decode(message.get("data") or "", validate=True)
+    except (TypeError, ValueError, binascii.Error) as exc:
+        raise NotAMessage("its data is not base64", as_it_came) from exc
+    meta = {
+        "message-id": message.get("messageId") or message.get("message_id"),
+        "publish-time": message.get("publishTime") or message.get("publish_time"),
+        "delivery-attempt": raw.get("deliveryAttempt"),
+    }
+    delivery = _delivery(data, attributes, queue, meta)
+    try:
+        check_depth(_json(data), max_depth)
+    except MalformedMessage as exc:
+        raise NotAMessage(str(exc), delivery) from exc
+    return delivery
+
+
+def _delivery(
+    data: bytes, attributes: Mapping[str, str], queue: str, meta: Mapping[str, Any]
+) -> Delivery:
+    message_id = meta.get("message-id")
+    return Delivery(
+        queue=queue,
+        ack_id=uuid4().hex,
+        message_id=str(message_id) if message_id else uuid4().hex,
+        data=data,
+        attributes=attributes,
+        deliveries=_count(meta.get("delivery-attempt")),
+        published_at=_seconds(meta.get("publish-time")),
+        priority=0,
+        lease_seconds=0.0,
+    )
+
+
+def _meta(headers: Mapping[str, str]) -> dict[str, str]:
+    return {k.removeprefix(_META): v for k, v in headers.items() if k.startswith(_META)}
+
+
+def _unwrapped_attributes(headers: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in headers.items() if k.startswith(_OURS)}
+
+
+def subscription(body: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
+    """The subscription that pushed, without its project; None if the request doesn't say."""
+    name = headers.get(f"{_META}subscription-name") or body.get("subscription")
+    return name.rpartition("/")[2] if isinstance(name, str) and name else None
+
+
+def _json(data: bytes) -> Any:
+    """The parsed JSON, or None: what is no JSON is none of a push envelope's business."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _count(value: Any) -> int:
+    try:
+        return max(int(value), 1)
+    except (TypeError, ValueError, OverflowError):
+        return 1
+
+
+def _seconds(value: Any) -> float:
+    try:
+        return datetime.fromisoformat(str(value).replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        return time.time()

@@ -1,0 +1,107 @@
+"""Runs the application with uvicorn: the push service in the main thread, health checks in another."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from gwi_celery.config import Settings
+from gwi_celery.service.app import create_app
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PORT = 8080
+#: Most bytes of a request's head.
+_MAX_HEAD = 32 * 1024
+#: Seconds an idle connection is kept. Longer than Google's front end keeps one, or it would race.
+_KEEP_ALIVE = 620
+
+
+def run(app: Any, settings: Settings, *, loglevel: str = "INFO") -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigurationError before it listens."""
+    application = create_app(app, settings)
+    app.log.setup(loglevel=loglevel)
+    # uvicorn raises the signal again once it has stopped: the end that was asked for is a success.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server = Server(_config(application, settings.effective_host, settings.port or DEFAULT_PORT))
+    server.run()
+    # Threads of a job that didn't end must not hold the process back.
+    logging.shutdown()
+    os._exit(0 if server.started else 3)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, whose sockets stay out of the pool's children."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._pid = os.getpid()
+        os.register_at_fork(after_in_child=self._close_in_child)
+
+    def _close_in_child(self) -> None:
+        # A child that outlives this process would keep its port, and its callers' connections.
+        for sock in self._sockets():
+            with contextlib.suppress(OSError):
+                # Detached, so that its object doesn't close the number's next owner some day.
+                os.close(getattr(sock, "_sock", sock).detach())
+
+    def _sockets(self) -> list[socket.socket]:
+        listening = [s for server in getattr(self, "servers", ()) for s in server.sockets]
+        connections = [
+            c.transport.get_extra_info("socket")
+            for c in list(self.server_state.connections)
+            if getattr(c, "transport", None) is not None
+        ]
+        return [s for s in (*listening, *connections) if s is not None and s.fileno() >= 0]
+
+
+def _config(application: ASGIApp, host: str, port: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        application,
+        host=host,
+        port=port,
+        http="h11",  # it limits a request's head
+        h11_max_incomplete_event_size=_MAX_HEAD,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=2,
+    )
+
+
+class BackgroundServer:
+    """The same server in a thread, for a pull worker. Raises nothing once it has started."""
+
+    def __init__(self, application: ASGIApp, host: str, port: int) -> None:
+        self._server = Server(_config(application, host, port))
+        self._thread = threading.Thread(target=self._run, name="gwi-health", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=3)
+
+    def _run(self) -> None:
+        try:
+            self._server.run()
+        except SystemExit:
+            logger.error(
+                "the health endpoints can't listen on port %s: is it in use? The worker goes on "
+                "without them",
+                self._server.config.port,
+            )
+        except Exception:
+            logger.exception("the health endpoints have failed; the worker goes on without them")

@@ -1,0 +1,173 @@
+"""Counts, and what is running now: the one place behind /stats and /metrics."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import celery
+import kombu
+
+from gwi_celery.telemetry.events import Event
+
+#: Upper bounds of the durations counted, seconds.
+BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 3600.0)
+
+#: State of a task that ended -> its count.
+_STATES = {"SUCCESS": "succeeded", "FAILURE": "failed", "RETRY": "retried"}
+
+#: Event -> its count.
+_EVENTS = {
+    "duplicate": "duplicates",
+    "contended": "contended",
+    "stopping": "handed_back",
+    "lease lost": "lease_lost",
+    "mismatch": "mismatches",
+    "cancelled": "cancelled",
+    "dead-lettered": "dead_lettered",
+    "acked": "acked",
+    "nacked": "nacked",
+    "unauthenticated": "unauthenticated",
+    "busy": "busy",
+}
+
+#: Every count there is, so that one that never happened shows as 0.
+COUNTS = ("processed", *_STATES.values(), *_EVENTS.values())
+
+
+@dataclass
+class Job:
+    """A task that runs now."""
+
+    task: str
+    pid: int
+    task_id: str
+    started_at: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Stats:
+    """Fed with events. May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._running: dict[tuple[int, str], Job] = {}
+        #: (task, outcome) -> how many.
+        self._by_task: Counter[tuple[str, str]] = Counter()
+        self._durations: dict[str, list[int]] = {}
+        self._seconds: Counter[str] = Counter()
+        self.started_at = time.time()
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self._count(event)
+
+    def _count(self, event: Event) -> None:
+        key = (event.pid, event.task_id or "")
+        job = self._running.get(key)
+        if event.name == "started":
+            self._running[key] = Job(event.facts["task"], *key, event.at)
+        elif event.name == "claimed" and job is not None:
+            job.facts.update(event.facts)
+        elif event.name == "checkpoint" and job is not None:
+            job.facts.update(last_checkpoint=event.facts.get("checkpoint"), checkpoint_at=event.at)
+        elif event.name == "ended":
+            self._counts["processed"] += 1
+            outcome = _STATES.get(event.facts.get("state") or "")
+            if outcome == "succeeded" and job is not None and job.facts.get("duplicate"):
+                outcome = None  # counted as the duplicate that it is
+            if outcome is not None:
+                self._counts[outcome] += 1
+                self._by_task[event.facts["task"], outcome] += 1
+            if self._running.pop(key, None) is not None and job is not None:
+                self._measure(job.task, event.at - job.started_at)
+        elif event.name in _EVENTS:
+            count = _EVENTS[event.name]
+            self._counts[count] += 1
+            if job is not None:
+                self._by_task[job.task, count] += 1
+                if event.name == "duplicate":
+                    job.facts["duplicate"] = True
+
+    def _measure(self, task: str, seconds: float) -> None:
+        counts = self._durations.setdefault(task, [0] * (len(BUCKETS) + 1))
+        place = next((i for i, bound in enumerate(BUCKETS) if seconds <= bound), len(BUCKETS))
+        counts[place] += 1
+        self._seconds[task] += seconds  # type: ignore[assignment]
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def running(self) -> list[Job]:
+        """What runs now. A job whose process has died is not among it."""
+        with self._lock:
+            for key in [k for k in self._running if not _alive(k[0])]:
+                del self._running[key]
+            return list(self._running.values())
+
+    def counts(self) -> dict[str, int]:
+        with self._lock:
+            return {name: self._counts[name] for name in COUNTS}
+
+    def by_task(self) -> dict[tuple[str, str], int]:
+        with self._lock:
+            return dict(self._by_task)
+
+    def durations(self) -> dict[str, tuple[list[int], float]]:
+        """Task -> (how many fell into each of BUCKETS and beyond, their sum in seconds)."""
+        with self._lock:
+            return {t: (list(c), float(self._seconds[t])) for t, c in self._durations.items()}
+
+    def snapshot(self) -> dict[str, Any]:
+        """All of it, as plain values."""
+        now = time.time()
+        running = self.running()
+        return {
+            **self.counts(),
+            "in_flight": len(running),
+            "current": [_shown(job, now) for job in running],
+            "uptime_seconds": round(now - self.started_at, 3),
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    from gwi_celery import __version__
+
+    return {
+        "gwi_celery": __version__,
+        "celery": celery.__version__,
+        "kombu": kombu.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _shown(job: Job, now: float) -> dict[str, Any]:
+    facts = job.facts
+    saved_at = facts.get("checkpoint_at")
+    return {
+        "type": job.task,
+        "task_id": job.task_id,
+        "tenant": facts.get("tenant"),
+        "run": facts.get("run"),
+        "attempt": facts.get("attempt"),
+        "fence": facts.get("fence"),
+        "age_seconds": round(now - job.started_at, 3),
+        "last_checkpoint": facts.get("last_checkpoint"),
+        "checkpoint_age_seconds": None if saved_at is None else round(now - saved_at, 3),
+    }
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,50 @@
+"""The acceptance tests' app, in workers and services of this test's own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from gwi_celery import broker_for
+from gwi_celery.brokers.base import QueueSpec
+from tests.acceptance.conftest import APP, jobs, start
+from tests.service.pushing import PushSubscription, Service
+
+__all__ = ["jobs", "start"]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, jobs: ModuleType) -> Iterator[Callable[..., Service]]:
+    """Starts push services on the test's folder, and ends them with the test."""
+    started: list[Service] = []
+
+    def start_service(**options: Any) -> Service:
+        env = {"JOBS_FOLDER": str(tmp_path), **options.pop("env", {})}
+        service = Service(APP, tmp_path, env=env, **options)
+        started.append(service)
+        return service.ready()
+
+    yield start_service
+    for service in started:
+        service.close()
+
+
+@pytest.fixture
+def subscribe(jobs: ModuleType) -> Iterator[Callable[..., PushSubscription]]:
+    """Starts push subscriptions to a service."""
+    started: list[PushSubscription] = []
+
+    def start_subscription(service: Service, **options: Any) -> PushSubscription:
+        broker = broker_for(jobs.app)
+        broker.declare_queue(QueueSpec("celery"))
+        subscription = PushSubscription(broker, "celery", service.url, **options)
+        started.append(subscription)
+        return subscription.__enter__()
+
+    yield start_subscription
+    for subscription in started:
+        subscription.__exit__()

@@ -1,0 +1,126 @@
+"""A push service in a process of its own, and a push subscription that feeds it from any broker."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from gwi_celery.brokers.base import Broker, Delivery
+from gwi_celery.testing.emulators import free_port
+from gwi_celery.transport.leases import LeaseKeeper
+from tests.workers import Worker
+
+#: What Pub/Sub takes for an ack.
+ACKS = {102, 200, 201, 202, 204}
+
+
+class Service(Worker):
+    """``celery gwi serve`` on a free port of loopback."""
+
+    def __init__(
+        self, app: str, folder: Path, *, env: dict[str, str] | None = None, **options: Any
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+        settings = {"GWI_ENVIRONMENT": "development", **(env or {})}
+        super().__init__(app, folder, env=settings, **options)
+
+    def command(self, pool: str, concurrency: int) -> list[str]:
+        options = ["--pool", pool, "--concurrency", str(concurrency)]
+        return ["gwi", "serve", "--host", "127.0.0.1", "--port", str(self.port), *options]
+
+    def ready(self) -> Service:
+        self.wait_for(r"Uvicorn running")
+        return self
+
+    def push(self, data: bytes, **attributes: str) -> httpx.Response:
+        """Push one message, wrapped."""
+        return self.http.post("/push", json=envelope(data, attributes))
+
+    def stats(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self.http.get("/stats").json()
+        return answer
+
+    def close(self) -> None:
+        self.http.close()
+        super().close()
+
+
+def envelope(data: bytes, attributes: Any = (), attempt: int = 1) -> dict[str, Any]:
+    """What Pub/Sub posts."""
+    return {
+        "message": {
+            "data": base64.b64encode(data).decode(),
+            "attributes": dict(attributes),
+            "messageId": "1",
+            "publishTime": "2026-11-24T12:00:00.123Z",
+        },
+        "subscription": "projects/p/subscriptions/s",
+        "deliveryAttempt": attempt,
+    }
+
+
+class PushSubscription:
+    """Does to a queue of the embedded broker what Pub/Sub does: posts, acks a success, or nacks."""
+
+    def __init__(self, broker: Broker, queue: str, url: str, parallel: int = 2) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._url = url
+        self._stop = threading.Event()
+        self._keeper = LeaseKeeper(broker)
+        self._places = threading.Semaphore(parallel)
+        self._threads = ThreadPoolExecutor(parallel)
+        #: Status of each answer; 0: the connection broke.
+        self.answers: Counter[int] = Counter()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> PushSubscription:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+        self._threads.shutdown(wait=True)
+        self._keeper.stop()
+
+    def _run(self) -> None:
+        receiver = self._broker.receiver()
+        receiver.subscribe(self._queue)
+        try:
+            while not self._stop.is_set():
+                if not self._places.acquire(timeout=0.05):
+                    continue
+                deliveries = receiver.poll(self._queue, 1)
+                for delivery in deliveries:
+                    self._keeper.keep(delivery)
+                    self._threads.submit(self._post, delivery)
+                if not deliveries:
+                    self._places.release()
+                    self._stop.wait(0.02)
+        finally:
+            receiver.close()
+
+    def _post(self, delivery: Delivery) -> None:
+        try:
+            status = 0
+            with contextlib.suppress(httpx.HTTPError):
+                body = envelope(delivery.data, delivery.attributes, delivery.deliveries)
+                status = httpx.post(f"{self._url}/push", json=body, timeout=60).status_code
+            self.answers[status] += 1
+            self._keeper.drop(delivery)
+            if status in ACKS:
+                self._broker.ack([delivery])
+            else:
+                self._broker.nack(delivery, 0.1)
+        finally:
+            self._places.release()

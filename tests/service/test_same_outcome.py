@@ -1,0 +1,276 @@
+"""Pushed or pulled, a message comes to the same: a table of cases, run both ways by real processes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from celery.result import AsyncResult
+from kombu import Producer
+
+from gwi_celery import broker_for, store_for
+from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
+from gwi_celery.stores.base import JobRef
+from tests.acceptance.conftest import APP
+from tests.acceptance.jobs import read_audit
+from tests.service.pushing import PushSubscription, Service
+from tests.workers import Worker, eventually
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("same-outcome")]
+
+
+PAST = datetime(2020, 1, 1, tzinfo=timezone.utc)
+
+
+def call(name: str, **more: Any) -> dict[str, Any]:
+    return {"tenant_id": "acme", "run_id": name, **more}
+
+
+def raw(jobs: ModuleType, data: bytes) -> None:
+    broker_for(jobs.app).publish("", "celery", OutgoingMessage(data))
+
+
+def plain(jobs: ModuleType, **job: Any) -> AsyncResult:
+    raw(jobs, json.dumps(job).encode())
+    return jobs.app.AsyncResult(job["id"])
+
+
+def produce(jobs: ModuleType, body: Any, **options: Any) -> None:
+    with jobs.app.connection_for_write() as connection:
+        Producer(connection).publish(body, routing_key="celery", **options)
+
+
+def pair(first: AsyncResult, second: AsyncResult) -> list[AsyncResult]:
+    return [first, second]
+
+
+def cancelled(jobs: ModuleType) -> AsyncResult:
+    store_for(jobs.app).cancel(JobRef("acme", "three_steps", "run:cancelled"), "not wanted")
+    return jobs.three_steps.delay(**call("cancelled"))
+
+
+def expired(jobs: ModuleType) -> AsyncResult:
+    """It ran out on its way: the broker itself had no part in it."""
+    headers = {"task": "plain_add", "id": "expired", "lang": "py", "expires": PAST.isoformat()}
+    produce(jobs, [[1, 2], {}, {}], headers={**headers, "retries": 0})
+    return jobs.app.AsyncResult("expired")
+
+
+def mismatch(jobs: ModuleType) -> list[AsyncResult]:
+    first = jobs.three_steps.delay(**call("mismatch"))
+    second = jobs.three_steps.apply_async(kwargs=call("mismatch", factor=2), countdown=1)
+    return [first, second]
+
+
+#: What each case does, and the states its results must come to (None: it has no result).
+CASES: dict[str, tuple[Callable[[ModuleType], Any], list[str]]] = {
+    "success": (lambda j: j.three_steps.delay(**call("success")), ["SUCCESS"]),
+    "duplicate": (
+        lambda j: pair(
+            j.three_steps.delay(**call("dup")),
+            j.three_steps.apply_async(kwargs=call("dup"), countdown=1),
+        ),
+        ["SUCCESS", "SUCCESS"],
+    ),
+    "mismatch": (mismatch, ["SUCCESS", "FAILURE"]),
+    "fails": (lambda j: j.fails.delay(**call("fails")), ["FAILURE"]),
+    "retries": (lambda j: j.flaky.delay(**call("flaky", fail_times=2)), ["SUCCESS"]),
+    "autoretries": (lambda j: j.auto.delay(**call("auto", fail_times=1)), ["SUCCESS"]),
+    "retries used up": (lambda j: j.flaky.delay(**call("used-up", fail_times=9)), ["FAILURE"]),
+    "contended": (
+        lambda j: pair(
+            j.hold.delay(**call("contended", label="a", seconds=1.0)),
+            j.three_steps.delay(**call("contended")),
+        ),
+        ["SUCCESS", "SUCCESS"],
+    ),
+    "hard time limit": (lambda j: j.slow.delay(**call("slow")), ["FAILURE"]),
+    "soft time limit": (lambda j: j.soft.delay(**call("soft")), ["SUCCESS"]),
+    "past its deadline": (
+        lambda j: j.three_steps.apply_async(
+            kwargs=call("late"), headers={"gwi_deadline": PAST.timestamp()}
+        ),
+        ["FAILURE"],
+    ),
+    "cancelled": (cancelled, ["REVOKED"]),
+    "expired": (expired, ["REVOKED"]),
+    "eta": (lambda j: j.record.apply_async(args=["eta"], countdown=1.5), ["SUCCESS"]),
+    "rejects": (lambda j: j.rejects.delay(**call("rejects")), ["FAILURE"]),
+    "comes again": (lambda j: j.comes_again.delay(**call("again")), ["SUCCESS"]),
+    "ignores": (lambda j: j.ignores.delay(**call("ignores")), []),
+    "worker lost": (lambda j: j.poison.delay(**call("poison")), ["FAILURE"]),
+    "plain task with a callback": (
+        lambda j: j.plain_add.apply_async(args=[1, 2], link=j.record.si("linked")),
+        ["SUCCESS"],
+    ),
+    "plain task that fails, with an errback": (
+        lambda j: j.plain_fail.apply_async(link_error=j.on_error.s()),
+        ["FAILURE"],
+    ),
+    "chord": (
+        lambda j: (j.add.s(1, 2, tenant_id="acme") | j.record.s()).apply_async(),
+        ["SUCCESS"],
+    ),
+    "plain job": (
+        lambda j: plain(
+            j, id="job-1", type="counted", tenantId="acme", runId="pj", payload={"to": 2}
+        ),
+        ["SUCCESS"],
+    ),
+    "plain job that may not be retried": (
+        lambda j: plain(
+            j,
+            id="job-2",
+            type="flaky",
+            tenantId="acme",
+            runId="pj2",
+            payload={"fail_times": 2},
+            metadata={"maxRetries": 1},
+        ),
+        ["FAILURE"],
+    ),
+    "malformed plain job": (lambda j: raw(j, b'{"id": 1, "type": "x"}'), []),
+    "unknown task": (lambda j: j.app.send_task("nobody.knows", kwargs=call("x")), ["FAILURE"]),
+    "no tenant": (lambda j: j.app.send_task("three_steps", kwargs={"run_id": "r"}), ["FAILURE"]),
+    "not JSON": (lambda j: raw(j, b"\xff\x00 not json"), []),
+    "not a message": (lambda j: raw(j, b'{"some": "json"}'), []),
+    "no task": (lambda j: produce(j, {"no": "task"}), []),
+    "broken body": (
+        lambda j: produce(
+            j,
+            b"\x80broken",
+            content_type="application/json",
+            content_encoding="utf-8",
+            headers={"task": "plain_add", "id": "1", "lang": "py"},
+        ),
+        [],
+    ),
+    "broken compression": (
+        lambda j: raw(
+            j,
+            b'{"body": "x", "headers": {"task": "plain_add", "id": "3", "compression": "zlib"}, '
+            b'"properties": {"body_encoding": "rot13"}, "content-type": "application/json"}',
+        ),
+        [],
+    ),
+    "pickle": (
+        lambda j: produce(
+            j,
+            b"cos\nsystem\n(S'true'\ntR.",
+            content_type="application/x-python-serialize",
+            content_encoding="binary",
+            headers={"task": "plain_add", "id": "2", "lang": "py"},
+        ),
+        [],
+    ),
+}
+
+#: Fields of the audit that differ from run to run.
+_VOLATILE = {"pid", "fence", "at"}
+
+
+@dataclass
+class Seen:
+    """What one way of delivery made of all cases."""
+
+    states: dict[str, list[str]]
+    results: dict[str, list[Any]]
+    dead: Counter[str]
+    audit: Counter[str]
+    jobs: dict[str, str]
+
+
+def run_all(folder: Path, push: bool) -> Seen:
+    with ExitStack() as stack:
+        os.environ["JOBS_FOLDER"] = str(folder)
+        sys.modules.pop(APP, None)
+        jobs = importlib.import_module(APP)
+        stack.callback(sys.modules.pop, APP, None)
+        stack.callback(jobs.app.close)
+        broker = broker_for(jobs.app)
+        broker.declare_queue(QueueSpec("celery"))
+        env = {"JOBS_FOLDER": str(folder)}
+        submitted = {name: submit(jobs) for name, (submit, _) in CASES.items()}
+        if push:
+            service = Service(APP, folder, env=env, concurrency=2)
+            stack.callback(service.close)
+            service.ready()
+            stack.enter_context(PushSubscription(broker, "celery", service.url))
+        else:
+            worker = Worker(APP, folder, env=env, concurrency=2)
+            stack.callback(worker.close)
+            worker.ready()
+        results = {
+            name: found if isinstance(found, list) else [found] if found is not None else []
+            for name, found in submitted.items()
+        }
+        for name, (_, states) in CASES.items():
+            for result, _state in zip(results[name], states, strict=False):
+                eventually(lambda r=result: r.ready(), timeout=60, what=name)
+        eventually(lambda: broker.size("celery").total == 0, timeout=60, what="empty queue")
+        return Seen(
+            states={name: [r.state for r in found] for name, found in results.items()},
+            results={name: [repr(r.result) for r in found] for name, found in results.items()},
+            dead=Counter(_reason(m) for m in broker.peek("celery.dead")),
+            audit=Counter(
+                json.dumps({k: v for k, v in e.items() if k not in _VOLATILE}, sort_keys=True)
+                for e in read_audit(folder)
+            ),
+            jobs={
+                f"{j.job.task} {j.job.key}": f"{j.status.value} {j.generation} {j.attempt}"
+                for j in store_for(jobs.app).list_jobs("acme").jobs
+                if not j.job.key.startswith("task:")
+            },
+        )
+
+
+def _reason(message: Any) -> str:
+    return message.attributes["gwi-death-reason"]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Seen]]:
+    before = os.environ.get("JOBS_FOLDER")
+    yield {
+        "pull": run_all(tmp_path_factory.mktemp("pull"), push=False),
+        "push": run_all(tmp_path_factory.mktemp("push"), push=True),
+    }
+    if before is None:
+        os.environ.pop("JOBS_FOLDER", None)
+    else:
+        os.environ["JOBS_FOLDER"] = before
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_ends_the_same(name: str, seen: dict[str, Seen]) -> None:
+    expected = CASES[name][1]
+    for way in ("pull", "push"):
+        assert seen[way].states[name][: len(expected)] == expected, way
+    if expected:
+        assert seen["push"].states[name] == seen["pull"].states[name]
+        assert seen["push"].results[name] == seen["pull"].results[name]
+
+
+def test_the_same_messages_are_dead_for_the_same_reasons(seen: dict[str, Seen]) -> None:
+    assert seen["push"].dead == seen["pull"].dead
+    assert len(seen["push"].dead) >= 12
+
+
+def test_the_same_was_done(seen: dict[str, Seen]) -> None:
+    assert seen["push"].audit == seen["pull"].audit
+
+
+def test_the_store_holds_the_same_jobs(seen: dict[str, Seen]) -> None:
+    assert seen["push"].jobs == seen["pull"].jobs
+    assert len(seen["push"].jobs) >= 15
