@@ -361,6 +361,7 @@ class _Connection:
             self._channel, self._stubs, self._pid = channel, stubs, os.getpid()
 
     def _make_channel(self) -> Any:
+        forks.befriend_gevent()
         if self._url.emulator:
             return grpc.insecure_channel(self._url.endpoint, options=_CHANNEL_OPTIONS)
         try:
