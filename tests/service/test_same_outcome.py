@@ -205,11 +205,13 @@ def run_all(folder: Path, push: bool) -> Seen:
         if push:
             service = Service(APP, folder, env=env, concurrency=2)
             stack.callback(service.close)
+            stack.callback(lambda: print(service.log))
             service.ready()
             stack.enter_context(PushSubscription(broker, "celery", service.url))
         else:
             worker = Worker(APP, folder, env=env, concurrency=2)
             stack.callback(worker.close)
+            stack.callback(lambda: print(worker.log))
             worker.ready()
         results = {
             name: found if isinstance(found, list) else [found] if found is not None else []
