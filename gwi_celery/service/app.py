@@ -6,12 +6,13 @@ import asyncio
 import ipaddress
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,7 +20,7 @@ from starlette.routing import Route
 from gwi_celery.app import settings_for
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import Settings
-from gwi_celery.errors import ConfigurationError
+from gwi_celery.errors import ConfigurationError, MalformedMessage
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.service import push
@@ -27,10 +28,11 @@ from gwi_celery.service.auth import GOOGLE_CERTS, Denied, Fetch, PushAuth, fetch
 from gwi_celery.service.execute import Executor
 from gwi_celery.service.health import Health, denied
 from gwi_celery.service.intake import Intake, Refused
-from gwi_celery.service.limits import Budget
+from gwi_celery.service.limits import Budget, HeadLimit
 from gwi_celery.service.shutdown import Shutdown
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
+from gwi_celery.transport import envelope
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ def create_app(
     service = Service(app, settings or settings_for(app), fetch_certs)
     return Starlette(
         routes=service.routes(),
+        middleware=[Middleware(HeadLimit)],
         lifespan=service.lifespan,
         exception_handlers={
             Denied: denied,
@@ -109,7 +112,10 @@ class Service:
         received_at = time.monotonic()
         if self._auth is not None:
             await asyncio.to_thread(self._auth.verify, request.headers.get("authorization"))
-        settlement = await self._take(request, received_at)
+        try:
+            settlement = await self._take(request, received_at)
+        except push.NotAMessage as exc:
+            settlement = await self._keep(exc.delivery, f"not a Celery message: {exc}")
         if settlement is Settlement.NACKED:
             raise Refused(settlement.push_status, "it could not be run now")
         return Response(status_code=settlement.push_status)
@@ -120,26 +126,33 @@ class Service:
             require_token(
                 request.headers.get("authorization"), _needed(self._settings.service_token)
             )
-        settlement = await self._take(request, time.monotonic())
+        try:
+            settlement = await self._take(request, time.monotonic(), check=envelope.decode)
+        except MalformedMessage as exc:
+            raise HTTPException(422, str(exc)) from exc
         return JSONResponse({"message": settlement.text})
 
-    async def _take(self, request: Request, received_at: float) -> Settlement:
+    async def _take(
+        self,
+        request: Request,
+        received_at: float,
+        check: Callable[[Delivery], object] = lambda delivery: None,
+    ) -> Settlement:
+        """Read and run a message. Raises NotAMessage, Refused, HTTPException, and what check does."""
         settings = self._settings
         if self._intake.draining:
             raise Refused(503, "this instance is shutting down", retry_after=1)
         async with self._budget.body(
             request, limit=settings.max_body_bytes, timeout=settings.body_timeout
         ) as body:
-            try:
-                delivery = await asyncio.to_thread(
-                    push.parse,
-                    body,
-                    dict(request.headers),
-                    queue=self._queue,
-                    max_depth=settings.max_json_depth,
-                )
-            except push.NotAMessage as exc:
-                return await self._keep(exc.delivery, f"not a Celery message: {exc}")
+            delivery = await asyncio.to_thread(
+                push.parse,
+                body,
+                dict(request.headers),
+                queue=self._queue,
+                max_depth=settings.max_json_depth,
+            )
+            check(delivery)
             return await self._intake.run(
                 delivery,
                 hand_back_at=received_at + _HAND_BACK_AT * settings.push_deadline,

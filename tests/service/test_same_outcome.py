@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -20,11 +17,10 @@ from celery.result import AsyncResult
 from kombu import Producer
 
 from gwi_celery import broker_for, store_for
-from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
+from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.stores.base import JobRef
-from tests.acceptance.conftest import APP
 from tests.acceptance.jobs import read_audit
-from tests.service.pushing import PushSubscription, Service
+from tests.service.pushing import APP, PushSubscription, Service, jobs_in
 from tests.workers import Worker, eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("same-outcome")]
@@ -193,13 +189,8 @@ class Seen:
 
 def run_all(folder: Path, push: bool) -> Seen:
     with ExitStack() as stack:
-        os.environ["JOBS_FOLDER"] = str(folder)
-        sys.modules.pop(APP, None)
-        jobs = importlib.import_module(APP)
-        stack.callback(sys.modules.pop, APP, None)
-        stack.callback(jobs.app.close)
+        jobs = stack.enter_context(jobs_in(folder))
         broker = broker_for(jobs.app)
-        broker.declare_queue(QueueSpec("celery"))
         env = {"JOBS_FOLDER": str(folder)}
         submitted = {name: submit(jobs) for name, (submit, _) in CASES.items()}
         if push:
@@ -242,16 +233,11 @@ def _reason(message: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Seen]]:
-    before = os.environ.get("JOBS_FOLDER")
-    yield {
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
+    return {
         "pull": run_all(tmp_path_factory.mktemp("pull"), push=False),
         "push": run_all(tmp_path_factory.mktemp("push"), push=True),
     }
-    if before is None:
-        os.environ.pop("JOBS_FOLDER", None)
-    else:
-        os.environ["JOBS_FOLDER"] = before
 
 
 @pytest.mark.parametrize("name", CASES)
