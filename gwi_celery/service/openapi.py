@@ -124,6 +124,10 @@ def _body(schema: str) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": {"$ref": schema}}}}
 
 
+def _optional(schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, "nullable": True}
+
+
 def _refusals() -> dict[str, Any]:
     return {
         "401": _json("No valid token", _REASON),
@@ -141,7 +145,7 @@ _SECURITY = {
     "token": {"type": "http", "scheme": "bearer"},
 }
 
-_TEXT = {"type": "string", "pattern": "[a-z]"}
+_TEXT = {"type": "string", "pattern": "\\S"}
 _RETRIES = {"type": "integer", "minimum": 0, "maximum": 1000}
 _COUNT = {"type": "integer", "minimum": 0}
 _DEPENDENCY = {
@@ -195,21 +199,21 @@ _SCHEMAS: dict[str, Any] = {
         "properties": {
             "id": _TEXT,
             "type": _TEXT,
-            "tenantId": _TEXT,
-            "runId": _TEXT,
-            "payload": {"type": "object"},
-            "metadata": {
-                "type": "object",
-                "properties": {
-                    "maxRetries": _RETRIES,
-                    "retryCount": _RETRIES,
-                    "priority": {"type": "integer"},
-                    "deadline": {
-                        "type": "number",
-                        "description": "milliseconds, or an ISO 8601 text",
+            "tenantId": _optional(_TEXT),
+            "runId": _optional(_TEXT),
+            "payload": _optional({"type": "object"}),
+            "metadata": _optional(
+                {
+                    "type": "object",
+                    "properties": {
+                        "maxRetries": _optional(_RETRIES),
+                        "retryCount": _optional(_RETRIES),
+                        "priority": _optional({"type": "integer"}),
+                        # Or a text, in ISO 8601.
+                        "deadline": _optional({"type": "number"}),
                     },
-                },
-            },
+                }
+            ),
         },
     },
     "Processed": {

@@ -294,7 +294,10 @@ def _hostile(rng: random.Random) -> Iterator[bytes]:
             )
 
 
-schema = schemathesis.openapi.from_dict(describe(development=True))
+schema = schemathesis.openapi.from_dict(
+    describe(development=True),
+    config=schemathesis.Config.from_dict({"generation": {"deterministic": True}}),
+)
 
 
 @schema.parametrize()
