@@ -5,20 +5,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench mutants clean
+.PHONY: help demo demo-emulator test lint bench mutants peer-suites clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    real jobs in a real worker, killed twice; ends with a proof (under a minute)"
+	@echo "make demo-emulator   the same on the Pub/Sub and Firestore emulators"
 	@echo "make test    all tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measurements, as ratios against other brokers"
 	@echo "make mutants breaks the store's promises one by one; the suite must notice each"
+	@echo "make peer-suites     Celery's and Kombu's own integration suites on our transports, beside Redis"
 	@echo "make clean   removes what these made"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,redis]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,redis,testing,bench]'
 	@touch $@
 
 demo: $(STAMP)
@@ -38,6 +40,9 @@ bench: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants
+
+peer-suites: $(STAMP)
+	$(BIN)/python -m tests.peers $(ARGS)
 
 clean:
 	rm -rf $(VENV) demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

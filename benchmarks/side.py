@@ -121,11 +121,19 @@ class Side:
 class Worker:
     """A ``celery worker`` in a process group of its own; each line of its log with its time."""
 
-    def __init__(self, pool: str, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        pool: str,
+        folder: Path,
+        environment: dict[str, str],
+        *,
+        app: str = "benchmarks.app",
+        log_level: str = "INFO",
+    ) -> None:
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "celery", "-A", "benchmarks.app", "worker"),
-                *("--pool", pool, "--concurrency", "1", "--loglevel", "INFO"),
+                *(sys.executable, "-m", "celery", "-A", app, "worker"),
+                *("--pool", pool, "--concurrency", "1", "--loglevel", log_level),
                 *("-n", f"bench{time.monotonic_ns()}@localhost"),
             ],
             cwd=folder,
@@ -166,6 +174,11 @@ class Worker:
                     raise RuntimeError(f"the worker did not get there:\n{tail}")
                 self._changed.wait(0.5)
 
+    def tail(self) -> str:
+        """The end of its log."""
+        with self._changed:
+            return "".join(line for _, line in self._lines[-20:])
+
     def idle_cpu(self, seconds: float) -> float:
         """Percent of one core, the worker's children included."""
         main = psutil.Process(self.process.pid)
@@ -177,6 +190,16 @@ class Worker:
         before = used()
         time.sleep(seconds)
         return (used() - before) / seconds * 100
+
+    def footprint(self) -> dict[str, float]:
+        """Memory in MB, of the main process alone, and its threads."""
+        main = psutil.Process(self.process.pid)
+        memory = main.memory_full_info()
+        return {
+            "RSS MB": memory.rss / 1e6,
+            "USS MB": memory.uss / 1e6,
+            "threads": float(main.num_threads()),
+        }
 
     def stop(self) -> float:
         """Seconds from SIGTERM to the end."""

@@ -4,7 +4,7 @@ from gwi_celery.app import broker_for, setup, store_for
 from gwi_celery.config import Settings
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.reliability.task import ReliableTask
-from gwi_celery.transport import embedded as _embedded
+from gwi_celery.transport import register as _register
 
 __version__ = "0.1.0"
 
@@ -18,4 +18,4 @@ __all__ = [
     "store_for",
 ]
 
-_embedded.register()
+_register()

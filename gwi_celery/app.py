@@ -13,7 +13,7 @@ from gwi_celery.errors import ConfigurationError
 from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.url import open_store
-from gwi_celery.transport import embedded
+from gwi_celery.transport import register
 
 #: What a reliable app needs of Celery: setting -> (its value, what would happen otherwise).
 _REQUIRED: dict[str, tuple[Any, str]] = {
@@ -65,7 +65,7 @@ def setup(app: Any, **settings: Any) -> Settings:
     Raises:
         ConfigurationError: an unknown or impossible setting; the message says what to do.
     """
-    embedded.register()
+    register()
     app = _unwrapped(app)
     loaded = _configure(app, settings)
     app.steps["worker"].add(StopFlag)
@@ -97,12 +97,15 @@ def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
             f"two brokers: app.conf.broker_url is {conf.broker_url!r}, and the setting is "
             f"{loaded.broker_url!r}; keep one"
         )
-    if str(ours.get("broker_url") or conf.broker_url).startswith("embedded:"):
+    broker_url = str(ours.get("broker_url") or conf.broker_url)
+    if broker_url.startswith(("embedded:", "pubsub:")):
         ours["broker_transport_options"] = {
             "lease_seconds": loaded.lease_seconds,
             "max_deliveries": loaded.max_deliveries,
             **(conf.broker_transport_options or {}),
         }
+    if broker_url.startswith("pubsub:"):
+        _keep_to_what_exists(conf, ours, broker_url)
     store_url = loaded.effective_store_url
     if not conf.result_backend:
         ours["result_backend"] = store_url
@@ -110,6 +113,18 @@ def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
         conf[name] = value
     _integrations[app] = Integration(loaded)
     return loaded
+
+
+def _keep_to_what_exists(conf: Any, ours: dict[str, Any], broker_url: str) -> None:
+    """With provisioned Pub/Sub nothing can be made: no queues for remote control."""
+    from gwi_celery.brokers.pubsub.options import OPTIONS, parse
+
+    given = ours["broker_transport_options"]
+    options = {name: value for name, value in given.items() if name in OPTIONS}
+    if not parse(broker_url.partition(";")[0], options).managed:
+        for name in ("worker_enable_remote_control", "worker_send_task_events"):
+            if not conf.value_set_for(name):
+                ours[name] = False
 
 
 def _own_settings(conf: Any) -> dict[str, Any]:

@@ -52,9 +52,17 @@ class Settings:
     folder: str = _setting(
         "GWI_FOLDER", "where the embedded broker and store keep their files", ".gwi"
     )
-    broker_url: str = _setting("GWI_BROKER_URL", "broker; empty: embedded in the folder", "")
-    store_backend: str = _setting("GWI_STORE_BACKEND", "memory, sqlite or firestore", "")
-    store_url: str = _setting("GWI_STORE_URL", "store; empty: by store_backend and folder", "")
+    broker_url: str = _setting(
+        "GWI_BROKER_URL", "broker; empty: Pub/Sub with a project, else embedded", ""
+    )
+    store_backend: str = _setting(
+        "GWI_STORE_BACKEND",
+        "memory, sqlite or firestore; empty: firestore if there is a project",
+        "",
+    )
+    store_url: str = _setting(
+        "GWI_STORE_URL", "store; empty: by store_backend, project and folder", ""
+    )
     lease_seconds: float = _setting(
         "GWI_LEASE_SECONDS",
         "seconds a delivered message is leased for (extended while its task runs); "
@@ -216,10 +224,7 @@ class Settings:
         if self.broker_url:
             return self.broker_url
         if self.project:
-            raise ConfigurationError(
-                f"GCP_PROJECT_ID is {self.project!r}, but this release has no Pub/Sub transport "
-                "yet: unset it, or set GWI_BROKER_URL (embedded:// keeps everything in a folder)"
-            )
+            return f"pubsub://{self.project}"
         return f"embedded://{quote_folder(self.folder)}"
 
     @property
@@ -229,10 +234,12 @@ class Settings:
         if self.store_backend == "memory":
             return "embedded://:memory:"
         if self.store_backend == "firestore" or (self.project and not self.store_backend):
-            raise ConfigurationError(
-                "this release has no Firestore store yet: set GWI_STORE_BACKEND=sqlite, or "
-                "GWI_STORE_URL (embedded:// keeps everything in a folder)"
-            )
+            if not self.project:
+                raise ConfigurationError(
+                    "store_backend is 'firestore', and no project is named: set GCP_PROJECT_ID, or "
+                    "GWI_STORE_URL=firestore://project"
+                )
+            return f"firestore://{self.project}"
         return f"embedded://{quote_folder(self.folder)}"
 
 
@@ -307,6 +314,11 @@ def nearest(name: str, known: Any) -> str:
     ]
     hint = f"did you mean {match[0]!r}? " if match else ""
     return f"{hint}Known: {', '.join(names)}"
+
+
+def firestore_emulator(environ: Mapping[str, str] | None = None) -> str:
+    """``host:port`` of the Firestore emulator that the environment names; "" for Google's own."""
+    return (os.environ if environ is None else environ).get("FIRESTORE_EMULATOR_HOST", "")
 
 
 # --- embedded:// URLs -----------------------------------------------------------------------------

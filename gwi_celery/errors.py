@@ -25,6 +25,7 @@
             ├── BrokerUnavailable   temporary: worth trying again
             ├── BrokerUnusable      permanent: not a database, read-only, wrong version
             ├── NotFound            no such queue or exchange
+            ├── PublishFailed       some of many messages were not published
             └── MalformedMessage    on a queue, but not a Celery message
 
     BaseException
@@ -60,6 +61,7 @@ __all__ = [
     "MissingTenant",
     "NotFound",
     "NotSerializable",
+    "PublishFailed",
     "StepNameReused",
     "StoreError",
     "StoreUnavailable",
@@ -155,6 +157,21 @@ class BrokerUnusable(BrokerError):
 
 class NotFound(BrokerError):
     """There is no queue or exchange of that name."""
+
+
+class PublishFailed(BrokerError):
+    """Some of the messages published together were not. The others were.
+
+    ``errors`` has the error of each that failed, by its place among them, counted from 0.
+    """
+
+    def __init__(self, errors: dict[int, Exception], total: int) -> None:
+        self.errors = errors
+        some = next(iter(errors.values()))
+        super().__init__(
+            f"{len(errors)} of {total} messages were not published, the first because of: {some}; "
+            "publish those again (errors has their places)"
+        )
 
 
 class MalformedMessage(BrokerError):

@@ -1,7 +1,8 @@
-"""Mutations that must turn the suite red: ``python -m tests.mutants``.
+"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|firestore]``.
 
 Each is put into a copy of the tree, and the store's contract, its state machine and the tests of keys
-run there. Exits with 1 if the suite stays green under any of them: then a promise is untested.
+run there; those of Firestore on one emulator for all. Exits with 1 if the suite stays green under any
+of them: then a promise is untested.
 """
 
 from __future__ import annotations
@@ -14,17 +15,38 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from gwi_celery.testing.emulators import FIRESTORE_HOST, start_firestore
+
 ROOT = Path(__file__).resolve().parent.parent
 STORE, ROWS, IDS = (
     "gwi_celery/stores/sqlite.py",
     "gwi_celery/stores/sqlite_rows.py",
     "gwi_celery/ids.py",
 )
+DOCUMENTS, WIRE = "gwi_celery/stores/firestore_documents.py", "gwi_celery/firestore/documents.py"
+FIRESTORE, HOLDER, CLAIM, UPKEEP, BLOBS = (
+    "gwi_celery/stores/firestore.py",
+    "gwi_celery/stores/firestore_holder.py",
+    "gwi_celery/stores/firestore_claim.py",
+    "gwi_celery/stores/firestore_upkeep.py",
+    "gwi_celery/stores/firestore_blobs.py",
+)
 SUITE = [
+    "-m",
+    "not emulator",
     "tests/unit/test_call.py",
     "tests/unit/test_known_bugs.py",
     "tests/contract/test_store.py",
     "tests/contract/test_store_machine.py",  # last: it takes its time to shrink what it finds
+]
+FIRESTORE_SUITE = [
+    "-m",
+    "emulator",
+    "tests/unit/test_known_bugs.py",
+    "tests/unit/test_firestore_store.py",
+    "tests/contract/test_store.py",
+    "tests/contract/test_store_lists.py",
+    "tests/contract/test_firestore_faults.py",
 ]
 
 
@@ -36,7 +58,7 @@ class Mutant:
     after: str
 
 
-MUTANTS = [
+SQLITE_MUTANTS = [
     Mutant(
         "tokens start again with each lock",
         STORE,
@@ -82,7 +104,7 @@ MUTANTS = [
     Mutant(
         "another payload runs",
         STORE,
-        'if job is not None and job["fingerprint"] not in (_ANY_PAYLOAD, request.fingerprint):',
+        'if job is not None and job["fingerprint"] not in (ANY_PAYLOAD, request.fingerprint):',
         "if job is not None and False:",
     ),
     Mutant(
@@ -93,7 +115,7 @@ MUTANTS = [
     ),
     Mutant(
         "a step may be overwritten",
-        STORE,
+        "gwi_celery/stores/rules.py",
         "if kind is CheckpointKind.STEP:\n        raise StepNameReused(",
         "if False:\n        raise StepNameReused(",
     ),
@@ -135,8 +157,166 @@ MUTANTS = [
     ),
 ]
 
+FIRESTORE_MUTANTS = [
+    Mutant(
+        "tokens start again with each record",
+        FIRESTORE,
+        "job_version, fence = written.versions[:2]",
+        "job_version, fence = written.versions[0], new.generation * 100 + new.attempt",
+    ),
+    Mutant(
+        "a fresh claim does not ask for nothing to be there",
+        WIRE,
+        "        return create(name, fields, server_times)",
+        "        return Write(name, fields, server_times=server_times)",
+    ),
+    Mutant(
+        "a takeover does not name the versions it has read",
+        WIRE,
+        "    return Write(name, fields, server_times=server_times, version=version)",
+        "    return Write(name, fields, server_times=server_times)",
+    ),
+    Mutant(
+        "a renewal does not name the lock's version",
+        HOLDER,
+        "return documents.change(lock_name, fields, version, mask=mask)",
+        "return Write(lock_name, fields, mask=mask, exists=True)",
+    ),
+    Mutant(
+        "a renewal does not name the record's version",
+        HOLDER,
+        "                documents.check(self._job_name, hold.job.version),\n",
+        "",
+    ),
+    Mutant(
+        "a save does not name the record's version",
+        HOLDER,
+        """                {"data": data},
+                hold.job.version,""",
+        """                {"data": data},
+                None,""",
+    ),
+    Mutant(
+        "a save does not ask for the step not to be there",
+        HOLDER,
+        "                None if stored is None else stored.version,\n",
+        "                None if stored is None else stored.version,\n            )\n"
+        "            if stored is not None\n            else Write(\n"
+        "                self._places.step(era_name, checkpoint.name),\n"
+        "                new.fields(),\n",
+    ),
+    Mutant(
+        "a finish does not name the lock's version",
+        HOLDER,
+        "documents.delete(self._lock_name, hold.lock.version)",
+        "documents.delete(self._lock_name)",
+    ),
+    Mutant(
+        "a finish does not name the record's version",
+        HOLDER,
+        "self._job_name, fields, hold.job.version, mask=mask",
+        "self._job_name, fields, None, mask=mask",
+    ),
+    Mutant(
+        "a finish leaves the lock",
+        HOLDER,
+        "documents.delete(self._lock_name, hold.lock.version),",
+        "documents.check(self._lock_name, hold.lock.version),",
+    ),
+    Mutant(
+        "a finish whose answer was lost is not known again",
+        HOLDER,
+        "                if hold.job.finished == fence:",
+        "                if False:",
+    ),
+    Mutant(
+        "a finish of a life that has expired is not known again",
+        CLAIM,
+        "finished=None if expired is None else expired.finished,",
+        "finished=None,",
+    ),
+    Mutant(
+        "a commit without an answer is taken for one that was not applied",
+        HOLDER,
+        "except (Conflict, Unsettled) as exc:",
+        "except Conflict as exc:",
+    ),
+    Mutant(
+        "a claim whose answer was lost is not known again",
+        CLAIM,
+        "if same and job is not None and job.fence == lock.fence:",
+        "if False:",
+    ),
+    Mutant(
+        "expiry is by the worker's clock",
+        HOLDER,
+        "        read.read_time,\n        list(found.values()),",
+        "        round(time.time() * 1_000_000),\n        list(found.values()),",
+    ),
+    Mutant(
+        "a lock that is held is taken",
+        CLAIM,
+        "if not lock.expired(now):",
+        "if not lock.expired(now + 10**15):",
+    ),
+    Mutant(
+        "a lock is never taken over",
+        CLAIM,
+        "if not lock.expired(now):",
+        "if not lock.expired(0):",
+    ),
+    Mutant(
+        "what has expired is still answered",
+        DOCUMENTS,
+        "return expires is not None and expires <= now",
+        "return expires is not None and expires <= 0 * now",
+    ),
+    Mutant(
+        "cleanup deletes without a condition",
+        UPKEEP,
+        "documents.delete(document.name, document.update_time)",
+        "documents.delete(document.name)",
+    ),
+    Mutant(
+        "cleanup believes gc_at",
+        UPKEEP,
+        "if deleted < limit and job.expired(now):",
+        "if deleted < limit and (job.expired(now) or True):",
+    ),
+    Mutant(
+        "cleanup deletes a lock that its holder may renew",
+        UPKEEP,
+        "(lock.job.id, lock.fence) not in running",
+        "((lock.job.id, lock.fence) not in running or True)",
+    ),
+    Mutant(
+        "a cancelled job's lock stays",
+        FIRESTORE,
+        "            writes.append(documents.delete(lock_name, lock_document.update_time))",
+        "            pass",
+    ),
+    Mutant(
+        "a cancelled job's lock is freed though it is another's",
+        FIRESTORE,
+        "if lock_document is not None and lock_of(lock_document).fence == job.fence:",
+        "if lock_document is not None:",
+    ),
+    Mutant(
+        "the tenant is left out of paths",
+        DOCUMENTS,
+        "{digest('tenant', tenant)}",
+        "{digest('tenant', '')}",
+    ),
+    Mutant(
+        "a blob's checksum is not looked at",
+        BLOBS,
+        "if checksum(whole) != blob.sha:",
+        "if checksum(whole) != blob.sha and False:",
+    ),
+]
 
-def survives(mutant: Mutant) -> bool:
+
+def survives(mutant: Mutant, suite: list[str]) -> bool:
     """Whether the suite stays green. Raises LookupError if the code to mutate is gone."""
     with tempfile.TemporaryDirectory(prefix="gwi-mutant-") as name:
         copy = Path(name)
@@ -149,9 +329,14 @@ def survives(mutant: Mutant) -> bool:
             raise LookupError(f"{mutant.name}: not found once in {mutant.file}: {mutant.before!r}")
         target.write_text(source.replace(mutant.before, mutant.after))
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *SUITE],
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *suite],
             cwd=copy,
-            env={**os.environ, "PYTHONPATH": name, "STORE_MACHINE_EXAMPLES": "40"},
+            env={
+                **os.environ,
+                "PYTHONPATH": name,
+                "STORE_MACHINE_EXAMPLES": "40",
+                "FIRESTORE_EXAMPLES": "30",
+            },
             capture_output=True,
             timeout=300,
             check=False,
@@ -161,15 +346,27 @@ def survives(mutant: Mutant) -> bool:
         return done.returncode == 0
 
 
-def main() -> int:
+def run(mutants: list[Mutant], suite: list[str]) -> int:
+    """How many survive."""
     survivors = 0
-    for mutant in MUTANTS:
-        alive = survives(mutant)
+    for mutant in mutants:
+        alive = survives(mutant, suite)
         survivors += alive
         print(f"{'SURVIVED' if alive else 'killed  '}  {mutant.name}", flush=True)
-    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} mutants killed")
+    print(f"{len(mutants) - survivors} of {len(mutants)} mutants killed", flush=True)
+    return survivors
+
+
+def main(which: list[str]) -> int:
+    survivors = 0
+    if not which or "sqlite" in which:
+        survivors += run(SQLITE_MUTANTS, SUITE)
+    if not which or "firestore" in which:
+        with start_firestore() as emulator:
+            os.environ[FIRESTORE_HOST] = emulator.endpoint
+            survivors += run(FIRESTORE_MUTANTS, FIRESTORE_SUITE)
     return 1 if survivors else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -134,17 +134,28 @@ class Binding:
 class Receiver(Protocol):
     """One connection's intake. Used by one thread, except for :meth:`fileno`'s wake-ups."""
 
-    def subscribe(self, queue: str) -> None:
-        """Start to be woken for ``queue``. Raises NotFound for a queue that doesn't exist."""
+    def subscribe(self, queue: str, *, bulk: bool = False) -> None:
+        """Start to be woken for ``queue``. Raises NotFound for a queue that doesn't exist.
+
+        ``bulk``: its user takes any number of messages, and acks them at once.
+        """
 
     def unsubscribe(self, queue: str) -> None:
         """The reverse. An ``auto_delete`` queue without another subscriber is deleted."""
 
     def poll(self, queue: str, limit: int) -> list[Delivery]:
-        """Lease up to ``limit`` ready messages now. Never blocks; empty only when there are none.
+        """Lease up to ``limit`` ready messages now. Never waits for one.
 
-        A queue that was deleted meanwhile is empty.
+        Empty when there are none. A broker that fetches in the background may also be empty before
+        what it fetches for a queue subscribed to is there: then :meth:`fileno` tells of it. A queue
+        that was deleted meanwhile is empty.
         """
+
+    def want(self, queue: str, limit: int) -> None:
+        """There is room for ``limit`` messages: a broker that fetches may do so ahead of the poll."""
+
+    def return_unpolled(self) -> None:
+        """Give back what was fetched before :meth:`clear`, and not polled since: there is no room."""
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when a poll of a subscribed queue may find something.
@@ -212,16 +223,23 @@ class Broker(Protocol):
 
     def queues(self) -> list[str]: ...
 
-    def publish(self, exchange: str, routing_key: str, message: OutgoingMessage) -> int:
-        """Publish, and return once the broker keeps the message; the number of queues it reached.
+    def publish(self, exchange: str, routing_key: str, message: OutgoingMessage) -> int | None:
+        """Publish, and return once the broker keeps the message.
+
+        Returns the number of queues it reached; None where the broker can't say.
 
         The default exchange ``""`` reaches the queue named ``routing_key``, which is created as a
         durable queue if it doesn't exist. A queue bound twice gets one copy. Any process's
         subscribed receivers are woken.
         """
 
-    def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[int]:
-        """Publish (exchange, routing key, message) triples in one go: all of them, or none."""
+    def publish_many(
+        self, messages: Sequence[tuple[str, str, OutgoingMessage]]
+    ) -> Sequence[int | None]:
+        """Publish (exchange, routing key, message) triples in one go: all of them, or none.
+
+        A broker that can't promise that raises PublishFailed, with the error of each that failed.
+        """
 
     def receiver(self) -> Receiver: ...
 

@@ -512,7 +512,7 @@ class EmbeddedReceiver:
         self._pid = os.getpid()
         self._closed = False
 
-    def subscribe(self, queue: str) -> None:
+    def subscribe(self, queue: str, *, bulk: bool = False) -> None:
         self._check()
         broker = self._broker
         with broker._database.write(durable=False) as c:
@@ -538,6 +538,12 @@ class EmbeddedReceiver:
         if queue in self._queues:
             self._queues[queue] = now
         return deliveries
+
+    def want(self, queue: str, limit: int) -> None:
+        """Nothing to do: a poll finds what there is."""
+
+    def return_unpolled(self) -> None:
+        """Nothing to do: only a poll leases."""
 
     def fileno(self) -> int:
         self._check()

@@ -75,7 +75,11 @@ class ReliableRequest(Request):
             store = store_for(self._app)
             answer = store.claim(
                 self.task.claim_request(
-                    understood, self._request_dict, self.id, self.worker_pid or 0
+                    understood,
+                    self._request_dict,
+                    self.id,
+                    self.worker_pid or 0,
+                    redelivered=True,
                 )
             )
             if isinstance(answer, Claimed):

@@ -301,7 +301,15 @@ class ReliableTask(Task):
         asked_at = time.monotonic()
         try:
             store = self._store
-            answer = store.claim(self.claim_request(understood, headers, request.id, os.getpid()))
+            answer = store.claim(
+                self.claim_request(
+                    understood,
+                    headers,
+                    request.id,
+                    os.getpid(),
+                    redelivered=_came_before(request),
+                )
+            )
         except StoreError as exc:
             self._store_away(exc)
         match answer:
@@ -491,7 +499,13 @@ class ReliableTask(Task):
         return call.understand(self.run, self.name, self.reliable, args, kwargs, headers, task_id)
 
     def claim_request(
-        self, understood: Call, headers: Mapping[str, Any], task_id: str, pid: int
+        self,
+        understood: Call,
+        headers: Mapping[str, Any],
+        task_id: str,
+        pid: int,
+        *,
+        redelivered: bool,
     ) -> ClaimRequest:
         """What to ask the store for, for the attempt of process ``pid``."""
         replay = headers.get(REPLAY_HEADER)
@@ -506,6 +520,7 @@ class ReliableTask(Task):
             lease_ttl=_first(self.reliable.lock_ttl, self._settings.lock_ttl),
             result_ttl=_first(self.reliable.result_ttl, self._settings.result_ttl),
             replay=Replay(replay["generation"], replay["from_step"]) if replay else None,
+            redelivered=redelivered or bool(replay) or bool(headers.get(HOLDS_HEADER)),
         )
 
     def _limits(self, headers: Mapping[str, Any]) -> Limits:
@@ -527,6 +542,12 @@ class ReliableTask(Task):
 def owner(pid: int, task_id: str) -> str:
     """Names an attempt's process and message: who holds a lock, for people and for the parent."""
     return f"{socket.gethostname()}:{pid} {task_id}"
+
+
+def _came_before(request: Any) -> bool:
+    """Whether a message of this task id has been delivered to a worker before, or may have been."""
+    delivery = request.delivery_info or {}
+    return bool(delivery.get("redelivered")) or bool(request.retries)
 
 
 def _first(option: Any, setting: Any) -> Any:

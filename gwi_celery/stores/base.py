@@ -114,6 +114,9 @@ class ClaimRequest:
     #: Seconds a terminal outcome is kept.
     result_ttl: float
     replay: Replay | None = None
+    #: A hint that the store may know this job: it was delivered before, or is a retry. It changes
+    #: no answer, only what is looked at first.
+    redelivered: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,18 @@ from __future__ import annotations
 import sqlite3
 import threading
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
 from gwi_celery.errors import (
-    CursorWentBack,
     InvalidCall,
     JobCancelled,
     LeaseLost,
-    StepNameReused,
     StoreUnavailable,
     StoreUnusable,
 )
-from gwi_celery.ids import digest
 from gwi_celery.sqlite import Database
+from gwi_celery.stores import rules
 from gwi_celery.stores import sqlite_rows as rows
 from gwi_celery.stores import sqlite_schema as schema
 from gwi_celery.stores.base import (
@@ -49,16 +47,8 @@ from gwi_celery.stores.base import (
     Store,
 )
 from gwi_celery.stores.paging import list_id, place_of, token_after
+from gwi_celery.stores.rules import ANY_PAYLOAD, CANCELLED_TTL, FAILED_KEPT
 from gwi_celery.stores.sqlite_rows import raw, raw_or_none
-
-#: Seconds a cancellation is kept for a job that was never claimed, and so named no TTL itself.
-CANCELLED_TTL: Final = 24 * 3600.0
-
-#: How many failed submissions a record remembers; an older one would run again if redelivered.
-FAILED_KEPT: Final = 16
-
-#: The fingerprint of a job that was cancelled before its payload was seen: it fits every payload.
-_ANY_PAYLOAD: Final = ""
 
 
 class SqliteStore(Store):
@@ -102,18 +92,14 @@ class SqliteStore(Store):
         Raises InvalidCall, and changes nothing, when ``replay.from_step`` names no checkpoint of
         the job, or when the job and the lock are of different tenants.
         """
-        if request.job.tenant != request.lock.tenant:
-            raise InvalidCall(
-                f"the job is of tenant {request.job.tenant!r} and its lock of "
-                f"{request.lock.tenant!r}: name one tenant"
-            )
+        rules.check_tenants(request)
         # A power cut that undoes a claim takes its worker down too, and what the attempt saves is
         # synced together with its claim. The next token is larger all the same: it follows the clock.
         with self._database.write(durable=False) as c:
             now = self._clock.time()
             stored = rows.job_row(c, request.job)
             job = rows.unless_expired(stored, now)
-            if job is not None and job["fingerprint"] not in (_ANY_PAYLOAD, request.fingerprint):
+            if job is not None and job["fingerprint"] not in (ANY_PAYLOAD, request.fingerprint):
                 return Mismatch(rows.job_record(job))
             ended = job is not None and JobStatus(job["status"]).terminal
             if job is not None and ended and not _opens_next_generation(job, request):
@@ -246,7 +232,7 @@ class SqliteStore(Store):
                     job,
                     stored,
                     now,
-                    fingerprint=_ANY_PAYLOAD,
+                    fingerprint=ANY_PAYLOAD,
                     submission=b"",
                     attempt=0,
                     fence=0,
@@ -392,12 +378,11 @@ def _opens_next_generation(job: sqlite3.Row, request: ClaimRequest) -> bool:
     if _replays_next(job, request):
         return True
     failed = job["status"] == JobStatus.FAILED.value
-    return failed and _submission_id(request.submission) not in job["failed"].split()
+    return failed and rules.submission_id(request.submission) not in job["failed"].split()
 
 
 def _replays_next(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    replay, ended = request.replay, JobStatus(job["status"]).terminal
-    return replay is not None and ended and replay.generation == job["generation"] + 1
+    return rules.replays_next(JobStatus(job["status"]), job["generation"], request)
 
 
 def _replayed_checkpoints(
@@ -412,10 +397,7 @@ def _replayed_checkpoints(
         return recorded
     names = [checkpoint.name for checkpoint in recorded]
     if first not in names:
-        raise InvalidCall(
-            f"can't replay {request.job.task} from {first!r}: its recorded checkpoints are "
-            f"{', '.join(map(repr, names)) or 'none'}"
-        )
+        raise rules.unknown_step(request, first, names)
     return recorded[names.index(first) :]
 
 
@@ -473,7 +455,7 @@ def _check_holder(c: sqlite3.Connection, lease: Lease, now: float) -> sqlite3.Ro
     if job is None:
         raise _lease_lost(c, lease)
     if job["status"] == JobStatus.CANCELLED.value and job["generation"] == lease.generation:
-        raise JobCancelled(f"{lease.job.task} was cancelled: {rows.text(job['outcome'])}")
+        raise rules.cancelled(lease, rows.text(job["outcome"]))
     lock = rows.lock_row(c, lease.lock)
     owns_record = job["status"] == JobStatus.RUNNING.value and job["fence"] == lease.fence
     owns_lock = lock is not None and lock["token"] == lease.fence
@@ -484,11 +466,9 @@ def _check_holder(c: sqlite3.Connection, lease: Lease, now: float) -> sqlite3.Ro
 
 def _lease_lost(c: sqlite3.Connection, lease: Lease) -> LeaseLost:
     lock = rows.lock_row(c, lease.lock)
-    if lock is None or lock["token"] == lease.fence:
-        why = "its lock was freed, or the job was claimed under another one"
-    else:
-        why = f"{rows.text(lock['owner'])} took over with fence {lock['token']}"
-    return LeaseLost(f"{lease.job.task} may write nothing more with fence {lease.fence}: {why}")
+    if lock is None:
+        return rules.lease_lost(lease, None, 0)
+    return rules.lease_lost(lease, rows.text(lock["owner"]), lock["token"])
 
 
 def _write_checkpoint(
@@ -507,24 +487,11 @@ def _write_checkpoint(
             (job.id, name, kind.value, checkpoint.blob, version, now, job.id),
         )
         return
-    if stored["kind"] != kind.value:
-        raise StepNameReused(
-            f"{checkpoint.name!r} of {job.task} is a {stored['kind']} already: give the "
-            f"{kind.value} a name of its own"
-        )
-    grows = kind is not CheckpointKind.STEP and checkpoint.version > stored["version"]
-    if not grows and stored["blob"] == checkpoint.blob:
+    there = rules.Stored(
+        CheckpointKind(stored["kind"]), stored["version"], stored["blob"] == checkpoint.blob
+    )
+    if not rules.must_write(job.task, there, checkpoint):
         return
-    if kind is CheckpointKind.STEP:
-        raise StepNameReused(
-            f"step {checkpoint.name!r} of {job.task} is recorded with another result: name each "
-            "step once"
-        )
-    if not grows:
-        raise CursorWentBack(
-            f"{kind.value} {checkpoint.name!r} of {job.task} is at version {stored['version']}: "
-            f"version {checkpoint.version} can't replace it"
-        )
     c.execute(
         "UPDATE checkpoints SET blob = ?, version = ?, saved_at = ? WHERE job_id = ? AND name = ?",
         (checkpoint.blob, checkpoint.version, now, job.id, name),
@@ -535,13 +502,8 @@ def _failed_after(job: sqlite3.Row, status: JobStatus) -> str:
     """The failed submissions that the record remembers once its attempt has ended as ``status``."""
     failed: list[str] = job["failed"].split()
     if status is JobStatus.FAILED:
-        failed.append(_submission_id(rows.text(job["submission"])))
+        failed.append(rules.submission_id(rows.text(job["submission"])))
     return " ".join(failed[-FAILED_KEPT:])
-
-
-def _submission_id(submission: str) -> str:
-    """A digest, because a submission may hold spaces and anything else."""
-    return digest("submission", submission)
 
 
 # --- writing rows ---------------------------------------------------------------------------------

@@ -8,15 +8,22 @@ from gwi_celery.stores.base import Store
 
 
 def open_store(url: str) -> Store:
-    """The store a URL names: ``embedded:///path``, ``embedded://``, ``embedded://:memory:/name``.
+    """The store a URL names: ``embedded:///path``, ``embedded://``, ``embedded://:memory:/name``,
+    or ``firestore://project/prefix?database=...``.
 
     Raises ConfigurationError for any other.
     """
     scheme = url.partition("://")[0]
+    if scheme == "firestore":
+        from gwi_celery.firestore.url import parse
+        from gwi_celery.stores.firestore import FirestoreStore
+
+        return FirestoreStore(parse(url))
     if scheme != "embedded":
         raise ConfigurationError(
-            f"unknown store {url!r}; {config.nearest(scheme, ['embedded'])} "
-            "(embedded:///path/to/folder, embedded:// for .gwi/, embedded://:memory:)"
+            f"unknown store {url!r}; {config.nearest(scheme, ['embedded', 'firestore'])} "
+            "(embedded:///path/to/folder, embedded:// for .gwi/, embedded://:memory:, "
+            "firestore://project)"
         )
     # A broker's options may stand in the same URL: they are not the store's business.
     from gwi_celery.stores.sqlite import SqliteStore, memory_store

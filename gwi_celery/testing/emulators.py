@@ -9,20 +9,28 @@ free port of loopback, or Docker's image. The SDK's programs are run directly ra
 
     with start_pubsub() as emulator:
         os.environ["PUBSUB_EMULATOR_HOST"] = emulator.endpoint
+
+By hand: ``python -m gwi_celery.testing.emulators`` starts both, prints what to export, and stops them
+on Ctrl-C; ``python -m gwi_celery.testing.emulators -- COMMAND`` runs a command on them.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import http.client
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO
 
@@ -76,16 +84,26 @@ class Emulator:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        host, _, port = self.endpoint.rpartition(":")
         deadline = time.monotonic() + _START_TIMEOUT
         while True:
-            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+            if self._answers():
                 return
             if self._process.poll() is not None or time.monotonic() > deadline:
                 said = self.log()[-2000:]
                 self.kill()
                 raise EmulatorMissing(f"the {self.kind} emulator did not start:\n{said}")
             time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        # It listens before it can serve: ask for its greeting.
+        connection = http.client.HTTPConnection(self.endpoint, timeout=5)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def log(self) -> str:
         """What it has printed so far."""
@@ -196,3 +214,61 @@ def _docker_command(kind: str, port: int) -> list[str] | None:
     inner = ["gcloud", "beta", "emulators", kind, "start", f"--host-port=0.0.0.0:{port}"]
     publish = f"127.0.0.1:{port}:{port}"
     return [docker, "run", "--rm", "--init", "--publish", publish, DOCKER_IMAGE, *inner]
+
+
+#: Name on the command line -> (its variable, how it is started).
+_EMULATORS = {
+    "pubsub": (PUBSUB_HOST, start_pubsub),
+    "firestore": (FIRESTORE_HOST, start_firestore),
+}
+
+#: Any name will do for an emulator: each project is an empty world of its own.
+_DEFAULT_PROJECT = "local"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the emulators until Ctrl-C or SIGTERM, or for as long as a command takes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gwi_celery.testing.emulators",
+        description="Starts the Pub/Sub and Firestore emulators and prints what to export.",
+    )
+    parser.add_argument("--only", choices=_EMULATORS, help="start this one only")
+    parser.add_argument(
+        "--project", default=_DEFAULT_PROJECT, help="GCP_PROJECT_ID (default: %(default)s)"
+    )
+    parser.add_argument("command", nargs="*", help="run this on them, after --, then stop them")
+    options = parser.parse_args(argv)
+    variables = {"GCP_PROJECT_ID": options.project}
+    with contextlib.ExitStack() as stack:
+        try:
+            for name in [options.only] if options.only else list(_EMULATORS):
+                variable, start = _EMULATORS[name]
+                variables[variable] = stack.enter_context(start()).endpoint
+        except EmulatorMissing as exc:
+            print(exc, file=sys.stderr)
+            return 1
+        if options.command:
+            env = {**os.environ, **variables}
+            return subprocess.run(options.command, check=False, env=env).returncode  # noqa: S603
+        for variable, value in variables.items():
+            print(f"export {variable}={shlex.quote(value)}")
+        print("# Ctrl-C stops them, and what is in them is gone.", flush=True)
+        _wait_for_stop()
+    return 0
+
+
+def _wait_for_stop() -> None:
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                signal.pause()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,6 +15,7 @@ import select
 import socket
 import time
 from typing import Any
+from urllib.parse import quote
 
 from celery import signals
 from kombu.transport import base, virtual
@@ -70,7 +71,8 @@ class Transport(virtual.Transport):
         self._max_lease_seconds: float | None = options.pop("max_lease_seconds", None)
         for name in _KOMBU_OPTIONS:
             options.pop(name, None)
-        self.broker: Broker = self.open_broker(client.hostname or "", options)
+        self.url = _url(client)
+        self.broker: Broker = self.open_broker(self.url, options)
         self._pid = os.getpid()
         self._receiver: Receiver | None = None
         self._leases: LeaseKeeper | None = None
@@ -193,7 +195,11 @@ class Transport(virtual.Transport):
     # --- internals ----------------------------------------------------------------------------
 
     def _deliver_ready(self) -> int:
-        return sum(channel.deliver_ready() for channel in list(self.channels) if not channel.closed)
+        channels = [channel for channel in self.channels if not channel.closed]
+        delivered: int = sum(channel.deliver_ready() for channel in channels)
+        if self._receiver is not None:
+            self._receiver.return_unpolled()
+        return delivered
 
     def _next_due(self) -> float | None:
         if self._receiver is None:
@@ -239,7 +245,21 @@ class Transport(virtual.Transport):
             timer.cancel()
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        return uri
+        return self.url
+
+
+def _url(client: Any) -> str:
+    """The URL of a connection.
+
+    Kombu leaves it to a transport that can parse URLs, but after a failover it hands over the parts
+    of the alternate's URL.
+    """
+    hostname: str = client.hostname or ""
+    if "://" in hostname:
+        return hostname
+    port = f":{client.port}" if client.port else ""
+    path = quote((client.virtual_host or "").strip("/"), safe="/:")
+    return f"{client.transport_cls}://{hostname}{port}" + (f"/{path}" if path else "")
 
 
 def unknown_options(options: dict[str, Any], known: Any) -> None:

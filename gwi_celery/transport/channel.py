@@ -238,7 +238,7 @@ class Channel(virtual.Channel):
         **kwargs: Any,
     ) -> None:
         try:
-            self.connection.receiver.subscribe(queue)
+            self.connection.receiver.subscribe(queue, bulk=bool(no_ack))
         except NotFound as exc:
             raise _not_found("queue", queue, "Channel.basic_consume") from exc
         self._consuming[consumer_tag] = _Consumer(queue, callback, bool(no_ack))
@@ -312,7 +312,7 @@ class Channel(virtual.Channel):
                 self._broker.ack(settled)
                 emit(Settlement.ACKED.text, task_id="")
         finally:
-            self.connection.wake()
+            self._room_for_more()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
         held = self._settle(delivery_tag)
@@ -326,7 +326,7 @@ class Channel(virtual.Channel):
                 self._broker.dead_letter(held.delivery, held.message.reason)
             emit(settlement.text, task_id="")
         finally:
-            self.connection.wake()
+            self._room_for_more()
 
     def basic_recover(self, requeue: bool = False) -> None:
         for tag in list(self.held):
@@ -336,6 +336,17 @@ class Channel(virtual.Channel):
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
         self._prefetch.prefetch_count = prefetch_count
+        self.connection.wake()
+
+    def _room_for_more(self) -> None:
+        """A place is free: have the next message fetched while the event loop is still busy."""
+        if os.getpid() != self._pid:
+            return
+        room = self._prefetch.capacity()
+        if room and not self.closed:
+            for consumer in list(self._consuming.values()):
+                if not consumer.no_ack:
+                    self.connection.receiver.want(consumer.queue, room)
         self.connection.wake()
 
     def _settle(self, delivery_tag: str) -> _Held | None:

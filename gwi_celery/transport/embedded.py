@@ -30,8 +30,6 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from kombu.transport import TRANSPORT_ALIASES
-
 from gwi_celery import config
 from gwi_celery.brokers.base import Broker
 from gwi_celery.brokers.embedded import EmbeddedBroker, memory_broker
@@ -69,8 +67,3 @@ def open_broker(url: str, options: dict[str, Any] | None = None) -> Broker:
     if parsed.folder is None:
         return memory_broker(parsed.memory, **arguments)
     return EmbeddedBroker(parsed.folder, **arguments)
-
-
-def register() -> None:
-    """Teach Kombu the scheme ``embedded``."""
-    TRANSPORT_ALIASES.setdefault("embedded", "gwi_celery.transport.embedded:Transport")

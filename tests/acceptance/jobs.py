@@ -24,6 +24,10 @@ from gwi_celery.stores.base import Claimed
 FOLDER = Path(os.environ.get("JOBS_FOLDER", "."))
 
 app = Celery("jobs")
+if os.environ.get("JOBS_STORE_URL"):
+    # Another store under test; broker and results stay in the folder.
+    app.conf.result_backend = f"embedded://{FOLDER / 'gwi'}"
+    app.conf.gwi_store_url = os.environ["JOBS_STORE_URL"]
 setup(app, folder=str(FOLDER / "gwi"), lease_seconds=2, lock_ttl=2, contention_delay=0.2)
 
 

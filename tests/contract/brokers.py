@@ -8,13 +8,24 @@ A new backend joins with one entry in ``CASES``; one that several processes can 
 from __future__ import annotations
 
 import select
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage, Receiver
+from gwi_celery.brokers.base import (
+    DEAD_LETTER_SUFFIX,
+    Broker,
+    Delivery,
+    OutgoingMessage,
+    Receiver,
+    dead_letter_queue,
+)
 from gwi_celery.brokers.embedded import EmbeddedBroker, forget_memory, memory_broker
+from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from gwi_celery.brokers.pubsub.options import parse
 from tests.clocks import FakeClock
 
 #: Seconds. More than anything takes that is waited for; reached only if it never comes.
@@ -26,6 +37,12 @@ class BrokerFactory:
 
     #: Time stands until ``advance`` moves it, so that the very moment of an expiry can be tested.
     held_clock: ClassVar[bool]
+    #: ``size`` and ``peek`` tell of every message, whatever its state.
+    sees_all: ClassVar[bool] = True
+    #: Nothing is leased before a poll asks for it, and order and counts are exact.
+    exact: ClassVar[bool] = True
+    #: The fixture without which there is no service; None: it needs none.
+    fixture: ClassVar[str | None] = None
     #: Seconds; a power of two, so that sums and halves of it are exact.
     lease_seconds = 32.0
 
@@ -86,6 +103,32 @@ class EmbeddedMemory(_Embedded):
         forget_memory(f"contract-{id(self)}")
 
 
+class PubSub(BrokerFactory):
+    """The real emulator; each test has a project of its own."""
+
+    held_clock = False
+    sees_all = False
+    exact = False
+    fixture = "pubsub_emulator"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._project = f"p-{uuid.uuid4().hex[:20]}"
+
+    def _make(self, **options: Any) -> Broker:
+        return connect_pubsub(self._project, **options)
+
+    def time(self) -> float:
+        return time.time()
+
+
+def connect_pubsub(project: str, **options: Any) -> Broker:
+    """A connection to the emulator that the environment names."""
+    # Queues by priority need a subscription for each level; leases have whole seconds, 10 or more.
+    options = {"priority_levels": (0, 5, 9), "repair": True, **options}
+    return PubSubBroker(parse(f"pubsub://{project}", options))
+
+
 @contextmanager
 def _closing(factory: BrokerFactory) -> Iterator[BrokerFactory]:
     try:
@@ -106,6 +149,12 @@ def embedded_memory(folder: Path) -> Iterator[BrokerFactory]:
         yield factory
 
 
+@contextmanager
+def pubsub(folder: Path) -> Iterator[BrokerFactory]:
+    with _closing(PubSub()) as factory:
+        yield factory
+
+
 #: Backend -> (its factory's class, a new service in a folder).
 CASES: dict[
     str,
@@ -113,6 +162,7 @@ CASES: dict[
 ] = {
     "embedded-file": (EmbeddedFile, embedded_file),
     "embedded-memory": (EmbeddedMemory, embedded_memory),
+    "pubsub": (PubSub, pubsub),
 }
 
 #: Backend -> connects to a service at a place that a command line can carry, by the real clock.
@@ -136,6 +186,31 @@ def take(receiver: Receiver, queue: str = "q") -> Delivery:
     """The one message that is there for the taking."""
     [delivery] = receiver.poll(queue, 10)
     return delivery
+
+
+def assert_empty(broker: Broker, queue: str = "q") -> None:
+    """Nothing is there any more: not ready, nor, where that can be seen, leased or delayed."""
+    size = broker.size(queue)
+    if size is not None:
+        assert size.total == 0
+    else:
+        assert broker.receiver().poll(queue, 10) == []
+
+
+def assert_no_dead_letter(broker: Broker, queue: str = "q") -> None:
+    """None was kept. A broker may make a queue's dead letter with it, empty."""
+    dead = dead_letter_queue(queue)
+    assert not broker.has_queue(dead) or broker.peek(dead) == []
+
+
+def assert_reached(published: int | None, queues: int) -> None:
+    """What publish answered, where the broker can say."""
+    assert published in (None, queues)
+
+
+def task_queues(broker: Broker) -> list[str]:
+    """All queues but the dead letters."""
+    return [name for name in broker.queues() if not name.endswith(DEAD_LETTER_SUFFIX)]
 
 
 def bodies(messages: Sequence[Any]) -> list[bytes]:

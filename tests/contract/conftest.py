@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,13 +22,36 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         backends = [
             name for name, (kind, _) in CASES.items() if all(getattr(kind, f) for f in flags)
         ]
-        metafunc.parametrize("broker_factory", backends, indirect=True)
+        marked = [
+            pytest.param(name, marks=pytest.mark.emulator) if CASES[name][0].fixture else name
+            for name in backends
+        ]
+        metafunc.parametrize("broker_factory", marked, indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "firestore" in _parameters(item):
+            item.add_marker("emulator")
+
+
+def _parameters(item: Any) -> list[Any]:
+    return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+
+
+@pytest.fixture(autouse=True)
+def _emulator(request: pytest.FixtureRequest) -> None:
+    """Starts what the backend under test needs."""
+    if "firestore" in _parameters(request.node):
+        request.getfixturevalue("firestore_emulator")
 
 
 @pytest.fixture
 def broker_factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerFactory]:
     """Makes connections to one broker service, which is new and empty."""
-    _, service = CASES[request.param]
+    kind, service = CASES[request.param]
+    if kind.fixture:
+        request.getfixturevalue(kind.fixture)
     with service(tmp_path) as factory:
         yield factory
 

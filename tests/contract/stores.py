@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gwi_celery.ids import fingerprint
+from gwi_celery.firestore.url import parse
+from gwi_celery.ids import digest, fingerprint
 from gwi_celery.stores.base import (
     Checkpoint,
     CheckpointKind,
@@ -27,8 +28,10 @@ from gwi_celery.stores.base import (
     Replay,
     Store,
 )
+from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.clocks import FakeClock
+from tests.firestore_wire import Wire
 
 
 @dataclass
@@ -150,12 +153,32 @@ def _sqlite_memory(folder: Path) -> Iterator[StoreCase]:
     store.close()
 
 
+@contextmanager
+def _firestore(folder: Path) -> Iterator[StoreCase]:
+    """On the emulator. Its clock goes on by itself, so leases are long, and tests move it in jumps."""
+    wire = Wire()
+    opened: list[Store] = []
+
+    def another() -> Store:
+        opened.append(wire.store())
+        return opened[-1]
+
+    yield StoreCase(another(), another, wire.advance, lease_ttl=3000.0, result_ttl=360_000.0)
+    for store in opened:
+        store.close()
+    wire.close()
+
+
 CASES: dict[str, Callable[[Path], AbstractContextManager[StoreCase]]] = {
     "sqlite-file": _sqlite_file,
     "sqlite-memory": _sqlite_memory,
+    "firestore": _firestore,
 }
 
-#: Opens, in any process, the store at a place: a folder's path here. Their clock is the real one.
+#: Opens, in any process, the store at a place, which any path names. Their clock is the real one.
 SHARED: dict[str, Callable[[str], Store]] = {
     "sqlite-file": lambda place: SqliteStore(Path(place)),
+    "firestore": lambda place: FirestoreStore(
+        parse(f"firestore://p-{digest('place', place)[:20]}")
+    ),
 }

@@ -18,7 +18,16 @@ from gwi_celery.brokers.base import (
     dead_letter_queue,
 )
 from gwi_celery.errors import NotFound
-from tests.contract.brokers import bodies, send, take
+from tests.contract.brokers import (
+    assert_empty,
+    assert_no_dead_letter,
+    assert_reached,
+    bodies,
+    send,
+    take,
+    task_queues,
+    wait_for,
+)
 
 DEAD = dead_letter_queue("q")
 
@@ -29,7 +38,7 @@ DEAD = dead_letter_queue("q")
 def test_a_message_arrives_as_it_was_sent(broker, broker_factory, receiver):
     attributes = {"tenant": "ä/b", "empty": "", "emoji": "🦀", "half": "\ud83e", "quote": '"'}
     message = OutgoingMessage(b"\x00\xffbody", attributes, priority=4)
-    assert broker.publish("", "q", message) == 1
+    assert_reached(broker.publish("", "q", message), 1)
 
     delivery = take(receiver)
 
@@ -80,14 +89,14 @@ def test_what_one_connection_publishes_another_receives(broker_factory):
     send(producer, b"m")
     delivery = take(worker.receiver())
     producer.ack([delivery])
-    assert producer.size("q").total == 0
+    assert_empty(producer)
 
 
 def test_publishing_creates_the_queue(broker, receiver):
     assert not broker.has_queue("q")
     send(broker, b"m")
     assert broker.has_queue("q")
-    assert broker.queues() == ["q"]
+    assert task_queues(broker) == ["q"]
 
 
 def test_many_are_published_in_one_go(broker, receiver):
@@ -102,7 +111,8 @@ def test_many_are_published_in_one_go(broker, receiver):
             ("", "r", OutgoingMessage(b"3")),
         ]
     )
-    assert reached == [1, 2, 1]
+    for count, queues in zip(reached, [1, 2, 1], strict=True):
+        assert_reached(count, queues)
     assert bodies(receiver.poll("q", 10)) == [b"1", b"2"]
     assert bodies(receiver.poll("r", 10)) == [b"2", b"3"]
     assert broker.publish_many([]) == []
@@ -145,6 +155,7 @@ def test_a_lease_ends_on_the_dot(broker, broker_factory, receiver):
     assert second.published_at == first.published_at
 
 
+@pytest.mark.needs("held_clock")
 def test_a_lease_that_ran_out_lets_the_message_be_delivered_again(broker, broker_factory, receiver):
     send(broker, b"m")
     take(receiver)
@@ -152,10 +163,16 @@ def test_a_lease_that_ran_out_lets_the_message_be_delivered_again(broker, broker
     assert take(receiver).deliveries == 2
 
 
+def test_an_ack_ends_a_message(broker, receiver):
+    send(broker, b"m", b"n")
+    broker.ack(receiver.poll("q", 2))
+    assert_empty(broker)
+
+
+@pytest.mark.needs("held_clock")
 def test_an_ack_ends_a_message_for_good(broker, broker_factory, receiver):
     send(broker, b"m", b"n")
     broker.ack(receiver.poll("q", 2))
-    assert broker.size("q") == QueueSize(0, 0, 0)
     broker_factory.advance(broker_factory.lease_seconds + 1)
     assert receiver.poll("q", 2) == []
 
@@ -168,6 +185,7 @@ def test_acking_nothing_or_twice_is_no_error(broker, receiver):
     broker.ack([delivery])
 
 
+@pytest.mark.needs("held_clock")
 @pytest.mark.parametrize("verb", ["ack", "nack", "give_back", "dead_letter", "extend"])
 def test_a_holder_that_lost_its_lease_changes_nothing(broker, broker_factory, receiver, verb):
     send(broker, b"m")
@@ -187,11 +205,11 @@ def test_a_holder_that_lost_its_lease_changes_nothing(broker, broker_factory, re
 
     assert lost == ([late] if verb == "extend" else None)
     assert receiver.poll("q", 1) == []
-    assert not broker.has_queue(DEAD)
+    assert_no_dead_letter(broker)
     broker_factory.advance(broker_factory.lease_seconds / 2)
     assert broker.extend([holder], broker_factory.lease_seconds) == []
     broker.ack([holder])
-    assert broker.size("q").total == 0
+    assert_empty(broker)
 
 
 @pytest.mark.needs("held_clock")
@@ -214,6 +232,7 @@ def test_an_extension_may_shorten(broker, broker_factory, receiver):
     assert take(receiver).deliveries == 2
 
 
+@pytest.mark.needs("held_clock")
 def test_extending_for_hours(broker, broker_factory, receiver):
     send(broker, b"m")
     delivery = take(receiver)
@@ -260,6 +279,7 @@ def test_a_nack_with_a_delay(broker, broker_factory, receiver):
     assert take(receiver).deliveries == 2
 
 
+@pytest.mark.needs("exact")
 def test_what_is_given_back_was_never_delivered(broker, receiver):
     send(broker, b"m")
     for _ in range(30):
@@ -308,10 +328,10 @@ def test_a_message_past_its_time_is_dropped(broker_factory, whose):
     assert broker.size("q").total == 2
     broker.ack(receiver.poll("q", 1))
     broker_factory.advance(1)
-    assert broker.size("q") == QueueSize(0, 0, 0)
+    assert_empty(broker)
     assert broker.peek("q") == []
     assert receiver.poll("q", 1) == []
-    assert not broker.has_queue(DEAD)
+    assert_no_dead_letter(broker)
 
 
 @pytest.mark.needs("held_clock")
@@ -365,7 +385,7 @@ def test_too_many_deliveries_lead_to_the_dead_letter(broker_factory, how, whose)
 
     assert receiver.poll("q", 1) == []
 
-    assert broker.size("q").total == 0
+    assert_empty(broker)
     dead = take(receiver, DEAD)
     assert (dead.data, dead.priority, dead.deliveries) == (b"m", 7, 1)
     assert dict(dead.attributes) == {
@@ -405,7 +425,7 @@ def test_a_message_can_be_sent_to_the_dead_letter(broker, receiver):
     send(broker, b"m", attributes={"tenant": "acme"})
     reason = "not a Celery message: \ud83e 'x'\n" + "long " * 1000
     broker.dead_letter(take(receiver), reason)
-    assert broker.size("q").total == 0
+    assert_empty(broker)
     [dead] = broker.peek(DEAD)
     assert (dead.queue, dead.data, dead.state, dead.deliveries) == (DEAD, b"m", "ready", 0)
     assert dead.attributes["tenant"] == "acme"
@@ -413,6 +433,7 @@ def test_a_message_can_be_sent_to_the_dead_letter(broker, receiver):
     assert dead.attributes[DEATH_DELIVERIES] == "1"
 
 
+@pytest.mark.needs("exact")
 @pytest.mark.parametrize("spec", [{"auto_delete": True}, {"expires": 1000.0}], ids=str)
 def test_a_temporary_queue_keeps_no_dead_letter(broker, receiver, spec):
     broker.declare_queue(QueueSpec("q", max_deliveries=1, **spec))
@@ -421,8 +442,8 @@ def test_a_temporary_queue_keeps_no_dead_letter(broker, receiver, spec):
     broker.dead_letter(told, "reason")
     broker.nack(worn_out)
     assert receiver.poll("q", 2) == []
-    assert broker.size("q").total == 0
-    assert not broker.has_queue(DEAD)
+    assert_empty(broker)
+    assert_no_dead_letter(broker)
 
 
 @pytest.mark.needs("held_clock")
@@ -441,7 +462,7 @@ def test_a_dead_letter_is_a_queue_without_one_of_its_own(broker, broker_factory,
     assert delivery.attributes[DEATH_REASON] == "first reason"
     assert not broker.has_queue(dead_letter_queue(DEAD))
     broker.ack([delivery])
-    assert broker.size(DEAD).total == 0
+    assert_empty(broker, DEAD)
 
 
 @pytest.mark.needs("held_clock")
@@ -474,7 +495,7 @@ def test_redrive_brings_messages_back_as_new_ones(broker_factory):
 
     assert broker.redrive("q") == 1
 
-    assert broker.size(DEAD).total == 0
+    assert_empty(broker, DEAD)
     delivery = take(receiver)
     assert (delivery.data, delivery.deliveries) == (b"m", 1)
     assert set(delivery.attributes) == {"tenant", REDRIVE}
@@ -512,6 +533,7 @@ def test_redrive_leaves_what_somebody_holds(broker, receiver):
 # --- looking in -----------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("sees_all")
 def test_size_counts_by_state(broker, receiver):
     send(broker, *[b"m"] * 6)
     send(broker, *[b"later"] * 3, delay=1000.0)
@@ -526,6 +548,7 @@ def test_size_of_a_missing_queue(broker):
         broker.size("missing")
 
 
+@pytest.mark.needs("sees_all")
 def test_purge_leaves_what_somebody_holds(broker, broker_factory, receiver):
     send(broker, b"held")
     held = take(receiver)
@@ -545,6 +568,7 @@ def test_a_purge_touches_no_other_queue(broker, receiver):
     assert take(receiver, "other").data == b"other"
 
 
+@pytest.mark.needs("sees_all")
 def test_peek_leases_nothing(broker, broker_factory, receiver):
     send(broker, b"held")
     held = take(receiver)
@@ -587,10 +611,9 @@ def test_closing_twice_and_what_was_published_stays(broker_factory):
 def test_closing_a_receiver_touches_no_lease(broker, broker_factory, receiver):
     receiver.subscribe(_declared(broker))
     send(broker, b"m")
-    delivery = take(receiver)
+    delivery = wait_for(receiver)
     receiver.close()
     receiver.close()
-    assert broker.size("q").leased == 1
     assert broker.extend([delivery], 60.0) == []
     assert broker.receiver().poll("q", 1) == []
 

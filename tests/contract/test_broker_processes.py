@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gwi_celery.brokers.base import Broker, QueueSize, QueueSpec
+from gwi_celery.brokers.base import Broker, QueueSpec
 from tests.contract.broker_process import Peer
-from tests.contract.brokers import SHARED, bodies, readable, send, wait_for
+from tests.contract.brokers import SHARED, assert_empty, bodies, readable, send, wait_for
 
 #: Seconds of real time: longer than any of these tests, and short enough to wait for.
 LONG_LEASE, SHORT_LEASE = 300.0, 1.0
@@ -79,7 +79,7 @@ def test_many_processes_lose_nothing_and_ack_once(broker, start):
     acked = Counter(body for consumer in consumers for body in consumer.answer())
 
     assert acked == Counter(f"{number}/{n}" for number in range(4) for n in range(500))
-    assert broker.size("q") == QueueSize(0, 0, 0)
+    assert_empty(broker)
 
 
 def test_what_a_killed_process_held_is_delivered_again(broker, start):
@@ -98,7 +98,7 @@ def test_what_a_killed_process_held_is_delivered_again(broker, start):
     assert sorted(bodies(again)) == [b"1", b"2"]
     assert [delivery.deliveries for delivery in again] == [2, 2]
     broker.ack(again)
-    assert broker.size("q").total == 0
+    assert_empty(broker)
 
 
 def test_the_queues_of_a_killed_process(broker, start):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gwi_celery.brokers.base import Binding, OutgoingMessage, QueueSize, QueueSpec
+from gwi_celery.brokers.base import Binding, OutgoingMessage, QueueSpec
 from gwi_celery.errors import ConfigurationError, NotFound
-from tests.contract.brokers import bodies, send, take
+from tests.contract.brokers import assert_empty, assert_reached, bodies, send, take, task_queues
 
 #: Names that something might take for another, or choke on.
 ODD_NAMES = [
@@ -41,12 +41,12 @@ def test_declaring_again_keeps_what_is_there(broker):
     send(broker, b"m")
     broker.declare_queue(QueueSpec("q"))
     broker.declare_queue(QueueSpec("q", durable=False))
-    assert broker.queues() == ["q"]
-    assert broker.size("q").ready == 1
+    assert task_queues(broker) == ["q"]
+    assert take(broker.receiver()).data == b"m"
 
 
 def test_declaring_again_changes_the_settings(broker, receiver):
-    broker.declare_queue(QueueSpec("q", lease_seconds=8.0, max_deliveries=1))
+    broker.declare_queue(QueueSpec("q", lease_seconds=24.0, max_deliveries=1))
     broker.declare_queue(QueueSpec("q", lease_seconds=16.0))
     send(broker, b"m")
     delivery = take(receiver)
@@ -69,7 +69,7 @@ def test_declaring_again_changes_the_settings(broker, receiver):
 def test_a_queue_that_can_not_work_is_refused(broker, spec):
     with pytest.raises(ConfigurationError):
         broker.declare_queue(QueueSpec(**spec))
-    assert broker.queues() == []
+    assert task_queues(broker) == []
 
 
 def test_a_deleted_queue_takes_everything_with_it(broker, receiver):
@@ -83,13 +83,13 @@ def test_a_deleted_queue_takes_everything_with_it(broker, receiver):
     broker.delete_queue("q")
 
     assert not broker.has_queue("q")
-    assert (broker.queues(), broker.bindings()) == ([], [])
+    assert (task_queues(broker), broker.bindings()) == ([], [])
     assert receiver.poll("q", 1) == []
     broker.ack(held)
     assert broker.extend(held, 60.0) == held
     broker.declare_queue(QueueSpec("q"))
-    assert broker.size("q") == QueueSize(0, 0, 0)
-    assert broker.publish("x", "", OutgoingMessage(b"m")) == 0
+    assert_empty(broker)
+    assert_reached(broker.publish("x", "", OutgoingMessage(b"m")), 0)
 
 
 def test_odd_names_never_meet(broker, receiver):
@@ -99,11 +99,11 @@ def test_odd_names_never_meet(broker, receiver):
         broker.declare_queue(QueueSpec(name))
         broker.bind(name, "x", name)
         broker.bind(name, name, "")
-    assert sorted(broker.queues()) == sorted(ODD_NAMES)
+    assert sorted(task_queues(broker)) == sorted(ODD_NAMES)
 
     for number, name in enumerate(ODD_NAMES):
         for exchange, key in (("", name), ("x", name), (name, "")):
-            assert broker.publish(exchange, key, OutgoingMessage(b"%d" % number)) == 1
+            assert_reached(broker.publish(exchange, key, OutgoingMessage(b"%d" % number)), 1)
 
     for number, name in enumerate(ODD_NAMES):
         deliveries = receiver.poll(name, 10)
@@ -128,7 +128,7 @@ def test_an_auto_delete_queue_goes_with_its_last_subscriber(broker, receiver):
     assert broker.has_queue("q")
     other.close()
     assert not broker.has_queue("q")
-    assert broker.queues() == []
+    assert task_queues(broker) == []
 
 
 def test_closing_the_connection_ends_its_subscriptions(broker_factory):
@@ -139,7 +139,7 @@ def test_closing_the_connection_ends_its_subscriptions(broker_factory):
     receiver.subscribe("q")
     receiver.subscribe("kept")
     broker.close()
-    assert observer.queues() == ["kept"]
+    assert task_queues(observer) == ["kept"]
 
 
 @pytest.mark.needs("held_clock")
@@ -150,15 +150,15 @@ def test_a_queue_that_nobody_uses_expires(broker, broker_factory, receiver):
     send(broker, b"m")
 
     broker_factory.advance(59)
-    assert broker.publish("x", "", OutgoingMessage(b"m")) == 1
+    assert_reached(broker.publish("x", "", OutgoingMessage(b"m")), 1)
     broker_factory.advance(1)
 
     assert not broker.has_queue("q")
-    assert (broker.queues(), broker.bindings()) == ([], [])
+    assert (task_queues(broker), broker.bindings()) == ([], [])
     assert receiver.poll("q", 1) == []
     assert broker.peek("q") == []
     assert broker.purge("q") == 0
-    assert broker.publish("x", "", OutgoingMessage(b"m")) == 0
+    assert_reached(broker.publish("x", "", OutgoingMessage(b"m")), 0)
     for refused in (
         lambda: broker.size("q"),
         lambda: receiver.subscribe("q"),
@@ -226,9 +226,9 @@ def test_an_exchange_is_declared_and_deleted(broker):
     broker.delete_exchange("x")
     assert not broker.has_exchange("x")
     assert broker.bindings() == []
-    assert broker.queues() == ["q"]
+    assert task_queues(broker) == ["q"]
     broker.declare_exchange("x", "topic")
-    assert broker.publish("x", "k", OutgoingMessage(b"m")) == 0
+    assert_reached(broker.publish("x", "k", OutgoingMessage(b"m")), 0)
 
 
 def test_an_exchange_keeps_its_type(broker):
@@ -265,7 +265,7 @@ def test_bindings_are_listed_and_undone(broker):
     broker.unbind("q", "x", "k")
     broker.unbind("missing", "x", "k")
     assert broker.bindings() == [Binding("q", "x", "l")]
-    assert broker.publish("x", "k", OutgoingMessage(b"m")) == 0
+    assert_reached(broker.publish("x", "k", OutgoingMessage(b"m")), 0)
 
 
 def test_the_default_exchange_has_every_queue_by_its_name(broker):
@@ -281,10 +281,10 @@ def test_the_default_exchange_has_every_queue_by_its_name(broker):
 def _reached(broker, receiver, exchange, routing_key):
     """The queues that one publish reaches; each holds one copy."""
     count = broker.publish(exchange, routing_key, OutgoingMessage(b"m"))
-    deliveries = [d for queue in broker.queues() for d in receiver.poll(queue, 10)]
+    deliveries = [d for queue in task_queues(broker) for d in receiver.poll(queue, 10)]
     broker.ack(deliveries)
     reached = sorted(d.queue for d in deliveries)
-    assert len(reached) == count
+    assert_reached(count, len(reached))
     return reached
 
 
@@ -347,4 +347,4 @@ def test_a_copy_for_each_queue_goes_its_own_way(broker, receiver):
     broker.ack([take(receiver, "q")])
     broker.nack(take(receiver, "r"))
     assert take(receiver, "r").deliveries == 2
-    assert broker.size("q").total == 0
+    assert_empty(broker)

@@ -44,6 +44,7 @@ def test_a_publish_wakes(broker_factory, subscribed):
     assert take(subscribed).data == b"m"
 
 
+@pytest.mark.needs("exact")
 def test_a_publish_through_an_exchange_wakes_every_receiver(broker, subscribed):
     broker.declare_exchange("x", "fanout")
     broker.declare_queue(QueueSpec("r"))
@@ -58,6 +59,7 @@ def test_a_publish_through_an_exchange_wakes_every_receiver(broker, subscribed):
     assert all(readable(receiver) for receiver in (subscribed, other, same))
 
 
+@pytest.mark.needs("exact")
 @pytest.mark.parametrize("verb", ["nack", "give_back", "dead_letter", "redrive", "shorten"])
 def test_what_makes_a_message_ready_wakes(broker, subscribed, verb):
     worker = broker.receiver()
@@ -82,6 +84,7 @@ def test_what_makes_a_message_ready_wakes(broker, subscribed, verb):
     assert take(subscribed, DEAD if verb == "dead_letter" else "q").data == b"m"
 
 
+@pytest.mark.needs("exact")
 def test_the_dead_letter_of_worn_out_messages_wakes(broker_factory, subscribed):
     broker = broker_factory(max_deliveries=1)
     worker = broker.receiver()
@@ -179,6 +182,7 @@ def test_what_another_made_ready_and_left_wakes(broker, broker_factory, subscrib
 # --- no wake-up is lost ---------------------------------------------------------------------------
 
 
+@pytest.mark.needs("exact")
 def test_a_publish_after_clear_is_polled_or_wakes(broker, subscribed):
     """Publish at each point of the loop clear, poll, wait."""
     send(broker, b"before clear")

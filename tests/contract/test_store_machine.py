@@ -32,7 +32,8 @@ from gwi_celery.stores.base import (
     Outcome,
     Replay,
 )
-from gwi_celery.stores.sqlite import CANCELLED_TTL, SqliteStore
+from gwi_celery.stores.rules import CANCELLED_TTL
+from gwi_celery.stores.sqlite import SqliteStore
 from tests.clocks import FakeClock
 
 TTL = 30.0
@@ -67,10 +68,23 @@ class Model:
 
 
 class Protocol(RuleBasedStateMachine):
-    @initialize()
-    def begin(self) -> None:
+    #: All times are multiples of it, seconds. A server whose own clock goes on while a test runs
+    #: needs one that is long beside that.
+    unit = 1.0
+    clock: FakeClock
+    store: Any
+
+    def open(self) -> None:
         self.clock = FakeClock()
         self.store = SqliteStore(None, clock=self.clock)
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @initialize()
+    def begin(self) -> None:
+        self.ttl, self.result_ttl = TTL * self.unit, RESULT_TTL * self.unit
+        self.open()
         self.models = {name: Model() for name in JOBS}
         self.attempts: list[Attempt] = []
         self.tokens: dict[str, list[int]] = {}
@@ -97,13 +111,13 @@ class Protocol(RuleBasedStateMachine):
             submission=options.pop("submission", f"s{self.serial}"),
             owner="w",
             nonce=f"n{self.serial}",
-            lease_ttl=TTL,
-            result_ttl=RESULT_TTL,
+            lease_ttl=self.ttl,
+            result_ttl=self.result_ttl,
             **options,
         )
 
     def _gone(self, model: Model) -> bool:
-        return model.terminal is not None and self.clock.time() >= model.ended_at + RESULT_TTL
+        return model.terminal is not None and self.clock.time() >= model.ended_at + self.result_ttl
 
     def _held(self, tenant: str) -> bool:
         holder = self.locked_by.get(tenant)
@@ -163,7 +177,7 @@ class Protocol(RuleBasedStateMachine):
         model.fingerprint = request.fingerprint
         model.holder = lease.fence
         self.locked_by[tenant] = lease.fence
-        self.expires[tenant] = self.clock.time() + TTL
+        self.expires[tenant] = self.clock.time() + self.ttl
         recorded = {c.name: c for c in self.store.load(lease)}
         assert {n: c.blob for n, c in recorded.items() if n != "cursor"} == model.steps
         assert answer.has_checkpoints == bool(recorded)
@@ -190,7 +204,7 @@ class Protocol(RuleBasedStateMachine):
         assert current, "a stale holder's write was accepted"
         if isinstance(answer, Lease):
             attempt.lease = answer
-            self.expires[attempt.name[0]] = self.clock.time() + TTL
+            self.expires[attempt.name[0]] = self.clock.time() + self.ttl
         return True
 
     @precondition(lambda self: self.attempts)
@@ -282,7 +296,7 @@ class Protocol(RuleBasedStateMachine):
         if model.generation == 0:
             # Nobody has named a TTL yet: it is kept for a day.
             model.generation, model.fingerprint = 1, ""
-            model.ended_at = self.clock.time() + CANCELLED_TTL - RESULT_TTL
+            model.ended_at = self.clock.time() + CANCELLED_TTL - self.result_ttl
             model.terminal = JobStatus.CANCELLED
             return
         if model.holder is not None and self.locked_by.get(name[0]) == model.holder:
@@ -292,7 +306,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, TTL - 1, TTL, TTL + 1, RESULT_TTL + 1]))
     def time_passes(self, seconds: float) -> None:
-        self.clock.advance(seconds)
+        self.pass_time(seconds * self.unit)
 
     @rule()
     def cleanup(self) -> None:

@@ -14,6 +14,7 @@ from gwi_celery import ReliableTask, setup, store_for
 from gwi_celery.app import broker_for, settings_for
 from gwi_celery.config import load, parse_embedded_url, quote_folder
 from gwi_celery.errors import BrokerUnusable, ConfigurationError, StoreUnusable
+from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.url import open_store
 from gwi_celery.transport.embedded import OPTIONS, open_broker
 
@@ -55,14 +56,35 @@ def test_a_wrong_setting_is_an_error_that_says_what_to_do(
         load(overrides, conf, environ)
 
 
-def test_with_a_project_it_says_that_the_cloud_is_not_there_yet() -> None:
+def test_with_a_project_it_says_that_pubsub_is_not_there_yet() -> None:
     settings = load({}, {}, {"GCP_PROJECT_ID": "p"})
     with pytest.raises(ConfigurationError, match="no Pub/Sub transport yet"):
         _ = settings.effective_broker_url
-    with pytest.raises(ConfigurationError, match="no Firestore store yet"):
-        _ = settings.effective_store_url
+
+
+def test_with_a_project_the_store_is_firestore_unless_told_otherwise() -> None:
+    assert load({}, {}, {"GCP_PROJECT_ID": "p"}).effective_store_url == "firestore://p"
     chosen = load({}, {}, {"GCP_PROJECT_ID": "p", "GWI_STORE_BACKEND": "sqlite"})
     assert chosen.effective_store_url.startswith("embedded://")
+    own = load({}, {}, {"GCP_PROJECT_ID": "p", "GWI_STORE_URL": "firestore://q/mine"})
+    assert own.effective_store_url == "firestore://q/mine"
+    with pytest.raises(ConfigurationError, match="GCP_PROJECT_ID"):
+        _ = load({}, {}, {"GWI_STORE_BACKEND": "firestore"}).effective_store_url
+
+
+def test_a_firestore_store_is_opened_by_its_url_without_a_connection() -> None:
+    store = open_store("firestore://proj/mine?database=db-1")
+    assert isinstance(store, FirestoreStore)
+    assert (store.url.project, store.url.prefix, store.url.database) == ("proj", "mine", "db-1")
+    store.close()
+    with pytest.raises(ConfigurationError, match="did you mean 'database'"):
+        open_store("firestore://proj?databse=x")
+
+
+def test_results_go_where_the_store_is() -> None:
+    app = make_app()
+    setup(app, broker_url=memory(), store_url="firestore://proj/mine")
+    assert app.conf.result_backend == "firestore://proj/mine"
 
 
 @pytest.mark.parametrize("folder", ["/a/b", "/a b/ä#?%;x", "/UPPER/Case:8"])

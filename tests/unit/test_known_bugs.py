@@ -6,7 +6,8 @@ is freed, the contended job whose message is kept, and the failing message that 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 from uuid import uuid4
 
 import pytest
@@ -25,21 +26,42 @@ from gwi_celery.stores.base import (
     LockRef,
     Mismatch,
     Outcome,
+    Store,
 )
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.clocks import FakeClock
+from tests.firestore_wire import Wire
 
 DONE = Outcome(JobStatus.SUCCEEDED, b"done")
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+class Clock(Protocol):
+    def advance(self, seconds: float) -> None: ...
+
+
+@pytest.fixture(params=["sqlite", pytest.param("firestore", marks=pytest.mark.emulator)])
+def opened(request: pytest.FixtureRequest) -> Iterator[tuple[Store, Clock]]:
+    """A store, and what moves its clock."""
+    if request.param == "sqlite":
+        clock = FakeClock()
+        yield SqliteStore(None, clock=clock), clock
+        return
+    request.getfixturevalue("firestore_emulator")
+    wire = Wire()
+    store = wire.store()
+    yield store, wire
+    store.close()
+    wire.close()
 
 
 @pytest.fixture
-def store(clock: FakeClock) -> SqliteStore:
-    return SqliteStore(None, clock=clock)
+def clock(opened: tuple[Store, Clock]) -> Clock:
+    return opened[1]
+
+
+@pytest.fixture
+def store(opened: tuple[Store, Clock]) -> Store:
+    return opened[0]
 
 
 def request(
@@ -58,14 +80,14 @@ def request(
     )
 
 
-def take(store: SqliteStore, **options: Any) -> Claimed:
+def take(store: Store, **options: Any) -> Claimed:
     answer = store.claim(request(**options))
     assert isinstance(answer, Claimed), answer
     return answer
 
 
 def test_fencing_tokens_restarted_when_a_release_deleted_the_lock(
-    store: SqliteStore, clock: FakeClock
+    store: Store, clock: Clock
 ) -> None:
     fences = []
     for n in range(5):
@@ -80,7 +102,7 @@ def test_fencing_tokens_restarted_when_a_release_deleted_the_lock(
     assert fences == sorted(set(fences))
 
 
-def test_the_token_was_never_checked(store: SqliteStore, clock: FakeClock) -> None:
+def test_the_token_was_never_checked(store: Store, clock: Clock) -> None:
     old = take(store).lease
     clock.advance(61)
     new = take(store).lease
@@ -96,18 +118,18 @@ def test_the_token_was_never_checked(store: SqliteStore, clock: FakeClock) -> No
     assert store.load(new) == []
 
 
-def test_the_lock_did_not_know_its_tenant(store: SqliteStore) -> None:
+def test_the_lock_did_not_know_its_tenant(store: Store) -> None:
     take(store, tenant="one", run="same")
     take(store, tenant="two", run="same")
 
 
 @pytest.mark.parametrize(("one", "other"), [("a/b", "a_b"), ("a.b", "a-b"), ("a b", "a/b")])
-def test_ids_cleaned_of_odd_characters_collided(store: SqliteStore, one: str, other: str) -> None:
+def test_ids_cleaned_of_odd_characters_collided(store: Store, one: str, other: str) -> None:
     take(store, key=one, run=one)
     take(store, key=other, run=other)
 
 
-def test_cleanup_deleted_the_successors_live_lock(store: SqliteStore, clock: FakeClock) -> None:
+def test_cleanup_deleted_the_successors_live_lock(store: Store, clock: Clock) -> None:
     take(store)
     clock.advance(61)
     successor = take(store)
@@ -117,7 +139,7 @@ def test_cleanup_deleted_the_successors_live_lock(store: SqliteStore, clock: Fak
 
 
 def test_a_job_that_finished_while_another_waited_for_its_lock_ran_again(
-    store: SqliteStore,
+    store: Store,
 ) -> None:
     claimed = take(store)
     waiting = request()
@@ -126,7 +148,7 @@ def test_a_job_that_finished_while_another_waited_for_its_lock_ran_again(
     assert isinstance(store.claim(waiting), Completed)
 
 
-def test_anyone_could_complete_or_fail_a_job(store: SqliteStore, clock: FakeClock) -> None:
+def test_anyone_could_complete_or_fail_a_job(store: Store, clock: Clock) -> None:
     old = take(store).lease
     clock.advance(61)
     new = take(store).lease
@@ -138,19 +160,19 @@ def test_anyone_could_complete_or_fail_a_job(store: SqliteStore, clock: FakeCloc
     assert record.outcome == b"done"
 
 
-def test_a_failure_was_cached_so_that_trying_again_did_nothing(store: SqliteStore) -> None:
+def test_a_failure_was_cached_so_that_trying_again_did_nothing(store: Store) -> None:
     store.finish(take(store).lease, Outcome(JobStatus.FAILED, b"no"))
     again = take(store)
     assert again.record.generation == 2
 
 
-def test_the_payloads_hash_dropped_nested_keys(store: SqliteStore) -> None:
+def test_the_payloads_hash_dropped_nested_keys(store: Store) -> None:
     store.finish(take(store, payload={"pr": {"id": 1}}).lease, DONE)
     assert isinstance(store.claim(request(payload={"pr": {"id": 2}})), Mismatch)
     assert isinstance(store.claim(request(payload={"pr": {"id": 1}})), Completed)
 
 
-def test_a_lock_was_never_renewed(store: SqliteStore, clock: FakeClock) -> None:
+def test_a_lock_was_never_renewed(store: Store, clock: Clock) -> None:
     lease = take(store).lease
     for _ in range(10):
         clock.advance(50)
@@ -159,7 +181,7 @@ def test_a_lock_was_never_renewed(store: SqliteStore, clock: FakeClock) -> None:
     store.finish(lease, DONE)
 
 
-def test_the_last_writer_of_a_checkpoint_won(store: SqliteStore, clock: FakeClock) -> None:
+def test_the_last_writer_of_a_checkpoint_won(store: Store, clock: Clock) -> None:
     old = take(store).lease
     store.save(old, Checkpoint("c", CheckpointKind.CURSOR, b"1", 1))
     clock.advance(61)
@@ -170,7 +192,7 @@ def test_the_last_writer_of_a_checkpoint_won(store: SqliteStore, clock: FakeCloc
     assert [c.blob for c in store.load(new)] == [b"9"]
 
 
-def test_a_large_checkpoint_was_cut(store: SqliteStore) -> None:
+def test_a_large_checkpoint_was_cut(store: Store) -> None:
     blob = bytes(range(256)) * 20_000
     lease = take(store).lease
     store.save(lease, Checkpoint("s", CheckpointKind.STEP, blob))

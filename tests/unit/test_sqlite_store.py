@@ -26,9 +26,8 @@ from gwi_celery.stores.base import (
     JobStatus,
     LockRef,
 )
+from gwi_celery.stores.rules import CANCELLED_TTL, FAILED_KEPT
 from gwi_celery.stores.sqlite import (
-    CANCELLED_TTL,
-    FAILED_KEPT,
     SqliteStore,
     forget_memory_store,
     memory_store,

@@ -1,0 +1,56 @@
+"""The app of the transport benchmark: Celery's default settings, but for what ``BENCH_CONF`` says.
+
+``BENCH_BROKER`` is the broker. The worker appends to the file ``BENCH_MARK``: the times of the first and
+of the ``BENCH_COUNT``-th call of ``noop``, and for ``mark`` the seconds since it was called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+
+from celery import Celery
+
+BROKER = os.environ["BENCH_BROKER"]
+
+if BROKER.startswith("embedded:"):
+    from gwi_celery.transport import embedded
+
+    embedded.register()
+elif BROKER.startswith("pubsub:"):
+    from gwi_celery.transport import pubsub
+
+    pubsub.register()
+
+app = Celery("bench-transport", broker=BROKER)
+app.conf.update(
+    task_ignore_result=True,
+    broker_connection_retry_on_startup=True,
+    **json.loads(os.environ.get("BENCH_CONF", "{}")),
+)
+
+_COUNT = int(os.environ.get("BENCH_COUNT", "0"))
+_seen = 0
+
+
+@app.task
+def noop() -> None:
+    """Nothing but counting."""
+    global _seen  # noqa: PLW0603 the worker runs one task at a time
+    _seen += 1
+    if _seen in (1, _COUNT):
+        _append(time.time())
+
+
+@app.task
+def mark(sent: float) -> None:
+    """Append the seconds from the call to here."""
+    _append(time.time() - sent)
+
+
+def _append(value: float) -> None:
+    fd = os.open(os.environ["BENCH_MARK"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    with contextlib.closing(os.fdopen(fd, "ab", 0)) as file:
+        file.write(f"{value}\n".encode())

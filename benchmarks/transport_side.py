@@ -1,0 +1,145 @@
+"""One side, measured once, in a process of its own: reads its orders as JSON, writes figures as JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.side import PATIENCE, Worker
+
+APP = "benchmarks.transport_app"
+
+#: Name of a configuration -> what it changes of Celery's defaults.
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "late": {"task_acks_late": True, "worker_prefetch_multiplier": 1},
+}
+
+
+class Measurement:
+    def __init__(self, orders: dict[str, Any]) -> None:
+        self.name: str = orders["name"]
+        self.folder = Path(orders["folder"])
+        self.calls: int = orders["calls"]
+        self.backlog: int = orders["backlog"]
+        self.pings: int = orders["pings"]
+        self.idle: float = orders["idle"]
+        self.environment = {
+            **orders["environment"],
+            "BENCH_BROKER": orders["broker"],
+            "BENCH_MARK": str(self.folder / "marks"),
+            "BENCH_COUNT": str(self.backlog),
+        }
+        os.environ.update(self.environment)
+        self.app = importlib.import_module(APP)
+
+    def run(self) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        figures["delay/s"] = self._rate(self.calls, self._delay_each)
+        batched = self._batched()
+        if batched is not None:
+            figures["batched/s"] = self._rate(self.calls * 5, batched)
+        self.app.app.control.purge()
+        for configuration in CONFIGURATIONS:
+            (batched or self._delay_each)(self.backlog)
+            self._drain_loose_ends()
+            with self._worker(configuration) as worker:
+                figures[f"drain {configuration}/s"] = self._drained(worker)
+                if configuration == "default":
+                    waits = self._latency(worker)
+                    figures["idle p50 ms"] = statistics.median(waits) * 1e3
+                    figures["idle p99 ms"] = waits[int(len(waits) * 0.99) - 1] * 1e3
+                    figures["idle CPU %"] = worker.idle_cpu(self.idle)
+                    figures.update(worker.footprint())
+                    figures["stop s"] = worker.stop()
+        self.app.app.close()
+        return figures
+
+    def _rate(self, calls: int, call: Callable[[int], None]) -> float:
+        call(1)  # the first one connects and declares
+        began = time.perf_counter()
+        call(calls)
+        return calls / (time.perf_counter() - began)
+
+    def _delay_each(self, count: int) -> None:
+        for _ in range(count):
+            self.app.noop.delay()
+
+    def _batched(self) -> Callable[[int], None] | None:
+        """Pipelined publishes, confirmed at the end, where the side has them."""
+        if self.name != "pubsub":
+            return None
+        import gwi_celery
+
+        publish_batch = getattr(gwi_celery, "publish_batch", None)
+        if publish_batch is None:
+            return None
+
+        def publish(count: int) -> None:
+            with publish_batch():
+                self._delay_each(count)
+
+        return publish
+
+    def _drain_loose_ends(self) -> None:
+        """``gcpubsub`` doesn't wait for its publishes, so that a backlog may not be there yet."""
+        if self.name == "gcpubsub":
+            time.sleep(1.0)
+
+    @contextmanager
+    def _worker(self, configuration: str) -> Iterator[Worker]:
+        marks = self.folder / "marks"
+        marks.unlink(missing_ok=True)
+        environment = {
+            **self.environment,
+            "BENCH_CONF": json.dumps(CONFIGURATIONS[configuration]),
+        }
+        worker = Worker("solo", self.folder, environment, app=APP, log_level="WARNING")
+        try:
+            yield worker
+        finally:
+            worker.close()
+
+    def _lines(self, worker: Worker, count: int) -> list[float]:
+        """The first ``count`` marks, waited for."""
+        marks = self.folder / "marks"
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            lines = marks.read_text().splitlines() if marks.exists() else []
+            if len(lines) >= count:
+                return [float(line) for line in lines[:count]]
+            if time.monotonic() > deadline or worker.process.poll() is not None:
+                raise RuntimeError(
+                    f"{self.name}: {len(lines)} of {count} marks, then nothing more\n{worker.tail()}"
+                )
+            time.sleep(0.001)
+
+    def _drained(self, worker: Worker) -> float:
+        first, last = self._lines(worker, 2)
+        return (self.backlog - 1) / max(last - first, 1e-9)
+
+    def _latency(self, worker: Worker) -> list[float]:
+        warm = 5
+        for n in range(self.pings + warm):
+            time.sleep(0.05)  # idle again
+            self.app.mark.delay(time.time())
+            self._lines(worker, 2 + n + 1)
+        return sorted(self._lines(worker, 2 + warm + self.pings)[2 + warm :])
+
+
+def main() -> int:
+    figures = Measurement(json.load(sys.stdin)).run()
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The broker seam on Google Cloud Pub/Sub."""

@@ -1,0 +1,580 @@
+"""The broker seam on Pub/Sub: what each of its verbs is there.
+
+==================  ===============================================================================
+publish             Publish, one RPC, confirmed; tried again while it fails for now
+poll                what long pulls and streams have brought (see :mod:`.receiver`)
+ack                 Acknowledge, batched in the background
+nack                ModifyAckDeadline to the delay (to 0 with a retry policy: that decides then)
+give back           ModifyAckDeadline to 0. Pub/Sub counts it as a delivery all the same
+extend              ModifyAckDeadline
+dead letter         Publish to the dead letter's topic, then Acknowledge
+a delay             the message says when it may be delivered. Whoever gets it before holds it for
+                    some seconds, or leaves it leased to nobody until then, up to 600 s at a time
+size                None: Pub/Sub itself can't say; see :meth:`PubSubBroker.depth`
+==================  ===============================================================================
+
+Deliveries are counted by Pub/Sub, for queues that have a dead letter. It counts what is given back,
+too, and is allowed to be off; the count of a parked message is kept low by publishing it anew.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import logging
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import grpc
+
+from gwi_celery import forks
+from gwi_celery.brokers.base import (
+    DEATH_DELIVERIES,
+    DEATH_QUEUE,
+    DEATH_REASON,
+    DEATH_TIME,
+    REDRIVE,
+    Binding,
+    Delivery,
+    OutgoingMessage,
+    QueueSize,
+    QueueSpec,
+    StoredMessage,
+    dead_letter_queue,
+)
+from gwi_celery.brokers.pubsub import naming, wire
+from gwi_celery.brokers.pubsub.acks import Acknowledger
+from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
+from gwi_celery.brokers.pubsub.topology import Source, Topology
+from gwi_celery.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    NotFound,
+    PublishFailed,
+)
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a message which comes too early is held rather than parked.
+_HOLD = 4.0
+#: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is parked at a time.
+_PARK = 600.0
+#: Deliveries after which a parked message is published anew, so that waiting is not counted as failing.
+_PARKINGS = 5
+#: Messages and bytes of one Publish request: Pub/Sub takes 1,000 and 10 MB.
+_BATCH_MESSAGES, _BATCH_BYTES = 1000, 9_000_000
+#: Publish requests on their way at a time.
+_PIPELINED = 8
+#: Messages in one look into a queue.
+_LOOK = 1000
+#: Characters of a reason that are kept: it travels as attributes, of which there is a limit.
+_REASON = 10_000
+#: Seconds that closing waits for what is still to be sent.
+_CLOSE = 2.0
+
+_DEATH = (DEATH_REASON, DEATH_QUEUE, DEATH_DELIVERIES, DEATH_TIME)
+
+
+class PubSubBroker:
+    """A :class:`~gwi_celery.brokers.base.Broker` on Google Cloud Pub/Sub, or its emulator."""
+
+    def __init__(self, options: PubSubOptions) -> None:
+        self.options = options
+        self.client = Client(options)
+        self.topology = Topology(self.client, options)
+        self.lease_seconds = options.lease_seconds
+        self._acks = Acknowledger(self.client)
+        self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
+        #: ack id -> monotonic time at which its lease runs out.
+        self._leases: dict[str, float] = {}
+        self._unconfirmed: set[Any] = set()
+        self._unconfirmed_changed = threading.Condition()
+        _brokers.add(self)
+
+    def connect(self) -> None:
+        if not self.options.managed:
+            self.client.ready(self.options.timeout)  # any RPC would need a role of its own
+            return
+        id = naming.temporary_topic_id(self.options.prefix)
+        path = f"projects/{self.options.project}/topics/{id}"
+        with contextlib.suppress(NotFound):  # an answer like any other
+            self.client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
+
+    # --- exchanges, queues, bindings ------------------------------------------------------------
+
+    def declare_exchange(self, name: str, type: str) -> None:
+        self.topology.declare_exchange(name, type)
+
+    def delete_exchange(self, name: str) -> None:
+        self.topology.delete_exchange(name)
+
+    def has_exchange(self, name: str) -> bool:
+        return self.topology.exchange_type(name) is not None
+
+    def declare_queue(self, spec: QueueSpec) -> None:
+        self.topology.declare_queue(spec)
+
+    def delete_queue(self, name: str) -> None:
+        self.topology.delete_queue(name)
+
+    def has_queue(self, name: str) -> bool:
+        return self.topology.has_queue(name)
+
+    def bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        self.topology.bind(queue, exchange, routing_key)
+        for receiver in list(self._receivers):
+            receiver.rebound(queue)
+
+    def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
+        self.topology.unbind(queue, exchange, routing_key)
+
+    def bindings(self) -> list[Binding]:
+        return self.topology.bindings()
+
+    def queues(self) -> list[str]:
+        return self.topology.queues()
+
+    # --- publish --------------------------------------------------------------------------------
+
+    def publish(self, exchange: str, routing_key: str, message: OutgoingMessage) -> None:
+        """As :meth:`Broker.publish`. None: how many queues it reaches is Pub/Sub's business.
+
+        Raises TooLarge over 10 MB, with both sizes, and BrokerUnavailable after
+        ``publish_timeout`` seconds.
+        """
+        made = self._made(exchange, routing_key, message)
+        topic = self.topology.route(exchange, routing_key)
+        if not self.options.publisher_confirms:
+            self._publish_unconfirmed(topic, made)
+            return
+        try:
+            self._send(topic, [made])
+        except NotFound:
+            # Deleted, or an emulator that was started anew.
+            self.topology.forget(exchange, routing_key)
+            self._send(self.topology.route(exchange, routing_key), [made])
+
+    def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[None]:
+        """Publish all of them, many at a time. Raises PublishFailed with an error for each failed."""
+        made = [self._made(*message) for message in messages]
+        # A missing exchange is known before anything is made or sent.
+        for exchange in {exchange for exchange, _, _ in messages if exchange}:
+            self.topology.route(exchange, "")
+        by_topic: dict[str, list[tuple[int, Any]]] = {}
+        for n, (exchange, routing_key, _) in enumerate(messages):
+            topic = self.topology.route(exchange, routing_key)
+            by_topic.setdefault(topic, []).append((n, made[n]))
+        errors: dict[int, Exception] = {}
+        pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
+        for topic, numbered in by_topic.items():
+            for chunk in _chunks(numbered):
+                if len(pending) >= _PIPELINED:
+                    self._settle(*pending.pop(0), errors)
+                pending.append((topic, chunk, self._begin(topic, [made for _, made in chunk])))
+        for item in pending:
+            self._settle(*item, errors)
+        if errors:
+            raise PublishFailed(errors, len(messages))
+        return [None] * len(messages)
+
+    def _made(self, exchange: str, routing_key: str, message: OutgoingMessage) -> Any:
+        return wire.to_pubsub(
+            exchange, routing_key, message, now=time.time(), ordering=self.options.ordering
+        )
+
+    def _send(self, topic: str, messages: list[Any]) -> None:
+        request = pb["PublishRequest"](topic=topic, messages=messages)
+        self.client.persist("Publish", request, topic, self.options.publish_timeout)
+
+    def _begin(self, topic: str, messages: list[Any]) -> Any:
+        request = pb["PublishRequest"](topic=topic, messages=messages)
+        forks.enter()
+        try:
+            future = self.client.start("Publish", request, topic, self.options.publish_timeout)
+        except BaseException:
+            forks.leave()
+            raise
+        future.add_done_callback(lambda _: forks.leave())
+        return future
+
+    def _settle(
+        self, topic: str, chunk: list[tuple[int, Any]], future: Any, errors: dict[int, Exception]
+    ) -> None:
+        try:
+            future.result()
+            return
+        except grpc.RpcError as exc:
+            error = self.client.error(exc, "Publish", topic)
+        if isinstance(error, BrokerUnavailable):
+            try:
+                self._send(topic, [made for _, made in chunk])
+                return
+            except BrokerError as exc:
+                error = exc
+        errors.update({n: error for n, _ in chunk})
+
+    def _publish_unconfirmed(self, topic: str, made: Any) -> None:
+        future = self._begin(topic, [made])
+        with self._unconfirmed_changed:
+            self._unconfirmed.add(future)
+        future.add_done_callback(functools.partial(self._unconfirmed_done, topic, made))
+
+    def _unconfirmed_done(self, topic: str, made: Any, future: Any) -> None:
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            self._acks.run(functools.partial(self._send_late, topic, made))
+        with self._unconfirmed_changed:
+            self._unconfirmed.discard(future)
+            self._unconfirmed_changed.notify_all()
+
+    def _send_late(self, topic: str, made: Any) -> None:
+        try:
+            self._send(topic, [made])
+        except BrokerError as exc:
+            logger.error("a message for %s was lost, as publisher_confirms is off: %s", topic, exc)
+
+    # --- receive --------------------------------------------------------------------------------
+
+    def receiver(self) -> PubSubReceiver:
+        receiver = PubSubReceiver(self)
+        self._receivers.add(receiver)
+        return receiver
+
+    def leave(self, queue: str) -> None:
+        """A receiver of ours ended its subscription: what is auto_delete and was ours goes."""
+        if any(queue in receiver._queues for receiver in self._receivers):
+            return
+        try:
+            if self.topology.knows(queue) and self.topology.spec(queue).auto_delete:
+                self.topology.delete_queue(queue)
+        except BrokerError as exc:
+            logger.info("queue %r was not deleted (%s): it expires by itself", queue, exc)
+
+    def look(self, queue: str, limit: int) -> list[Delivery]:
+        """What is there now, by calls that don't wait. For a queue without a subscription of ours."""
+        try:
+            sources = self.topology.sources(queue)
+        except NotFound:
+            return []
+        self._acks.flush(_CLOSE)  # what was handed back just now is there, too
+        found: list[Delivery] = []
+        for source in sources:
+            while len(found) < limit:
+                received = self._pull_now(source, limit - len(found))
+                ready, delayed = self.sort(source, received)
+                found += ready
+                for due, delivery in delayed:
+                    self._come_again(delivery, due - time.monotonic())
+                if not received:
+                    break
+        return sorted(found, key=lambda d: (-d.priority, d.published_at))
+
+    def _pull_now(self, source: Source, limit: int) -> list[Any]:
+        request = pb["PullRequest"](
+            subscription=source.path, max_messages=limit, return_immediately=True
+        )
+        try:
+            response = self.client.call("Pull", request, source.path)
+        except NotFound:
+            self.topology.forget_queue(source.queue)
+            return []
+        return list(response.received_messages)
+
+    def sort(
+        self, source: Source, received: Iterable[Any]
+    ) -> tuple[list[Delivery], list[tuple[float, Delivery]]]:
+        """Of what came: deliveries, and those to hold until a monotonic time.
+
+        Everything else is dealt with here: what is not for this queue or has expired is acked, what
+        was delivered too often is buried, and what comes long before its time is parked.
+        """
+        ready: list[Delivery] = []
+        held: list[tuple[float, Delivery]] = []
+        now, wall = time.monotonic(), time.time()
+        spec = self.topology.spec(source.queue)
+        lease = float(self.topology.ack_deadline(spec))
+        limit = self.topology.max_deliveries(spec)
+        for item in received:
+            said = wire.parse(item.message)
+            delivery = self._delivery(source, item, said, lease, now)
+            age = wall - delivery.published_at
+            late = source.message_ttl is not None and age > source.message_ttl
+            if (
+                not source.takes(said)
+                or delivery.published_at < source.since
+                or said.expires <= wall
+                or late
+            ):
+                self.ack([delivery])
+            elif said.not_before > wall:
+                wait = said.not_before - wall
+                if wait <= _HOLD:
+                    held.append((now + wait, delivery))
+                elif delivery.deliveries >= _PARKINGS:
+                    self._acks.run(functools.partial(self._publish_anew, source, item, delivery))
+                else:
+                    self._come_again(delivery, wait)
+            elif 0 < limit < delivery.deliveries and not spec.temporary:
+                reason = f"delivered {limit} times without an ack"
+                self._acks.run(functools.partial(self._bury, delivery, reason, limit))
+            else:
+                ready.append(delivery)
+        return ready, held
+
+    def _delivery(
+        self, source: Source, item: Any, said: wire.Received, lease: float, now: float
+    ) -> Delivery:
+        ack_id = f"{source.path} {item.ack_id}"
+        self._leases[ack_id] = now + lease
+        attributes = said.attributes
+        forwarded = attributes.pop(wire.FORWARDED_COUNT, None)
+        if forwarded is not None and DEATH_REASON not in attributes:
+            attributes[DEATH_REASON] = f"delivered {forwarded} times without an ack"
+            attributes[DEATH_DELIVERIES] = forwarded
+        return Delivery(
+            queue=source.queue,
+            ack_id=ack_id,
+            message_id=item.message.message_id,
+            data=item.message.data,
+            attributes=attributes,
+            deliveries=max(item.delivery_attempt, 1),
+            published_at=wire.timestamp(item.message.publish_time),
+            priority=said.priority,
+            lease_seconds=lease,
+        )
+
+    def _publish_anew(self, source: Source, item: Any, delivery: Delivery) -> None:
+        """A parked message whose deliveries add up: a copy counts from 1."""
+        exchange, routing_key = "", source.queue  # to this queue alone, whatever brought it
+        made = wire.copy(item.message, **{naming.EXCHANGE: None, naming.ROUTING_KEY: routing_key})
+        self._send(self.topology.route(exchange, routing_key), [made])
+        self.ack([delivery])
+
+    # --- leases ---------------------------------------------------------------------------------
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            subscription, ack_id = _parts(delivery)
+            until = self._leases.pop(delivery.ack_id, 0.0)
+            self._acks.ack(subscription, ack_id, until)
+
+    def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
+        self._come_again(delivery, 0.0 if self.options.retry_policy is not None else delay)
+
+    def give_back(self, delivery: Delivery) -> None:
+        self._come_again(delivery, 0.0)
+
+    def _come_again(self, delivery: Delivery, seconds: float) -> None:
+        subscription, ack_id = _parts(delivery)
+        until = self._leases.pop(delivery.ack_id, 0.0)
+        self._acks.nack(subscription, ack_id, min(seconds, _PARK), until)
+
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
+        now = time.monotonic()
+        lost = [d for d in deliveries if self._leases.get(d.ack_id, 0.0) < now]
+        by_subscription: dict[str, list[Delivery]] = {}
+        for delivery in deliveries:
+            if delivery not in lost:
+                by_subscription.setdefault(_parts(delivery)[0], []).append(delivery)
+        for subscription, group in by_subscription.items():
+            lost += self._extend(subscription, group, seconds, now)
+        for delivery in lost:
+            self._leases.pop(delivery.ack_id, None)
+        return lost
+
+    def _extend(
+        self, subscription: str, group: list[Delivery], seconds: float, now: float
+    ) -> list[Delivery]:
+        request = pb["ModifyAckDeadlineRequest"](
+            subscription=subscription,
+            ack_ids=[_parts(d)[1] for d in group],
+            ack_deadline_seconds=min(max(round(seconds), 10), 600),
+        )
+        try:
+            self.client.call("ModifyAckDeadline", request, subscription)
+        except BrokerUnavailable:
+            raise
+        except BrokerError:
+            # An exactly-once subscription says that a lease is lost; of many, not which one.
+            if len(group) == 1:
+                return group
+            return [d for d in group if self._extend(subscription, [d], seconds, now)]
+        for delivery in group:
+            if delivery.ack_id in self._leases:  # it may have been acked meanwhile
+                self._leases[delivery.ack_id] = now + seconds
+        return []
+
+    # --- dead letters ---------------------------------------------------------------------------
+
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        spec = self.topology.spec(delivery.queue)
+        if spec.temporary:
+            self.ack([delivery])
+        elif delivery.queue == dead_letter_queue(delivery.queue.removesuffix(".dead")):
+            # Nothing dies in a dead letter; back at once, it would keep its consumer busy.
+            self._come_again(delivery, delivery.lease_seconds)
+        else:
+            self._bury(delivery, reason, delivery.deliveries)
+
+    def _bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
+        attributes = {
+            **delivery.attributes,
+            DEATH_REASON: _shortened(reason),
+            DEATH_QUEUE: delivery.queue,
+            DEATH_DELIVERIES: str(deliveries),
+            DEATH_TIME: f"{time.time():.6f}",
+        }
+        topic = self.topology.dead_topic(delivery.queue)
+        message = OutgoingMessage(delivery.data, attributes, delivery.priority)
+        made = self._made("", dead_letter_queue(delivery.queue), message)
+        try:
+            self._send(topic, [made])
+        except NotFound:
+            self.topology.forget("", delivery.queue)
+            self.topology.forget("", dead_letter_queue(delivery.queue))
+            self._send(self.topology.dead_topic(delivery.queue), [made])
+        self.ack([delivery])
+
+    # --- for operators --------------------------------------------------------------------------
+
+    def size(self, queue: str) -> QueueSize | None:
+        """None: Pub/Sub has no exact count. Raises NotFound. See :meth:`depth`."""
+        self.topology.spec(queue)
+        return None
+
+    def purge(self, queue: str) -> int:
+        """Take out and ack what is ready, until nothing is left; how many that was.
+
+        What is delayed goes as well, once it is delivered for the first time; not what is parked.
+        """
+        purged = 0
+        self._acks.flush(_CLOSE)
+        for source in self.topology.sources(queue):
+            while received := self._pull_now(source, _LOOK):
+                request = pb["AcknowledgeRequest"](
+                    subscription=source.path, ack_ids=[item.ack_id for item in received]
+                )
+                self.client.call("Acknowledge", request, source.path)
+                purged += sum(source.takes(wire.parse(item.message)) for item in received)
+        return purged
+
+    def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
+        """What is ready. Looking leases it for a moment, and counts as a delivery."""
+        deliveries = self.look(queue, limit)
+        for delivery in deliveries:
+            self.give_back(delivery)
+        self._acks.flush(_CLOSE)
+        return [
+            StoredMessage(
+                queue=queue,
+                message_id=d.message_id,
+                data=d.data,
+                attributes=d.attributes,
+                deliveries=d.deliveries - 1,
+                published_at=d.published_at,
+                priority=d.priority,
+                state="ready",
+            )
+            for d in deliveries
+        ]
+
+    def redrive(self, queue: str, limit: int | None = None) -> int:
+        redrive = uuid.uuid4().hex
+        moved = 0
+        while limit is None or moved < limit:
+            left = _LOOK if limit is None else min(_LOOK, limit - moved)
+            deliveries = self.look(dead_letter_queue(queue), left)
+            # One that died again meanwhile is not taken twice.
+            fresh = [d for d in deliveries if d.attributes.get(REDRIVE) != redrive]
+            for delivery in fresh:
+                kept = {k: v for k, v in delivery.attributes.items() if k not in _DEATH}
+                kept = {k: v for k, v in kept.items() if not k.startswith("CloudPubSubDeadLetter")}
+                message = OutgoingMessage(
+                    delivery.data, {**kept, REDRIVE: redrive}, delivery.priority
+                )
+                self.publish("", queue, message)
+                self.ack([delivery])
+            for delivery in deliveries:
+                if delivery not in fresh:
+                    self.give_back(delivery)
+            moved += len(fresh)
+            if not fresh:
+                break
+        self._acks.flush(_CLOSE)
+        return moved
+
+    def flush(self, timeout: float = _CLOSE) -> bool:
+        """Wait until acks and unconfirmed messages are with Pub/Sub; False if that took longer."""
+        deadline = time.monotonic() + timeout
+        with self._unconfirmed_changed:
+            self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, timeout)
+        return self._acks.flush(max(deadline - time.monotonic(), 0)) and not self._unconfirmed
+
+    def close(self) -> None:
+        for receiver in list(self._receivers):
+            receiver.close()
+        with self._unconfirmed_changed:
+            self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, _CLOSE)
+        self._acks.stop(_CLOSE)
+        self.client.close()
+
+    def _after_fork(self) -> None:
+        # Another thread may have held them.
+        self._unconfirmed, self._unconfirmed_changed = set(), threading.Condition()
+        self._leases = {}
+        self.topology.after_fork()
+        self.client.after_fork()
+
+
+#: This process's brokers.
+_brokers: weakref.WeakSet[PubSubBroker] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for broker in list(_brokers):
+        broker._after_fork()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Unconfirmed messages of brokers that nobody closed."""
+    for broker in list(_brokers):
+        if broker._unconfirmed and not broker.flush(broker.options.publish_timeout):
+            logger.error("%d messages may not have been published", len(broker._unconfirmed))
+
+
+def _parts(delivery: Delivery) -> tuple[str, str]:
+    """(subscription, Pub/Sub's own ack id)."""
+    subscription, _, ack_id = delivery.ack_id.partition(" ")
+    return subscription, ack_id
+
+
+def _chunks(numbered: list[tuple[int, Any]]) -> Iterable[list[tuple[int, Any]]]:
+    chunk: list[tuple[int, Any]] = []
+    size = 0
+    for item in numbered:
+        bytes = item[1].ByteSize()
+        if chunk and (len(chunk) >= _BATCH_MESSAGES or size + bytes > _BATCH_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
+        size += bytes
+    if chunk:
+        yield chunk
+
+
+def _shortened(reason: str) -> str:
+    if len(reason) <= _REASON:
+        return reason
+    return f"{reason[:_REASON]} ({len(reason) - _REASON} more characters)"

@@ -1,0 +1,184 @@
+"""Queue and exchange names <-> Pub/Sub's ids, filters and labels. Pure functions.
+
+Every exchange is a topic, and every queue has a topic of its own, on which the default exchange
+reaches it: both are called after their name, so that a queue and an exchange of one name (as Celery
+makes them) share a topic, and a queue needs one subscription and not two. An id is ``prefix`` and the
+name, with what Pub/Sub doesn't allow percent-encoded, so that no two names share one; a long name is
+a readable beginning and its SHA-256. ``~`` is never part of an encoded name: it parts what follows.
+
+Limits (https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names): an id has 3 to 255 of
+``[A-Za-z0-9-_.~+%]`` and starts with a letter, but not with ``goog``. A filter has at most 256 bytes
+(https://cloud.google.com/pubsub/docs/subscription-message-filter). A label's value has at most 63
+of ``[a-z0-9_-]``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from gwi_celery.brokers.routing import DIRECT, FANOUT, TOPIC
+
+#: Attributes under which a message travels; filters name them.
+EXCHANGE = "exchange"
+ROUTING_KEY = "routing_key"
+PRIORITY = "priority"
+
+#: Labels that say what a topic or subscription is to us.
+EXCHANGE_LABEL = "gwi-exchange"
+TEMPORARY_LABEL = "gwi-temporary"
+TTL_LABEL = "gwi-message-ttl"
+MAX_DELIVERIES_LABEL = "gwi-max-deliveries"
+_NAME_LABEL = "gwi-name-"
+_KEY_LABEL = "gwi-key-"
+
+_MAX_ENCODED = 180
+_READABLE = 60
+_MAX_FILTER = 256
+_LABEL_VALUE = 63
+#: Text that can stand in a filter as it is, between quotes.
+_PLAIN = re.compile(r"[ !#-\[\]-~]*")
+
+
+def topic_id(prefix: str, name: str) -> str:
+    """Of an exchange, or of a queue's own topic."""
+    return prefix + _encoded(name)
+
+
+def subscription_id(prefix: str, queue: str) -> str:
+    """Of a queue's own subscription."""
+    return prefix + _encoded(queue)
+
+
+def binding_id(prefix: str, queue: str, exchange: str, routing_key: str) -> str:
+    """Of the subscription by which a queue gets what an exchange sends under a binding key."""
+    return f"{subscription_id(prefix, queue)}~b{_digest(exchange, routing_key)[:32]}"
+
+
+def priority_id(prefix: str, queue: str, level: int) -> str:
+    """Of the subscription that takes a queue's messages of priority ``level`` and above."""
+    return f"{subscription_id(prefix, queue)}~p{level}"
+
+
+def temporary_topic_id(prefix: str) -> str:
+    """Of the one topic on which the default exchange reaches queues that come and go."""
+    return f"{prefix}~temporary"
+
+
+def name_of(prefix: str, id: str, labels: Mapping[str, str]) -> str | None:
+    """The name behind an id that :func:`topic_id` made; None if it is none of ours."""
+    if not id.startswith(prefix):
+        return None
+    stored = _from_labels(_NAME_LABEL, labels)
+    encoded = id.removeprefix(prefix)
+    if stored is not None:
+        return stored if _encoded(stored) == encoded else None
+    if not encoded or "~" in encoded:
+        return None
+    name = unquote_to_bytes(encoded).decode("utf-8", "surrogatepass")
+    return name if _encoded(name) == encoded else None
+
+
+def name_labels(name: str) -> dict[str, str]:
+    """Labels that carry a name too long for its id."""
+    return _to_labels(_NAME_LABEL, name) if "~" in _encoded(name) else {}
+
+
+def key_labels(routing_key: str) -> dict[str, str]:
+    return _to_labels(_KEY_LABEL, routing_key)
+
+
+def key_of(labels: Mapping[str, str]) -> str | None:
+    """The binding key that a binding's subscription carries in its labels."""
+    return _from_labels(_KEY_LABEL, labels)
+
+
+def binding_filter(exchange_type: str, key: str) -> str:
+    """The filter nearest to a binding: it lets through all that matches, and maybe more."""
+    # What the default exchange sends to a queue of the exchange's name is on this topic as well.
+    sent = f"attributes:{EXCHANGE}"
+    if exchange_type == FANOUT:
+        return sent
+    if exchange_type == DIRECT or not re.search(r"(^|\.)[*#](\.|$)", key):
+        return _fitting(sent, _equals(ROUTING_KEY, key))
+    assert exchange_type == TOPIC
+    words = key.split(".")
+    literal = []
+    for word in words:
+        if word in ("*", "#"):
+            break
+        literal.append(word)
+    if not literal:
+        return sent
+    start = ".".join(literal)
+    if words[len(literal)] == "#":
+        # "a.#" takes "a" itself as well.
+        same, below = _equals(ROUTING_KEY, start), _has_prefix(ROUTING_KEY, start + ".")
+        return _fitting(sent, f"({same} OR {below})" if same and below else "")
+    return _fitting(sent, _has_prefix(ROUTING_KEY, start + "."))
+
+
+def queue_filter(queue: str) -> str:
+    """For a queue's own subscription on the topic that temporary queues share."""
+    return _fitting("", _equals(ROUTING_KEY, queue))
+
+
+def priority_filter(level: int, next_level: int | None) -> str:
+    """Messages whose priority is from ``level`` up to below ``next_level``; both 0 to 9."""
+    wanted = [_equals(PRIORITY, str(n)) for n in range(level, next_level or 10)]
+    if level == 0:  # what has no priority is of priority 0
+        wanted.append(f"NOT attributes:{PRIORITY}")
+    return " OR ".join(wanted)
+
+
+def _equals(attribute: str, value: str) -> str:
+    return f'attributes.{attribute} = "{value}"' if _PLAIN.fullmatch(value) else ""
+
+
+def _has_prefix(attribute: str, value: str) -> str:
+    return f'hasPrefix(attributes.{attribute}, "{value}")' if _PLAIN.fullmatch(value) else ""
+
+
+def _fitting(sent: str, condition: str) -> str:
+    """Both, or as much of it as the limit allows: the check on arrival does the rest."""
+    both = f"{sent} AND {condition}" if sent and condition else sent or condition
+    return both if len(both) <= _MAX_FILTER else sent
+
+
+def _encoded(name: str) -> str:
+    raw = name.encode("utf-8", "surrogatepass")
+    encoded = quote_from_bytes(raw, safe="+").replace("~", "%7E")
+    if len(encoded) <= _MAX_ENCODED:
+        return encoded
+    readable = re.sub(r"%.?$", "", encoded[:_READABLE])
+    return f"{readable}~h{hashlib.sha256(raw).hexdigest()}"
+
+
+def _digest(*parts: str) -> str:
+    from gwi_celery.ids import digest
+
+    return digest("binding", *parts)
+
+
+def _to_labels(label: str, text: str) -> dict[str, str]:
+    raw = text.encode("utf-8", "surrogatepass")
+    code = base64.b32hexencode(raw).decode("ascii").rstrip("=").lower()
+    chunks = [code[i : i + _LABEL_VALUE] for i in range(0, len(code), _LABEL_VALUE)] or [""]
+    return {f"{label}{n}": chunk for n, chunk in enumerate(chunks)}
+
+
+def _from_labels(label: str, labels: Mapping[str, str]) -> str | None:
+    chunks: list[str] = []
+    while (chunk := labels.get(f"{label}{len(chunks)}")) is not None:
+        chunks.append(chunk)
+    if not chunks:
+        return None
+    code = "".join(chunks).upper()
+    try:
+        raw = base64.b32hexdecode(code + "=" * (-len(code) % 8))
+    except ValueError:
+        return None
+    return raw.decode("utf-8", "surrogatepass")

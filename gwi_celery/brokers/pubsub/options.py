@@ -1,0 +1,219 @@
+"""``pubsub://`` URLs and transport options, as one frozen object."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from gwi_celery.config import nearest
+from gwi_celery.errors import ConfigurationError
+
+MANAGED = "managed"
+PROVISIONED = "provisioned"
+
+#: Google's global endpoint.
+DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
+EMULATOR_HOST = "PUBSUB_EMULATOR_HOST"
+
+_PROJECT = re.compile(r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]*")
+
+
+@dataclass(frozen=True)
+class PubSubOptions:
+    """What a connection to Pub/Sub is made with."""
+
+    project: str
+    #: ``host:port``.
+    endpoint: str = DEFAULT_ENDPOINT
+    #: No TLS and no credentials.
+    emulator: bool = False
+
+    #: "managed" creates and checks what it needs; "provisioned" makes no admin call, ever.
+    mode: str = MANAGED
+    #: Managed: bring what differs from the configuration in line, instead of raising.
+    repair: bool = False
+    #: Every topic and subscription of ours starts with it.
+    prefix: str = "gwi-"
+    #: Provisioned: queue -> {"topic": ..., "subscription": ..., "dead_letter_topic": ...}.
+    queues: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    #: Seconds a delivery is leased for at a time: the subscription's ack deadline, 10 to 600.
+    lease_seconds: float = 30.0
+    #: Deliveries of a message before its queue's dead letter; 0: no limit.
+    max_deliveries: int = 20
+    #: Seconds a subscription keeps messages; None: Pub/Sub's own, 7 days.
+    retention: float | None = None
+
+    #: A publish returns once the server has the message. False: at once; flushed at exit.
+    publisher_confirms: bool = True
+    #: Seconds one publish is tried for before OperationalError.
+    publish_timeout: float = 10.0
+    #: Seconds any other call may take.
+    timeout: float = 10.0
+
+    #: Subscriptions deliver a message at most once at a time, in their region.
+    exactly_once: bool = False
+    #: Messages of one tenant and run are delivered in the order they were published.
+    ordering: bool = False
+    #: Lowest priority of each level, such as (0, 3, 6, 9); empty: one level.
+    priority_levels: tuple[int, ...] = ()
+    #: Seconds (shortest, longest) that Pub/Sub waits after a nack; None: what the nack says.
+    retry_policy: tuple[float, float] | None = None
+    #: Cloud KMS key of topics (CMEK): projects/P/locations/L/keyRings/R/cryptoKeys/K.
+    kms_key: str | None = None
+    #: Regions in which messages may be kept, such as ("europe-west1",).
+    storage_regions: tuple[str, ...] = ()
+    #: Labels of every topic and subscription.
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _PROJECT.fullmatch(self.project):
+            raise ConfigurationError(
+                f"{self.project!r} is no Google Cloud project id: write pubsub://my-project"
+            )
+        if self.mode not in (MANAGED, PROVISIONED):
+            raise ConfigurationError(
+                f"mode is {self.mode!r}; {nearest(self.mode, [MANAGED, PROVISIONED])}"
+            )
+        if not 10 <= self.lease_seconds <= 600:
+            raise ConfigurationError(
+                f"lease_seconds is {self.lease_seconds:g}: Pub/Sub takes 10 to 600"
+            )
+        if not 0 <= self.max_deliveries <= 100:
+            raise ConfigurationError(
+                f"max_deliveries is {self.max_deliveries}: Pub/Sub counts up to 100; 0 is no limit"
+            )
+        if not re.fullmatch(r"(?!goog)[A-Za-z][A-Za-z0-9_.+-]{0,30}", self.prefix):
+            raise ConfigurationError(
+                f"prefix is {self.prefix!r}: up to 31 letters, digits and -_.+, the first a letter, "
+                "and not goog"
+            )
+        levels = self.priority_levels
+        if levels and (list(levels) != sorted(set(levels)) or levels[0] != 0 or levels[-1] > 9):
+            raise ConfigurationError(
+                f"priority_levels is {list(levels)}: write the lowest priority of each level, "
+                "growing, from 0, at most 9; such as [0, 3, 6, 9]"
+            )
+        if self.repair and self.mode == PROVISIONED:
+            raise ConfigurationError("repair needs admin calls, and mode='provisioned' makes none")
+        for setting in ("publish_timeout", "timeout"):
+            if not getattr(self, setting) > 0:
+                raise ConfigurationError(f"{setting} must be above 0 seconds")
+
+    @property
+    def managed(self) -> bool:
+        return self.mode == MANAGED
+
+
+OPTIONS = {
+    f.name: f
+    for f in dataclasses.fields(PubSubOptions)
+    if f.name not in ("project", "endpoint", "emulator")
+}
+
+
+def parse(
+    url: str, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> PubSubOptions:
+    """From ``pubsub://[host[:port]/]project[?option=value]`` and the transport options.
+
+    An emulator is used when the URL names a host that isn't Google's, or when it names none and
+    ``PUBSUB_EMULATOR_HOST`` is set. Raises ConfigurationError.
+    """
+    environ = os.environ if environ is None else environ
+    scheme, found, rest = url.partition("://")
+    if not found or scheme != "pubsub":
+        raise ConfigurationError(f"{url!r} is no Pub/Sub URL: write pubsub://my-project")
+    parts = urlsplit("//x/" + rest)
+    segments = [unquote(s) for s in parts.path[1:].split("/") if s]
+    if len(segments) not in (1, 2):
+        raise ConfigurationError(
+            f"{url!r}: write pubsub://my-project, or pubsub://host:port/my-project"
+        )
+    values: dict[str, Any] = {}
+    for name, value in [*dict(options or {}).items(), *parse_qsl(parts.query, True)]:
+        if name not in OPTIONS:
+            raise ConfigurationError(
+                f"{name!r} is no option of pubsub://; {nearest(name, OPTIONS)}"
+            )
+        values[name] = _convert(name, value)
+    endpoint, emulator = _endpoint(segments[:-1], environ.get(EMULATOR_HOST))
+    return PubSubOptions(project=segments[-1], endpoint=endpoint, emulator=emulator, **values)
+
+
+def _endpoint(host: list[str], emulator: str | None) -> tuple[str, bool]:
+    if not host:
+        return (emulator, True) if emulator else (DEFAULT_ENDPOINT, False)
+    name, _, port = host[0].partition(":")
+    google = name == "googleapis.com" or name.endswith(".googleapis.com")
+    return f"{name}:{port or ('443' if google else '8085')}", not google
+
+
+def _convert(name: str, value: Any) -> Any:
+    try:
+        return _KINDS[name](value)
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"{name} is {value!r}, not {_WHAT[name]}") from None
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError(text)
+    return text in ("1", "true", "yes", "on")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(json.loads(value) if isinstance(value, str) else value)
+
+
+def _list(value: Any) -> tuple[str, ...]:
+    items = value.split(",") if isinstance(value, str) else value
+    return tuple(str(item) for item in items)
+
+
+def _optional(kind: Any) -> Any:
+    return lambda value: None if value in (None, "") else kind(value)
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    shortest, longest = (float(x) for x in _list(value))
+    return shortest, longest
+
+
+_KINDS: dict[str, Any] = {
+    "mode": str,
+    "repair": _bool,
+    "prefix": str,
+    "queues": _mapping,
+    "lease_seconds": float,
+    "max_deliveries": int,
+    "retention": _optional(float),
+    "publisher_confirms": _bool,
+    "publish_timeout": float,
+    "timeout": float,
+    "exactly_once": _bool,
+    "ordering": _bool,
+    "priority_levels": lambda value: tuple(int(x) for x in _list(value)),
+    "retry_policy": _optional(_pair),
+    "kms_key": _optional(str),
+    "storage_regions": _list,
+    "labels": _mapping,
+}
+_WHAT = {
+    name: {
+        float: "a number of seconds",
+        int: "a whole number",
+        _bool: "true or false",
+        _mapping: "a mapping (JSON in a URL)",
+    }.get(kind, "of the form that the option takes")
+    for name, kind in _KINDS.items()
+}

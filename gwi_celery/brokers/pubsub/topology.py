@@ -1,0 +1,778 @@
+"""Exchanges, queues and bindings as topics and subscriptions.
+
+- Exchange ``x``: the topic ``gwi-x``, whose label says the exchange's type.
+- Queue ``q``: the topic ``gwi-q`` for the default exchange, and the subscription ``gwi-q`` on it.
+  A queue that comes and goes (replies, remote control) has its subscription on one topic that all
+  such queues share, because topics never expire and subscriptions do.
+- A binding of ``q`` to ``x``: the subscription ``gwi-q~b<digest>`` on ``gwi-x``, with the nearest
+  filter; except where queue and exchange have one name, and so one topic: there the queue's own
+  subscription has it all already.
+- With ``priority_levels``: for each level above the lowest the subscription ``gwi-q~p<level>``.
+
+A filter may let through more than the binding matches (the emulator lets through everything), so each
+message is checked on arrival by :meth:`Source.takes`. A queue that is bound twice takes a message by
+one of the bindings only.
+
+What is known is remembered per connection: each entity is looked up or made once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, Binding, QueueSpec, dead_letter_queue
+from gwi_celery.brokers.pubsub import naming, wire
+from gwi_celery.brokers.pubsub.client import (
+    AlreadyExists,
+    Client,
+    FieldMask,
+    ignoring_missing,
+    pb,
+)
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES, matches
+from gwi_celery.errors import BrokerError, ConfigurationError, NotFound
+
+logger = logging.getLogger(__name__)
+
+#: Seconds: Pub/Sub's shortest, for subscriptions of queues that come and go.
+_EXPIRATION = 86400
+#: Deliveries counted by Pub/Sub itself before it forwards: its most. Ours come first, with a reason.
+_FORWARD_AFTER = 100
+_PAGE = 1000
+_DELETED_TOPIC = "_deleted-topic_"
+#: Seconds by which our clock may be ahead of Google's, when old messages are told from new ones.
+_SKEW = 2.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """One subscription that a queue's messages come by."""
+
+    #: projects/P/subscriptions/S
+    path: str
+    queue: str
+    #: The exchange behind the topic; None: the topic that temporary queues share.
+    exchange: str | None
+    #: (binding key, exchange's type) of each binding that this subscription stands for.
+    keys: tuple[tuple[str, str], ...] = ()
+    #: Binding keys of the same exchange whose subscriptions come first.
+    earlier: tuple[tuple[str, str], ...] = ()
+    #: Whether the default exchange's messages for the queue come this way.
+    own: bool = False
+    #: On its own topic: nothing is known of bindings, so that all of the exchange's are taken.
+    anything: bool = False
+    #: Lowest priority, and the one below which it ends.
+    priorities: range = range(10)
+    #: Published before this, seconds since the epoch: not for this queue, which is younger.
+    since: float = 0.0
+    #: Seconds after its publish that a message is dropped.
+    message_ttl: float | None = None
+
+    def takes(self, message: wire.Received) -> bool:
+        """Whether a message on this subscription is one for the queue."""
+        if message.priority not in self.priorities:
+            return False
+        if not message.exchange:
+            # On its own topic everything is the queue's, whoever published it.
+            return self.own and (self.exchange is not None or message.routing_key == self.queue)
+        if message.exchange != self.exchange:
+            return False
+        if self.anything:
+            return True
+        key = message.routing_key
+        return _any_matches(self.keys, key) and not _any_matches(self.earlier, key)
+
+
+def _any_matches(keys: tuple[tuple[str, str], ...], routing_key: str) -> bool:
+    return any(matches(type, key, routing_key) for key, type in keys)
+
+
+@dataclass
+class _Queue:
+    spec: QueueSpec
+    #: Path of the topic that its own subscription is on.
+    topic: str
+    #: Exchange -> binding keys, as far as they are known.
+    bound: dict[str, set[str]] = field(default_factory=dict)
+    #: Whether bindings made by others have been looked for.
+    discovered: bool = False
+    since: float = 0.0
+
+
+class Topology:
+    """What exists, and what is made of it, for one connection."""
+
+    def __init__(self, client: Client, options: PubSubOptions) -> None:
+        self._client = client
+        self._options = options
+        self._lock = threading.RLock()
+        self._exchanges: dict[str, str] = {}
+        self._queues: dict[str, _Queue] = {}
+        self._dead: set[str] = set()
+
+    def after_fork(self) -> None:
+        """In a forked child: another thread may have held the lock."""
+        self._lock = threading.RLock()
+
+    # --- names --------------------------------------------------------------------------------
+
+    def topic(self, name: str) -> str:
+        """Path of an exchange's topic, or of a queue's own."""
+        mapped = self._options.queues.get(name, {}).get("topic")
+        return self._path("topics", mapped or naming.topic_id(self._options.prefix, name))
+
+    def subscription(self, queue: str) -> str:
+        mapped = self._options.queues.get(queue, {}).get("subscription")
+        return self._path(
+            "subscriptions", mapped or naming.subscription_id(self._options.prefix, queue)
+        )
+
+    def _path(self, kind: str, id: str) -> str:
+        return id if id.startswith("projects/") else f"projects/{self._options.project}/{kind}/{id}"
+
+    def _binding_path(self, queue: str, exchange: str, key: str) -> str:
+        id = naming.binding_id(self._options.prefix, queue, exchange, key)
+        return self._path("subscriptions", id)
+
+    def _temporary_topic(self) -> str:
+        return self._path("topics", naming.temporary_topic_id(self._options.prefix))
+
+    # --- exchanges ----------------------------------------------------------------------------
+
+    def declare_exchange(self, name: str, type: str) -> None:
+        if type not in EXCHANGE_TYPES:
+            raise ConfigurationError(
+                f"exchange {name!r} has type {type!r}: use one of {', '.join(EXCHANGE_TYPES)}"
+            )
+        with self._lock:
+            known = self.exchange_type(name)
+            if known is None:
+                known = self._make_exchange(name, type)
+            if known != type:
+                raise ConfigurationError(
+                    f"exchange {name!r} exists with type {known!r}, not {type!r}: declare it with "
+                    "that type, or delete it first"
+                )
+            self._exchanges[name] = known
+
+    def _make_exchange(self, name: str, type: str) -> str:
+        if not self._options.managed:
+            return type
+        labels = {naming.EXCHANGE_LABEL: type, **naming.name_labels(name)}
+        path = self.topic(name)
+        if self._create_topic(path, labels):
+            return type
+        topic = self._client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
+        if naming.EXCHANGE_LABEL in topic.labels:  # made by another process just now
+            return str(topic.labels[naming.EXCHANGE_LABEL])
+        # So far it is a queue's topic only.
+        topic.labels[naming.EXCHANGE_LABEL] = type
+        request = pb["UpdateTopicRequest"](topic=topic, update_mask=FieldMask(paths=["labels"]))
+        try:
+            self._client.call("UpdateTopic", request, path)
+        except BrokerError:
+            if not self._options.emulator:  # which can't update a topic's labels
+                raise
+        return type
+
+    def exchange_type(self, name: str) -> str | None:
+        """The type of an exchange; None if there is none."""
+        if name == "":
+            return DIRECT
+        known = self._exchanges.get(name)
+        if known is not None or not self._options.managed:
+            return known
+        path = self.topic(name)
+        try:
+            topic = self._client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
+        except NotFound:
+            return None
+        found = topic.labels.get(naming.EXCHANGE_LABEL)
+        if found:
+            self._exchanges[name] = found
+        return found or None
+
+    def delete_exchange(self, name: str) -> None:
+        with self._lock:
+            self._exchanges.pop(name, None)
+            for queue in self._queues.values():
+                queue.bound.pop(name, None)
+            if not self._options.managed:
+                return
+            topic = self.topic(name)
+            for subscription in self._list_subscriptions():
+                if subscription.topic == topic and "~b" in subscription.name:
+                    self._delete_subscription(subscription.name)
+            if self._get_subscription(self.subscription(name)) is None:
+                self._delete_topic(topic)
+
+    # --- queues -------------------------------------------------------------------------------
+
+    def declare_queue(self, spec: QueueSpec) -> None:
+        _check(spec)
+        with self._lock:
+            known = self._queues.get(spec.name)
+            if known is not None and known.spec == spec:
+                return
+            if not self._options.managed:
+                self._refuse_temporary(spec)
+                topic = self.topic(spec.name)
+            elif spec.temporary:
+                topic = self._temporary_topic()
+            else:
+                topic = self.topic(spec.name)
+            queue = _Queue(spec, topic)
+            if known is not None:
+                queue.bound = known.bound
+            if self._options.managed:
+                if spec.temporary:
+                    self._make_temporary(queue, first=known is None)
+                else:
+                    self._make_durable(queue)
+            self._queues[spec.name] = queue
+
+    def _refuse_temporary(self, spec: QueueSpec) -> None:
+        if spec.temporary and spec.name not in self._options.queues:
+            raise ConfigurationError(
+                f"queue {spec.name!r} would have to be made, and mode='provisioned' makes nothing: "
+                "switch remote control off (worker_enable_remote_control=False, and start workers "
+                "--without-gossip --without-mingle), or name its topic and subscription in the "
+                "transport option 'queues'"
+            )
+
+    def _make_temporary(self, queue: _Queue, *, first: bool) -> None:
+        wanted = self._wanted(queue)
+        try:
+            made = self._create_subscription(wanted)
+        except NotFound:
+            self._create_topic(queue.topic, {})
+            made = self._create_subscription(wanted)
+        if first and (self._options.emulator or not made):
+            # The emulator gives a new subscription a topic's retained messages; and one that a
+            # killed process left behind may hold what was meant for that one.
+            # Its own times are in whole milliseconds.
+            now = int(time.time() * 1000) / 1000
+            queue.since = now if self._options.emulator else now - _SKEW
+
+    def _make_durable(self, queue: _Queue) -> None:
+        for level, wanted in self._wanted_levels(queue):
+            found = self._get_subscription(wanted.name)
+            if found is not None:
+                self._compare(queue.spec.name, wanted, found)
+                continue
+            if level == 0:
+                name = queue.spec.name
+                self._create_topic(queue.topic, naming.name_labels(name))
+                if not name.endswith(DEAD_LETTER_SUFFIX):
+                    self.dead_topic(name)
+            if not self._create_subscription(wanted):  # another process was faster
+                self._compare(queue.spec.name, wanted, self._get_subscription(wanted.name))
+
+    def dead_topic(self, queue: str) -> str:
+        """Path of the topic of a queue's dead letter, made with a subscription that keeps it."""
+        mapped = self._options.queues.get(queue, {}).get("dead_letter_topic")
+        if mapped:
+            return self._path("topics", mapped)
+        dead = dead_letter_queue(queue)
+        if self._options.managed and dead not in self._dead:
+            self.declare_queue(QueueSpec(dead))
+            self._dead.add(dead)
+        return self.topic(dead)
+
+    def delete_queue(self, name: str) -> None:
+        with self._lock:
+            queue = self._queues.pop(name, None)
+            if not self._options.managed:
+                return
+            own = self.subscription(name)
+            if queue is not None and queue.spec.temporary:
+                self._delete_subscription(own)
+                for exchange, keys in queue.bound.items():
+                    for key in keys:
+                        self._delete_subscription(self._binding_path(name, exchange, key))
+                return
+            found = self._get_subscription(own)
+            if found is None:
+                return
+            self._delete_subscription(own)
+            for subscription in self._list_subscriptions():
+                if subscription.name.startswith(own + "~"):
+                    self._delete_subscription(subscription.name)
+            if found.topic == self.topic(name) and self.exchange_type(name) is None:
+                self._delete_topic(found.topic)
+
+    def has_queue(self, name: str) -> bool:
+        if not self._options.managed:
+            return True  # it can't be asked for without an admin call; using it will tell
+        return self._get_subscription(self.subscription(name)) is not None
+
+    def queues(self) -> list[str]:
+        """Names of all queues, sorted."""
+        if not self._options.managed:
+            return sorted({*self._options.queues, *self._queues})
+        names = (self._queue_name(s) for s in self._list_subscriptions())
+        return sorted(name for name in names if name is not None)
+
+    def spec(self, name: str) -> QueueSpec:
+        """What a queue was declared with, here or elsewhere. Raises NotFound."""
+        return self._find(name).spec
+
+    def knows(self, name: str) -> bool:
+        """Whether this connection has declared or used the queue."""
+        return name in self._queues
+
+    # --- bindings -----------------------------------------------------------------------------
+
+    def bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        if exchange == "":
+            if routing_key == queue:
+                return
+            raise ConfigurationError(
+                f"queue {queue!r} can't be bound to the default exchange under {routing_key!r}: "
+                "it has every queue under its own name; declare another exchange"
+            )
+        with self._lock:
+            type = self.exchange_type(exchange)
+            if type is None:
+                raise NotFound(f"there is no exchange {exchange!r}: declare it first")
+            found = self._find(queue)
+            keys = found.bound.setdefault(exchange, set())
+            if routing_key in keys:
+                return
+            if self._options.managed and self.topic(exchange) != found.topic:
+                self._make_binding(found, exchange, type, routing_key)
+            keys.add(routing_key)
+
+    def _make_binding(self, queue: _Queue, exchange: str, type: str, key: str) -> None:
+        name = queue.spec.name
+        wanted = self._wanted(queue)
+        wanted.name = self._binding_path(name, exchange, key)
+        wanted.topic = self.topic(exchange)
+        wanted.filter = naming.binding_filter(type, key)
+        wanted.labels.update(naming.key_labels(key))
+        try:
+            made = self._create_subscription(wanted)
+        except NotFound as exc:
+            self._exchanges.pop(exchange, None)
+            raise NotFound(f"there is no exchange {exchange!r}: declare it first") from exc
+        if not made and not queue.spec.temporary:
+            self._compare(name, wanted, self._get_subscription(wanted.name))
+
+    def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
+        with self._lock:
+            known = self._queues.get(queue)
+            if known is not None:
+                known.bound.setdefault(exchange, set()).discard(routing_key)
+            if self._options.managed:
+                self._delete_subscription(self._binding_path(queue, exchange, routing_key))
+
+    def bindings(self) -> list[Binding]:
+        """All bindings, other processes' as well; of one name, as far as they were made here."""
+        found = {
+            Binding(name, exchange, key)
+            for name, queue in self._queues.items()
+            for exchange, keys in queue.bound.items()
+            for key in keys
+        }
+        if self._options.managed:
+            topics = self._topic_names()
+            for subscription in self._list_subscriptions():
+                binding = self._binding_of(subscription, topics)
+                if binding is not None:
+                    found.add(binding)
+        return sorted(found, key=lambda b: (b.queue, b.exchange, b.routing_key))
+
+    def _binding_of(self, subscription: Any, topics: dict[str, str]) -> Binding | None:
+        path, parted, _ = subscription.name.rpartition("~b")
+        key = naming.key_of(subscription.labels)
+        exchange = topics.get(subscription.topic)
+        if not parted or key is None or exchange is None:
+            return None
+        queue = self._queue_name_of(path, subscription.labels)
+        return None if queue is None else Binding(queue, exchange, key)
+
+    def _topic_names(self) -> dict[str, str]:
+        """Path -> the name of each exchange's topic."""
+        names = {}
+        for topic in self._list_topics():
+            name = naming.name_of(self._options.prefix, _id(topic.name), topic.labels)
+            if name is not None and naming.EXCHANGE_LABEL in topic.labels:
+                names[topic.name] = name
+                self._exchanges.setdefault(name, topic.labels[naming.EXCHANGE_LABEL])
+        return names
+
+    # --- where messages go, and come from -----------------------------------------------------
+
+    def route(self, exchange: str, routing_key: str) -> str:
+        """Path of the topic to publish to. Raises NotFound for a missing exchange."""
+        if exchange:
+            if self.exchange_type(exchange) is None and self._options.managed:
+                raise NotFound(f"there is no exchange {exchange!r}: declare it first")
+            return self.topic(exchange)
+        if not routing_key:
+            raise NotFound("the default exchange needs a queue's name as the routing key")
+        known = self._queues.get(routing_key)
+        if known is not None:
+            return known.topic
+        with self._lock:
+            try:
+                return self._find(routing_key).topic
+            except NotFound:
+                self.declare_queue(QueueSpec(routing_key))
+                return self._queues[routing_key].topic
+
+    def forget(self, exchange: str, routing_key: str) -> None:
+        """What was known turned out to be gone: look, or make it, again."""
+        with self._lock:
+            if exchange:
+                self._exchanges.pop(exchange, None)
+            else:
+                self._queues.pop(routing_key, None)
+                self._dead.discard(dead_letter_queue(routing_key))
+
+    def forget_queue(self, name: str) -> None:
+        self.forget("", name)
+
+    def sources(self, name: str) -> list[Source]:
+        """The subscriptions of a queue, most urgent first. Raises NotFound."""
+        with self._lock:
+            queue = self._find(name)
+            if not queue.discovered and self._options.managed and not queue.spec.temporary:
+                self._discover(queue)
+            return list(self._sources(queue))
+
+    def _sources(self, queue: _Queue) -> Iterator[Source]:
+        name = queue.spec.name
+        shares_topic = self.topic(name) == queue.topic
+        common: dict[str, Any] = {
+            "queue": name,
+            "since": queue.since,
+            "message_ttl": queue.spec.message_ttl,
+        }
+        on_own_topic = queue.bound.get(name) if shares_topic else None
+        for level, path, priorities in reversed(self._levels(queue)):
+            del level
+            yield Source(
+                path=path,
+                exchange=name if shares_topic else None,
+                keys=self._typed(name, on_own_topic or ()),
+                own=True,
+                anything=on_own_topic is None and shares_topic,
+                priorities=priorities,
+                **common,
+            )
+        for exchange, keys in queue.bound.items():
+            if shares_topic and exchange == name:
+                continue
+            if not self._options.managed:
+                continue
+            ordered = self._typed(exchange, sorted(keys))
+            for n, key in enumerate(ordered):
+                yield Source(
+                    path=self._binding_path(name, exchange, key[0]),
+                    exchange=exchange,
+                    keys=(key,),
+                    earlier=ordered[:n],
+                    **common,
+                )
+
+    def _typed(self, exchange: str, keys: Any) -> tuple[tuple[str, str], ...]:
+        type = (self.exchange_type(exchange) if keys else None) or DIRECT
+        return tuple((key, type) for key in keys)
+
+    def _levels(self, queue: _Queue) -> list[tuple[int, str, range]]:
+        """(lowest priority, subscription, priorities) of each level, from the lowest."""
+        own = self.subscription(queue.spec.name)
+        levels = self._options.priority_levels
+        if len(levels) < 2 or queue.spec.temporary or queue.spec.name.endswith(DEAD_LETTER_SUFFIX):
+            return [(0, own, range(10))]
+        ends = [*levels[1:], 10]
+        return [
+            (level, own if level == 0 else f"{own}~p{level}", range(level, end))
+            for level, end in zip(levels, ends, strict=True)
+        ]
+
+    def _discover(self, queue: _Queue) -> None:
+        """Find the bindings that other connections made."""
+        own = self.subscription(queue.spec.name)
+        topics: dict[str, str] | None = None
+        for subscription in self._list_subscriptions():
+            if subscription.name.startswith(own + "~b"):
+                topics = self._topic_names() if topics is None else topics
+                binding = self._binding_of(subscription, topics)
+                if binding is not None:
+                    queue.bound.setdefault(binding.exchange, set()).add(binding.routing_key)
+        queue.discovered = True
+
+    def _find(self, name: str) -> _Queue:
+        known = self._queues.get(name)
+        if known is not None:
+            return known
+        if not self._options.managed:
+            queue = _Queue(QueueSpec(name), self.topic(name))
+        else:
+            found = self._get_subscription(self.subscription(name))
+            if found is None:
+                raise NotFound(f"there is no queue {name!r}: declare it first")
+            queue = _Queue(_spec_of(name, found), found.topic)
+        self._queues[name] = queue
+        return queue
+
+    # --- subscriptions as they should be ------------------------------------------------------
+
+    def _wanted_levels(self, queue: _Queue) -> Iterator[tuple[int, Any]]:
+        levels = self._levels(queue)
+        for n, (level, path, _) in enumerate(levels):
+            wanted = self._wanted(queue)
+            wanted.name = path
+            if len(levels) > 1:
+                following = levels[n + 1][0] if n + 1 < len(levels) else None
+                wanted.filter = naming.priority_filter(level, following)
+            yield level, wanted
+
+    def _wanted(self, queue: _Queue) -> Any:
+        """The queue's own subscription."""
+        options, spec = self._options, queue.spec
+        wanted = pb["Subscription"](
+            name=self.subscription(spec.name),
+            topic=queue.topic,
+            ack_deadline_seconds=self.ack_deadline(spec),
+            labels={**options.labels, **naming.name_labels(spec.name)},
+            expiration_policy=pb["ExpirationPolicy"](),
+        )
+        if spec.message_ttl is not None:
+            wanted.labels[naming.TTL_LABEL] = f"{spec.message_ttl:g}".replace(".", "_")
+        if spec.max_deliveries is not None:
+            wanted.labels[naming.MAX_DELIVERIES_LABEL] = str(spec.max_deliveries)
+        if spec.temporary:
+            wanted.labels[naming.TEMPORARY_LABEL] = "1"
+            wanted.expiration_policy.ttl.seconds = max(_EXPIRATION, int(spec.expires or 0))
+            wanted.filter = naming.queue_filter(spec.name)
+            return wanted
+        if options.retention is not None:
+            wanted.message_retention_duration.seconds = int(options.retention)
+        wanted.enable_exactly_once_delivery = options.exactly_once
+        wanted.enable_message_ordering = options.ordering
+        if options.retry_policy is not None:
+            shortest, longest = options.retry_policy
+            wanted.retry_policy.minimum_backoff.FromMilliseconds(round(shortest * 1000))
+            wanted.retry_policy.maximum_backoff.FromMilliseconds(round(longest * 1000))
+        if not spec.name.endswith(DEAD_LETTER_SUFFIX):
+            # Without this policy Pub/Sub counts no deliveries.
+            wanted.dead_letter_policy.dead_letter_topic = self.topic(dead_letter_queue(spec.name))
+            wanted.dead_letter_policy.max_delivery_attempts = _FORWARD_AFTER
+        return wanted
+
+    def ack_deadline(self, spec: QueueSpec) -> int:
+        """Seconds a delivery of the queue is leased for."""
+        seconds = spec.lease_seconds or self._options.lease_seconds
+        if not 10 <= seconds <= 600:
+            raise ConfigurationError(
+                f"queue {spec.name!r}: lease_seconds is {seconds:g}; Pub/Sub takes 10 to 600"
+            )
+        return round(seconds)
+
+    def max_deliveries(self, spec: QueueSpec) -> int:
+        own = spec.max_deliveries
+        return self._options.max_deliveries if own is None else own
+
+    def _compare(self, queue: str, wanted: Any, found: Any) -> None:
+        """Drift between configuration and what exists: repaired, or an error that names both."""
+        if found is None:
+            return
+        different = {
+            name: (text(found), text(wanted))
+            for name, text in _COMPARED.items()
+            if text(found) != text(wanted)
+        }
+        labels = {k: v for k, v in wanted.labels.items() if found.labels.get(k) != v}
+        if labels:
+            different["labels"] = (str(dict(found.labels)), str(dict(wanted.labels)))
+        if not different:
+            return
+        if not self._options.repair:
+            raise ConfigurationError(
+                f"queue {queue!r}: subscription {wanted.name} differs from the configuration: "
+                + "; ".join(f"{k} is {is_}, should be {to}" for k, (is_, to) in different.items())
+                + ". Change the configuration, or set repair=True in broker_transport_options"
+            )
+        fixed = different.keys() & _IMMUTABLE
+        if fixed:
+            raise ConfigurationError(
+                f"queue {queue!r}: {', '.join(sorted(fixed))} of subscription {wanted.name} can't "
+                f"be changed ({'; '.join('is {}, should be {}'.format(*different[k]) for k in fixed)}"
+                f"): drain it, `gcloud pubsub subscriptions delete {_id(wanted.name)}`, and start "
+                "again; or use another queue"
+            )
+        if "labels" in different:
+            merged = {**found.labels, **wanted.labels}
+            wanted.labels.clear()
+            wanted.labels.update(merged)
+        for name in sorted(different):
+            request = pb["UpdateSubscriptionRequest"](
+                subscription=wanted, update_mask=FieldMask(paths=[name])
+            )
+            try:
+                self._client.call("UpdateSubscription", request, wanted.name)
+            except BrokerError:
+                if not (self._options.emulator and name in ("labels", "expiration_policy")):
+                    raise  # those two the emulator can't update
+        logger.warning("repaired %s of %s", ", ".join(sorted(different)), wanted.name)
+
+    # --- admin calls --------------------------------------------------------------------------
+
+    def _create_topic(self, path: str, labels: dict[str, str]) -> bool:
+        """False if it was there already."""
+        options = self._options
+        topic = pb["Topic"](name=path, labels={**options.labels, **labels})
+        if options.kms_key:
+            topic.kms_key_name = options.kms_key
+        if options.storage_regions:
+            topic.message_storage_policy.allowed_persistence_regions.extend(options.storage_regions)
+        try:
+            self._client.persist("CreateTopic", topic, path, self._options.timeout)
+        except AlreadyExists:
+            return False
+        return True
+
+    def _create_subscription(self, wanted: Any) -> bool:
+        """False if it was there already. Raises NotFound when its topic isn't."""
+        try:
+            self._client.persist("CreateSubscription", wanted, wanted.name, self._options.timeout)
+        except AlreadyExists:
+            return False
+        return True
+
+    def _get_subscription(self, path: str) -> Any:
+        """The subscription; None if there is none, or none on a topic that still exists."""
+        request = pb["GetSubscriptionRequest"](subscription=path)
+        try:
+            found = self._client.persist("GetSubscription", request, path, self._options.timeout)
+        except NotFound:
+            return None
+        if found.topic == _DELETED_TOPIC:
+            # It can never get a message again; a new one must take its name.
+            self._delete_subscription(path)
+            return None
+        return found
+
+    def _delete_subscription(self, path: str) -> None:
+        request = pb["DeleteSubscriptionRequest"](subscription=path)
+        with ignoring_missing():
+            self._client.call("DeleteSubscription", request, path)
+
+    def _delete_topic(self, path: str) -> None:
+        with ignoring_missing():
+            self._client.call("DeleteTopic", pb["DeleteTopicRequest"](topic=path), path)
+
+    def _list_subscriptions(self) -> Iterator[Any]:
+        """Those of our prefix."""
+        project = f"projects/{self._options.project}"
+        ours = f"{project}/subscriptions/{self._options.prefix}"
+        token = ""
+        while True:
+            request = pb["ListSubscriptionsRequest"](
+                project=project, page_size=_PAGE, page_token=token
+            )
+            page = self._client.call("ListSubscriptions", request, project)
+            yield from (s for s in page.subscriptions if s.name.startswith(ours))
+            token = page.next_page_token
+            if not token:
+                return
+
+    def _list_topics(self) -> Iterator[Any]:
+        project = f"projects/{self._options.project}"
+        ours = f"{project}/topics/{self._options.prefix}"
+        token = ""
+        while True:
+            request = pb["ListTopicsRequest"](project=project, page_size=_PAGE, page_token=token)
+            page = self._client.call("ListTopics", request, project)
+            yield from (t for t in page.topics if t.name.startswith(ours))
+            token = page.next_page_token
+            if not token:
+                return
+
+    def _queue_name(self, subscription: Any) -> str | None:
+        return self._queue_name_of(subscription.name, subscription.labels)
+
+    def _queue_name_of(self, path: str, labels: Any) -> str | None:
+        return naming.name_of(self._options.prefix, _id(path), labels)
+
+
+# --- what drift is ------------------------------------------------------------------------------
+
+
+def _seconds(duration: Any) -> str:
+    return f"{duration.seconds + duration.nanos / 1e9:g} s"
+
+
+#: Field -> how it reads.
+_COMPARED: dict[str, Any] = {
+    "topic": lambda s: s.topic,
+    "filter": lambda s: s.filter,
+    "ack_deadline_seconds": lambda s: str(s.ack_deadline_seconds),
+    "enable_message_ordering": lambda s: str(s.enable_message_ordering),
+    "enable_exactly_once_delivery": lambda s: str(s.enable_exactly_once_delivery),
+    "retry_policy": lambda s: (
+        f"{_seconds(s.retry_policy.minimum_backoff)} to {_seconds(s.retry_policy.maximum_backoff)}"
+        if s.HasField("retry_policy")
+        else "none"
+    ),
+    "dead_letter_policy": lambda s: (
+        f"{s.dead_letter_policy.dead_letter_topic} after "
+        f"{s.dead_letter_policy.max_delivery_attempts} deliveries"
+        if s.HasField("dead_letter_policy")
+        else "none"
+    ),
+    "expiration_policy": lambda s: (
+        f"after {_seconds(s.expiration_policy.ttl)}"
+        if s.expiration_policy.HasField("ttl")
+        else "never"
+    ),
+    "message_retention_duration": lambda s: (
+        _seconds(s.message_retention_duration)
+        if s.HasField("message_retention_duration")
+        else f"{7 * 86400} s"
+    ),
+}
+_IMMUTABLE = frozenset({"topic", "filter", "enable_message_ordering"})
+
+
+def _spec_of(name: str, subscription: Any) -> QueueSpec:
+    labels = subscription.labels
+    ttl = labels.get(naming.TTL_LABEL)
+    limit = labels.get(naming.MAX_DELIVERIES_LABEL)
+    temporary = naming.TEMPORARY_LABEL in labels
+    return QueueSpec(
+        name,
+        durable=not temporary,
+        expires=float(_EXPIRATION) if temporary else None,
+        message_ttl=float(ttl.replace("_", ".")) if ttl else None,
+        lease_seconds=float(subscription.ack_deadline_seconds),
+        max_deliveries=int(limit) if limit else None,
+    )
+
+
+def _check(spec: QueueSpec) -> None:
+    if not spec.name:
+        raise ConfigurationError("a queue needs a name")
+    for setting in ("expires", "message_ttl", "lease_seconds"):
+        value = getattr(spec, setting)
+        if value is not None and not value > 0:
+            raise ConfigurationError(
+                f"queue {spec.name!r}: {setting} is {value}: it must be above 0 seconds"
+            )
+    if spec.max_deliveries is not None and spec.max_deliveries < 0:
+        raise ConfigurationError(
+            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}; 0 is without a limit"
+        )
+
+
+def _id(path: str) -> str:
+    return path.rpartition("/")[2]

@@ -1,0 +1,390 @@
+"""Commits, reads and queries: the least of Firestore that a store needs, and no more per call.
+
+Raw stubs on one channel, because what the generated client adds to a call costs more than the rest
+of it. Its retries are left out too: a commit whose answer was lost would come back as a conflict
+with itself. What a call can end in instead:
+
+==========================================================  ========================================
+ALREADY_EXISTS, FAILED_PRECONDITION, NOT_FOUND on a commit  :class:`Conflict`: read, and decide anew
+ABORTED                                                     sent again after a short random pause
+UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, UNKNOWN,          on a commit :class:`Unsettled`: read to
+CANCELLED                                                   find out; a read is sent again
+RESOURCE_EXHAUSTED                                          StoreUnavailable: a quota, or overload
+PERMISSION_DENIED, UNAUTHENTICATED, NOT_FOUND and           StoreUnusable, which says what mends it
+FAILED_PRECONDITION on a read, anything else
+==========================================================  ========================================
+
+Sending a commit again is safe by its preconditions: its own success makes them fail.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import google.auth
+import google.auth.exceptions
+import grpc
+from google.api_core import grpc_helpers
+from google.cloud.firestore_v1 import types as _types
+
+from gwi_celery import forks
+from gwi_celery.errors import StoreError, StoreUnavailable, StoreUnusable
+from gwi_celery.firestore.documents import (
+    Document,
+    Query,
+    Read,
+    Write,
+    Written,
+    get_document,
+    get_written,
+    micros,
+    set_query,
+    set_write,
+)
+from gwi_celery.firestore.url import FirestoreURL
+
+#: Between this client and the server, for tests: gets the method's name ("Commit"), the request
+#: message and the call itself, which takes a request and answers with the response (of a stream:
+#: a list of them). It may raise :class:`ServerError` in the server's stead.
+Intercept = Callable[[str, Any, Callable[[Any], Any]], Any]
+
+_SERVICE: Final = "/google.firestore.v1.Firestore/"
+_SCOPES: Final = ("https://www.googleapis.com/auth/datastore",)
+#: No limit of our own: a read of ten documents of 1 MiB is more than gRPC's 4 MiB.
+_CHANNEL_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A channel of our own for each client: not one shared in this process with others'.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_Code = grpc.StatusCode
+
+_CONFLICT: Final = {_Code.ALREADY_EXISTS, _Code.FAILED_PRECONDITION, _Code.NOT_FOUND}
+_UNKNOWN: Final = {
+    _Code.UNAVAILABLE,
+    _Code.DEADLINE_EXCEEDED,
+    _Code.INTERNAL,
+    _Code.UNKNOWN,
+    _Code.CANCELLED,
+}
+#: Times that an aborted commit, or a read that failed for now, is sent.
+_TRIES: Final = 6
+#: First pause between two sendings, seconds: a random share of it, and it doubles.
+_PAUSE: Final = 0.02
+
+
+class Conflict(Exception):
+    """A precondition of the commit does not hold, so nothing was written. Which one isn't told."""
+
+
+class Unsettled(StoreUnavailable):
+    """No answer: the commit may have been applied, or may be yet. Read to find out."""
+
+
+class ServerError(Exception):
+    """The server's answer to a call that failed."""
+
+    def __init__(self, code: grpc.StatusCode, details: str = "") -> None:
+        super().__init__(f"{code.name}: {details}")
+        self.code = code
+        self.details = details
+
+
+class Client:
+    """A database's documents. Made at once, connects when first used, in each process anew.
+
+    May be used from any thread, and on both sides of a fork.
+
+    Args:
+        url: Project, endpoint, timeout.
+        database: Id of the database; the URL's unless told.
+        intercept: See :data:`Intercept`.
+        connection: Shares another client's connection.
+    """
+
+    def __init__(
+        self,
+        url: FirestoreURL,
+        *,
+        database: str | None = None,
+        intercept: Intercept | None = None,
+        connection: _Connection | None = None,
+    ) -> None:
+        self._url = url
+        self.database = database if database is not None else url.database
+        self.path = f"projects/{url.project}/databases/{self.database}"
+        self._root = f"{self.path}/documents/"
+        self._intercept = intercept
+        self._connection = connection if connection is not None else _Connection(url)
+        self._metadata = [("google-cloud-resource-prefix", self.path)]
+        if url.emulator:
+            self._metadata.append(("authorization", "Bearer owner"))
+
+    def of_database(self, database: str) -> Client:
+        """A client of another database of the same project, on the same connection."""
+        return Client(
+            self._url,
+            database=database,
+            intercept=self._intercept,
+            connection=self._connection,
+        )
+
+    # --- calls --------------------------------------------------------------------------------
+
+    def commit(self, writes: Iterable[Write]) -> Written:
+        """All the writes or none. Raises Conflict, Unsettled, StoreUnavailable, StoreUnusable."""
+        request = _types.CommitRequest.pb()()
+        request.database = self.path
+        for write in writes:
+            set_write(request.writes.add(), write, self._root)
+        pause = _PAUSE
+        for attempt in range(_TRIES):
+            try:
+                written = get_written(self._call("Commit", request))
+                self._connection.saw(written.commit_time)
+                return written
+            except ServerError as exc:
+                if exc.code is _Code.ABORTED and attempt < _TRIES - 1:
+                    pause = _wait(pause)
+                    continue
+                raise self._commit_error(exc) from exc
+        raise AssertionError  # the last try returned or raised
+
+    def commit_surely(self, writes: Sequence[Write], *, tries: int) -> Written:
+        """As :meth:`commit`, sent again without an answer: for writes whose repetition is harmless."""
+        while True:
+            try:
+                return self.commit(writes)
+            except Unsettled:
+                tries -= 1
+                if tries <= 0:
+                    raise
+
+    def read(self, names: Sequence[str], mask: Sequence[str] | None = None) -> Read:
+        """Documents by name, all as of one moment. ``mask``: the paths to read.
+
+        Raises StoreUnavailable, StoreUnusable.
+        """
+        request = _types.BatchGetDocumentsRequest.pb()()
+        request.database = self.path
+        request.documents.extend(self._root + name for name in names)
+        if mask is not None:
+            request.mask.field_paths.extend(mask)
+        return self._found(self._read("BatchGetDocuments", request), "found")
+
+    def query(self, query: Query) -> Read:
+        """The documents that match, in the query's order. Raises as :meth:`read`."""
+        request = _types.RunQueryRequest.pb()()
+        request.parent = f"{self._root}{query.parent}".rstrip("/")
+        set_query(request.structured_query, query, self._root)
+        return self._found(self._read("RunQuery", request), "document")
+
+    def about_now(self) -> int:
+        """The server's time, about: from its last answer, or this machine's clock before any.
+
+        For hints only, such as when a document may be collected; never to decide an expiry.
+        """
+        return self._connection.about_now()
+
+    def close(self) -> None:
+        """Close this process's connection. Safe to call twice; the next call opens another."""
+        with forks.call():
+            self._connection.close()
+
+    # --- how ----------------------------------------------------------------------------------
+
+    def _found(self, responses: Any, field: str) -> Read:
+        documents: dict[str, Document] = {}
+        read_time = 0
+        for response in responses:
+            read_time = max(read_time, micros(response.read_time))
+            if response.HasField(field):
+                document = get_document(getattr(response, field), self._root)
+                documents[document.name] = document
+        self._connection.saw(read_time)
+        return Read(documents, read_time)
+
+    def _read(self, method: str, request: Any) -> Any:
+        pause = _PAUSE
+        for attempt in range(_TRIES):
+            try:
+                return self._call(method, request)
+            except ServerError as exc:
+                again = exc.code in _UNKNOWN or exc.code is _Code.ABORTED
+                # A call that took its whole time has used up the caller's patience.
+                if not again or exc.code is _Code.DEADLINE_EXCEEDED or attempt == _TRIES - 1:
+                    raise self._read_error(exc) from exc
+                pause = _wait(pause)
+        raise AssertionError  # the last try returned or raised
+
+    def _call(self, method: str, request: Any) -> Any:
+        if self._intercept is None:
+            return self._send(method, request)
+        return self._intercept(method, request, lambda message: self._send(method, message))
+
+    def _send(self, method: str, request: Any) -> Any:
+        with forks.call():
+            stub, streams = self._connection.stub(method)
+            # By this the request finds its database's region, as the generated library has it.
+            place = {"parent": request.parent} if method == "RunQuery" else {"database": self.path}
+            metadata = [*self._metadata, ("x-goog-request-params", urlencode(place))]
+            try:
+                answer = stub(request, timeout=self._url.timeout, metadata=metadata)
+                return list(answer) if streams else answer
+            except grpc.RpcError as exc:
+                raise ServerError(exc.code(), exc.details() or "") from exc
+            except google.auth.exceptions.GoogleAuthError as exc:
+                raise StoreUnusable(_no_credentials(exc)) from exc
+
+    # --- errors -------------------------------------------------------------------------------
+
+    def _commit_error(self, exc: ServerError) -> Exception:
+        if exc.code in _CONFLICT:
+            return Conflict(exc.details)
+        if exc.code in _UNKNOWN:
+            return Unsettled(f"no answer from Firestore to a commit ({exc}): it may be applied")
+        return self._error(exc)
+
+    def _read_error(self, exc: ServerError) -> StoreError:
+        if exc.code is _Code.NOT_FOUND:
+            return StoreUnusable(
+                f"project {self._url.project} has no Firestore database {self.database!r} "
+                f"({exc.details}). Make it: gcloud firestore databases create "
+                f"--project={self._url.project} --database='{self.database}' "
+                "--type=firestore-native --location=LOCATION"
+            )
+        if exc.code is _Code.FAILED_PRECONDITION:
+            return StoreUnusable(
+                f"Firestore can't answer a query or read as things are: {exc.details}. If an index "
+                "is missing, follow the link above, or deploy this package's "
+                "firestore/firestore.indexes.json; if the database is in Datastore mode, make one "
+                "in native mode"
+            )
+        return self._error(exc)
+
+    def _error(self, exc: ServerError) -> StoreError:
+        if exc.code is _Code.PERMISSION_DENIED:
+            return StoreUnusable(
+                f"Firestore refuses this account ({exc.details}). Grant its service account "
+                f"roles/datastore.user: gcloud projects add-iam-policy-binding "
+                f"{self._url.project} --member=serviceAccount:ACCOUNT "
+                "--role=roles/datastore.user; and switch the API on: gcloud services enable "
+                f"firestore.googleapis.com --project={self._url.project}"
+            )
+        if exc.code is _Code.UNAUTHENTICATED:
+            return StoreUnusable(_no_credentials(exc))
+        if exc.code is _Code.RESOURCE_EXHAUSTED and "larger than max" not in exc.details:
+            return StoreUnavailable(
+                f"Firestore's quota or capacity is used up for now ({exc.details}): see the "
+                "quotas of the Firestore API of this project; a database without billing has "
+                "daily ones"
+            )
+        if exc.code in _UNKNOWN or exc.code is _Code.ABORTED:
+            return StoreUnavailable(f"Firestore at {self._url.endpoint} does not answer ({exc})")
+        return StoreUnusable(f"Firestore refuses the request: {exc}")
+
+
+class _Connection:
+    """One channel per process, opened at the first call."""
+
+    def __init__(self, url: FirestoreURL) -> None:
+        self._url = url
+        self._lock = threading.Lock()
+        self._pid: int | None = None
+        self._channel: Any = None
+        self._stubs: dict[str, tuple[Any, bool]] = {}
+        #: The server's time less the monotonic clock's, microseconds.
+        self._server_ahead: int | None = None
+
+    def saw(self, server_time: int) -> None:
+        if server_time:
+            self._server_ahead = server_time - round(time.monotonic() * 1_000_000)
+
+    def about_now(self) -> int:
+        if self._server_ahead is None:
+            return round(time.time() * 1_000_000)
+        return self._server_ahead + round(time.monotonic() * 1_000_000)
+
+    def stub(self, method: str) -> tuple[Any, bool]:
+        """The callable of an RPC, and whether it streams."""
+        if self._pid != os.getpid():
+            self._open()
+        return self._stubs[method]
+
+    @property
+    def channel(self) -> Any:
+        """This process's channel, for a stream; hold it only as long as that."""
+        if self._pid != os.getpid():
+            self._open()
+        return self._channel
+
+    def _open(self) -> None:
+        with self._lock:
+            if self._pid == os.getpid():
+                return
+            if self._channel is not None:
+                _inherited.append((self._channel, self._stubs))
+            channel = self._make_channel()
+            stubs = {}
+            for method, (request, response, streams) in _METHODS.items():
+                make = channel.unary_stream if streams else channel.unary_unary
+                stub = make(
+                    _SERVICE + method,
+                    request_serializer=request.SerializeToString,
+                    response_deserializer=response.FromString,
+                )
+                stubs[method] = (stub, streams)
+            self._channel, self._stubs, self._pid = channel, stubs, os.getpid()
+
+    def _make_channel(self) -> Any:
+        if self._url.emulator:
+            return grpc.insecure_channel(self._url.endpoint, options=_CHANNEL_OPTIONS)
+        try:
+            return grpc_helpers.create_channel(
+                self._url.endpoint, default_scopes=_SCOPES, options=_CHANNEL_OPTIONS
+            )
+        except google.auth.exceptions.GoogleAuthError as exc:
+            raise StoreUnusable(_no_credentials(exc)) from exc
+
+    def close(self) -> None:
+        with self._lock:
+            if self._pid == os.getpid():
+                self._channel.close()
+            elif self._channel is not None:
+                _inherited.append((self._channel, self._stubs))
+            self._channel, self._stubs, self._pid = None, {}, None
+
+
+#: A parent's channels, kept so that they are never closed here: that can hang. (The lock of a
+#: connection is held within a call only, and a fork waits for calls: no child inherits it locked.)
+_inherited: list[Any] = []
+
+
+_METHODS: Final[dict[str, tuple[Any, Any, bool]]] = {
+    "Commit": (_types.CommitRequest.pb(), _types.CommitResponse.pb(), False),
+    "BatchGetDocuments": (
+        _types.BatchGetDocumentsRequest.pb(),
+        _types.BatchGetDocumentsResponse.pb(),
+        True,
+    ),
+    "RunQuery": (_types.RunQueryRequest.pb(), _types.RunQueryResponse.pb(), True),
+}
+
+
+def _wait(pause: float) -> float:
+    time.sleep(pause * random.uniform(0.2, 1.0))  # noqa: S311 jitter, not a secret
+    return pause * 2
+
+
+def _no_credentials(exc: Exception) -> str:
+    return (
+        f"no credentials that Firestore takes ({exc}): set GOOGLE_APPLICATION_CREDENTIALS to a "
+        "service account's key file, run where one is attached, or use gcloud auth "
+        "application-default login; for an emulator set FIRESTORE_EMULATOR_HOST"
+    )

@@ -1,0 +1,54 @@
+"""``firestore.indexes.json``: the indexes that the store's queries need, and the TTL policy.
+
+The file is the one source: the Firebase CLI takes it as it is, Terraform reads it by ``jsondecode``,
+and :func:`commands` spells it for gcloud.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from importlib.resources import files
+from typing import Any, Final
+
+FILE_NAME: Final = "firestore.indexes.json"
+
+
+def text() -> str:
+    """The file as it is."""
+    return (files(__package__) / FILE_NAME).read_text(encoding="utf-8")
+
+
+def load() -> dict[str, Any]:
+    """Its content: ``indexes`` (composite), and ``fieldOverrides`` (single fields, and TTL)."""
+    content: dict[str, Any] = json.loads(text())
+    return content
+
+
+def commands(project: str, database: str = "(default)") -> list[str]:
+    """The gcloud commands that make a database so.
+
+    Run again they change nothing: gcloud then refuses to make an index that is there already.
+    """
+    where = ["--project", project, "--database", database, "--quiet"]
+    content, made = load(), []
+    for index in content["indexes"]:
+        command = ["gcloud", "firestore", "indexes", "composite", "create"]
+        command += ["--collection-group", index["collectionGroup"]]
+        command += ["--query-scope", index["queryScope"].lower().replace("_", "-")]
+        for field in index["fields"]:
+            order = field["order"].lower()
+            command += ["--field-config", f"field-path={field['fieldPath']},order={order}"]
+        made.append([*command, *where])
+    for field in content["fieldOverrides"]:
+        group = ["--collection-group", field["collectionGroup"]]
+        command = ["gcloud", "firestore", "indexes", "fields", "update", field["fieldPath"]]
+        for index in field["indexes"]:
+            command += ["--index", f"order={index['order'].lower()}"]
+        if not field["indexes"]:
+            command += ["--disable-indexes"]
+        made.append([*command, *group, *where])
+        if field.get("ttl"):
+            command = ["gcloud", "firestore", "fields", "ttls", "update", field["fieldPath"]]
+            made.append([*command, *group, "--enable-ttl", *where])
+    return [shlex.join(command) for command in made]

@@ -1,0 +1,115 @@
+"""``firestore://project/prefix?option=value``: which database, and what in it is ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from gwi_celery.config import firestore_emulator, nearest
+from gwi_celery.errors import ConfigurationError, InvalidCall
+from gwi_celery.ids import digest
+
+#: Database id of a project's first database.
+DEFAULT_DATABASE: Final = "(default)"
+DEFAULT_PREFIX: Final = "gwi"
+GOOGLE: Final = "firestore.googleapis.com:443"
+
+#: Option -> what it does.
+OPTIONS: Final[Mapping[str, str]] = {
+    "database": "database id; with {tenant} or {tenant_hash} in it, a database for each tenant",
+    "endpoint": "host:port instead of Google's; an emulator if it is FIRESTORE_EMULATOR_HOST's",
+    "emulator": "true: the endpoint is an emulator, so no TLS and no credentials",
+    "timeout": "seconds that one call may take; 10 unless told",
+}
+
+#: By Firestore's rules for database ids.
+_DATABASE_ID = re.compile(r"[a-z][a-z0-9-]{2,61}[a-z0-9]")
+#: One part of a document's path: no slash, and none of the names that Firestore keeps for itself.
+_PREFIX = re.compile(r"(?!\.{1,2}$)(?!__.*__$)[^/]{1,200}")
+
+
+@dataclass(frozen=True)
+class FirestoreURL:
+    """Where the documents are. See :data:`OPTIONS`."""
+
+    project: str
+    #: Root collection.
+    prefix: str = DEFAULT_PREFIX
+    #: A database id, or a template of one.
+    database: str = DEFAULT_DATABASE
+    endpoint: str = GOOGLE
+    #: No TLS and no credentials.
+    emulator: bool = False
+    #: Seconds.
+    timeout: float = 10.0
+
+    @property
+    def database_per_tenant(self) -> bool:
+        return "{" in self.database
+
+    def database_of(self, tenant: str) -> str:
+        """The id of the tenant's database.
+
+        Raises InvalidCall when the template names tenants by ``{tenant}`` and this one's id makes
+        no legal database id: ids are never bent into shape, for then two tenants could meet.
+        """
+        if not self.database_per_tenant:
+            return self.database
+        name = self.database.replace("{tenant_hash}", digest("database", tenant)[:32])
+        name = name.replace("{tenant}", tenant)
+        if not _DATABASE_ID.fullmatch(name):
+            raise InvalidCall(
+                f"tenant {tenant!r} has no database: {name!r} is no legal database id (4 to 63 of "
+                "a-z, 0-9 and '-', a letter first). Use {tenant_hash} in the database option, "
+                "which fits every tenant"
+            )
+        return name
+
+
+def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
+    """Take a ``firestore://`` URL apart. Raises ConfigurationError, naming what is wrong."""
+    parts = urlsplit(url)
+    if parts.scheme != "firestore" or not parts.netloc or parts.fragment:
+        raise ConfigurationError(
+            f"{url!r} is no Firestore URL: write firestore://project or "
+            "firestore://project/prefix?database=..."
+        )
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for option in options:
+        if option not in OPTIONS:
+            raise ConfigurationError(
+                f"{url!r}: unknown option {option!r}; {nearest(option, OPTIONS)}"
+            )
+    prefix = unquote(parts.path.strip("/")) or DEFAULT_PREFIX
+    if not _PREFIX.fullmatch(prefix):
+        raise ConfigurationError(
+            f"{url!r}: {prefix!r} can't name a collection: one word without '/', please"
+        )
+    database = options.get("database") or DEFAULT_DATABASE
+    _check_database(url, database)
+    emulator = firestore_emulator(environ)
+    endpoint = options.get("endpoint") or emulator or GOOGLE
+    is_emulator = options.get("emulator", "").lower() in ("true", "1", "yes") or (
+        bool(emulator) and endpoint == emulator
+    )
+    try:
+        timeout = float(options.get("timeout") or FirestoreURL.timeout)
+    except ValueError:
+        timeout = 0.0
+    if not 0 < timeout < 3600:
+        raise ConfigurationError(
+            f"{url!r}: timeout is {options['timeout']!r}, and takes seconds above 0"
+        )
+    return FirestoreURL(parts.netloc, prefix, database, endpoint, is_emulator, timeout)
+
+
+def _check_database(url: str, database: str) -> None:
+    trial = database.replace("{tenant_hash}", "0" * 32).replace("{tenant}", "tenant")
+    if database != DEFAULT_DATABASE and not _DATABASE_ID.fullmatch(trial):
+        raise ConfigurationError(
+            f"{url!r}: {database!r} is no database id: 4 to 63 of a-z, 0-9 and '-', a letter "
+            "first; {tenant} or {tenant_hash} in it makes one for each tenant"
+        )

@@ -1,0 +1,138 @@
+"""What a claim is answered, given the record and the lock as they were read: no server needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gwi_celery.stores import rules
+from gwi_celery.stores.base import (
+    Cancelled,
+    ClaimRequest,
+    Completed,
+    Held,
+    JobRef,
+    JobStatus,
+    Mismatch,
+)
+from gwi_celery.stores.firestore_documents import SECOND, Job, Lock, Step
+
+
+class SameClaim:
+    """The lock is this very claim's already: its answer was lost."""
+
+
+#: Which answer the record alone gives; it is filled with the record.
+Settled = type[Mismatch] | type[Completed] | type[Cancelled]
+
+
+def settled(request: ClaimRequest, job: Job | None) -> Settled | None:
+    """The answer if the record decides; ``job`` is None if there is none or it has expired."""
+    if job is None:
+        return None
+    if job.fingerprint not in (rules.ANY_PAYLOAD, request.fingerprint):
+        return Mismatch
+    if job.status.terminal and not _opens_next_generation(request, job):
+        return Cancelled if job.status is JobStatus.CANCELLED else Completed
+    return None
+
+
+def contended(
+    request: ClaimRequest, job: Job | None, lock: Lock | None, now: int
+) -> Held | SameClaim | None:
+    """The answer if the lock decides."""
+    if lock is None:
+        return None
+    same = (lock.nonce, lock.job) == (request.nonce, request.job)
+    if same and job is not None and job.fence == lock.fence:
+        return SameClaim()
+    if not lock.expired(now):
+        return Held(lock.owner, lock.job, retry_after=(lock.expires - now) / SECOND)
+    return None
+
+
+def granted(
+    request: ClaimRequest, stored: Job | None, job: Job | None, forgotten: Sequence[Step]
+) -> Job:
+    """The record of a claim that is to be granted, but for what the server sets.
+
+    ``stored`` is the record as it is, expired or not; a replay makes ``forgotten`` anew.
+    """
+    if job is None:
+        return first_generation(request, stored)
+    running = replace(
+        job,
+        status=JobStatus.RUNNING,
+        fingerprint=request.fingerprint,
+        run_id=request.run_id,
+        submission=request.submission,
+        fence=None,
+        lock_id=request.lock.id,
+        result_ttl=request.result_ttl,
+        outcome=None,
+        cancelled_by="",
+    )
+    if not job.status.terminal:
+        # RUNNING, and yet free to be claimed: nobody released it, its holder vanished.
+        crashes = job.crashes + (job.status is JobStatus.RUNNING)
+        return replace(running, attempt=job.attempt + 1, crashes=crashes)
+    running = replace(running, generation=job.generation + 1, attempt=1, crashes=0)
+    kept = job.steps - len(forgotten)
+    if forgotten and not kept:
+        return replace(running, era=new_era(), steps=0, ordinal=0)
+    return replace(running, steps=kept)
+
+
+def first_generation(request: ClaimRequest, expired: Job | None = None) -> Job:
+    """A new record, in place of an expired one if there is one."""
+    return replace(
+        unclaimed(request.job, expired),
+        run_id=request.run_id,
+        fingerprint=request.fingerprint,
+        submission=request.submission,
+        attempt=1,
+        fence=None,
+        lock_id=request.lock.id,
+        result_ttl=request.result_ttl,
+    )
+
+
+def unclaimed(job: JobRef, expired: Job | None) -> Job:
+    """A record in its first generation that nobody has claimed, in place of an expired one."""
+    return Job(
+        ref=job,
+        run_id=None,
+        status=JobStatus.RUNNING,
+        fingerprint=rules.ANY_PAYLOAD,
+        submission="",
+        failed=(),
+        generation=1,
+        attempt=0,
+        crashes=0,
+        fence=0,
+        lock_id="",
+        result_ttl=0.0,
+        era=new_era(),
+        steps=0,
+        ordinal=0,
+        # A finish of the expired one may be sent again yet, if its answer was lost.
+        finished=None if expired is None else expired.finished,
+        outcome=None,
+    )
+
+
+def new_era() -> str:
+    return os.urandom(8).hex()
+
+
+def replays(request: ClaimRequest, job: Job | None) -> bool:
+    """Whether this claim, if granted, replays: then checkpoints are to be forgotten."""
+    return job is not None and rules.replays_next(job.status, job.generation, request)
+
+
+def _opens_next_generation(request: ClaimRequest, job: Job) -> bool:
+    if replays(request, job):
+        return True
+    failed = job.status is JobStatus.FAILED
+    return failed and rules.submission_id(request.submission) not in job.failed

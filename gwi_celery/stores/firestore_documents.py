@@ -1,0 +1,412 @@
+"""The Firestore store's documents: where they are, and what is in them.
+
+::
+
+    {prefix}/v1/gwi_tenants/{digest of tenant}/
+        gwi_locks/{lock id}                      only while the lock is held, or has expired
+        gwi_jobs/{job id}                        the record: idempotency, status, outcome
+            gwi_eras/{era}/                      an era is one life of the record, until it expires
+                gwi_steps/{digest of name}       checkpoints
+                gwi_chunks/{id}-{n}              pieces of what is too large for one document
+
+All is in the map ``data``, which no index looks at, but for what lists and TTL policies need:
+``status``, ``run``, ``updated`` and ``gc_at``. Documents are never Firestore maps of a job's own
+values: those are bytes.
+
+The fencing token of a claim is its commit's time in microseconds, which its own writes can't name.
+So a lock and a record without a ``fence`` have their version for it; the first write after the
+claim puts it down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gwi_celery.firestore.documents import Document, Micros
+from gwi_celery.ids import digest
+from gwi_celery.stores.base import (
+    Checkpoint,
+    CheckpointKind,
+    JobRecord,
+    JobRef,
+    JobStatus,
+    LockRecord,
+    LockRef,
+)
+
+TENANTS: Final = "gwi_tenants"
+JOBS: Final = "gwi_jobs"
+LOCKS: Final = "gwi_locks"
+ERAS: Final = "gwi_eras"
+STEPS: Final = "gwi_steps"
+CHUNKS: Final = "gwi_chunks"
+
+SECOND: Final = 1_000_000
+DAY: Final = 86_400 * SECOND
+
+#: How long after a lock has expired Google may delete its document, microseconds. Until then the
+#: lock tells of a holder that vanished; without it that would go uncounted.
+LOCK_KEPT: Final = 7 * DAY
+#: The same for a record whose outcome has expired: room for clocks that are wrong.
+JOB_KEPT: Final = 1 * DAY
+#: The same for checkpoints, from their last save; an attempt that loads older ones renews it.
+STEP_KEPT: Final = 90 * DAY
+
+#: Set by the server at every change of a record, and at its beginning.
+UPDATED: Final = "updated"
+CREATED: Final = "data.created"
+SAVED: Final = "data.saved"
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+
+def put_text(text: str) -> str | bytes:
+    """Any string as a field's value: as it is for people, or bytes where it has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def get_text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "surrogatepass")
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Places:
+    """Names of documents."""
+
+    prefix: str
+
+    @property
+    def base(self) -> str:
+        return f"{self.prefix}/v1"
+
+    def tenant(self, tenant: str) -> str:
+        return f"{self.base}/{TENANTS}/{digest('tenant', tenant)}"
+
+    def job(self, job: JobRef) -> str:
+        return f"{self.tenant(job.tenant)}/{JOBS}/{job.id}"
+
+    def lock(self, lock: LockRef) -> str:
+        return self.lock_by_id(lock.tenant, lock.id)
+
+    def lock_by_id(self, tenant: str, lock_id: str) -> str:
+        return f"{self.tenant(tenant)}/{LOCKS}/{lock_id}"
+
+    @staticmethod
+    def era(job_name: str, era: str) -> str:
+        return f"{job_name}/{ERAS}/{era}"
+
+    @staticmethod
+    def step(era_name: str, name: str) -> str:
+        return f"{era_name}/{STEPS}/{digest('step', name)}"
+
+
+# --- blobs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Bytes in a field, or the manifest of their chunks."""
+
+    sha: bytes
+    #: None: in chunks.
+    inline: bytes | None
+    #: Names the chunks, below their era, with ``count``.
+    chunks: str = ""
+    count: int = 0
+    size: int = 0
+
+    def chunk_names(self, era_name: str) -> list[str]:
+        return [f"{era_name}/{CHUNKS}/{self.chunks}-{n}" for n in range(self.count)]
+
+    def fields(self) -> dict[str, Any]:
+        if self.inline is not None:
+            return {"sha": self.sha, "blob": self.inline}
+        return {"sha": self.sha, "chunks": self.chunks, "count": self.count, "size": self.size}
+
+
+def blob_of(fields: Mapping[str, Any]) -> Blob:
+    return Blob(
+        fields["sha"],
+        fields.get("blob"),
+        fields.get("chunks", ""),
+        fields.get("count", 0),
+        fields.get("size", 0),
+    )
+
+
+def checksum(blob: bytes) -> bytes:
+    return hashlib.sha256(blob).digest()
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's record. Times are microseconds by the server's clock."""
+
+    ref: JobRef
+    run_id: str | None
+    status: JobStatus
+    fingerprint: str
+    submission: str
+    #: Digests of submissions that failed.
+    failed: Sequence[str]
+    generation: int
+    attempt: int
+    crashes: int
+    #: Token of the last claim; None when writing a claim, whose token isn't known yet.
+    fence: int | None
+    #: The lock that the last claim took.
+    lock_id: str
+    #: Seconds.
+    result_ttl: float
+    #: Names the record's life until it expires: where its checkpoints and chunks are.
+    era: str
+    #: Checkpoints that there are, and the place of the last in the order of first saving.
+    steps: int
+    ordinal: int
+    #: Token of the claim whose finish was applied last; carried into the lives that follow, so
+    #: that a finish whose answer was lost can be told from one that was never applied.
+    finished: int | None
+    outcome: Blob | None
+    #: Names the cancellation, if that is how it ended.
+    cancelled_by: str = ""
+    created: int = 0
+    updated: int = 0
+    #: The document's update_time.
+    version: int = 0
+
+    @property
+    def expires(self) -> int | None:
+        """By the server's clock; None while the job isn't terminal, for then it is kept."""
+        if not self.status.terminal:
+            return None
+        return self.version + round(self.result_ttl * SECOND)
+
+    def expired(self, now: int) -> bool:
+        expires = self.expires
+        return expires is not None and expires <= now
+
+    def data(self) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "tenant": put_text(self.ref.tenant),
+            "task": put_text(self.ref.task),
+            "key": put_text(self.ref.key),
+            "fingerprint": self.fingerprint,
+            "submission": put_text(self.submission),
+            "failed": list(self.failed),
+            "generation": self.generation,
+            "attempt": self.attempt,
+            "crashes": self.crashes,
+            "lock_id": self.lock_id,
+            "result_ttl": float(self.result_ttl),
+            "era": self.era,
+            "steps": self.steps,
+            "ordinal": self.ordinal,
+        }
+        if self.run_id is not None:
+            data["run_id"] = put_text(self.run_id)
+        if self.fence is not None:
+            data["fence"] = self.fence
+        if self.finished is not None:
+            data["finished"] = self.finished
+        if self.cancelled_by:
+            data["cancelled_by"] = self.cancelled_by
+        if self.created:
+            data["created"] = Micros(self.created)
+        if self.outcome is not None:
+            data["outcome"] = self.outcome.fields()
+        return data
+
+    def fields(self) -> dict[str, Any]:
+        """The whole document. ``updated``, and ``created`` of a new life, are the server's to set."""
+        fields: dict[str, Any] = {"status": self.status.value, "data": self.data()}
+        if self.run_id is not None:
+            fields["run"] = run_digest(self.run_id)
+        return fields
+
+    def record(self, outcome: bytes | None) -> JobRecord:
+        return JobRecord(
+            job=self.ref,
+            run_id=self.run_id,
+            status=self.status,
+            fingerprint=self.fingerprint,
+            submission=self.submission,
+            generation=self.generation,
+            attempt=self.attempt,
+            crashes=self.crashes,
+            fence=self.version if self.fence is None else self.fence,
+            created_at=self.created / SECOND,
+            updated_at=self.updated / SECOND,
+            expires_at=None if self.expires is None else self.expires / SECOND,
+            outcome=outcome,
+        )
+
+
+def run_digest(run_id: str) -> str:
+    """What lists by run look for: an index entry holds no more than 1,500 bytes."""
+    return digest("run", run_id)
+
+
+def job_of(document: Document) -> Job:
+    data = document.fields["data"]
+    run_id = data.get("run_id")
+    outcome = data.get("outcome")
+    return Job(
+        ref=JobRef(get_text(data["tenant"]), get_text(data["task"]), get_text(data["key"])),
+        run_id=None if run_id is None else get_text(run_id),
+        status=JobStatus(document.fields["status"]),
+        fingerprint=data["fingerprint"],
+        submission=get_text(data["submission"]),
+        failed=data["failed"],
+        generation=data["generation"],
+        attempt=data["attempt"],
+        crashes=data["crashes"],
+        fence=data.get("fence", document.update_time),
+        lock_id=data["lock_id"],
+        result_ttl=data["result_ttl"],
+        era=data["era"],
+        steps=data["steps"],
+        ordinal=data["ordinal"],
+        finished=data.get("finished"),
+        outcome=None if outcome is None else blob_of(outcome),
+        cancelled_by=data.get("cancelled_by", ""),
+        created=data["created"],
+        updated=document.fields[UPDATED],
+        version=document.update_time,
+    )
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that is held, or has expired."""
+
+    ref: LockRef
+    owner: str
+    nonce: str
+    job: JobRef
+    #: Seconds from the document's last change.
+    ttl: float
+    #: None when writing a claim.
+    fence: int | None = None
+    #: Changes with every renewal: a write that changes nothing would not move the lease's end.
+    beat: str = ""
+    version: int = 0
+
+    @property
+    def expires(self) -> int:
+        """By the server's clock."""
+        return self.version + round(self.ttl * SECOND)
+
+    def expired(self, now: int) -> bool:
+        return self.expires <= now
+
+    def fields(self, gc_at: int) -> dict[str, Any]:
+        return {
+            "gc_at": Micros(gc_at),
+            "data": {
+                "tenant": put_text(self.ref.tenant),
+                "scope": [put_text(part) for part in self.ref.scope],
+                "owner": put_text(self.owner),
+                "nonce": put_text(self.nonce),
+                "task": put_text(self.job.task),
+                "key": put_text(self.job.key),
+                "ttl": float(self.ttl),
+                "beat": self.beat,
+            },
+        }
+
+    def record(self, now: int) -> LockRecord:
+        return LockRecord(
+            lock_id=self.ref.id,
+            tenant=self.ref.tenant,
+            scope=self.ref.scope,
+            owner=self.owner,
+            fence=self.version if self.fence is None else self.fence,
+            job=self.job,
+            expires_at=self.expires / SECOND,
+            expired=self.expired(now),
+        )
+
+
+def lock_of(document: Document) -> Lock:
+    data = document.fields["data"]
+    tenant = get_text(data["tenant"])
+    return Lock(
+        ref=LockRef(tenant, tuple(get_text(part) for part in data["scope"])),
+        owner=get_text(data["owner"]),
+        nonce=get_text(data["nonce"]),
+        job=JobRef(tenant, get_text(data["task"]), get_text(data["key"])),
+        ttl=data["ttl"],
+        fence=data.get("fence", document.update_time),
+        beat=data["beat"],
+        version=document.update_time,
+    )
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """A checkpoint's document."""
+
+    name: str
+    kind: CheckpointKind
+    number: int
+    ordinal: int
+    blob: Blob
+    saved: int = 0
+    gc_at: int = 0
+    version: int = 0
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "gc_at": Micros(self.gc_at),
+            "data": {
+                "name": put_text(self.name),
+                "kind": self.kind.value,
+                "version": self.number,
+                "ordinal": self.ordinal,
+                **self.blob.fields(),
+            },
+        }
+
+    def checkpoint(self, blob: bytes) -> Checkpoint:
+        return Checkpoint(
+            name=self.name,
+            kind=self.kind,
+            blob=blob,
+            version=self.number,
+            saved_at=self.saved / SECOND,
+            ordinal=self.ordinal,
+        )
+
+
+def step_of(document: Document) -> Step:
+    data = document.fields["data"]
+    return Step(
+        name=get_text(data["name"]),
+        kind=CheckpointKind(data["kind"]),
+        number=data["version"],
+        ordinal=data["ordinal"],
+        blob=blob_of(data),
+        saved=data["saved"],
+        gc_at=document.fields["gc_at"],
+        version=document.update_time,
+    )

@@ -1,0 +1,112 @@
+"""What every store decides alike, whatever it keeps its documents in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from gwi_celery.errors import (
+    CursorWentBack,
+    InvalidCall,
+    JobCancelled,
+    LeaseLost,
+    StepNameReused,
+)
+from gwi_celery.ids import digest
+from gwi_celery.stores.base import (
+    Checkpoint,
+    CheckpointKind,
+    ClaimRequest,
+    JobStatus,
+    Lease,
+)
+
+#: Seconds a cancellation is kept for a job that was never claimed, and so named no TTL itself.
+CANCELLED_TTL: Final = 24 * 3600.0
+
+#: How many failed submissions a record remembers; an older one would run again if redelivered.
+FAILED_KEPT: Final = 16
+
+#: The fingerprint of a job that was cancelled before its payload was seen: it fits every payload.
+ANY_PAYLOAD: Final = ""
+
+
+def check_tenants(request: ClaimRequest) -> None:
+    """Raises InvalidCall when the job and its lock are of different tenants."""
+    if request.job.tenant != request.lock.tenant:
+        raise InvalidCall(
+            f"the job is of tenant {request.job.tenant!r} and its lock of "
+            f"{request.lock.tenant!r}: name one tenant"
+        )
+
+
+def submission_id(submission: str) -> str:
+    """A digest, because a submission may hold spaces and anything else."""
+    return digest("submission", submission)
+
+
+def replays_next(status: JobStatus, generation: int, request: ClaimRequest) -> bool:
+    """Whether the request replays a job that ended in that generation."""
+    return (
+        request.replay is not None
+        and status.terminal
+        and request.replay.generation == generation + 1
+    )
+
+
+def unknown_step(request: ClaimRequest, first: str, recorded: list[str]) -> InvalidCall:
+    """A replay's ``from_step`` names no checkpoint of the job."""
+    return InvalidCall(
+        f"can't replay {request.job.task} from {first!r}: its recorded checkpoints are "
+        f"{', '.join(map(repr, recorded)) or 'none'}"
+    )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint that is there already."""
+
+    kind: CheckpointKind
+    version: int
+    same_bytes: bool
+
+
+def must_write(task: str, stored: Stored | None, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is to be written; False if it is there as it is.
+
+    Raises StepNameReused, CursorWentBack.
+    """
+    if stored is None:
+        return True
+    name, kind = checkpoint.name, checkpoint.kind
+    if stored.kind is not kind:
+        raise StepNameReused(
+            f"{name!r} of {task} is a {stored.kind.value} already: give the {kind.value} a name of "
+            "its own"
+        )
+    grows = kind is not CheckpointKind.STEP and checkpoint.version > stored.version
+    if not grows and stored.same_bytes:
+        return False
+    if kind is CheckpointKind.STEP:
+        raise StepNameReused(
+            f"step {name!r} of {task} is recorded with another result: name each step once"
+        )
+    if not grows:
+        raise CursorWentBack(
+            f"{kind.value} {name!r} of {task} is at version {stored.version}: version "
+            f"{checkpoint.version} can't replace it"
+        )
+    return True
+
+
+def cancelled(lease: Lease, reason: str) -> JobCancelled:
+    return JobCancelled(f"{lease.job.task} was cancelled: {reason}")
+
+
+def lease_lost(lease: Lease, owner: str | None, fence: int) -> LeaseLost:
+    """``owner`` and ``fence`` are the lock's now; None if it is free."""
+    if owner is None or fence == lease.fence:
+        why = "its lock was freed, or the job was claimed under another one"
+    else:
+        why = f"{owner} took over with fence {fence}"
+    return LeaseLost(f"{lease.job.task} may write nothing more with fence {lease.fence}: {why}")

@@ -1,0 +1,57 @@
+"""Fixtures for the emulators alone: ``pytest_plugins = ["gwi_celery.testing.emulator_fixtures"]``.
+
+One of each for a test process, started when first used, and named in the environment as long as it
+runs, so that Google's clients find it and ask for no credentials.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from gwi_celery.testing.emulators import (
+    FIRESTORE_HOST,
+    PUBSUB_HOST,
+    Emulator,
+    EmulatorMissing,
+    start_firestore,
+    start_pubsub,
+)
+
+
+@pytest.fixture(scope="session")
+def pubsub_emulator() -> Iterator[Emulator]:
+    """A running Pub/Sub emulator. Use a project of your own for each test: it is shared."""
+    with _named(start_pubsub(), PUBSUB_HOST) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def firestore_emulator() -> Iterator[Emulator]:
+    """A running Firestore emulator. Use a project of your own for each test: it is shared."""
+    with _named(start_firestore(), FIRESTORE_HOST) as emulator:
+        yield emulator
+
+
+@contextmanager
+def _named(starting: AbstractContextManager[Emulator], variable: str) -> Iterator[Emulator]:
+    """The emulator, with its variable set; a missing one skips the test, or fails it in CI."""
+    try:
+        emulator = starting.__enter__()
+    except EmulatorMissing as exc:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(exc))
+    before = os.environ.get(variable)
+    os.environ[variable] = emulator.endpoint
+    try:
+        yield emulator
+    finally:
+        if before is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = before
+        starting.__exit__(None, None, None)

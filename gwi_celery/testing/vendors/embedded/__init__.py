@@ -1,0 +1,1 @@
+"""The embedded broker and result backend: a folder, no process at all."""

@@ -1,0 +1,39 @@
+"""docs/testing.md does what it says: its files are written out, and its test is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.workers import ROOT
+
+pytestmark = pytest.mark.acceptance
+
+
+@pytest.fixture(autouse=True)
+def side() -> None:
+    """Once is enough: the page's test chooses its broker itself."""
+
+
+def test_the_example_of_the_page_on_testing_passes(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "testing.md").read_text()
+    files = re.findall(r"^`(\w+\.py)`.*?\n\n```python\n(.*?)```", page, re.DOTALL | re.MULTILINE)
+    assert [name for name, _ in files] == ["conftest.py", "my_tasks.py", "test_invoice.py"]
+    for name, text in files:
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout

@@ -1,0 +1,92 @@
+"""What happens to nodes: killed, restarted, stopped in the middle, grown and shrunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pytest_celery import CeleryTestSetup, CeleryTestWorker
+
+from gwi_celery.testing.process import WorkerProcess
+from tests.integration.tasks import add, hold, job, mark
+from tests.workers import eventually
+
+pytestmark = pytest.mark.acceptance
+
+
+@pytest.fixture
+def default_worker_command(default_worker_container_cls: type[WorkerProcess]) -> list[str]:
+    return default_worker_container_cls.command("--concurrency", "1")
+
+
+@pytest.fixture
+def gwi_settings() -> dict[str, float]:
+    # A killed worker's messages and locks wait no longer than this. Pub/Sub's least lease is 10 s.
+    return {"lease_seconds": 10, "lock_ttl": 3}
+
+
+def test_a_job_of_a_killed_node_ends_on_another_and_a_restarted_node_works_on(
+    celery_setup: CeleryTestSetup,
+    gwi_start_worker: Callable[..., CeleryTestWorker],
+    tmp_path: Path,
+) -> None:
+    result = job.delay(tenant_id="acme", run_id="r1", folder=str(tmp_path))
+    eventually((tmp_path / "r1.began").exists)
+    celery_setup.worker.kill()
+    assert celery_setup.worker.container.status == "exited"
+    gwi_start_worker("--concurrency", "1")
+    (tmp_path / "go").touch()
+    assert result.get(timeout=60) == 2, "the second attempt"
+    assert len((tmp_path / "r1.first").read_text().splitlines()) == 1, "a recorded step runs once"
+    assert len((tmp_path / "r1.began").read_text().splitlines()) == 2
+
+    celery_setup.worker.restart()
+    name = celery_setup.worker.hostname()
+    inspect = celery_setup.app.control.inspect(destination=[name], timeout=20)
+    assert inspect.ping() == {name: {"ok": "pong"}}, "under its old name"
+    assert add.delay(1, 2).get(timeout=30) == 3
+
+
+def test_a_node_that_is_stopped_ends_what_runs_and_hands_back_the_rest(
+    celery_setup: CeleryTestSetup,
+    gwi_start_worker: Callable[..., CeleryTestWorker],
+    tmp_path: Path,
+) -> None:
+    running = hold.delay(str(tmp_path), "running")
+    eventually((tmp_path / "running.began").exists)
+    waiting = [mark.delay(str(tmp_path), f"waiting{n}") for n in range(3)]
+    celery_setup.worker.kill(signal="SIGTERM")
+    celery_setup.worker.assert_log_exists("Warm shutdown")
+    (tmp_path / "go").touch()
+    assert celery_setup.worker.container.wait() == 0
+    assert running.get(timeout=30) == "running"
+    gwi_start_worker("--pool", "solo")
+    assert [w.get(timeout=30) for w in waiting] == [f"waiting{n}" for n in range(3)]
+    for n in range(3):
+        assert len((tmp_path / f"waiting{n}").read_text().splitlines()) == 1
+
+
+def test_a_pool_grows_and_shrinks(
+    celery_setup: CeleryTestSetup,
+    gwi_start_worker: Callable[..., CeleryTestWorker],
+    tmp_path: Path,
+) -> None:
+    celery_setup.worker.kill()
+    worker = gwi_start_worker("--autoscale", "3,1")
+    inspect = celery_setup.app.control.inspect(destination=[worker.hostname()], timeout=20)
+
+    def processes() -> int:
+        return len(inspect.stats()[worker.hostname()]["pool"]["processes"])
+
+    assert processes() == 1
+    held = [hold.delay(str(tmp_path), f"h{n}") for n in range(3)]
+    for n in range(3):
+        eventually((tmp_path / f"h{n}.began").exists, what=f"h{n} runs beside the others")
+    assert processes() == 3
+    (tmp_path / "go").touch()
+    assert sorted(h.get(timeout=30) for h in held) == ["h0", "h1", "h2"]
+    celery_setup.app.control.autoscale(1, 1, destination=[worker.hostname()])
+    eventually(lambda: processes() == 1, what="the pool shrinks")
+    # The new children work as the first did.
+    assert [add.delay(n, 1).get(timeout=30) for n in range(5)] == [1, 2, 3, 4, 5]

@@ -1,0 +1,157 @@
+"""The index file serves every query that the store makes, and nothing is indexed that needn't be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gwi_celery.firestore import indexes
+from gwi_celery.firestore.client import Client
+from gwi_celery.firestore.documents import Query
+from gwi_celery.stores.base import JobStatus, Replay
+from gwi_celery.stores.firestore_blobs import INLINE
+from tests.contract.stores import failure, step, success
+from tests.firestore_wire import Wire
+from tests.unit.test_firestore_store import TTL, request, take
+
+ASCENDING, DESCENDING, EQUAL = 1, 2, 5
+
+
+@pytest.fixture
+def wire(firestore_emulator: Any) -> Iterator[Wire]:
+    wire = Wire()
+    yield wire
+    wire.close()
+
+
+def use_everything(wire: Wire) -> None:
+    store = wire.store()
+    large = b"x" * (INLINE + 1)
+    lease = store.save(take(store).lease, step("a", large))
+    store.finish(store.save(lease, step("b")), failure(large))
+    store.list_locks("acme")
+    for status in (None, JobStatus.FAILED):
+        for run_id in (None, "r1"):
+            take(store, key=f"{status}{run_id}1")
+            take(store, key=f"{status}{run_id}2")
+            page = store.list_jobs("acme", status=status, run_id=run_id, limit=1)
+            if page.next_token:
+                of = {"status": status, "run_id": run_id}
+                store.list_jobs("acme", limit=1, token=page.next_token, **of)
+    store.get_checkpoints(request().job)
+    claimed = take(store, replay=Replay(2, "b"))
+    store.load(claimed.lease)
+    store.finish(claimed.lease, success(large))
+    wire.advance(TTL * 101)
+    store.cleanup()
+    store.close()
+
+
+def served(sent: Any) -> bool:
+    """Whether the index file serves a query, by Firestore's rules."""
+    query = sent.structured_query
+    (source,) = query.from_
+    group, scope = (
+        source.collection_id,
+        "COLLECTION_GROUP" if source.all_descendants else "COLLECTION",
+    )
+    order = [
+        (by.field.field_path, by.direction)
+        for by in query.order_by
+        if by.field.field_path != "__name__"
+    ]
+    filters = [query.where] if query.where.HasField("field_filter") else []
+    filters += query.where.composite_filter.filters
+    equal = [f.field_filter.field.field_path for f in filters if f.field_filter.op == EQUAL]
+    for f in filters:
+        # A range is served by the index of its order.
+        if f.field_filter.op != EQUAL:
+            assert order[0][0] == f.field_filter.field.field_path
+    if not equal and not order:
+        return True  # by name, which every collection is kept by
+    if not equal and len(order) == 1:
+        return _single(group, scope, *order[0])
+    # Equalities may be merged from several composite indexes with the same order at their end.
+    return all(
+        any(
+            index["collectionGroup"] == group
+            and index["queryScope"] == scope
+            and index["fields"]
+            == [
+                {"fieldPath": path, "order": "ASCENDING"},
+                *({"fieldPath": p, "order": _order(d)} for p, d in order),
+            ]
+            for index in indexes.load()["indexes"]
+        )
+        for path in equal
+    )
+
+
+def _single(group: str, scope: str, path: str, direction: int) -> bool:
+    (override,) = (
+        field
+        for field in indexes.load()["fieldOverrides"]
+        if (field["collectionGroup"], field["fieldPath"]) == (group, path)
+    )
+    return {"order": _order(direction), "queryScope": scope} in override["indexes"]
+
+
+def _order(direction: int) -> str:
+    return {ASCENDING: "ASCENDING", DESCENDING: "DESCENDING"}[direction]
+
+
+@pytest.mark.emulator
+def test_every_query_is_served_and_every_field_has_its_say(wire: Wire) -> None:
+    use_everything(wire)
+    queries = [sent for sent in wire.requests if hasattr(sent, "structured_query")]
+    assert len(queries) > 10
+    for sent in queries:
+        assert served(sent), sent
+    overrides = {(f["collectionGroup"], f["fieldPath"]) for f in indexes.load()["fieldOverrides"]}
+    client = Client(wire.url)
+    store = wire.store()
+    lease = take(store, key="again").lease
+    store.finish(store.save(lease, step("a", b"x" * (INLINE + 1))), failure())
+    take(store, key="last")
+    used = set()
+    for group in ("gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks"):
+        found = client.query(Query("", group, descendants=True)).documents.values()
+        assert found
+        used |= {(group, path) for document in found for path in document.fields}
+    assert used == overrides
+    client.close()
+    store.close()
+
+
+def test_the_file_is_what_the_firebase_cli_takes() -> None:
+    content = json.loads(indexes.text())
+    assert set(content) == {"indexes", "fieldOverrides"}
+    assert content == indexes.load()
+    ttl = {f["collectionGroup"] for f in content["fieldOverrides"] if f.get("ttl")}
+    assert ttl == {"gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks"}
+
+
+def test_the_same_for_gcloud() -> None:
+    commands = indexes.commands("proj", "db-1")
+    scopes = [i["queryScope"] for f in indexes.load()["fieldOverrides"] for i in f["indexes"]]
+    assert set(scopes) == {"COLLECTION"}, "gcloud makes no other index of a single field"
+    assert (
+        "gcloud firestore indexes composite create --collection-group gwi_jobs "
+        "--query-scope collection --field-config field-path=status,order=ascending "
+        "--field-config field-path=updated,order=descending --project proj --database db-1 --quiet"
+    ) in commands
+    assert (
+        "gcloud firestore fields ttls update gc_at --collection-group gwi_locks --enable-ttl "
+        "--project proj --database db-1 --quiet"
+    ) in commands
+    assert (
+        "gcloud firestore indexes fields update data --disable-indexes --collection-group "
+        "gwi_steps --project proj --database db-1 --quiet"
+    ) in commands
+    assert (
+        "gcloud firestore indexes fields update updated --index order=descending "
+        "--collection-group gwi_jobs --project proj --database db-1 --quiet"
+    ) in commands
