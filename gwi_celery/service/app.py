@@ -71,6 +71,18 @@ def create_app(
     )
 
 
+def create_health_app(
+    app: Any, stats: Stats, *, alive: Callable[[], bool], draining: Callable[[], bool]
+) -> Starlette:
+    """The endpoints of a pull worker: /health, /ready, /stats and /metrics."""
+    health = Health(app, stats, alive=alive, draining=draining, mode="pull")
+    return Starlette(
+        routes=health.routes(),
+        middleware=[Middleware(HeadLimit)],
+        exception_handlers={Denied: denied, HTTPException: _http_error, Exception: _bug},
+    )
+
+
 class Service:
     def __init__(self, app: Any, settings: Settings, fetch_certs: Fetch | None) -> None:
         self._app = app
