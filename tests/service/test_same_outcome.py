@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from celery.result import AsyncResult
@@ -20,7 +21,7 @@ from gwi_celery import broker_for, store_for
 from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.stores.base import JobRef
 from tests.acceptance.jobs import read_audit
-from tests.service.pushing import APP, PushSubscription, Service, jobs_in
+from tests.service.pushing import APP, PubSubBridge, PushSubscription, Service, jobs_in
 from tests.workers import Worker, eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("same-outcome")]
@@ -187,18 +188,22 @@ class Seen:
     jobs: dict[str, str]
 
 
-def run_all(folder: Path, push: bool) -> Seen:
+def run_all(folder: Path, way: str) -> Seen:
+    """``way``: pull, push, or the name of a Pub/Sub project on the emulator."""
     with ExitStack() as stack:
         jobs = stack.enter_context(jobs_in(folder))
         broker = broker_for(jobs.app)
         env = {"JOBS_FOLDER": str(folder)}
         submitted = {name: submit(jobs) for name, (submit, _) in CASES.items()}
-        if push:
+        if way != "pull":
             service = Service(APP, folder, env=env, concurrency=2)
             stack.callback(service.close)
             stack.callback(lambda: print(service.log))
             service.ready()
-            stack.enter_context(PushSubscription(broker, "celery", service.url))
+            if way == "push":
+                stack.enter_context(PushSubscription(broker, "celery", service.url))
+            else:
+                stack.enter_context(PubSubBridge(broker, "celery", service.url, way))
         else:
             worker = Worker(APP, folder, env=env, concurrency=2)
             stack.callback(worker.close)
@@ -212,6 +217,8 @@ def run_all(folder: Path, push: bool) -> Seen:
             for result, _state in zip(results[name], states, strict=False):
                 eventually(lambda r=result: r.ready(), timeout=60, what=name)
         eventually(lambda: broker.size("celery").total == 0, timeout=60, what="empty queue")
+        if way != "pull":
+            eventually(lambda: service.stats()["in_flight"] == 0, what="the last answer")
         return Seen(
             states={name: [r.state for r in found] for name, found in results.items()},
             results={name: [repr(r.result) for r in found] for name, found in results.items()},
@@ -235,8 +242,8 @@ def _reason(message: Any) -> str:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     return {
-        "pull": run_all(tmp_path_factory.mktemp("pull"), push=False),
-        "push": run_all(tmp_path_factory.mktemp("push"), push=True),
+        "pull": run_all(tmp_path_factory.mktemp("pull"), "pull"),
+        "push": run_all(tmp_path_factory.mktemp("push"), "push"),
     }
 
 
@@ -262,3 +269,16 @@ def test_the_same_was_done(seen: dict[str, Seen]) -> None:
 def test_the_store_holds_the_same_jobs(seen: dict[str, Seen]) -> None:
     assert seen["push"].jobs == seen["pull"].jobs
     assert len(seen["push"].jobs) >= 15
+
+
+@pytest.mark.emulator
+def test_pubsub_itself_pushes_to_the_same_end(
+    seen: dict[str, Seen], pubsub_emulator: object, tmp_path: Path
+) -> None:
+    pushed = run_all(tmp_path, f"push-{uuid4().hex[:12]}")
+    pulled = seen["pull"]
+    assert pushed.states == pulled.states
+    assert pushed.results == pulled.results
+    assert pushed.dead == pulled.dead
+    assert pushed.audit == pulled.audit
+    assert pushed.jobs == pulled.jobs
