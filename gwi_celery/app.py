@@ -14,6 +14,7 @@ from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.service.worker import HealthServer
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.url import open_store
+from gwi_celery.telemetry import logs, tracing
 from gwi_celery.transport import register
 
 #: What a reliable app needs of Celery: setting -> (its value, what would happen otherwise).
@@ -69,6 +70,8 @@ def setup(app: Any, **settings: Any) -> Settings:
     register()
     app = _unwrapped(app)
     loaded = _configure(app, settings)
+    logs.configure(loaded)
+    tracing.configure(loaded)
     app.steps["worker"].update((StopFlag, HealthServer))
     # The entry point says the same, but only of an installed package, not of a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}

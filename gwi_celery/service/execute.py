@@ -439,12 +439,6 @@ class _PushConsumer(Consumer):
         with contextlib.suppress(TaskRevokedError):  # announced and acked already
             request.execute_using_pool(self.pool)
 
-    # Celery's own would log the body, with the task's arguments.
-
-    def on_decode_error(self, message: Message, exc: Exception) -> None:
-        logger.error("message %s: %s", message.delivery_tag, message.reason)
-        message.ack()
-
 
 class _NoTimer:
     """An ETA that gets here is over: run at once."""
