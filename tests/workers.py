@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -140,3 +141,14 @@ def eventually(check: Callable[[], object], timeout: float = 30.0, what: str = "
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {what or check}")
         time.sleep(0.02)
+
+
+def drained(broker: Any, queue: str = "celery") -> bool:
+    """Whether nothing is in the queue: not leased either, where the broker can see that."""
+    size = broker.size(queue)
+    return size.total == 0 if size is not None else broker.peek(queue) == []
+
+
+def dead_letters(broker: Any, queue: str = "celery.dead") -> list[Any]:
+    """What is in the dead letter, if there is one."""
+    return broker.peek(queue) if broker.has_queue(queue) else []

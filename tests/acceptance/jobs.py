@@ -28,7 +28,16 @@ if os.environ.get("JOBS_STORE_URL"):
     # Another store under test; broker and results stay in the folder.
     app.conf.result_backend = f"embedded://{FOLDER / 'gwi'}"
     app.conf.gwi_store_url = os.environ["JOBS_STORE_URL"]
-setup(app, folder=str(FOLDER / "gwi"), lease_seconds=2, lock_ttl=2, contention_delay=0.2)
+if os.environ.get("JOBS_BROKER_URL"):
+    app.conf.broker_url = os.environ["JOBS_BROKER_URL"]
+setup(
+    app,
+    folder=str(FOLDER / "gwi"),
+    # Pub/Sub's shortest is 10 seconds.
+    lease_seconds=float(os.environ.get("JOBS_LEASE_SECONDS", "2")),
+    lock_ttl=2,
+    contention_delay=0.2,
+)
 
 
 def audit(event: str, **fields: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 from gwi_celery import broker_for, store_for
 from gwi_celery.stores.base import JobStatus
 from tests.acceptance.jobs import read_audit
-from tests.workers import Worker, eventually
+from tests.workers import Worker, dead_letters, drained, eventually
 
 pytestmark = pytest.mark.acceptance
 
@@ -29,7 +29,7 @@ def assert_kept(jobs: ModuleType, folder: Path, attempts: int) -> None:
     assert fences == sorted(set(fences)), "fencing tokens grow strictly"
     assert len(fences) == attempts
     broker = broker_for(jobs.app)
-    eventually(lambda: broker.size("celery").total == 0, what="the queue is empty")
+    eventually(lambda: drained(broker), what="the queue is empty")
     store = store_for(jobs.app)
     page = store.list_jobs("acme")
     assert [job.status for job in page.jobs] == [JobStatus.SUCCEEDED]
@@ -135,7 +135,7 @@ def test_a_worker_that_slept_through_its_lease_writes_nothing(
     assert [e["event"] for e in trail].count("start") == 2
     assert [e["event"] for e in trail].count("end") == 1
     broker = broker_for(jobs.app)
-    eventually(lambda: broker.size("celery").total == 0, what="the zombie's message is gone too")
+    eventually(lambda: drained(broker), what="the zombie's message is gone too")
 
 
 def test_a_job_that_kills_its_worker_every_time_is_given_up(
@@ -148,7 +148,6 @@ def test_a_job_that_kills_its_worker_every_time_is_given_up(
         result.get(timeout=60)
     assert len([e for e in read_audit(tmp_path) if e["event"] == "attempt"]) == 3
     broker = broker_for(jobs.app)
-    eventually(lambda: broker.size("celery.dead").ready == 1)
-    message = broker.peek("celery.dead")[0]
+    [message] = eventually(lambda: dead_letters(broker))
     assert json.loads(message.data)["headers"]["task"] == "poison"
     assert "CrashLimitExceeded" in message.attributes["gwi-death-reason"]

@@ -18,7 +18,7 @@ from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.errors import IdempotencyMismatch, MissingTenant
 from gwi_celery.stores.base import JobRef, JobStatus
 from tests.acceptance.jobs import read_audit
-from tests.workers import Worker, eventually
+from tests.workers import Worker, dead_letters, drained, eventually
 
 pytestmark = pytest.mark.acceptance
 
@@ -35,9 +35,7 @@ def dead(jobs: ModuleType, count: int = 1) -> list[str]:
     broker = broker_for(jobs.app)
 
     def reasons() -> list[str]:
-        if not broker.has_queue("celery.dead"):
-            return []
-        found = [m.attributes["gwi-death-reason"] for m in broker.peek("celery.dead")]
+        found = [m.attributes["gwi-death-reason"] for m in dead_letters(broker)]
         return found if len(found) >= count else []
 
     return eventually(reasons, what="the dead letter")  # type: ignore[return-value]
@@ -72,7 +70,7 @@ def test_a_failed_job_is_kept_in_the_dead_letter_and_runs_again_when_redriven(
     assert [e["event"] for e in trail].count("first") == 1, "its finished step did not run again"
     assert [e["generation"] for e in trail if e["event"] == "attempt"] == [1, 2]
     assert jobs.fails.delay(**CALL).get(timeout=30) == "repaired"
-    assert broker.size("celery.dead").total == 0
+    assert dead_letters(broker) == []
 
 
 def test_a_duplicate_with_another_payload_is_refused_and_kept(
@@ -106,8 +104,8 @@ def test_jobs_of_one_run_wait_for_each_other_at_no_cost(
     assert [e for e in trail if e["event"] == "attempt"], "the other job of the run ran"
     assert ended
     broker = broker_for(jobs.app)
-    eventually(lambda: broker.size("celery").total == 0)
-    assert not broker.has_queue("celery.dead")
+    eventually(lambda: drained(broker))
+    assert dead_letters(broker) == []
 
 
 def test_a_hard_time_limit_fails_the_job(
@@ -146,7 +144,7 @@ def test_an_operators_cancel_stops_a_running_job(
     with pytest.raises(TaskRevokedError):
         result.get(timeout=30)
     broker = broker_for(jobs.app)
-    eventually(lambda: broker.size("celery").total == 0)
+    eventually(lambda: drained(broker))
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
@@ -207,7 +205,7 @@ def test_what_is_no_task_of_ours_is_kept_with_the_reason(
     ):
         assert part in reasons
     assert jobs.plain_add.delay(1, 2).get(timeout=30) == 3, "the worker is none the worse"
-    eventually(lambda: broker.size("celery").total == 0, what="the last ack")
+    eventually(lambda: drained(broker), what="the last ack")
 
 
 def test_the_time_until_a_worker_takes_a_message_is_not_a_polling_interval(
@@ -234,9 +232,9 @@ def test_a_signal_in_the_middle_of_a_solo_task_is_heeded_at_its_next_step(
     eventually(lambda: read_audit(tmp_path))
     worker.process.send_signal(signal.SIGTERM)
     worker.process.wait(timeout=20)
-    size = broker_for(jobs.app).size("celery")
-    assert (size.ready, size.leased) == (1, 0), "handed back at once"
-    message = json.loads(broker_for(jobs.app).peek("celery")[0].data)
+    [waiting] = broker_for(jobs.app).peek("celery")
+    assert waiting.state == "ready", "handed back at once"
+    message = json.loads(waiting.data)
     assert message["headers"]["retries"] == 0, "at no cost"
 
 
@@ -247,6 +245,7 @@ def test_a_store_that_can_not_be_used_parks_its_jobs_until_it_can(
     for name in ("store.sqlite3", "store.sqlite3-wal", "store.sqlite3-shm"):
         (tmp_path / "gwi" / name).unlink(missing_ok=True)
     broken = tmp_path / "gwi" / "store.sqlite3"
+    broken.parent.mkdir(exist_ok=True)
     broken.write_text("this is not a database, however long one looks at it. " * 100)
     worker = start(pool="solo")
     worker.wait_for(r"waits .* the store can't be used .*not a SQLite database", count=2)
@@ -255,4 +254,4 @@ def test_a_store_that_can_not_be_used_parks_its_jobs_until_it_can(
     eventually(lambda: status(jobs, "three_steps") is JobStatus.SUCCEEDED)
     assert store.list_locks("acme") == []
     assert result.get(timeout=30)["total"] == 6
-    assert not broker_for(jobs.app).has_queue("celery.dead")
+    assert dead_letters(broker_for(jobs.app)) == []

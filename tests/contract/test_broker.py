@@ -114,7 +114,7 @@ def test_many_are_published_in_one_go(broker, receiver):
     for count, queues in zip(reached, [1, 2, 1], strict=True):
         assert_reached(count, queues)
     assert bodies(receiver.poll("q", 10)) == [b"1", b"2"]
-    assert bodies(receiver.poll("r", 10)) == [b"2", b"3"]
+    assert sorted(bodies(receiver.poll("r", 10))) == [b"2", b"3"]
     assert broker.publish_many([]) == []
 
 

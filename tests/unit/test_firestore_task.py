@@ -12,8 +12,8 @@ from celery import Celery
 from gwi_celery import ReliableTask, setup
 from gwi_celery.app import integration
 from gwi_celery.firestore.client import ServerError
-from gwi_celery.reliability import call
 from gwi_celery.reliability.task import _came_before
+from gwi_celery.transport.headers import HOLDS_HEADER, REPLAY_HEADER
 from tests.firestore_wire import LOST_REQUEST, Code, Wire
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
@@ -72,8 +72,8 @@ def test_a_retry_reads_first_and_loads_its_steps(app: Celery, wire: Wire) -> Non
         ({}, {}, COMMIT),
         ({"redelivered": False}, {}, COMMIT),
         ({"redelivered": True}, {}, READ),
-        ({}, {call.HOLDS_HEADER: 2}, READ),
-        ({}, {call.REPLAY_HEADER: {"generation": 2, "from_step": None}}, READ),
+        ({}, {HOLDS_HEADER: 2}, READ),
+        ({}, {REPLAY_HEADER: {"generation": 2, "from_step": None}}, READ),
     ],
 )
 def test_what_came_before_is_read_first(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from kombu import Connection
 
-from gwi_celery.transport import embedded
+from gwi_celery.transport import embedded, register
 
-embedded.register()
+register()
 
 
 @pytest.mark.parametrize("name", ["gwi", "with space", "per%cent", "a/b"])

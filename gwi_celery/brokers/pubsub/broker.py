@@ -28,7 +28,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -159,7 +159,7 @@ class PubSubBroker:
             self._send(topic, [made])
         except NotFound:
             # Deleted, or an emulator that was started anew.
-            self.topology.forget(exchange, routing_key)
+            self.topology.restore(exchange, routing_key)
             self._send(self.topology.route(exchange, routing_key), [made])
 
     def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[None]:
@@ -276,6 +276,18 @@ class PubSubBroker:
                 if not received:
                     break
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
+
+    def restore(self, queue: str, then: Callable[[], None]) -> None:
+        """In the background, make a queue again that turned out to be gone."""
+
+        def job() -> None:
+            try:
+                self.topology.restore("", queue)
+            except BrokerError as exc:
+                logger.warning("queue %r is gone and can't be made again yet: %s", queue, exc)
+            then()
+
+        self._acks.run(job)
 
     def _pull_now(self, source: Source, limit: int) -> list[Any]:
         request = pb["PullRequest"](
@@ -438,8 +450,7 @@ class PubSubBroker:
         try:
             self._send(topic, [made])
         except NotFound:
-            self.topology.forget("", delivery.queue)
-            self.topology.forget("", dead_letter_queue(delivery.queue))
+            self.topology.restore("", delivery.queue)
             self._send(self.topology.dead_topic(delivery.queue), [made])
         self.ack([delivery])
 

@@ -217,9 +217,31 @@ class _Intake:
     def want(self, limit: int) -> None:
         if limit <= 0 or self._stopped:
             return
+        limit = min(limit, _MOST)
+        levels = [line for line in self.lines if line.source.own]
+        if len(levels) > 1:
+            self._look(levels, limit)
+        else:
+            self._wait(limit)
+
+    def _look(self, levels: list[_Line], limit: int) -> None:
+        """By priority: ask the most urgent level what it has, then the next; none: wait on all."""
+        if any(line.looking for line in levels):
+            return
+        for line in levels:
+            if line.look(limit):
+                return
+        self._wait(limit)
+
+    def looked(self, line: _Line, limit: int) -> None:
+        """That level has nothing now."""
+        levels = [other for other in self.lines if other.source.own]
+        self._look(levels[levels.index(line) + 1 :], limit)
+
+    def _wait(self, limit: int) -> None:
         now = time.monotonic()
         for line in self.lines:
-            line.want(min(limit, _MOST), now)
+            line.want(limit, now)
 
     def mark(self) -> None:
         """What has arrived by now is what the coming round of polls can take."""
@@ -299,8 +321,15 @@ class _Line:
         self._stopped = False
         forks.register(self)
 
+    #: Whether a look is on its way.
+    looking = False
+
     def want(self, limit: int, now: float) -> None:
         raise NotImplementedError  # each kind's own
+
+    def look(self, limit: int) -> bool:
+        """Ask what is there now; False if this line is busy, or can't."""
+        return False
 
     def stop(self) -> None:
         raise NotImplementedError  # each kind's own
@@ -318,21 +347,18 @@ class _Line:
 
     def _broke(self, error: Exception) -> None:
         """Try again later, or tell whoever polls that it is no use."""
-        if isinstance(error, NotFound):
-            # Deleted, or an emulator that lost everything: to be declared anew.
-            self.receiver.broker.topology.forget_queue(self.intake.queue)
-            self.intake.failed(
-                BrokerUnavailable(f"queue {self.intake.queue!r} is gone: {error}; connecting again")
-            )
-            return
-        if not isinstance(error, BrokerUnavailable):
+        missing = isinstance(error, NotFound)
+        if not missing and not isinstance(error, BrokerUnavailable):
             self.intake.failed(error)
             return
         if self.retry_at is None:
             logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
         self.retry_at = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        self.receiver.ring()
+        if missing:
+            self.receiver.broker.restore(self.intake.queue, then=self.receiver.ring)
+        else:
+            self.receiver.ring()
 
 
 class _Pull(_Line):
@@ -355,12 +381,27 @@ class _Pull(_Line):
                 return
             self._start()
 
+    def look(self, limit: int) -> bool:
+        with self._lock:
+            if self._future is not None or self._stopped or self._paused:
+                return False
+            if self.retry_at is not None:
+                return False
+            self._wanted = limit
+            self.looking = True
+            self._start()
+            return True
+
     def _start(self) -> None:
         """With the lock held. During a fork nothing starts: resume() does."""
         if not forks.try_enter():
             self._paused = True
             return
-        request = pb["PullRequest"](subscription=self.source.path, max_messages=self._wanted)
+        request = pb["PullRequest"](
+            subscription=self.source.path,
+            max_messages=self._wanted,
+            return_immediately=self.looking,
+        )
         try:
             self._future = self.receiver.broker.client.start(
                 "Pull", request, self.source.path, self._seconds
@@ -392,16 +433,23 @@ class _Pull(_Line):
                 error = self.receiver.broker.client.error(exc, "Pull", self.source.path)
         finally:
             forks.leave()
-        arrived = 0
-        if response is not None and response.received_messages:
-            arrived = self.intake.arrived(self, list(response.received_messages))
+        received = [] if response is None else list(response.received_messages)
+        arrived = self.intake.arrived(self, received) if received else 0
         with self._lock:
             self._future = None
+            # What a filter should have kept away says nothing about what is behind it.
+            looked, self.looking = self.looking, self.looking and bool(received and not arrived)
             if error is None:
                 self._worked()
-                # Nothing for the loop to do: go on waiting without it.
-                if not arrived and not self._stopped and not self._paused and self._wanted > 0:
-                    self._start()
+            idle = error is None and not arrived and not self._stopped and not self._paused
+            # Nothing for the loop to do: go on waiting without it.
+            again = idle and self._wanted > 0 and (self.looking or not looked)
+            if again:
+                self._start()
+            else:
+                self.looking = False
+        if idle and not again and looked:
+            self.intake.looked(self, self._wanted)
         if error is not None and not self._stopped:
             self._broke(error)
 
