@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from gwi_celery.service.execute import Executor
 from gwi_celery.service.health import Health, denied
 from gwi_celery.service.intake import Intake, Refused
 from gwi_celery.service.limits import Budget, HeadLimit
+from gwi_celery.service.push import Pushed
 from gwi_celery.service.shutdown import Shutdown
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 #: Request bodies that may be in memory at a time, in units of the largest.
 _BODIES = 8
+#: Share of the push deadline that a request may wait for in which its message is due.
+_HOLD_AT_MOST = 0.5
 #: Share of the push deadline after which a job is handed back, and its request answered.
 _HAND_BACK_AT, _ANSWER_AT = 0.9, 0.98
 
@@ -157,19 +161,41 @@ class Service:
         async with self._budget.body(
             request, limit=settings.max_body_bytes, timeout=settings.body_timeout
         ) as body:
-            delivery = await asyncio.to_thread(
+            pushed = await asyncio.to_thread(
                 push.parse,
                 body,
                 dict(request.headers),
                 queue=self._queue,
                 max_depth=settings.max_json_depth,
             )
-            check(delivery)
+            check(pushed.delivery)
+            settlement = await self._until_due(pushed, _HOLD_AT_MOST * settings.push_deadline)
+            if settlement is not None:
+                return settlement
             return await self._intake.run(
-                delivery,
+                pushed.delivery,
                 hand_back_at=received_at + _HAND_BACK_AT * settings.push_deadline,
                 answer_by=received_at + _ANSWER_AT * settings.push_deadline,
             )
+
+    async def _until_due(self, pushed: Pushed, at_most: float) -> Settlement | None:
+        """Hold a message that came too early: its request waits, without a place in the pool.
+
+        None: it is due. One that waits for longer is published anew, which costs no delivery.
+        """
+        now = time.time()
+        if pushed.expires <= now:
+            return Settlement.ACKED
+        wait = pushed.not_before - now
+        if wait <= 0 or (wait <= at_most and await self._intake.hold(wait)):
+            return None
+        if wait > at_most:
+            await self._intake.hold(at_most)
+        left = max(pushed.not_before - time.time(), 0.0)
+        ttl = pushed.expires - pushed.not_before
+        return await asyncio.to_thread(
+            self._executor.park, pushed.delivery, left, None if math.isinf(ttl) else ttl
+        )
 
     async def _keep(self, delivery: Delivery, reason: str) -> Settlement:
         logger.error("pushed message %s is %s", delivery.message_id, reason)

@@ -16,6 +16,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
@@ -201,7 +202,8 @@ class Executor:
         assert self._consumer is not None
         wait = self._consumer.wait(message)
         if wait:
-            submission.settle(self._park(delivery, message, wait))
+            priority = int(message.properties["priority"])
+            submission.settle(self.park(replace(delivery, priority=priority), wait))
             return
         try:
             self._consumer.receive(message, submission)
@@ -232,19 +234,13 @@ class Executor:
             return Settlement.NACKED
         return Settlement.DEAD_LETTERED
 
-    def _park(self, delivery: Delivery, message: Message, seconds: float) -> Settlement:
-        """Give a message that must wait back to the broker, which delivers it when it is due."""
+    def park(self, delivery: Delivery, seconds: float, ttl: float | None = None) -> Settlement:
+        """Give a message that must wait back to the broker; NACKED if that can't be done now."""
+        message = OutgoingMessage(
+            delivery.data, delivery.attributes, delivery.priority, delay=seconds, ttl=ttl
+        )
         try:
-            self.broker.publish(
-                "",
-                delivery.queue,
-                OutgoingMessage(
-                    delivery.data,
-                    delivery.attributes,
-                    int(message.properties["priority"]),
-                    delay=seconds,
-                ),
-            )
+            self.broker.publish("", delivery.queue, message)
         except BrokerError as exc:
             logger.error("could not park message %s: %s", delivery.message_id, exc)
             return Settlement.NACKED

@@ -97,45 +97,13 @@ def envelope(data: bytes, attributes: Any = (), attempt: int = 1) -> dict[str, A
     }
 
 
-class PubSubBridge:
-    """Sends all that comes to a queue of the embedded broker through Pub/Sub, which pushes it."""
-
-    def __init__(self, broker: Broker, queue: str, url: str, project: str) -> None:
-        self._publisher = pubsub_v1.PublisherClient()
-        subscriber = pubsub_v1.SubscriberClient()
-        self._topic = self._publisher.topic_path(project, "jobs")
-        self._publisher.create_topic(name=self._topic)
-        subscriber.create_subscription(
-            name=subscriber.subscription_path(project, "jobs-push"),
-            topic=self._topic,
+def push_to(url: str, project: str, subscription: str = "gwi-celery") -> None:
+    """Make a subscription of the transport's a push subscription, as an operator would."""
+    with pubsub_v1.SubscriberClient() as client:
+        client.modify_push_config(
+            subscription=client.subscription_path(project, subscription),
             push_config={"push_endpoint": f"{url}/push"},
-            ack_deadline_seconds=30,
         )
-        subscriber.close()
-        self._broker = broker
-        self._queue = queue
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> PubSubBridge:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=10)
-        self._publisher.stop()
-        self._publisher.transport.close()
-
-    def _run(self) -> None:
-        receiver = self._broker.receiver()
-        receiver.subscribe(self._queue)
-        while not self._stop.wait(0.02):
-            for delivery in receiver.poll(self._queue, 10):
-                attributes = dict(delivery.attributes)
-                self._publisher.publish(self._topic, delivery.data, **attributes).result(timeout=30)
-                self._broker.ack([delivery])
-        receiver.close()
 
 
 class PushSubscription:

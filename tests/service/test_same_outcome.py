@@ -21,7 +21,7 @@ from gwi_celery import broker_for, store_for
 from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.stores.base import JobRef
 from tests.acceptance.jobs import read_audit
-from tests.service.pushing import APP, PubSubBridge, PushSubscription, Service, jobs_in
+from tests.service.pushing import APP, PushSubscription, Service, jobs_in, push_to
 from tests.workers import Worker, eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("same-outcome")]
@@ -66,7 +66,7 @@ def expired(jobs: ModuleType) -> AsyncResult:
 
 def mismatch(jobs: ModuleType) -> list[AsyncResult]:
     first = jobs.three_steps.delay(**call("mismatch"))
-    second = jobs.three_steps.apply_async(kwargs=call("mismatch", factor=2), countdown=1)
+    second = jobs.three_steps.apply_async(kwargs=call("mismatch", factor=2), countdown=4)
     return [first, second]
 
 
@@ -76,7 +76,7 @@ CASES: dict[str, tuple[Callable[[ModuleType], Any], list[str]]] = {
     "duplicate": (
         lambda j: pair(
             j.three_steps.delay(**call("dup")),
-            j.three_steps.apply_async(kwargs=call("dup"), countdown=1),
+            j.three_steps.apply_async(kwargs=call("dup"), countdown=4),
         ),
         ["SUCCESS", "SUCCESS"],
     ),
@@ -173,6 +173,9 @@ CASES: dict[str, tuple[Callable[[ModuleType], Any], list[str]]] = {
     ),
 }
 
+#: How many of them end in the dead letter.
+DEAD = 17
+
 #: Fields of the audit that differ from run to run.
 _VOLATILE = {"pid", "fence", "at"}
 
@@ -189,7 +192,7 @@ class Seen:
 
 
 def run_all(folder: Path, way: str) -> Seen:
-    """``way``: pull, push, or the name of a Pub/Sub project on the emulator."""
+    """``way``: pull, push, or a Pub/Sub project, to be pushed by the emulator."""
     with ExitStack() as stack:
         jobs = stack.enter_context(jobs_in(folder))
         broker = broker_for(jobs.app)
@@ -203,7 +206,7 @@ def run_all(folder: Path, way: str) -> Seen:
             if way == "push":
                 stack.enter_context(PushSubscription(broker, "celery", service.url))
             else:
-                stack.enter_context(PubSubBridge(broker, "celery", service.url, way))
+                push_to(service.url, way)
         else:
             worker = Worker(APP, folder, env=env, concurrency=2)
             stack.callback(worker.close)
@@ -216,7 +219,10 @@ def run_all(folder: Path, way: str) -> Seen:
         for name, (_, states) in CASES.items():
             for result, _state in zip(results[name], states, strict=False):
                 eventually(lambda r=result: r.ready(), timeout=60, what=name)
-        eventually(lambda: broker.size("celery").total == 0, timeout=60, what="empty queue")
+        if way in ("pull", "push"):
+            eventually(lambda: broker.size("celery").total == 0, timeout=60, what="empty queue")
+        else:
+            eventually(lambda: len(broker.peek("celery.dead")) >= DEAD, what="the dead letter")
         if way != "pull":
             eventually(lambda: service.stats()["in_flight"] == 0, what="the last answer")
         return Seen(
@@ -259,7 +265,7 @@ def test_a_case_ends_the_same(name: str, seen: dict[str, Seen]) -> None:
 
 def test_the_same_messages_are_dead_for_the_same_reasons(seen: dict[str, Seen]) -> None:
     assert seen["push"].dead == seen["pull"].dead
-    assert len(seen["push"].dead) >= 12
+    assert sum(seen["push"].dead.values()) == DEAD
 
 
 def test_the_same_was_done(seen: dict[str, Seen]) -> None:
@@ -273,9 +279,16 @@ def test_the_store_holds_the_same_jobs(seen: dict[str, Seen]) -> None:
 
 @pytest.mark.emulator
 def test_pubsub_itself_pushes_to_the_same_end(
-    seen: dict[str, Seen], pubsub_emulator: object, tmp_path: Path
+    seen: dict[str, Seen],
+    pubsub_emulator: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pushed = run_all(tmp_path, f"push-{uuid4().hex[:12]}")
+    """The app's broker is Pub/Sub: calls, copies, retries and dead letters all go through it."""
+    project = f"push-{uuid4().hex[:12]}"
+    monkeypatch.setenv("JOBS_BROKER_URL", f"pubsub://{project}")
+    monkeypatch.setenv("JOBS_LEASE_SECONDS", "30")
+    pushed = run_all(tmp_path, project)
     pulled = seen["pull"]
     assert pushed.states == pulled.states
     assert pushed.results == pulled.results
