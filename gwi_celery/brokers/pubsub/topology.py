@@ -733,17 +733,18 @@ class Topology:
             )
 
     def _update(self, kind: str, resource: Any, different: Iterable[str]) -> None:
-        field_name = kind.lower()
+        repaired = []
         for name in sorted(different):
             request = pb[f"Update{kind}Request"](
-                **{field_name: resource}, update_mask=FieldMask(paths=[name])
+                **{kind.lower(): resource}, update_mask=FieldMask(paths=[name])
             )
             try:
                 self._client.call(f"Update{kind}", request, resource.name)
+                repaired.append(name)
             except BrokerError:
                 if not (self._options.emulator and name in _NOT_UPDATED_BY_EMULATOR):
                     raise
-        logger.warning("repaired %s of %s", ", ".join(sorted(different)), resource.name)
+        logger.warning("repaired %s of %s", ", ".join(repaired) or "nothing", resource.name)
 
     # --- admin calls --------------------------------------------------------------------------
 
