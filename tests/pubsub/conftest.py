@@ -7,14 +7,17 @@ import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from celery import Celery
 from google.pubsub_v1 import PublisherClient, SubscriberClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
+from gwi_celery import setup
 from gwi_celery.brokers.base import Broker, OutgoingMessage, QueueSpec
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.options import parse
@@ -135,3 +138,21 @@ def until(check: Callable[[], object], what: str, timeout: float = 30.0) -> Any:
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
         time.sleep(0.02)
     return answer
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """The jobs' app in this process, for a broker URL."""
+    made = []
+
+    def make(url: str) -> Any:
+        monkeypatch.setenv("JOBS_BROKER_URL", url)
+        monkeypatch.setenv("JOBS_FOLDER", str(tmp_path))
+        app = Celery("pubsub-jobs", broker=url)
+        setup(app, folder=str(tmp_path / "gwi"), lease_seconds=10)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.close()

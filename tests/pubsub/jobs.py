@@ -8,11 +8,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
+from celery.exceptions import Reject
 
 from gwi_celery import ReliableTask, setup
 from gwi_celery.brokers.pubsub.client import Client
 
+#: This module, for ``celery -A``.
+APP = "tests.pubsub.jobs"
 FOLDER = Path(os.environ.get("JOBS_FOLDER", "."))
 
 app = Celery("pubsub-jobs")
@@ -62,21 +65,20 @@ def invoice(self: Any, *, tenant_id: str, run_id: str, order: int) -> dict[str, 
 
 @app.task(name="once", bind=True)
 def once(self: Any) -> str:
-    """Its worker is killed after its success is kept, and before its ack."""
     note(f"once redelivered={self.request.delivery_info['redelivered']}")
     return "done"
 
 
-@app.task(name="dies", bind=True)
-def dies(self: Any) -> bool:
-    """Takes its worker down when it runs for the first time."""
-    redelivered = bool(self.request.delivery_info["redelivered"])
-    note(f"dies redelivered={redelivered}")
-    if not redelivered:
+@signals.task_success.connect(sender=once)
+def killed_before_the_ack(**kwargs: Any) -> None:
+    """The result is kept by now, and the message is not acked."""
+    if "once redelivered=False" in notes(FOLDER):
         os.killpg(os.getpgid(0), signal.SIGKILL)
-    return redelivered
 
 
-@app.task(name="run-in-order")
-def run_in_order(n: int) -> None:
-    note(f"run {n}")
+@app.task(name="requeued", bind=True)
+def requeued(self: Any) -> None:
+    info = self.request.delivery_info
+    note(f"requeued redelivered={info['redelivered']}")
+    if not info["redelivered"]:
+        raise Reject("once more", requeue=True)

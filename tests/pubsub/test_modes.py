@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, Co
 from tests.contract.brokers import wait_for
 from tests.pubsub.answering import Server, serving
 from tests.pubsub.conftest import Google, declare, publish, read, until
-from tests.pubsub.jobs import notes
+from tests.pubsub.jobs import APP, notes
 from tests.workers import Worker, worker
 
 Connect = Callable[..., PubSubBroker]
@@ -338,28 +338,6 @@ def provisioned_url(project: str) -> str:
     return f"pubsub://{project}?mode=provisioned&queues={json.dumps(queues)}"
 
 
-@pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
-    """The jobs' app in this process, for a broker URL."""
-    made = []
-
-    def make(url: str) -> Any:
-        monkeypatch.setenv("JOBS_BROKER_URL", url)
-        monkeypatch.setenv("JOBS_FOLDER", str(tmp_path))
-        app = Celery("pubsub-jobs", broker=url)
-        setup(app, folder=str(tmp_path / "gwi"), lease_seconds=10)
-        made.append(app)
-        return app
-
-    yield make
-    for app in made:
-        app.close()
-
-
-def run(folder: Path) -> Any:
-    return worker("tests.pubsub.jobs", folder, pool="solo")
-
-
 @pytest.mark.acceptance
 def test_a_worker_runs_on_what_was_made_for_it(
     provisioned: Connect,
@@ -372,7 +350,7 @@ def test_a_worker_runs_on_what_was_made_for_it(
     monkeypatch.setenv("JOBS_COUNT", "1")
     app = jobs(provisioned_url(google.project))
     assert app.conf.worker_enable_remote_control is False
-    with run(tmp_path) as running:
+    with worker(APP, tmp_path, pool="solo") as running:
         assert app.send_task("add", (1, 2)).get(timeout=60) == 3
         app.send_task("nobody.knows")
         dead = until(lambda: google.pull("their-dead"), "the dead letter")
@@ -392,7 +370,7 @@ def test_a_worker_without_its_subscription_says_so_and_ends(
         subscription=google.subscription_path("their-subscription")
     )
     jobs(provisioned_url(google.project))
-    ending = Worker("tests.pubsub.jobs", tmp_path, pool="solo")
+    ending = Worker(APP, tmp_path, pool="solo")
     try:
         ending.process.wait(timeout=60)
         ending.wait_killed()
