@@ -52,6 +52,7 @@ from gwi_celery.brokers.base import (
 from gwi_celery.brokers.pubsub import naming, wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger
 from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.topology import Source, Topology
@@ -94,6 +95,7 @@ class PubSubBroker:
         self.client = Client(options)
         self.topology = Topology(self.client, options)
         self.lease_seconds = options.lease_seconds
+        self._monitoring = Monitoring(options.timeout)
         self._acks = Acknowledger(self.client)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: ack id -> monotonic time at which its lease runs out.
@@ -497,6 +499,16 @@ class PubSubBroker:
         self.topology.spec(queue)
         return None
 
+    def depth(self, queue: str) -> QueueDepth | None:
+        """What waits in the queue, some minutes ago, as Cloud Monitoring has it. Raises NotFound.
+
+        None where it can't be known: on an emulator, without the extra ``monitoring``, without the
+        permission, and before all of the queue's subscriptions have been measured.
+        """
+        if self.options.emulator:
+            return None
+        return self._monitoring.depth(source.path for source in self.topology.sources(queue))
+
     def purge(self, queue: str) -> int:
         """Take out and ack what is ready, until nothing is left; how many that was.
 
@@ -571,6 +583,7 @@ class PubSubBroker:
         with self._unconfirmed_changed:
             self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, _CLOSE)
         self._acks.stop(_CLOSE)
+        self._monitoring.close()
         self.client.close()
 
     def _after_fork(self) -> None:
