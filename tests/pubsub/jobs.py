@@ -1,84 +1,91 @@
-"""The app that Pub/Sub tests run in real workers; ``JOBS_*`` in the environment say how."""
+"""A plain Celery app on Pub/Sub, whose tasks leave an audit trail in ``PUBSUB_FOLDER``."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
+import time
 from pathlib import Path
 from typing import Any
 
-from celery import Celery, signals
-from celery.exceptions import Reject
+from celery import Celery
 
-from gwi_celery import ReliableTask, setup
-from gwi_celery.brokers.pubsub.client import Client
+import gwi_celery
 
-#: This module, for ``celery -A``.
-APP = "tests.pubsub.jobs"
-FOLDER = Path(os.environ.get("JOBS_FOLDER", "."))
+FOLDER = Path(os.environ.get("PUBSUB_FOLDER", "."))
 
-app = Celery("pubsub-jobs")
-app.conf.broker_url = os.environ.get("JOBS_BROKER_URL", "pubsub://unused")
-app.conf.broker_transport_options = json.loads(os.environ.get("JOBS_OPTIONS", "{}"))
-app.conf.worker_deduplicate_successful_tasks = True
-setup(app, folder=str(FOLDER / "gwi"), lease_seconds=10, lock_ttl=2)
+app = Celery("pubsub_jobs")
+app.conf.update(
+    broker_url=os.environ.get("PUBSUB_URL", "pubsub://unset"),
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={
+        "lease_seconds": 10,
+        "max_lease_seconds": float(os.environ.get("PUBSUB_MAX_LEASE", "0")) or None,
+    },
+    worker_prefetch_multiplier=1,
+    task_acks_late=os.environ.get("PUBSUB_ACKS_LATE", "1") == "1",
+    task_reject_on_worker_lost=True,
+    task_ignore_result=True,
+    worker_max_tasks_per_child=int(os.environ.get("PUBSUB_TASKS_PER_CHILD", "0")) or None,
+)
 
 
-def note(text: str) -> None:
-    """One line more in the test's file of notes, in one write."""
-    with (FOLDER / "notes").open("a") as file:
-        file.write(text + "\n")
+def audit(name: str, *words: object) -> None:
+    """One line, appended atomically."""
+    line = " ".join(map(str, words)) + "\n"
+    fd = os.open(FOLDER / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
 
 
-def notes(folder: Path) -> list[str]:
-    path = folder / "notes"
+def trail(folder: Path, name: str) -> list[str]:
+    path = folder / name
     return path.read_text().splitlines() if path.exists() else []
 
 
-if os.environ.get("JOBS_COUNT"):
-    called = Client._stub
-
-    def count(self: Client, rpc: str) -> Any:
-        note(f"rpc {rpc}")
-        return called(self, rpc)
-
-    Client._stub = count  # type: ignore[method-assign]
+@app.task(shared=False, name="mark")
+def mark(label: Any, pause: float = 0.0) -> None:
+    audit("marks", label)
+    time.sleep(pause)
 
 
-@app.task(name="add")
-def add(a: int, b: int) -> int:
-    note(f"add {a} {b}")
-    return a + b
+@app.task(shared=False, name="began")
+def began(label: Any, seconds: float) -> None:
+    audit("began", label)
+    time.sleep(seconds)
+    audit("ended", label)
 
 
-@app.task(name="fails")
-def fails() -> None:
-    raise ValueError("on purpose")
+@app.task(shared=False, name="busy")
+def busy(label: Any, seconds: float) -> None:
+    """Holds the interpreter all the time."""
+    audit("began", label)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(1000))
+    audit("ended", label)
 
 
-@app.task(name="shop.invoice", base=ReliableTask, bind=True)
-def invoice(self: Any, *, tenant_id: str, run_id: str, order: int) -> dict[str, Any]:
-    self.step("number", note, f"invoice {tenant_id} {run_id} {order}")
-    return {"order": order}
+@app.task(shared=False, name="watchful", bind=True)
+def watchful(self: Any, seconds: float) -> None:
+    """Looks whether its message is still its worker's."""
+    audit("began", "watchful")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not gwi_celery.message_lease_lost(self.request):
+        time.sleep(0.05)
+    audit("ended", gwi_celery.message_lease_lost(self.request))
 
 
-@app.task(name="once", bind=True)
-def once(self: Any) -> str:
-    note(f"once redelivered={self.request.delivery_info['redelivered']}")
-    return "done"
+@app.task(shared=False, name="relay")
+def relay(label: Any) -> None:
+    """Publishes from a pool child."""
+    mark.delay(label)
 
 
-@signals.task_success.connect(sender=once)
-def killed_before_the_ack(**kwargs: Any) -> None:
-    """The result is kept by now, and the message is not acked."""
-    if "once redelivered=False" in notes(FOLDER):
-        os.killpg(os.getpgid(0), signal.SIGKILL)
-
-
-@app.task(name="requeued", bind=True)
-def requeued(self: Any) -> None:
+@app.task(shared=False, name="redelivered", bind=True)
+def redelivered(self: Any, label: Any) -> None:
     info = self.request.delivery_info
-    note(f"requeued redelivered={info['redelivered']}")
+    audit("deliveries", label, info["redelivered"])
     if not info["redelivered"]:
-        raise Reject("once more", requeue=True)
+        os.kill(os.getpid(), 9)

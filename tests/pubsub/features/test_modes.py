@@ -22,9 +22,9 @@ from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, ConfigurationError
 from tests.contract.brokers import wait_for
-from tests.pubsub.answering import Server, serving
-from tests.pubsub.conftest import Google, declare, publish, read, until
-from tests.pubsub.jobs import APP, notes
+from tests.pubsub.features.answering import Server, serving
+from tests.pubsub.features.conftest import Google, declare, publish, read, until
+from tests.pubsub.features.jobs import APP, notes
 from tests.workers import Worker, worker
 
 Connect = Callable[..., PubSubBroker]

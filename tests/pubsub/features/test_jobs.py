@@ -12,8 +12,8 @@ from google.cloud import pubsub_v1
 
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.testing.emulators import Emulator
-from tests.pubsub.conftest import until
-from tests.pubsub.jobs import APP, notes
+from tests.pubsub.features.conftest import until
+from tests.pubsub.features.jobs import APP, notes
 from tests.workers import worker
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.emulator]

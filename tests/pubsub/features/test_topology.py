@@ -13,7 +13,7 @@ from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.errors import ConfigurationError
 from tests.contract.brokers import wait_for
-from tests.pubsub.conftest import Google, declare, publish, read, until
+from tests.pubsub.features.conftest import Google, declare, publish, read, until
 
 Connect = Callable[..., PubSubBroker]
 DAY = 86400

@@ -21,8 +21,8 @@ from gwi_celery.brokers.pubsub import monitoring
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.monitoring import QueueDepth
 from gwi_celery.brokers.pubsub.options import parse
-from tests.pubsub.answering import Server, serving
-from tests.pubsub.conftest import declare
+from tests.pubsub.features.answering import Server, serving
+from tests.pubsub.features.conftest import declare
 
 COUNT, AGE = "num_undelivered_messages", "oldest_unacked_message_age"
 NOW = 1_800_000_000
