@@ -295,6 +295,18 @@ class PubSubBroker:
                     break
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
 
+    def rediscover(self, queue: str) -> None:
+        """In the background, look for bindings that other connections made."""
+
+        def job() -> None:
+            with contextlib.suppress(BrokerError):  # it is looked again
+                self.topology.rediscover(queue)
+                for receiver in list(self._receivers):
+                    receiver.rebound(queue)
+
+        if self.options.managed:
+            self._acks.run(job)
+
     def restore(self, queue: str, then: Callable[[], None]) -> None:
         """In the background, make a queue again that turned out to be gone."""
 
