@@ -11,7 +11,7 @@ from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.reliability.stopping import StopFlag
-from gwi_celery.service.worker import HealthServer
+from gwi_celery.service.worker import HealthServer, ShutdownGrace
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.url import open_store
 from gwi_celery.telemetry import logs, tracing
@@ -72,7 +72,7 @@ def setup(app: Any, **settings: Any) -> Settings:
     loaded = _configure(app, settings)
     logs.configure(loaded)
     tracing.configure(loaded)
-    app.steps["worker"].update((StopFlag, HealthServer))
+    app.steps["worker"].update((StopFlag, HealthServer, ShutdownGrace))
     # The entry point says the same, but only of an installed package, not of a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
 

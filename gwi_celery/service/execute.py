@@ -26,6 +26,7 @@ from celery import concurrency, signals
 from celery.app import trace
 from celery.exceptions import TaskRevokedError
 from celery.utils.nodenames import default_nodename
+from celery.utils.time import maybe_iso8601
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu.asynchronous import Hub
@@ -454,12 +455,12 @@ def _dispatcher(app: Any, hostname: str) -> Any:
 
 def _seconds_until(eta: str) -> float:
     try:
-        when = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+        when = maybe_iso8601(eta)
     except ValueError:
         return 0.0  # Celery refuses the task, with its own message
     if when.tzinfo is None:
         when = when.replace(tzinfo=timezone.utc)
-    return (when - datetime.now(timezone.utc)).total_seconds()
+    return float((when - datetime.now(timezone.utc)).total_seconds())
 
 
 def _timed_out(info: Any) -> bool:
