@@ -138,6 +138,7 @@ class Executor:
                 logger.exception("an error on the executor's loop; it goes on")
                 loop = hub.create_loop()
         self._pool.stop()
+        hub.close()
 
     def _start(self) -> Any:
         app = self.app
