@@ -34,16 +34,7 @@ from kombu.asynchronous.timer import Timer
 from kombu.serialization import prepare_accept_content
 
 from gwi_celery.app import broker_for
-from gwi_celery.brokers.base import (
-    DEATH_DELIVERIES,
-    DEATH_QUEUE,
-    DEATH_REASON,
-    DEATH_TIME,
-    Broker,
-    Delivery,
-    OutgoingMessage,
-    dead_letter_queue,
-)
+from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage
 from gwi_celery.errors import BrokerError, MalformedMessage
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.telemetry.events import emit
@@ -218,19 +209,8 @@ class Executor:
 
     def dead_letter(self, delivery: Delivery, reason: str) -> Settlement:
         """Keep a message in its queue's dead letter; NACKED if that can't be done now."""
-        attributes = {
-            **delivery.attributes,
-            DEATH_REASON: reason,
-            DEATH_QUEUE: delivery.queue,
-            DEATH_DELIVERIES: str(delivery.deliveries),
-            DEATH_TIME: f"{time.time():.6f}",
-        }
         try:
-            self.broker.publish(
-                "",
-                dead_letter_queue(delivery.queue),
-                OutgoingMessage(delivery.data, attributes, delivery.priority),
-            )
+            self.broker.bury(delivery, reason)
         except BrokerError as exc:
             logger.error("could not keep message %s: %s", delivery.message_id, exc)
             return Settlement.NACKED

@@ -175,6 +175,8 @@ def test_what_can_not_be_kept_is_refused(
         def publish(self, *args: Any) -> None:
             raise BrokerUnavailable("away")
 
+        bury = publish
+
     monkeypatch.setattr(executor, "_broker", Away())
     assert run(executor, delivery("nobody.knows")) is Settlement.NACKED
     assert run(executor, delivery("limited")) is Settlement.NACKED
