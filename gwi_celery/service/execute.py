@@ -193,13 +193,13 @@ class Executor:
 
     def _hand_over(self, delivery: Delivery, message: Message, submission: _Submission) -> None:
         assert self._consumer is not None
-        wait = self._consumer.wait(message)
-        if wait:
-            priority = int(message.properties["priority"])
-            submission.settle(self.park(replace(delivery, priority=priority), wait))
-            return
         try:
-            self._consumer.receive(message, submission)
+            wait = self._consumer.wait(message)
+            if wait:
+                priority = int(message.properties["priority"])
+                submission.settle(self.park(replace(delivery, priority=priority), wait))
+            else:
+                self._consumer.receive(message, submission)
         except _ODD as exc:
             # Celery's strategy takes what is in a message for granted.
             logger.warning("pushed message %s can't be a task: %r", delivery.message_id, exc)
@@ -439,6 +439,8 @@ def _seconds_until(eta: str) -> float:
         when = maybe_iso8601(eta)
     except ValueError:
         return 0.0  # Celery refuses the task, with its own message
+    if when is None:
+        return 0.0
     if when.tzinfo is None:
         when = when.replace(tzinfo=timezone.utc)
     return float((when - datetime.now(timezone.utc)).total_seconds())
