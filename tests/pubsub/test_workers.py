@@ -85,6 +85,22 @@ def test_a_task_longer_than_the_lease_is_not_delivered_again(
     assert worker.stop() < 10
 
 
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_task_can_see_that_its_message_is_no_longer_its_workers(
+    pool: str,
+    jobs: ModuleType,
+    start: Callable[..., Worker],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PUBSUB_MAX_LEASE", "1")
+    worker = start(pool=pool)
+    jobs.watchful.delay(30)
+    eventually(lambda: trail(tmp_path, "ended"), timeout=20)
+    assert trail(tmp_path, "ended")[0] == "True"
+    worker.wait_for("its lease is no longer extended")
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
 def test_every_pool_works_and_stops_at_once_when_idle(
     pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
