@@ -110,6 +110,8 @@ def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
         }
     if broker_url.startswith("pubsub:"):
         _keep_to_what_exists(conf, ours, broker_url)
+    if not conf.value_set_for("worker_consumer"):
+        ours["worker_consumer"] = "gwi_celery.reliability.consumer:Consumer"
     store_url = loaded.effective_store_url
     if not conf.result_backend:
         ours["result_backend"] = store_url

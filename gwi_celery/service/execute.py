@@ -28,7 +28,6 @@ from celery.exceptions import TaskRevokedError
 from celery.utils.nodenames import default_nodename
 from celery.utils.time import maybe_iso8601
 from celery.worker import state
-from celery.worker.consumer import Consumer
 from kombu.asynchronous import Hub
 from kombu.asynchronous.timer import Timer
 from kombu.serialization import prepare_accept_content
@@ -36,6 +35,7 @@ from kombu.serialization import prepare_accept_content
 from gwi_celery.app import broker_for
 from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage
 from gwi_celery.errors import BrokerError, MalformedMessage
+from gwi_celery.reliability.consumer import Consumer
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.telemetry.events import emit
 from gwi_celery.transport import envelope
