@@ -494,7 +494,14 @@ class PubSubBroker:
             )
             self._come_again(delivery, delivery.lease_seconds)
 
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        self._publish_dead(delivery, reason, delivery.deliveries)
+
     def _bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
+        self._publish_dead(delivery, reason, deliveries)
+        self.ack([delivery])
+
+    def _publish_dead(self, delivery: Delivery, reason: str, deliveries: int) -> None:
         attributes = {
             **delivery.attributes,
             DEATH_REASON: _shortened(reason),
@@ -510,7 +517,6 @@ class PubSubBroker:
         except NotFound:
             self.topology.restore("", delivery.queue)
             self._send(self.topology.dead_topic(delivery.queue), [made])
-        self.ack([delivery])
 
     # --- for operators --------------------------------------------------------------------------
 
