@@ -12,14 +12,16 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from celery import states
 from celery.backends.base import KeyValueStoreBackend
 from celery.canvas import maybe_signature
 from celery.exceptions import BackendError, ChordError, Reject
 from celery.result import GroupResult, allow_join_result
 from kombu.exceptions import OperationalError
-from kombu.utils.encoding import bytes_to_str
+from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 from gwi_celery.errors import StoreError, StoreUnavailable
+from gwi_celery.stores.base import Store, StoredResult
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,8 @@ class ReliableBackend(KeyValueStoreBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
+        if getattr(request, "_gwi_stored", None) == state and request.id == task_id:
+            return self.encode_result(result, state)
         return self._or_come_again(
             request,
             lambda: super(ReliableBackend, self).store_result(
@@ -96,13 +100,16 @@ class ReliableBackend(KeyValueStoreBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
+        meta = self._meta(task_id, result, state, traceback, request)
+        self.put(self.get_key_for_task(task_id), self.encode(meta), state, self.expires, request)
+        return result
+
+    def _meta(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:
         meta = self._get_result_meta(
             result=result, state=state, traceback=traceback, request=request
         )
         meta["task_id"] = bytes_to_str(task_id)
-        key = self.get_key_for_task(task_id)
-        self.put(key, self.encode(meta), state, self.expires, request)
-        return result
+        return meta
 
     def _or_come_again(self, request: Any, operation: Callable[[], Any]) -> Any:
         """Do it; or, where a message is being worked on, have that come again."""
@@ -114,6 +121,47 @@ class ReliableBackend(KeyValueStoreBackend):
                 # from its record.
                 raise Reject(exc, requeue=True) from exc
             raise
+
+    def ahead(
+        self, task: Any, store: Store, state: str, result: Any, traceback: str | None = None
+    ) -> StoredResult | None:
+        """What :meth:`store_result` would write at a reliable task's end, for the store to write.
+
+        None if it is to be written as usual: the store keeps its own data elsewhere, nothing is to
+        be stored at all, or a callback is to be sent first, so that the result can name it as a
+        child, or say that it could not be sent.
+        """
+        request = task.request
+        if not store.keeps_results_of(self.url or ""):
+            return None
+        if state == states.SUCCESS and (request.callbacks or request.chain):
+            return None
+        if not _is_stored(task, request, state):
+            return None
+        try:
+            result = self.encode_result(result, state)
+            key = self.get_key_for_task(request.id)
+            meta = self.encode(self._meta(request.id, result, state, traceback, request))
+        except Exception:
+            return None  # Celery will meet with the same, and knows what to do then
+        return StoredResult(
+            task_id=request.id,
+            key=key,
+            state=state,
+            meta=ensure_bytes(meta),
+            ttl=self.expires or None,
+            seen_before=came_before(request),
+            version=self.known_version(key),
+        )
+
+    @staticmethod
+    def mark_stored(request: Any, state: str) -> None:
+        """The store has written it: :meth:`store_result` need not."""
+        request._gwi_stored = state
+
+    def known_version(self, key: str) -> Any:
+        """What this process knows of the value that is there; None: nothing."""
+        return None
 
     # --- chords -------------------------------------------------------------------------------
 
@@ -139,12 +187,18 @@ class ReliableBackend(KeyValueStoreBackend):
         group = GroupResult.restore(group_id, backend=self)
         body = maybe_signature(request.chord, app=self.app)
         if group is None:
-            self.chord_error_from_stack(body, ChordError(f"GroupResult {group_id} is gone"))
+            self._fail_body(body, ChordError(f"GroupResult {group_id} is gone"))
         elif size is None and counted < len(group):
             return
         else:
             self._send_body(group, body)
         self._ensure_retryable(self.mark_sent, group_id)
+
+    def _fail_body(self, body: Any, error: ChordError) -> None:
+        try:
+            raise error
+        except ChordError as exc:  # Celery takes the traceback from where it is called
+            self.chord_error_from_stack(body, exc)
 
     def _send_body(self, group: Any, body: Any) -> None:
         try:
@@ -160,10 +214,24 @@ class ReliableBackend(KeyValueStoreBackend):
             logger.warning("chord %s failed: %s", group.id, reason)
             error = ChordError(reason)
             error.__cause__ = exc
-            self.chord_error_from_stack(body, error)
+            self._fail_body(body, error)
             return
         try:
             body.delay(results)
         except OperationalError as exc:
             # Not counted as sent: this part is delivered again, and tries again.
             raise Reject(exc, requeue=True) from exc
+
+
+def came_before(request: Any) -> bool:
+    """Whether a message of this task id was delivered before, or may have been."""
+    delivery = getattr(request, "delivery_info", None) or {}
+    return bool(delivery.get("redelivered")) or bool(getattr(request, "retries", 0))
+
+
+def _is_stored(task: Any, request: Any, state: str) -> bool:
+    """Whether Celery would store the result of this request."""
+    ignored = request.ignore_result or task.ignore_result
+    if ignored and not (state == states.FAILURE and task.store_errors_even_if_ignored):
+        return False
+    return not request.is_eager or bool(task.store_eager_result)
