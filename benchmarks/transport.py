@@ -24,6 +24,7 @@ from rich.table import Table
 from benchmarks import raw
 from benchmarks.servers import redis_server
 from benchmarks.side import ROOT
+from benchmarks.transport_side import CONFIGURATIONS
 from gwi_celery.testing.emulators import start_pubsub
 
 ROWS = [
@@ -110,15 +111,25 @@ def _sides(console: Console, folder: Path, emulator: str, redis: str | None) -> 
 
 
 def _measure(side: Side, number: int, folder: Path, sizes: dict[str, Any]) -> dict[str, float]:
-    own = folder / f"{side.name}-{number}"
-    own.mkdir()
-    orders = {
-        **sizes,
-        "name": side.name,
-        "folder": str(own),
-        "broker": side.broker(number),
-        "environment": side.environment,
-    }
+    figures: dict[str, float] = {}
+    for place, configuration in enumerate(CONFIGURATIONS):
+        # A project of its own for each worker: the emulator goes on with the last pull of one that has
+        # stopped, and leases a message of the next one's to it.
+        own = folder / f"{side.name}-{number}-{configuration}"
+        own.mkdir()
+        orders = {
+            **sizes,
+            "name": side.name,
+            "folder": str(own),
+            "broker": side.broker(number * len(CONFIGURATIONS) + place),
+            "environment": side.environment,
+            "configuration": configuration,
+        }
+        figures.update(_in_own_process(side, own, orders))
+    return figures
+
+
+def _in_own_process(side: Side, own: Path, orders: dict[str, Any]) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.transport_side"],
         input=json.dumps(orders),

@@ -13,16 +13,9 @@ import time
 
 from celery import Celery
 
+import gwi_celery  # noqa: F401 it registers the transports
+
 BROKER = os.environ["BENCH_BROKER"]
-
-if BROKER.startswith("embedded:"):
-    from gwi_celery.transport import embedded
-
-    embedded.register()
-elif BROKER.startswith("pubsub:"):
-    from gwi_celery.transport import pubsub
-
-    pubsub.register()
 
 app = Celery("bench-transport", broker=BROKER)
 app.conf.update(

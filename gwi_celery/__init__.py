@@ -1,6 +1,7 @@
 """Reliable background jobs as ordinary Celery tasks."""
 
 from gwi_celery.app import broker_for, setup, store_for
+from gwi_celery.batch import publish_batch
 from gwi_celery.config import Settings
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.reliability.task import ReliableTask
@@ -14,6 +15,7 @@ __all__ = [
     "Settings",
     "__version__",
     "broker_for",
+    "publish_batch",
     "setup",
     "store_for",
 ]

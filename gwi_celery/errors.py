@@ -20,12 +20,13 @@
         │   └── TooLarge            a result, step or checkpoint over its limit
         ├── StoreError
         │   ├── StoreUnavailable    temporary: worth trying again
-        │   └── StoreUnusable       permanent: not a database, read-only, wrong version
+        │   └── StoreUnusable       permanent: no database, no permission, wrong version
         └── BrokerError
             ├── BrokerUnavailable   temporary: worth trying again
             ├── BrokerUnusable      permanent: not a database, read-only, wrong version
             ├── NotFound            no such queue or exchange
             ├── PublishFailed       some of many messages were not published
+            ├── BatchFailed         the same of a publish_batch(), by task id
             └── MalformedMessage    on a queue, but not a Celery message
 
     BaseException
@@ -39,6 +40,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "BatchFailed",
     "BrokerError",
     "BrokerUnavailable",
     "BrokerUnusable",
@@ -136,11 +138,12 @@ class StoreError(GwiError):
 
 
 class StoreUnavailable(StoreError):
-    """Temporary: the store can't be reached, is locked, or its disk is full. Try again."""
+    """Temporary: the store can't be reached, is locked, or its disk or quota is full. Try again."""
 
 
 class StoreUnusable(StoreError):
-    """Permanent: the store's file is not a database, is read-only, or of another version."""
+    """Permanent: there is no database, it is read-only or of another version, or permission, an
+    index or a part of what was stored is missing."""
 
 
 class BrokerError(GwiError):
@@ -171,6 +174,18 @@ class PublishFailed(BrokerError):
         super().__init__(
             f"{len(errors)} of {total} messages were not published, the first because of: {some}; "
             "publish those again (errors has their places)"
+        )
+
+
+class BatchFailed(BrokerError):
+    """Some calls of a ``publish_batch()`` were not published. ``errors`` has why, by task id."""
+
+    def __init__(self, errors: dict[str, Exception], published: int) -> None:
+        self.errors = errors
+        name, error = next(iter(errors.items()))
+        super().__init__(
+            f"{len(errors)} of {len(errors) + published} calls were not published, {name} because "
+            f"of: {error}; make those again (errors has them all)"
         )
 
 

@@ -62,7 +62,7 @@ _TRIES: Final = 3
 _KNOWN: Final = 1000
 
 #: All of a result but its bytes.
-_MANIFEST: Final = [f"data.{name}" for name in ("ttl", "sha", "chunks", "count", "size")]
+_MANIFEST: Final = [f"data.{name}" for name in ("ttl", "sha", "chunks", "count", "size", "object")]
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,11 @@ class FirestoreBackend(ReliableBackend):
         document = self.client.read([name], _MANIFEST).documents.get(name)
         if document is None:
             return
-        gone = [documents.delete(name)]
         data = document.fields.get("data", {})
-        if "sha" in data:
-            gone += blobs.deletions(blob_of(data), name)
+        blob = blob_of(data) if "sha" in data else None
+        gone = [documents.delete(name), *blobs.deletions(blob, name)]
         self.client.commit_surely(gone, tries=_TRIES)
+        blobs.drop(self.client, [blob])
         self._place.versions.pop(name, None)
 
     def expire(self, key: str, value: Any) -> None:
@@ -173,9 +173,8 @@ class FirestoreBackend(ReliableBackend):
             version=version,
         )
         write = ResultWrite(self.client, self._names, result)
-        pieces = blobs.send_ahead(self.client, write.pieces)
         if state is None:
-            self.client.commit_surely([write.write_over(), *pieces], tries=_TRIES)
+            self.client.commit_surely([write.write_over(), *write.pieces], tries=_TRIES)
             return
 
         def look() -> None:
@@ -189,7 +188,8 @@ class FirestoreBackend(ReliableBackend):
             if write.settled:
                 return
             with tries.once():
-                written = self.client.commit([*write.writes(), *pieces])
+                written = self.client.commit([*write.writes(), *write.pieces])
+                write.written()
                 if state not in states.READY_STATES:
                     self._place.versions[name] = written.versions[0]
                 return
@@ -385,9 +385,10 @@ class FirestoreBackend(ReliableBackend):
 
     def _sweep(self, document: Document) -> None:
         """Delete an expired document, unless it has changed since, and what is below it."""
-        data, gone = document.fields["data"], []
+        data, blob = document.fields["data"], None
         if "sha" in data:
-            gone = blobs.deletions(blob_of(data), document.name)
+            blob = blob_of(data)
+            gone = blobs.deletions(blob, document.name)
         else:
             parts = self.client.query(Query(document.name, PARTS, mask=[]))
             gone = [documents.delete(name) for name in parts.documents]
@@ -395,6 +396,7 @@ class FirestoreBackend(ReliableBackend):
             self.client.commit([documents.delete(document.name, document.update_time)])
             for group in blobs.batches(gone, _BATCH):
                 self.client.commit_surely(group, tries=_TRIES)
+            blobs.drop(self.client, [blob])
         except (Conflict, Unsettled):
             return  # changed meanwhile, or for the next time
 

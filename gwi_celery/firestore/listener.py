@@ -207,7 +207,10 @@ class Listener:
             call.cancel()
         finally:
             requests.put(None)  # ends the thread that sends the requests
+            self._ended(error)
             forks.leave()
+
+    def _ended(self, error: Exception | None) -> None:
         with self._lock:
             self._call = self._requests = None
             self._current.clear()
@@ -250,7 +253,8 @@ class Listener:
 
     # --- its ends -----------------------------------------------------------------------------
 
-    def pause(self) -> None:
+    def pause(self, waited: float) -> None:
+        # Nothing gets lost: the next stream tells what has changed meanwhile.
         with self._lock:
             self._paused = True
             self._end()

@@ -86,16 +86,18 @@ def result_of(document: Document) -> Result:
 class ResultWrite:
     """One write of a result: over nothing, unless a look has found something.
 
-    A SUCCESS that has not expired stays as it is: then there is nothing to write.
+    A SUCCESS that has not expired stays as it is: then there is nothing to write. Most of a large one
+    is written with the making of this: raises StoreUnavailable, StoreUnusable.
     """
 
     def __init__(self, client: Client, places: Places, result: StoredResult) -> None:
+        self._client = client
         self.name = result_name(places, result.key)
         self._state = result.state
         self._ttl = result.ttl
         self._gc_at = gc_at(client, result.ttl)
         self._nonce = os.urandom(6).hex()
-        self._blob, self.pieces = blobs.pack(_packed(result.meta), self.name, self._gc_at)
+        self._blob, self.pieces = blobs.pack(client, _packed(result.meta), self.name, self._gc_at)
         self._version: int | None = result.version
         self._replaced: Blob | None = None
         #: Whether to look first: there may be one of which the version isn't known.
@@ -125,6 +127,10 @@ class ResultWrite:
             return []
         write = documents.replace(self.name, self.fields, self._version)
         return [write, *blobs.deletions(self._replaced, self.name)]
+
+    def written(self) -> None:
+        """The commit is done: what it replaced is seen no more."""
+        blobs.drop(self._client, [self._replaced])
 
     def write_over(self) -> Write:
         """Whatever is there."""

@@ -46,6 +46,9 @@ _KOMBU_OPTIONS = frozenset(
     }
 )
 
+#: Longest wait for messages, seconds, while the worker stops.
+_STOPPING_WAIT = 0.1
+
 
 class Transport(virtual.Transport):
     """One connection. A subclass says how a URL becomes a broker."""
@@ -80,6 +83,7 @@ class Transport(virtual.Transport):
         self._timer: Any = None
         self._wake_pipe: tuple[int, int] | None = None
         self._awake = False
+        self._stopping = False
 
     def open_broker(self, url: str, options: dict[str, Any]) -> Broker:
         """The broker for a URL and the transport options. Raises ConfigurationError."""
@@ -136,6 +140,7 @@ class Transport(virtual.Transport):
             self._receiver.close()
             self._receiver = None
         if self._wake_pipe is not None:
+            signals.worker_shutting_down.disconnect(self._on_worker_stopping)
             for fd in self._wake_pipe:
                 os.close(fd)
             self._wake_pipe = None
@@ -143,8 +148,13 @@ class Transport(virtual.Transport):
             self.broker.close()
 
     def drain_events(self, connection: Transport, timeout: float | None = None) -> None:
-        """Deliver at least one message, or raise ``socket.timeout`` after ``timeout`` seconds."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        """Deliver at least one message, or raise ``socket.timeout`` after ``timeout`` seconds.
+
+        Once the worker was told to stop, a wait is short: a pool without Celery's event loop
+        (gevent) looks whether it should end only between waits, and then once more.
+        """
+        began = time.monotonic()
+        deadline = None if timeout is None else began + timeout
         self._open_wake_pipe()
         while True:
             self._clear()
@@ -152,6 +162,8 @@ class Transport(virtual.Transport):
                 return
             wait = self._next_due()
             if deadline is not None:
+                if self._stopping:
+                    deadline = min(deadline, began + _STOPPING_WAIT)
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise socket.timeout("timed out")  # noqa: UP041 Kombu's contract by name
@@ -167,12 +179,9 @@ class Transport(virtual.Transport):
         loop.add_reader(self._wake_pipe[0], self.on_readable)
         if self._receiver is not None:
             loop.add_reader(self._receiver.fileno(), self.on_readable)
-        # A signal doesn't end the loop's wait (PEP 475), so that stopping would take a second.
-        signals.worker_shutting_down.connect(self._on_worker_stopping)
         self.wake()
 
     def unregister_from_event_loop(self, connection: Transport, loop: Any) -> None:
-        signals.worker_shutting_down.disconnect(self._on_worker_stopping)
         self._cancel_timer()
         for fd in self._descriptors():
             loop.remove_reader(fd)
@@ -190,6 +199,7 @@ class Transport(virtual.Transport):
             self._timer = self._loop.call_later(due, self.on_readable)
 
     def _on_worker_stopping(self, **kwargs: Any) -> None:
+        self._stopping = True
         self.wake()
 
     # --- internals ----------------------------------------------------------------------------
@@ -238,6 +248,8 @@ class Transport(virtual.Transport):
             os.set_blocking(read, False)
             os.set_blocking(write, False)
             self._wake_pipe = (read, write)
+            # A signal doesn't end a wait (PEP 475), so that stopping would take its whole time.
+            signals.worker_shutting_down.connect(self._on_worker_stopping)
 
     def _cancel_timer(self) -> None:
         timer, self._timer = self._timer, None

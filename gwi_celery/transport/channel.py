@@ -18,6 +18,7 @@ from kombu.exceptions import ChannelError
 from kombu.transport import virtual
 from kombu.utils.uuid import uuid
 
+from gwi_celery.batch import current_batch
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
 from gwi_celery.errors import BrokerError, MalformedMessage, NotFound
 from gwi_celery.reliability.outcome import Settlement
@@ -215,17 +216,18 @@ class Channel(virtual.Channel):
         )
         data, attributes = envelope.encode(message)
         expiration = properties.get("expiration")
-        self._broker.publish(
-            exchange or "",
-            routing_key or "",
-            OutgoingMessage(
-                data=data,
-                attributes=attributes,
-                priority=self._get_message_priority(message),
-                delay=_delay(message.get("headers") or {}),
-                ttl=int(expiration) / 1000 if expiration else None,
-            ),
+        outgoing = OutgoingMessage(
+            data=data,
+            attributes=attributes,
+            priority=self._get_message_priority(message),
+            delay=_delay(message.get("headers") or {}),
+            ttl=int(expiration) / 1000 if expiration else None,
         )
+        batch = current_batch()
+        if batch is not None:
+            batch.add(self._broker, (exchange or "", routing_key or "", outgoing))
+        else:
+            self._broker.publish(exchange or "", routing_key or "", outgoing)
 
     # --- consuming ----------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import pytest
 from gwi_celery.testing.fixtures import *  # noqa: F403
 from tests.integration import tasks
 
-SIDES = {"embedded": ("embedded", "embedded")}
+SIDES = {"embedded": ("embedded", "embedded"), "pubsub": ("pubsub", "embedded")}
 
 
 @pytest.fixture(params=SIDES, autouse=True)

@@ -15,9 +15,17 @@ from tests.workers import eventually
 pytestmark = pytest.mark.acceptance
 
 
+@pytest.fixture(autouse=True)
+def arguments() -> list[str]:
+    """The worker's own; a test overrides them by parametrization."""
+    return ["--concurrency", "1"]
+
+
 @pytest.fixture
-def default_worker_command(default_worker_container_cls: type[WorkerProcess]) -> list[str]:
-    return default_worker_container_cls.command("--concurrency", "1")
+def default_worker_command(
+    default_worker_container_cls: type[WorkerProcess], arguments: list[str]
+) -> list[str]:
+    return default_worker_container_cls.command(*arguments)
 
 
 @pytest.fixture
@@ -67,17 +75,13 @@ def test_a_node_that_is_stopped_ends_what_runs_and_hands_back_the_rest(
         assert len((tmp_path / f"waiting{n}").read_text().splitlines()) == 1
 
 
-def test_a_pool_grows_and_shrinks(
-    celery_setup: CeleryTestSetup,
-    gwi_start_worker: Callable[..., CeleryTestWorker],
-    tmp_path: Path,
-) -> None:
-    celery_setup.worker.kill()
-    worker = gwi_start_worker("--autoscale", "3,1")
-    inspect = celery_setup.app.control.inspect(destination=[worker.hostname()], timeout=20)
+@pytest.mark.parametrize("arguments", [["--autoscale", "3,1"]])
+def test_a_pool_grows_and_shrinks(celery_setup: CeleryTestSetup, tmp_path: Path) -> None:
+    name = celery_setup.worker.hostname()
+    inspect = celery_setup.app.control.inspect(destination=[name], timeout=20)
 
     def processes() -> int:
-        return len(inspect.stats()[worker.hostname()]["pool"]["processes"])
+        return len(inspect.stats()[name]["pool"]["processes"])
 
     assert processes() == 1
     held = [hold.delay(str(tmp_path), f"h{n}") for n in range(3)]
@@ -86,7 +90,7 @@ def test_a_pool_grows_and_shrinks(
     assert processes() == 3
     (tmp_path / "go").touch()
     assert sorted(h.get(timeout=30) for h in held) == ["h0", "h1", "h2"]
-    celery_setup.app.control.autoscale(1, 1, destination=[worker.hostname()])
+    celery_setup.app.control.autoscale(1, 1, destination=[name])
     eventually(lambda: processes() == 1, what="the pool shrinks")
     # The new children work as the first did.
     assert [add.delay(n, 1).get(timeout=30) for n in range(5)] == [1, 2, 3, 4, 5]

@@ -29,17 +29,7 @@ EXTRAS = (
 )
 
 #: Loaded by each Python of a run, so that subprocesses of a test know our schemes too.
-_SITE = """\
-from gwi_celery.transport import embedded
-
-embedded.register()
-try:
-    from gwi_celery.transport import pubsub
-except ImportError:
-    pass
-else:
-    pubsub.register()
-"""
+_SITE = "import gwi_celery  # it registers the transports\n"
 
 
 def folder() -> Path:

@@ -28,7 +28,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -59,6 +59,7 @@ from gwi_celery.errors import (
     BrokerUnavailable,
     NotFound,
     PublishFailed,
+    TooLarge,
 )
 
 logger = logging.getLogger(__name__)
@@ -159,28 +160,41 @@ class PubSubBroker:
             self._send(topic, [made])
         except NotFound:
             # Deleted, or an emulator that was started anew.
-            self.topology.forget(exchange, routing_key)
+            self.topology.restore(exchange, routing_key)
             self._send(self.topology.route(exchange, routing_key), [made])
 
     def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[None]:
         """Publish all of them, many at a time. Raises PublishFailed with an error for each failed."""
-        made = [self._made(*message) for message in messages]
+        errors: dict[int, Exception] = {}
+        made: dict[int, Any] = {}
+        for n, message in enumerate(messages):
+            try:
+                made[n] = self._made(*message)
+            except TooLarge as exc:
+                errors[n] = exc
         # A missing exchange is known before anything is made or sent.
         for exchange in {exchange for exchange, _, _ in messages if exchange}:
             self.topology.route(exchange, "")
         by_topic: dict[str, list[tuple[int, Any]]] = {}
-        for n, (exchange, routing_key, _) in enumerate(messages):
-            topic = self.topology.route(exchange, routing_key)
-            by_topic.setdefault(topic, []).append((n, made[n]))
-        errors: dict[int, Exception] = {}
+        for n, message in made.items():
+            topic = self.topology.route(*messages[n][:2])
+            by_topic.setdefault(topic, []).append((n, message))
         pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
+
+        def settle() -> None:
+            topic, chunk, future = pending.pop(0)
+            try:
+                self._settle(topic, messages[chunk[0][0]], [m for _, m in chunk], future)
+            except BrokerError as exc:
+                errors.update({n: exc for n, _ in chunk})
+
         for topic, numbered in by_topic.items():
             for chunk in _chunks(numbered):
                 if len(pending) >= _PIPELINED:
-                    self._settle(*pending.pop(0), errors)
-                pending.append((topic, chunk, self._begin(topic, [made for _, made in chunk])))
-        for item in pending:
-            self._settle(*item, errors)
+                    settle()
+                pending.append((topic, chunk, self._begin(topic, [m for _, m in chunk])))
+        while pending:
+            settle()
         if errors:
             raise PublishFailed(errors, len(messages))
         return [None] * len(messages)
@@ -206,20 +220,20 @@ class PubSubBroker:
         return future
 
     def _settle(
-        self, topic: str, chunk: list[tuple[int, Any]], future: Any, errors: dict[int, Exception]
+        self, topic: str, address: tuple[str, str, Any], made: list[Any], future: Any
     ) -> None:
+        """Wait for a request that was begun, and make it again if that can help."""
         try:
             future.result()
             return
         except grpc.RpcError as exc:
             error = self.client.error(exc, "Publish", topic)
-        if isinstance(error, BrokerUnavailable):
-            try:
-                self._send(topic, [made for _, made in chunk])
-                return
-            except BrokerError as exc:
-                error = exc
-        errors.update({n: error for n, _ in chunk})
+        if isinstance(error, NotFound):
+            self.topology.restore(*address[:2])
+            topic = self.topology.route(*address[:2])
+        elif not isinstance(error, BrokerUnavailable):
+            raise error
+        self._send(topic, made)
 
     def _publish_unconfirmed(self, topic: str, made: Any) -> None:
         future = self._begin(topic, [made])
@@ -276,6 +290,18 @@ class PubSubBroker:
                 if not received:
                     break
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
+
+    def restore(self, queue: str, then: Callable[[], None]) -> None:
+        """In the background, make a queue again that turned out to be gone."""
+
+        def job() -> None:
+            try:
+                self.topology.restore("", queue)
+            except BrokerError as exc:
+                logger.warning("queue %r is gone and can't be made again yet: %s", queue, exc)
+            then()
+
+        self._acks.run(job)
 
     def _pull_now(self, source: Source, limit: int) -> list[Any]:
         request = pb["PullRequest"](
@@ -438,8 +464,7 @@ class PubSubBroker:
         try:
             self._send(topic, [made])
         except NotFound:
-            self.topology.forget("", delivery.queue)
-            self.topology.forget("", dead_letter_queue(delivery.queue))
+            self.topology.restore("", delivery.queue)
             self._send(self.topology.dead_topic(delivery.queue), [made])
         self.ack([delivery])
 

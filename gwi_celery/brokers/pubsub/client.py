@@ -259,6 +259,7 @@ class Client:
 
     def _connect(self) -> Any:
         options = self._options
+        forks.befriend_gevent()
         if options.emulator:
             return grpc.insecure_channel(
                 options.endpoint, [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]

@@ -103,6 +103,8 @@ class _Queue:
     #: Whether bindings made by others have been looked for.
     discovered: bool = False
     since: float = 0.0
+    #: Declared by this connection, and so its to make again.
+    declared: bool = False
 
 
 class Topology:
@@ -113,6 +115,8 @@ class Topology:
         self._options = options
         self._lock = threading.RLock()
         self._exchanges: dict[str, str] = {}
+        #: Exchanges that were declared here, to be made again if they go.
+        self._declared: dict[str, str] = {}
         self._queues: dict[str, _Queue] = {}
         self._dead: set[str] = set()
 
@@ -159,7 +163,7 @@ class Topology:
                     f"exchange {name!r} exists with type {known!r}, not {type!r}: declare it with "
                     "that type, or delete it first"
                 )
-            self._exchanges[name] = known
+            self._exchanges[name] = self._declared[name] = known
 
     def _make_exchange(self, name: str, type: str) -> str:
         if not self._options.managed:
@@ -201,6 +205,7 @@ class Topology:
     def delete_exchange(self, name: str) -> None:
         with self._lock:
             self._exchanges.pop(name, None)
+            self._declared.pop(name, None)
             for queue in self._queues.values():
                 queue.bound.pop(name, None)
             if not self._options.managed:
@@ -227,7 +232,7 @@ class Topology:
                 topic = self._temporary_topic()
             else:
                 topic = self.topic(spec.name)
-            queue = _Queue(spec, topic)
+            queue = _Queue(spec, topic, declared=True)
             if known is not None:
                 queue.bound = known.bound
             if self._options.managed:
@@ -427,17 +432,36 @@ class Topology:
                 self.declare_queue(QueueSpec(routing_key))
                 return self._queues[routing_key].topic
 
-    def forget(self, exchange: str, routing_key: str) -> None:
-        """What was known turned out to be gone: look, or make it, again."""
+    def restore(self, exchange: str, routing_key: str) -> None:
+        """What was known turned out to be gone: make it again as it was declared here.
+
+        Deleted by somebody, or an emulator that was started anew. What wasn't declared here is
+        forgotten, to be looked up again.
+        """
         with self._lock:
             if exchange:
                 self._exchanges.pop(exchange, None)
-            else:
-                self._queues.pop(routing_key, None)
-                self._dead.discard(dead_letter_queue(routing_key))
+                type = self._declared.get(exchange)
+                if type is not None:
+                    self.declare_exchange(exchange, type)
+                return
+            queue = self._queues.pop(routing_key, None)
+            self._dead.discard(dead_letter_queue(routing_key))
+            self._queues.pop(dead_letter_queue(routing_key), None)
+            if queue is None or not self._options.managed:
+                return
+            if not queue.declared:
+                return
+            self.declare_queue(queue.spec)
+            for name, keys in queue.bound.items():
+                for key in keys:
+                    self._exchanges.pop(name, None)
+                    self.restore(name, "")
+                    self.bind(routing_key, name, key)
 
     def forget_queue(self, name: str) -> None:
-        self.forget("", name)
+        with self._lock:
+            self._queues.pop(name, None)
 
     def sources(self, name: str) -> list[Source]:
         """The subscriptions of a queue, most urgent first. Raises NotFound."""

@@ -1,10 +1,13 @@
-"""A connection's URL, also after Kombu's failover has taken it apart."""
+"""What the transport does on its own account: its URL, and stopping."""
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 
 import pytest
+from celery import signals
 from kombu import Connection
 
 from gwi_celery.transport import embedded, register
@@ -33,3 +36,26 @@ def test_a_url_is_kept_as_written(tmp_path: Path) -> None:
     with Connection(url) as connection:
         assert connection.transport.url == connection.as_uri() == url
         assert connection.transport.broker.lease_seconds == 10
+
+
+def test_a_wait_for_messages_ends_when_the_worker_is_told_to_stop(tmp_path: Path) -> None:
+    with Connection(f"embedded://{tmp_path}") as connection, connection.SimpleQueue("q") as queue:
+        assert queue.qsize() == 0
+        ended = threading.Event()
+
+        def drain() -> None:
+            for _ in range(2):
+                with pytest.raises(socket.timeout):
+                    connection.drain_events(timeout=600)
+            ended.set()
+
+        thread = threading.Thread(target=drain, daemon=True)
+        thread.start()
+        for _ in range(300):  # heard from the first wait on
+            signals.worker_shutting_down.send(sender="test")
+            if ended.wait(0.1):
+                break
+        assert ended.is_set()
+        thread.join(30)
+        queue.put({"n": 1})
+        assert queue.get(timeout=30).payload == {"n": 1}, "what is there is still delivered"
