@@ -268,6 +268,9 @@ class Listener:
     def close(self) -> None:
         """End the stream; whoever waits next opens another."""
         with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             self._end()
 
     def _arm(self, seconds: float) -> None:
