@@ -3,10 +3,11 @@
 ==========================  =================================================================  ====
 a result, first of its id   created: "not there" is all it asks for                               1
 a result of another state   over the version that this process wrote before                       1
-                            or else read, and then written over the version that was read         2
+                            else, after a RETRY, read, and written over the version read          2
+                            else refused first: there was one after all                           3
 a ReliableTask's result     goes with the outcome, where the store is in the same place           0
 a chord's part              created, and counted in the same commit                               1
-a chord's last part         then group, results, and a mark that the body was sent                4
+a chord's last part         then group, results (100 a read), and a mark that the body was sent   4
 get, or a group's get       one read; then what changes comes by a stream that all share          1
 ==========================  =================================================================  ====
 

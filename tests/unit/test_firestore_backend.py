@@ -17,10 +17,10 @@ from celery.exceptions import Ignore
 from gwi_celery import ReliableTask, forks, setup
 from gwi_celery.app import integration
 from gwi_celery.backends.firestore import FirestoreBackend
-from gwi_celery.errors import ConfigurationError, StoreUnusable
+from gwi_celery.errors import ConfigurationError, LeaseLost, StoreUnusable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.listener import listener_of
-from gwi_celery.stores.base import JobStatus
+from gwi_celery.stores.base import JobStatus, Outcome, StoredResult
 from gwi_celery.stores.firestore_results import result_name
 from tests.firestore_wire import ABORTED, LATE, LOST_ANSWER, LOST_REQUEST, Wire
 from tests.workers import ROOT, eventually
@@ -95,6 +95,17 @@ def test_what_a_chord_costs(app: Celery, backend: Any, wire: Wire) -> None:
     with wire.counting() as calls:
         assert backend.count_part("g", "a") == (1, False)
     assert calls == [COMMIT, READ]
+    header = ["g2", [app.AsyncResult(f"part-{n}") for n in range(3)]]
+    body = app.signature("sum", task_id="body")
+    body["chord_size"] = 3
+    backend.apply_chord(header, body)
+    app.conf.task_always_eager = False
+    for n in range(3):
+        part = request(f"part-{n}", group="g2", chord=dict(body))
+        with wire.counting() as calls:
+            backend.mark_as_done(part.id, n, part)
+        assert calls[:2] == [COMMIT, COMMIT], "its result, and its count"
+        assert calls[2:] == ([READ, READ, COMMIT] if n == 2 else [])
 
 
 def whole_job(app: Celery) -> Any:
@@ -241,6 +252,22 @@ def test_a_finish_leaves_a_success_alone(app: Celery, backend: Any, wire: Wire) 
     assert stored(app, "t1")["result"] == "first"
     (record,) = integration(app).store.list_jobs("acme").jobs
     assert record.status is JobStatus.SUCCEEDED
+
+
+def test_a_stale_holder_writes_no_result_either(app: Celery, backend: Any, wire: Wire) -> None:
+    store = integration(app).store
+    job = whole_job(app)
+    claim = job.claim_request(job.understand([], CALL, {}, "t1"), {}, "t1", 1, redelivered=False)
+    lease = store.claim(claim).lease
+    store.force_release(claim.lock)
+    key = backend.get_key_for_task("t1")
+    with pytest.raises(LeaseLost):
+        store.finish(
+            lease,
+            Outcome(JobStatus.SUCCEEDED, b"stale"),
+            StoredResult("t1", key, SUCCESS, b"{}", 100.0),
+        )
+    assert backend.get(key) is None
 
 
 def test_a_large_result_goes_with_its_outcome(app: Celery, wire: Wire) -> None:
