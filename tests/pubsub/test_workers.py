@@ -13,7 +13,9 @@ from types import ModuleType
 
 import pytest
 
+from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from tests.contract.brokers import wait_for
 from tests.pubsub.jobs import trail
 from tests.workers import Worker, eventually
 
@@ -83,6 +85,22 @@ def test_a_task_longer_than_the_lease_is_not_delivered_again(
     eventually(lambda: trail(tmp_path, "marks"))
     assert trail(tmp_path, "began") == ["long"]
     assert worker.stop() < 10
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_task_can_see_that_its_message_is_no_longer_its_workers(
+    pool: str,
+    jobs: ModuleType,
+    start: Callable[..., Worker],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PUBSUB_MAX_LEASE", "1")
+    worker = start(pool=pool)
+    jobs.watchful.delay(30)
+    eventually(lambda: trail(tmp_path, "ended"), timeout=20)
+    assert trail(tmp_path, "ended")[0] == "True"
+    worker.wait_for("its lease is no longer extended")
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
@@ -176,3 +194,17 @@ def _celery():
     from gwi_celery.brokers.base import QueueSpec
 
     return QueueSpec("celery")
+
+
+def test_a_worker_learns_of_a_binding_that_another_process_makes(
+    connect: Callable[..., PubSubBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gwi_celery.brokers.pubsub.receiver._REDISCOVER", 0.5)
+    worker, other = connect(), connect()
+    worker.declare_queue(_celery())
+    receiver = worker.receiver()
+    receiver.subscribe("celery")
+    other.declare_exchange("news", "fanout")
+    other.bind("celery", "news", "")
+    other.publish("news", "", OutgoingMessage(b"late"))
+    assert wait_for(receiver, "celery").data == b"late"
