@@ -1,0 +1,65 @@
+"""A project of its own for each test on the emulator, an app on it, and workers."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.testing.emulators import Emulator
+from tests.workers import Worker
+
+APP = "tests.pubsub.jobs"
+
+
+@pytest.fixture
+def url(pubsub_emulator: Emulator) -> str:
+    return f"pubsub://{pubsub_emulator.endpoint}/p-{uuid.uuid4().hex[:20]}"
+
+
+@pytest.fixture
+def connect(url: str) -> Iterator[Callable[..., PubSubBroker]]:
+    """Makes connections to the test's project."""
+    made: list[PubSubBroker] = []
+
+    def make(**options: Any) -> PubSubBroker:
+        made.append(PubSubBroker(parse(url, {"lease_seconds": 10, **options})))
+        return made[-1]
+
+    yield make
+    for broker in made:
+        broker.close()
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The app, made anew for this test's project and folder."""
+    monkeypatch.setenv("PUBSUB_FOLDER", str(tmp_path))
+    monkeypatch.setenv("PUBSUB_URL", url)
+    sys.modules.pop(APP, None)
+    module = importlib.import_module(APP)
+    yield module
+    module.app.close()
+    sys.modules.pop(APP, None)
+
+
+@pytest.fixture
+def start(tmp_path: Path, jobs: ModuleType) -> Iterator[Callable[..., Worker]]:
+    """Starts workers on the test's app, and ends them with the test."""
+    started: list[Worker] = []
+
+    def start_worker(**options: Any) -> Worker:
+        started.append(Worker(APP, tmp_path, **options))
+        return started[-1].ready()
+
+    yield start_worker
+    for worker in started:
+        worker.close()

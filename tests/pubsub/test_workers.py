@@ -1,0 +1,165 @@
+"""Real workers on the Pub/Sub emulator: what gcpubsub's users lose, kept."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from tests.pubsub.jobs import trail
+from tests.workers import Worker, eventually
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.emulator]
+
+
+def test_a_producer_that_calls_once_and_exits_has_delivered(
+    jobs: ModuleType, connect: Callable[..., PubSubBroker]
+) -> None:
+    """A hundred processes, each with one call and a normal exit: all hundred arrive."""
+    broker = connect()
+    broker.declare_queue(_celery())
+    for n in range(100):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                jobs.mark.delay(n)
+                code = 0
+            finally:
+                os._exit(code)  # without pytest's own end; nothing of ours is waited for
+        assert os.waitpid(pid, 0)[1] == 0
+    found = broker.look("celery", 200)
+    assert len(found) == 100
+
+
+def test_unconfirmed_calls_are_flushed_at_exit(
+    jobs: ModuleType, connect: Callable[..., PubSubBroker], tmp_path: Path
+) -> None:
+    import subprocess
+
+    script = (
+        "from tests.pubsub.jobs import app, mark\n"
+        "app.conf.broker_transport_options = {'publisher_confirms': False}\n"
+        "for n in range(200): mark.delay(n)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run(
+        [sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    assert len(connect().look("celery", 500)) == 200
+
+
+def test_a_worker_with_one_process_holds_one_message(
+    jobs: ModuleType, start: Callable[..., Worker], connect: Callable[..., PubSubBroker], tmp_path
+) -> None:
+    start()
+    jobs.began.delay("long", 30)
+    eventually(lambda: trail(tmp_path, "began"))
+    for n in range(3):
+        jobs.mark.delay(n)
+    broker = connect()
+    found = broker.look("celery", 10)
+    assert len(found) == 3, "the rest is left to others"
+    assert [d.deliveries for d in found] == [1, 1, 1], "and was never in that worker's hands"
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_task_longer_than_the_lease_is_not_delivered_again(
+    pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    """Also one that keeps the interpreter busy, under prefork. The lease is 10 s."""
+    worker = start(pool=pool)
+    (jobs.busy if pool == "prefork" else jobs.began).delay("long", 14)
+    eventually(lambda: trail(tmp_path, "ended"), timeout=40)
+    jobs.mark.delay("after")
+    eventually(lambda: trail(tmp_path, "marks"))
+    assert trail(tmp_path, "began") == ["long"]
+    assert worker.stop() < 10
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+def test_every_pool_works_and_stops_at_once_when_idle(
+    pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start(pool=pool)
+    for n in range(20):
+        jobs.mark.delay(n)
+    eventually(lambda: len(trail(tmp_path, "marks")) == 20)
+    took = worker.stop()
+    assert worker.process.returncode == 0
+    assert took < 10, "Cloud Run's patience"
+    assert Counter(trail(tmp_path, "marks")).most_common(1)[0][1] == 1
+
+
+def test_a_busy_worker_that_stops_hands_back_what_it_has_not_started(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start(concurrency=1, args=("--prefetch-multiplier", "4"))
+    jobs.began.delay("first", 3)
+    eventually(lambda: trail(tmp_path, "began"))
+    for n in range(3):
+        jobs.began.delay(n, 0)
+    time.sleep(0.5)  # they are in its hands by now, or soon
+    worker.stop(timeout=20)
+    start()
+    # At once: not after the lease of 10 s.
+    eventually(lambda: len(trail(tmp_path, "ended")) == 4, timeout=8)
+
+
+def test_remote_control_stays_alive(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pings in a row from connections that come and go, while pool children are replaced."""
+    monkeypatch.setenv("PUBSUB_TASKS_PER_CHILD", "1")
+    worker = start(concurrency=2)
+    done = threading.Event()
+    sent = 0
+
+    def load() -> None:
+        nonlocal sent
+        while not done.is_set():
+            jobs.relay.delay(sent)
+            sent += 1
+            done.wait(0.1)
+
+    loader = threading.Thread(target=load)
+    loader.start()
+    try:
+        answers = []
+        for _ in range(100):
+            with jobs.app.connection() as connection:
+                replies = jobs.app.control.ping(timeout=5, limit=1, connection=connection)
+            answers.append([name for reply in replies for name in reply])
+    finally:
+        done.set()
+        loader.join()
+    assert answers == [[worker.name]] * 100
+    eventually(lambda: len(set(trail(tmp_path, "marks"))) == sent, timeout=40)
+
+
+def test_children_that_are_replaced_can_publish(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """200 forks of a parent that pulls and extends leases: no child hangs or dies."""
+    monkeypatch.setenv("PUBSUB_TASKS_PER_CHILD", "1")
+    worker = start(concurrency=2)
+    for n in range(100):
+        jobs.relay.delay(n)  # and the mark that it publishes: two children for each
+    eventually(lambda: len(set(trail(tmp_path, "marks"))) == 100, timeout=100)
+    for sign in ("WorkerLostError", "SIGSEGV", "Traceback", "forking with"):
+        assert sign not in worker.log
+    assert len(trail(tmp_path, "marks")) == 100
+
+
+def _celery():
+    from gwi_celery.brokers.base import QueueSpec
+
+    return QueueSpec("celery")
