@@ -6,6 +6,7 @@ from gwi_celery.config import Settings
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.reliability.task import ReliableTask
 from gwi_celery.transport import register as _register
+from gwi_celery.transport.leases import message_lease_lost
 
 __version__ = "0.1.0"
 
@@ -15,6 +16,7 @@ __all__ = [
     "Settings",
     "__version__",
     "broker_for",
+    "message_lease_lost",
     "publish_batch",
     "setup",
     "store_for",

@@ -11,8 +11,10 @@ from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.reliability.stopping import StopFlag
+from gwi_celery.service.worker import HealthServer
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.url import open_store
+from gwi_celery.telemetry import logs, tracing
 from gwi_celery.transport import register
 
 #: What a reliable app needs of Celery: setting -> (its value, what would happen otherwise).
@@ -68,7 +70,9 @@ def setup(app: Any, **settings: Any) -> Settings:
     register()
     app = _unwrapped(app)
     loaded = _configure(app, settings)
-    app.steps["worker"].add(StopFlag)
+    logs.configure(loaded)
+    tracing.configure(loaded)
+    app.steps["worker"].update((StopFlag, HealthServer))
     # The entry point says the same, but only of an installed package, not of a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
 

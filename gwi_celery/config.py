@@ -172,6 +172,7 @@ class Settings:
         "json (Cloud Logging) or text; empty: json with a project and without a terminal",
         "",
     )
+    tracing: bool = _setting("GWI_TRACING", "OpenTelemetry spans of attempts and steps", False)
     log_arguments: bool = _setting("GWI_LOG_ARGUMENTS", "whether logs show tasks' arguments", False)
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@
         │   └── TooLarge            a result, step or checkpoint over its limit
         ├── StoreError
         │   ├── StoreUnavailable    temporary: worth trying again
-        │   └── StoreUnusable       permanent: not a database, read-only, wrong version
+        │   └── StoreUnusable       permanent: no database, no permission, wrong version
         └── BrokerError
             ├── BrokerUnavailable   temporary: worth trying again
             ├── BrokerUnusable      permanent: not a database, read-only, wrong version
@@ -138,11 +138,12 @@ class StoreError(GwiError):
 
 
 class StoreUnavailable(StoreError):
-    """Temporary: the store can't be reached, is locked, or its disk is full. Try again."""
+    """Temporary: the store can't be reached, is locked, or its disk or quota is full. Try again."""
 
 
 class StoreUnusable(StoreError):
-    """Permanent: the store's file is not a database, is read-only, or of another version."""
+    """Permanent: there is no database, it is read-only or of another version, or permission, an
+    index or a part of what was stored is missing."""
 
 
 class BrokerError(GwiError):

@@ -27,13 +27,19 @@ logger = logging.getLogger(__name__)
 #: Seconds that a fork waits for short calls to end. All of them have deadlines of their own; past
 #: this the fork goes ahead, because a pool that can't replace a child is worse than the small risk.
 _PATIENCE = 10.0
+#: Seconds between two requests to a long call to end.
+_PRESS_EVERY = 0.02
 
 
 class LongCall(Protocol):
     """A call that may be in flight for long: a blocking pull, a stream."""
 
-    def pause(self) -> None:
-        """End the call soon, and leave the gate when it has ended. Must not block."""
+    def pause(self, waited: float) -> None:
+        """End the call soon, and leave the gate when it has ended. Must not block.
+
+        Called again and again while calls are in flight, with the seconds that the fork has waited:
+        gently at first, so that nothing gets lost that is just arriving, then at any cost.
+        """
 
     def resume(self) -> None:
         """The fork is over (in the parent): call again."""
@@ -87,20 +93,23 @@ class _Gate:
                 self._changed.wait()
             self._forking = True
             self._paused = list(self._long)
-        for call in self._paused:
-            try:
-                call.pause()
-            except Exception:
-                logger.exception("a call could not be paused for a fork")
-        deadline = time.monotonic() + _PATIENCE
+        began = time.monotonic()
+        waited = 0.0
         own = getattr(self._own, "depth", 0)  # a fork within a call can't wait for that call
-        with self._changed:
-            while self._in_flight > own:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    logger.warning("forking with %d gRPC calls in flight", self._in_flight - own)
-                    break
-                self._changed.wait(left)
+        while True:
+            for call in self._paused:
+                try:
+                    call.pause(waited)
+                except Exception:
+                    logger.exception("a call could not be paused for a fork")
+            with self._changed:
+                ended = self._changed.wait_for(lambda: self._in_flight <= own, _PRESS_EVERY)
+            waited = time.monotonic() - began
+            if ended:
+                return
+            if waited > _PATIENCE:
+                logger.warning("forking with %d gRPC calls in flight", self._in_flight - own)
+                return
 
     def after_in_parent(self) -> None:
         with self._changed:

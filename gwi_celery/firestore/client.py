@@ -6,7 +6,8 @@ with itself. What a call can end in instead:
 
 ==========================================================  ========================================
 ALREADY_EXISTS, FAILED_PRECONDITION, NOT_FOUND on a commit  :class:`Conflict`: read, and decide anew
-ABORTED                                                     sent again after a short random pause
+ABORTED                                                     sent again after a short random pause;
+                                                            in the end :class:`Unsettled`
 UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, UNKNOWN,          on a commit :class:`Unsettled`: read to
 CANCELLED                                                   find out; a read is sent again
 RESOURCE_EXHAUSTED                                          StoreUnavailable: a quota, or overload
@@ -47,6 +48,7 @@ from gwi_celery.firestore.documents import (
     set_query,
     set_write,
 )
+from gwi_celery.firestore.objects import Bucket
 from gwi_celery.firestore.url import FirestoreURL
 
 #: Between this client and the server, for tests: gets the method's name ("Commit"), the request
@@ -60,6 +62,12 @@ _SCOPES: Final = ("https://www.googleapis.com/auth/datastore",)
 _CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # After an outage of the service: not up to two minutes, as gRPC would wait by then.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # A connection that a firewall has dropped is noticed while a call waits on it.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
     # A channel of our own for each client: not one shared in this process with others'.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -73,8 +81,10 @@ _UNKNOWN: Final = {
     _Code.UNKNOWN,
     _Code.CANCELLED,
 }
-#: Times that an aborted commit, or a read that failed for now, is sent.
+#: Times that a read that failed for now is sent.
 _TRIES: Final = 6
+#: Times that an aborted commit is sent before it is looked at why.
+_ABORTED_TRIES: Final = 3
 #: First pause between two sendings, seconds: a random share of it, and it doubles.
 _PAUSE: Final = 0.02
 
@@ -84,7 +94,11 @@ class Conflict(Exception):
 
 
 class Unsettled(StoreUnavailable):
-    """No answer: the commit may have been applied, or may be yet. Read to find out."""
+    """No answer: the commit may have been applied, or may be yet. Read to find out.
+
+    Or the server has aborted it each time, because others write the same documents: reading tells
+    what they wrote.
+    """
 
 
 class ServerError(Exception):
@@ -122,18 +136,22 @@ class Client:
         self._root = f"{self.path}/documents/"
         self._intercept = intercept
         self._connection = connection if connection is not None else _Connection(url)
+        #: For what is too large for documents; None: chunks.
+        self.bucket = Bucket(url) if url.gcs_bucket else None
         self._metadata = [("google-cloud-resource-prefix", self.path)]
         if url.emulator:
             self._metadata.append(("authorization", "Bearer owner"))
 
     def of_database(self, database: str) -> Client:
-        """A client of another database of the same project, on the same connection."""
-        return Client(
+        """A client of another database of the same project, on the same connections."""
+        other = Client(
             self._url,
             database=database,
             intercept=self._intercept,
             connection=self._connection,
         )
+        other.bucket = self.bucket
+        return other
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -144,13 +162,13 @@ class Client:
         for write in writes:
             set_write(request.writes.add(), write, self._root)
         pause = _PAUSE
-        for attempt in range(_TRIES):
+        for attempt in range(_ABORTED_TRIES):
             try:
                 written = get_written(self._call("Commit", request))
                 self._connection.saw(written.commit_time)
                 return written
             except ServerError as exc:
-                if exc.code is _Code.ABORTED and attempt < _TRIES - 1:
+                if exc.code is _Code.ABORTED and attempt < _ABORTED_TRIES - 1:
                     pause = _wait(pause)
                     continue
                 raise self._commit_error(exc) from exc
@@ -247,8 +265,8 @@ class Client:
     def _commit_error(self, exc: ServerError) -> Exception:
         if exc.code in _CONFLICT:
             return Conflict(exc.details)
-        if exc.code in _UNKNOWN:
-            return Unsettled(f"no answer from Firestore to a commit ({exc}): it may be applied")
+        if exc.code in _UNKNOWN or exc.code is _Code.ABORTED:
+            return Unsettled(f"no answer that settles a commit from {self._url.endpoint} ({exc})")
         return self._error(exc)
 
     def _read_error(self, exc: ServerError) -> StoreError:

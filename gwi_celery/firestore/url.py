@@ -23,6 +23,8 @@ OPTIONS: Final[Mapping[str, str]] = {
     "endpoint": "host:port instead of Google's; an emulator if it is FIRESTORE_EMULATOR_HOST's",
     "emulator": "true: the endpoint is an emulator, so no TLS and no credentials",
     "timeout": "seconds that one call may take; 10 unless told",
+    "gcs_bucket": "Cloud Storage bucket for values over 2.7 MB, instead of documents",
+    "gcs_endpoint": "URL of a Cloud Storage emulator",
 }
 
 #: By Firestore's rules for database ids.
@@ -45,6 +47,9 @@ class FirestoreURL:
     emulator: bool = False
     #: Seconds.
     timeout: float = 10.0
+    #: "": none.
+    gcs_bucket: str = ""
+    gcs_endpoint: str = ""
 
     @property
     def database_per_tenant(self) -> bool:
@@ -103,7 +108,16 @@ def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
         raise ConfigurationError(
             f"{url!r}: timeout is {options['timeout']!r}, and takes seconds above 0"
         )
-    return FirestoreURL(parts.netloc, prefix, database, endpoint, is_emulator, timeout)
+    return FirestoreURL(
+        project=parts.netloc,
+        prefix=prefix,
+        database=database,
+        endpoint=endpoint,
+        emulator=is_emulator,
+        timeout=timeout,
+        gcs_bucket=options.get("gcs_bucket", ""),
+        gcs_endpoint=options.get("gcs_endpoint", ""),
+    )
 
 
 def _check_database(url: str, database: str) -> None:

@@ -44,6 +44,7 @@ from gwi_celery.stores.base import (
     Store,
 )
 from gwi_celery.telemetry.events import emit
+from gwi_celery.telemetry.tracing import span
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +137,9 @@ class Run:
             self.steps_skipped += 1
             return blobs.load(recorded.blob)
         self.check()
-        blob = self._dump(name, function(*args, **kwargs))
-        self._save(Checkpoint(name, CheckpointKind.STEP, blob))
+        with span(f"step {name}"):
+            blob = self._dump(name, function(*args, **kwargs))
+            self._save(Checkpoint(name, CheckpointKind.STEP, blob))
         self.steps_run += 1
         return blobs.load(blob)
 

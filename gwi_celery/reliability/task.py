@@ -50,6 +50,7 @@ from gwi_celery.stores.base import (
     Replay,
     Store,
 )
+from gwi_celery.telemetry import tracing
 from gwi_celery.telemetry.events import emit
 from gwi_celery.transport.headers import (
     DEADLINE_HEADER,
@@ -314,13 +315,14 @@ class ReliableTask(Task):
             self._store_away(exc)
         match answer:
             case Claimed():
-                emit(
-                    "claimed",
-                    tenant=understood.tenant,
-                    run=understood.run,
-                    attempt=answer.record.attempt,
-                    fence=answer.lease.fence,
-                )
+                facts: dict[str, Any] = {
+                    "tenant": understood.tenant,
+                    "run": understood.run,
+                    "attempt": answer.record.attempt,
+                    "fence": answer.lease.fence,
+                }
+                emit("claimed", **facts)
+                tracing.describe(**facts, generation=answer.record.generation)
                 run = Run(store, answer, self._limits(headers), asked_at=asked_at)
                 kwargs = call.filled(self.run, self.reliable, args, kwargs, headers)
                 return self._attempt(run, args, kwargs)

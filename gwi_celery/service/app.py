@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,7 +21,7 @@ from starlette.routing import Route
 from gwi_celery.app import settings_for
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import Settings
-from gwi_celery.errors import ConfigurationError
+from gwi_celery.errors import ConfigurationError, MalformedMessage
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.service import push
@@ -27,15 +29,19 @@ from gwi_celery.service.auth import GOOGLE_CERTS, Denied, Fetch, PushAuth, fetch
 from gwi_celery.service.execute import Executor
 from gwi_celery.service.health import Health, denied
 from gwi_celery.service.intake import Intake, Refused
-from gwi_celery.service.limits import Budget
+from gwi_celery.service.limits import Budget, HeadLimit
+from gwi_celery.service.push import Pushed
 from gwi_celery.service.shutdown import Shutdown
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
+from gwi_celery.transport import envelope
 
 logger = logging.getLogger(__name__)
 
 #: Request bodies that may be in memory at a time, in units of the largest.
 _BODIES = 8
+#: Share of the push deadline that a request may wait for in which its message is due.
+_HOLD_AT_MOST = 0.5
 #: Share of the push deadline after which a job is handed back, and its request answered.
 _HAND_BACK_AT, _ANSWER_AT = 0.9, 0.98
 
@@ -58,6 +64,7 @@ def create_app(
     service = Service(app, settings or settings_for(app), fetch_certs)
     return Starlette(
         routes=service.routes(),
+        middleware=[Middleware(HeadLimit)],
         lifespan=service.lifespan,
         exception_handlers={
             Denied: denied,
@@ -65,6 +72,18 @@ def create_app(
             HTTPException: _http_error,
             Exception: _bug,
         },
+    )
+
+
+def create_health_app(
+    app: Any, stats: Stats, *, alive: Callable[[], bool], draining: Callable[[], bool]
+) -> Starlette:
+    """The endpoints of a pull worker: /health, /ready, /stats and /metrics."""
+    health = Health(app, stats, alive=alive, draining=draining, mode="pull")
+    return Starlette(
+        routes=health.routes(),
+        middleware=[Middleware(HeadLimit)],
+        exception_handlers={Denied: denied, HTTPException: _http_error, Exception: _bug},
     )
 
 
@@ -109,7 +128,10 @@ class Service:
         received_at = time.monotonic()
         if self._auth is not None:
             await asyncio.to_thread(self._auth.verify, request.headers.get("authorization"))
-        settlement = await self._take(request, received_at)
+        try:
+            settlement = await self._take(request, received_at)
+        except push.NotAMessage as exc:
+            settlement = await self._keep(exc.delivery, f"not a Celery message: {exc}")
         if settlement is Settlement.NACKED:
             raise Refused(settlement.push_status, "it could not be run now")
         return Response(status_code=settlement.push_status)
@@ -120,31 +142,60 @@ class Service:
             require_token(
                 request.headers.get("authorization"), _needed(self._settings.service_token)
             )
-        settlement = await self._take(request, time.monotonic())
+        try:
+            settlement = await self._take(request, time.monotonic(), check=envelope.decode)
+        except MalformedMessage as exc:
+            raise HTTPException(422, str(exc)) from exc
         return JSONResponse({"message": settlement.text})
 
-    async def _take(self, request: Request, received_at: float) -> Settlement:
+    async def _take(
+        self,
+        request: Request,
+        received_at: float,
+        check: Callable[[Delivery], object] = lambda delivery: None,
+    ) -> Settlement:
+        """Read and run a message. Raises NotAMessage, Refused, HTTPException, and what check does."""
         settings = self._settings
         if self._intake.draining:
             raise Refused(503, "this instance is shutting down", retry_after=1)
         async with self._budget.body(
             request, limit=settings.max_body_bytes, timeout=settings.body_timeout
         ) as body:
-            try:
-                delivery = await asyncio.to_thread(
-                    push.parse,
-                    body,
-                    dict(request.headers),
-                    queue=self._queue,
-                    max_depth=settings.max_json_depth,
-                )
-            except push.NotAMessage as exc:
-                return await self._keep(exc.delivery, f"not a Celery message: {exc}")
+            pushed = await asyncio.to_thread(
+                push.parse,
+                body,
+                dict(request.headers),
+                queue=self._queue,
+                max_depth=settings.max_json_depth,
+            )
+            check(pushed.delivery)
+            settlement = await self._until_due(pushed, _HOLD_AT_MOST * settings.push_deadline)
+            if settlement is not None:
+                return settlement
             return await self._intake.run(
-                delivery,
+                pushed.delivery,
                 hand_back_at=received_at + _HAND_BACK_AT * settings.push_deadline,
                 answer_by=received_at + _ANSWER_AT * settings.push_deadline,
             )
+
+    async def _until_due(self, pushed: Pushed, at_most: float) -> Settlement | None:
+        """Hold a message that came too early: its request waits, without a place in the pool.
+
+        None: it is due. One that waits for longer is published anew, which costs no delivery.
+        """
+        now = time.time()
+        if pushed.expires <= now:
+            return Settlement.ACKED
+        wait = pushed.not_before - now
+        if wait <= 0 or (wait <= at_most and await self._intake.hold(wait)):
+            return None
+        if wait > at_most:
+            await self._intake.hold(at_most)
+        left = max(pushed.not_before - time.time(), 0.0)
+        ttl = pushed.expires - pushed.not_before
+        return await asyncio.to_thread(
+            self._executor.park, pushed.delivery, left, None if math.isinf(ttl) else ttl
+        )
 
     async def _keep(self, delivery: Delivery, reason: str) -> Settlement:
         logger.error("pushed message %s is %s", delivery.message_id, reason)

@@ -13,9 +13,10 @@ import os
 import signal
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from dataclasses import replace
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,8 @@ from celery.exceptions import TaskRevokedError
 from celery.utils.nodenames import default_nodename
 from celery.worker import state
 from celery.worker.consumer import Consumer
+from kombu.asynchronous import Hub
+from kombu.asynchronous.timer import Timer
 from kombu.serialization import prepare_accept_content
 
 from gwi_celery.app import broker_for
@@ -49,8 +52,11 @@ from gwi_celery.transport.message import Message
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a pool child that vanished counts as lost, with its job.
-_LOST_AFTER = 1.0
+#: Pool children that may die within a second before the pool gives up, as in Celery's worker.
+_MAX_RESTARTS = 100
+#: Seconds without a turn of its loop after which the executor counts as dead. A dead letter that the
+#: broker takes long for keeps it from turning as well.
+_STUCK_AFTER = 120.0
 #: What Celery's strategy raises at a message that is not as it should be.
 _ODD = (LookupError, TypeError, ValueError, AttributeError)
 #: An ETA nearer than this is now, seconds.
@@ -60,9 +66,13 @@ _ETA_IS_NOW = 0.05
 class Executor:
     """A Celery pool that is fed by :meth:`submit`.
 
+    The pool lives on an event loop of Celery's in a thread of its own, as in a worker: prefork's other
+    way, with threads and locks shared by its children, hangs for good when a child is killed while it
+    holds one.
+
     Args:
         app: A Celery app that was set up.
-        pool: ``prefork``, ``threads`` or ``solo``, or another of Celery's.
+        pool: ``prefork``, ``threads`` or ``solo``.
         size: Jobs at a time.
     """
 
@@ -74,9 +84,13 @@ class Executor:
         self._pool: Any = None
         self._consumer: _PushConsumer | None = None
         self._broker: Broker | None = None
-        #: Threads that hand messages to the pool. They live as long as the pool: Linux may kill a
-        #: child when the thread that forked it ends.
-        self._threads = ThreadPoolExecutor(size + 1, thread_name_prefix="gwi-execute")
+        # Linux may kill a child when the thread that forked it ends: this one lives as long as the pool.
+        self._thread = threading.Thread(target=self._main, name="gwi-execute", daemon=True)
+        self._ready: Future[None] = Future()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake_pipe: tuple[int, int] | None = None
+        self._stopping = False
+        self._ticked_at = time.monotonic()
 
     @property
     def broker(self) -> Broker:
@@ -86,32 +100,9 @@ class Executor:
         return self._broker
 
     def start(self) -> None:
-        """Start the pool and wait until it is there. Blocks; not for the event loop's thread."""
-        self._threads.submit(self._start).result()
-
-    def _start(self) -> None:
-        app = self.app
-        app.loader.init_worker()
-        signals.worker_init.send(sender=self)
-        app.finalize()
-        trace.setup_worker_optimizations(app, self.hostname)
-        conf = app.conf
-        pool_class = concurrency.get_implementation(self._pool_name)
-        self._pool = pool_class(
-            self.size,
-            initargs=(app, self.hostname),
-            maxtasksperchild=conf.worker_max_tasks_per_child,
-            max_memory_per_child=conf.worker_max_memory_per_child,
-            timeout=conf.task_time_limit,
-            soft_timeout=conf.task_soft_time_limit,
-            lost_worker_timeout=_LOST_AFTER,
-            threads=True,
-            putlocks=False,
-            app=app,
-        )
-        self._pool.start()
-        self._consumer = _PushConsumer(app, self._pool, self.hostname)
-        signals.worker_ready.send(sender=self._consumer)
+        """Start the pool and wait until it is there. Blocks; not for a web server's thread."""
+        self._thread.start()
+        self._ready.result()
 
     def submit(self, delivery: Delivery, *, hand_back_at: float) -> Future[Settlement]:
         """Run what is delivered.
@@ -123,10 +114,73 @@ class Executor:
         Returns:
             What becomes of the message, once that is done and the pool has a place free again.
         """
-        assert self._consumer is not None, "start() comes first"
         submission = _Submission()
-        self._threads.submit(self._run, delivery, hand_back_at, submission)
+        self._inbox.append(lambda: self._run(delivery, hand_back_at, submission))
+        self._wake()
         return submission.future
+
+    # --- the thread ---------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            hub = self._start()
+        except BaseException as exc:
+            self._ready.set_exception(exc)
+            return
+        self._ready.set_result(None)
+        loop = hub.create_loop()
+        while not self._stopping:
+            self._ticked_at = time.monotonic()
+            try:
+                next(loop)
+            except Exception:
+                logger.exception("an error on the executor's loop; it goes on")
+                loop = hub.create_loop()
+        self._pool.stop()
+
+    def _start(self) -> Any:
+        app = self.app
+        app.loader.init_worker()
+        signals.worker_init.send(sender=self)
+        app.finalize()
+        trace.setup_worker_optimizations(app, self.hostname)
+        conf = app.conf
+        hub = Hub(Timer(max_interval=10.0))
+        pool_class = concurrency.get_implementation(self._pool_name)
+        self._pool = pool_class(
+            self.size,
+            initargs=(app, self.hostname),
+            maxtasksperchild=conf.worker_max_tasks_per_child,
+            max_memory_per_child=conf.worker_max_memory_per_child,
+            timeout=conf.task_time_limit,
+            soft_timeout=conf.task_soft_time_limit,
+            lost_worker_timeout=conf.worker_lost_wait,
+            max_restarts=_MAX_RESTARTS,
+            threads=False,
+            putlocks=False,
+            app=app,
+        )
+        self._pool.start()
+        self._pool.register_with_event_loop(hub)
+        self._wake_pipe = read, write = os.pipe()
+        for fd in (read, write):
+            os.set_blocking(fd, False)
+        hub.add_reader(read, self._on_wake)
+        self._consumer = _PushConsumer(app, self._pool, self.hostname)
+        signals.worker_ready.send(sender=self._consumer)
+        return hub
+
+    def _wake(self) -> None:
+        assert self._wake_pipe is not None, "start() comes first"
+        with contextlib.suppress(BlockingIOError):  # full: it is awake
+            os.write(self._wake_pipe[1], b"\0")
+
+    def _on_wake(self) -> None:
+        assert self._wake_pipe is not None
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_pipe[0], 4096)
+        while self._inbox:
+            self._inbox.popleft()()
 
     def _run(self, delivery: Delivery, hand_back_at: float, submission: _Submission) -> None:
         try:
@@ -148,7 +202,8 @@ class Executor:
         assert self._consumer is not None
         wait = self._consumer.wait(message)
         if wait:
-            submission.settle(self._park(delivery, message, wait))
+            priority = int(message.properties["priority"])
+            submission.settle(self.park(replace(delivery, priority=priority), wait))
             return
         try:
             self._consumer.receive(message, submission)
@@ -179,53 +234,49 @@ class Executor:
             return Settlement.NACKED
         return Settlement.DEAD_LETTERED
 
-    def _park(self, delivery: Delivery, message: Message, seconds: float) -> Settlement:
-        """Give a message that must wait back to the broker, which delivers it when it is due."""
+    def park(self, delivery: Delivery, seconds: float, ttl: float | None = None) -> Settlement:
+        """Give a message that must wait back to the broker; NACKED if that can't be done now."""
+        message = OutgoingMessage(
+            delivery.data, delivery.attributes, delivery.priority, delay=seconds, ttl=ttl
+        )
         try:
-            self.broker.publish(
-                "",
-                delivery.queue,
-                OutgoingMessage(
-                    delivery.data,
-                    delivery.attributes,
-                    int(message.properties["priority"]),
-                    delay=seconds,
-                ),
-            )
+            self.broker.publish("", delivery.queue, message)
         except BrokerError as exc:
             logger.error("could not park message %s: %s", delivery.message_id, exc)
             return Settlement.NACKED
         return Settlement.ACKED
 
+    # --- its end ------------------------------------------------------------------------------
+
     def alive(self) -> bool:
-        """Whether jobs could run: the pool is there, and so are its processes."""
-        pool = self._pool
-        if pool is None or not pool.active:
+        """Whether jobs could run: the loop turns, and the pool has its processes."""
+        if not self._thread.is_alive() or self._pool is None:
+            return False
+        if self._pool_name != "solo" and time.monotonic() - self._ticked_at > _STUCK_AFTER:
             return False
         processes = self._processes()
         return not processes or any(p.is_alive() for p in processes)
 
     def stop(self, patience: float) -> None:
         """End the pool; after ``patience`` seconds, whatever it still does. Blocks."""
-        if self._pool is None:
+        if self._wake_pipe is None:
             return
         signals.worker_shutting_down.send(
             sender=self.hostname, sig="SIGTERM", how="Warm", exitcode=0
         )
-        stopping = threading.Thread(target=self._pool.stop, name="gwi-stop", daemon=True)
-        stopping.start()
-        stopping.join(patience)
-        if stopping.is_alive():
-            logger.warning("a job did not end: its worker process is stopped under it")
-            self._terminate()
+        self._stopping = True
+        self._wake()
+        start = time.monotonic()
+        self._thread.join(patience)
+        logger.debug("the pool took %.1f s to end", time.monotonic() - start)
+        if self._thread.is_alive():
+            logger.warning(
+                "the pool has not ended: its processes are killed, and any job with them"
+            )
+            for process in self._processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
         signals.worker_shutdown.send(sender=self)
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _terminate(self) -> None:
-        # Not pool.terminate(): it waits for threads which wait for the job.
-        for process in self._processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
 
     def _processes(self) -> list[Any]:
         """The pool's children; none where it has threads."""
@@ -296,13 +347,15 @@ class _WatchedPool:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self.current = threading.local()
+        #: The submission in whose favour it is called now; one thread hands over.
+        self.current: _Submission | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
-        submission: _Submission = self.current.submission
+        submission = self.current
+        assert submission is not None
         submission.enter_pool()
         once = _once(submission.left_pool)
         options["callback"] = _then(options["callback"], lambda *_, **__: once())
@@ -318,12 +371,9 @@ class _WatchedPool:
         except BaseException:
             once()
             raise
-        if result is None and self._pool_is_closed():
-            once()
+        if result is None and not self._pool.active:
+            once()  # it is closing, and took nothing
         return result
-
-    def _pool_is_closed(self) -> bool:
-        return not self._pool.active
 
 
 class _PushConsumer(Consumer):
@@ -372,7 +422,7 @@ class _PushConsumer(Consumer):
         if message.errors:
             message.ack()  # undecodable, so it goes to the dead letter
             return
-        self.pool.current.submission = submission
+        self.pool.current = submission
         self._handle(message)
 
     def call_soon(self, p: Any, *args: Any, **kwargs: Any) -> Any:
@@ -384,12 +434,6 @@ class _PushConsumer(Consumer):
     def _execute(self, request: Any) -> None:
         with contextlib.suppress(TaskRevokedError):  # announced and acked already
             request.execute_using_pool(self.pool)
-
-    # Celery's own would log the body, with the task's arguments.
-
-    def on_decode_error(self, message: Message, exc: Exception) -> None:
-        logger.error("message %s: %s", message.delivery_tag, message.reason)
-        message.ack()
 
 
 class _NoTimer:

@@ -41,6 +41,7 @@ class Intake:
         #: Set when who still waits for an answer is given up.
         self._over: asyncio.Task[bool] | None = None
         self._give_up = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
@@ -88,6 +89,14 @@ class Intake:
             raise _stopping()
         raise Refused(503, "the job is still running: its message has to come again")
 
+    async def hold(self, seconds: float) -> bool:
+        """Wait; True if the time was up, False if the shutdown came before."""
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            return True
+        return False
+
     # --- places -------------------------------------------------------------------------------
 
     async def _take_place(self) -> None:
@@ -131,6 +140,7 @@ class Intake:
     def drain(self) -> None:
         """Take nothing more; who waits is refused now."""
         self.draining = True
+        self._stopping.set()
         while self._waiting:
             place = self._waiting.popleft()
             if not place.done():

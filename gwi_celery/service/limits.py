@@ -9,8 +9,29 @@ from typing import Any
 import anyio
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gwi_celery.errors import MalformedMessage
+
+#: Most bytes of a request's head: names and values of its headers, and its path.
+MAX_HEAD = 32 * 1024
+
+
+class HeadLimit:
+    """Middleware: a head that is too long is answered with 431, whatever it asks for."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app: ASGIApp = self._app
+        if scope["type"] == "http":
+            size = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+            size += sum(len(name) + len(value) for name, value in scope["headers"])
+            if size > MAX_HEAD:
+                app = JSONResponse({"reason": f"the head is over {MAX_HEAD} bytes"}, 431)
+        await app(scope, receive, send)
 
 
 def check_depth(value: Any, max_depth: int) -> None:

@@ -1,7 +1,8 @@
 """A push request's body -> the delivery it carries. Pure functions.
 
 Pub/Sub sends a message wrapped in JSON, or, where the subscription says so, as it is, with what it
-knows of it in headers. Both end as the same :class:`Delivery` that a pull worker would get.
+knows of it in headers. Both end as the same :class:`Delivery` that a pull worker would get. Pub/Sub
+has no delayed delivery: a message of ours says itself when it may run, and comes before that.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +29,17 @@ _META = "x-goog-pubsub-"
 _OURS = "gwi-"
 
 
+@dataclass(frozen=True)
+class Pushed:
+    """A message that was pushed, and when it may run."""
+
+    delivery: Delivery
+    #: Seconds since the epoch before which it is not to run.
+    not_before: float = 0.0
+    #: Seconds since the epoch after which it is dropped.
+    expires: float = math.inf
+
+
 class NotAMessage(MalformedMessage):
     """What was pushed can't be a message. ``delivery`` holds it as it came, for the dead letter."""
 
@@ -33,8 +48,8 @@ class NotAMessage(MalformedMessage):
         self.delivery = delivery
 
 
-def parse(body: bytes, headers: Mapping[str, str], *, queue: str, max_depth: int) -> Delivery:
-    """The delivery of a push request.
+def parse(body: bytes, headers: Mapping[str, str], *, queue: str, max_depth: int) -> Pushed:
+    """What a push request carries.
 
     Args:
         body: The request's body.
@@ -52,10 +67,10 @@ def parse(body: bytes, headers: Mapping[str, str], *, queue: str, max_depth: int
         check_depth(raw, max_depth)
     except MalformedMessage as exc:
         raise NotAMessage(str(exc), delivery) from exc
-    return delivery
+    return _when(delivery)
 
 
-def _wrapped(raw: dict[str, Any], body: bytes, queue: str, max_depth: int) -> Delivery:
+def _wrapped(raw: dict[str, Any], body: bytes, queue: str, max_depth: int) -> Pushed:
     message = raw["message"]
     attributes = message.get("attributes") or {}
     as_it_came = _delivery(body, {}, queue, {})
@@ -77,7 +92,16 @@ def _wrapped(raw: dict[str, Any], body: bytes, queue: str, max_depth: int) -> De
         check_depth(_json(data), max_depth)
     except MalformedMessage as exc:
         raise NotAMessage(str(exc), delivery) from exc
-    return delivery
+    return _when(delivery)
+
+
+def _when(delivery: Delivery) -> Pushed:
+    """Take the attributes that our own Pub/Sub transport sends along for what they are."""
+    from gwi_celery.brokers.pubsub import wire
+
+    said = wire.parse(SimpleNamespace(attributes=delivery.attributes))
+    delivery = replace(delivery, attributes=said.attributes, priority=said.priority)
+    return Pushed(delivery, said.not_before, said.expires)
 
 
 def _delivery(

@@ -15,12 +15,11 @@ from starlette.types import ASGIApp
 
 from gwi_celery.config import Settings
 from gwi_celery.service.app import create_app
+from gwi_celery.service.limits import MAX_HEAD
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8080
-#: Most bytes of a request's head.
-_MAX_HEAD = 32 * 1024
 #: Seconds an idle connection is kept. Longer than Google's front end keeps one, or it would race.
 _KEEP_ALIVE = 620
 
@@ -70,7 +69,7 @@ def _config(application: ASGIApp, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         http="h11",  # it limits a request's head
-        h11_max_incomplete_event_size=_MAX_HEAD,
+        h11_max_incomplete_event_size=2 * MAX_HEAD,
         ws="none",
         access_log=False,
         log_config=None,

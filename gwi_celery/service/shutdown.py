@@ -24,8 +24,8 @@ from gwi_celery.service.intake import Intake
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Seconds for an idle pool to end.
-_POOL_PATIENCE = 1.0
+#: Seconds for an idle pool to end, and for one whose jobs would not.
+_IDLE_PATIENCE, _BUSY_PATIENCE = 5.0, 0.1
 
 
 class Shutdown:
@@ -78,5 +78,5 @@ class Shutdown:
         self._intake.drain()
         if self._draining is None:
             await self._drain()
-        patience = _POOL_PATIENCE if self._drained else 0.1
+        patience = _IDLE_PATIENCE if self._drained else _BUSY_PATIENCE
         await asyncio.to_thread(self._executor.stop, patience)

@@ -176,6 +176,8 @@ class FirestoreStore(Store):
         job = replace(new, fence=fence, version=job_version, updated=updated, created=created)
         if old is not None and old.era != new.era:
             self._sweep(client, job_name, old)
+        elif old is not None:
+            blobs.drop(client, [old.outcome, *(step.blob for step in forgotten)])
         return _claimed(request, job, replace(taken, fence=fence, version=fence))
 
     def _same_claim(
@@ -303,12 +305,14 @@ class FirestoreStore(Store):
             cancelled_by=by,
         )
         era_name = self._places.era(name, record.era)
-        outcome, pieces = blobs.pack(_raw(reason), era_name, step_gc_at(client, CANCELLED_TTL))
+        outcome, pieces = blobs.pack(
+            client, _raw(reason), era_name, step_gc_at(client, CANCELLED_TTL)
+        )
         fields = replace(record, outcome=outcome).fields()
         fields["gc_at"] = Micros(job_gc_at(client, CANCELLED_TTL))
         version = None if expired is None else expired.version
         write = documents.replace(name, fields, version, server_times=[UPDATED, CREATED])
-        client.commit([write, *blobs.send_ahead(client, pieces)])
+        client.commit([write, *pieces])
         if expired is not None:
             self._sweep(client, name, expired)
 
@@ -319,7 +323,9 @@ class FirestoreStore(Store):
             self._places.lock_by_id(job.ref.tenant, job.lock_id),
         )
         era_name = self._places.era(name, job.era)
-        outcome, pieces = blobs.pack(_raw(reason), era_name, step_gc_at(client, job.result_ttl))
+        outcome, pieces = blobs.pack(
+            client, _raw(reason), era_name, step_gc_at(client, job.result_ttl)
+        )
         data = {"outcome": outcome.fields(), "fence": job.fence, "cancelled_by": by}
         writes = [
             documents.change(
@@ -337,7 +343,7 @@ class FirestoreStore(Store):
         lock_document = client.read([lock_name]).documents.get(lock_name)
         if lock_document is not None and lock_of(lock_document).fence == job.fence:
             writes.append(documents.delete(lock_name, lock_document.update_time))
-        client.commit([*writes, *blobs.send_ahead(client, pieces)])
+        client.commit([*writes, *pieces])
 
     # --- reading ------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 A blob that one document can't hold is cut into chunks under a name that nobody has seen yet. They
 become visible with the commit that writes their manifest, and that one is conditional; until then
-they are nothing. What never becomes visible goes with its record's life, or by the TTL policy.
+they are nothing. What never becomes visible goes with its record's life, or by the TTL policy. With a
+bucket, what needs more than one commit is an object there instead, made visible in the same way.
 """
 
 from __future__ import annotations
@@ -28,32 +29,41 @@ _CHUNKS_PER_READ: Final = 10
 _TRIES: Final = 3
 
 
-def pack(blob: bytes, era_name: str, gc_at: int) -> tuple[Blob, list[Write]]:
-    """The blob's field, and the writes of its chunks if it needs any."""
+def pack(client: Client, blob: bytes, era_name: str, gc_at: int) -> tuple[Blob, list[Write]]:
+    """The blob's field, and the writes that are to go with it.
+
+    Most of a large one is written already. Raises StoreUnavailable, StoreUnusable.
+    """
     sha = checksum(blob)
     if len(blob) <= INLINE:
         return Blob(sha, blob), []
     name = os.urandom(8).hex()
+    if client.bucket is not None and len(blob) > _CHUNKS_PER_COMMIT * INLINE:
+        stored_as = f"{era_name}/{name}"
+        client.bucket.put(stored_as, blob)
+        return Blob(sha, None, size=len(blob), stored_as=stored_as), []
     pieces = [blob[start : start + INLINE] for start in range(0, len(blob), INLINE)]
     packed = Blob(sha, None, name, len(pieces), len(blob))
     writes = [
         Write(chunk, {"gc_at": Micros(gc_at), "data": {"blob": piece}})
         for chunk, piece in zip(packed.chunk_names(era_name), pieces, strict=True)
     ]
-    return packed, writes
-
-
-def send_ahead(client: Client, writes: list[Write]) -> list[Write]:
-    """Write all chunks but the last few; those are for the commit that makes them visible."""
+    # All chunks but the last few, which are for the commit that makes them visible.
     while len(writes) > _CHUNKS_PER_COMMIT:
         group, writes = writes[:_CHUNKS_PER_COMMIT], writes[_CHUNKS_PER_COMMIT:]
         client.commit_surely(group, tries=_TRIES)
-    return writes
+    return packed, writes
 
 
 def deletions(blob: Blob | None, era_name: str) -> list[Write]:
     """The writes that delete the blob's chunks."""
     return [] if blob is None else [documents.delete(name) for name in blob.chunk_names(era_name)]
+
+
+def drop(client: Client, blobs: Iterable[Blob | None]) -> None:
+    """Delete the objects of blobs that are visible no more. Never raises."""
+    if client.bucket is not None:
+        client.bucket.delete([blob.stored_as for blob in blobs if blob and blob.stored_as])
 
 
 def unpack(client: Client, era_name: str, blobs: Sequence[Blob]) -> list[bytes]:
@@ -66,12 +76,14 @@ def unpack(client: Client, era_name: str, blobs: Sequence[Blob]) -> list[bytes]:
     for group in batches(names, _CHUNKS_PER_READ):
         for name, document in client.read(group).documents.items():
             pieces[name] = document.fields["data"]["blob"]
-    return [_whole(blob, era_name, pieces) for blob in blobs]
+    return [_whole(client, blob, era_name, pieces) for blob in blobs]
 
 
-def _whole(blob: Blob, era_name: str, pieces: dict[str, bytes]) -> bytes:
+def _whole(client: Client, blob: Blob, era_name: str, pieces: dict[str, bytes]) -> bytes:
     if blob.inline is not None:
         whole = blob.inline
+    elif blob.stored_as:
+        whole = _object(client, blob)
     else:
         names = blob.chunk_names(era_name)
         missing = [name for name in names if name not in pieces]
@@ -85,6 +97,20 @@ def _whole(blob: Blob, era_name: str, pieces: dict[str, bytes]) -> bytes:
         raise StoreUnusable(
             f"a value of {len(whole):,} bytes below {era_name} is not what was written: its "
             "checksum differs. Replay its job from the start"
+        )
+    return whole
+
+
+def _object(client: Client, blob: Blob) -> bytes:
+    if client.bucket is None:
+        raise StoreUnusable(
+            f"a value of {blob.size:,} bytes is in a bucket, as {blob.stored_as}, and none is named: "
+            "add ?gcs_bucket=... to the store's URL"
+        )
+    whole = client.bucket.get(blob.stored_as)
+    if whole is None:
+        raise StoreUnusable(
+            f"{blob.stored_as} is gone from bucket {client.bucket.name}: replay its job from the start"
         )
     return whole
 

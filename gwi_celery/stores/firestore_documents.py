@@ -47,8 +47,8 @@ CHUNKS: Final = "gwi_chunks"
 SECOND: Final = 1_000_000
 DAY: Final = 86_400 * SECOND
 
-#: How long after a lock has expired Google may delete its document, microseconds. Until then the
-#: lock tells of a holder that vanished; without it that would go uncounted.
+#: How long after a lock has expired Google may delete its document, microseconds. Until then a
+#: holder that nobody has taken over from may yet go on.
 LOCK_KEPT: Final = 7 * DAY
 #: The same for a record whose outcome has expired: room for clocks that are wrong.
 JOB_KEPT: Final = 1 * DAY
@@ -116,15 +116,17 @@ class Places:
 
 @dataclass(frozen=True)
 class Blob:
-    """Bytes in a field, or the manifest of their chunks."""
+    """Bytes in a field, or the manifest of their chunks or of their object in Cloud Storage."""
 
     sha: bytes
-    #: None: in chunks.
+    #: None: elsewhere.
     inline: bytes | None
     #: Names the chunks, below their era, with ``count``.
     chunks: str = ""
     count: int = 0
     size: int = 0
+    #: The object's name in the bucket; "" if there is none.
+    stored_as: str = ""
 
     def chunk_names(self, era_name: str) -> list[str]:
         return [f"{era_name}/{CHUNKS}/{self.chunks}-{n}" for n in range(self.count)]
@@ -132,6 +134,8 @@ class Blob:
     def fields(self) -> dict[str, Any]:
         if self.inline is not None:
             return {"sha": self.sha, "blob": self.inline}
+        if self.stored_as:
+            return {"sha": self.sha, "object": self.stored_as, "size": self.size}
         return {"sha": self.sha, "chunks": self.chunks, "count": self.count, "size": self.size}
 
 
@@ -142,6 +146,7 @@ def blob_of(fields: Mapping[str, Any]) -> Blob:
         fields.get("chunks", ""),
         fields.get("count", 0),
         fields.get("size", 0),
+        fields.get("object", ""),
     )
 
 

@@ -199,7 +199,7 @@ class Holder:
                     "from its start"
                 )
             self._keep(hold, steps)
-            hold.steps = {step.name: step for step in steps}
+            hold.steps = {step.name: _without_bytes(step) for step in steps}
             hold.complete = True
             return checkpoints_of(self._client, self._places, hold.job, steps)
 
@@ -292,7 +292,9 @@ class Holder:
         written = self._client.commit(writes)
         hold.lock = replace(hold.lock, version=written.versions[0])
         hold.job = replace(hold.job, version=written.versions[1], steps=steps, ordinal=ordinal)
-        hold.steps[checkpoint.name] = replace(new, version=written.versions[2])
+        hold.steps[checkpoint.name] = _without_bytes(replace(new, version=written.versions[2]))
+        if stored is not None:
+            blobs.drop(self._client, [stored.blob])
 
     def _end(
         self,
@@ -361,7 +363,8 @@ class Holder:
                 self._look(hold, step)
         elif step is not None:
             hold.steps.pop(step, None)
-            hold.steps.update((step, step_of(document)) for document in seen.others)
+            for document in seen.others:
+                hold.steps[step] = _without_bytes(step_of(document))
 
     def _owned(self, seen: Seen) -> tuple[Job, Lock]:
         """The record and the lock, if the lease's token is both's."""
@@ -388,8 +391,7 @@ class Holder:
     def _pack(self, hold: Holding, blob: bytes) -> tuple[Blob, list[Write]]:
         era_name = self._places.era(self._job_name, hold.job.era)
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
-        packed, pieces = blobs.pack(blob, era_name, gc_at)
-        return packed, blobs.send_ahead(self._client, pieces)
+        return blobs.pack(self._client, blob, era_name, gc_at)
 
     def _keep(self, hold: Holding, steps: list[Step]) -> None:
         """Put off the collection of checkpoints that are in use, once half of their time is over."""
@@ -403,7 +405,10 @@ class Holder:
                 names += steps[n].blob.chunk_names(era_name)
                 fields = {"gc_at": Micros(gc_at)}
                 writes += [Write(name, fields, mask=["gc_at"], exists=True) for name in names]
-            written = self._client.commit_surely(writes, tries=3)
+            try:
+                written = self._client.commit_surely(writes, tries=3)
+            except Conflict:
+                continue  # some of it is gone already, and will be missed when it is read
             versions = {
                 write.name: version for write, version in zip(writes, written.versions, strict=True)
             }
@@ -485,6 +490,13 @@ def _lost(lease: Lease, lock: Lock | None) -> LeaseLost:
     if lock is None or lock.fence is None:
         return rules.lease_lost(lease, None, 0)
     return rules.lease_lost(lease, lock.owner, lock.fence)
+
+
+def _without_bytes(step: Step) -> Step:
+    """What must be known of a checkpoint to write it again: not megabytes for as long as it runs."""
+    if step.blob.inline is None:
+        return step
+    return replace(step, blob=replace(step.blob, inline=b""))
 
 
 def _stored(hold: Holding, name: str, sha: bytes) -> rules.Stored | None:

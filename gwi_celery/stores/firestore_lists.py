@@ -66,8 +66,8 @@ def _live_jobs(
 ) -> list[Job]:
     """Jobs that have not expired, newest change first."""
     found: list[Job] = []
+    asked = min(wanted, _BATCH)
     while len(found) < wanted:
-        asked = min(wanted - len(found), _BATCH)
         read = client.query(
             Query(
                 parent, JOBS, filters=filters, order=[(UPDATED, "desc")], after=after, limit=asked
@@ -79,7 +79,8 @@ def _live_jobs(
         if len(documents) < asked:
             break
         after = Micros(jobs[-1].updated), documents[-1].name
-    return found
+        asked = _BATCH  # there is a stretch of what has expired: not one by one through it
+    return found[:wanted]
 
 
 def _filters(status: JobStatus | None, run_id: str | None) -> list[Filter]:

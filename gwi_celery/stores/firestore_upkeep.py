@@ -97,6 +97,8 @@ class Upkeep:
             found = self._client.query(Query(era_name, collection, mask=[]))
             for names in batches(found.documents, _BATCH):
                 self._client.commit_surely([documents.delete(name) for name in names], tries=_TRIES)
+        if self._client.bucket is not None:
+            self._client.bucket.delete_below(f"{era_name}/")
 
     def _pages(
         self,

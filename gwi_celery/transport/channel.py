@@ -24,6 +24,7 @@ from gwi_celery.errors import BrokerError, MalformedMessage, NotFound
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.telemetry.events import emit
 from gwi_celery.transport import envelope
+from gwi_celery.transport.leases import LEASE_PROPERTY
 from gwi_celery.transport.message import Message as _Message
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ class Channel(virtual.Channel):
             self._broker.ack([delivery])
         else:
             self.held[delivery.ack_id] = _Held(delivery, message)
-            self.connection.leases.keep(delivery)
+            message.properties[LEASE_PROPERTY] = self.connection.leases.keep(delivery)
         return message
 
     # --- ack verbs ----------------------------------------------------------------------------

@@ -7,10 +7,13 @@ and remembered; the message will be delivered again, and a job finds its own loc
 
 from __future__ import annotations
 
+import itertools
 import logging
+import mmap
 import os
 import threading
 import time
+from typing import Any
 
 from gwi_celery.brokers.base import Broker, Delivery
 
@@ -23,6 +26,25 @@ _NEVER = float("inf")
 
 #: Seconds between tries after an error.
 _RETRY = 1.0
+
+#: Property of a message in the worker: its place in the board.
+LEASE_PROPERTY = "gwi_lease"
+
+#: One byte for each of the latest deliveries: 1 once its lease is lost. Shared memory, made before a
+#: pool forks, so that a task in a pool process sees what the main process learns.
+_board = mmap.mmap(-1, 65536)
+_places = itertools.count()
+
+
+def message_lease_lost(request: Any) -> bool:
+    """Whether the message behind a task's ``request`` is no longer leased to its worker.
+
+    True means: it may be delivered to another worker while this task runs. For tasks that aren't
+    reliable and would rather stop then; a ReliableTask has its own lock, see its ``lease_lost``.
+    Always False in a pool that is started by spawn, and outside a worker on our transports.
+    """
+    place = (getattr(request, "properties", None) or {}).get(LEASE_PROPERTY)
+    return isinstance(place, int) and _board[place % len(_board)] == 1
 
 
 class LeaseKeeper:
@@ -45,11 +67,14 @@ class LeaseKeeper:
         #: Monotonic time at which the thread looks again by itself.
         self._wakes_at = _NEVER
 
-    def keep(self, delivery: Delivery) -> None:
+    def keep(self, delivery: Delivery) -> int:
+        """Extend it from now on. Returns its place in the board, for the message to carry."""
         now = time.monotonic()
         due = now + delivery.lease_seconds * _EXTEND_AT
+        place = next(_places) % len(_board)
+        _board[place] = 0
         with self._changed:
-            self._kept[delivery.ack_id] = _Kept(delivery, since=now, due=due)
+            self._kept[delivery.ack_id] = _Kept(delivery, place, since=now, due=due)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="gwi-lease-keeper", daemon=True
@@ -58,6 +83,7 @@ class LeaseKeeper:
             elif due < self._wakes_at:
                 # Not at every message: waking a thread for each costs more than the broker does.
                 self._changed.notify()
+        return place
 
     def drop(self, delivery: Delivery) -> None:
         with self._changed:
@@ -111,6 +137,7 @@ class LeaseKeeper:
                     k.delivery.queue,
                     self._max_seconds,
                 )
+                _board[k.place] = 1
                 self.drop(k.delivery)
             else:
                 by_length.setdefault(k.delivery.lease_seconds, []).append(k)
@@ -123,6 +150,7 @@ class LeaseKeeper:
                     if k.delivery.ack_id in lost and k.delivery.ack_id in self._kept:
                         del self._kept[k.delivery.ack_id]
                         self._lost.add(k.delivery.ack_id)
+                        _board[k.place] = 1
                         logger.warning(
                             "lost the lease on message %s of queue %r: it will be delivered again",
                             k.delivery.message_id,
@@ -131,9 +159,10 @@ class LeaseKeeper:
 
 
 class _Kept:
-    __slots__ = ("delivery", "due", "since")
+    __slots__ = ("delivery", "due", "place", "since")
 
-    def __init__(self, delivery: Delivery, *, since: float, due: float) -> None:
+    def __init__(self, delivery: Delivery, place: int, *, since: float, due: float) -> None:
         self.delivery = delivery
+        self.place = place
         self.since = since
         self.due = due

@@ -9,7 +9,7 @@ from typing import Any
 
 from celery import Celery
 
-import gwi_celery  # noqa: F401 teaches Kombu the URL scheme
+import gwi_celery
 
 FOLDER = Path(os.environ.get("PUBSUB_FOLDER", "."))
 
@@ -17,7 +17,10 @@ app = Celery("pubsub_jobs")
 app.conf.update(
     broker_url=os.environ.get("PUBSUB_URL", "pubsub://unset"),
     broker_connection_retry_on_startup=True,
-    broker_transport_options={"lease_seconds": 10},
+    broker_transport_options={
+        "lease_seconds": 10,
+        "max_lease_seconds": float(os.environ.get("PUBSUB_MAX_LEASE", "0")) or None,
+    },
     worker_prefetch_multiplier=1,
     task_acks_late=os.environ.get("PUBSUB_ACKS_LATE", "1") == "1",
     task_reject_on_worker_lost=True,
@@ -62,6 +65,16 @@ def busy(label: Any, seconds: float) -> None:
     while time.monotonic() < end:
         sum(range(1000))
     audit("ended", label)
+
+
+@app.task(shared=False, name="watchful", bind=True)
+def watchful(self: Any, seconds: float) -> None:
+    """Looks whether its message is still its worker's."""
+    audit("began", "watchful")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not gwi_celery.message_lease_lost(self.request):
+        time.sleep(0.05)
+    audit("ended", gwi_celery.message_lease_lost(self.request))
 
 
 @app.task(shared=False, name="relay")

@@ -85,6 +85,22 @@ def test_a_task_longer_than_the_lease_is_not_delivered_again(
     assert worker.stop() < 10
 
 
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_task_can_see_that_its_message_is_no_longer_its_workers(
+    pool: str,
+    jobs: ModuleType,
+    start: Callable[..., Worker],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PUBSUB_MAX_LEASE", "1")
+    worker = start(pool=pool)
+    jobs.watchful.delay(30)
+    eventually(lambda: trail(tmp_path, "ended"), timeout=20)
+    assert trail(tmp_path, "ended")[0] == "True"
+    worker.wait_for("its lease is no longer extended")
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
 def test_every_pool_works_and_stops_at_once_when_idle(
     pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
@@ -117,7 +133,10 @@ def test_a_busy_worker_that_stops_hands_back_what_it_has_not_started(
 def test_remote_control_stays_alive(
     jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pings in a row from connections that come and go, while pool children are replaced."""
+    """100 pings in a row from short-lived processes, while pool children are replaced.
+
+    The processes are forks of this one, which publishes at the same time.
+    """
     monkeypatch.setenv("PUBSUB_TASKS_PER_CHILD", "1")
     worker = start(concurrency=2)
     done = threading.Event()
@@ -128,20 +147,16 @@ def test_remote_control_stays_alive(
         while not done.is_set():
             jobs.relay.delay(sent)
             sent += 1
-            done.wait(0.1)
+            done.wait(1.0)  # replacing a child takes Celery half a second
 
     loader = threading.Thread(target=load)
     loader.start()
     try:
-        answers = []
-        for _ in range(100):
-            with jobs.app.connection() as connection:
-                replies = jobs.app.control.ping(timeout=5, limit=1, connection=connection)
-            answers.append([name for reply in replies for name in reply])
+        answered = [_pings(jobs, worker.name) for _ in range(100)]
     finally:
         done.set()
         loader.join()
-    assert answers == [[worker.name]] * 100
+    assert answered == [True] * 100
     eventually(lambda: len(set(trail(tmp_path, "marks"))) == sent, timeout=40)
 
 
@@ -157,6 +172,20 @@ def test_children_that_are_replaced_can_publish(
     for sign in ("WorkerLostError", "SIGSEGV", "Traceback", "forking with"):
         assert sign not in worker.log
     assert len(trail(tmp_path, "marks")) == 100
+
+
+def _pings(jobs: ModuleType, name: str) -> bool:
+    """Whether a process made for it gets an answer."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with jobs.app.connection() as connection:
+                replies = jobs.app.control.ping(timeout=5, limit=1, connection=connection)
+            code = 0 if [name for reply in replies for name in reply] == [name] else 2
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _celery():

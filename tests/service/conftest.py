@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 
 from gwi_celery import broker_for
-from gwi_celery.brokers.base import QueueSpec
-from tests.acceptance.conftest import APP, jobs, start
-from tests.service.pushing import PushSubscription, Service
+from tests.acceptance.conftest import start
+from tests.service.pushing import APP, PushSubscription, Service, jobs_in
 
-__all__ = ["jobs", "start"]
+__all__ = ["start"]
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[ModuleType]:
+    """The jobs module, made anew for this test's folder."""
+    with jobs_in(tmp_path) as module:
+        yield module
 
 
 @pytest.fixture
@@ -40,7 +46,6 @@ def subscribe(jobs: ModuleType) -> Iterator[Callable[..., PushSubscription]]:
 
     def start_subscription(service: Service, **options: Any) -> PushSubscription:
         broker = broker_for(jobs.app)
-        broker.declare_queue(QueueSpec("celery"))
         subscription = PushSubscription(broker, "celery", service.url, **options)
         started.append(subscription)
         return subscription.__enter__()

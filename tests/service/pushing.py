@@ -4,21 +4,50 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
+import os
+import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
+from google.cloud import pubsub_v1
 
-from gwi_celery.brokers.base import Broker, Delivery
+from gwi_celery import broker_for
+from gwi_celery.brokers.base import Broker, Delivery, QueueSpec
 from gwi_celery.testing.emulators import free_port
 from gwi_celery.transport.leases import LeaseKeeper
 from tests.workers import Worker
 
+APP = "tests.acceptance.jobs"
+
 #: What Pub/Sub takes for an ack.
 ACKS = {102, 200, 201, 202, 204}
+
+
+@contextmanager
+def jobs_in(folder: Path) -> Iterator[ModuleType]:
+    """The jobs module, made anew for ``folder``, for fixtures that outlive a test."""
+    before = os.environ.get("JOBS_FOLDER")
+    os.environ["JOBS_FOLDER"] = str(folder)
+    sys.modules.pop(APP, None)
+    try:
+        jobs = importlib.import_module(APP)
+        broker_for(jobs.app).declare_queue(QueueSpec("celery"))
+        yield jobs
+        jobs.app.close()
+    finally:
+        sys.modules.pop(APP, None)
+        if before is None:
+            os.environ.pop("JOBS_FOLDER", None)
+        else:
+            os.environ["JOBS_FOLDER"] = before
 
 
 class Service(Worker):
@@ -66,6 +95,15 @@ def envelope(data: bytes, attributes: Any = (), attempt: int = 1) -> dict[str, A
         "subscription": "projects/p/subscriptions/s",
         "deliveryAttempt": attempt,
     }
+
+
+def push_to(url: str, project: str, subscription: str = "gwi-celery") -> None:
+    """Make a subscription of the transport's a push subscription, as an operator would."""
+    with pubsub_v1.SubscriberClient() as client:
+        client.modify_push_config(
+            subscription=client.subscription_path(project, subscription),
+            push_config={"push_endpoint": f"{url}/push"},
+        )
 
 
 class PushSubscription:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from celery.result import AsyncResult
 from kombu import Producer
 
 from gwi_celery import broker_for, store_for
-from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
+from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.stores.base import JobRef
-from tests.acceptance.conftest import APP
 from tests.acceptance.jobs import read_audit
-from tests.service.pushing import PushSubscription, Service
+from tests.service.pushing import APP, PushSubscription, Service, jobs_in, push_to
 from tests.workers import Worker, eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("same-outcome")]
@@ -69,7 +66,7 @@ def expired(jobs: ModuleType) -> AsyncResult:
 
 def mismatch(jobs: ModuleType) -> list[AsyncResult]:
     first = jobs.three_steps.delay(**call("mismatch"))
-    second = jobs.three_steps.apply_async(kwargs=call("mismatch", factor=2), countdown=1)
+    second = jobs.three_steps.apply_async(kwargs=call("mismatch", factor=2), countdown=4)
     return [first, second]
 
 
@@ -79,7 +76,7 @@ CASES: dict[str, tuple[Callable[[ModuleType], Any], list[str]]] = {
     "duplicate": (
         lambda j: pair(
             j.three_steps.delay(**call("dup")),
-            j.three_steps.apply_async(kwargs=call("dup"), countdown=1),
+            j.three_steps.apply_async(kwargs=call("dup"), countdown=4),
         ),
         ["SUCCESS", "SUCCESS"],
     ),
@@ -176,6 +173,9 @@ CASES: dict[str, tuple[Callable[[ModuleType], Any], list[str]]] = {
     ),
 }
 
+#: How many of them end in the dead letter.
+DEAD = 17
+
 #: Fields of the audit that differ from run to run.
 _VOLATILE = {"pid", "fence", "at"}
 
@@ -191,25 +191,26 @@ class Seen:
     jobs: dict[str, str]
 
 
-def run_all(folder: Path, push: bool) -> Seen:
+def run_all(folder: Path, way: str) -> Seen:
+    """``way``: pull, push, or a Pub/Sub project, to be pushed by the emulator."""
     with ExitStack() as stack:
-        os.environ["JOBS_FOLDER"] = str(folder)
-        sys.modules.pop(APP, None)
-        jobs = importlib.import_module(APP)
-        stack.callback(sys.modules.pop, APP, None)
-        stack.callback(jobs.app.close)
+        jobs = stack.enter_context(jobs_in(folder))
         broker = broker_for(jobs.app)
-        broker.declare_queue(QueueSpec("celery"))
         env = {"JOBS_FOLDER": str(folder)}
         submitted = {name: submit(jobs) for name, (submit, _) in CASES.items()}
-        if push:
+        if way != "pull":
             service = Service(APP, folder, env=env, concurrency=2)
             stack.callback(service.close)
+            stack.callback(lambda: print(service.log))
             service.ready()
-            stack.enter_context(PushSubscription(broker, "celery", service.url))
+            if way == "push":
+                stack.enter_context(PushSubscription(broker, "celery", service.url))
+            else:
+                push_to(service.url, way)
         else:
             worker = Worker(APP, folder, env=env, concurrency=2)
             stack.callback(worker.close)
+            stack.callback(lambda: print(worker.log))
             worker.ready()
         results = {
             name: found if isinstance(found, list) else [found] if found is not None else []
@@ -218,7 +219,12 @@ def run_all(folder: Path, push: bool) -> Seen:
         for name, (_, states) in CASES.items():
             for result, _state in zip(results[name], states, strict=False):
                 eventually(lambda r=result: r.ready(), timeout=60, what=name)
-        eventually(lambda: broker.size("celery").total == 0, timeout=60, what="empty queue")
+        if way in ("pull", "push"):
+            eventually(lambda: broker.size("celery").total == 0, timeout=60, what="empty queue")
+        else:
+            eventually(lambda: len(broker.peek("celery.dead")) >= DEAD, what="the dead letter")
+        if way != "pull":
+            eventually(lambda: service.stats()["in_flight"] == 0, what="the last answer")
         return Seen(
             states={name: [r.state for r in found] for name, found in results.items()},
             results={name: [repr(r.result) for r in found] for name, found in results.items()},
@@ -240,16 +246,11 @@ def _reason(message: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Seen]]:
-    before = os.environ.get("JOBS_FOLDER")
-    yield {
-        "pull": run_all(tmp_path_factory.mktemp("pull"), push=False),
-        "push": run_all(tmp_path_factory.mktemp("push"), push=True),
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
+    return {
+        "pull": run_all(tmp_path_factory.mktemp("pull"), "pull"),
+        "push": run_all(tmp_path_factory.mktemp("push"), "push"),
     }
-    if before is None:
-        os.environ.pop("JOBS_FOLDER", None)
-    else:
-        os.environ["JOBS_FOLDER"] = before
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -264,7 +265,7 @@ def test_a_case_ends_the_same(name: str, seen: dict[str, Seen]) -> None:
 
 def test_the_same_messages_are_dead_for_the_same_reasons(seen: dict[str, Seen]) -> None:
     assert seen["push"].dead == seen["pull"].dead
-    assert len(seen["push"].dead) >= 12
+    assert sum(seen["push"].dead.values()) == DEAD
 
 
 def test_the_same_was_done(seen: dict[str, Seen]) -> None:
@@ -274,3 +275,23 @@ def test_the_same_was_done(seen: dict[str, Seen]) -> None:
 def test_the_store_holds_the_same_jobs(seen: dict[str, Seen]) -> None:
     assert seen["push"].jobs == seen["pull"].jobs
     assert len(seen["push"].jobs) >= 15
+
+
+@pytest.mark.emulator
+def test_pubsub_itself_pushes_to_the_same_end(
+    seen: dict[str, Seen],
+    pubsub_emulator: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The app's broker is Pub/Sub: calls, copies, retries and dead letters all go through it."""
+    project = f"push-{uuid4().hex[:12]}"
+    monkeypatch.setenv("JOBS_BROKER_URL", f"pubsub://{project}")
+    monkeypatch.setenv("JOBS_LEASE_SECONDS", "30")
+    pushed = run_all(tmp_path, project)
+    pulled = seen["pull"]
+    assert pushed.states == pulled.states
+    assert pushed.results == pulled.results
+    assert pushed.dead == pulled.dead
+    assert pushed.audit == pulled.audit
+    assert pushed.jobs == pulled.jobs

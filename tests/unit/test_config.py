@@ -56,14 +56,10 @@ def test_a_wrong_setting_is_an_error_that_says_what_to_do(
         load(overrides, conf, environ)
 
 
-def test_with_a_project_it_says_that_pubsub_is_not_there_yet() -> None:
-    settings = load({}, {}, {"GCP_PROJECT_ID": "p"})
-    with pytest.raises(ConfigurationError, match="no Pub/Sub transport yet"):
-        _ = settings.effective_broker_url
-
-
 def test_with_a_project_the_store_is_firestore_unless_told_otherwise() -> None:
-    assert load({}, {}, {"GCP_PROJECT_ID": "p"}).effective_store_url == "firestore://p"
+    with_project = load({}, {}, {"GCP_PROJECT_ID": "p"})
+    assert with_project.effective_store_url == "firestore://p"
+    assert with_project.effective_broker_url == "pubsub://p"
     chosen = load({}, {}, {"GCP_PROJECT_ID": "p", "GWI_STORE_BACKEND": "sqlite"})
     assert chosen.effective_store_url.startswith("embedded://")
     own = load({}, {}, {"GCP_PROJECT_ID": "p", "GWI_STORE_URL": "firestore://q/mine"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import grpc
@@ -100,7 +102,7 @@ def failing(*codes: Any) -> tuple[Client, list[str]]:
         (Code.INTERNAL, Unsettled, StoreUnavailable, "does not answer"),
         (Code.UNKNOWN, Unsettled, StoreUnavailable, "does not answer"),
         (Code.CANCELLED, Unsettled, StoreUnavailable, "does not answer"),
-        (Code.ABORTED, StoreUnavailable, StoreUnavailable, "does not answer"),
+        (Code.ABORTED, Unsettled, StoreUnavailable, "does not answer"),
         (Code.RESOURCE_EXHAUSTED, StoreUnavailable, StoreUnavailable, "quota"),
         ("too large", StoreUnusable, StoreUnusable, "larger than max"),
         (Code.PERMISSION_DENIED, StoreUnusable, StoreUnusable, r"roles/datastore\.user"),
@@ -279,3 +281,44 @@ def test_a_server_that_is_not_there_is_a_temporary_matter() -> None:
     url = parse("firestore://p?endpoint=127.0.0.1:1&emulator=true&timeout=2", {})
     with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1"):
         Client(url).read(["a/b"])
+
+
+FORKS = """
+import os, threading
+from gwi_celery.firestore.client import Client
+from gwi_celery.firestore.documents import Write
+from gwi_celery.firestore.url import parse
+
+client = Client(parse("firestore://fork-test"))
+over = threading.Event()
+
+def call():
+    n = 0
+    while not over.is_set():
+        client.commit([Write(f"a/{threading.get_ident()}", {"n": n})])
+        n += 1
+
+threads = [threading.Thread(target=call) for _ in range(3)]
+for thread in threads:
+    thread.start()
+codes = []
+for n in range(30):
+    pid = os.fork()
+    if not pid:
+        client.commit([Write(f"b/{n}", {})])
+        os._exit(0 if client.read([f"b/{n}"]).documents else 1)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+over.set()
+for thread in threads:
+    thread.join()
+assert client.read(["b/0"]).documents
+print("children failed:", sum(map(bool, codes)))
+"""
+
+
+@pytest.mark.emulator
+def test_a_busy_client_is_used_on_both_sides_of_forks(firestore_emulator: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout == "children failed: 0\n", done.stderr

@@ -190,6 +190,22 @@ def test_a_page_costs_the_same_however_many_there_are(wire: Wire, store: Firesto
     assert set(limits) == {6}
 
 
+def test_a_page_goes_over_what_has_expired_by_the_hundred(
+    wire: Wire, store: FirestoreStore
+) -> None:
+    for number in range(3):
+        take(store, key=f"live {number}")
+    for number in range(40):
+        store.finish(take(store, key=f"k{number}", result_ttl=1.0).lease, success())
+    wire.advance(2)
+    with wire.counting() as calls:
+        page = store.list_jobs("acme", limit=2)
+    assert [record.job.key for record in page.jobs] == ["live 2", "live 1"]
+    assert calls == [QUERY, QUERY]
+    last = store.list_jobs("acme", limit=2, token=page.next_token)
+    assert ([r.job.key for r in last.jobs], last.next_token) == (["live 0"], None)
+
+
 # --- what becomes of a call, at each place ----------------------------------------------------------
 
 

@@ -180,13 +180,21 @@ class PubSubBroker:
             topic = self.topology.route(*messages[n][:2])
             by_topic.setdefault(topic, []).append((n, message))
         pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
+
+        def settle() -> None:
+            topic, chunk, future = pending.pop(0)
+            try:
+                self._settle(topic, messages[chunk[0][0]], [m for _, m in chunk], future)
+            except BrokerError as exc:
+                errors.update({n: exc for n, _ in chunk})
+
         for topic, numbered in by_topic.items():
             for chunk in _chunks(numbered):
                 if len(pending) >= _PIPELINED:
-                    self._settle(*pending.pop(0), errors)
-                pending.append((topic, chunk, self._begin(topic, [made for _, made in chunk])))
-        for item in pending:
-            self._settle(*item, errors)
+                    settle()
+                pending.append((topic, chunk, self._begin(topic, [m for _, m in chunk])))
+        while pending:
+            settle()
         if errors:
             raise PublishFailed(errors, len(messages))
         return [None] * len(messages)
@@ -212,20 +220,20 @@ class PubSubBroker:
         return future
 
     def _settle(
-        self, topic: str, chunk: list[tuple[int, Any]], future: Any, errors: dict[int, Exception]
+        self, topic: str, address: tuple[str, str, Any], made: list[Any], future: Any
     ) -> None:
+        """Wait for a request that was begun, and make it again if that can help."""
         try:
             future.result()
             return
         except grpc.RpcError as exc:
             error = self.client.error(exc, "Publish", topic)
-        if isinstance(error, BrokerUnavailable):
-            try:
-                self._send(topic, [made for _, made in chunk])
-                return
-            except BrokerError as exc:
-                error = exc
-        errors.update({n: error for n, _ in chunk})
+        if isinstance(error, NotFound):
+            self.topology.restore(*address[:2])
+            topic = self.topology.route(*address[:2])
+        elif not isinstance(error, BrokerUnavailable):
+            raise error
+        self._send(topic, made)
 
     def _publish_unconfirmed(self, topic: str, made: Any) -> None:
         future = self._begin(topic, [made])

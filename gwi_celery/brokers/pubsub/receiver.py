@@ -10,7 +10,8 @@ Measured on the emulator (0.8.20), and by what Google documents:
   it. A stream that is half-closed ends within 50 ms and takes none.
 
 So a queue whose consumer has a prefetch limit is pulled from, one call in flight for each of its
-subscriptions and only while there is room; it waits up to :data:`PULL_SECONDS`. Queues without a limit
+subscriptions and only while there is room; it waits up to :data:`PULL_SECONDS`. On the emulator, where a
+cancelled pull does harm, pulls are short while there is traffic. Queues without a limit
 (replies, remote control, events), which hold little and are waited for, are streamed.
 
 Calls are gRPC futures: their callbacks run on gRPC's thread, put what came into a buffer, and
@@ -41,13 +42,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds one pull waits at Pub/Sub. The emulator gives up a second earlier.
+#: Seconds one pull waits at Pub/Sub.
 PULL_SECONDS = 25.0
-#: The same on an emulator, where a killed worker's pull may take a message with it for that long.
+#: The same on an emulator that has been idle. It answers a second before the deadline.
 EMULATOR_PULL_SECONDS = 12.0
-#: Seconds for a pull that is to say what is there now. The emulator answers at once that it is
-#: empty when it has less than a second.
-LOOK_SECONDS = 1.0
+#: With a second or less it answers after its next look, in 50 ms. Pulls are as short as that while
+#: messages have come lately: none has to be cancelled, nor is left behind by a killed worker.
+EMULATOR_SHORT_SECONDS = 1.0
+#: Seconds without a message after which an emulator's pulls get longer.
+EMULATOR_LATELY = 3.0
+#: Seconds after which a pull has said what was there when it came.
+_PRESENT = 0.05
+#: Seconds that such a pull may take to end by itself.
+_ENDS_BY_ITSELF = 0.2
+#: Seconds that a half-closed stream may take to end.
+_STREAM_ENDS = 1.0
 #: Messages in one pull or in the hands of one stream at most.
 _MOST = 100
 
@@ -133,6 +142,11 @@ class PubSubReceiver:
         queues, self._queues = self._queues, {}
         for intake in queues.values():
             intake.stop()
+        # What ends by itself may bring something, which is then handed back.
+        until = time.monotonic() + _ENDS_BY_ITSELF
+        lines = [line for intake in queues.values() for line in intake.lines]
+        while not all(line.idle() for line in lines) and time.monotonic() < until:
+            time.sleep(0.005)
         for name in queues:
             self._broker.leave(name)
         with self._lock:
@@ -338,7 +352,11 @@ class _Line:
     def stop(self) -> None:
         raise NotImplementedError  # each kind's own
 
-    def pause(self) -> None:
+    def idle(self) -> bool:
+        """Whether no call is in flight."""
+        raise NotImplementedError  # each kind's own
+
+    def pause(self, waited: float) -> None:
         raise NotImplementedError  # each kind's own
 
     def resume(self) -> None:
@@ -373,8 +391,9 @@ class _Pull(_Line):
         self._future: Any = None
         self._wanted = 0
         self._paused = False
-        emulator = receiver.broker.options.emulator
-        self._seconds = EMULATOR_PULL_SECONDS if emulator else PULL_SECONDS
+        self._started = self._active = time.monotonic()
+        #: Seconds after which the call in flight ends by itself, at the latest.
+        self._seconds = PULL_SECONDS
 
     def want(self, limit: int, now: float) -> None:
         with self._lock:
@@ -401,6 +420,8 @@ class _Pull(_Line):
         if not forks.try_enter():
             self._paused = True
             return
+        self._started = time.monotonic()
+        self._seconds = self._deadline(self._started - self._active)
         request = pb["PullRequest"](
             subscription=self.source.path,
             max_messages=self._wanted,
@@ -414,6 +435,13 @@ class _Pull(_Line):
             forks.leave()
             raise
         self._future.add_done_callback(self._done)
+
+    def _deadline(self, idle: float) -> float:
+        if not self.receiver.broker.options.emulator:
+            return PULL_SECONDS
+        if idle < EMULATOR_LATELY:
+            return EMULATOR_SHORT_SECONDS
+        return min(2 * idle, EMULATOR_PULL_SECONDS)
 
     def _done(self, future: Any) -> None:
         # On gRPC's thread, which prints what is raised here and goes on.
@@ -439,6 +467,8 @@ class _Pull(_Line):
             forks.leave()
         received = [] if response is None else list(response.received_messages)
         arrived = self.intake.arrived(self, received) if received else 0
+        if received:
+            self._active = time.monotonic()
         with self._lock:
             self._future = None
             # What a filter should have kept away says nothing about what is behind it.
@@ -460,15 +490,23 @@ class _Pull(_Line):
     def stop(self) -> None:
         with self._lock:
             self._stopped = True
-            future = self._future
-        if future is not None:
-            future.cancel()
+        self._cancel(0.0)
 
-    def pause(self) -> None:
+    def idle(self) -> bool:
+        return self._future is None
+
+    def pause(self, waited: float) -> None:
         with self._lock:
             self._paused = True
+        self._cancel(waited)
+
+    def _cancel(self, waited: float) -> None:
+        """Cancel what is in flight, unless it is about to end by itself, with what it brings."""
+        with self._lock:
             future = self._future
-        if future is not None:
+            age = time.monotonic() - self._started
+            short = self._seconds <= EMULATOR_SHORT_SECONDS
+        if future is not None and (waited > _ENDS_BY_ITSELF or not (short or age < _PRESENT)):
             future.cancel()
 
     def resume(self) -> None:
@@ -549,16 +587,26 @@ class _Stream(_Line):
     def stop(self) -> None:
         with self._lock:
             self._stopped = True
+        self._half_close()
+
+    def idle(self) -> bool:
+        return self._call is None
+
+    def pause(self, waited: float) -> None:
+        with self._lock:
+            self._paused = True
+            call = self._call
+        if waited <= 0:
+            self._half_close()
+        elif waited > _STREAM_ENDS and call is not None:
+            call.cancel()
+
+    def _half_close(self) -> None:
+        """The server sends what it has, and ends."""
+        with self._lock:
             requests = self._requests
         if requests is not None:
             requests.put(None)
-
-    def pause(self) -> None:
-        with self._lock:
-            self._paused = True
-            requests = self._requests
-        if requests is not None:
-            requests.put(None)  # a half-close: the server sends what it has, and ends
 
     def resume(self) -> None:
         with self._lock:

@@ -1,0 +1,73 @@
+"""The health endpoints of a pull worker: a bootstep of Celery's worker, off without a port.
+
+They answer from a thread of the worker's main process, so also while a task keeps a pool child's
+processor busy, and also where a solo worker's only thread is in a task.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import bootsteps
+
+from gwi_celery.config import Settings
+from gwi_celery.errors import ConfigurationError
+from gwi_celery.reliability.stopping import worker_is_stopping
+from gwi_celery.telemetry import events
+from gwi_celery.telemetry.stats import Stats
+
+logger = logging.getLogger(__name__)
+
+
+class HealthServer(bootsteps.StartStopStep):
+    """Worker bootstep. Its events are listened to before the pool forks: steps are made first."""
+
+    label = "Health"
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        from gwi_celery.app import settings_for
+
+        super().__init__(worker, **kwargs)
+        self._settings: Settings = settings_for(worker.app)
+        self._server: Any = None
+        self.enabled = bool(self._settings.port)
+        if self.enabled:
+            self._stats = Stats()
+            events.listen(self._stats)
+
+    def include_if(self, worker: Any) -> bool:
+        return self.enabled
+
+    def start(self, worker: Any) -> None:
+        try:
+            from gwi_celery.service.app import create_health_app
+            from gwi_celery.service.server import BackgroundServer
+        except ImportError as exc:
+            raise ConfigurationError(
+                f"the port is set to {self._settings.port}, and the health endpoints on it need "
+                f"more ({exc}): pip install 'gwi-celery[http]', or unset PORT"
+            ) from exc
+        application = create_health_app(
+            worker.app,
+            self._stats,
+            alive=lambda: _pool_lives(worker.pool),
+            draining=worker_is_stopping,
+        )
+        self._server = BackgroundServer(
+            application, self._settings.effective_host, self._settings.port
+        )
+        self._server.start()
+
+    def stop(self, worker: Any) -> None:
+        if self._server is not None:
+            self._server.stop()
+
+    def terminate(self, worker: Any) -> None:
+        self.stop(worker)
+
+
+def _pool_lives(pool: Any) -> bool:
+    """Whether a job could run: False once all processes of a prefork pool are gone."""
+    processes = list(getattr(getattr(pool, "_pool", None), "_pool", ()))
+    return not processes or any(process.is_alive() for process in processes)

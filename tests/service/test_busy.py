@@ -1,0 +1,296 @@
+"""Many pushes at once, long jobs, and the end of a service in the middle of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import httpx
+import pytest
+
+from gwi_celery import broker_for, store_for
+from gwi_celery.stores.base import JobStatus
+from tests.acceptance.jobs import read_audit
+from tests.service.pushing import PushSubscription, Service, envelope
+from tests.workers import Worker, eventually
+
+pytestmark = pytest.mark.acceptance
+
+CALL = {"tenant_id": "acme", "run_id": "r1"}
+
+
+def job(n: int) -> dict[str, object]:
+    body = {"id": f"job-{n}", "type": "three_steps", "tenantId": "acme", "runId": f"r{n}"}
+    return envelope(json.dumps(body).encode())
+
+
+def events(folder: Path, name: str) -> list[dict[str, object]]:
+    return [e for e in read_audit(folder) if e["event"] == name]
+
+
+@pytest.mark.parametrize(
+    ("wait", "statuses"),
+    [("30", {204}), ("0", {204, 429})],
+    ids=["they wait", "they are refused and come again"],
+)
+def test_fifty_at_once_on_one_place(
+    wait: str,
+    statuses: set[int],
+    jobs: ModuleType,
+    serve: Callable[..., Service],
+    tmp_path: Path,
+) -> None:
+    """Nothing is lost, nothing runs twice, and the answers are as documented."""
+    service = serve(env={"GWI_PUSH_WAIT": wait})
+    answers: Counter[int] = Counter()
+
+    def push(n: int) -> None:
+        while True:
+            answer = httpx.post(f"{service.url}/push", json=job(n), timeout=60)
+            answers[answer.status_code] += 1
+            if answer.status_code == 204:
+                return
+            assert answer.headers["Retry-After"] == "1"
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor(50) as threads:
+        list(threads.map(push, range(50)))
+    assert set(answers) == statuses
+    assert answers[204] == 50
+    steps = Counter((e["name"], e["pid"]) for e in events(tmp_path, "step"))
+    assert sum(steps.values()) == 150
+    assert len(events(tmp_path, "attempt")) == 50
+    done = store_for(jobs.app).list_jobs("acme", status=JobStatus.SUCCEEDED)
+    assert len(done.jobs) == 50
+    stats = service.stats()
+    assert (stats["succeeded"], stats["in_flight"]) == (50, 0)
+    assert stats["busy"] == answers[429]
+
+
+def test_health_answers_while_a_job_keeps_the_processor_busy(
+    jobs: ModuleType,
+    serve: Callable[..., Service],
+    subscribe: Callable[..., PushSubscription],
+    tmp_path: Path,
+) -> None:
+    service = serve()
+    subscribe(service)
+    jobs.busy.delay(**CALL, seconds=1.5)
+    eventually(lambda: events(tmp_path, "start"))
+    for path in ("/health", "/ready"):
+        assert service.http.get(path).status_code == 200
+    current = eventually(lambda: service.stats()["current"])
+    assert isinstance(current, list)
+    assert (current[0]["type"], current[0]["tenant"], current[0]["run"]) == ("busy", "acme", "r1")
+    assert current[0]["fence"] > 0
+
+
+def test_a_job_longer_than_its_push_goes_on_in_the_next_at_no_cost(
+    jobs: ModuleType,
+    serve: Callable[..., Service],
+    subscribe: Callable[..., PushSubscription],
+    tmp_path: Path,
+) -> None:
+    service = serve(env={"GWI_PUSH_DEADLINE": "1"})
+    subscription = subscribe(service)
+    result = jobs.counted.delay(**CALL, to=60, pause=0.05)
+    assert result.get(timeout=60) == 60
+    assert [e["n"] for e in events(tmp_path, "n")] == list(range(60)), "nothing is done twice"
+    assert len(events(tmp_path, "attempt")) >= 3
+    assert set(subscription.answers) == {204}
+    broker = broker_for(jobs.app)
+    eventually(lambda: broker.size("celery").total == 0)
+    stats = service.stats()
+    assert stats["handed_back"] >= 2
+    assert stats["retried"] == stats["nacked"] == 0
+    record = store_for(jobs.app).list_jobs("acme").jobs[0]
+    assert (record.crashes, record.generation) == (0, 1)
+
+
+def test_a_deaf_job_outlives_its_push_and_answers_the_next(
+    jobs: ModuleType,
+    serve: Callable[..., Service],
+    subscribe: Callable[..., PushSubscription],
+    tmp_path: Path,
+) -> None:
+    """It reaches no boundary in time: its push is refused, and the message finds it still running."""
+    service = serve(env={"GWI_PUSH_DEADLINE": "1"}, concurrency=2)
+    subscription = subscribe(service)
+    result = jobs.deaf.delay(**CALL, seconds=3)
+    assert result.get(timeout=60) == "done"
+    assert len(events(tmp_path, "deaf")) == 1, "no second attempt ran beside it"
+    assert subscription.answers[503] == 1
+    broker = broker_for(jobs.app)
+    eventually(lambda: broker.size("celery").total == 0)
+    assert not broker.has_queue("celery.dead")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_sigterm_hands_the_job_to_the_next_instance(
+    pool: str,
+    jobs: ModuleType,
+    serve: Callable[..., Service],
+    subscribe: Callable[..., PushSubscription],
+    tmp_path: Path,
+) -> None:
+    first = serve(pool=pool)
+    subscription = subscribe(first)
+    result = jobs.counted.delay(**CALL, to=60, pause=0.05)
+    eventually(lambda: len(events(tmp_path, "n")) > 3)
+    assert first.stop(timeout=20) < 10
+    assert first.process.returncode == 0
+    subscription.__exit__()
+    done = len(events(tmp_path, "n"))
+    assert done < 60, "it was interrupted"
+    assert store_for(jobs.app).list_locks("acme") == [], "its lock is free at once"
+    assert subscription.answers[204] == 1, "the copy was there before the answer"
+    subscribe(serve(pool=pool))
+    assert result.get(timeout=60) == 60
+    assert [e["n"] for e in events(tmp_path, "n")] == list(range(60))
+
+
+def test_sigterm_stops_the_intake_at_once_and_says_so(
+    jobs: ModuleType, serve: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = serve(env={"GWI_SHUTDOWN_GRACE": "2"})
+    with ThreadPoolExecutor(1) as threads:
+        body = {
+            "id": "d",
+            "type": "deaf",
+            "tenantId": "acme",
+            "runId": "d",
+            "payload": {"seconds": 60},
+        }
+        running = threads.submit(service.push, json.dumps(body).encode())
+        eventually(lambda: events(tmp_path, "deaf"))
+        service.process.send_signal(signal.SIGTERM)
+        with httpx.Client(base_url=service.url, timeout=10) as http:
+            ready = eventually(
+                lambda: (r := http.get("/ready")).status_code == 503 and r, what="unready"
+            )
+            assert ready.json() == {"status": "unready", "reason": "shutting down"}  # type: ignore[attr-defined]
+            assert http.get("/health").status_code == 200
+            refused = http.post("/push", json=job(1))
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        # A job that hears nothing: its push is refused in time, and it is killed.
+        assert running.result().status_code == 503
+    assert service.stop(timeout=20) < 8
+    assert service.process.returncode == 0
+
+
+def test_a_job_that_ignores_sigterm_is_finished_by_the_next_instance(
+    jobs: ModuleType,
+    serve: Callable[..., Service],
+    subscribe: Callable[..., PushSubscription],
+    tmp_path: Path,
+) -> None:
+    first = serve(env={"GWI_SHUTDOWN_GRACE": "0.5"})
+    subscription = subscribe(first)
+    result = jobs.deaf.delay(**CALL, seconds=60)
+    eventually(lambda: events(tmp_path, "deaf"))
+    assert first.stop(timeout=20) < 10
+    subscription.__exit__()
+    subscribe(serve())
+    assert result.get(timeout=60) == "done"
+    assert len(events(tmp_path, "first")) == 1, "its finished step did not run again"
+
+
+def test_sigkill_in_the_middle_loses_nothing(
+    jobs: ModuleType,
+    serve: Callable[..., Service],
+    subscribe: Callable[..., PushSubscription],
+    tmp_path: Path,
+) -> None:
+    first = serve()
+    subscription = subscribe(first)
+    result = jobs.counted.delay(**CALL, to=40, pause=0.05)
+    eventually(lambda: len(events(tmp_path, "n")) > 5)
+    first.kill()
+    subscription.__exit__()
+    assert subscription.answers[0] >= 1, "the connection broke, which is no ack"
+    subscribe(serve())
+    assert result.get(timeout=60) == 40
+    counts = Counter(e["n"] for e in events(tmp_path, "n"))
+    assert set(counts) == set(range(40))
+    assert sum(counts.values()) <= 41, "at most the one in flight is done again"
+
+
+def test_the_store_or_broker_away_is_a_refusal_and_readiness_says_which(
+    jobs: ModuleType, serve: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = serve()
+    store = tmp_path / "gwi" / "store.sqlite3"
+    store.parent.mkdir(exist_ok=True)
+    store.write_text("this is not a database, however long one looks at it. " * 100)
+    body = {"id": "s", "type": "three_steps", "tenantId": "acme", "runId": "s"}
+    assert service.push(json.dumps(body).encode()).status_code == 503
+    ready = service.http.get("/ready")
+    assert ready.status_code == 503
+    assert ready.json()["reason"] == "the store does not answer"
+    assert "not a SQLite database" in ready.json()["store"]["reason"]
+    assert ready.json()["broker"]["ok"] is True
+    store.unlink()
+    assert service.push(json.dumps(body).encode()).status_code == 204
+    assert events(tmp_path, "attempt")
+
+
+# --- the pull worker ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_pull_worker_answers_too_while_it_is_busy(
+    pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    from gwi_celery.testing.emulators import free_port
+
+    port = free_port()
+    worker = start(pool=pool, env={"PORT": str(port), "GWI_ENVIRONMENT": "development"})
+    result = jobs.busy.delay(**CALL, seconds=1.5)
+    eventually(lambda: events(tmp_path, "start"))
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+        assert http.get("/health").json() == {"status": "ok"}
+        assert http.get("/ready").json()["status"] == "ready"
+        current = eventually(lambda: http.get("/stats").json()["current"])
+        assert current[0]["type"] == "busy"  # type: ignore[index]
+        assert http.post("/push", json={}).status_code == 404
+        assert result.get(timeout=30) == "done"
+        stats = eventually(
+            lambda: (s := http.get("/stats").json())["acked"] == 1 and s, what="the ack"
+        )
+        assert (stats["mode"], stats["succeeded"]) == ("pull", 1)  # type: ignore[index]
+        assert "gwi_succeeded_total 1.0" in http.get("/metrics").text
+    assert worker.stop() < 10
+    assert worker.process.returncode == 0
+
+
+def test_a_pull_worker_whose_port_is_taken_works_all_the_same(
+    jobs: ModuleType, start: Callable[..., Worker], serve: Callable[..., Service], tmp_path: Path
+) -> None:
+    taken = serve().port
+    worker = start(env={"PORT": str(taken), "GWI_HOST": "127.0.0.1"})
+    worker.wait_for("can't listen on port")
+    assert jobs.plain_add.delay(1, 2).get(timeout=30) == 3
+
+
+def test_a_service_that_is_killed_leaves_its_port_free(
+    jobs: ModuleType, serve: Callable[..., Service], tmp_path: Path
+) -> None:
+    """A pool child that outlives its parent holds none of the parent's sockets."""
+    service = serve()
+    body = {"id": "d", "type": "deaf", "tenantId": "acme", "runId": "d", "payload": {"seconds": 5}}
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(service.push, json.dumps(body).encode())
+        eventually(lambda: events(tmp_path, "deaf"))
+        os.kill(service.process.pid, signal.SIGKILL)  # the parent only
+        service.process.wait(timeout=10)
+        with pytest.raises(httpx.HTTPError):
+            running.result(timeout=10)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{service.url}/health", timeout=5)
