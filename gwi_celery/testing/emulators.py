@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", nargs="*", help="run this on them, after --, then stop them")
     options = parser.parse_args(argv)
     variables = {"GCP_PROJECT_ID": options.project}
-    with contextlib.ExitStack() as stack:
+    with _stoppable(), contextlib.ExitStack() as stack:
         try:
             for name in [options.only] if options.only else list(_EMULATORS):
                 variable, start = _EMULATORS[name]
@@ -253,19 +253,22 @@ def main(argv: list[str] | None = None) -> int:
         for variable, value in variables.items():
             print(f"export {variable}={shlex.quote(value)}")
         print("# Ctrl-C stops them, and what is in them is gone.", flush=True)
-        _wait_for_stop()
+        while True:
+            signal.pause()
     return 0
 
 
-def _wait_for_stop() -> None:
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, from before the first emulator is started."""
+
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                signal.pause()
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
 

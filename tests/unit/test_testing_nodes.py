@@ -174,7 +174,8 @@ def test_the_command_prints_what_to_export_and_ends_on_a_signal() -> None:
             assert time.monotonic() < deadline, "an emulator outlived the command"
             time.sleep(0.05)
     finally:
-        process.kill()
+        process.terminate()
+        process.wait(timeout=30)
         process.stdout.close()
 
 
