@@ -191,19 +191,19 @@ FIRESTORE_MUTANTS = [
     Mutant(
         "a save does not name the record's version",
         HOLDER,
-        """                {"data": data},
-                hold.job.version,""",
-        """                {"data": data},
-                None,""",
+        """            {"data": data},
+            job.version,""",
+        """            {"data": data},
+            None,""",
     ),
     Mutant(
         "a save does not ask for the step not to be there",
         HOLDER,
-        "                None if stored is None else stored.version,\n",
-        "                None if stored is None else stored.version,\n            )\n"
-        "            if stored is not None\n            else Write(\n"
-        "                self._places.step(era_name, checkpoint.name),\n"
-        "                new.fields(),\n",
+        "            None if stored is None else stored.version,\n",
+        "            None if stored is None else stored.version,\n        )\n"
+        "        if stored is not None\n        else Write(\n"
+        "            places.step(era_name, checkpoint.name),\n"
+        "            step.fields(),\n",
     ),
     Mutant(
         "a finish does not name the lock's version",
