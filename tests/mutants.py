@@ -24,9 +24,10 @@ STORE, ROWS, IDS = (
     "gwi_celery/ids.py",
 )
 DOCUMENTS, WIRE = "gwi_celery/stores/firestore_documents.py", "gwi_celery/firestore/documents.py"
-FIRESTORE, HOLDER, CLAIM, UPKEEP, BLOBS = (
+FIRESTORE, HOLDER, VALUES, CLAIM, UPKEEP, BLOBS = (
     "gwi_celery/stores/firestore.py",
     "gwi_celery/stores/firestore_holder.py",
+    "gwi_celery/stores/firestore_values.py",
     "gwi_celery/stores/firestore_claim.py",
     "gwi_celery/stores/firestore_upkeep.py",
     "gwi_celery/stores/firestore_blobs.py",
@@ -37,6 +38,7 @@ SUITE = [
     "tests/unit/test_call.py",
     "tests/unit/test_known_bugs.py",
     "tests/contract/test_store.py",
+    "tests/contract/test_store_values.py",
     "tests/contract/test_store_machine.py",  # last: it takes its time to shrink what it finds
 ]
 FIRESTORE_SUITE = [
@@ -45,6 +47,7 @@ FIRESTORE_SUITE = [
     "tests/unit/test_known_bugs.py",
     "tests/unit/test_firestore_store.py",
     "tests/contract/test_store.py",
+    "tests/contract/test_store_values.py",
     "tests/contract/test_store_lists.py",
     "tests/contract/test_firestore_faults.py",
 ]
@@ -118,6 +121,24 @@ SQLITE_MUTANTS = [
         "gwi_celery/stores/rules.py",
         "if kind is CheckpointKind.STEP:\n        raise StepNameReused(",
         "if False:\n        raise StepNameReused(",
+    ),
+    Mutant(
+        "a value is put whatever its version",
+        "gwi_celery/stores/rules.py",
+        "    if there == expected:",
+        "    if there >= 0:",
+    ),
+    Mutant(
+        "a value is put over a step",
+        "gwi_celery/stores/rules.py",
+        "    if stored is not None and stored.kind is not CheckpointKind.VALUE:",
+        "    if False:",
+    ),
+    Mutant(
+        "a value is put to a job that has ended",
+        STORE,
+        "if known is None or status is None or status.terminal:",
+        "if known is None or status is None:",
     ),
     Mutant(
         "what has expired is still answered",
@@ -306,6 +327,19 @@ FIRESTORE_MUTANTS = [
         DOCUMENTS,
         "{digest('tenant', tenant)}",
         "{digest('tenant', '')}",
+    ),
+    Mutant(
+        "a value is put without naming the record's version or its own",
+        VALUES,
+        "_, step, writes = recording(places, job, value, stored, field, gc_at)",
+        "_, step, writes = recording(places, job, value, stored, field, gc_at)\n"
+        "        writes = [replace(write, version=None, exists=None) for write in writes]",
+    ),
+    Mutant(
+        "a value that was put leaves the claim's token for its own time",
+        HOLDER,
+        '"ordinal": after.ordinal, "fence": job.fence}',
+        '"ordinal": after.ordinal}',
     ),
     Mutant(
         "a blob's checksum is not looked at",

@@ -8,6 +8,7 @@ claim, redelivered     the read first: a finished duplicate is answered by it al
 renew                  lock at its version; record at its version, unchanged                      1
 save                   lock and record at their versions, checkpoint, chunks                      1
 finish, release        delete lock, change record: each at its version                            1
+put a value            record and value, each at the version just read                            3
 =====================  ======================================================================  ====
 
 A lock's document is there only while it is held or has expired. So "not there" is all that a fresh
@@ -77,6 +78,7 @@ from gwi_celery.stores.firestore_holder import (
     steps_of,
 )
 from gwi_celery.stores.firestore_upkeep import Upkeep
+from gwi_celery.stores.firestore_values import put_value
 from gwi_celery.stores.rules import ANY_PAYLOAD, CANCELLED_TTL
 
 
@@ -344,6 +346,16 @@ class FirestoreStore(Store):
         if lock_document is not None and lock_of(lock_document).fence == job.fence:
             writes.append(documents.delete(lock_name, lock_document.update_time))
         client.commit([*writes, *pieces])
+
+    def put_value(
+        self, job: JobRef, name: str, blob: bytes, *, expected_version: int
+    ) -> Checkpoint:
+        """As :meth:`Store.put_value`.
+
+        When an answer was lost and another has already written on top, that is a VersionConflict.
+        """
+        client = self.client_of(job.tenant)
+        return put_value(client, self._places, job, name, blob, expected_version)
 
     # --- reading ------------------------------------------------------------------------------
 

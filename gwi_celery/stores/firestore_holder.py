@@ -191,7 +191,7 @@ class Holder:
             if len(steps) != hold.job.steps:
                 self._look(hold)  # a holder no more may find its steps replaced
                 steps = steps_of(self._client, self._places, hold.job)
-            if len(steps) != hold.job.steps:
+            if len(steps) < hold.job.steps:  # more are a value's that was put just now
                 raise StoreUnusable(
                     f"{hold.job.steps - len(steps)} of {hold.job.steps} checkpoints of "
                     f"{self._lease.job.task} are gone: the TTL policy deletes those that no "
