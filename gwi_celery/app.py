@@ -72,7 +72,7 @@ def setup(app: Any, **settings: Any) -> Settings:
     loaded = _configure(app, settings)
     logs.configure(loaded)
     tracing.configure(loaded)
-    app.steps["worker"].update((StopFlag, HealthServer))
+    app.steps["worker"].update((StopFlag, HealthServer, "gwi_celery.provisioned:NoEvents"))
     # The entry point says the same, but only of an installed package, not of a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
 
@@ -109,7 +109,9 @@ def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
             **(conf.broker_transport_options or {}),
         }
     if broker_url.startswith("pubsub:"):
-        _keep_to_what_exists(conf, ours, broker_url)
+        from gwi_celery import provisioned
+
+        ours.update(provisioned.settings(conf, broker_url, ours["broker_transport_options"]))
     store_url = loaded.effective_store_url
     if not conf.result_backend:
         ours["result_backend"] = store_url
@@ -117,18 +119,6 @@ def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
         conf[name] = value
     _integrations[app] = Integration(loaded)
     return loaded
-
-
-def _keep_to_what_exists(conf: Any, ours: dict[str, Any], broker_url: str) -> None:
-    """With provisioned Pub/Sub nothing can be made: no queues for remote control."""
-    from gwi_celery.brokers.pubsub.options import OPTIONS, parse
-
-    given = ours["broker_transport_options"]
-    options = {name: value for name, value in given.items() if name in OPTIONS}
-    if not parse(broker_url.partition(";")[0], options).managed:
-        for name in ("worker_enable_remote_control", "worker_send_task_events"):
-            if not conf.value_set_for(name):
-                ours[name] = False
 
 
 def _own_settings(conf: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import atexit
 import contextlib
 import functools
 import logging
+import math
 import os
 import threading
 import time
@@ -51,12 +52,14 @@ from gwi_celery.brokers.base import (
 from gwi_celery.brokers.pubsub import naming, wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger
 from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.topology import Source, Topology
 from gwi_celery.errors import (
     BrokerError,
     BrokerUnavailable,
+    BrokerUnusable,
     NotFound,
     PublishFailed,
     TooLarge,
@@ -92,6 +95,7 @@ class PubSubBroker:
         self.client = Client(options)
         self.topology = Topology(self.client, options)
         self.lease_seconds = options.lease_seconds
+        self._monitoring = Monitoring(options.timeout)
         self._acks = Acknowledger(self.client)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: ack id -> monotonic time at which its lease runs out.
@@ -326,7 +330,7 @@ class PubSubBroker:
         held: list[tuple[float, Delivery]] = []
         now, wall = time.monotonic(), time.time()
         spec = self.topology.spec(source.queue)
-        lease = float(self.topology.ack_deadline(spec))
+        lease = self.topology.first_lease(spec)
         limit = self.topology.max_deliveries(spec)
         for item in received:
             said = wire.parse(item.message)
@@ -345,12 +349,12 @@ class PubSubBroker:
                 if wait <= _HOLD:
                     held.append((now + wait, delivery))
                 elif delivery.deliveries >= _PARKINGS:
-                    self._acks.run(functools.partial(self._publish_anew, source, item, delivery))
+                    self._acks.run(functools.partial(self._publish_anew, said, delivery))
                 else:
                     self._come_again(delivery, wait)
             elif 0 < limit < delivery.deliveries and not spec.temporary:
                 reason = f"delivered {limit} times without an ack"
-                self._acks.run(functools.partial(self._bury, delivery, reason, limit))
+                self._acks.run(functools.partial(self._try_to_bury, delivery, reason, limit))
             else:
                 ready.append(delivery)
         return ready, held
@@ -377,11 +381,21 @@ class PubSubBroker:
             lease_seconds=lease,
         )
 
-    def _publish_anew(self, source: Source, item: Any, delivery: Delivery) -> None:
+    def _publish_anew(self, said: wire.Received, delivery: Delivery) -> None:
         """A parked message whose deliveries add up: a copy counts from 1."""
-        exchange, routing_key = "", source.queue  # to this queue alone, whatever brought it
-        made = wire.copy(item.message, **{naming.EXCHANGE: None, naming.ROUTING_KEY: routing_key})
-        self._send(self.topology.route(exchange, routing_key), [made])
+        now = time.time()
+        due = max(said.not_before, now)
+        message = OutgoingMessage(
+            delivery.data,
+            delivery.attributes,
+            delivery.priority,
+            delay=due - now,
+            ttl=None if said.expires == math.inf else max(said.expires - due, 0.001),
+        )
+        # To this queue alone, whatever brought it.
+        self._send(
+            self.topology.route("", delivery.queue), [self._made("", delivery.queue, message)]
+        )
         self.ack([delivery])
 
     # --- leases ---------------------------------------------------------------------------------
@@ -404,6 +418,9 @@ class PubSubBroker:
         self._acks.nack(subscription, ack_id, min(seconds, _PARK), until)
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
+        # Where the subscription's own ack deadline isn't known, the first lease is taken for short.
+        if not self.options.managed:
+            seconds = max(seconds, self.options.lease_seconds)
         now = time.monotonic()
         lost = [d for d in deliveries if self._leases.get(d.ack_id, 0.0) < now]
         by_subscription: dict[str, list[Delivery]] = {}
@@ -448,7 +465,22 @@ class PubSubBroker:
             # Nothing dies in a dead letter; back at once, it would keep its consumer busy.
             self._come_again(delivery, delivery.lease_seconds)
         else:
-            self._bury(delivery, reason, delivery.deliveries)
+            self._try_to_bury(delivery, reason, delivery.deliveries)
+
+    def _try_to_bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
+        """Without a dead letter to publish to the message stays, and the worker goes on."""
+        try:
+            self._bury(delivery, reason, deliveries)
+        except BrokerUnusable as exc:
+            logger.error(
+                "message %s of queue %r could not be moved to the dead letter (%s) and stays in "
+                "its queue: %s",
+                delivery.message_id,
+                delivery.queue,
+                _shortened(reason),
+                exc,
+            )
+            self._come_again(delivery, delivery.lease_seconds)
 
     def _bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
         attributes = {
@@ -474,6 +506,16 @@ class PubSubBroker:
         """None: Pub/Sub has no exact count. Raises NotFound. See :meth:`depth`."""
         self.topology.spec(queue)
         return None
+
+    def depth(self, queue: str) -> QueueDepth | None:
+        """What waits in the queue, some minutes ago, as Cloud Monitoring has it. Raises NotFound.
+
+        None where it can't be known: on an emulator, without the extra ``monitoring``, without the
+        permission, and before all of the queue's subscriptions have been measured.
+        """
+        if self.options.emulator:
+            return None
+        return self._monitoring.depth(source.path for source in self.topology.sources(queue))
 
     def purge(self, queue: str) -> int:
         """Take out and ack what is ready, until nothing is left; how many that was.
@@ -549,6 +591,7 @@ class PubSubBroker:
         with self._unconfirmed_changed:
             self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, _CLOSE)
         self._acks.stop(_CLOSE)
+        self._monitoring.close()
         self.client.close()
 
     def _after_fork(self) -> None:

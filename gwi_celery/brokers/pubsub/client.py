@@ -8,7 +8,8 @@ What a status means (https://cloud.google.com/pubsub/docs/reference/error-codes)
 
 =================================================  =================================================
 NOT_FOUND, ALREADY_EXISTS                          an answer: NotFound, AlreadyExists
-PERMISSION_DENIED, UNAUTHENTICATED                 BrokerUnusable, with the role and the command
+PERMISSION_DENIED, UNAUTHENTICATED; NOT_FOUND      BrokerUnusable, with the role and the command
+in mode "provisioned"
 UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED,           BrokerUnavailable: may or may not have happened;
 INTERNAL, UNKNOWN, CANCELLED, RESOURCE_EXHAUSTED   every call of ours may be made again
 anything else                                      BrokerError: making it again can't help
@@ -31,6 +32,7 @@ from google.protobuf import empty_pb2, field_mask_pb2
 from google.pubsub_v1 import types
 
 from gwi_celery import forks
+from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
 
@@ -89,16 +91,6 @@ _RPCS = {
     "Acknowledge": ("Subscriber", _Empty),
     "ModifyAckDeadline": ("Subscriber", _Empty),
     "Seek": ("Subscriber", pb["SeekResponse"]),
-}
-
-#: What makes a call need which role on what.
-_ROLES = {
-    "Publish": "roles/pubsub.publisher",
-    "Pull": "roles/pubsub.subscriber",
-    "StreamingPull": "roles/pubsub.subscriber",
-    "Acknowledge": "roles/pubsub.subscriber",
-    "ModifyAckDeadline": "roles/pubsub.subscriber",
-    "Seek": "roles/pubsub.editor",
 }
 
 _TEMPORARY = frozenset(
@@ -192,11 +184,15 @@ class Client:
         """Our error for gRPC's."""
         code, details = exc.code(), exc.details() or ""
         if code is grpc.StatusCode.NOT_FOUND:
+            if not self._options.managed:
+                return BrokerUnusable(advice.missing(self._options, resource))
             return NotFound(f"{resource} does not exist ({details})")
         if code is grpc.StatusCode.ALREADY_EXISTS:
             return AlreadyExists(f"{resource} exists")
-        if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
-            return BrokerUnusable(self._forbidden(rpc, resource, details))
+        if code is grpc.StatusCode.PERMISSION_DENIED:
+            return BrokerUnusable(advice.forbidden(self._options, rpc, resource, details))
+        if code is grpc.StatusCode.UNAUTHENTICATED:
+            return BrokerUnusable(advice.unauthenticated(rpc, resource, details))
         text = f"{rpc} on {resource} at {self._options.endpoint}: {code.name}: {details}"
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             text += (
@@ -286,22 +282,6 @@ class Client:
             header = ("x-goog-request-params", f"{kind}={quote(resource, safe='')}")
             metadata = self._metadata[resource] = (header,)
         return metadata
-
-    def _forbidden(self, rpc: str, resource: str, details: str) -> str:
-        role = _ROLES.get(rpc, "roles/pubsub.editor")
-        kind = "topics" if "/topics/" in resource else "subscriptions"
-        id = resource.rpartition("/")[2]
-        if role == "roles/pubsub.editor":
-            command = f"gcloud projects add-iam-policy-binding {self._options.project}"
-            hint = ", or use mode='provisioned', which makes no such call"
-        else:
-            command = f"gcloud pubsub {kind} add-iam-policy-binding {id}"
-            command += f" --project={self._options.project}"
-            hint = ""
-        return (
-            f"not allowed to {rpc} on {resource} ({details}): grant {role}, by `{command} "
-            f"--member=serviceAccount:NAME --role={role}`{hint}"
-        )
 
 
 def _serialize(message: Any) -> bytes:

@@ -8,8 +8,8 @@ a readable beginning and its SHA-256. ``~`` is never part of an encoded name: it
 
 Limits (https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names): an id has 3 to 255 of
 ``[A-Za-z0-9-_.~+%]`` and starts with a letter, but not with ``goog``. A filter has at most 256 bytes
-(https://cloud.google.com/pubsub/docs/subscription-message-filter). A label's value has at most 63
-of ``[a-z0-9_-]``.
+(https://cloud.google.com/pubsub/docs/subscription-message-filter). A resource has at most 64 labels,
+and a label's value at most 63 of ``[a-z0-9_-]``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import zlib
 from collections.abc import Mapping
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from gwi_celery.brokers.routing import DIRECT, FANOUT, TOPIC
+from gwi_celery.errors import ConfigurationError
 
 #: Attributes under which a message travels; filters name them.
 EXCHANGE = "exchange"
@@ -39,6 +41,12 @@ _MAX_ENCODED = 180
 _READABLE = 60
 _MAX_FILTER = 256
 _LABEL_VALUE = 63
+#: Labels that one text may take. A binding's subscription has two of them; the rest is for others.
+_LABELS_PER_TEXT = 24
+#: First character of a compressed text in labels: none of base32hex's.
+_COMPRESSED = "z"
+#: Labels that an application may set, so that all fit.
+MOST_USER_LABELS = 64 - 2 * _LABELS_PER_TEXT - 4
 #: Text that can stand in a filter as it is, between quotes.
 _PLAIN = re.compile(r"[ !#-\[\]-~]*")
 
@@ -102,10 +110,10 @@ def binding_filter(exchange_type: str, key: str) -> str:
     sent = f"attributes:{EXCHANGE}"
     if exchange_type == FANOUT:
         return sent
-    if exchange_type == DIRECT or not re.search(r"(^|\.)[*#](\.|$)", key):
+    words = key.split(".")
+    if exchange_type == DIRECT or not {"*", "#"} & set(words):
         return _fitting(sent, _equals(ROUTING_KEY, key))
     assert exchange_type == TOPIC
-    words = key.split(".")
     literal = []
     for word in words:
         if word in ("*", "#"):
@@ -128,14 +136,20 @@ def queue_filter(queue: str) -> str:
 
 def priority_filter(level: int, next_level: int | None) -> str:
     """Messages whose priority is from ``level`` up to below ``next_level``; both 0 to 9."""
-    wanted = [_equals(PRIORITY, str(n)) for n in range(level, next_level or 10)]
-    if level == 0:  # what has no priority is of priority 0
-        wanted.append(f"NOT attributes:{PRIORITY}")
-    return " OR ".join(wanted)
+    if level > 0:
+        return _any_priority(level, next_level or 10)
+    # Whatever is no priority of a higher level is of this one: also none, and a foreign "high".
+    others = f"NOT ({_any_priority(next_level or 10, 10)})"
+    missing = f"NOT attributes:{PRIORITY} OR {others}"
+    return missing if len(missing) <= _MAX_FILTER else others
+
+
+def _any_priority(start: int, end: int) -> str:
+    return " OR ".join(_equals(PRIORITY, str(n)) for n in range(start, end))
 
 
 def _equals(attribute: str, value: str) -> str:
-    return f'attributes.{attribute} = "{value}"' if _PLAIN.fullmatch(value) else ""
+    return f'attributes.{attribute}="{value}"' if _PLAIN.fullmatch(value) else ""
 
 
 def _has_prefix(attribute: str, value: str) -> str:
@@ -164,9 +178,17 @@ def _digest(*parts: str) -> str:
 
 
 def _to_labels(label: str, text: str) -> dict[str, str]:
+    """Raises ConfigurationError for a text that doesn't fit."""
     raw = text.encode("utf-8", "surrogatepass")
-    code = base64.b32hexencode(raw).decode("ascii").rstrip("=").lower()
+    code = _base32(raw)
+    if len(code) > _LABEL_VALUE:
+        code = min(code, _COMPRESSED + _base32(zlib.compress(raw, 9)), key=len)
     chunks = [code[i : i + _LABEL_VALUE] for i in range(0, len(code), _LABEL_VALUE)] or [""]
+    if len(chunks) > _LABELS_PER_TEXT:
+        raise ConfigurationError(
+            f"the name or binding key {text[:40]!r}... has {len(raw)} bytes, more than Pub/Sub can "
+            f"keep of it (about {_LABELS_PER_TEXT * _LABEL_VALUE * 5 // 8}): use a shorter one"
+        )
     return {f"{label}{n}": chunk for n, chunk in enumerate(chunks)}
 
 
@@ -176,9 +198,15 @@ def _from_labels(label: str, labels: Mapping[str, str]) -> str | None:
         chunks.append(chunk)
     if not chunks:
         return None
-    code = "".join(chunks).upper()
+    code = "".join(chunks)
+    compressed = code.startswith(_COMPRESSED)
+    code = code.removeprefix(_COMPRESSED).upper()
     try:
         raw = base64.b32hexdecode(code + "=" * (-len(code) % 8))
-    except ValueError:
-        return None
-    return raw.decode("utf-8", "surrogatepass")
+        return (zlib.decompress(raw) if compressed else raw).decode("utf-8", "surrogatepass")
+    except (ValueError, zlib.error):
+        return None  # somebody else's label
+
+
+def _base32(raw: bytes) -> str:
+    return base64.b32hexencode(raw).decode("ascii").rstrip("=").lower()

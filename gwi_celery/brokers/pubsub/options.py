@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from gwi_celery.brokers.pubsub.naming import MOST_USER_LABELS
 from gwi_celery.config import nearest
 from gwi_celery.errors import ConfigurationError
 
@@ -20,6 +21,16 @@ PROVISIONED = "provisioned"
 #: Google's global endpoint.
 DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
 EMULATOR_HOST = "PUBSUB_EMULATOR_HOST"
+
+#: What ``queues`` may say of a queue.
+_QUEUE_KEYS = ("topic", "subscription", "dead_letter_topic")
+_RETENTION = (600, 2_678_400)
+_LONGEST_BACKOFF = 600
+_RESOURCE = re.compile(r"(?:projects/[^/]+/(?:topics|subscriptions)/)?[^/\s]+")
+_KMS_KEY = re.compile(r"projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+")
+_LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::(\d+))?")
 
 _PROJECT = re.compile(r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]*")
 
@@ -89,9 +100,9 @@ class PubSubOptions:
             raise ConfigurationError(
                 f"max_deliveries is {self.max_deliveries}: Pub/Sub counts up to 100; 0 is no limit"
             )
-        if not re.fullmatch(r"(?!goog)[A-Za-z][A-Za-z0-9_.+-]{0,30}", self.prefix):
+        if not re.fullmatch(r"(?!goog)[A-Za-z][A-Za-z0-9_.+-]{1,30}", self.prefix):
             raise ConfigurationError(
-                f"prefix is {self.prefix!r}: up to 31 letters, digits and -_.+, the first a letter, "
+                f"prefix is {self.prefix!r}: write 2 to 31 letters, digits and -_.+, the first a letter, "
                 "and not goog"
             )
         levels = self.priority_levels
@@ -103,8 +114,65 @@ class PubSubOptions:
         if self.repair and self.mode == PROVISIONED:
             raise ConfigurationError("repair needs admin calls, and mode='provisioned' makes none")
         for setting in ("publish_timeout", "timeout"):
-            if not getattr(self, setting) > 0:
-                raise ConfigurationError(f"{setting} must be above 0 seconds")
+            if not 0 < getattr(self, setting) < float("inf"):
+                raise ConfigurationError(
+                    f"{setting} is {getattr(self, setting):g}: write seconds above 0"
+                )
+        if self.retention is not None and not _RETENTION[0] <= self.retention <= _RETENTION[1]:
+            raise ConfigurationError(
+                f"retention is {self.retention:g} seconds: Pub/Sub takes {_RETENTION[0]} (10 "
+                f"minutes) to {_RETENTION[1]} (31 days)"
+            )
+        if self.retry_policy is not None:
+            shortest, longest = self.retry_policy
+            if not 0 <= shortest <= longest <= _LONGEST_BACKOFF:
+                raise ConfigurationError(
+                    f"retry_policy is {shortest:g}, {longest:g}: write the shortest and the longest "
+                    f"wait in seconds, 0 to {_LONGEST_BACKOFF}; such as 10, 600"
+                )
+        if self.kms_key is not None and not _KMS_KEY.fullmatch(self.kms_key):
+            raise ConfigurationError(
+                f"kms_key is {self.kms_key!r}: write projects/P/locations/L/keyRings/R/cryptoKeys/K"
+            )
+        self._check_labels()
+        self._check_queues()
+
+    def _check_labels(self) -> None:
+        if len(self.labels) > MOST_USER_LABELS:
+            raise ConfigurationError(
+                f"labels has {len(self.labels)}: at most {MOST_USER_LABELS}, as Pub/Sub takes 64 "
+                "and names need some"
+            )
+        labels: Mapping[str, Any] = self.labels
+        for key, value in labels.items():
+            if not isinstance(value, str) or not _LABEL_VALUE.fullmatch(value):
+                raise ConfigurationError(
+                    f"labels: {key!r} is {value!r}: write up to 63 of a-z, 0-9, _ and -"
+                )
+            if not _LABEL_KEY.fullmatch(key) or key.startswith("gwi-"):
+                raise ConfigurationError(
+                    f"labels has {key!r}: write up to 63 of a-z, 0-9, _ and -, the first a letter, "
+                    "and not gwi-, which is this package's"
+                )
+
+    def _check_queues(self) -> None:
+        queues: Mapping[str, Any] = self.queues
+        for queue, mapping in queues.items():
+            if not isinstance(mapping, Mapping):
+                raise ConfigurationError(
+                    f"queues: {queue!r} is {mapping!r}: write "
+                    '{"topic": ..., "subscription": ..., "dead_letter_topic": ...}'
+                )
+            for key, value in mapping.items():
+                if key not in _QUEUE_KEYS:
+                    raise ConfigurationError(
+                        f"queues: {queue!r} has {key!r}; {nearest(key, _QUEUE_KEYS)}"
+                    )
+                if not isinstance(value, str) or not _RESOURCE.fullmatch(value):
+                    raise ConfigurationError(
+                        f"queues: {key} of {queue!r} is {value!r}: write an id, or its full name "
+                        f"projects/P/{'subscriptions' if key == 'subscription' else 'topics'}/ID"
+                    )
 
     @property
     def managed(self) -> bool:
@@ -143,6 +211,8 @@ def parse(
                 f"{name!r} is no option of pubsub://; {nearest(name, OPTIONS)}"
             )
         values[name] = _convert(name, value)
+    if segments[0] == "projects":
+        raise ConfigurationError(f"{url!r}: write pubsub://{segments[-1]}")
     endpoint, emulator = _endpoint(segments[:-1], environ.get(EMULATOR_HOST))
     return PubSubOptions(project=segments[-1], endpoint=endpoint, emulator=emulator, **values)
 
@@ -150,7 +220,10 @@ def parse(
 def _endpoint(host: list[str], emulator: str | None) -> tuple[str, bool]:
     if not host:
         return (emulator, True) if emulator else (DEFAULT_ENDPOINT, False)
-    name, _, port = host[0].partition(":")
+    found = _HOST.fullmatch(host[0])
+    if found is None:
+        raise ConfigurationError(f"{host[0]!r} is no endpoint: write host:port")
+    name, port = found.groups()
     google = name == "googleapis.com" or name.endswith(".googleapis.com")
     return f"{name}:{port or ('443' if google else '8085')}", not google
 
@@ -176,8 +249,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _list(value: Any) -> tuple[str, ...]:
-    items = value.split(",") if isinstance(value, str) else value
-    return tuple(str(item) for item in items)
+    items = [x for x in value.split(",") if x.strip()] if isinstance(value, str) else value
+    return tuple(str(item).strip() for item in items)
 
 
 def _optional(kind: Any) -> Any:
@@ -209,11 +282,17 @@ _KINDS: dict[str, Any] = {
     "labels": _mapping,
 }
 _WHAT = {
-    name: {
-        float: "a number of seconds",
-        int: "a whole number",
-        _bool: "true or false",
-        _mapping: "a mapping (JSON in a URL)",
-    }.get(kind, "of the form that the option takes")
-    for name, kind in _KINDS.items()
+    **{
+        name: {
+            float: "a number of seconds",
+            int: "a whole number",
+            _bool: "true or false",
+            _mapping: "a mapping (JSON in a URL)",
+            _list: "a list (a,b,c in a URL)",
+        }.get(kind, "")
+        for name, kind in _KINDS.items()
+    },
+    "retention": "a number of seconds",
+    "priority_levels": "a list of whole numbers (0,3,6,9 in a URL)",
+    "retry_policy": "two numbers of seconds (10,600 in a URL)",
 }

@@ -11,7 +11,8 @@ Measured on the emulator (0.8.20), and by what Google documents:
 
 So a queue whose consumer has a prefetch limit is pulled from, one call in flight for each of its
 subscriptions and only while there is room; it waits up to :data:`PULL_SECONDS`. On the emulator, where a
-cancelled pull does harm, pulls are short while there is traffic. Queues without a limit
+cancelled pull does harm and a blocked one is late, it is asked at short intervals while there is
+traffic. Queues without a limit
 (replies, remote control, events), which hold little and are waited for, are streamed.
 
 Calls are gRPC futures: their callbacks run on gRPC's thread, put what came into a buffer, and
@@ -46,11 +47,12 @@ logger = logging.getLogger(__name__)
 PULL_SECONDS = 25.0
 #: The same on an emulator that has been idle. It answers a second before the deadline.
 EMULATOR_PULL_SECONDS = 12.0
-#: With a second or less it answers after its next look, in 50 ms. Pulls are as short as that while
-#: messages have come lately: none has to be cancelled, nor is left behind by a killed worker.
-EMULATOR_SHORT_SECONDS = 1.0
-#: Seconds without a message after which an emulator's pulls get longer.
+#: Seconds after a message for which an emulator is asked what it has now, again and again, rather than
+#: to wait: its own look comes every 50 ms only. Nothing has to be cancelled then, nor is a pull left
+#: behind by a killed worker.
 EMULATOR_LATELY = 3.0
+#: Seconds between two such questions: at first, and how fast they get rarer.
+_ASK_EVERY, _ASK_RARER = 0.003, 0.008
 #: Seconds after which a pull has said what was there when it came.
 _PRESENT = 0.05
 #: Seconds that such a pull may take to end by itself.
@@ -279,7 +281,8 @@ class _Intake:
         """Monotonic time at which something happens by itself."""
         with self._lock:
             dues = [due for due, _ in self._delayed]
-        dues += [line.retry_at for line in self.lines if line.retry_at is not None]
+        for line in self.lines:
+            dues += [at for at in (line.retry_at, line.next_ask()) if at is not None]
         return min(dues, default=None)
 
     def stop(self) -> None:
@@ -329,6 +332,8 @@ class _Line:
         self.source = source
         #: Monotonic time of the next try after an error; None: there was none.
         self.retry_at: float | None = None
+        #: Monotonic time at which to ask an emulator again; None: it will answer by itself.
+        self.ask_at: float | None = None
         self._pause = _FIRST_PAUSE
         # A future that is done already calls back at once, on the thread that asks it to.
         self._lock = threading.RLock()
@@ -340,6 +345,12 @@ class _Line:
 
     def want(self, limit: int, now: float) -> None:
         raise NotImplementedError  # each kind's own
+
+    def next_ask(self) -> float | None:
+        """Monotonic time at which to look whether to ask again."""
+        if self.ask_at is None or self.idle():
+            return self.ask_at
+        return max(self.ask_at, time.monotonic() + _ASK_EVERY)  # it hasn't answered yet
 
     def look(self, limit: int) -> bool:
         """Ask what is there now; False if this line is busy, or can't."""
@@ -388,8 +399,8 @@ class _Pull(_Line):
         self._wanted = 0
         self._paused = False
         self._started = self._active = time.monotonic()
-        #: Seconds after which the call in flight ends by itself, at the latest.
-        self._seconds = PULL_SECONDS
+        #: Whether the call in flight asks for what is there, and so ends by itself.
+        self._asks = False
 
     def want(self, limit: int, now: float) -> None:
         with self._lock:
@@ -397,6 +408,8 @@ class _Pull(_Line):
             if self._future is not None or self._stopped or self._paused:
                 return
             if self.retry_at is not None and now < self.retry_at:
+                return
+            if self.ask_at is not None and now < self.ask_at:
                 return
             self._start()
 
@@ -417,27 +430,30 @@ class _Pull(_Line):
             self._paused = True
             return
         self._started = time.monotonic()
-        self._seconds = self._deadline(self._started - self._active)
+        seconds = self._plan(self._started)
         request = pb["PullRequest"](
             subscription=self.source.path,
             max_messages=self._wanted,
-            return_immediately=self.looking,
+            return_immediately=self._asks,
         )
         try:
             self._future = self.receiver.broker.client.start(
-                "Pull", request, self.source.path, self._seconds
+                "Pull", request, self.source.path, seconds
             )
         except BaseException:
             forks.leave()
             raise
         self._future.add_done_callback(self._done)
 
-    def _deadline(self, idle: float) -> float:
+    def _plan(self, now: float) -> float:
+        """How the next call is made; its deadline, seconds."""
+        idle = now - self._active
+        lately = self.receiver.broker.options.emulator and idle < EMULATOR_LATELY
+        self._asks = self.looking or lately
+        self.ask_at = now + _ASK_EVERY + _ASK_RARER * idle if lately else None
         if not self.receiver.broker.options.emulator:
             return PULL_SECONDS
-        if idle < EMULATOR_LATELY:
-            return EMULATOR_SHORT_SECONDS
-        return min(2 * idle, EMULATOR_PULL_SECONDS)
+        return min(2 * max(idle, EMULATOR_LATELY), EMULATOR_PULL_SECONDS)
 
     def _done(self, future: Any) -> None:
         # On gRPC's thread, which prints what is raised here and goes on.
@@ -464,7 +480,7 @@ class _Pull(_Line):
         received = [] if response is None else list(response.received_messages)
         arrived = self.intake.arrived(self, received) if received else 0
         if received:
-            self._active = time.monotonic()
+            self._active, self.ask_at = time.monotonic(), None
         with self._lock:
             self._future = None
             # What a filter should have kept away says nothing about what is behind it.
@@ -473,7 +489,8 @@ class _Pull(_Line):
                 self._worked()
             idle = error is None and not arrived and not self._stopped and not self._paused
             # Nothing for the loop to do: go on waiting without it.
-            again = idle and self._wanted > 0 and (self.looking or not looked)
+            asked = self._asks and not looked  # the event loop asks again
+            again = idle and self._wanted > 0 and (self.looking or not (looked or asked))
             if again:
                 self._start()
             else:
@@ -501,8 +518,8 @@ class _Pull(_Line):
         with self._lock:
             future = self._future
             age = time.monotonic() - self._started
-            short = self._seconds <= EMULATOR_SHORT_SECONDS
-        if future is not None and (waited > _ENDS_BY_ITSELF or not (short or age < _PRESENT)):
+            ends = self._asks or age < _PRESENT
+        if future is not None and (waited > _ENDS_BY_ITSELF or not ends):
             future.cancel()
 
     def resume(self) -> None:

@@ -19,9 +19,10 @@ What is known is remembered per connection: each entity is looked up or made onc
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds: Pub/Sub's shortest, for subscriptions of queues that come and go.
 _EXPIRATION = 86400
+#: Seconds: Pub/Sub's shortest ack deadline, and the one that gcloud gives by default.
+_SHORTEST_DEADLINE = 10.0
+#: Seconds: Pub/Sub's default of how long a subscription keeps messages.
+_RETENTION = 7 * 86400
 #: Deliveries counted by Pub/Sub itself before it forwards: its most. Ours come first, with a reason.
 _FORWARD_AFTER = 100
 _PAGE = 1000
@@ -119,6 +124,8 @@ class Topology:
         self._declared: dict[str, str] = {}
         self._queues: dict[str, _Queue] = {}
         self._dead: set[str] = set()
+        #: Topics that are as the options want them.
+        self._compared: set[str] = set()
 
     def after_fork(self) -> None:
         """In a forked child: another thread may have held the lock."""
@@ -158,6 +165,8 @@ class Topology:
             known = self.exchange_type(name)
             if known is None:
                 known = self._make_exchange(name, type)
+            if name not in self._declared:
+                self._compare_topic(self.topic(name))
             if known != type:
                 raise ConfigurationError(
                     f"exchange {name!r} exists with type {known!r}, not {type!r}: declare it with "
@@ -234,7 +243,8 @@ class Topology:
                 topic = self.topic(spec.name)
             queue = _Queue(spec, topic, declared=True)
             if known is not None:
-                queue.bound = known.bound
+                queue.bound, queue.discovered = known.bound, known.discovered
+                queue.since = known.since
             if self._options.managed:
                 if spec.temporary:
                     self._make_temporary(queue, first=known is None)
@@ -258,26 +268,49 @@ class Topology:
         except NotFound:
             self._create_topic(queue.topic, {})
             made = self._create_subscription(wanted)
+        if not made:
+            made = self._take_over(queue, wanted)
         if first and (self._options.emulator or not made):
-            # The emulator gives a new subscription a topic's retained messages; and one that a
-            # killed process left behind may hold what was meant for that one.
-            # Its own times are in whole milliseconds.
-            now = int(time.time() * 1000) / 1000
-            queue.since = now if self._options.emulator else now - _SKEW
+            queue.since = self._now()
+
+    def _take_over(self, queue: _Queue, wanted: Any) -> bool:
+        """A subscription of that name is there; whether it had to be made anew."""
+        found = self._get_subscription(wanted.name)
+        if found is None:  # its topic was deleted, or another process deleted it just now
+            return self._create_subscription(wanted)
+        if found.topic != wanted.topic:
+            raise ConfigurationError(
+                f"queue {queue.spec.name!r} is declared as one that comes and goes (auto_delete, "
+                "exclusive or expires), and exists as one that stays: declare it as before, or "
+                "delete it first"
+            )
+        return False
+
+    def _now(self) -> float:
+        """What was published before now is not for a queue of which this is the beginning.
+
+        The emulator gives a new subscription a topic's retained messages; and one that a killed
+        process left behind may hold what was meant for that one.
+        """
+        # The emulator's own times are in whole milliseconds, and its clock is ours.
+        now = int(time.time() * 1000) / 1000
+        return now if self._options.emulator else now - _SKEW
 
     def _make_durable(self, queue: _Queue) -> None:
+        name = queue.spec.name
         for level, wanted in self._wanted_levels(queue):
             found = self._get_subscription(wanted.name)
-            if found is not None:
-                self._compare(queue.spec.name, wanted, found)
-                continue
             if level == 0:
-                name = queue.spec.name
-                self._create_topic(queue.topic, naming.name_labels(name))
-                if not name.endswith(DEAD_LETTER_SUFFIX):
-                    self.dead_topic(name)
+                if found is None:
+                    self._create_topic(queue.topic, naming.name_labels(name))
+                self._compare_topic(queue.topic)
+            if found is not None:
+                self._compare(name, wanted, found)
+                continue
+            if level == 0 and not name.endswith(DEAD_LETTER_SUFFIX):
+                self.dead_topic(name)
             if not self._create_subscription(wanted):  # another process was faster
-                self._compare(queue.spec.name, wanted, self._get_subscription(wanted.name))
+                self._compare(name, wanted, self._get_subscription(wanted.name))
 
     def dead_topic(self, queue: str) -> str:
         """Path of the topic of a queue's dead letter, made with a subscription that keeps it."""
@@ -362,12 +395,20 @@ class Topology:
         wanted.filter = naming.binding_filter(type, key)
         wanted.labels.update(naming.key_labels(key))
         try:
-            made = self._create_subscription(wanted)
+            if self._create_subscription(wanted):
+                return
+            if queue.spec.temporary:
+                if not self._take_over(queue, wanted) and not queue.since:
+                    queue.since = self._now()
+                return
+            found = self._get_subscription(wanted.name)
+            if found is None:  # it was of an exchange that was deleted
+                self._create_subscription(wanted)
+            else:
+                self._compare(name, wanted, found)
         except NotFound as exc:
             self._exchanges.pop(exchange, None)
             raise NotFound(f"there is no exchange {exchange!r}: declare it first") from exc
-        if not made and not queue.spec.temporary:
-            self._compare(name, wanted, self._get_subscription(wanted.name))
 
     def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
         with self._lock:
@@ -444,6 +485,7 @@ class Topology:
                 type = self._declared.get(exchange)
                 if type is not None:
                     self.declare_exchange(exchange, type)
+                    self._bind_again(exchange)
                 return
             queue = self._queues.pop(routing_key, None)
             self._dead.discard(dead_letter_queue(routing_key))
@@ -455,9 +497,16 @@ class Topology:
             self.declare_queue(queue.spec)
             for name, keys in queue.bound.items():
                 for key in keys:
-                    self._exchanges.pop(name, None)
-                    self.restore(name, "")
+                    if name in self._declared:
+                        self.declare_exchange(name, self._declared[name])
                     self.bind(routing_key, name, key)
+
+    def _bind_again(self, exchange: str) -> None:
+        """What is bound to an exchange by a topic that was deleted gets nothing by it any more."""
+        for queue in list(self._queues.values()):
+            if queue.declared:
+                for key in queue.bound.pop(exchange, ()):
+                    self.bind(queue.spec.name, exchange, key)
 
     def forget_queue(self, name: str) -> None:
         with self._lock:
@@ -571,16 +620,18 @@ class Topology:
             expiration_policy=pb["ExpirationPolicy"](),
         )
         if spec.message_ttl is not None:
-            wanted.labels[naming.TTL_LABEL] = f"{spec.message_ttl:g}".replace(".", "_")
+            wanted.labels[naming.TTL_LABEL] = str(math.ceil(spec.message_ttl * 1000))
         if spec.max_deliveries is not None:
             wanted.labels[naming.MAX_DELIVERIES_LABEL] = str(spec.max_deliveries)
         if spec.temporary:
             wanted.labels[naming.TEMPORARY_LABEL] = "1"
-            wanted.expiration_policy.ttl.seconds = max(_EXPIRATION, int(spec.expires or 0))
+            expiration = max(_EXPIRATION, math.ceil(spec.expires or 0))
+            wanted.expiration_policy.ttl.seconds = expiration
+            # Not longer than the queue itself may be idle.
+            wanted.message_retention_duration.seconds = min(expiration, _RETENTION)
             wanted.filter = naming.queue_filter(spec.name)
             return wanted
-        if options.retention is not None:
-            wanted.message_retention_duration.seconds = int(options.retention)
+        wanted.message_retention_duration.seconds = int(options.retention or _RETENTION)
         wanted.enable_exactly_once_delivery = options.exactly_once
         wanted.enable_message_ordering = options.ordering
         if options.retry_policy is not None:
@@ -602,6 +653,12 @@ class Topology:
             )
         return round(seconds)
 
+    def first_lease(self, spec: QueueSpec) -> float:
+        """Seconds for which a delivery is leased at least, before that is extended."""
+        # Without an admin call a subscription's ack deadline can't be read: take the shortest.
+        deadline = float(self.ack_deadline(spec))
+        return deadline if self._options.managed else min(deadline, _SHORTEST_DEADLINE)
+
     def max_deliveries(self, spec: QueueSpec) -> int:
         own = spec.max_deliveries
         return self._options.max_deliveries if own is None else own
@@ -615,39 +672,79 @@ class Topology:
             for name, text in _COMPARED.items()
             if text(found) != text(wanted)
         }
-        labels = {k: v for k, v in wanted.labels.items() if found.labels.get(k) != v}
-        if labels:
-            different["labels"] = (str(dict(found.labels)), str(dict(wanted.labels)))
+        labels = _merged_labels(found, wanted)
+        if labels != dict(found.labels):
+            different["labels"] = (str(dict(found.labels)), str(labels))
         if not different:
             return
+        what = f"queue {queue!r}: subscription {wanted.name}"
+        self._refuse_or_repair(what, different, _IMMUTABLE)
+        wanted.labels.clear()
+        wanted.labels.update(labels)
+        self._update("Subscription", wanted, different)
+
+    def _compare_topic(self, path: str) -> None:
+        """The same for a topic, as far as the options say anything of topics."""
+        options = self._options
+        if not (options.managed and (options.kms_key or options.storage_regions or options.labels)):
+            return
+        if path in self._compared:
+            return
+        topic = self._client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
+        regions = topic.message_storage_policy.allowed_persistence_regions
+        labels = {**topic.labels, **options.labels}
+        different: dict[str, tuple[str, str]] = {}
+        if options.kms_key and topic.kms_key_name != options.kms_key:
+            different["kms_key_name"] = (topic.kms_key_name or "none", options.kms_key)
+        if options.storage_regions and set(regions) != set(options.storage_regions):
+            found, wanted = sorted(regions), sorted(options.storage_regions)
+            different["message_storage_policy"] = (", ".join(found) or "any", ", ".join(wanted))
+        if labels != dict(topic.labels):
+            different["labels"] = (str(dict(topic.labels)), str(labels))
+        if different:
+            self._refuse_or_repair(f"topic {path}", different, {"kms_key_name"})
+            topic.labels.update(options.labels)
+            topic.message_storage_policy.allowed_persistence_regions[:] = options.storage_regions
+            self._update("Topic", topic, different)
+        self._compared.add(path)
+
+    def _refuse_or_repair(
+        self, what: str, different: dict[str, tuple[str, str]], immutable: Set[str]
+    ) -> None:
+        """Raises ConfigurationError unless it may be, and can be, repaired."""
+
+        def said(names: Iterable[str]) -> str:
+            return "; ".join(
+                f"{n} is {different[n][0]}, should be {different[n][1]}" for n in names
+            )
+
         if not self._options.repair:
             raise ConfigurationError(
-                f"queue {queue!r}: subscription {wanted.name} differs from the configuration: "
-                + "; ".join(f"{k} is {is_}, should be {to}" for k, (is_, to) in different.items())
-                + ". Change the configuration, or set repair=True in broker_transport_options"
+                f"{what} differs from the configuration: {said(different)}. Change the "
+                "configuration, or set repair=True in broker_transport_options"
             )
-        fixed = different.keys() & _IMMUTABLE
+        fixed = [name for name in different if name in immutable]
         if fixed:
+            kind, path = what.split(" ")[-2:]
             raise ConfigurationError(
-                f"queue {queue!r}: {', '.join(sorted(fixed))} of subscription {wanted.name} can't "
-                f"be changed ({'; '.join('is {}, should be {}'.format(*different[k]) for k in fixed)}"
-                f"): drain it, `gcloud pubsub subscriptions delete {_id(wanted.name)}`, and start "
-                "again; or use another queue"
+                f"{what} differs in what Pub/Sub can't change: {said(fixed)}. Drain it, `gcloud "
+                f"pubsub {kind}s delete {_id(path)} --project={path.split('/')[1]}`, and start "
+                "again, or use another queue"
             )
-        if "labels" in different:
-            merged = {**found.labels, **wanted.labels}
-            wanted.labels.clear()
-            wanted.labels.update(merged)
+
+    def _update(self, kind: str, resource: Any, different: Iterable[str]) -> None:
+        repaired = []
         for name in sorted(different):
-            request = pb["UpdateSubscriptionRequest"](
-                subscription=wanted, update_mask=FieldMask(paths=[name])
+            request = pb[f"Update{kind}Request"](
+                **{kind.lower(): resource}, update_mask=FieldMask(paths=[name])
             )
             try:
-                self._client.call("UpdateSubscription", request, wanted.name)
+                self._client.call(f"Update{kind}", request, resource.name)
+                repaired.append(name)
             except BrokerError:
-                if not (self._options.emulator and name in ("labels", "expiration_policy")):
-                    raise  # those two the emulator can't update
-        logger.warning("repaired %s of %s", ", ".join(sorted(different)), wanted.name)
+                if not (self._options.emulator and name in _NOT_UPDATED_BY_EMULATOR):
+                    raise
+        logger.warning("repaired %s of %s", ", ".join(repaired) or "nothing", resource.name)
 
     # --- admin calls --------------------------------------------------------------------------
 
@@ -762,10 +859,17 @@ _COMPARED: dict[str, Any] = {
     "message_retention_duration": lambda s: (
         _seconds(s.message_retention_duration)
         if s.HasField("message_retention_duration")
-        else f"{7 * 86400} s"
+        else f"{_RETENTION} s"
     ),
 }
 _IMMUTABLE = frozenset({"topic", "filter", "enable_message_ordering"})
+_NOT_UPDATED_BY_EMULATOR = frozenset({"labels", "expiration_policy", "message_storage_policy"})
+
+
+def _merged_labels(found: Any, wanted: Any) -> dict[str, str]:
+    """As they should be: what others have set stays, and of ours nothing that isn't wanted."""
+    kept = {k: v for k, v in found.labels.items() if not k.startswith("gwi-")}
+    return {**kept, **wanted.labels}
 
 
 def _spec_of(name: str, subscription: Any) -> QueueSpec:
@@ -777,7 +881,7 @@ def _spec_of(name: str, subscription: Any) -> QueueSpec:
         name,
         durable=not temporary,
         expires=float(_EXPIRATION) if temporary else None,
-        message_ttl=float(ttl.replace("_", ".")) if ttl else None,
+        message_ttl=int(ttl) / 1000 if ttl else None,
         lease_seconds=float(subscription.ack_deadline_seconds),
         max_deliveries=int(limit) if limit else None,
     )

@@ -3,12 +3,13 @@
 Beside the attributes that the message brings, it carries:
 
 ==================  ===============================================================================
-``exchange``        absent for the default exchange
-``routing_key``
+``exchange``        absent for the default exchange; of a long one its beginning
+``routing_key``     of a long one its beginning, for filters
 ``priority``        "1" to "9"; absent for 0
 ``gwi-not-before``  seconds since the epoch before which it is not to be delivered
 ``gwi-expires``     seconds since the epoch after which it is dropped
-``gwi-more-0`` ...  JSON, in pieces: attributes that Pub/Sub would not take as they are
+``gwi-more-0`` ...  JSON, in pieces: what Pub/Sub would not take as it is. An object with the
+                    whole ``exchange`` and ``routing_key``, and ``attributes``
 ==================  ===============================================================================
 
 A message without any of them, published by somebody else, is of the default exchange.
@@ -18,7 +19,10 @@ Limits: 10 MB a message, 100 attributes, 256 bytes a key, 1,024 bytes a value
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +40,7 @@ MAX_MESSAGE = 10_000_000
 _MAX_KEY = 256
 _MAX_VALUE = 1024
 _MAX_ATTRIBUTES = 100
+_MAX_ORDERING_KEY = 1024
 
 _OWN = frozenset({EXCHANGE, ROUTING_KEY, PRIORITY, NOT_BEFORE, EXPIRES})
 
@@ -62,21 +67,28 @@ def to_pubsub(
     """The message to publish. Raises TooLarge, with both sizes."""
     attributes: dict[str, str] = {}
     odd: dict[str, str] = {}
+    more: dict[str, Any] = {}
     for key, value in message.attributes.items():
         own = key in _OWN or key.startswith((ODD, "goog"))
         (odd if own or not _fits(key, value) else attributes)[key] = value
-    address = {ROUTING_KEY: routing_key, EXCHANGE: exchange}
-    for key, value in address.items():
-        if value or key == ROUTING_KEY:  # without any attribute it may not be empty
-            (attributes if _fits(key, value) else odd)[key] = value
+    # With no attribute at all the data could not be empty, so the routing key is always there.
+    for key, value in {
+        ROUTING_KEY: routing_key,
+        **({EXCHANGE: exchange} if exchange else {}),
+    }.items():
+        attributes[key] = _beginning(value)
+        if attributes[key] != value:
+            more[key] = value
+    if odd:
+        more["attributes"] = odd
     if message.priority:
         attributes[PRIORITY] = str(message.priority)
     if message.delay > 0:
         attributes[NOT_BEFORE] = f"{now + message.delay:.3f}"
     if message.ttl is not None:
         attributes[EXPIRES] = f"{now + message.delay + message.ttl:.3f}"
-    if odd:
-        text = json.dumps(odd)  # ASCII only
+    if more:
+        text = json.dumps(more)  # ASCII only
         for n in range(0, len(text), _MAX_VALUE):
             attributes[f"{ODD}{n // _MAX_VALUE}"] = text[n : n + _MAX_VALUE]
     if len(attributes) > _MAX_ATTRIBUTES:
@@ -86,7 +98,7 @@ def to_pubsub(
         )
     order = ""
     if ordering and "tenant" in attributes:
-        order = f"{attributes['tenant']}/{attributes.get('run', '')}"
+        order = ordering_key(attributes["tenant"], attributes.get("run", ""))
     made = pb["PubsubMessage"](data=message.data, attributes=attributes, ordering_key=order)
     check_size(made)
     return made
@@ -104,35 +116,30 @@ def check_size(message: Any) -> None:
 def parse(message: Any) -> Received:
     """What a message says. One that says nothing, or nonsense, is a plain one."""
     attributes = dict(message.attributes)
-    odd = _odd(attributes)
+    more = _more(attributes)
     own = {key: attributes.pop(key) for key in _OWN if key in attributes}
-    for key in (EXCHANGE, ROUTING_KEY):
-        if key in odd:
-            own.setdefault(key, odd.pop(key))
+    odd = more.get("attributes")
     priority = own.get(PRIORITY, "")
     return Received(
-        exchange=own.get(EXCHANGE, ""),
-        routing_key=own.get(ROUTING_KEY, ""),
-        attributes={**attributes, **odd},
+        exchange=_text(more, EXCHANGE, own),
+        routing_key=_text(more, ROUTING_KEY, own),
+        attributes={**attributes, **(_texts(odd) if isinstance(odd, dict) else {})},
         priority=int(priority) if priority in _DIGITS else 0,
         not_before=_seconds(own.get(NOT_BEFORE), 0.0),
         expires=_seconds(own.get(EXPIRES), float("inf")),
     )
 
 
+def ordering_key(tenant: str, run: str) -> str:
+    """``tenant/run``; where that is too long or could be another's, a digest."""
+    key = f"{tenant}/{run}"
+    if "/" in tenant or len(key.encode()) > _MAX_ORDERING_KEY:
+        raw = f"{len(tenant)}:{tenant}/{run}".encode()
+        return "sha256:" + hashlib.sha256(raw).hexdigest()
+    return key
+
+
 _DIGITS = frozenset("0123456789")
-
-
-def copy(message: Any, **changes: str | None) -> Any:
-    """The same to publish again, with attributes changed, or taken away (None)."""
-    made = pb["PubsubMessage"](
-        data=message.data, attributes=message.attributes, ordering_key=message.ordering_key
-    )
-    for key, value in changes.items():
-        made.attributes.pop(key, None)
-        if value is not None:
-            made.attributes[key] = value
-    return made
 
 
 def _fits(key: str, value: str) -> bool:
@@ -142,23 +149,39 @@ def _fits(key: str, value: str) -> bool:
         return False  # a lone surrogate, which JSON can carry and UTF-8 can't
 
 
-def _odd(attributes: dict[str, str]) -> dict[str, str]:
+def _beginning(value: str) -> str:
+    """As much of it as an attribute takes."""
+    sound = re.split("[\ud800-\udfff]", value, maxsplit=1)[0]
+    return sound.encode()[:_MAX_VALUE].decode("utf-8", "ignore")
+
+
+def _more(attributes: dict[str, str]) -> dict[str, Any]:
     """Take the pieces out, and give what they hold."""
     pieces: list[str] = []
     while (piece := attributes.pop(f"{ODD}{len(pieces)}", None)) is not None:
         pieces.append(piece)
     try:
-        odd = json.loads("".join(pieces)) if pieces else {}
-    except ValueError:
+        more = json.loads("".join(pieces)) if pieces else {}
+    except (ValueError, RecursionError):
         return {}
-    return odd if isinstance(odd, dict) else {}
+    return more if isinstance(more, dict) else {}
+
+
+def _text(more: dict[str, Any], key: str, own: dict[str, str]) -> str:
+    value = more.get(key)
+    return value if isinstance(value, str) else own.get(key, "")
+
+
+def _texts(odd: dict[Any, Any]) -> dict[str, str]:
+    return {key: value for key, value in odd.items() if isinstance(value, str)}
 
 
 def _seconds(text: str | None, default: float) -> float:
     try:
-        return default if text is None else float(text)
+        seconds = default if text is None else float(text)
     except ValueError:
         return default
+    return seconds if math.isfinite(seconds) else default
 
 
 def timestamp(value: Any) -> float:

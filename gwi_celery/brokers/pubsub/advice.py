@@ -1,0 +1,80 @@
+"""What an error of Pub/Sub says to do next: the resource, the role, the command. Pure functions."""
+
+from __future__ import annotations
+
+import re
+
+from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX
+from gwi_celery.brokers.pubsub import naming
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+
+#: What makes a call need which role on what; any other needs the editor's.
+_ROLES = {
+    "Publish": "roles/pubsub.publisher",
+    "Pull": "roles/pubsub.subscriber",
+    "StreamingPull": "roles/pubsub.subscriber",
+    "Acknowledge": "roles/pubsub.subscriber",
+    "ModifyAckDeadline": "roles/pubsub.subscriber",
+}
+_EDITOR = "roles/pubsub.editor"
+
+
+def forbidden(options: PubSubOptions, rpc: str, resource: str, details: str) -> str:
+    """For PERMISSION_DENIED."""
+    role = _ROLES.get(rpc, _EDITOR)
+    project, kind, id = _parts(resource)
+    if role == _EDITOR:
+        command = f"gcloud projects add-iam-policy-binding {project}"
+        hint = ", or use mode='provisioned', which makes no such call" if options.managed else ""
+    else:
+        command = f"gcloud pubsub {kind} add-iam-policy-binding {id} --project={project}"
+        hint = ""
+    return (
+        f"not allowed to {rpc} on {resource} ({details}): grant {role}, by `{command} "
+        f"--member=serviceAccount:NAME --role={role}`{hint}"
+    )
+
+
+def unauthenticated(rpc: str, resource: str, details: str) -> str:
+    """For UNAUTHENTICATED."""
+    return (
+        f"the credentials were not accepted for {rpc} on {resource} ({details}): run `gcloud auth "
+        "application-default login`, attach a service account, or set GOOGLE_APPLICATION_CREDENTIALS"
+    )
+
+
+def missing(options: PubSubOptions, resource: str) -> str:
+    """For NOT_FOUND where nothing is made by us."""
+    project, kind, id = _parts(resource)
+    if kind == "topics":
+        command = f"gcloud pubsub topics create {id} --project={project}"
+    else:
+        queue, topic = _behind(options, resource, id)
+        command = (
+            f"gcloud pubsub subscriptions create {id} --topic={topic} --project={project} "
+            f"--ack-deadline={round(options.lease_seconds)} --expiration-period=never"
+        )
+        if not queue.endswith(DEAD_LETTER_SUFFIX):
+            dead = options.queues.get(queue, {}).get("dead_letter_topic")
+            dead = dead or topic + DEAD_LETTER_SUFFIX
+            command += f" --dead-letter-topic={dead} --max-delivery-attempts=100"
+    return (
+        f"{resource} does not exist, and mode='provisioned' makes nothing: create it by "
+        f"`{command}`, or name another in the transport option 'queues'"
+    )
+
+
+def _behind(options: PubSubOptions, path: str, id: str) -> tuple[str, str]:
+    """(queue, id of its topic) of a subscription."""
+    plain = re.sub(r"~p\d$", "", id)
+    for queue, mapping in options.queues.items():
+        if mapping.get("subscription") in (plain, path):
+            return queue, mapping.get("topic") or naming.topic_id(options.prefix, queue)
+    # Unless they are mapped, a queue's topic and its subscription have one id.
+    return plain, plain
+
+
+def _parts(resource: str) -> tuple[str, str, str]:
+    """(project, kind, id) of projects/P/KIND/ID, or of projects/P."""
+    _, project, kind, id = (*resource.split("/", 3), "", "")[:4]
+    return project, kind, id

@@ -1,0 +1,157 @@
+"""How much is waiting, as Cloud Monitoring knows it: Pub/Sub itself can't say.
+
+Pub/Sub measures each subscription every 60 seconds, and a measurement can be read up to two minutes
+later (https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-pubsub). Where any of a queue's
+subscriptions has none, nothing is known: the sum of the others would be a wrong number.
+
+Needs the extra ``monitoring``, and the role ``roles/monitoring.viewer`` on the project.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from gwi_celery import forks
+
+logger = logging.getLogger(__name__)
+
+_METRIC = "pubsub.googleapis.com/subscription/"
+#: Seconds: the newest measurement is at most this old; older ones tell of a subscription that is gone.
+_WINDOW = 300.0
+
+#: Clients of parents. They must not be collected: that would touch the parent's connection.
+_inherited: list[Any] = []
+
+
+@dataclass(frozen=True)
+class QueueDepth:
+    """What waits in a queue, leased messages included."""
+
+    messages: int
+    #: Seconds since the oldest of them was published: 0 if there are none, None if not known.
+    oldest_age_seconds: float | None
+    #: Seconds since the epoch; of the least recent, if several subscriptions were measured.
+    measured_at: float
+
+
+@dataclass(frozen=True)
+class _Point:
+    value: float
+    at: float
+
+
+def connect() -> Any:
+    """Google's client. Raises ImportError, or its own error for missing credentials."""
+    from google.cloud import monitoring_v3
+
+    return monitoring_v3.MetricServiceClient()
+
+
+class Monitoring:
+    """Reads measurements. Any thread may use it; after a fork it goes on with a new client."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._pid = os.getpid()
+        self._client: Any = None
+        self._told: set[str] = set()
+
+    def depth(self, subscriptions: Iterable[str]) -> QueueDepth | None:
+        """Of one queue, by the paths of its subscriptions; None if that can't be known."""
+        by_project: dict[str, list[str]] = {}
+        for path in subscriptions:
+            _, project, _, id = path.split("/")
+            by_project.setdefault(project, []).append(id)
+        waiting: list[_Point] = []
+        ages: list[_Point | None] = []
+        for project, ids in by_project.items():
+            counts = self._newest(project, "num_undelivered_messages", ids)
+            if counts is None or counts.keys() != set(ids):
+                return None
+            waiting += counts.values()
+            busy = [id for id in ids if counts[id].value > 0]
+            oldest = self._newest(project, "oldest_unacked_message_age", busy) if busy else {}
+            ages += [(oldest or {}).get(id) for id in busy]
+        if not waiting:
+            return None
+        known = [age.value for age in ages if age is not None]
+        return QueueDepth(
+            messages=int(sum(point.value for point in waiting)),
+            oldest_age_seconds=max(known, default=0.0) if len(known) == len(ages) else None,
+            measured_at=min(point.at for point in waiting),
+        )
+
+    def _newest(self, project: str, metric: str, ids: list[str]) -> dict[str, _Point] | None:
+        """Subscription's id -> its newest measurement, if it has one; None if not to be read."""
+        quoted = ", ".join(f'"{id}"' for id in ids)
+        now = time.time()
+        request = {
+            "name": f"projects/{project}",
+            "filter": (
+                f'metric.type = "{_METRIC}{metric}" AND '
+                f"resource.labels.subscription_id = one_of({quoted})"
+            ),
+            "interval": {
+                "start_time": {"seconds": int(now - _WINDOW)},
+                "end_time": {"seconds": int(now) + 1},
+            },
+            "view": "FULL",
+        }
+        try:
+            with forks.call():
+                answer = self._open().list_time_series(
+                    request=request, retry=None, timeout=self._timeout
+                )
+                return _read(answer)
+        except ImportError:
+            self._tell(
+                "queue depths are not known: google-cloud-monitoring is not installed; run "
+                "`pip install 'gwi-celery[monitoring]'`"
+            )
+        except Exception as exc:  # foreign ones of many kinds, none of which may stop the caller
+            self._tell(
+                f"queue depths of project {project} are not known: {exc}; reading them needs "
+                f"roles/monitoring.viewer, by `gcloud projects add-iam-policy-binding {project} "
+                "--member=serviceAccount:NAME --role=roles/monitoring.viewer`"
+            )
+        return None
+
+    def _open(self) -> Any:
+        if self._pid != os.getpid():
+            _inherited.append(self._client)
+            self._client, self._pid = None, os.getpid()
+        if self._client is None:
+            self._client = connect()
+        return self._client
+
+    def _tell(self, text: str) -> None:
+        """Once: it is asked for again and again."""
+        if text not in self._told:
+            self._told.add(text)
+            logger.warning("%s", text)
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None and self._pid == os.getpid():
+            client.transport.close()
+        elif client is not None:
+            _inherited.append(client)
+
+
+def _read(series: Iterable[Any]) -> dict[str, _Point]:
+    newest: dict[str, _Point] = {}
+    for one in series:
+        id = one.resource.labels.get("subscription_id")
+        for point in one.points:
+            kind = type(point.value).pb(point.value).WhichOneof("value")
+            if kind not in ("int64_value", "double_value"):
+                continue
+            read = _Point(float(getattr(point.value, kind)), point.interval.end_time.timestamp())
+            if id not in newest or read.at > newest[id].at:
+                newest[id] = read
+    return newest

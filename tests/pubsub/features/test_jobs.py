@@ -1,0 +1,115 @@
+"""Messages of other languages, and redelivered ones, in real workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.cloud import pubsub_v1
+
+from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from gwi_celery.testing.emulators import Emulator
+from tests.pubsub.features.conftest import until
+from tests.pubsub.features.jobs import APP, notes
+from tests.workers import worker
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.emulator]
+
+Connect = Callable[..., PubSubBroker]
+
+
+def hand_made(task: str, id: str, kwargs: dict[str, Any], **headers: str) -> dict[str, Any]:
+    """A Celery message as docs/wire.md has it, without any of Celery's code."""
+    callbacks = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    return {
+        "body": json.dumps([[], kwargs, callbacks]),
+        "body_encoding": "utf-8",
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {
+            **{"lang": "go", "task": task, "id": id, "root_id": id, "parent_id": None},
+            **{"group": None, "retries": 0, "eta": None, "expires": None},
+            **{"timelimit": [None, None], **headers},
+        },
+        "properties": {
+            "correlation_id": id,
+            "delivery_info": {"exchange": "", "routing_key": "celery"},
+        },
+    }
+
+
+def test_what_google_s_own_client_publishes_is_run(
+    pubsub_emulator: Emulator,
+    project: str,
+    connect: Connect,
+    jobs: Callable[[str], Any],
+    tmp_path: Path,
+) -> None:
+    app = jobs(f"pubsub://{project}")
+    job = {
+        "id": "job-1",
+        "type": "shop.invoice",
+        "tenantId": "acme",
+        "runId": "r1",
+        "payload": {"order": 7},
+        "metadata": {"maxRetries": 5, "retryCount": 0, "priority": 3},
+    }
+    by_hand = hand_made(
+        "shop.invoice",
+        "job-2",
+        {"order": 8, "tenant_id": "acme", "run_id": "r2"},
+        gwi_tenant="acme",
+        gwi_run="r2",
+    )
+    plain_by_hand = hand_made("add", "job-3", {"a": 20, "b": 3})
+    with worker(APP, tmp_path, pool="solo") as running:
+        publisher = pubsub_v1.PublisherClient()
+        topic = publisher.topic_path(project, "gwi-celery")
+        for message in (job, by_hand, plain_by_hand, {**job, "id": "bad-1", "payload": [7]}):
+            publisher.publish(topic, json.dumps(message).encode()).result(timeout=30)
+        publisher.publish(topic, b"\xff no json", language="go").result(timeout=30)
+        publisher.stop()
+        publisher.transport.close()
+
+        assert app.AsyncResult("job-1").get(timeout=60) == {"order": 7}
+        assert app.AsyncResult("job-2").get(timeout=60) == {"order": 8}
+        assert app.AsyncResult("job-3").get(timeout=60) == 23
+        broker = connect(lease_seconds=10)
+        dead = until(
+            lambda: len(found := broker.peek("celery.dead")) == 2 and found, "the dead letter"
+        )
+        reasons = sorted(m.attributes["gwi-death-reason"] for m in dead)
+        assert "'payload' is of type list: send an object" in reasons[0]
+        assert "not JSON" in reasons[1]
+        assert {m.attributes.get("language") for m in dead} == {None, "go"}
+        assert running.stop() < 20
+    assert sorted(notes(tmp_path)) == ["add 20 3", "invoice acme r1 7", "invoice acme r2 8"]
+
+
+def test_a_redelivered_message_says_so_and_a_finished_task_is_not_run_again(
+    project: str, connect: Connect, jobs: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """``worker_deduplicate_successful_tasks`` is on in these jobs."""
+    app = jobs(f"pubsub://{project}")
+    with worker(APP, tmp_path, pool="solo") as first:
+        requeued = app.send_task("requeued")
+        until(lambda: "requeued redelivered=True" in notes(tmp_path), "the redelivery")
+        assert requeued.get(timeout=60) is None
+        result = app.send_task("once")
+        assert result.get(timeout=60) == "done"
+        first.wait_killed()
+    with worker(APP, tmp_path, pool="solo") as second:
+        second.wait_for(rf"Task once\[{result.id}\] received")
+        broker = connect(lease_seconds=10)
+        until(lambda: not broker.receiver().poll("celery", 1), "its ack")
+        app.send_task("add", (1, 1)).get(timeout=60)
+        second.stop()
+    assert notes(tmp_path) == [
+        "requeued redelivered=False",
+        "requeued redelivered=True",
+        "once redelivered=False",
+        "add 1 1",
+    ]
