@@ -11,7 +11,7 @@ from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.reliability.stopping import StopFlag
-from gwi_celery.service.worker import HealthServer
+from gwi_celery.service.worker import HealthServer, ShutdownGrace
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.url import open_store
 from gwi_celery.telemetry import logs, tracing
@@ -72,7 +72,9 @@ def setup(app: Any, **settings: Any) -> Settings:
     loaded = _configure(app, settings)
     logs.configure(loaded)
     tracing.configure(loaded)
-    app.steps["worker"].update((StopFlag, HealthServer, "gwi_celery.provisioned:NoEvents"))
+    app.steps["worker"].update(
+        (StopFlag, HealthServer, ShutdownGrace, "gwi_celery.provisioned:NoEvents")
+    )
     # The entry point says the same, but only of an installed package, not of a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
 
@@ -112,6 +114,8 @@ def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
         from gwi_celery import provisioned
 
         ours.update(provisioned.settings(conf, broker_url, ours["broker_transport_options"]))
+    if not conf.value_set_for("worker_consumer"):
+        ours["worker_consumer"] = "gwi_celery.reliability.consumer:Consumer"
     store_url = loaded.effective_store_url
     if not conf.result_backend:
         ours["result_backend"] = store_url

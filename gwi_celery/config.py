@@ -167,6 +167,11 @@ class Settings:
     shutdown_grace: float = _setting(
         "GWI_SHUTDOWN_GRACE", "seconds that jobs have to end in when the service stops", 8.0
     )
+    worker_grace: float = _setting(
+        "GWI_WORKER_GRACE",
+        "the same for a pull worker, whose jobs are killed afterwards; 0: it waits for them",
+        0.0,
+    )
     log_format: str = _setting(
         "GWI_LOG_FORMAT",
         "json (Cloud Logging) or text; empty: json with a project and without a terminal",
@@ -205,8 +210,9 @@ class Settings:
                 raise ConfigurationError(f"{name} is {value!r}; {nearest(value, known)}")
         if not 0 <= self.port <= 65535:
             raise ConfigurationError(f"port must be 0 to 65535, not {self.port!r}")
-        if self.push_wait < 0:
-            raise ConfigurationError(f"push_wait must be 0 or more, not {self.push_wait!r}")
+        for name in ("push_wait", "worker_grace"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
 
     @property
     def development(self) -> bool:

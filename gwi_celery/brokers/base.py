@@ -261,6 +261,12 @@ class Broker(Protocol):
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         """Move the message to the dead letter of its queue, with ``reason`` (none if temporary)."""
 
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        """Keep in its queue's dead letter what came by another way than a receiver (a push).
+
+        Nothing is acked: there is no lease. Returns once the broker keeps the message.
+        """
+
     def size(self, queue: str) -> QueueSize | None:
         """What the queue holds; None where the broker can't say. Raises NotFound."""
 

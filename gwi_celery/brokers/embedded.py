@@ -351,6 +351,17 @@ class EmbeddedBroker:
             if row is not None and queue is not None:
                 self._bury(change, queue, row, reason)
 
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        attributes = {
+            **delivery.attributes,
+            DEATH_REASON: reason,
+            DEATH_QUEUE: delivery.queue,
+            DEATH_DELIVERIES: str(delivery.deliveries),
+            DEATH_TIME: f"{self._clock.time():.6f}",
+        }
+        message = OutgoingMessage(delivery.data, attributes, delivery.priority)
+        self.publish("", dead_letter_queue(delivery.queue), message)
+
     def _bury(self, change: _Change, queue: Queue, row: sqlite3.Row, reason: str) -> None:
         if queue.spec.temporary:
             tables.delete(change.c, row["id"])

@@ -26,24 +26,16 @@ from celery import concurrency, signals
 from celery.app import trace
 from celery.exceptions import TaskRevokedError
 from celery.utils.nodenames import default_nodename
+from celery.utils.time import maybe_iso8601
 from celery.worker import state
-from celery.worker.consumer import Consumer
 from kombu.asynchronous import Hub
 from kombu.asynchronous.timer import Timer
 from kombu.serialization import prepare_accept_content
 
 from gwi_celery.app import broker_for
-from gwi_celery.brokers.base import (
-    DEATH_DELIVERIES,
-    DEATH_QUEUE,
-    DEATH_REASON,
-    DEATH_TIME,
-    Broker,
-    Delivery,
-    OutgoingMessage,
-    dead_letter_queue,
-)
+from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage
 from gwi_celery.errors import BrokerError, MalformedMessage
+from gwi_celery.reliability.consumer import Consumer
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.telemetry.events import emit
 from gwi_celery.transport import envelope
@@ -137,6 +129,7 @@ class Executor:
                 logger.exception("an error on the executor's loop; it goes on")
                 loop = hub.create_loop()
         self._pool.stop()
+        hub.close()
 
     def _start(self) -> Any:
         app = self.app
@@ -200,13 +193,13 @@ class Executor:
 
     def _hand_over(self, delivery: Delivery, message: Message, submission: _Submission) -> None:
         assert self._consumer is not None
-        wait = self._consumer.wait(message)
-        if wait:
-            priority = int(message.properties["priority"])
-            submission.settle(self.park(replace(delivery, priority=priority), wait))
-            return
         try:
-            self._consumer.receive(message, submission)
+            wait = self._consumer.wait(message)
+            if wait:
+                priority = int(message.properties["priority"])
+                submission.settle(self.park(replace(delivery, priority=priority), wait))
+            else:
+                self._consumer.receive(message, submission)
         except _ODD as exc:
             # Celery's strategy takes what is in a message for granted.
             logger.warning("pushed message %s can't be a task: %r", delivery.message_id, exc)
@@ -216,19 +209,8 @@ class Executor:
 
     def dead_letter(self, delivery: Delivery, reason: str) -> Settlement:
         """Keep a message in its queue's dead letter; NACKED if that can't be done now."""
-        attributes = {
-            **delivery.attributes,
-            DEATH_REASON: reason,
-            DEATH_QUEUE: delivery.queue,
-            DEATH_DELIVERIES: str(delivery.deliveries),
-            DEATH_TIME: f"{time.time():.6f}",
-        }
         try:
-            self.broker.publish(
-                "",
-                dead_letter_queue(delivery.queue),
-                OutgoingMessage(delivery.data, attributes, delivery.priority),
-            )
+            self.broker.bury(delivery, reason)
         except BrokerError as exc:
             logger.error("could not keep message %s: %s", delivery.message_id, exc)
             return Settlement.NACKED
@@ -454,12 +436,14 @@ def _dispatcher(app: Any, hostname: str) -> Any:
 
 def _seconds_until(eta: str) -> float:
     try:
-        when = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+        when = maybe_iso8601(eta)
     except ValueError:
         return 0.0  # Celery refuses the task, with its own message
+    if when is None:
+        return 0.0
     if when.tzinfo is None:
         when = when.replace(tzinfo=timezone.utc)
-    return (when - datetime.now(timezone.utc)).total_seconds()
+    return float((when - datetime.now(timezone.utc)).total_seconds())
 
 
 def _timed_out(info: Any) -> bool:

@@ -14,10 +14,11 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
+
+from celery.utils.time import maybe_iso8601
 
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.errors import MalformedMessage
@@ -152,6 +153,7 @@ def _count(value: Any) -> int:
 
 def _seconds(value: Any) -> float:
     try:
-        return datetime.fromisoformat(str(value).replace("Z", "+00:00")).timestamp()
+        when = maybe_iso8601(value) if isinstance(value, str) else None
+        return time.time() if when is None else float(when.timestamp())
     except (ValueError, OverflowError):
         return time.time()

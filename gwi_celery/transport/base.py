@@ -50,6 +50,10 @@ _KOMBU_OPTIONS = frozenset(
 _STOPPING_WAIT = 0.1
 
 
+#: Seconds that the event loop may wait without a look around.
+_LONGEST_WAIT = 1.0
+
+
 class Transport(virtual.Transport):
     """One connection. A subclass says how a URL becomes a broker."""
 
@@ -81,6 +85,7 @@ class Transport(virtual.Transport):
         self._leases: LeaseKeeper | None = None
         self._loop: Any = None
         self._timer: Any = None
+        self._tick: Any = None
         self._wake_pipe: tuple[int, int] | None = None
         self._awake = False
         self._stopping = False
@@ -183,6 +188,9 @@ class Transport(virtual.Transport):
 
     def unregister_from_event_loop(self, connection: Transport, loop: Any) -> None:
         self._cancel_timer()
+        tick, self._tick = self._tick, None
+        if tick is not None:
+            tick.cancel()
         for fd in self._descriptors():
             loop.remove_reader(fd)
         self._loop = None
@@ -272,6 +280,10 @@ def _url(client: Any) -> str:
     port = f":{client.port}" if client.port else ""
     path = quote((client.virtual_host or "").strip("/"), safe="/:")
     return f"{client.transport_cls}://{hostname}{port}" + (f"/{path}" if path else "")
+
+
+def _nothing() -> None:
+    """A timer's, whose point is that the loop wakes."""
 
 
 def unknown_options(options: dict[str, Any], known: Any) -> None:

@@ -19,8 +19,8 @@ Connection String
 Transport Options
 =================
 Those of :class:`gwi_celery.brokers.pubsub.options.PubSubOptions`, and ``max_lease_seconds``: longest
-time a lease is extended (default: as long as the task runs). They may also stand in the URL:
-``pubsub://my-project?lease_seconds=60``.
+time a lease is extended (default: as long as the task runs). All but the latter may also stand in the
+URL: ``pubsub://my-project?lease_seconds=60``.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from gwi_celery.brokers.base import (
     DEATH_REASON,
     DEATH_TIME,
     REDRIVE,
+    Delivery,
     OutgoingMessage,
     QueueSize,
     QueueSpec,
@@ -419,6 +420,23 @@ def test_without_a_limit_a_message_is_delivered_for_ever(broker_factory):
         delivery = take(receiver)
         assert delivery.deliveries == number
         broker.nack(delivery)
+
+
+def test_what_came_another_way_can_be_kept_in_the_dead_letter_too(broker, receiver):
+    """A pushed message has no lease: nothing of the queue's own is touched."""
+    pushed = Delivery("q", "none", "id", b"pushed", {"tenant": "a"}, 3, 0.0, 0, 0.0)
+    broker.bury(pushed, "no message")
+    [dead] = broker.peek(DEAD)
+    assert dead.data == b"pushed"
+    assert dead.attributes["tenant"] == "a"
+    assert dead.attributes[DEATH_REASON] == "no message"
+    assert dead.attributes[DEATH_QUEUE] == "q"
+    assert dead.attributes[DEATH_DELIVERIES] == "3"
+    assert broker.redrive("q") == 1
+    again = take(receiver)
+    assert again.data == b"pushed"
+    assert DEATH_REASON not in again.attributes
+    broker.ack([again])
 
 
 def test_a_message_can_be_sent_to_the_dead_letter(broker, receiver):

@@ -13,7 +13,9 @@ from types import ModuleType
 
 import pytest
 
+from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from tests.contract.brokers import wait_for
 from tests.pubsub.jobs import trail
 from tests.workers import Worker, eventually
 
@@ -192,3 +194,17 @@ def _celery():
     from gwi_celery.brokers.base import QueueSpec
 
     return QueueSpec("celery")
+
+
+def test_a_worker_learns_of_a_binding_that_another_process_makes(
+    connect: Callable[..., PubSubBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gwi_celery.brokers.pubsub.receiver._REDISCOVER", 0.5)
+    worker, other = connect(), connect()
+    worker.declare_queue(_celery())
+    receiver = worker.receiver()
+    receiver.subscribe("celery")
+    other.declare_exchange("news", "fanout")
+    other.bind("celery", "news", "")
+    other.publish("news", "", OutgoingMessage(b"late"))
+    assert wait_for(receiver, "celery").data == b"late"

@@ -54,9 +54,15 @@ class Service(Worker):
     """``celery gwi serve`` on a free port of loopback."""
 
     def __init__(
-        self, app: str, folder: Path, *, env: dict[str, str] | None = None, **options: Any
+        self,
+        app: str,
+        folder: Path,
+        *,
+        port: int = 0,
+        env: dict[str, str] | None = None,
+        **options: Any,
     ) -> None:
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=60)
         settings = {"GWI_ENVIRONMENT": "development", **(env or {})}
@@ -97,12 +103,12 @@ def envelope(data: bytes, attributes: Any = (), attempt: int = 1) -> dict[str, A
     }
 
 
-def push_to(url: str, project: str, subscription: str = "gwi-celery") -> None:
+def push_to(url: str, project: str, subscription: str = "gwi-celery", **config: Any) -> None:
     """Make a subscription of the transport's a push subscription, as an operator would."""
     with pubsub_v1.SubscriberClient() as client:
         client.modify_push_config(
             subscription=client.subscription_path(project, subscription),
-            push_config={"push_endpoint": f"{url}/push"},
+            push_config={"push_endpoint": f"{url}/push", **config},
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,9 +19,10 @@ import pytest
 
 from gwi_celery import broker_for, store_for
 from gwi_celery.stores.base import JobStatus
+from gwi_celery.testing.emulators import free_port
 from tests.acceptance.jobs import read_audit
-from tests.service.pushing import PushSubscription, Service, envelope
-from tests.workers import Worker, eventually
+from tests.service.pushing import APP, PushSubscription, Service, envelope
+from tests.workers import ROOT, Worker, eventually
 
 pytestmark = pytest.mark.acceptance
 
@@ -248,8 +251,6 @@ def test_the_store_or_broker_away_is_a_refusal_and_readiness_says_which(
 def test_a_pull_worker_answers_too_while_it_is_busy(
     pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
 ) -> None:
-    from gwi_celery.testing.emulators import free_port
-
     port = free_port()
     worker = start(pool=pool, env={"PORT": str(port), "GWI_ENVIRONMENT": "development"})
     result = jobs.busy.delay(**CALL, seconds=1.5)
@@ -268,6 +269,66 @@ def test_a_pull_worker_answers_too_while_it_is_busy(
         assert "gwi_succeeded_total 1.0" in http.get("/metrics").text
     assert worker.stop() < 10
     assert worker.process.returncode == 0
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_pull_worker_whose_job_ignores_sigterm_ends_in_time(
+    pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start(pool=pool, env={"GWI_WORKER_GRACE": "0.5"})
+    result = jobs.deaf.delay(**CALL, seconds=60)
+    eventually(lambda: events(tmp_path, "deaf"))
+    assert worker.stop(timeout=20) < 10
+    assert worker.process.returncode == 0
+    start(pool=pool)
+    assert result.get(timeout=60) == "done"
+    assert len(events(tmp_path, "first")) == 1, "its finished step did not run again"
+
+
+def test_under_another_server_it_hands_back_as_well(
+    jobs: ModuleType, serve: Callable[..., Service], tmp_path: Path
+) -> None:
+    """As an ASGI application: the signal is the server's, and comes to us first."""
+    program = (
+        "from gwi_celery.service import create_app\n"
+        f"from {APP} import app\n"
+        "asgi = create_app(app)\n"
+    )
+    (tmp_path / "other_server.py").write_text(program)
+    port = free_port()
+    env = {"JOBS_FOLDER": str(tmp_path), "GWI_ENVIRONMENT": "development"}
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "other_server:asgi", "--port", str(port)],
+            cwd=tmp_path,
+            env={**os.environ, **env, "PYTHONPATH": path},
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
+    ):
+        eventually(lambda: _answers(http), timeout=60)
+        body = {"id": "c", "type": "counted", "tenantId": "acme", "runId": "c"}
+        job = json.dumps({**body, "payload": {"to": 60, "pause": 0.05}}).encode()
+        with ThreadPoolExecutor(1) as threads:
+            pushed = threads.submit(http.post, "/push", json=envelope(job))
+            eventually(lambda: len(events(tmp_path, "n")) > 3)
+            server.send_signal(signal.SIGTERM)
+            assert pushed.result().status_code == 204
+        server.wait(timeout=20)
+    size = broker_for(jobs.app).size("celery")
+    assert size is not None
+    assert size.ready == 1, "the copy"
+    assert store_for(jobs.app).list_locks("acme") == []
+    assert len(events(tmp_path, "n")) < 60
+
+
+def _answers(http: httpx.Client) -> bool:
+    try:
+        return http.get("/health").status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def test_a_pull_worker_whose_port_is_taken_works_all_the_same(

@@ -48,6 +48,11 @@ def produce(jobs: ModuleType, body: Any, **options: Any) -> None:
         Producer(connection).publish(body, routing_key="celery", **options)
 
 
+def celery_message(body: str, **headers: Any) -> bytes:
+    kind = {"content-type": "application/json", "content-encoding": "utf-8"}
+    return json.dumps({"body": body, "headers": headers, "properties": {}, **kind}).encode()
+
+
 def pair(first: AsyncResult, second: AsyncResult) -> list[AsyncResult]:
     return [first, second]
 
@@ -161,6 +166,16 @@ CASES: dict[str, tuple[Callable[[ModuleType], Any], list[str]]] = {
         ),
         [],
     ),
+    "no id": (lambda j: raw(j, celery_message("[[1, 2], {}, {}]", task="plain_add")), []),
+    "a body of another shape": (
+        lambda j: raw(j, celery_message('{"x": 1}', task="plain_add", id="4")),
+        [],
+    ),
+    "odd time limits": (
+        lambda j: raw(j, celery_message("[[1, 2], {}, {}]", task="plain_add", id="5", timelimit=5)),
+        [],
+    ),
+    "protocol 1 without an id": (lambda j: produce(j, {"task": "plain_add", "args": [1, 2]}), []),
     "pickle": (
         lambda j: produce(
             j,
@@ -174,7 +189,7 @@ CASES: dict[str, tuple[Callable[[ModuleType], Any], list[str]]] = {
 }
 
 #: How many of them end in the dead letter.
-DEAD = 17
+DEAD = 21
 
 #: Fields of the audit that differ from run to run.
 _VOLATILE = {"pid", "fence", "at"}

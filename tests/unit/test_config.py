@@ -203,3 +203,22 @@ def test_files_that_are_no_databases(tmp_path: Path) -> None:
     with pytest.raises(StoreUnusable, match="move the file away"):
         store_for(app).list_locks("acme")
     app.close()
+
+
+def test_the_services_settings_are_checked_and_its_token_is_not_shown() -> None:
+    settings = load({}, {}, {"PORT": "8080", "GWI_SERVICE_TOKEN": "s3cret"})
+    assert settings.port == 8080
+    assert "s3cret" not in repr(settings)
+    assert (settings.effective_push_auth, settings.effective_host) == ("oidc", "0.0.0.0")
+    development = load({}, {}, {"GWI_ENVIRONMENT": "development"})
+    assert (development.effective_push_auth, development.effective_host) == ("none", "127.0.0.1")
+    for environ, match in (
+        ({"GWI_ENVIRONMENT": "develop"}, "did you mean 'development'"),
+        ({"GWI_PUSH_POOL": "gevent"}, "push_pool"),
+        ({"GWI_PUSH_AUTH": "jwt"}, "push_auth"),
+        ({"PORT": "70000"}, "port must be"),
+        ({"GWI_PUSH_WAIT": "-1"}, "push_wait must be"),
+        ({"GWI_PUSH_CONCURRENCY": "0"}, "push_concurrency must be"),
+    ):
+        with pytest.raises(ConfigurationError, match=match):
+            load({}, {}, environ)

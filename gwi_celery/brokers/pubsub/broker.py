@@ -295,6 +295,18 @@ class PubSubBroker:
                     break
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
 
+    def rediscover(self, queue: str) -> None:
+        """In the background, look for bindings that other connections made."""
+
+        def job() -> None:
+            with contextlib.suppress(BrokerError):  # it is looked again
+                self.topology.rediscover(queue)
+                for receiver in list(self._receivers):
+                    receiver.rebound(queue)
+
+        if self.options.managed:
+            self._acks.run(job)
+
     def restore(self, queue: str, then: Callable[[], None]) -> None:
         """In the background, make a queue again that turned out to be gone."""
 
@@ -482,7 +494,14 @@ class PubSubBroker:
             )
             self._come_again(delivery, delivery.lease_seconds)
 
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        self._publish_dead(delivery, reason, delivery.deliveries)
+
     def _bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
+        self._publish_dead(delivery, reason, deliveries)
+        self.ack([delivery])
+
+    def _publish_dead(self, delivery: Delivery, reason: str, deliveries: int) -> None:
         attributes = {
             **delivery.attributes,
             DEATH_REASON: _shortened(reason),
@@ -498,7 +517,6 @@ class PubSubBroker:
         except NotFound:
             self.topology.restore("", delivery.queue)
             self._send(self.topology.dead_topic(delivery.queue), [made])
-        self.ack([delivery])
 
     # --- for operators --------------------------------------------------------------------------
 

@@ -198,7 +198,8 @@ class Client:
             text += (
                 "; a quota of Pub/Sub is used up: see the project's quotas page, or publish slower"
             )
-        return BrokerUnavailable(text) if code in _TEMPORARY else BrokerError(text)
+        temporary = code in _TEMPORARY or _failed_for_now(exc)
+        return BrokerUnavailable(text) if temporary else BrokerError(text)
 
     def ready(self, timeout: float) -> None:
         """Wait until the endpoint can be talked to, without any RPC. Raises BrokerUnavailable."""
@@ -282,6 +283,19 @@ class Client:
             header = ("x-goog-request-params", f"{kind}={quote(resource, safe='')}")
             metadata = self._metadata[resource] = (header,)
         return metadata
+
+
+def _failed_for_now(exc: Any) -> bool:
+    """Whether an exactly-once subscription says so of any ack id, in the answer's metadata.
+
+    https://cloud.google.com/pubsub/docs/exactly-once-delivery
+    """
+    metadata = exc.trailing_metadata() or ()
+    return any(b"TRANSIENT_FAILURE" in _bytes(value) for _, value in metadata)
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 def _serialize(message: Any) -> bytes:

@@ -520,6 +520,13 @@ class Topology:
                 self._discover(queue)
             return list(self._sources(queue))
 
+    def rediscover(self, name: str) -> None:
+        """Let :meth:`sources` look again for bindings that other connections made."""
+        with self._lock:
+            queue = self._queues.get(name)
+            if queue is not None:
+                queue.discovered = False
+
     def _sources(self, queue: _Queue) -> Iterator[Source]:
         name = queue.spec.name
         shares_topic = self.topic(name) == queue.topic

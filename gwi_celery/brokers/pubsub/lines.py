@@ -1,0 +1,367 @@
+"""How messages come in: long pulls where the number matters, streams where it doesn't.
+
+Measured on the emulator (0.8.20), and by what Google documents:
+
+- A unary pull of one takes 0.3 to 0.6 ms when there is something, and gives exactly the number
+  asked for, so that a worker with a prefetch of one holds one message. A StreamingPull delivers
+  batches of 100 whatever limit it is given, and what is handed back counts as a delivery.
+- Blocked, both get a new message after 0 to 50 ms: that is how often the emulator looks.
+- A pull that is cancelled lives on in the emulator until its deadline, and takes one message with
+  it. A stream that is half-closed ends within 50 ms and takes none.
+
+So a queue whose consumer has a prefetch limit is pulled from, one call in flight for each of its
+subscriptions and only while there is room; it waits up to :data:`PULL_SECONDS`. On the emulator, where a
+cancelled pull does harm and a blocked one is late, it is asked at short intervals while there is
+traffic. Queues without a limit (replies, remote control, events), which hold little and are waited
+for, are streamed.
+
+Pulls are gRPC futures, whose callbacks run on gRPC's threads. No call is in flight when the process
+forks.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from gwi_celery import forks
+from gwi_celery.brokers.pubsub.client import pb
+from gwi_celery.brokers.pubsub.topology import Source
+from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound
+
+if TYPE_CHECKING:
+    from gwi_celery.brokers.pubsub.receiver import Intake, PubSubReceiver
+
+logger = logging.getLogger(__name__)
+
+#: Seconds one pull waits at Pub/Sub.
+PULL_SECONDS = 25.0
+#: The same on an emulator that has been idle. It answers a second before the deadline.
+EMULATOR_PULL_SECONDS = 12.0
+#: Seconds after a message for which an emulator is asked what it has now, again and again, rather than
+#: to wait: its own look comes every 50 ms only. Nothing has to be cancelled then, nor is a pull left
+#: behind by a killed worker.
+EMULATOR_LATELY = 3.0
+#: Seconds between two such questions: at first, and how fast they get rarer.
+_ASK_EVERY, _ASK_RARER = 0.003, 0.008
+#: Seconds after which a pull has said what was there when it came.
+_PRESENT = 0.05
+#: Seconds that such a pull may take to end by itself.
+ENDS_BY_ITSELF = 0.2
+#: Seconds that a half-closed stream may take to end.
+_STREAM_ENDS = 1.0
+#: Messages in one pull or in the hands of one stream at most.
+MOST = 100
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+
+class Line:
+    """One subscription, however it is read. A LongCall of :mod:`gwi_celery.forks`."""
+
+    def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
+        self.receiver = receiver
+        self.intake = intake
+        self.source = source
+        #: Monotonic time of the next try after an error; None: there was none.
+        self.retry_at: float | None = None
+        #: Monotonic time at which to ask an emulator again; None: it will answer by itself.
+        self.ask_at: float | None = None
+        self._pause = _FIRST_PAUSE
+        # A future that is done already calls back at once, on the thread that asks it to.
+        self._lock = threading.RLock()
+        self._stopped = False
+        forks.register(self)
+
+    #: Whether a look is on its way.
+    looking = False
+
+    def want(self, limit: int, now: float) -> None:
+        raise NotImplementedError  # each kind's own
+
+    def next_ask(self) -> float | None:
+        """Monotonic time at which to look whether to ask again."""
+        if self.ask_at is None or self.idle():
+            return self.ask_at
+        return max(self.ask_at, time.monotonic() + _ASK_EVERY)  # it hasn't answered yet
+
+    def look(self, limit: int) -> bool:
+        """Ask what is there now; False if this line is busy, or can't."""
+        return False
+
+    def stop(self) -> None:
+        raise NotImplementedError  # each kind's own
+
+    def idle(self) -> bool:
+        """Whether no call is in flight."""
+        raise NotImplementedError  # each kind's own
+
+    def pause(self, waited: float) -> None:
+        raise NotImplementedError  # each kind's own
+
+    def resume(self) -> None:
+        raise NotImplementedError  # each kind's own
+
+    def _worked(self) -> None:
+        if self.retry_at is not None:
+            logger.info("receiving from %s again", self.source.path)
+        self.retry_at, self._pause = None, _FIRST_PAUSE
+
+    def _broke(self, error: Exception) -> None:
+        """Try again later, or tell whoever polls that it is no use."""
+        missing = isinstance(error, NotFound)
+        if not missing and not isinstance(error, BrokerUnavailable):
+            self.intake.failed(error)
+            return
+        if self.retry_at is None:
+            logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
+        self.retry_at = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        if missing:
+            self.receiver.broker.restore(self.intake.queue, then=self.receiver.ring)
+        else:
+            self.receiver.ring()
+
+
+class Pull(Line):
+    """Long unary pulls, one at a time."""
+
+    def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
+        super().__init__(receiver, intake, source)
+        self._future: Any = None
+        self._wanted = 0
+        self._paused = False
+        self._started = self._active = time.monotonic()
+        #: Whether the call in flight asks for what is there, and so ends by itself.
+        self._asks = False
+
+    def want(self, limit: int, now: float) -> None:
+        with self._lock:
+            self._wanted = limit
+            if self._future is not None or self._stopped or self._paused:
+                return
+            if self.retry_at is not None and now < self.retry_at:
+                return
+            if self.ask_at is not None and now < self.ask_at:
+                return
+            self._start()
+
+    def look(self, limit: int) -> bool:
+        with self._lock:
+            if self._future is not None or self._stopped or self._paused:
+                return False
+            if self.retry_at is not None:
+                return False
+            self._wanted = limit
+            self.looking = True
+            self._start()
+            return True
+
+    def _start(self) -> None:
+        """With the lock held. During a fork nothing starts: resume() does."""
+        if not forks.try_enter():
+            self._paused = True
+            return
+        self._started = time.monotonic()
+        seconds = self._plan(self._started)
+        request = pb["PullRequest"](
+            subscription=self.source.path,
+            max_messages=self._wanted,
+            return_immediately=self._asks,
+        )
+        try:
+            self._future = self.receiver.broker.client.start(
+                "Pull", request, self.source.path, seconds
+            )
+        except BaseException:
+            forks.leave()
+            raise
+        self._future.add_done_callback(self._done)
+
+    def _plan(self, now: float) -> float:
+        """How the next call is made; its deadline, seconds."""
+        idle = now - self._active
+        lately = self.receiver.broker.options.emulator and idle < EMULATOR_LATELY
+        self._asks = self.looking or lately
+        self.ask_at = now + _ASK_EVERY + _ASK_RARER * idle if lately else None
+        if not self.receiver.broker.options.emulator:
+            return PULL_SECONDS
+        return min(2 * max(idle, EMULATOR_LATELY), EMULATOR_PULL_SECONDS)
+
+    def _done(self, future: Any) -> None:
+        # On gRPC's thread, which prints what is raised here and goes on.
+        try:
+            self._take_in(future)
+        except Exception as exc:
+            logger.exception("receiving from %s failed", self.source.path)
+            self.intake.failed(BrokerError(f"receiving from {self.source.path} failed: {exc}"))
+
+    def _take_in(self, future: Any) -> None:
+        response, error = None, None
+        try:
+            response = future.result()
+        except grpc.FutureCancelledError:
+            pass
+        except grpc.RpcError as exc:
+            if exc.code() not in (
+                grpc.StatusCode.DEADLINE_EXCEEDED,  # nothing came
+                grpc.StatusCode.CANCELLED,
+            ):
+                error = self.receiver.broker.client.error(exc, "Pull", self.source.path)
+        finally:
+            forks.leave()
+        received = [] if response is None else list(response.received_messages)
+        arrived = self.intake.arrived(self, received) if received else 0
+        if received:
+            self._active, self.ask_at = time.monotonic(), None
+        with self._lock:
+            self._future = None
+            # What a filter should have kept away says nothing about what is behind it.
+            looked, self.looking = self.looking, self.looking and bool(received and not arrived)
+            if error is None:
+                self._worked()
+            idle = error is None and not arrived and not self._stopped and not self._paused
+            # Nothing for the loop to do: go on waiting without it.
+            asked = self._asks and not looked  # the event loop asks again
+            again = idle and self._wanted > 0 and (self.looking or not (looked or asked))
+            if again:
+                self._start()
+            else:
+                self.looking = False
+        if idle and not again and looked:
+            self.intake.looked(self, self._wanted)
+        if error is not None and not self._stopped:
+            self._broke(error)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+        self._cancel(0.0)
+
+    def idle(self) -> bool:
+        return self._future is None
+
+    def pause(self, waited: float) -> None:
+        with self._lock:
+            self._paused = True
+        self._cancel(waited)
+
+    def _cancel(self, waited: float) -> None:
+        """Cancel what is in flight, unless it is about to end by itself, with what it brings."""
+        with self._lock:
+            future = self._future
+            age = time.monotonic() - self._started
+            ends = self._asks or age < _PRESENT
+        if future is not None and (waited > ENDS_BY_ITSELF or not ends):
+            future.cancel()
+
+    def resume(self) -> None:
+        with self._lock:
+            self._paused = False
+            if self._future is None and not self._stopped and self._wanted > 0:
+                self._start()
+
+
+class Stream(Line):
+    """A StreamingPull that is always open, read by a thread of its own."""
+
+    def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
+        super().__init__(receiver, intake, source)
+        self._requests: queue.SimpleQueue[Any] | None = None
+        self._call: Any = None
+        self._paused = False
+
+    def want(self, limit: int, now: float) -> None:
+        with self._lock:
+            if self._call is not None or self._stopped or self._paused:
+                return
+            if self.retry_at is not None and now < self.retry_at:
+                return
+            self._open()
+
+    def _open(self) -> None:
+        """With the lock held."""
+        if not forks.try_enter():
+            self._paused = True
+            return
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        requests.put(
+            pb["StreamingPullRequest"](
+                subscription=self.source.path,
+                stream_ack_deadline_seconds=10,
+                max_outstanding_messages=MOST,
+            )
+        )
+        try:
+            self._call = self.receiver.broker.client.stream(
+                iter(requests.get, None), self.source.path
+            )
+        except BaseException:
+            forks.leave()
+            raise
+        self._requests = requests
+        threading.Thread(
+            target=self._read, args=(self._call, requests), name="gwi-stream", daemon=True
+        ).start()
+
+    def _read(self, call: Any, requests: queue.SimpleQueue[Any]) -> None:
+        error: Exception | None = None
+        try:
+            for response in call:
+                self._worked()
+                self.intake.arrived(self, list(response.received_messages))
+        except grpc.RpcError as exc:
+            if exc.code() is not grpc.StatusCode.CANCELLED:
+                error = self.receiver.broker.client.error(exc, "StreamingPull", self.source.path)
+        except Exception as exc:
+            logger.exception("receiving from %s failed", self.source.path)
+            error = BrokerUnavailable(f"receiving from {self.source.path} failed: {exc}")
+        finally:
+            requests.put(None)  # ends the thread that sends the requests
+            forks.leave()
+        with self._lock:
+            self._call = self._requests = None
+            done = self._stopped or self._paused
+        if done:
+            return
+        if error is None:  # Pub/Sub ends every stream now and then: open the next one
+            self.retry_at = time.monotonic()
+            self.receiver.ring()
+        else:
+            self._broke(error)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+        self._half_close()
+
+    def idle(self) -> bool:
+        return self._call is None
+
+    def pause(self, waited: float) -> None:
+        with self._lock:
+            self._paused = True
+            call = self._call
+        if waited <= 0:
+            self._half_close()
+        elif waited > _STREAM_ENDS and call is not None:
+            call.cancel()
+
+    def _half_close(self) -> None:
+        """The server sends what it has, and ends."""
+        with self._lock:
+            requests = self._requests
+        if requests is not None:
+            requests.put(None)
+
+    def resume(self) -> None:
+        with self._lock:
+            self._paused = False
+            if self._call is None and not self._stopped:
+                self._open()
