@@ -5,10 +5,10 @@ claim, fresh           create record, create lock                               
 claim, otherwise       the same refused, then a read of both decides                              2
 claim, taking over     then record and lock, each at the version just read                        3
 claim, redelivered     the read first: a finished duplicate is answered by it alone               1
+put a value            record and value, each at the version just read                            3
 renew                  lock at its version; record at its version, unchanged                      1
 save                   lock and record at their versions, checkpoint, chunks                      1
 finish, release        delete lock, change record: each at its version                            1
-put a value            record and value, each at the version just read                            3
 =====================  ======================================================================  ====
 
 A lock's document is there only while it is held or has expired. So "not there" is all that a fresh

@@ -21,8 +21,10 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.emulator, pytest.mark.brokers(
 
 @pytest.fixture(autouse=True)
 def store_url(firestore_emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The jobs' store is in a project that is new."""
-    monkeypatch.setenv("JOBS_STORE_URL", f"firestore://kill-{uuid4().hex[:20]}")
+    """The jobs' state and results are in a project that is new."""
+    url = f"firestore://kill-{uuid4().hex[:20]}"
+    monkeypatch.setenv("JOBS_STORE_URL", url)
+    monkeypatch.setenv("JOBS_RESULT_URL", url)
 
 
 @pytest.mark.parametrize("point", POINTS)
