@@ -26,6 +26,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/python -m examples.repo_insight.demo
 
+demo-emulator: $(STAMP)
+	@$(BIN)/python -m gwi_celery.testing.emulators -- $(BIN)/python -m examples.repo_insight.demo --project local
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 

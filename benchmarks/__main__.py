@@ -1,4 +1,4 @@
-"""``python -m benchmarks [embedded|transport|store] [--quick]``
+"""``python -m benchmarks [embedded|transport|store|waiting] [--quick]``
 
 Prints figures and ratios measured in this one run, and whether the marks were met. The exit code
 tells only whether something broke: a slow machine is no failure.
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "embedded": "our embedded transport beside Redis, SQLAlchemy and memory",
     "transport": "our Pub/Sub transport beside Kombu's gcpubsub, Redis and the raw client",
     "store": "reliable tasks on Firestore beside plain ones and a naive protocol",
+    "waiting": "waiting for a result in Firestore: by listening, and by asking now and then",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from uuid import uuid4
 
 import grpc
@@ -14,6 +15,21 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransp
 
 #: Bytes of a message, about those of a Celery task without arguments.
 _SIZE = 1000
+
+
+def publishing(endpoint: str) -> Callable[[int], None]:
+    """Confirmed unary publishes through the generated client, on a topic of their own."""
+    channel = grpc.insecure_channel(endpoint)
+    publisher = PublisherClient(transport=PublisherGrpcTransport(channel=channel))
+    topic = f"projects/raw-{uuid4().hex[:8]}/topics/topic"
+    publisher.create_topic(name=topic, timeout=20)
+    message = {"data": b"x" * _SIZE, "attributes": {"task": "noop"}}
+
+    def publish(count: int) -> None:
+        for _ in range(count):
+            publisher.publish(topic=topic, messages=[message], timeout=20)
+
+    return publish
 
 
 def measure(endpoint: str, calls: int) -> dict[str, float]:

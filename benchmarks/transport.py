@@ -29,6 +29,7 @@ from gwi_celery.testing.emulators import start_pubsub
 
 ROWS = [
     "delay/s",
+    "raw publish/s",
     "batched/s",
     "drain default/s",
     "drain late/s",
@@ -83,7 +84,7 @@ def main(quick: bool) -> int:
     console.print(
         "Raw client, per second: " + ", ".join(f"{k} {v:,.0f}" for k, v in ceiling.items())
     )
-    _marks(console, {side.name: side for side in sides}, ceiling)
+    _marks(console, {side.name: side for side in sides})
     return 0
 
 
@@ -169,8 +170,8 @@ def _text(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def _marks(console: Console, sides: dict[str, Side], ceiling: dict[str, float]) -> None:
-    """What issue asks, each met or not. Only where both sides were measured."""
+def _marks(console: Console, sides: dict[str, Side]) -> None:
+    """What was asked for, each met or not. Only where both sides were measured."""
     if "pubsub" not in sides:
         return
     get = {name: side.median for name, side in sides.items()}
@@ -206,8 +207,8 @@ def _marks(console: Console, sides: dict[str, Side], ceiling: dict[str, float]) 
     check("idle p50 under a fifth of gcpubsub's", ours(row), times(0.2, gcpubsub(row)), least=False)
     check(
         "confirmed .delay() at least 0.8 of the raw unary publish",
-        ours("delay/s"),
-        times(0.8, ceiling["publish 1, confirmed"]),
+        ours("delay of raw"),
+        0.8,
         least=True,
     )
     check("batched at least 3,000/s", ours("batched/s"), 3000.0, least=True)

@@ -30,7 +30,10 @@ _REQUIRED: dict[str, tuple[Any, str]] = {
 
 
 #: Scheme of a ``result_backend`` URL -> its class.
-_BACKENDS = {"embedded": "gwi_celery.backends.embedded:EmbeddedBackend"}
+_BACKENDS = {
+    "embedded": "gwi_celery.backends.embedded:EmbeddedBackend",
+    "firestore": "gwi_celery.backends.firestore:FirestoreBackend",
+}
 
 
 class Integration:
@@ -118,11 +121,26 @@ def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
         ours["worker_consumer"] = "gwi_celery.reliability.consumer:Consumer"
     store_url = loaded.effective_store_url
     if not conf.result_backend:
-        ours["result_backend"] = store_url
+        ours["result_backend"] = _where_results_go(store_url)
     for name, value in ours.items():
         conf[name] = value
     _integrations[app] = Integration(loaded)
     return loaded
+
+
+def _where_results_go(store_url: str) -> str:
+    """Beside the jobs, unless that is a database for each tenant."""
+    if store_url.startswith("firestore:"):
+        from gwi_celery.firestore.url import parse
+
+        if parse(store_url).database_per_tenant:
+            raise ConfigurationError(
+                f"the store {store_url!r} has a database for each tenant, and Celery asks for "
+                "results by a task's id alone: set app.conf.result_backend to "
+                "firestore://project/prefix?database=... with one database for all of them, or to "
+                "'disabled://'"
+            )
+    return store_url
 
 
 def _own_settings(conf: Any) -> dict[str, Any]:

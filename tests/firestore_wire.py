@@ -45,6 +45,8 @@ class Wire:
         self.calls: list[str] = []
         #: Their requests, as the server got them.
         self.requests: list[Any] = []
+        #: The streams that were opened.
+        self.streams: list[Stream] = []
         #: What happens to the calls that follow, one after the other; None: nothing.
         self.faults: Iterator[str | None] = iter(())
         #: Keep late requests until :meth:`arrive`; else they arrive among the calls that follow.
@@ -136,6 +138,8 @@ class Wire:
             with self._lock:
                 self._late.append(lambda: _quietly(call, sent))
             raise ServerError(Code.DEADLINE_EXCEEDED, fault)
+        if method == "Listen":
+            return Stream(self, call(sent))
         answer = call(sent)
         if fault == LOST_ANSWER:
             raise ServerError(Code.UNAVAILABLE, fault)
@@ -156,6 +160,27 @@ class Wire:
                 return []
             late, self._late = self._late, []
         return late
+
+
+class Stream:
+    """A Listen call as it reaches the client."""
+
+    def __init__(self, wire: Wire, call: Any) -> None:
+        self._wire = wire
+        self._call = call
+        wire.streams.append(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        for response in self._call:
+            if self._wire._steps:
+                self._wire._shift(response, self._wire._shown)
+            yield response
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def active(self) -> bool:
+        return bool(self._call.is_active())
 
 
 def _quietly(call: Callable[[Any], Any], request: Any) -> None:

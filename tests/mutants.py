@@ -1,4 +1,4 @@
-"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|firestore]``.
+"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|firestore|results]``.
 
 Each is put into a copy of the tree, and the store's contract, its state machine and the tests of keys
 run there; those of Firestore on one emulator for all. Exits with 1 if the suite stays green under any
@@ -50,6 +50,15 @@ FIRESTORE_SUITE = [
     "tests/contract/test_store_values.py",
     "tests/contract/test_store_lists.py",
     "tests/contract/test_firestore_faults.py",
+]
+
+
+RESULTS, BACKEND = "gwi_celery/stores/firestore_results.py", "gwi_celery/backends/firestore.py"
+RESULT_SUITE = [
+    "-m",
+    "emulator",
+    "tests/contract/test_backend.py",
+    "tests/unit/test_firestore_backend.py",
 ]
 
 
@@ -350,6 +359,40 @@ FIRESTORE_MUTANTS = [
 ]
 
 
+RESULT_MUTANTS = [
+    Mutant(
+        "a SUCCESS is overwritten",
+        RESULTS,
+        "self.settled = stays or stored.nonce == self._nonce",
+        "self.settled = stored.nonce == self._nonce",
+    ),
+    Mutant(
+        "a result is written over whatever is there",
+        RESULTS,
+        "documents.replace(self.name, self.fields, self._version)",
+        "Write(self.name, self.fields)",
+    ),
+    Mutant(
+        "a result that has expired is answered",
+        BACKEND,
+        "if result.expired(now):",
+        "if result.expired(0):",
+    ),
+    Mutant(
+        "a chord's part counts each time it returns",
+        BACKEND,
+        'documents.create(part_name(name, part), {"gc_at": collected}),',
+        'Write(part_name(name, part), {"gc_at": collected}),',
+    ),
+    Mutant(
+        "a result that went with its outcome is written once more",
+        HOLDER,
+        'data["result_of"] = put_text(stored_result.task_id)',
+        "pass",
+    ),
+]
+
+
 def survives(mutant: Mutant, suite: list[str]) -> bool:
     """Whether the suite stays green. Raises LookupError if the code to mutate is gone."""
     with tempfile.TemporaryDirectory(prefix="gwi-mutant-") as name:
@@ -395,10 +438,12 @@ def main(which: list[str]) -> int:
     survivors = 0
     if not which or "sqlite" in which:
         survivors += run(SQLITE_MUTANTS, SUITE)
-    if not which or "firestore" in which:
+    if not which or {"firestore", "results"} & set(which):
         with start_firestore() as emulator:
             os.environ[FIRESTORE_HOST] = emulator.endpoint
-            survivors += run(FIRESTORE_MUTANTS, FIRESTORE_SUITE)
+            if not which or "firestore" in which:
+                survivors += run(FIRESTORE_MUTANTS, FIRESTORE_SUITE)
+            survivors += run(RESULT_MUTANTS, RESULT_SUITE)
     return 1 if survivors else 0
 
 

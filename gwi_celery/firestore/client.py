@@ -24,7 +24,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -55,6 +55,8 @@ from gwi_celery.firestore.url import FirestoreURL
 #: message and the call itself, which takes a request and answers with the response (of a stream:
 #: a list of them). It may raise :class:`ServerError` in the server's stead.
 Intercept = Callable[[str, Any, Callable[[Any], Any]], Any]
+
+LISTEN_REQUEST: Any = _types.ListenRequest.pb()
 
 _SERVICE: Final = "/google.firestore.v1.Firestore/"
 _SCOPES: Final = ("https://www.googleapis.com/auth/datastore",)
@@ -203,6 +205,25 @@ class Client:
         set_query(request.structured_query, query, self._root)
         return self._found(self._read("RunQuery", request), "document")
 
+    def listen(self, requests: Iterator[Any]) -> Any:
+        """An open Listen call: what ``requests`` ask for comes by it until it is cancelled.
+
+        For a LongCall of :mod:`gwi_celery.forks`, which enters the gate before and leaves it when the
+        call has ended. Raises StoreUnusable, and while it is read grpc.RpcError.
+        """
+        if self._intercept is None:
+            return self._listen(requests)
+        request = LISTEN_REQUEST(database=self.path)
+        return self._intercept("Listen", request, lambda _: self._listen(requests))
+
+    def document_path(self, name: str) -> str:
+        """The document's name in a message."""
+        return self._root + name
+
+    def received(self, message: Any) -> Document:
+        """A document as a Listen call brings it."""
+        return get_document(message, self._root)
+
     def about_now(self) -> int:
         """The server's time, about: from its last answer, or this machine's clock before any.
 
@@ -259,6 +280,15 @@ class Client:
                 raise ServerError(exc.code(), exc.details() or "") from exc
             except google.auth.exceptions.GoogleAuthError as exc:
                 raise StoreUnusable(_no_credentials(exc)) from exc
+
+    def _listen(self, requests: Iterator[Any]) -> Any:
+        place = urlencode({"database": self.path})
+        stub = self._connection.channel.stream_stream(
+            _SERVICE + "Listen",
+            request_serializer=LISTEN_REQUEST.SerializeToString,
+            response_deserializer=_types.ListenResponse.pb().FromString,
+        )
+        return stub(requests, metadata=[*self._metadata, ("x-goog-request-params", place)])
 
     # --- errors -------------------------------------------------------------------------------
 

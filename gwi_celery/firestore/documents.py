@@ -49,6 +49,8 @@ class Write:
     mask: Sequence[str] | None = None
     #: Fields that the server sets to its time of the request, which has milliseconds.
     server_times: Sequence[str] = ()
+    #: (path, what the server adds to the number there, or to 0).
+    increments: Sequence[tuple[str, int]] = ()
     #: Precondition: the document's version. None: no such condition.
     version: int | None = None
     #: Precondition: whether the document is there.
@@ -98,6 +100,8 @@ class Written:
     versions: Sequence[int]
     #: What ``server_times`` became.
     server_times: Sequence[Sequence[Micros]]
+    #: What ``increments`` have come to.
+    totals: Sequence[Sequence[int]]
     commit_time: int
 
 
@@ -219,6 +223,10 @@ def set_write(target: Any, write: Write, root: str) -> None:
             transform = target.update_transforms.add()
             transform.field_path = path
             transform.set_to_server_value = _REQUEST_TIME
+        for path, by in write.increments:
+            transform = target.update_transforms.add()
+            transform.field_path = path
+            transform.increment.integer_value = by
     if write.version is not None:
         set_micros(target.current_document.update_time, write.version)
     elif write.exists is not None:
@@ -229,11 +237,23 @@ def get_written(response: Any) -> Written:
     return Written(
         [micros(result.update_time) for result in response.write_results],
         [
-            [micros(value.timestamp_value) for value in result.transform_results]
+            [
+                micros(v.timestamp_value)
+                for v in result.transform_results
+                if _is(v, "timestamp_value")
+            ]
+            for result in response.write_results
+        ],
+        [
+            [v.integer_value for v in result.transform_results if _is(v, "integer_value")]
             for result in response.write_results
         ],
         micros(response.commit_time),
     )
+
+
+def _is(value: Any, kind: str) -> bool:
+    return bool(value.HasField(kind))
 
 
 def get_document(message: Any, root: str) -> Document:

@@ -42,6 +42,7 @@ from gwi_celery.stores.base import (
     Lease,
     Outcome,
     Store,
+    StoredResult,
 )
 from gwi_celery.telemetry.events import emit
 from gwi_celery.telemetry.tracing import span
@@ -197,13 +198,16 @@ class Run:
     def start_renewing(self) -> None:
         renewer().add(self)
 
-    def finish(self, outcome: Outcome) -> None:
-        """Record the outcome and free the lock. Raises LeaseLost, JobCancelled."""
+    def finish(self, outcome: Outcome, result: StoredResult | None = None) -> None:
+        """Record the outcome, and the task's result with it, and free the lock.
+
+        Raises LeaseLost, JobCancelled.
+        """
         renewer().remove(self)
         with self._mutex:
             if self._interrupt is not None:
                 raise self._interrupt
-            self._persist(lambda: self._store.finish(self._lease, outcome))
+            self._persist(lambda: self._store.finish(self._lease, outcome, result))
             self._finished = True
 
     def release(self) -> None:

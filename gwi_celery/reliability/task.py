@@ -7,17 +7,19 @@ import os
 import random
 import socket
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 from uuid import uuid4
 
-from celery import Task
+from celery import Task, states
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
 from gwi_celery.app import settings_for, store_for
+from gwi_celery.backends.base import ReliableBackend, came_before
 from gwi_celery.errors import (
     ConfigurationError,
     CrashLimitExceeded,
@@ -308,7 +310,7 @@ class ReliableTask(Task):
                     headers,
                     request.id,
                     os.getpid(),
-                    redelivered=_came_before(request),
+                    redelivered=came_before(request),
                 )
             )
         except StoreError as exc:
@@ -354,7 +356,7 @@ class ReliableTask(Task):
             result = self.run(*args, **kwargs)
             limit = _first(self.reliable.max_result_bytes, self._settings.max_result_bytes)
             blob = blobs.dump(result, what=f"the result of {self.name}", limit=limit)
-            run.finish(Outcome(JobStatus.SUCCEEDED, blob))
+            self._finish(run, Outcome(JobStatus.SUCCEEDED, blob), result)
             return result
         except Retry:
             run.release()
@@ -402,9 +404,26 @@ class ReliableTask(Task):
             )
         run.check()
 
+    def _finish(self, run: Run, outcome: Outcome, result: Any) -> None:
+        """Record the outcome, and in the same go Celery's result where the store keeps that too."""
+        state, trace = states.SUCCESS, None
+        if outcome.status is JobStatus.FAILED:
+            state = states.FAILURE
+            trace = "".join(traceback.format_exception(type(result), result, result.__traceback__))
+        stored = None
+        if isinstance(self.backend, ReliableBackend):
+            stored = self.backend.ahead(self, self._store, state, result, trace)
+        run.finish(outcome, stored)
+        if stored is not None:
+            ReliableBackend.mark_stored(self.request, state)
+
     def _fail(self, run: Run, exc: BaseException) -> None:
         try:
-            run.finish(Outcome(JobStatus.FAILED, dump_failure(self.backend, exc)))
+            outcome = Outcome(JobStatus.FAILED, dump_failure(self.backend, exc))
+            if isinstance(exc, Reject):  # has no result
+                run.finish(outcome)
+            else:
+                self._finish(run, outcome, exc)
         except LeaseLost as lost:
             # Another attempt decides the outcome now; ours must not be reported as one.
             raise Reject(lost, requeue=True) from exc
@@ -420,7 +439,11 @@ class ReliableTask(Task):
         )
         assert record.outcome is not None
         emit("duplicate")
-        if record.status is JobStatus.SUCCEEDED:
+        succeeded = record.status is JobStatus.SUCCEEDED
+        if record.result_of == self.request.id and isinstance(self.backend, ReliableBackend):
+            # This message came again: its result was written with the outcome.
+            self.backend.mark_stored(self.request, states.SUCCESS if succeeded else states.FAILURE)
+        if succeeded:
             return blobs.load(record.outcome)
         raise load_failure(self.backend, record.outcome)
 
@@ -544,12 +567,6 @@ class ReliableTask(Task):
 def owner(pid: int, task_id: str) -> str:
     """Names an attempt's process and message: who holds a lock, for people and for the parent."""
     return f"{socket.gethostname()}:{pid} {task_id}"
-
-
-def _came_before(request: Any) -> bool:
-    """Whether a message of this task id has been delivered to a worker before, or may have been."""
-    delivery = request.delivery_info or {}
-    return bool(delivery.get("redelivered")) or bool(request.retries)
 
 
 def _first(option: Any, setting: Any) -> Any:

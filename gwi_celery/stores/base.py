@@ -144,6 +144,28 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class StoredResult:
+    """A task's result as Celery's readers get it, to be written along with an outcome.
+
+    A SUCCESS that is there already, and has not expired, stays as it is.
+    """
+
+    task_id: str
+    #: The result backend's name for it.
+    key: str
+    #: Celery's state.
+    state: str
+    #: As the result backend encodes it.
+    meta: bytes
+    #: Seconds that it is kept; None: for good.
+    ttl: float | None
+    #: A hint that there may be one already, of an earlier attempt: it is looked at first.
+    seen_before: bool = False
+    #: Store-private: what is known of the one that is there.
+    version: Any = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """One recorded step, cursor or value."""
 
@@ -178,6 +200,8 @@ class JobRecord:
     #: When a terminal outcome is forgotten; None while the job isn't terminal.
     expires_at: float | None
     outcome: bytes | None
+    #: The Celery task whose result was written along with the outcome, if one was.
+    result_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -287,12 +311,16 @@ class Store(Protocol):
     def load(self, lease: Lease) -> list[Checkpoint]:
         """The checkpoints of the lease's generation, in the order they were first saved."""
 
-    def finish(self, lease: Lease, outcome: Outcome) -> None:
+    def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
         """Write the outcome and free the lock, atomically. ``outcome.status`` is terminal.
 
-        Finishing twice with the same lease is no error, and changes nothing.
-        Raises LeaseLost, JobCancelled.
+        ``result`` is given only to a store that :meth:`keeps_results_of` its backend, and is
+        written in the same commit. Finishing twice with the same lease is no error, and changes
+        nothing. Raises LeaseLost, JobCancelled.
         """
+
+    def keeps_results_of(self, url: str) -> bool:
+        """Whether the result backend of that URL reads what :meth:`finish` writes of a result."""
 
     def release(self, lease: Lease) -> None:
         """Free the lock and leave the job PENDING with its checkpoints, uncounted as a crash.

@@ -8,7 +8,7 @@ claim, redelivered     the read first: a finished duplicate is answered by it al
 put a value            record and value, each at the version just read                            3
 renew                  lock at its version; record at its version, unchanged                      1
 save                   lock and record at their versions, checkpoint, chunks                      1
-finish, release        delete lock, change record: each at its version                            1
+finish, release        delete lock, change record: each at its version; and the task's result     1
 =====================  ======================================================================  ====
 
 A lock's document is there only while it is held or has expired. So "not there" is all that a fresh
@@ -34,7 +34,7 @@ from gwi_celery.errors import StoreError
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
 from gwi_celery.firestore.documents import Micros
-from gwi_celery.firestore.url import FirestoreURL
+from gwi_celery.firestore.url import FirestoreURL, parse
 from gwi_celery.stores import firestore_blobs as blobs
 from gwi_celery.stores import firestore_claim as claims
 from gwi_celery.stores import firestore_lists as lists
@@ -54,6 +54,7 @@ from gwi_celery.stores.base import (
     Outcome,
     Page,
     Store,
+    StoredResult,
 )
 from gwi_celery.stores.firestore_documents import (
     CREATED,
@@ -239,10 +240,15 @@ class FirestoreStore(Store):
         """As :meth:`Store.load`. Raises StoreUnusable when some are gone or not what they were."""
         return self._holder(lease).load()
 
-    def finish(self, lease: Lease, outcome: Outcome) -> None:
+    def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
         if not outcome.status.terminal:
             raise ValueError(f"{outcome.status.value} is no end of a job")
-        self._holder(lease).finish(outcome)
+        self._holder(lease).finish(outcome, result)
+
+    def keeps_results_of(self, url: str) -> bool:
+        if not url.startswith("firestore:") or self.url.database_per_tenant:
+            return False
+        return replace(parse(url), timeout=self.url.timeout) == self.url
 
     def release(self, lease: Lease) -> None:
         self._holder(lease).release()

@@ -48,11 +48,15 @@ def pack(client: Client, blob: bytes, era_name: str, gc_at: int) -> tuple[Blob, 
         Write(chunk, {"gc_at": Micros(gc_at), "data": {"blob": piece}})
         for chunk, piece in zip(packed.chunk_names(era_name), pieces, strict=True)
     ]
-    # All chunks but the last few, which are for the commit that makes them visible.
+    return packed, send_ahead(client, writes)
+
+
+def send_ahead(client: Client, writes: list[Write]) -> list[Write]:
+    """Write all chunks but the last few, which are for the commit that makes them visible."""
     while len(writes) > _CHUNKS_PER_COMMIT:
         group, writes = writes[:_CHUNKS_PER_COMMIT], writes[_CHUNKS_PER_COMMIT:]
         client.commit_surely(group, tries=_TRIES)
-    return packed, writes
+    return writes
 
 
 def deletions(blob: Blob | None, era_name: str) -> list[Write]:

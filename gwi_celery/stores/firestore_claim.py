@@ -72,6 +72,7 @@ def granted(
         result_ttl=request.result_ttl,
         outcome=None,
         cancelled_by="",
+        result_of=None,
     )
     if not job.status.terminal:
         # RUNNING, and yet free to be claimed: nobody released it, its holder vanished.

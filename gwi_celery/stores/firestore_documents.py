@@ -188,6 +188,8 @@ class Job:
     outcome: Blob | None
     #: Names the cancellation, if that is how it ended.
     cancelled_by: str = ""
+    #: The Celery task whose result was written along with the outcome.
+    result_of: str | None = None
     created: int = 0
     updated: int = 0
     #: The document's update_time.
@@ -229,6 +231,8 @@ class Job:
             data["finished"] = self.finished
         if self.cancelled_by:
             data["cancelled_by"] = self.cancelled_by
+        if self.result_of is not None:
+            data["result_of"] = put_text(self.result_of)
         if self.created:
             data["created"] = Micros(self.created)
         if self.outcome is not None:
@@ -257,6 +261,7 @@ class Job:
             updated_at=self.updated / SECOND,
             expires_at=None if self.expires is None else self.expires / SECOND,
             outcome=outcome,
+            result_of=self.result_of,
         )
 
 
@@ -268,7 +273,7 @@ def run_digest(run_id: str) -> str:
 def job_of(document: Document) -> Job:
     data = document.fields["data"]
     run_id = data.get("run_id")
-    outcome = data.get("outcome")
+    outcome, result_of = data.get("outcome"), data.get("result_of")
     return Job(
         ref=JobRef(get_text(data["tenant"]), get_text(data["task"]), get_text(data["key"])),
         run_id=None if run_id is None else get_text(run_id),
@@ -288,6 +293,7 @@ def job_of(document: Document) -> Job:
         finished=data.get("finished"),
         outcome=None if outcome is None else blob_of(outcome),
         cancelled_by=data.get("cancelled_by", ""),
+        result_of=None if result_of is None else get_text(result_of),
         created=data["created"],
         updated=document.fields[UPDATED],
         version=document.update_time,

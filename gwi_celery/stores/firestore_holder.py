@@ -37,6 +37,7 @@ from gwi_celery.stores.base import (
     Lease,
     LockRef,
     Outcome,
+    StoredResult,
 )
 from gwi_celery.stores.firestore_documents import (
     JOB_KEPT,
@@ -55,8 +56,10 @@ from gwi_celery.stores.firestore_documents import (
     get_text,
     job_of,
     lock_of,
+    put_text,
     step_of,
 )
+from gwi_celery.stores.firestore_results import ResultWrite
 from gwi_celery.stores.rules import FAILED_KEPT
 
 #: Times that a write is decided anew after a conflict or without an answer. Each time but the first
@@ -203,15 +206,18 @@ class Holder:
             hold.complete = True
             return checkpoints_of(self._client, self._places, hold.job, steps)
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: Outcome, stored_result: StoredResult | None = None) -> None:
         packed: tuple[Blob, list[Write]] | None = None
         fence = self._lease.fence
-        with self._holding("finish a job", finishing=True) as (hold, tries):
+        result = None
+        if stored_result is not None:
+            result = ResultWrite(self._client, self._places, stored_result)
+        with self._holding("finish a job", finishing=True, result=result) as (hold, tries):
             for _ in tries:
                 if hold.job.finished == fence:
                     return
                 if packed is None:
-                    packed = self._pack(hold, outcome.blob)
+                    packed = self._pack(hold, outcome.blob, [] if result is None else result.pieces)
                 blob, pieces = packed
                 data = {
                     "outcome": blob.fields(),
@@ -220,11 +226,16 @@ class Holder:
                     "result_ttl": float(self._lease.result_ttl),
                     "fence": fence,
                 }
+                if stored_result is not None:
+                    data["result_of"] = put_text(stored_result.task_id)
                 gc_at = job_gc_at(self._client, self._lease.result_ttl)
                 fields = {"status": outcome.status.value, "gc_at": Micros(gc_at), "data": data}
                 mask = ["status", "gc_at", *(f"data.{key}" for key in data)]
                 with tries.once():
-                    self._end(hold, fields, mask, pieces)
+                    also = [] if result is None else result.writes()
+                    self._end(hold, fields, mask, [*also, *pieces])
+                    if result is not None:
+                        result.written()
                     return
 
     def release(self) -> None:
@@ -271,7 +282,7 @@ class Holder:
         hold: Holding,
         fields: Mapping[str, Any],
         mask: Sequence[str],
-        pieces: Sequence[Write] = (),
+        also: Sequence[Write] = (),
     ) -> None:
         self._client.commit(
             [
@@ -279,7 +290,7 @@ class Holder:
                 documents.change(
                     self._job_name, fields, hold.job.version, mask=mask, server_times=[UPDATED]
                 ),
-                *pieces,
+                *also,
             ]
         )
 
@@ -295,7 +306,12 @@ class Holder:
 
     @contextmanager
     def _holding(
-        self, doing: str, *, step: str | None = None, finishing: bool = False
+        self,
+        doing: str,
+        *,
+        step: str | None = None,
+        finishing: bool = False,
+        result: ResultWrite | None = None,
     ) -> Iterator[tuple[Holding, Tries]]:
         """What is known, for one operation at a time; looked at before each try but the first."""
         hold = self._lease.version
@@ -305,13 +321,19 @@ class Holder:
         with hold.mutex:
 
             def look() -> None:
-                self._look(hold, step, finishing)
+                self._look(hold, step, finishing, result)
 
-            if not known:
+            if not known or (result is not None and result.unsure):
                 look()
             yield hold, Tries(doing, look)
 
-    def _look(self, hold: Holding, step: str | None = None, finishing: bool = False) -> None:
+    def _look(
+        self,
+        hold: Holding,
+        step: str | None = None,
+        finishing: bool = False,
+        result: ResultWrite | None = None,
+    ) -> None:
         """Read what is there now. Raises LeaseLost and JobCancelled unless the lease may write.
 
         With ``finishing``, a lease that has finished is no error: ``hold.job.finished`` tells.
@@ -320,7 +342,12 @@ class Holder:
         if step is not None and hold.job.era:
             era_name = self._places.era(self._job_name, hold.job.era)
             wanted.append(self._places.step(era_name, step))
+        if result is not None:
+            wanted.append(result.name)
         seen = see(self._client, self._places, self._lease.job, self._lease.lock, wanted)
+        if result is not None:
+            there = {document.name: document for document in seen.others}
+            result.look(there.get(result.name), seen.now)
         if finishing and seen.job is not None and seen.job.finished == self._lease.fence:
             hold.job = seen.job
             return
@@ -358,10 +385,14 @@ class Holder:
             self._look(hold, checkpoint.name)
             return rules.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
 
-    def _pack(self, hold: Holding, blob: bytes) -> tuple[Blob, list[Write]]:
+    def _pack(
+        self, hold: Holding, blob: bytes, others: Sequence[Write] = ()
+    ) -> tuple[Blob, list[Write]]:
+        """The blob, and the last of its pieces and ``others``; those before are written ahead."""
         era_name = self._places.era(self._job_name, hold.job.era)
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
-        return blobs.pack(self._client, blob, era_name, gc_at)
+        packed, pieces = blobs.pack(self._client, blob, era_name, gc_at)
+        return packed, blobs.send_ahead(self._client, [*pieces, *others])
 
     def _keep(self, hold: Holding, steps: list[Step]) -> None:
         """Put off the collection of checkpoints that are in use, once half of their time is over."""

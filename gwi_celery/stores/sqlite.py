@@ -45,6 +45,7 @@ from gwi_celery.stores.base import (
     Outcome,
     Page,
     Store,
+    StoredResult,
 )
 from gwi_celery.stores.paging import list_id, place_of, token_after
 from gwi_celery.stores.rules import ANY_PAYLOAD, CANCELLED_TTL, FAILED_KEPT
@@ -177,7 +178,7 @@ class SqliteStore(Store):
                 raise _lease_lost(c, lease)
             return rows.checkpoints(c, lease.job)
 
-    def finish(self, lease: Lease, outcome: Outcome) -> None:
+    def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
         if not outcome.status.terminal:
             raise ValueError(f"{outcome.status.value} is no end of a job")
         with self._database.write() as c:
@@ -197,6 +198,10 @@ class SqliteStore(Store):
                 expires_at=now + lease.result_ttl,
             )
             _free_lock(c, lease.lock.id, lease.fence)
+
+    def keeps_results_of(self, url: str) -> bool:
+        """No: the backend's own write, which isn't synced, costs next to nothing."""
+        return False
 
     def release(self, lease: Lease) -> None:
         with self._database.write() as c:

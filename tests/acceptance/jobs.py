@@ -19,14 +19,15 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 import gwi_celery.app
 from gwi_celery import Reliable, ReliableTask, setup
+from gwi_celery.backends.firestore import FirestoreBackend
 from gwi_celery.stores.base import Claimed
 
 FOLDER = Path(os.environ.get("JOBS_FOLDER", "."))
 
 app = Celery("jobs")
 if os.environ.get("JOBS_STORE_URL"):
-    # Another store under test; broker and results stay in the folder.
-    app.conf.result_backend = f"embedded://{FOLDER / 'gwi'}"
+    # Another store under test; broker and, unless told, results stay in the folder.
+    app.conf.result_backend = os.environ.get("JOBS_RESULT_URL", f"embedded://{FOLDER / 'gwi'}")
     app.conf.gwi_store_url = os.environ["JOBS_STORE_URL"]
 if os.environ.get("JOBS_BROKER_URL"):
     app.conf.broker_url = os.environ["JOBS_BROKER_URL"]
@@ -92,6 +93,22 @@ class CrashingStore:
 
         return call
 
+
+class CrashingBackend(FirestoreBackend):
+    """The real results, with a crash point after a chord's part was counted, and its body sent."""
+
+    def count_part(self, group_id: str, part: str) -> tuple[int, bool]:
+        answer = super().count_part(group_id, part)
+        crash("after-part")
+        return answer
+
+    def mark_sent(self, group_id: str) -> None:
+        crash("after-body")
+        super().mark_sent(group_id)
+
+
+if app.conf.result_backend.startswith("firestore:"):
+    app.loader.override_backends["firestore"] = f"{__name__}:CrashingBackend"
 
 _integration = gwi_celery.app.integration(app)
 _integration._store = CrashingStore(_integration.store)  # type: ignore[assignment]
@@ -255,6 +272,16 @@ def plain_add(x: int, y: int) -> int:
 def plain_sum(numbers: list[int]) -> int:
     audit("plain_sum", numbers=numbers)
     return sum(numbers)
+
+
+@app.task(shared=False, name="plain_sums")
+def plain_sums(groups: list[list[int]]) -> list[int]:
+    return [sum(numbers) for numbers in groups]
+
+
+@app.task(shared=False, name="large")
+def large(size: int) -> str:
+    return "0123456789abcdef" * (size // 16)
 
 
 @app.task(shared=False, name="plain_fail")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.repo_insight.verify import AUDIT, main
+from examples.repo_insight.verify import AUDIT, STATE, main
+from gwi_celery.testing.emulators import Emulator
 from tests.workers import ROOT, eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300), pytest.mark.xdist_group("demo")]
@@ -155,3 +156,31 @@ def test_an_interrupt_ends_the_worker_too() -> None:
         return False
 
     assert eventually(gone, timeout=10, what="the worker is gone")
+
+
+@pytest.mark.emulator
+def test_the_demo_runs_on_the_emulators_as_it_does_on_a_folder(
+    pubsub_emulator: Emulator, firestore_emulator: Emulator, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*DEMO, "--project", f"demo-{os.getpid()}"],
+        cwd=ROOT,
+        env={
+            **ENVIRONMENT,
+            "PUBSUB_EMULATOR_HOST": pubsub_emulator.endpoint,
+            "FIRESTORE_EMULATOR_HOST": firestore_emulator.endpoint,
+            # Broker and store are what is looked at here; Celery's own results may be anywhere.
+            "CELERY_RESULT_BACKEND": f"embedded://{tmp_path}",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    folder = folder_of(done.stdout)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"All \d+ invariants held\.$", done.stdout.strip()), done.stdout
+    assert done.stdout.count("SIGKILL to the worker's process group") == 2
+    assert not (folder / STATE).exists(), "nothing of the broker's or store's is in the folder"
+    shutil.rmtree(folder)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gwi_celery.brokers.base import Broker, Receiver
+from tests.contract import backends
 from tests.contract.brokers import CASES, BrokerFactory
 
 
@@ -19,12 +20,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker_factory" in metafunc.fixturenames:
         flags = [flag for mark in metafunc.definition.iter_markers("needs") for flag in mark.args]
-        backends = [
-            name for name, (kind, _) in CASES.items() if all(getattr(kind, f) for f in flags)
-        ]
+        names = [name for name, (kind, _) in CASES.items() if all(getattr(kind, f) for f in flags)]
         marked = [
             pytest.param(name, marks=pytest.mark.emulator) if CASES[name][0].fixture else name
-            for name in backends
+            for name in names
         ]
         metafunc.parametrize("broker_factory", marked, indirect=True)
 
@@ -54,6 +53,13 @@ def broker_factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[B
         request.getfixturevalue(kind.fixture)
     with service(tmp_path) as factory:
         yield factory
+
+
+@pytest.fixture(params=backends.CASES)
+def results(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[backends.BackendCase]:
+    """A result backend, with nothing in it yet."""
+    with backends.CASES[request.param](tmp_path, request.param) as case:
+        yield case
 
 
 @pytest.fixture

@@ -29,9 +29,9 @@ def default_worker_command(
 
 
 @pytest.fixture
-def gwi_settings() -> dict[str, float]:
-    # A killed worker's messages and locks wait no longer than this. Pub/Sub's least lease is 10 s.
-    return {"lease_seconds": 10, "lock_ttl": 3}
+def gwi_settings(gwi_broker: str) -> dict[str, float]:
+    # A killed worker's messages and locks wait no longer than this. Pub/Sub takes no less than 10 s.
+    return {"lease_seconds": 10 if gwi_broker == "pubsub" else 2, "lock_ttl": 2}
 
 
 def test_a_job_of_a_killed_node_ends_on_another_and_a_restarted_node_works_on(

@@ -27,10 +27,32 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 #: Redis itself.
 _NOT_BROKER = ("test_backend.py",)
 
+_NOT_OURS = {"test_connection_recovery": "it asks for a plaintext Redis broker and is skipped"}
+_ETA = {
+    "test_inspect.test_Inspect::test_scheduled": (
+        "it lists what a worker holds in memory until its ETA; here the broker keeps it until then"
+    ),
+}
+
 #: Part of a test's name -> why it can't pass on a side of ours although it does on Redis.
 KNOWN: dict[str, dict[str, str]] = {
     "kombu embedded": {
         "test_failover_switches_to_alternate_url": "it compares ports, and a folder has none",
+    },
+    "kombu pubsub": {
+        "test_failover_switches_to_alternate_url": (
+            "it looks at Connection.port, which Kombu leaves unset for a transport that parses its "
+            "own URLs (as ours must, for options in them); that it fails over, the others show"
+        ),
+    },
+    "celery embedded": {**_NOT_OURS, **_ETA},
+    "celery pubsub": {
+        **_NOT_OURS,
+        **_ETA,
+        "test_revoked_by_headers": (
+            "it revokes, and sends the task right after; there is no order between the two "
+            "subscriptions, and the emulator looks at each every 50 ms"
+        ),
     },
 }
 
@@ -61,7 +83,8 @@ def main() -> int:
                 if reference is None:
                     reference = outcomes
                 else:
-                    unexplained += compare(suite, where, reference, outcomes)
+                    ran = {n: o for n, o in reference.items() if n in outcomes or not options.k}
+                    unexplained += compare(suite, where, ran, outcomes)
     return 1 if unexplained else 0
 
 
@@ -83,6 +106,7 @@ def run(suite: str, where: Side, results: str, folder: Path, keyword: str) -> di
         "PEER_BROKER": where.broker,
         "PEER_DEAD": where.dead,
         "PEER_PRIORITY": where.priority,
+        "PEER_OPTIONS": json.dumps(where.options),
     }
     arguments = ["t/integration"]
     if suite == "kombu":

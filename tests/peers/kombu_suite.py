@@ -2,11 +2,13 @@
 
 Copied beside Kombu's own as ``t/integration/test_peer.py`` for a run, as each of Kombu's transports
 has such a file. ``PEER_BROKER`` is a broker that works, ``PEER_DEAD`` one that can't be reached,
-``PEER_PRIORITY`` is ``asc`` where a higher number is more urgent.
+``PEER_PRIORITY`` is ``asc`` where a higher number is more urgent, and ``PEER_OPTIONS`` has the transport
+options as JSON.
 """
 
 from __future__ import annotations
 
+import json
 import os
 
 import kombu
@@ -23,11 +25,12 @@ from .common import (
 )
 
 BROKER, DEAD = os.environ["PEER_BROKER"], os.environ["PEER_DEAD"]
+OPTIONS = json.loads(os.environ["PEER_OPTIONS"])
 
 
 @pytest.fixture
 def connection():
-    return kombu.Connection(BROKER)
+    return kombu.Connection(BROKER, transport_options=OPTIONS)
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def invalid_connection():
 
 @pytest.fixture
 def failover_connection():
-    return kombu.Connection(f"{DEAD};{BROKER}", connect_timeout=10)
+    return kombu.Connection(f"{DEAD};{BROKER}", connect_timeout=10, transport_options=OPTIONS)
 
 
 class test_Basic(BasicFunctionality):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from gwi_celery.testing.emulators import free_port, start_pubsub
@@ -28,6 +29,8 @@ class Side:
     dead: str
     priority: str = "asc"
     environment: dict[str, str] = field(default_factory=dict)
+    #: Transport options of Kombu's suite.
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -44,7 +47,10 @@ def side(name: str, folder: Path, redis: str) -> Iterator[Side]:
             env = {"PUBSUB_EMULATOR_HOST": emulator.endpoint}
             if name == "pubsub":
                 dead = f"pubsub://127.0.0.1:{free_port()}/{project}"
-                yield Side(name, f"pubsub://{emulator.endpoint}/{project}", dead, environment=env)
+                url = f"pubsub://{emulator.endpoint}/{project}"
+                # Redis's priority_steps, which it has without asking.
+                options = {"priority_levels": [0, 3, 6, 9]}
+                yield Side(name, url, dead, environment=env, options=options)
             else:
                 url = f"gcpubsub://projects/{project}"
                 yield Side(name, url, "gcpubsub://nothing", environment=env)

@@ -7,17 +7,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from celery import Celery
 
+from gwi_celery.backends.firestore import FirestoreBackend
+from gwi_celery.config import DAY
 from gwi_celery.firestore import indexes
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Query
-from gwi_celery.stores.base import JobStatus, Replay
+from gwi_celery.stores.base import JobStatus, Replay, StoredResult
 from gwi_celery.stores.firestore_blobs import INLINE
 from tests.contract.stores import failure, step, success
 from tests.firestore_wire import Wire
 from tests.unit.test_firestore_store import TTL, request, take
 
 ASCENDING, DESCENDING, EQUAL = 1, 2, 5
+GROUPS = ("gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks", "gwi_results", "gwi_parts")
 
 
 @pytest.fixture
@@ -45,8 +49,14 @@ def use_everything(wire: Wire) -> None:
     claimed = take(store, replay=Replay(2, "b"))
     store.load(claimed.lease)
     store.finish(claimed.lease, success(large))
-    wire.advance(TTL * 101)
+    results = FirestoreBackend(
+        Celery(set_as_current=False), url=f"firestore://{wire.url.project}", intercept=wire
+    )
+    results.count_part("g", "a")
+    wire.advance(TTL * 101 + DAY)
     store.cleanup()
+    results.cleanup()
+    results.close()
     store.close()
 
 
@@ -114,14 +124,20 @@ def test_every_query_is_served_and_every_field_has_its_say(wire: Wire) -> None:
     client = Client(wire.url)
     store = wire.store()
     lease = take(store, key="again").lease
-    store.finish(store.save(lease, step("a", b"x" * (INLINE + 1))), failure())
+    result = StoredResult("t1", "key", "SUCCESS", b"meta", 10.0)
+    store.finish(store.save(lease, step("a", b"x" * (INLINE + 1))), failure(), result)
+    results = FirestoreBackend(
+        Celery(set_as_current=False), url=f"firestore://{wire.url.project}", intercept=wire
+    )
+    results.count_part("g2", "a")
     take(store, key="last")
     used = set()
-    for group in ("gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks"):
+    for group in GROUPS:
         found = client.query(Query("", group, descendants=True)).documents.values()
         assert found
         used |= {(group, path) for document in found for path in document.fields}
     assert used == overrides
+    results.close()
     client.close()
     store.close()
 
@@ -131,7 +147,7 @@ def test_the_file_is_what_the_firebase_cli_takes() -> None:
     assert set(content) == {"indexes", "fieldOverrides"}
     assert content == indexes.load()
     ttl = {f["collectionGroup"] for f in content["fieldOverrides"] if f.get("ttl")}
-    assert ttl == {"gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks"}
+    assert ttl == set(GROUPS)
 
 
 def test_the_same_for_gcloud() -> None:

@@ -11,8 +11,8 @@ from celery import Celery
 
 from gwi_celery import ReliableTask, setup
 from gwi_celery.app import integration
+from gwi_celery.backends.base import came_before
 from gwi_celery.firestore.client import ServerError
-from gwi_celery.reliability.task import _came_before
 from gwi_celery.transport.headers import HOLDS_HEADER, REPLAY_HEADER
 from tests.firestore_wire import LOST_REQUEST, Code, Wire
 
@@ -87,7 +87,7 @@ def test_what_came_before_is_read_first(
         retries = 0
 
     understood = t.understand([], CALL, headers, "id")
-    request = t.claim_request(understood, headers, "id", 1, redelivered=_came_before(Request))
+    request = t.claim_request(understood, headers, "id", 1, redelivered=came_before(Request))
     integration(app).store.claim(request)
     assert wire.calls[0] == first
 

@@ -278,7 +278,11 @@ class Intake:
             stopped = self._stopped
             if not stopped:
                 n = self.lines.index(line)
-                self._arrived.setdefault(n, deque()).extend(ready)
+                waiting = [*self._arrived.get(n, ()), *ready]
+                if not broker.options.ordering:
+                    # What one subscription brings at once is in no order of priority.
+                    waiting.sort(key=lambda delivery: -delivery.priority)
+                self._arrived[n] = deque(waiting)
                 self._delayed += delayed
         if stopped:
             for delivery in [*ready, *(delivery for _, delivery in delayed)]:

@@ -1,0 +1,410 @@
+"""Celery's results in Firestore: ``result_backend = "firestore://project/prefix?database=..."``.
+
+==========================  =================================================================  ====
+a result, first of its id   created: "not there" is all it asks for                               1
+a result of another state   over the version that this process wrote before                       1
+                            else, after a RETRY, read, and written over the version read          2
+                            else refused first: there was one after all                           3
+a ReliableTask's result     goes with the outcome, where the store is in the same place           0
+a chord's part              created, and counted in the same commit                               1
+a chord's last part         then group, results (100 a read), and a mark that the body was sent   4
+get, or a group's get       one read; then what changes comes by a stream that all share          1
+==========================  =================================================================  ====
+
+A write whose answer was lost is sent again, and found by its nonce if it was applied.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from celery import states
+from celery.exceptions import TimeoutError
+from kombu.utils.encoding import bytes_to_str, ensure_bytes
+from kombu.utils.functional import LRUCache
+
+from gwi_celery.backends.base import ReliableBackend, came_before
+from gwi_celery.errors import ConfigurationError, StoreUnusable
+from gwi_celery.firestore import documents
+from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
+from gwi_celery.firestore.documents import Document, Query, Write
+from gwi_celery.firestore.listener import Listener, Watch, listener_of, stop_listening
+from gwi_celery.firestore.url import FirestoreURL, parse
+from gwi_celery.stores import firestore_blobs as blobs
+from gwi_celery.stores.base import StoredResult
+from gwi_celery.stores.firestore_documents import Places, blob_of
+from gwi_celery.stores.firestore_holder import Tries
+from gwi_celery.stores.firestore_results import (
+    PARTS,
+    RESULTS,
+    ResultWrite,
+    gc_at,
+    has_expired,
+    part_name,
+    result_name,
+    result_of,
+    unpacked,
+)
+
+#: Documents in one read; deletions in one commit; expired results in one page of a clean-up.
+_BATCH: Final = 100
+#: Documents that one wait listens for at a time. Google advises against more than 100 in a process.
+_LISTENED: Final = 50
+#: Pauses between looks while the stream of changes isn't there, seconds.
+_FIRST_LOOK, _LONGEST_LOOK = 0.5, 2.0
+#: Seconds between looks while it is: in case it has fallen silent.
+_LIVE_LOOK: Final = 30.0
+#: Times that a write which can be repeated is sent.
+_TRIES: Final = 3
+#: Results not finished yet of which this process knows the version.
+_KNOWN: Final = 1000
+
+#: All of a result but its bytes.
+_MANIFEST: Final = [f"data.{name}" for name in ("ttl", "sha", "chunks", "count", "size", "object")]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What all backends of one URL share in this process, and its forks: Celery makes one a thread."""
+
+    client: Client
+    #: Name of a result -> its version, as this process has written it.
+    versions: Any = field(default_factory=lambda: LRUCache(limit=_KNOWN))
+
+
+_places: dict[FirestoreURL, _Place] = {}
+
+
+class FirestoreBackend(ReliableBackend):
+    """See the module.
+
+    Args:
+        url: See :class:`gwi_celery.firestore.url.FirestoreURL`.
+        intercept: Between the client and the server, for tests.
+
+    Raises:
+        ConfigurationError: the URL is wrong, or asks for a database for each tenant.
+    """
+
+    def __init__(
+        self, app: Any, url: str | None = None, *, intercept: Intercept | None = None, **kwargs: Any
+    ) -> None:
+        parsed = parse(url or "firestore://")
+        if parsed.database_per_tenant:
+            raise ConfigurationError(
+                f"{url!r} has a database for each tenant, and results are asked for by a task's id "
+                "alone: set result_backend to firestore://project/prefix?database=... with one "
+                "database, or to 'disabled://'"
+            )
+        super().__init__(app=app, url=url, **kwargs)
+        self._names = Places(parsed.prefix)
+        if intercept is not None:
+            self._place = _Place(Client(parsed, intercept=intercept))
+        else:
+            self._place = _places.get(parsed) or _places.setdefault(parsed, _Place(Client(parsed)))
+
+    def as_uri(self, include_password: bool = False) -> str:
+        return str(self.url)
+
+    @property
+    def client(self) -> Client:
+        return self._place.client
+
+    @property
+    def _listener(self) -> Listener:
+        return listener_of(self.client)
+
+    def close(self) -> None:
+        """Close this process's connection. Safe to call twice; the next call opens another."""
+        stop_listening(self.client)
+        self.client.close()
+
+    # --- the key-value verbs ------------------------------------------------------------------
+
+    def get(self, key: str) -> Any:
+        return self.mget([key])[0]
+
+    def mget(self, keys: Iterable[str]) -> list[Any]:
+        names = [result_name(self._names, key) for key in keys]
+        found: dict[str, bytes] = {}
+        for group in blobs.batches(names, _BATCH):
+            read = self.client.read(group)
+            for name, document in read.documents.items():
+                value = self._value(document, read.read_time)
+                if value is not None:
+                    found[name] = value
+        return [found.get(name) for name in names]
+
+    def delete(self, key: str) -> None:
+        name = result_name(self._names, key)
+        document = self.client.read([name], _MANIFEST).documents.get(name)
+        if document is None:
+            return
+        data = document.fields.get("data", {})
+        blob = blob_of(data) if "sha" in data else None
+        gone = [documents.delete(name), *blobs.deletions(blob, name)]
+        self.client.commit_surely(gone, tries=_TRIES)
+        blobs.drop(self.client, [blob])
+        self._place.versions.pop(name, None)
+
+    def expire(self, key: str, value: Any) -> None:
+        """Let it expire ``value`` seconds from now; 0 or None: not at all."""
+        name, ttl = result_name(self._names, key), float(value) if value else None
+        fields = {"gc_at": gc_at(self.client, ttl), "data": {"ttl": ttl}}
+        write = Write(name, fields, mask=["gc_at", "data.ttl"], exists=True)
+        self._place.versions.pop(name, None)
+        try:
+            self.client.commit_surely([write], tries=_TRIES)
+        except Conflict:
+            return  # it is gone
+
+    def put(self, key: str, value: Any, state: str | None, expires: Any, request: Any) -> None:
+        name = result_name(self._names, key)
+        version = self._place.versions.pop(name, None)
+        result = StoredResult(
+            task_id="",  # of a group, say: the key is what counts
+            key=key,
+            state=state or "",
+            meta=ensure_bytes(value),
+            ttl=float(expires) if expires else None,
+            seen_before=came_before(request),
+            version=version,
+        )
+        write = ResultWrite(self.client, self._names, result)
+        if state is None:
+            self.client.commit_surely([write.write_over(), *write.pieces], tries=_TRIES)
+            return
+
+        def look() -> None:
+            read = self.client.read([name])
+            write.look(read.documents.get(name), read.read_time)
+
+        if write.unsure:
+            look()
+        tries = Tries("store a result", look)
+        for _ in tries:
+            if write.settled:
+                return
+            with tries.once():
+                written = self.client.commit([*write.writes(), *write.pieces])
+                write.written()
+                if state not in states.READY_STATES:
+                    self._place.versions[name] = written.versions[0]
+                return
+
+    def known_version(self, key: str) -> Any:
+        return self._place.versions.get(result_name(self._names, key))
+
+    def _value(self, document: Document, now: int) -> bytes | None:
+        """The value of a document; None if it has expired."""
+        result = result_of(document)
+        if result.expired(now):
+            return None
+        try:
+            (packed,) = blobs.unpack(self.client, document.name, [result.blob])
+        except StoreUnusable:
+            read = self.client.read([document.name])
+            again = read.documents.get(document.name)
+            if again is not None and again.update_time == document.update_time:
+                raise
+            # Replaced or deleted, with its pieces, since it was read.
+            return None if again is None else self._value(again, read.read_time)
+        return unpacked(packed)
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    def wait_for(
+        self,
+        task_id: str,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_interval: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Celery's own, but told of the result rather than asking for it every ``interval``."""
+        self._ensure_not_eager()
+        meta = self.get_task_meta(task_id)
+        if meta["status"] in states.READY_STATES:
+            return meta
+        for _, meta in self._waited([task_id], timeout, interval, on_interval):
+            return meta
+        raise AssertionError  # it came, or the time was up
+
+    def get_many(
+        self,
+        task_ids: Any,
+        timeout: float | None = None,
+        interval: float | None = 0.5,
+        no_ack: bool = True,
+        on_message: Any = None,
+        on_interval: Any = None,
+        max_iterations: int | None = None,
+        READY_STATES: Any = states.READY_STATES,
+    ) -> Iterator[tuple[str, Any]]:
+        """Celery's own: one read for up to 100 results, then told of those that come."""
+        left = list(dict.fromkeys(bytes_to_str(task_id) for task_id in task_ids))
+        for task_id in list(left):
+            meta = self._cached(task_id)
+            if meta is not None and meta["status"] in READY_STATES:
+                left.remove(task_id)
+                yield task_id, meta
+        for task_id, meta in (self._look(left) if left else {}).items():
+            left.remove(task_id)
+            if on_message is not None:
+                on_message(meta)
+            yield task_id, meta
+        if left and not max_iterations:
+            for task_id, meta in self._waited(left, timeout, interval, on_interval):
+                if on_message is not None:
+                    on_message(meta)
+                yield task_id, meta
+
+    def _cached(self, task_id: str) -> Any:
+        try:
+            return self._cache[task_id]
+        except KeyError:
+            return None
+
+    def _look(self, task_ids: Sequence[str]) -> dict[str, Any]:
+        """The results that are there and ready; kept in Celery's cache, too."""
+        values = self._ensure_retryable(self.mget, [self.get_key_for_task(id) for id in task_ids])
+        ready: dict[str, Any] = self._mget_to_results(values, list(task_ids))
+        self._cache.update(ready)
+        return ready
+
+    def _waited(
+        self,
+        task_ids: Collection[str],
+        timeout: float | None,
+        interval: float | None,
+        on_interval: Any,
+    ) -> Iterator[tuple[str, Any]]:
+        """Each result, once it is ready. Raises Celery's TimeoutError."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        ids = {result_name(self._names, self.get_key_for_task(id)): id for id in task_ids}
+        left = list(ids)
+        looked_at, pause = time.monotonic(), _FIRST_LOOK
+        with self._listener.watching() as watch:
+            while left:
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    raise TimeoutError("The operation timed out.")
+                _keep_listening(watch, left)
+                until = min(
+                    looked_at + (_LIVE_LOOK if watch.live else pause),
+                    now + (interval or _LONGEST_LOOK),
+                    now + _LONGEST_LOOK if deadline is None else deadline,
+                )
+                ready = self._ready(watch.wait(until - now), ids)
+                if watch.live:
+                    pause = _FIRST_LOOK
+                if not ready and time.monotonic() >= looked_at + (
+                    _LIVE_LOOK if watch.live else pause
+                ):
+                    ready = self._look([ids[name] for name in left])
+                    looked_at, pause = time.monotonic(), min(pause * 1.5, _LONGEST_LOOK)
+                for name in [name for name in left if ids[name] in ready]:
+                    left.remove(name)
+                    watch.drop(name)
+                    yield ids[name], ready[ids[name]]
+                if on_interval and not ready:
+                    on_interval()
+
+    def _ready(self, changes: Iterable[Any], ids: Mapping[str, str]) -> dict[str, Any]:
+        ready = {}
+        for change in changes:
+            value = self._value(change.document, change.read_time)
+            if value is None:
+                continue
+            meta = self.decode_result(value)
+            if meta["status"] in states.READY_STATES:
+                ready[ids[change.document.name]] = meta
+        self._cache.update(ready)
+        return ready
+
+    # --- chords -------------------------------------------------------------------------------
+
+    def count_part(self, group_id: str, part: str) -> tuple[int, bool]:
+        name = self._chord_name(group_id)
+        ttl = float(self.expires) if self.expires else None
+        collected = gc_at(self.client, ttl)
+        writes = [
+            documents.create(part_name(name, part), {"gc_at": collected}),
+            Write(
+                name,
+                {"gc_at": collected, "data": {"ttl": ttl}},
+                mask=["gc_at", "data.ttl"],
+                increments=[("data.count", 1)],
+            ),
+        ]
+        tries = Tries("count a chord's part")
+        for _ in tries:
+            with tries.once():
+                try:
+                    return self.client.commit(writes).totals[1][0], False
+                except Conflict:
+                    return self._counted(name)
+        raise AssertionError  # the tries end by themselves
+
+    def _counted(self, chord_name: str) -> tuple[int, bool]:
+        """As :meth:`count_part`, for a part that was counted before."""
+        document = self.client.read([chord_name]).documents.get(chord_name)
+        data = {} if document is None else document.fields["data"]
+        return data.get("count", 0), data.get("sent", False)
+
+    def _chord_name(self, group_id: str) -> str:
+        return result_name(self._names, self.get_key_for_chord(group_id))
+
+    def mark_sent(self, group_id: str) -> None:
+        name = self._chord_name(group_id)
+        write = Write(name, {"data": {"sent": True}}, mask=["data.sent"], exists=True)
+        try:
+            self.client.commit_surely([write], tries=_TRIES)
+        except Conflict:
+            return  # expired and collected, since it was counted
+
+    # --- upkeep -------------------------------------------------------------------------------
+
+    def cleanup(self) -> None:
+        """Delete what has expired, where no TTL policy does. Reads every result's document."""
+        after: list[Any] | None = None
+        while True:
+            query = Query(self._names.base, RESULTS, after=after, limit=_BATCH, mask=_MANIFEST)
+            read = self.client.query(query)
+            for document in read.documents.values():
+                if has_expired(
+                    document.fields["data"]["ttl"], document.update_time, read.read_time
+                ):
+                    self._sweep(document)
+            if len(read.documents) < _BATCH:
+                return
+            after = [list(read.documents)[-1]]
+
+    def _sweep(self, document: Document) -> None:
+        """Delete an expired document, unless it has changed since, and what is below it."""
+        data, blob = document.fields["data"], None
+        if "sha" in data:
+            blob = blob_of(data)
+            gone = blobs.deletions(blob, document.name)
+        else:
+            parts = self.client.query(Query(document.name, PARTS, mask=[]))
+            gone = [documents.delete(name) for name in parts.documents]
+        try:
+            self.client.commit([documents.delete(document.name, document.update_time)])
+            for group in blobs.batches(gone, _BATCH):
+                self.client.commit_surely(group, tries=_TRIES)
+            blobs.drop(self.client, [blob])
+        except (Conflict, Unsettled):
+            return  # changed meanwhile, or for the next time
+
+
+def _keep_listening(watch: Watch, left: Iterable[str]) -> None:
+    """For as many at a time as Firestore likes; of the others it is heard when their turn comes."""
+    for name in left:
+        if len(watch) >= _LISTENED:
+            return
+        watch.add(name)

@@ -1,0 +1,331 @@
+"""Waits for documents to change: one Listen stream for all who wait in a process.
+
+The stream is opened for the first who waits, and closed when nobody has waited for a while. Each
+document is a target of its own, as Google's own clients have it: a target of many is answered with
+a message for each of its missing ones whenever any changes.
+
+A stream that breaks is opened again by whoever waits, at their next look. Until then, and until the
+server has said where a target stands, a :class:`Watch` is not ``live``, and who waits should read
+instead, now and then. What changed meanwhile comes with the new stream's first answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from gwi_celery import forks
+from gwi_celery.errors import StoreError
+from gwi_celery.firestore.client import LISTEN_REQUEST, Client
+from gwi_celery.firestore.documents import Document, micros
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a stream stays open when nobody waits: waits often follow one another.
+_IDLE: Final = 5.0
+#: Pauses before a stream that broke is opened again, seconds.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+
+#: Kinds of a target's change.
+_REMOVED: Final = 2
+_CURRENT: Final = 3
+
+
+@dataclass(frozen=True)
+class Change:
+    """A document as it is now: it has changed, or was there when the watch began."""
+
+    document: Document
+    #: The server's time of this, microseconds.
+    read_time: int
+
+
+class Watch:
+    """The documents that one thread waits for."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._came: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
+        #: Name -> target.
+        self._targets: dict[str, int] = {}
+
+    def add(self, name: str) -> None:
+        if name not in self._targets:
+            self._targets[name] = self._listener.add(self, name)
+
+    def drop(self, name: str) -> None:
+        target = self._targets.pop(name, None)
+        if target is not None:
+            self._listener.drop(target)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    @property
+    def live(self) -> bool:
+        """Whether the server says when any of them changes: until then nobody need look."""
+        return self._listener.is_current(self._targets.values())
+
+    def wait(self, timeout: float) -> list[Change]:
+        """What has changed, or else changes within ``timeout`` seconds. May be empty before that."""
+        self._listener.revive()
+        came: list[Change] = []
+        try:
+            item = self._came.get(timeout=max(timeout, 0.0))
+            while True:
+                if item is not None:
+                    came.append(item)
+                item = self._came.get_nowait()
+        except queue.Empty:
+            return came
+
+    def wake(self, change: Change | None) -> None:
+        self._came.put(change)
+
+    def close(self) -> None:
+        for name in list(self._targets):
+            self.drop(name)
+
+
+class Listener:
+    """One process's stream. A LongCall of :mod:`gwi_celery.forks`; a child makes its own."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._last_target = 0
+        #: Target -> who waits, for which document.
+        self._targets: dict[int, tuple[Watch, str]] = {}
+        self._current: set[int] = set()
+        self._call: Any = None
+        self._requests: queue.SimpleQueue[Any] | None = None
+        self._paused = False
+        #: Monotonic time before which a stream that broke isn't opened again.
+        self._retry_at = 0.0
+        self._pause = _FIRST_PAUSE
+        self._used_at = 0.0
+        self._timer: threading.Timer | None = None
+        forks.register(self)
+
+    # --- what a watch needs -------------------------------------------------------------------
+
+    @contextmanager
+    def watching(self) -> Iterator[Watch]:
+        watch = Watch(self)
+        try:
+            yield watch
+        finally:
+            watch.close()
+
+    def add(self, watch: Watch, name: str) -> int:
+        with self._lock:
+            self._last_target += 1
+            target = self._last_target
+            self._targets[target] = watch, name
+            if self._requests is not None:
+                self._requests.put(self._wish(target, name))
+            else:
+                self._open()
+            return target
+
+    def drop(self, target: int) -> None:
+        with self._lock:
+            self._targets.pop(target, None)
+            self._current.discard(target)
+            self._used_at = time.monotonic()
+            if self._requests is None:
+                return
+            request = LISTEN_REQUEST(database=self._client.path)
+            request.remove_target = target
+            self._requests.put(request)
+            if not self._targets and self._timer is None:
+                self._arm(_IDLE)
+
+    def is_current(self, targets: Any) -> bool:
+        with self._lock:
+            return all(target in self._current for target in targets)
+
+    def revive(self) -> None:
+        """Open the stream again if it broke, and it is time."""
+        with self._lock:
+            if self._call is None and self._targets:
+                self._open()
+
+    # --- the stream ---------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """With the lock held. During a fork nothing starts: resume() does."""
+        if self._paused or time.monotonic() < self._retry_at:
+            return
+        if not forks.try_enter():
+            self._paused = True
+            return
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for target, (_, name) in self._targets.items():
+            requests.put(self._wish(target, name))
+        try:
+            call = self._client.listen(iter(requests.get, None))
+        except StoreError as exc:
+            forks.leave()
+            self._later(exc)
+            return
+        except BaseException:
+            forks.leave()
+            raise
+        self._call, self._requests = call, requests
+        threading.Thread(
+            target=self._read, args=(call, requests), name="gwi-listen", daemon=True
+        ).start()
+
+    def _wish(self, target: int, name: str) -> Any:
+        request = LISTEN_REQUEST(database=self._client.path)
+        request.add_target.target_id = target
+        request.add_target.documents.documents.append(self._client.document_path(name))
+        return request
+
+    def _read(self, call: Any, requests: queue.SimpleQueue[Any]) -> None:
+        error: Exception | None = None
+        came: list[tuple[int, Document]] = []
+        try:
+            for response in call:
+                self._take_in(response, came)
+        except grpc.RpcError as exc:
+            if exc.code() is not grpc.StatusCode.CANCELLED:
+                error = exc
+        except Exception as exc:
+            error = exc
+            call.cancel()
+        finally:
+            requests.put(None)  # ends the thread that sends the requests
+            self._ended(error)
+            forks.leave()
+
+    def _ended(self, error: Exception | None) -> None:
+        with self._lock:
+            self._call = self._requests = None
+            self._current.clear()
+            if not self._paused and self._targets:
+                self._later(error)
+            watches = {watch for watch, _ in self._targets.values()}
+        for watch in watches:
+            watch.wake(None)
+
+    def _take_in(self, response: Any, came: list[tuple[int, Document]]) -> None:
+        if response.HasField("document_change"):
+            change = response.document_change
+            document = self._client.received(change.document)
+            came += [(target, document) for target in change.target_ids]
+            return
+        if not response.HasField("target_change"):
+            return  # of a document that isn't there: nothing to tell
+        change = response.target_change
+        if change.target_change_type == _REMOVED and change.HasField("cause"):
+            raise ConnectionError(f"Firestore ends a listening: {change.cause.message}")
+        if not change.HasField("read_time"):
+            return
+        # By now all that has come is of one moment.
+        read_time = micros(change.read_time)
+        with self._lock:
+            told = [(self._targets[target][0], d) for target, d in came if target in self._targets]
+            if change.target_change_type == _CURRENT:
+                self._current.update(t for t in change.target_ids if t in self._targets)
+                self._retry_at, self._pause = 0.0, _FIRST_PAUSE
+        came.clear()
+        for watch, document in told:
+            watch.wake(Change(document, read_time))
+
+    def _later(self, error: Exception | None) -> None:
+        """With the lock held: it broke. Who waits reads meanwhile."""
+        what = "is over" if error is None else f"broke ({error})"
+        logger.info("the stream of changes from Firestore %s: it is opened again", what)
+        self._retry_at = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+    # --- its ends -----------------------------------------------------------------------------
+
+    def pause(self, waited: float) -> None:
+        # Nothing gets lost: the next stream tells what has changed meanwhile.
+        with self._lock:
+            self._paused = True
+            self._end()
+
+    def resume(self) -> None:
+        with self._lock:
+            self._paused = False
+            if self._call is None and self._targets:
+                self._open()
+
+    def close(self) -> None:
+        """End the stream; whoever waits next opens another."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._end()
+
+    def _arm(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._end_if_idle)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _end_if_idle(self) -> None:
+        with self._lock:
+            self._timer = None
+            if self._targets or self._call is None:
+                return
+            left = self._used_at + _IDLE - time.monotonic()
+            if left > 0:
+                self._arm(left)
+            else:
+                self._end()
+
+    def _end(self) -> None:
+        if self._requests is not None:
+            self._requests.put(None)
+        if self._call is not None:
+            self._call.cancel()
+
+
+# --- one for each client and process --------------------------------------------------------------
+
+_listeners: dict[Client, Listener] = {}
+_lock = threading.Lock()
+
+
+def listener_of(client: Client) -> Listener:
+    """This process's listener for the documents of ``client``."""
+    with _lock:
+        listener = _listeners.get(client)
+        if listener is None:
+            listener = _listeners[client] = Listener(client)
+        return listener
+
+
+def stop_listening(client: Client) -> None:
+    """End the stream of ``client``'s listener, if it has one. Safe to call twice."""
+    with _lock:
+        listener = _listeners.pop(client, None)
+    if listener is not None:
+        listener.close()
+
+
+def _in_child() -> None:
+    global _listeners, _lock
+    _inherited.append(_listeners)
+    _listeners, _lock = {}, threading.Lock()
+
+
+#: A parent's, kept so that no call of theirs is ever collected, and so cancelled, here.
+_inherited: list[Any] = []
+
+os.register_at_fork(after_in_child=_in_child)
