@@ -20,7 +20,8 @@
         │   └── TooLarge            a result, step or checkpoint over its limit
         ├── StoreError
         │   ├── StoreUnavailable    temporary: worth trying again
-        │   └── StoreUnusable       permanent: no database, no permission, wrong version
+        │   ├── StoreUnusable       permanent: no database, no permission, wrong version
+        │   └── VersionConflict     a value has changed since its writer, without a lock, read it
         └── BrokerError
             ├── BrokerUnavailable   temporary: worth trying again
             ├── BrokerUnusable      permanent: not a database, read-only, wrong version
@@ -69,6 +70,7 @@ __all__ = [
     "StoreUnavailable",
     "StoreUnusable",
     "TooLarge",
+    "VersionConflict",
     "WorkerStopping",
 ]
 
@@ -144,6 +146,18 @@ class StoreUnavailable(StoreError):
 class StoreUnusable(StoreError):
     """Permanent: there is no database, it is read-only or of another version, or permission, an
     index or a part of what was stored is missing."""
+
+
+class VersionConflict(StoreError):
+    """A value is not at the version that its writer expected. Nothing was written.
+
+    ``expected`` and ``stored`` are the two versions; 0 stands for no value at all.
+    """
+
+    def __init__(self, message: str, *, expected: int = 0, stored: int = 0) -> None:
+        super().__init__(message)
+        self.expected = expected
+        self.stored = stored
 
 
 class BrokerError(GwiError):

@@ -24,9 +24,10 @@ STORE, ROWS, IDS = (
     "gwi_celery/ids.py",
 )
 DOCUMENTS, WIRE = "gwi_celery/stores/firestore_documents.py", "gwi_celery/firestore/documents.py"
-FIRESTORE, HOLDER, CLAIM, UPKEEP, BLOBS = (
+FIRESTORE, HOLDER, VALUES, CLAIM, UPKEEP, BLOBS = (
     "gwi_celery/stores/firestore.py",
     "gwi_celery/stores/firestore_holder.py",
+    "gwi_celery/stores/firestore_values.py",
     "gwi_celery/stores/firestore_claim.py",
     "gwi_celery/stores/firestore_upkeep.py",
     "gwi_celery/stores/firestore_blobs.py",
@@ -37,6 +38,7 @@ SUITE = [
     "tests/unit/test_call.py",
     "tests/unit/test_known_bugs.py",
     "tests/contract/test_store.py",
+    "tests/contract/test_store_values.py",
     "tests/contract/test_store_machine.py",  # last: it takes its time to shrink what it finds
 ]
 FIRESTORE_SUITE = [
@@ -45,6 +47,7 @@ FIRESTORE_SUITE = [
     "tests/unit/test_known_bugs.py",
     "tests/unit/test_firestore_store.py",
     "tests/contract/test_store.py",
+    "tests/contract/test_store_values.py",
     "tests/contract/test_store_lists.py",
     "tests/contract/test_firestore_faults.py",
 ]
@@ -129,6 +132,24 @@ SQLITE_MUTANTS = [
         "if False:\n        raise StepNameReused(",
     ),
     Mutant(
+        "a value is put whatever its version",
+        "gwi_celery/stores/rules.py",
+        "    if there == expected:",
+        "    if there >= 0:",
+    ),
+    Mutant(
+        "a value is put over a step",
+        "gwi_celery/stores/rules.py",
+        "    if stored is not None and stored.kind is not CheckpointKind.VALUE:",
+        "    if False:",
+    ),
+    Mutant(
+        "a value is put to a job that has ended",
+        STORE,
+        "if known is None or status is None or status.terminal:",
+        "if known is None or status is None:",
+    ),
+    Mutant(
         "what has expired is still answered",
         ROWS,
         'if row is None or (row["expires_at"] is not None and row["expires_at"] <= now):',
@@ -200,19 +221,19 @@ FIRESTORE_MUTANTS = [
     Mutant(
         "a save does not name the record's version",
         HOLDER,
-        """                {"data": data},
-                hold.job.version,""",
-        """                {"data": data},
-                None,""",
+        """            {"data": data},
+            job.version,""",
+        """            {"data": data},
+            None,""",
     ),
     Mutant(
         "a save does not ask for the step not to be there",
         HOLDER,
-        "                None if stored is None else stored.version,\n",
-        "                None if stored is None else stored.version,\n            )\n"
-        "            if stored is not None\n            else Write(\n"
-        "                self._places.step(era_name, checkpoint.name),\n"
-        "                new.fields(),\n",
+        "            None if stored is None else stored.version,\n",
+        "            None if stored is None else stored.version,\n        )\n"
+        "        if stored is not None\n        else Write(\n"
+        "            places.step(era_name, checkpoint.name),\n"
+        "            step.fields(),\n",
     ),
     Mutant(
         "a finish does not name the lock's version",
@@ -315,6 +336,19 @@ FIRESTORE_MUTANTS = [
         DOCUMENTS,
         "{digest('tenant', tenant)}",
         "{digest('tenant', '')}",
+    ),
+    Mutant(
+        "a value is put without naming the record's version or its own",
+        VALUES,
+        "_, step, writes = recording(places, job, value, stored, field, gc_at)",
+        "_, step, writes = recording(places, job, value, stored, field, gc_at)\n"
+        "        writes = [replace(write, version=None, exists=None) for write in writes]",
+    ),
+    Mutant(
+        "a value that was put leaves the claim's token for its own time",
+        HOLDER,
+        '"ordinal": after.ordinal, "fence": job.fence}',
+        '"ordinal": after.ordinal}',
     ),
     Mutant(
         "a blob's checksum is not looked at",

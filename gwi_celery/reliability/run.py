@@ -171,8 +171,17 @@ class Run:
         elif name in self._used:
             raise _reused(name)
         self.check()
-        version = recorded.version + 1 if recorded is not None else 1
-        self._save(Checkpoint(name, CheckpointKind.VALUE, self._dump(name, value), version))
+        blob = self._dump(name, value)
+        while True:
+            version = recorded.version + 1 if recorded is not None else 1
+            try:
+                self._save(Checkpoint(name, CheckpointKind.VALUE, blob, version))
+                return
+            except CursorWentBack:
+                # Another has written it meanwhile, by Store.put_value(): the holder's goes on top.
+                recorded = self._stored(name)
+                if recorded is None or recorded.version < version:
+                    raise
 
     def restore(self, name: str, default: Any) -> Any:
         recorded = self._recorded.get(name)
@@ -269,6 +278,10 @@ class Run:
             self._renewed_at = asked_at
             self._recorded[checkpoint.name] = checkpoint
         emit("checkpoint", checkpoint=checkpoint.name)
+
+    def _stored(self, name: str) -> Checkpoint | None:
+        stored = self._persist(lambda: self._store.get_checkpoints(self.record.job))
+        return next((checkpoint for checkpoint in stored if checkpoint.name == name), None)
 
     def _persist(self, operation: Callable[[], T]) -> T:
         """Do a store operation, again and again while the store is away and the lease may last."""

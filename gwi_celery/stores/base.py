@@ -340,6 +340,21 @@ class Store(Protocol):
         A job that is unknown yet is recorded as cancelled too, so that it never starts.
         """
 
+    def put_value(
+        self, job: JobRef, name: str, blob: bytes, *, expected_version: int
+    ) -> Checkpoint:
+        """For those who hold no lease: write a value of an unfinished job, if it hasn't changed.
+
+        The value's version serves as an etag: it must be ``expected_version`` (0: there is none),
+        and is one more afterwards. Returns the value as it is stored then; so too when it has
+        that version and those bytes already, so that the call can be repeated. Renews no lease
+        and changes no step or cursor. A holder who saves the value goes on from its new version.
+
+        Raises VersionConflict, and writes nothing, when the version is another. Raises
+        StepNameReused when the name is a step's or cursor's, and InvalidCall when the job is
+        unknown or has ended: what ended stays as it was recorded.
+        """
+
     def get_job(self, job: JobRef) -> JobRecord | None:
         """The record; None when there is none or it has expired."""
 

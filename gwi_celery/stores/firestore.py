@@ -5,6 +5,7 @@ claim, fresh           create record, create lock                               
 claim, otherwise       the same refused, then a read of both decides                              2
 claim, taking over     then record and lock, each at the version just read                        3
 claim, redelivered     the read first: a finished duplicate is answered by it alone               1
+put a value            record and value, each at the version just read                            3
 renew                  lock at its version; record at its version, unchanged                      1
 save                   lock and record at their versions, checkpoint, chunks                      1
 finish, release        delete lock, change record: each at its version; and the task's result     1
@@ -78,6 +79,7 @@ from gwi_celery.stores.firestore_holder import (
     steps_of,
 )
 from gwi_celery.stores.firestore_upkeep import Upkeep
+from gwi_celery.stores.firestore_values import put_value
 from gwi_celery.stores.rules import ANY_PAYLOAD, CANCELLED_TTL
 
 
@@ -350,6 +352,16 @@ class FirestoreStore(Store):
         if lock_document is not None and lock_of(lock_document).fence == job.fence:
             writes.append(documents.delete(lock_name, lock_document.update_time))
         client.commit([*writes, *pieces])
+
+    def put_value(
+        self, job: JobRef, name: str, blob: bytes, *, expected_version: int
+    ) -> Checkpoint:
+        """As :meth:`Store.put_value`.
+
+        When an answer was lost and another has already written on top, that is a VersionConflict.
+        """
+        client = self.client_of(job.tenant)
+        return put_value(client, self._places, job, name, blob, expected_version)
 
     # --- reading ------------------------------------------------------------------------------
 

@@ -194,7 +194,7 @@ class Holder:
             if len(steps) != hold.job.steps:
                 self._look(hold)  # a holder no more may find its steps replaced
                 steps = steps_of(self._client, self._places, hold.job)
-            if len(steps) != hold.job.steps:
+            if len(steps) < hold.job.steps:  # more are a value's that was put just now
                 raise StoreUnusable(
                     f"{hold.job.steps - len(steps)} of {hold.job.steps} checkpoints of "
                     f"{self._lease.job.task} are gone: the TTL policy deletes those that no "
@@ -268,42 +268,12 @@ class Holder:
         blob: Blob,
         pieces: list[Write],
     ) -> None:
-        era_name = self._places.era(self._job_name, hold.job.era)
-        is_step = checkpoint.kind is CheckpointKind.STEP
-        new = Step(
-            name=checkpoint.name,
-            kind=checkpoint.kind,
-            number=1 if is_step else checkpoint.version,
-            ordinal=hold.job.ordinal + 1 if stored is None else stored.ordinal,
-            blob=blob,
-            gc_at=step_gc_at(self._client, self._lease.result_ttl),
-        )
-        steps = hold.job.steps + (stored is None)
-        ordinal = max(hold.job.ordinal, new.ordinal)
-        data = {"steps": steps, "ordinal": ordinal, "fence": self._lease.fence}
-        writes = [
-            self._renewal(hold),
-            documents.change(
-                self._job_name,
-                {"data": data},
-                hold.job.version,
-                mask=[f"data.{key}" for key in data],
-                server_times=[UPDATED],
-            ),
-            documents.replace(
-                self._places.step(era_name, checkpoint.name),
-                new.fields(),
-                None if stored is None else stored.version,
-                server_times=[SAVED],
-            ),
-            *pieces,
-        ]
-        if stored is not None:
-            writes += blobs.deletions(stored.blob, era_name)
-        written = self._client.commit(writes)
+        gc_at = step_gc_at(self._client, self._lease.result_ttl)
+        job, step, writes = recording(self._places, hold.job, checkpoint, stored, blob, gc_at)
+        written = self._client.commit([self._renewal(hold), *writes, *pieces])
         hold.lock = replace(hold.lock, version=written.versions[0])
-        hold.job = replace(hold.job, version=written.versions[1], steps=steps, ordinal=ordinal)
-        hold.steps[checkpoint.name] = _without_bytes(replace(new, version=written.versions[2]))
+        hold.job = replace(job, version=written.versions[1])
+        hold.steps[checkpoint.name] = _without_bytes(replace(step, version=written.versions[2]))
         if stored is not None:
             blobs.drop(self._client, [stored.blob])
 
@@ -457,6 +427,56 @@ def renewal(client: Client, lock_name: str, version: int, ttl: float, fence: int
     fields = {"gc_at": Micros(lock_gc_at(client, ttl)), "data": data}
     mask = ["gc_at", *(f"data.{key}" for key in data)]
     return documents.change(lock_name, fields, version, mask=mask)
+
+
+def recording(
+    places: Places,
+    job: Job,
+    checkpoint: Checkpoint,
+    stored: Step | None,
+    blob: Blob,
+    gc_at: int,
+) -> tuple[Job, Step, list[Write]]:
+    """How a checkpoint is recorded in place of the ``stored`` one, each document at its version.
+
+    Returns the record and the checkpoint as they will be, and the writes: the record's first, then
+    the checkpoint's. The pieces of its blob are to go with them.
+    """
+    job_name = places.job(job.ref)
+    era_name = places.era(job_name, job.era)
+    is_step = checkpoint.kind is CheckpointKind.STEP
+    step = Step(
+        name=checkpoint.name,
+        kind=checkpoint.kind,
+        number=1 if is_step else checkpoint.version,
+        ordinal=job.ordinal + 1 if stored is None else stored.ordinal,
+        blob=blob,
+        gc_at=gc_at,
+    )
+    after = replace(
+        job,
+        steps=job.steps + (stored is None),
+        ordinal=max(job.ordinal, step.ordinal),
+    )
+    data = {"steps": after.steps, "ordinal": after.ordinal, "fence": job.fence}
+    writes = [
+        documents.change(
+            job_name,
+            {"data": data},
+            job.version,
+            mask=[f"data.{key}" for key in data],
+            server_times=[UPDATED],
+        ),
+        documents.replace(
+            places.step(era_name, checkpoint.name),
+            step.fields(),
+            None if stored is None else stored.version,
+            server_times=[SAVED],
+        ),
+    ]
+    if stored is not None:
+        writes += blobs.deletions(stored.blob, era_name)
+    return after, step, writes
 
 
 def steps_of(client: Client, places: Places, job: Job) -> list[Step]:

@@ -11,12 +11,14 @@ from gwi_celery.errors import (
     JobCancelled,
     LeaseLost,
     StepNameReused,
+    VersionConflict,
 )
 from gwi_celery.ids import digest
 from gwi_celery.stores.base import (
     Checkpoint,
     CheckpointKind,
     ClaimRequest,
+    JobRef,
     JobStatus,
     Lease,
 )
@@ -80,10 +82,7 @@ def must_write(task: str, stored: Stored | None, checkpoint: Checkpoint) -> bool
         return True
     name, kind = checkpoint.name, checkpoint.kind
     if stored.kind is not kind:
-        raise StepNameReused(
-            f"{name!r} of {task} is a {stored.kind.value} already: give the {kind.value} a name of "
-            "its own"
-        )
+        raise _name_taken(task, name, stored.kind, kind)
     grows = kind is not CheckpointKind.STEP and checkpoint.version > stored.version
     if not grows and stored.same_bytes:
         return False
@@ -97,6 +96,46 @@ def must_write(task: str, stored: Stored | None, checkpoint: Checkpoint) -> bool
             f"{checkpoint.version} can't replace it"
         )
     return True
+
+
+def _name_taken(
+    task: str, name: str, stored: CheckpointKind, kind: CheckpointKind
+) -> StepNameReused:
+    return StepNameReused(
+        f"{name!r} of {task} is a {stored.value} already: give the {kind.value} a name of its own"
+    )
+
+
+def must_put(task: str, name: str, stored: Stored | None, expected: int) -> bool:
+    """Whether a value is to be written by one without a lease; False if that was done already.
+
+    Raises StepNameReused, VersionConflict.
+    """
+    if stored is not None and stored.kind is not CheckpointKind.VALUE:
+        raise _name_taken(task, name, stored.kind, CheckpointKind.VALUE)
+    there = 0 if stored is None else stored.version
+    if there == expected:
+        return True
+    if stored is not None and there == expected + 1 and stored.same_bytes:
+        return False
+    raise VersionConflict(
+        f"value {name!r} of {task} is {_at(there)}, and its writer expected it {_at(expected)}: "
+        "read it again, and decide anew",
+        expected=expected,
+        stored=there,
+    )
+
+
+def _at(version: int) -> str:
+    return f"at version {version}" if version else "not there"
+
+
+def not_open(job: JobRef, status: JobStatus | None) -> InvalidCall:
+    """A value was put to a job that is unknown (None), or has ended as ``status``."""
+    which = f"the job of {job.task} with key {job.key!r} of tenant {job.tenant!r}"
+    if status is None:
+        return InvalidCall(f"{which} is unknown: it can be given values once a worker has begun it")
+    return InvalidCall(f"{which} has ended ({status.value}): what it recorded stays as it is")
 
 
 def cancelled(lease: Lease, reason: str) -> JobCancelled:

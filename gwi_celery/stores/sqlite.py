@@ -254,6 +254,23 @@ class SqliteStore(Store):
             _free_lock(c, known["lock_id"], known["fence"])
             return True
 
+    def put_value(
+        self, job: JobRef, name: str, blob: bytes, *, expected_version: int
+    ) -> Checkpoint:
+        with self._database.write() as c:
+            now = self._clock.time()
+            known = rows.unless_expired(rows.job_row(c, job), now)
+            status = None if known is None else JobStatus(known["status"])
+            if known is None or status is None or status.terminal:
+                raise rules.not_open(job, status)
+            there = _stored_checkpoint(c, job, name, blob)
+            if rules.must_put(job.task, name, there, expected_version):
+                new = Checkpoint(name, CheckpointKind.VALUE, blob, expected_version + 1)
+                _put_checkpoint(c, job, new, now, known=there is not None)
+                _update_job(c, known, updated_at=now)
+            (written,) = (one for one in rows.checkpoints(c, job) if one.name == name)
+            return written
+
     # --- reading ------------------------------------------------------------------------------
 
     def get_job(self, job: JobRef) -> JobRecord | None:
@@ -479,27 +496,42 @@ def _lease_lost(c: sqlite3.Connection, lease: Lease) -> LeaseLost:
 def _write_checkpoint(
     c: sqlite3.Connection, job: JobRef, checkpoint: Checkpoint, now: float
 ) -> None:
-    name, kind = raw(checkpoint.name), checkpoint.kind
-    stored = c.execute(
-        "SELECT kind, blob, version FROM checkpoints WHERE job_id = ? AND name = ?", (job.id, name)
+    there = _stored_checkpoint(c, job, checkpoint.name, checkpoint.blob)
+    if rules.must_write(job.task, there, checkpoint):
+        _put_checkpoint(c, job, checkpoint, now, known=there is not None)
+
+
+def _stored_checkpoint(
+    c: sqlite3.Connection, job: JobRef, name: str, blob: bytes
+) -> rules.Stored | None:
+    """What is there under the name, beside the ``blob`` that is to be written."""
+    row = c.execute(
+        "SELECT kind, blob, version FROM checkpoints WHERE job_id = ? AND name = ?",
+        (job.id, raw(name)),
     ).fetchone()
-    if stored is None:
-        version = 1 if kind is CheckpointKind.STEP else checkpoint.version
+    if row is None:
+        return None
+    return rules.Stored(CheckpointKind(row["kind"]), row["version"], row["blob"] == blob)
+
+
+def _put_checkpoint(
+    c: sqlite3.Connection, job: JobRef, checkpoint: Checkpoint, now: float, *, known: bool
+) -> None:
+    """Write it, over one of its name if that is ``known``, else behind all others."""
+    name, kind = raw(checkpoint.name), checkpoint.kind
+    version = 1 if kind is CheckpointKind.STEP else checkpoint.version
+    if known:
         c.execute(
-            "INSERT INTO checkpoints (job_id, name, kind, blob, version, saved_at, ordinal)"
-            " VALUES (?, ?, ?, ?, ?, ?,"
-            " (SELECT coalesce(max(ordinal), 0) + 1 FROM checkpoints WHERE job_id = ?))",
-            (job.id, name, kind.value, checkpoint.blob, version, now, job.id),
+            "UPDATE checkpoints SET blob = ?, version = ?, saved_at = ?"
+            " WHERE job_id = ? AND name = ?",
+            (checkpoint.blob, version, now, job.id, name),
         )
         return
-    there = rules.Stored(
-        CheckpointKind(stored["kind"]), stored["version"], stored["blob"] == checkpoint.blob
-    )
-    if not rules.must_write(job.task, there, checkpoint):
-        return
     c.execute(
-        "UPDATE checkpoints SET blob = ?, version = ?, saved_at = ? WHERE job_id = ? AND name = ?",
-        (checkpoint.blob, checkpoint.version, now, job.id, name),
+        "INSERT INTO checkpoints (job_id, name, kind, blob, version, saved_at, ordinal)"
+        " VALUES (?, ?, ?, ?, ?, ?,"
+        " (SELECT coalesce(max(ordinal), 0) + 1 FROM checkpoints WHERE job_id = ?))",
+        (job.id, name, kind.value, checkpoint.blob, version, now, job.id),
     )
 
 

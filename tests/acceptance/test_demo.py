@@ -160,7 +160,7 @@ def test_an_interrupt_ends_the_worker_too() -> None:
 
 @pytest.mark.emulator
 def test_the_demo_runs_on_the_emulators_as_it_does_on_a_folder(
-    pubsub_emulator: Emulator, firestore_emulator: Emulator, tmp_path: Path
+    pubsub_emulator: Emulator, firestore_emulator: Emulator
 ) -> None:
     done = subprocess.run(
         [*DEMO, "--project", f"demo-{os.getpid()}"],
@@ -169,8 +169,6 @@ def test_the_demo_runs_on_the_emulators_as_it_does_on_a_folder(
             **ENVIRONMENT,
             "PUBSUB_EMULATOR_HOST": pubsub_emulator.endpoint,
             "FIRESTORE_EMULATOR_HOST": firestore_emulator.endpoint,
-            # Broker and store are what is looked at here; Celery's own results may be anywhere.
-            "CELERY_RESULT_BACKEND": f"embedded://{tmp_path}",
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -182,5 +180,6 @@ def test_the_demo_runs_on_the_emulators_as_it_does_on_a_folder(
     assert done.returncode == 0, done.stdout
     assert re.search(r"All \d+ invariants held\.$", done.stdout.strip()), done.stdout
     assert done.stdout.count("SIGKILL to the worker's process group") == 2
+    assert re.search(r"results: +firestore://", (folder / "worker.log").read_text())
     assert not (folder / STATE).exists(), "nothing of the broker's or store's is in the folder"
     shutil.rmtree(folder)

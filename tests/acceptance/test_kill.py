@@ -36,15 +36,10 @@ def assert_kept(jobs: ModuleType, folder: Path, attempts: int) -> None:
     assert store.list_locks("acme") == []
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-@pytest.mark.parametrize("point", POINTS)
-def test_a_killed_worker_loses_nothing_and_repeats_no_finished_step(
-    pool: str,
-    point: str,
-    jobs: ModuleType,
-    start: Callable[..., Worker],
-    tmp_path: Path,
+def kill_and_go_on(
+    pool: str, point: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
 ) -> None:
+    """A job whose worker is killed at a point ends on the next worker as if nothing had been."""
     (tmp_path / "crash-at").write_text(point)
     worker = start(pool=pool)
     result = jobs.three_steps.delay(tenant_id="acme", run_id="r1")
@@ -66,6 +61,14 @@ def test_a_killed_worker_loses_nothing_and_repeats_no_finished_step(
     again = jobs.three_steps.delay(tenant_id="acme", run_id="r1")
     assert again.get(timeout=30) == {"total": 6, "run": "r1"}
     assert Counter(e["name"] for e in read_audit(tmp_path) if e["event"] == "step") == expected
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_worker_loses_nothing_and_repeats_no_finished_step(
+    pool: str, point: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    kill_and_go_on(pool, point, jobs, start, tmp_path)
 
 
 @pytest.mark.parametrize("point", ["inside-step", "after-save", "after-finish"])

@@ -32,7 +32,10 @@ class Faulty:
     """A store whose next change runs into faults; what only looks is spared."""
 
     CHANGES = frozenset(
-        {"claim", "renew", "save", "finish", "release", "force_release", "cancel", "cleanup"}
+        {
+            *("claim", "renew", "save", "finish", "release"),
+            *("force_release", "cancel", "put_value", "cleanup"),
+        }
     )
 
     def __init__(self, wire: Wire) -> None:

@@ -35,7 +35,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gwi_celery.errors import CursorWentBack, InvalidCall, JobCancelled, LeaseLost, StepNameReused
+from gwi_celery.errors import (
+    CursorWentBack,
+    InvalidCall,
+    JobCancelled,
+    LeaseLost,
+    StepNameReused,
+    VersionConflict,
+)
 from gwi_celery.ids import fingerprint
 from gwi_celery.stores.base import (
     Cancelled,
@@ -57,7 +64,7 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.clocks import FakeClock
-from tests.contract.stores import cursor, failure, step, success
+from tests.contract.stores import cursor, failure, step, success, value
 
 LEASE_TTL = 8.0
 RESULT_TTL = 64.0
@@ -220,6 +227,8 @@ class Trail:
     def refused(self, job: Job, checkpoint: Checkpoint) -> type[Exception] | None:
         """The error that saving must end in; None if it is accepted."""
         stored = job.checkpoints.get(checkpoint.name)
+        if stored is not None and stored.kind is not checkpoint.kind:
+            return StepNameReused
         if stored is None or stored.blob == checkpoint.blob:
             return None
         if stored.kind is CheckpointKind.STEP:
@@ -231,6 +240,21 @@ class Trail:
         if stored is None or checkpoint.version > stored.version:
             job.checkpoints[checkpoint.name] = checkpoint
         self.renewed(lease)
+
+    def put(self, ref: JobRef, name: str, blob: bytes, expected: int) -> type[Exception] | None:
+        """The error that a value put without a lease must end in; None if it is written, or was."""
+        job = self.job(ref)
+        if job is None or job.status.terminal:
+            return InvalidCall  # 3
+        stored = job.checkpoints.get(name)
+        if stored is not None and stored.kind is not CheckpointKind.VALUE:
+            return StepNameReused  # 5
+        version = 0 if stored is None else stored.version
+        if version == expected:
+            job.checkpoints[name] = value(name, blob, expected + 1)
+            return None
+        done = stored is not None and (version, stored.blob) == (expected + 1, blob)
+        return None if done else VersionConflict
 
     def renewed(self, lease: Lease) -> None:
         self.holds[lease.lock].expires = self.clock.now + lease.ttl
@@ -440,6 +464,17 @@ class StoreMachine(RuleBasedStateMachine):
         if lease is not None:
             self.send_save(self.workers[worker], lease, cursor("cursor", blob, version))
 
+    @rule(
+        worker=st.integers(0, 2),
+        back=st.sampled_from([0, 0, 1, 2]),
+        version=st.integers(1, 4),
+        blob=st.sampled_from([b"1", b"2"]),
+    )
+    def save_value(self, worker: int, back: int, version: int, blob: bytes) -> None:
+        lease = self.lease(worker, back)
+        if lease is not None:
+            self.send_save(self.workers[worker], lease, value("value", blob, version))
+
     def send_save(self, worker: Worker, lease: Lease, checkpoint: Checkpoint) -> None:
         worker.again = lambda: self.send_save(worker, lease, checkpoint)
         error = self.refusal(lambda: self.store.save(lease, checkpoint))
@@ -561,6 +596,28 @@ class StoreMachine(RuleBasedStateMachine):
                 del self.trail.holds[known.lock]
         known.status, known.outcome = JobStatus.CANCELLED, b"no longer wanted"
         known.expires = record.expires_at
+
+    @rule(
+        job=st.sampled_from(JOBS),
+        name=st.sampled_from(["value", "value", "value", "one", "cursor"]),
+        blob=st.sampled_from([b"1", b"2"]),
+        behind=st.sampled_from([0, 0, 0, 1, -1]),
+        twice=st.booleans(),
+    )
+    def put_value(self, job: JobRef, name: str, blob: bytes, behind: int, twice: bool) -> None:
+        """By one without a lease: who has read the value just now, or some versions ago."""
+        known = self.trail.job(job)
+        stored = known.checkpoints.get(name) if known is not None else None
+        expected = (0 if stored is None else stored.version) - behind
+        for _ in range(2 if twice else 1):
+            error: Exception | None = None
+            try:
+                written = self.store.put_value(job, name, blob, expected_version=expected)
+                assert (written.blob, written.version) == (blob, expected + 1)
+            except (InvalidCall, StepNameReused, VersionConflict) as exc:
+                error = exc
+            refused = self.trail.put(job, name, blob, expected)
+            assert error is None if refused is None else isinstance(error, refused)
 
     @rule(limit=st.sampled_from([1, 1000]))
     def cleanup(self, limit: int) -> None:

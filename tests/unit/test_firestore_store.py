@@ -206,6 +206,19 @@ def test_a_page_goes_over_what_has_expired_by_the_hundred(
     assert ([r.job.key for r in last.jobs], last.next_token) == (["live 0"], None)
 
 
+def test_a_value_costs_three_and_its_holder_two_more_once(
+    wire: Wire, store: FirestoreStore
+) -> None:
+    lease = take(store).lease
+    with wire.counting() as calls:
+        store.put_value(lease.job, "note", b"1", expected_version=0)
+    assert calls == [READ, READ, COMMIT]
+    with wire.counting() as calls:
+        lease = store.save(lease, step("a"))
+        store.save(lease, step("b"))
+    assert calls == [COMMIT, READ, COMMIT, COMMIT]
+
+
 # --- what becomes of a call, at each place ----------------------------------------------------------
 
 
@@ -218,6 +231,8 @@ def job_of_three_steps(store: FirestoreStore) -> list[Any]:
     lease = store.renew(lease)
     lease = store.save(lease, cursor("c", b"1", 1))
     lease = store.save(lease, cursor("c", b"2", 2))
+    assert store.put_value(lease.job, "v", b"1", expected_version=0).version == 1
+    assert store.put_value(lease.job, "v", b"2", expected_version=1).version == 2
     store.finish(lease, success(b"end"))
     record = store.get_job(request("j").job)
     assert record is not None
@@ -314,6 +329,57 @@ def test_a_finish_that_arrives_late_changes_nothing(wire: Wire, store: Firestore
     record = store.get_job(claimed.lease.job)
     assert record is not None
     assert record.outcome == b"mine"
+
+
+def test_a_value_that_arrives_late_changes_nothing(wire: Wire, store: FirestoreStore) -> None:
+    lease = take(store).lease
+    other = FirestoreStore(wire.url)
+    wire.keeps_late = True
+    wire.faults = iter([None, None, LATE, *[LOST_REQUEST] * 20])
+    with pytest.raises(StoreUnavailable):
+        store.put_value(lease.job, "note", b"late", expected_version=0)
+    other.put_value(lease.job, "note", b"mine", expected_version=0)
+    wire.arrive()
+    assert [c.blob for c in other.get_checkpoints(lease.job)] == [b"mine"]
+    other.close()
+
+
+def test_a_value_whose_job_ends_while_it_is_written_is_refused(
+    wire: Wire, store: FirestoreStore
+) -> None:
+    lease = take(store).lease
+
+    def between() -> Iterator[str | None]:
+        yield from (None, None)
+        # Before the commit: the holder, in another process, finishes.
+        other = FirestoreStore(wire.url)
+        other.finish(replace(lease, version=None), success())
+        other.close()
+        yield None
+
+    wire.faults = between()
+    with pytest.raises(InvalidCall, match="succeeded"):
+        store.put_value(lease.job, "note", b"1", expected_version=0)
+    assert store.get_checkpoints(lease.job) == []
+
+
+def test_a_value_put_while_the_checkpoints_are_loaded_is_no_loss(
+    wire: Wire, store: FirestoreStore
+) -> None:
+    lease = store.save(take(store).lease, step("a"))
+    other = FirestoreStore(wire.url)
+
+    def between() -> Iterator[str | None]:
+        for number in range(2):  # before the first query, and before the look that follows it
+            other.put_value(lease.job, f"note {number}", b"1", expected_version=0)
+            yield None
+        other.put_value(lease.job, "note 2", b"1", expected_version=0)
+        yield None
+
+    wire.faults = between()
+    assert [c.name for c in store.load(lease)] == ["a", "note 0", "note 1", "note 2"]
+    store.finish(lease, success())
+    other.close()
 
 
 def test_a_finish_is_known_again_in_the_records_next_life(

@@ -26,6 +26,7 @@ from gwi_celery.errors import (
     StepNameReused,
     TooLarge,
 )
+from gwi_celery.reliability.blobs import dump
 from gwi_celery.stores.base import CheckpointKind, JobRef, JobStatus, LockRef
 
 
@@ -244,6 +245,32 @@ def test_checkpoints_may_be_overwritten_and_are_restored(app: Celery) -> None:
         t.delay(**CALL).get()
     t.delay(**CALL).get()
     assert seen == [None, {"n": 2}]
+
+
+def test_a_value_written_by_another_meanwhile_is_no_failure_of_the_job(app: Celery) -> None:
+    """The job's own goes on top, whether or not it had one there before."""
+    store, job = store_for(app), JobRef("acme", "t", "run:r1")
+
+    def from_outside(name: str, expected: int) -> None:
+        store.put_value(job, name, dump("theirs", what=name, limit=100), expected_version=expected)
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t", max_retries=1)
+    def t(self: Any, *, tenant_id: str, run_id: str) -> list[Any]:
+        if self.attempt == 1:
+            from_outside("new", 0)
+            self.checkpoint("new", "mine")
+            self.checkpoint("old", "mine")
+            from_outside("old", 1)
+            from_outside("old", 2)
+            self.checkpoint("old", "mine, too")
+            from_outside("read", 0)
+            assert self.restore("read") is None
+            raise self.retry(countdown=0)
+        return [self.restore(name) for name in ("new", "old", "read")]
+
+    assert t.apply(kwargs=CALL).get() == ["mine", "mine, too", "theirs"]
+    versions = {c.name: c.version for c in store.get_checkpoints(job)}
+    assert versions == {"new": 2, "old": 4, "read": 1}
 
 
 def test_derived_keys_are_the_same_at_every_attempt(app: Celery) -> None:
