@@ -7,6 +7,8 @@ message's lease is surely over; then it is delivered again anyway, and that is l
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import os
 import threading
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 #: Ids in one request: it may have 512 KB, and an id about 200 bytes.
 _BATCH = 1000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_NEVER = float("inf")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Acknowledger:
         self._changed = threading.Condition()
         self._waiting: deque[_Item] = deque()
         self._jobs: deque[Callable[[], object]] = deque()
+        self._timed: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+        self._wakes_at = _NEVER
         self._sending = 0
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -69,6 +75,15 @@ class Acknowledger:
         with self._changed:
             self._jobs.append(job)
             self._wake()
+
+    def run_at(self, when: float, job: Callable[[], object]) -> None:
+        """Call ``job`` on the thread at that monotonic time, or soon after. A flush leaves it out."""
+        if self._pid != os.getpid():
+            self._reset()
+        with self._changed:
+            heapq.heappush(self._timed, (when, next(self._numbers), job))
+            if when < self._wakes_at:
+                self._wake()
 
     def flush(self, timeout: float) -> bool:
         """Wait until all is sent; False if ``timeout`` seconds were not enough."""
@@ -119,17 +134,25 @@ class Acknowledger:
         pause = _FIRST_PAUSE
         while True:
             with self._changed:
-                while not self._waiting and not self._jobs and not self._stopped:
+                due = self._due()
+                while not (self._waiting or self._jobs or due or self._stopped):
                     self._asleep = True
-                    self._changed.wait()
+                    self._wakes_at = self._timed[0][0] if self._timed else _NEVER
+                    left = None if not self._timed else self._wakes_at - time.monotonic()
+                    self._changed.wait(left)
                     self._asleep = False
+                    due = self._due()
                 if self._stopped:
                     return
-                job = self._jobs.popleft() if self._jobs else None
-                batch = self._take() if job is None else []
-                self._sending = len(batch) or 1
+                self._wakes_at = 0.0  # awake: nobody need wake it
+                job = self._jobs.popleft() if self._jobs and not due else None
+                batch = self._take() if self._waiting and not due and job is None else []
+                self._sending = len(batch) + (job is not None)
+            for timed in due:
+                self._do(timed)
             if job is not None:
                 self._do(job)
+            if not batch:
                 continue
             failed: list[_Item] = []
             try:
@@ -162,6 +185,13 @@ class Acknowledger:
                     len(hopeless),
                     hopeless[0].subscription,
                 )
+
+    def _due(self) -> list[Callable[[], object]]:
+        now = time.monotonic()
+        due = []
+        while self._timed and self._timed[0][0] <= now:
+            due.append(heapq.heappop(self._timed)[2])
+        return due
 
     def _do(self, job: Callable[[], object]) -> None:
         try:

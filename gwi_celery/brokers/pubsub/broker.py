@@ -295,6 +295,10 @@ class PubSubBroker:
                     break
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
 
+    def later(self, when: float, job: Callable[[], object]) -> None:
+        """Call ``job`` in the background at a monotonic time."""
+        self._acks.run_at(when, job)
+
     def rediscover(self, queue: str) -> None:
         """In the background, look for bindings that other connections made."""
 

@@ -85,12 +85,6 @@ class Line:
     def want(self, limit: int, now: float) -> None:
         raise NotImplementedError  # each kind's own
 
-    def next_ask(self) -> float | None:
-        """Monotonic time at which to look whether to ask again."""
-        if self.ask_at is None or self.idle():
-            return self.ask_at
-        return max(self.ask_at, time.monotonic() + _ASK_EVERY)  # it hasn't answered yet
-
     def look(self, limit: int) -> bool:
         """Ask what is there now; False if this line is busy, or can't."""
         return False
@@ -184,12 +178,21 @@ class Pull(Line):
             raise
         self._future.add_done_callback(self._done)
 
+    def _ask(self) -> None:
+        """Once more, if there is still room and no message came."""
+        with self._lock:
+            due = self.ask_at is not None and time.monotonic() >= self.ask_at
+            busy = self._future is not None or self._stopped or self._paused
+            if due and not busy and self._wanted > 0:
+                self._start()
+
     def _plan(self, now: float) -> float:
         """How the next call is made; its deadline, seconds."""
         idle = now - self._active
         lately = self.receiver.broker.options.emulator and idle < EMULATOR_LATELY
         self._asks = self.looking or lately
-        self.ask_at = now + _ASK_EVERY + _ASK_RARER * idle if lately else None
+        again = lately and not self.looking
+        self.ask_at = now + _ASK_EVERY + _ASK_RARER * idle if again else None
         if not self.receiver.broker.options.emulator:
             return PULL_SECONDS
         return min(2 * max(idle, EMULATOR_LATELY), EMULATOR_PULL_SECONDS)
@@ -228,12 +231,14 @@ class Pull(Line):
                 self._worked()
             idle = error is None and not arrived and not self._stopped and not self._paused
             # Nothing for the loop to do: go on waiting without it.
-            asked = self._asks and not looked  # the event loop asks again
+            asked = self._asks and not looked
             again = idle and self._wanted > 0 and (self.looking or not (looked or asked))
             if again:
                 self._start()
             else:
                 self.looking = False
+            if idle and asked and self.ask_at is not None and self._wanted > 0:
+                self.receiver.broker.later(self.ask_at, self._ask)
         if idle and not again and looked:
             self.intake.looked(self, self._wanted)
         if error is not None and not self._stopped:

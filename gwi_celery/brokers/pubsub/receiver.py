@@ -253,8 +253,7 @@ class Intake:
             dues = [due for due, _ in self._delayed]
         if not self._bulk:
             dues.append(self._rediscover_at)
-        for line in self.lines:
-            dues += [at for at in (line.retry_at, line.next_ask()) if at is not None]
+        dues += [line.retry_at for line in self.lines if line.retry_at is not None]
         return min(dues, default=None)
 
     def stop(self) -> None:
