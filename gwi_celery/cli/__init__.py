@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from gwi_celery.cli.push_to import push_to
 from gwi_celery.cli.serve import serve
 
 
@@ -13,3 +14,4 @@ def gwi() -> None:
 
 
 gwi.add_command(serve)
+gwi.add_command(push_to)

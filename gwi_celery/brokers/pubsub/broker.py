@@ -571,6 +571,26 @@ class PubSubBroker:
             for d in deliveries
         ]
 
+    def push_to(
+        self, queue: str, url: str, *, service_account: str = "", audience: str = ""
+    ) -> None:
+        """Have Pub/Sub post the queue's messages to ``url``; empty: back to pulling.
+
+        Args:
+            queue: Made if it doesn't exist.
+            url: Of the push service's ``/push``.
+            service_account: Whose OIDC token comes with each request; empty: none does.
+            audience: What that token is for; empty: the URL.
+        """
+        self.topology.declare_queue(QueueSpec(queue))
+        for source in self.topology.sources(queue):
+            request = pb["ModifyPushConfigRequest"](subscription=source.path)
+            request.push_config.push_endpoint = url
+            if service_account:
+                request.push_config.oidc_token.service_account_email = service_account
+                request.push_config.oidc_token.audience = audience
+            self.client.persist("ModifyPushConfig", request, source.path, self.options.timeout)
+
     def redrive(self, queue: str, limit: int | None = None) -> int:
         redrive = uuid.uuid4().hex
         moved = 0

@@ -55,6 +55,7 @@ pb = {
         "ListTopicsResponse",
         "MessageStoragePolicy",
         "ModifyAckDeadlineRequest",
+        "ModifyPushConfigRequest",
         "PublishRequest",
         "PublishResponse",
         "PubsubMessage",
@@ -91,6 +92,7 @@ _RPCS = {
     "Pull": ("Subscriber", pb["PullResponse"]),
     "Acknowledge": ("Subscriber", _Empty),
     "ModifyAckDeadline": ("Subscriber", _Empty),
+    "ModifyPushConfig": ("Subscriber", _Empty),
     "Seek": ("Subscriber", pb["SeekResponse"]),
 }
 

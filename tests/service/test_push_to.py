@@ -1,0 +1,55 @@
+"""``celery -A app gwi push-to``: the command in a process, and what Pub/Sub then has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from gwi_celery.brokers.pubsub.client import pb
+from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.testing.emulators import Emulator
+from tests.workers import ROOT
+
+
+def gwi(folder: Path, broker_url: str, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {"JOBS_FOLDER": str(folder), "JOBS_BROKER_URL": broker_url, "JOBS_LEASE_SECONDS": "10"}
+    return subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "tests.acceptance.jobs", "gwi", *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+    )
+
+
+@pytest.mark.emulator
+def test_a_queue_is_pushed_and_pulled_again(pubsub_emulator: Emulator, tmp_path: Path) -> None:
+    url = f"pubsub://{pubsub_emulator.endpoint}/p-{uuid.uuid4().hex[:20]}"
+    endpoint = "http://127.0.0.1:9/push"
+    done = gwi(tmp_path, url, "push-to", endpoint, "--service-account", "push@p.example")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"queue 'celery' is pushed to {endpoint}"
+
+    broker = PubSubBroker(parse(url))
+    path = broker.topology.subscription("celery")
+    request = pb["GetSubscriptionRequest"](subscription=path)
+    config = broker.client.call("GetSubscription", request, path).push_config
+    assert config.push_endpoint == endpoint
+    assert config.oidc_token.service_account_email == "push@p.example"
+
+    assert gwi(tmp_path, url, "push-to", "").returncode == 0
+    assert not broker.client.call("GetSubscription", request, path).push_config.push_endpoint
+    broker.close()
+
+
+def test_the_embedded_broker_can_not_push(tmp_path: Path) -> None:
+    done = gwi(tmp_path, f"embedded://{tmp_path}", "push-to", "http://127.0.0.1:9/push")
+    assert done.returncode == 1
+    assert "only pubsub:// queues" in done.stderr
+    assert "Traceback" not in done.stderr
