@@ -1,8 +1,8 @@
-"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|firestore|results]``.
+"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|worker|firestore|results]``.
 
 Each is put into a copy of the tree, and the store's contract, its state machine and the tests of keys
-run there; those of Firestore on one emulator for all. Exits with 1 if the suite stays green under any
-of them: then a promise is untested.
+run there; those of Firestore on one emulator for all; those of the worker with real ones. Exits with 1
+if the suite stays green under any of them: then a promise is untested.
 """
 
 from __future__ import annotations
@@ -52,6 +52,14 @@ FIRESTORE_SUITE = [
     "tests/contract/test_firestore_faults.py",
 ]
 
+#: A kill, and two jobs of one run: both on the embedded broker, under prefork.
+TASK = "gwi_celery/reliability/task.py"
+WORKER_SUITE = [
+    "-k",
+    "embedded and (inside-step-prefork or wait_for_each_other)",
+    "tests/acceptance/test_kill.py",
+    "tests/acceptance/test_worker.py",
+]
 
 RESULTS, BACKEND = "gwi_celery/stores/firestore_results.py", "gwi_celery/backends/firestore.py"
 RESULT_SUITE = [
@@ -359,6 +367,22 @@ FIRESTORE_MUTANTS = [
 ]
 
 
+WORKER_MUTANTS = [
+    Mutant(
+        "a message is acked before its job",
+        TASK,
+        "            if value != needed:\n",
+        "            cls.acks_late = False\n            if False:\n",
+    ),
+    Mutant(
+        "a job that waits for its lock is acked without a copy",
+        TASK,
+        "            signature.apply_async(add_to_parent=False)",
+        "            pass",
+    ),
+]
+
+
 RESULT_MUTANTS = [
     Mutant(
         "a SUCCESS is overwritten",
@@ -438,6 +462,8 @@ def main(which: list[str]) -> int:
     survivors = 0
     if not which or "sqlite" in which:
         survivors += run(SQLITE_MUTANTS, SUITE)
+    if not which or "worker" in which:
+        survivors += run(WORKER_MUTANTS, WORKER_SUITE)
     if not which or {"firestore", "results"} & set(which):
         with start_firestore() as emulator:
             os.environ[FIRESTORE_HOST] = emulator.endpoint

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from gwi_celery.errors import LeaseLost
+from gwi_celery.errors import LeaseLost, VersionConflict
 from gwi_celery.ids import fingerprint
 from gwi_celery.stores.base import (
     Checkpoint,
@@ -190,6 +190,12 @@ def test_the_last_writer_of_a_checkpoint_won(store: Store, clock: Clock) -> None
     with pytest.raises(LeaseLost):
         store.save(old, Checkpoint("c", CheckpointKind.CURSOR, b"2", 10))
     assert [c.blob for c in store.load(new)] == [b"9"]
+    # Likewise without any lease: both have read version 1, and one of them is too late.
+    store.put_value(new.job, "v", b"1", expected_version=0)
+    store.put_value(new.job, "v", b"one's", expected_version=1)
+    with pytest.raises(VersionConflict):
+        store.put_value(new.job, "v", b"the other's", expected_version=1)
+    assert [c.blob for c in store.load(new)] == [b"9", b"one's"]
 
 
 def test_a_large_checkpoint_was_cut(store: Store) -> None:
