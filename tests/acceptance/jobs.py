@@ -108,7 +108,8 @@ class CrashingBackend(FirestoreBackend):
 
 
 if app.conf.result_backend.startswith("firestore:"):
-    app.loader.override_backends["firestore"] = f"{__name__}:CrashingBackend"
+    # The class, and the URL it gets.
+    app.backend_cls = f"{__name__}:CrashingBackend+{app.conf.result_backend}"
 
 _integration = gwi_celery.app.integration(app)
 _integration._store = CrashingStore(_integration.store)  # type: ignore[assignment]
