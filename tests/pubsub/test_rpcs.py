@@ -130,3 +130,27 @@ def test_acks_gather_while_one_request_is_on_its_way(
     assert broker.flush(10)
     assert counted["Acknowledge"] < 150
     eventually(lambda: broker.look("q", 10) == [])
+
+
+@pytest.mark.parametrize("levels", [(), (0, 5, 9)], ids=["one level", "priorities"])
+def test_a_message_that_is_not_for_now_does_not_hide_the_next(
+    connect: Callable[..., PubSubBroker], levels: tuple[int, ...]
+) -> None:
+    """Parked, expired and filtered messages come in vain; what comes after them is asked for."""
+    broker = connect(priority_levels=levels)
+    broker.declare_queue(QueueSpec("q"))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    receiver.clear()
+    assert receiver.poll("q", 1) == []
+    for n in range(3):
+        broker.publish("", "q", OutgoingMessage(b"later", delay=1000.0))
+        broker.publish("", "q", OutgoingMessage(b"expired", ttl=0.0))
+        time.sleep(0.1)  # they have come, and the line is idle again
+        broker.publish("", "q", OutgoingMessage(b"now"))
+        assert select.select([receiver.fileno()], [], [], 10)[0], f"asleep, round {n}"
+        receiver.clear()
+        [delivery] = receiver.poll("q", 1)
+        assert delivery.data == b"now"
+        broker.ack([delivery])
+        receiver.want("q", 1)

@@ -232,13 +232,15 @@ class Pull(Line):
             idle = error is None and not arrived and not self._stopped and not self._paused
             # Nothing for the loop to do: go on waiting without it.
             asked = self._asks and not looked
-            again = idle and self._wanted > 0 and (self.looking or not (looked or asked))
+            # Also at once after a message that was not for now: the next may be.
+            more = bool(received) or not (looked or asked)
+            again = idle and self._wanted > 0 and (self.looking or more)
             if again:
                 self._start()
             else:
                 self.looking = False
-            if idle and asked and self.ask_at is not None and self._wanted > 0:
-                self.receiver.broker.later(self.ask_at, self._ask)
+                if idle and asked and self.ask_at is not None and self._wanted > 0:
+                    self.receiver.broker.later(self.ask_at, self._ask)
         if idle and not again and looked:
             self.intake.looked(self, self._wanted)
         if error is not None and not self._stopped:

@@ -46,24 +46,24 @@ if os.environ.get("JOBS_COUNT"):
     Client._stub = count  # type: ignore[method-assign]
 
 
-@app.task(name="add")
+@app.task(shared=False, name="add")
 def add(a: int, b: int) -> int:
     note(f"add {a} {b}")
     return a + b
 
 
-@app.task(name="fails")
+@app.task(shared=False, name="fails")
 def fails() -> None:
     raise ValueError("on purpose")
 
 
-@app.task(name="shop.invoice", base=ReliableTask, bind=True)
+@app.task(shared=False, name="shop.invoice", base=ReliableTask, bind=True)
 def invoice(self: Any, *, tenant_id: str, run_id: str, order: int) -> dict[str, Any]:
     self.step("number", note, f"invoice {tenant_id} {run_id} {order}")
     return {"order": order}
 
 
-@app.task(name="once", bind=True)
+@app.task(shared=False, name="once", bind=True)
 def once(self: Any) -> str:
     note(f"once redelivered={self.request.delivery_info['redelivered']}")
     return "done"
@@ -76,7 +76,7 @@ def killed_before_the_ack(**kwargs: Any) -> None:
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-@app.task(name="requeued", bind=True)
+@app.task(shared=False, name="requeued", bind=True)
 def requeued(self: Any) -> None:
     info = self.request.delivery_info
     note(f"requeued redelivered={info['redelivered']}")
