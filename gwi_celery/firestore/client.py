@@ -21,7 +21,6 @@ Sending a commit again is safe by its preconditions: its own success makes them 
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,6 +49,7 @@ from gwi_celery.firestore.documents import (
 )
 from gwi_celery.firestore.objects import Bucket
 from gwi_celery.firestore.url import FirestoreURL
+from gwi_celery.jitter import jitter
 
 #: Between this client and the server, for tests: gets the method's name ("Commit"), the request
 #: message and the call itself, which takes a request and answers with the response (of a stream:
@@ -427,7 +427,7 @@ _METHODS: Final[dict[str, tuple[Any, Any, bool]]] = {
 
 
 def _wait(pause: float) -> float:
-    time.sleep(pause * random.uniform(0.2, 1.0))  # noqa: S311 jitter, not a secret
+    time.sleep(jitter(pause, 0.2, 1.0))
     return pause * 2
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import random
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from gwi_celery import forks
 from gwi_celery.errors import StoreError
 from gwi_celery.firestore.client import LISTEN_REQUEST, Client
 from gwi_celery.firestore.documents import Document, micros
+from gwi_celery.jitter import jitter
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class Listener:
         """With the lock held: it broke. Who waits reads meanwhile."""
         what = "is over" if error is None else f"broke ({error})"
         logger.info("the stream of changes from Firestore %s: it is opened again", what)
-        self._retry_at = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311
+        self._retry_at = time.monotonic() + jitter(self._pause, 0.8, 1.2)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     # --- its ends -----------------------------------------------------------------------------

@@ -13,7 +13,6 @@ Each save also renews the lease, and is refused if the lease is lost.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from gwi_celery.errors import (
     WorkerStopping,
 )
 from gwi_celery.ids import digest
+from gwi_celery.jitter import jitter
 from gwi_celery.reliability import blobs
 from gwi_celery.reliability.renewal import renewer
 from gwi_celery.reliability.stopping import worker_is_stopping
@@ -294,7 +294,7 @@ class Run:
                     raise LeaseLost(
                         f"the store stayed away until the lease was over ({exc})"
                     ) from exc
-                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 jitter, not a secret
+                time.sleep(jitter(pause, 0.5, 1.0))
                 pause = min(pause * 2, 2.0)
 
     def _dump(self, name: str, value: Any) -> bytes:

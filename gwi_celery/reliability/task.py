@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import socket
 import time
 import traceback
@@ -34,6 +33,7 @@ from gwi_celery.errors import (
     StoreError,
     WorkerStopping,
 )
+from gwi_celery.jitter import jitter
 from gwi_celery.reliability import blobs, call
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.options import Reliable
@@ -457,7 +457,7 @@ class ReliableTask(Task):
         delay = min(settings.contention_delay * 2 ** min(holds, 16), settings.max_contention_delay)
         if at_most is not None:
             delay = min(delay, max(at_most, settings.contention_delay))
-        delay *= random.uniform(0.8, 1.2)  # noqa: S311 jitter, not a secret
+        delay = jitter(delay, 0.8, 1.2)
         headers[HOLDS_HEADER] = holds + 1
         logger.info("%s[%s] waits %.1f s: %s", self.name, self.request.id, delay, why)
         self._publish_copy(delay, headers)

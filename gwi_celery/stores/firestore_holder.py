@@ -8,7 +8,6 @@ that changes nothing of it.
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from gwi_celery.errors import (
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Unsettled
 from gwi_celery.firestore.documents import Document, Micros, Query, Write
+from gwi_celery.jitter import jitter
 from gwi_celery.stores import firestore_blobs as blobs
 from gwi_celery.stores import rules
 from gwi_celery.stores.base import (
@@ -87,7 +87,7 @@ class Tries:
             raise StoreUnavailable(f"could not {self._doing}: {self._failure}") from self._failure
         if self._made > 1:
             most = _PAUSE * 2.0 ** (self._made - 2)
-            time.sleep(most * random.random())  # noqa: S311 jitter, not a secret
+            time.sleep(jitter(most, 0.0, 1.0))
         if self._made and self._look is not None:
             self._look()
         self._made += 1

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -34,6 +33,7 @@ from gwi_celery import forks
 from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound
+from gwi_celery.jitter import jitter
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.receiver import Intake, PubSubReceiver
@@ -115,7 +115,7 @@ class Line:
             return
         if self.retry_at is None:
             logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
-        self.retry_at = time.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311
+        self.retry_at = time.monotonic() + jitter(self._pause, 0.8, 1.2)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         if missing:
             self.receiver.broker.restore(self.intake.queue, then=self.receiver.ring)

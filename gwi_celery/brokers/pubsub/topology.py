@@ -494,12 +494,21 @@ class Topology:
                 return
             if not queue.declared:
                 return
-            self.declare_queue(queue.spec)
-            for name, keys in queue.bound.items():
-                for key in keys:
-                    if name in self._declared:
-                        self.declare_exchange(name, self._declared[name])
-                    self.bind(routing_key, name, key)
+            try:
+                self._make_again(queue)
+            except BaseException:
+                # Half of it may be there; what it was bound to must not be forgotten.
+                self._queues[routing_key] = queue
+                raise
+
+    def _make_again(self, queue: _Queue) -> None:
+        self.declare_queue(queue.spec)
+        for name, keys in queue.bound.items():
+            if name in self._declared:
+                self._exchanges.pop(name, None)  # it may be gone as well: look
+                self.declare_exchange(name, self._declared[name])
+            for key in keys:
+                self.bind(queue.spec.name, name, key)
 
     def _bind_again(self, exchange: str) -> None:
         """What is bound to an exchange by a topic that was deleted gets nothing by it any more."""
