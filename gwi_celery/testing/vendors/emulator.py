@@ -24,7 +24,7 @@ class EmulatorNode(CeleryTestContainer):
     @property
     def endpoint(self) -> str:
         """``host:port`` as this machine reaches it."""
-        raise NotImplementedError
+        raise NotImplementedError  # each vendor names its own
 
     @property
     def inner_endpoint(self) -> str:
@@ -33,7 +33,7 @@ class EmulatorNode(CeleryTestContainer):
 
     def url(self, endpoint: str) -> str:
         """The Celery setting that names this node at one of its endpoints."""
-        raise NotImplementedError
+        raise NotImplementedError  # each vendor names its own
 
     @property
     def celeryconfig(self) -> dict[str, str]:
