@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from typing import Any
 
-from gwi_celery import config
+from gwi_celery import config, forks
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
@@ -42,7 +41,7 @@ class Integration:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._store: Store | None = None
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     @property
     def store(self) -> Store:
