@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-
 #: Most bytes of a request's head: names and values of its headers, and its path.
 MAX_HEAD = 32 * 1024
 

@@ -310,10 +310,10 @@ def plain_retry(self: Any, fail_times: int) -> int:
 
 @app.task(bind=True)
 def odd(self: Any, *args: Any, **kwargs: Any) -> None:
-    """Takes anything, and notes which message it was called by."""
-    audit("ran", fuzz=vars(self.request).get("fuzz", kwargs.get("fuzz")))
+    """Takes anything, and notes by which message it was called."""
+    audit("ran", id=self.request.id, fuzz=vars(self.request).get("fuzz", kwargs.get("fuzz")))
 
 
 @app.task(base=ReliableTask, bind=True)
 def odd_reliable(self: Any, *args: Any, **kwargs: Any) -> None:
-    audit("ran", fuzz=vars(self.request).get("fuzz", kwargs.get("fuzz")))
+    audit("ran", id=self.request.id, fuzz=vars(self.request).get("fuzz", kwargs.get("fuzz")))
