@@ -24,6 +24,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,10 @@ class Twin(Emulator):
         """What became of a subscription's messages: delivered, acked, nacked, expired, waiting, ..."""
         return self._do("counts", subscription=subscription)
 
+    def certificates(self) -> dict[str, str]:
+        """Key id -> PEM of what signs the tokens of pushes; none before the first token."""
+        return self._do("certificates")
+
     def deny(self, permission: str, resource: str = "*") -> None:
         """Answer PERMISSION_DENIED to what needs, say, ``pubsub.topics.publish`` there."""
         self._do("deny", permission=permission, resource=resource)
@@ -87,6 +92,8 @@ class Twin(Emulator):
     def cut_off(self, seconds: float, *, keep: bool = True) -> None:
         """Refuse connections for some seconds; then go on, with what it held or without."""
         self._do("cut_off", seconds=seconds, keep=keep)
+        while self._answers():  # until its last answers are out
+            time.sleep(0.01)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return asyncio.run(_run(server, options.host, options.command))
     except RuntimeError as exc:
-        print(f"{exc}: choose another --port", file=sys.stderr)
+        print(f"{exc}: choose another --port, or 0 for any", file=sys.stderr)
         return 1
 
 

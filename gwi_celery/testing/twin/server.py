@@ -7,6 +7,7 @@ The latter is ``gwi.testing.Twin/Control``: a JSON object with a ``verb`` in, a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from typing import Any
@@ -47,9 +48,10 @@ class Server:
         """Listen; the port. Raises RuntimeError if it is taken."""
         self._server = grpc.aio.server(options=_OPTIONS)
         self._server.add_generic_rpc_handlers([*self.service.handlers(), self._control_handler()])
-        port: int = self._server.add_insecure_port(self._address)
-        if not port:
-            raise RuntimeError(f"can't listen on {self._address}")
+        try:
+            port: int = self._server.add_insecure_port(self._address)
+        except RuntimeError as exc:
+            raise RuntimeError(f"can't listen on {self._address}") from exc
         self._address = f"{self._address.rpartition(':')[0]}:{port}"
         await self._server.start()
         self.pusher.start()
@@ -117,6 +119,9 @@ class Server:
         waiting = sum(not entry.done for entry in backlog.entries.values()) - leased
         return {**dataclasses.asdict(backlog.counts), "leased": leased, "waiting": waiting}
 
+    def _do_certificates(self) -> dict[str, str]:
+        return self.pusher.certificates
+
     def _do_deny(self, permission: str, resource: str = "*") -> None:
         self.service.denied.add((permission, resource))
 
@@ -134,5 +139,8 @@ class Server:
         await self.stop()
         if not keep:
             self._begin_anew(self.world.behaviour)
-        await asyncio.sleep(seconds)
-        await self.start()
+        while True:
+            await asyncio.sleep(seconds)
+            with contextlib.suppress(RuntimeError):  # the port isn't free yet
+                await self.start()
+                return

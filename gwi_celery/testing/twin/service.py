@@ -23,7 +23,7 @@ from gwi_celery.testing.twin.world import Subscription, World
 
 _PAGE = 100
 _Empty = empty_pb2.Empty
-_INVALID_ACK_ID = "PERMANENT_FAILURE_INVALID_ACK_ID"
+_STALE, _INVALID_ACK_ID = "EXACTLY_ONCE_ACKID_FAILURE", "PERMANENT_FAILURE_INVALID_ACK_ID"
 
 #: RPC -> what it needs on its resource: https://cloud.google.com/pubsub/docs/access-control
 PERMISSIONS = {
@@ -308,9 +308,7 @@ class _StaleAckIds(Refused):
     """
 
     def __init__(self, ack_ids: list[str]) -> None:
-        super().__init__(
-            "Some acknowledgement ids in the request were invalid.", "FAILED_PRECONDITION"
-        )
+        super().__init__("Some acknowledgement ids in the request were invalid.")
         self.ack_ids = ack_ids
 
 
@@ -324,7 +322,7 @@ async def _abort(context: Any, exc: Refused) -> None:
     trailing: tuple[tuple[str, bytes], ...] = ()
     if isinstance(exc, _StaleAckIds):
         info = error_details_pb2.ErrorInfo(
-            reason=_INVALID_ACK_ID,
+            reason=_STALE,
             domain="pubsub.googleapis.com",
             metadata=dict.fromkeys(exc.ack_ids, _INVALID_ACK_ID),
         )
