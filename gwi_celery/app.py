@@ -6,7 +6,7 @@ import threading
 import weakref
 from typing import Any
 
-from gwi_celery import config
+from gwi_celery import config, tracebacks
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
@@ -71,6 +71,7 @@ def setup(app: Any, **settings: Any) -> Settings:
         ConfigurationError: an unknown or impossible setting; the message says what to do.
     """
     register()
+    tracebacks.install()
     app = _unwrapped(app)
     loaded = _configure(app, settings)
     logs.configure(loaded)

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 import traceback
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -120,7 +121,8 @@ class Attempt:
         return None
 
     def _attempt(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        self._request._gwi_run = (self._request, run)
+        # Not the request itself: a cycle would keep the attempt, and all it recorded, for long.
+        self._request._gwi_run = (weakref.ref(self._request), run)
         run.start_renewing()
         try:
             self._refuse_hopeless(run)
