@@ -88,6 +88,8 @@ def test_every_lock_of_ours_is_one_that_a_fork_frees() -> None:
         str(path.relative_to(root)): found
         for path in root.rglob("*.py")
         if "testing" not in path.parts
-        and (found := re.findall(r"threading\.(?:R?Lock|Condition|Semaphore)\b\(?", path.read_text()))
+        and (
+            found := re.findall(r"threading\.(?:R?Lock|Condition|Semaphore)\b\(?", path.read_text())
+        )
     }
     assert set(made) <= {"forks.py"}, "make it by gwi_celery.forks"
