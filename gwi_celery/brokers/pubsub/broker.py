@@ -334,9 +334,11 @@ class PubSubBroker:
         return list(response.received_messages)
 
     def sort(
-        self, source: Source, received: Iterable[Any]
+        self, source: Source, received: Iterable[Any], lease: float | None = None
     ) -> tuple[list[Delivery], list[tuple[float, Delivery]]]:
         """Of what came: deliveries, and those to hold until a monotonic time.
+
+        ``lease``: seconds that they are leased for, where that isn't the subscription's ack deadline.
 
         Everything else is dealt with here: what is not for this queue or has expired is acked, what
         was delivered too often is buried, and what comes long before its time is parked.
@@ -345,7 +347,7 @@ class PubSubBroker:
         held: list[tuple[float, Delivery]] = []
         now, wall = time.monotonic(), time.time()
         spec = self.topology.spec(source.queue)
-        lease = self.topology.first_lease(spec)
+        lease = lease or self.topology.first_lease(spec)
         limit = self.topology.max_deliveries(spec)
         for item in received:
             said = wire.parse(item.message)
@@ -394,6 +396,7 @@ class PubSubBroker:
             published_at=wire.timestamp(item.message.publish_time),
             priority=said.priority,
             lease_seconds=lease,
+            leased_at=now,
         )
 
     def _publish_anew(self, said: wire.Received, delivery: Delivery) -> None:
@@ -415,11 +418,22 @@ class PubSubBroker:
 
     # --- leases ---------------------------------------------------------------------------------
 
-    def ack(self, deliveries: Sequence[Delivery]) -> None:
+    def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Sent in the background, again and again while the lease lasts. What is lost isn't told."""
         for delivery in deliveries:
             subscription, ack_id = _parts(delivery)
             until = self._leases.pop(delivery.ack_id, 0.0)
             self._acks.ack(subscription, ack_id, until)
+        return []
+
+    def forget(self, deliveries: Iterable[Delivery]) -> None:
+        """Their leases are over, or may be: they are redelivered, and nobody is given them here."""
+        for delivery in deliveries:
+            self._leases.pop(delivery.ack_id, None)
+
+    def park(self, delivery: Delivery, seconds: float) -> None:
+        """Leave it leased to nobody for that time; then whoever has room gets it."""
+        self._come_again(delivery, max(seconds, 0.0))
 
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
         self._come_again(delivery, 0.0 if self.options.retry_policy is not None else delay)

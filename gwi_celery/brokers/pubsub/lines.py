@@ -59,6 +59,10 @@ _STREAM_ENDS = 1.0
 #: Messages in one pull or in the hands of one stream at most.
 MOST = 100
 
+#: Seconds for which what a stream brings is leased. Google's shortest: what a process held that was
+#: killed is soon delivered again.
+STREAM_LEASE = 10
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
@@ -81,6 +85,8 @@ class Line:
 
     #: Whether a look is on its way.
     looking = False
+    #: Seconds for which what it brings is leased; None: the subscription's own ack deadline.
+    lease: float | None = None
 
     def want(self, limit: int, now: float) -> None:
         raise NotImplementedError  # each kind's own
@@ -277,6 +283,8 @@ class Pull(Line):
 class Stream(Line):
     """A StreamingPull that is always open, read by a thread of its own."""
 
+    lease = float(STREAM_LEASE)
+
     def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
         super().__init__(receiver, intake, source)
         self._requests: queue.SimpleQueue[Any] | None = None
@@ -300,7 +308,7 @@ class Stream(Line):
         requests.put(
             pb["StreamingPullRequest"](
                 subscription=self.source.path,
-                stream_ack_deadline_seconds=10,
+                stream_ack_deadline_seconds=STREAM_LEASE,
                 max_outstanding_messages=MOST,
             )
         )
