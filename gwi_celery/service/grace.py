@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 _CLOSING = 6.0
 #: Seconds that the rest of the worker has once its pool's processes were killed.
 _REST = 1.0
-#: Seconds between two questions to the broker while jobs are waited for.
-_ASK_EVERY = 5.0
+#: Seconds between two questions to the broker while jobs are waited for, and without an answer after
+#: which it counts as unavailable.
+_ASK_EVERY, _SILENCE = 1.0, 6.0
 _LOOK_EVERY = 0.1
 
 
@@ -117,26 +118,26 @@ class _Broker:
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._asked_at: float | None = None
-        self._answered = True
+        self._asking: threading.Thread | None = None
+        self._answered_at = 0.0
 
     def fails(self) -> bool:
-        """Whether the last question got an error, or no answer yet."""
-        now = time.monotonic()
-        if self._asked_at is None or (self._answered and now - self._asked_at > _ASK_EVERY):
-            self._asked_at, self._answered = now, False
-            threading.Thread(target=self._ask, name="gwi-grace", daemon=True).start()
-        return not self._answered
+        """Whether it has not answered for some seconds; False for those after the first question."""
+        if self._asking is None:
+            self._answered_at = time.monotonic()
+            self._asking = threading.Thread(target=self._ask, name="gwi-grace", daemon=True)
+            self._asking.start()
+        return time.monotonic() - self._answered_at > _SILENCE
 
     def _ask(self) -> None:
         from gwi_celery.app import broker_for
 
-        while not self._answered:
-            try:
-                broker_for(self._app).connect()
-                self._answered = True
-            except (GwiError, OSError):
-                time.sleep(1.0)
+        broker = broker_for(self._app)
+        while True:
+            with contextlib.suppress(GwiError, OSError):
+                broker.connect()
+                self._answered_at = time.monotonic()
+            time.sleep(_ASK_EVERY)
 
 
 def pool_processes(pool: Any) -> list[Any]:
