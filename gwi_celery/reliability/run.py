@@ -13,13 +13,13 @@ Each save also renews the lease, and is refused if the lease is lost.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gwi_celery import forks
 from gwi_celery.errors import (
     CursorWentBack,
     DeadlinePassed,
@@ -34,6 +34,7 @@ from gwi_celery.jitter import jitter
 from gwi_celery.reliability import blobs
 from gwi_celery.reliability.renewal import renewer
 from gwi_celery.reliability.stopping import worker_is_stopping
+from gwi_celery.reliability.wording import where_resumed
 from gwi_celery.stores.base import (
     Checkpoint,
     CheckpointKind,
@@ -80,7 +81,7 @@ class Run:
         self._limits = limits
         self.record: JobRecord = claimed.record
         #: Renewals and saves both move the lease on: one at a time.
-        self._mutex = threading.RLock()
+        self._mutex = forks.rlock()
         #: Monotonic time of the request that last renewed it; earlier than the store's own.
         self._renewed_at = asked_at
         #: No renewal before this monotonic time: a pause after one that failed for now.
@@ -91,9 +92,6 @@ class Run:
         self._recorded: dict[str, Checkpoint] = {}
         if claimed.has_checkpoints:
             self._recorded = {c.name: c for c in self._persist(lambda: store.load(self._lease))}
-        #: For the audit in logs and tests.
-        self.steps_run = 0
-        self.steps_skipped = 0
 
     # --- facts --------------------------------------------------------------------------------
 
@@ -110,6 +108,10 @@ class Run:
         """An idempotency key for the outside: the same at every attempt of this job."""
         job = self.record.job
         return digest("derived", job.id, *(str(part) for part in parts))
+
+    def where_resumed(self) -> str:
+        """For the log: what was recorded when this attempt began."""
+        return where_resumed(self.record, self._recorded.values())
 
     # --- boundaries ---------------------------------------------------------------------------
 
@@ -135,13 +137,11 @@ class Run:
         recorded = self._recorded.get(name)
         if recorded is not None:
             self._expect(recorded, CheckpointKind.STEP)
-            self.steps_skipped += 1
             return blobs.load(recorded.blob)
         self.check()
         with span(f"step {name}"):
             blob = self._dump(name, function(*args, **kwargs))
             self._save(Checkpoint(name, CheckpointKind.STEP, blob))
-        self.steps_run += 1
         return blobs.load(blob)
 
     @contextmanager
