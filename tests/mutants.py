@@ -53,7 +53,7 @@ FIRESTORE_SUITE = [
 ]
 
 #: A kill, and two jobs of one run: both on the embedded broker, under prefork.
-TASK = "gwi_celery/reliability/task.py"
+TASK, ATTEMPT = "gwi_celery/reliability/task.py", "gwi_celery/reliability/attempt.py"
 WORKER_SUITE = [
     "-k",
     "embedded and (inside-step-prefork or wait_for_each_other)",
@@ -376,7 +376,7 @@ WORKER_MUTANTS = [
     ),
     Mutant(
         "a job that waits for its lock is acked without a copy",
-        TASK,
+        ATTEMPT,
         "            signature.apply_async(add_to_parent=False)",
         "            pass",
     ),

@@ -57,3 +57,8 @@ class Reliable:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"Reliable({name}={value!r}): must be above 0 seconds")
+
+
+def first(option: Any, setting: Any) -> Any:
+    """A task's option, or the setting where the task says nothing."""
+    return setting if option is None else option

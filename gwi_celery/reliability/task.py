@@ -1,71 +1,48 @@
-"""ReliableTask: the way of a job, readable on one screen (:meth:`ReliableTask._run_reliably`)."""
+"""ReliableTask: how a job is called, and what it can call while it runs.
+
+What becomes of its message is in ``reliability/attempt.py``.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
 import socket
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn
+from typing import Any
 from uuid import uuid4
 
-from celery import Task, states
-from celery.exceptions import Ignore, Reject, Retry
+from celery import Task
+from celery.exceptions import Reject
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
 from gwi_celery.app import settings_for, store_for
-from gwi_celery.backends.base import ReliableBackend, came_before
 from gwi_celery.errors import (
     ConfigurationError,
-    CrashLimitExceeded,
-    DeadlineExceeded,
-    DeadlinePassed,
-    IdempotencyMismatch,
     InvalidCall,
-    JobCancelled,
-    JobHeld,
-    LeaseLost,
     NotSerializable,
-    StoreError,
-    WorkerStopping,
 )
-from gwi_celery.jitter import jitter
 from gwi_celery.reliability import blobs, call
+from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.reliability.call import Call
-from gwi_celery.reliability.options import Reliable
-from gwi_celery.reliability.outcome import PERMANENT, dump_failure, load_failure
-from gwi_celery.reliability.run import Cursor, Limits, Run, plain_cursor
+from gwi_celery.reliability.options import Reliable, first
+from gwi_celery.reliability.outcome import PERMANENT
+from gwi_celery.reliability.run import Cursor, Run, plain_cursor
 from gwi_celery.stores.base import (
-    Cancelled,
-    Claimed,
     ClaimRequest,
-    Completed,
-    Held,
-    JobRecord,
-    JobStatus,
-    Mismatch,
-    Outcome,
     Replay,
     Store,
 )
-from gwi_celery.telemetry import tracing
-from gwi_celery.telemetry.events import emit
 from gwi_celery.transport.headers import (
     DEADLINE_HEADER,
     HOLDS_HEADER,
     KEY_HEADER,
     MAX_RETRIES_HEADER,
-    PUSH_UNTIL,
     REPLAY_HEADER,
     RUN_HEADER,
     TENANT_HEADER,
 )
-
-logger = logging.getLogger(__name__)
 
 #: What keeps the promise: attribute -> (its value, what would happen otherwise).
 _REQUIRED: dict[str, tuple[Any, str]] = {
@@ -295,206 +272,7 @@ class ReliableTask(Task):
         # Celery's worker takes the first call of Task.__call__ for the message's own, and gives it
         # the message's request. That call is this one, so a nested one must get its own.
         request._protected = 1
-        return self._run_reliably(args, kwargs)
-
-    def _run_reliably(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        request = self.request
-        headers = request.headers or {}
-        understood = self.understand(args, kwargs, headers, request.id)
-        asked_at = time.monotonic()
-        try:
-            store = self._store
-            answer = store.claim(
-                self.claim_request(
-                    understood,
-                    headers,
-                    request.id,
-                    os.getpid(),
-                    redelivered=came_before(request),
-                )
-            )
-        except StoreError as exc:
-            self._store_away(exc)
-        match answer:
-            case Claimed():
-                facts: dict[str, Any] = {
-                    "tenant": understood.tenant,
-                    "run": understood.run,
-                    "attempt": answer.record.attempt,
-                    "fence": answer.lease.fence,
-                }
-                emit("claimed", **facts)
-                tracing.describe(**facts, generation=answer.record.generation)
-                run = Run(store, answer, self._limits(headers), asked_at=asked_at)
-                kwargs = call.filled(self.run, self.reliable, args, kwargs, headers)
-                return self._attempt(run, args, kwargs)
-            case Completed():
-                return self._answer(answer.record)
-            case Mismatch():
-                emit("mismatch")
-                raise IdempotencyMismatch(
-                    f"{self.name}: this idempotency key was used before with another payload, so "
-                    f"the job did not run. Tenant {understood.tenant!r}, run {understood.run!r}: "
-                    "use another run id or key, or send the payload it had"
-                )
-            case Held():
-                emit("contended")
-                self._wait(
-                    JobHeld(f"{self.name}: {answer.by} holds the lock for {answer.job.task}"),
-                    f"{answer.by} holds its lock",
-                    at_most=answer.retry_after,
-                )
-            case Cancelled():
-                self._revoked("cancelled by an operator")
-        return None
-
-    def _attempt(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        self.request._gwi_run = (self.request, run)
-        run.start_renewing()
-        try:
-            self._refuse_hopeless(run)
-            result = self.run(*args, **kwargs)
-            limit = _first(self.reliable.max_result_bytes, self._settings.max_result_bytes)
-            blob = blobs.dump(result, what=f"the result of {self.name}", limit=limit)
-            self._finish(run, Outcome(JobStatus.SUCCEEDED, blob), result)
-            return result
-        except Retry:
-            run.release()
-            raise
-        except Ignore:
-            # The job said that there is nothing (more) to answer, or was replaced by another.
-            run.finish(Outcome(JobStatus.SUCCEEDED, blobs.dump(None, what="result", limit=100)))
-            raise
-        except Reject as exc:
-            if exc.requeue:
-                run.release()
-            else:
-                self._fail(run, exc)
-            raise
-        except LeaseLost as exc:
-            emit("lease lost")
-            run.abandon()
-            logger.warning("%s[%s] lost its lease: %s", self.name, self.request.id, exc)
-            raise Reject(exc, requeue=True) from None
-        except JobCancelled:
-            run.abandon()
-            self._revoked("cancelled by an operator")
-        except WorkerStopping as exc:
-            emit("stopping")
-            run.release()
-            logger.info("%s[%s] is handed back: %s", self.name, self.request.id, exc)
-            self._publish_copy(0.0, self.request.headers or {})
-            raise Ignore(str(exc)) from None
-        except DeadlinePassed:
-            exceeded = DeadlineExceeded(f"{self.name} did not finish before its deadline")
-            self._fail(run, exceeded)
-            raise exceeded from None
-        except Exception as exc:
-            self._fail(run, exc)
-            raise
-        finally:
-            run.abandon()
-
-    def _refuse_hopeless(self, run: Run) -> None:
-        limit = _first(self.reliable.max_crashes, self._settings.max_crashes)
-        if run.record.crashes > limit:
-            raise CrashLimitExceeded(
-                f"{self.name} took its worker down {run.record.crashes} times and is not tried "
-                "again: look at its last step, then redrive it from the dead letter"
-            )
-        run.check()
-
-    def _finish(self, run: Run, outcome: Outcome, result: Any) -> None:
-        """Record the outcome, and in the same go Celery's result where the store keeps that too."""
-        state, trace = states.SUCCESS, None
-        if outcome.status is JobStatus.FAILED:
-            state = states.FAILURE
-            trace = "".join(traceback.format_exception(type(result), result, result.__traceback__))
-        stored = None
-        if isinstance(self.backend, ReliableBackend):
-            stored = self.backend.ahead(self, self._store, state, result, trace)
-        run.finish(outcome, stored)
-        if stored is not None:
-            ReliableBackend.mark_stored(self.request, state)
-
-    def _fail(self, run: Run, exc: BaseException) -> None:
-        try:
-            outcome = Outcome(JobStatus.FAILED, dump_failure(self.backend, exc))
-            if isinstance(exc, Reject):  # has no result
-                run.finish(outcome)
-            else:
-                self._finish(run, outcome, exc)
-        except LeaseLost as lost:
-            # Another attempt decides the outcome now; ours must not be reported as one.
-            raise Reject(lost, requeue=True) from exc
-        except JobCancelled:
-            self._revoked("cancelled by an operator")
-
-    def _answer(self, record: JobRecord) -> Any:
-        logger.info(
-            "%s[%s] is answered from the store (%s)",
-            self.name,
-            self.request.id,
-            record.status.value,
-        )
-        assert record.outcome is not None
-        emit("duplicate")
-        succeeded = record.status is JobStatus.SUCCEEDED
-        if record.result_of == self.request.id and isinstance(self.backend, ReliableBackend):
-            # This message came again: its result was written with the outcome.
-            self.backend.mark_stored(self.request, states.SUCCESS if succeeded else states.FAILURE)
-        if succeeded:
-            return blobs.load(record.outcome)
-        raise load_failure(self.backend, record.outcome)
-
-    def _wait(self, exc: Exception, why: str, at_most: float | None = None) -> NoReturn:
-        """Let the job come again later, at no cost: a delayed copy, then this message is acked."""
-        if self.request.is_eager:
-            raise exc
-        headers = dict(self.request.headers or {})
-        holds = int(headers.get(HOLDS_HEADER) or 0)
-        settings = self._settings
-        delay = min(settings.contention_delay * 2 ** min(holds, 16), settings.max_contention_delay)
-        if at_most is not None:
-            delay = min(delay, max(at_most, settings.contention_delay))
-        delay = jitter(delay, 0.8, 1.2)
-        headers[HOLDS_HEADER] = holds + 1
-        logger.info("%s[%s] waits %.1f s: %s", self.name, self.request.id, delay, why)
-        self._publish_copy(delay, headers)
-        raise Ignore(why)
-
-    def _publish_copy(self, delay: float, headers: Mapping[str, Any]) -> None:
-        request = self.request
-        signature = self.signature_from_request(
-            request,
-            request.args,
-            request.kwargs,
-            countdown=delay,
-            retries=request.retries,
-            headers=dict(headers),
-        )
-        try:
-            signature.apply_async(add_to_parent=False)
-        except Exception as exc:
-            # Nothing is lost: this very message comes again.
-            raise Reject(exc, requeue=True) from exc
-
-    def _store_away(self, exc: StoreError) -> NoReturn:
-        why = f"the store can't be used ({exc})"
-        if PUSH_UNTIL in (self.request.properties or {}):
-            # Pub/Sub itself sends a refused push again, more and more slowly.
-            logger.warning("%s[%s] is refused: %s", self.name, self.request.id, why)
-            raise Reject(exc, requeue=True) from exc
-        self._wait(exc, why)
-
-    def _revoked(self, reason: str) -> NoReturn:
-        request = self.request
-        emit("cancelled")
-        if not request.is_eager:
-            self.backend.mark_as_revoked(
-                request.id, reason, request=request, store_result=not self.ignore_result
-            )
-        raise Ignore(reason)
+        return Attempt(self).run(args, kwargs)
 
     # --- what it stands on --------------------------------------------------------------------
 
@@ -542,35 +320,16 @@ class ReliableTask(Task):
             submission=call.submission(task_id, headers),
             owner=owner(pid, task_id),
             nonce=uuid4().hex,
-            lease_ttl=_first(self.reliable.lock_ttl, self._settings.lock_ttl),
-            result_ttl=_first(self.reliable.result_ttl, self._settings.result_ttl),
+            lease_ttl=first(self.reliable.lock_ttl, self._settings.lock_ttl),
+            result_ttl=first(self.reliable.result_ttl, self._settings.result_ttl),
             replay=Replay(replay["generation"], replay["from_step"]) if replay else None,
             redelivered=redelivered or bool(replay) or bool(headers.get(HOLDS_HEADER)),
-        )
-
-    def _limits(self, headers: Mapping[str, Any]) -> Limits:
-        settings, options = self._settings, self.reliable
-        deadline = headers.get(DEADLINE_HEADER)
-        return Limits(
-            max_checkpoint_bytes=_first(
-                options.max_checkpoint_bytes, settings.max_checkpoint_bytes
-            ),
-            deadline=None if deadline is None else float(deadline),
-            hand_back_at=(self.request.properties or {}).get(PUSH_UNTIL),
-            interrupt_on_shutdown=(
-                _first(options.interrupt_on_shutdown, settings.interrupt_on_shutdown)
-                and not self.request.is_eager
-            ),
         )
 
 
 def owner(pid: int, task_id: str) -> str:
     """Names an attempt's process and message: who holds a lock, for people and for the parent."""
     return f"{socket.gethostname()}:{pid} {task_id}"
-
-
-def _first(option: Any, setting: Any) -> Any:
-    return setting if option is None else option
 
 
 def _culprit(arguments: Mapping[str, Any]) -> str:

@@ -1,0 +1,282 @@
+"""One message of a reliable task: what its claim is answered, its attempt, and how that ends.
+
+The way of a job is readable on one screen (:meth:`Attempt.run`, :meth:`Attempt._attempt`); what each
+end does to the message is in the one table (``reliability/outcome.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery import states
+from celery.exceptions import Ignore, Reject, Retry
+
+from gwi_celery.app import settings_for, store_for
+from gwi_celery.backends.base import ReliableBackend, came_before
+from gwi_celery.errors import (
+    CrashLimitExceeded,
+    DeadlineExceeded,
+    DeadlinePassed,
+    IdempotencyMismatch,
+    JobCancelled,
+    JobHeld,
+    LeaseLost,
+    StoreError,
+    WorkerStopping,
+)
+from gwi_celery.jitter import jitter
+from gwi_celery.reliability import blobs, call
+from gwi_celery.reliability.options import first
+from gwi_celery.reliability.outcome import dump_failure, load_failure
+from gwi_celery.reliability.run import Limits, Run
+from gwi_celery.stores.base import (
+    Cancelled,
+    Claimed,
+    Completed,
+    Held,
+    JobRecord,
+    JobStatus,
+    Mismatch,
+    Outcome,
+    Store,
+)
+from gwi_celery.telemetry import tracing
+from gwi_celery.telemetry.events import emit
+from gwi_celery.transport.headers import DEADLINE_HEADER, HOLDS_HEADER, PUSH_UNTIL
+
+if TYPE_CHECKING:
+    from gwi_celery.reliability.task import ReliableTask
+
+logger = logging.getLogger(__name__)
+
+
+class Attempt:
+    """Works on the message that ``task.request`` stands for."""
+
+    def __init__(self, task: ReliableTask) -> None:
+        self._task = task
+        self._request = task.request
+        self._settings = settings_for(task.app)
+
+    @property
+    def _store(self) -> Store:
+        return store_for(self._task.app)
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        request = self._request
+        headers = request.headers or {}
+        understood = self._task.understand(args, kwargs, headers, request.id)
+        asked_at = time.monotonic()
+        try:
+            store = self._store
+            answer = store.claim(
+                self._task.claim_request(
+                    understood,
+                    headers,
+                    request.id,
+                    os.getpid(),
+                    redelivered=came_before(request),
+                )
+            )
+        except StoreError as exc:
+            self._store_away(exc)
+        match answer:
+            case Claimed():
+                facts: dict[str, Any] = {
+                    "tenant": understood.tenant,
+                    "run": understood.run,
+                    "attempt": answer.record.attempt,
+                    "fence": answer.lease.fence,
+                }
+                emit("claimed", **facts)
+                tracing.describe(**facts, generation=answer.record.generation)
+                run = Run(store, answer, self._limits(headers), asked_at=asked_at)
+                kwargs = call.filled(self._task.run, self._task.reliable, args, kwargs, headers)
+                return self._attempt(run, args, kwargs)
+            case Completed():
+                return self._answer(answer.record)
+            case Mismatch():
+                emit("mismatch")
+                raise IdempotencyMismatch(
+                    f"{self._task.name}: this idempotency key was used before with another payload, so "
+                    f"the job did not run. Tenant {understood.tenant!r}, run {understood.run!r}: "
+                    "use another run id or key, or send the payload it had"
+                )
+            case Held():
+                emit("contended")
+                self._wait(
+                    JobHeld(f"{self._task.name}: {answer.by} holds the lock for {answer.job.task}"),
+                    f"{answer.by} holds its lock",
+                    at_most=answer.retry_after,
+                )
+            case Cancelled():
+                self._revoked("cancelled by an operator")
+        return None
+
+    def _attempt(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        self._request._gwi_run = (self._request, run)
+        run.start_renewing()
+        try:
+            self._refuse_hopeless(run)
+            result = self._task.run(*args, **kwargs)
+            limit = first(self._task.reliable.max_result_bytes, self._settings.max_result_bytes)
+            blob = blobs.dump(result, what=f"the result of {self._task.name}", limit=limit)
+            self._finish(run, Outcome(JobStatus.SUCCEEDED, blob), result)
+            return result
+        except Retry:
+            run.release()
+            raise
+        except Ignore:
+            # The job said that there is nothing (more) to answer, or was replaced by another.
+            run.finish(Outcome(JobStatus.SUCCEEDED, blobs.dump(None, what="result", limit=100)))
+            raise
+        except Reject as exc:
+            if exc.requeue:
+                run.release()
+            else:
+                self._fail(run, exc)
+            raise
+        except LeaseLost as exc:
+            emit("lease lost")
+            run.abandon()
+            logger.warning("%s[%s] lost its lease: %s", self._task.name, self._request.id, exc)
+            raise Reject(exc, requeue=True) from None
+        except JobCancelled:
+            run.abandon()
+            self._revoked("cancelled by an operator")
+        except WorkerStopping as exc:
+            emit("stopping")
+            run.release()
+            logger.info("%s[%s] is handed back: %s", self._task.name, self._request.id, exc)
+            self._publish_copy(0.0, self._request.headers or {})
+            raise Ignore(str(exc)) from None
+        except DeadlinePassed:
+            exceeded = DeadlineExceeded(f"{self._task.name} did not finish before its deadline")
+            self._fail(run, exceeded)
+            raise exceeded from None
+        except Exception as exc:
+            self._fail(run, exc)
+            raise
+        finally:
+            run.abandon()
+
+    def _refuse_hopeless(self, run: Run) -> None:
+        limit = first(self._task.reliable.max_crashes, self._settings.max_crashes)
+        if run.record.crashes > limit:
+            raise CrashLimitExceeded(
+                f"{self._task.name} took its worker down {run.record.crashes} times and is not tried "
+                "again: look at its last step, then redrive it from the dead letter"
+            )
+        run.check()
+
+    def _finish(self, run: Run, outcome: Outcome, result: Any) -> None:
+        """Record the outcome, and in the same go Celery's result where the store keeps that too."""
+        state, trace = states.SUCCESS, None
+        if outcome.status is JobStatus.FAILED:
+            state = states.FAILURE
+            trace = "".join(traceback.format_exception(type(result), result, result.__traceback__))
+        stored = None
+        if isinstance(self._task.backend, ReliableBackend):
+            stored = self._task.backend.ahead(self._task, self._store, state, result, trace)
+        run.finish(outcome, stored)
+        if stored is not None:
+            ReliableBackend.mark_stored(self._request, state)
+
+    def _fail(self, run: Run, exc: BaseException) -> None:
+        try:
+            outcome = Outcome(JobStatus.FAILED, dump_failure(self._task.backend, exc))
+            if isinstance(exc, Reject):  # has no result
+                run.finish(outcome)
+            else:
+                self._finish(run, outcome, exc)
+        except LeaseLost as lost:
+            # Another attempt decides the outcome now; ours must not be reported as one.
+            raise Reject(lost, requeue=True) from exc
+        except JobCancelled:
+            self._revoked("cancelled by an operator")
+
+    def _answer(self, record: JobRecord) -> Any:
+        logger.info(
+            "%s[%s] is answered from the store (%s)",
+            self._task.name,
+            self._request.id,
+            record.status.value,
+        )
+        assert record.outcome is not None
+        emit("duplicate")
+        succeeded = record.status is JobStatus.SUCCEEDED
+        if record.result_of == self._request.id and isinstance(self._task.backend, ReliableBackend):
+            # This message came again: its result was written with the outcome.
+            self._task.backend.mark_stored(
+                self._request, states.SUCCESS if succeeded else states.FAILURE
+            )
+        if succeeded:
+            return blobs.load(record.outcome)
+        raise load_failure(self._task.backend, record.outcome)
+
+    def _wait(self, exc: Exception, why: str, at_most: float | None = None) -> NoReturn:
+        """Let the job come again later, at no cost: a delayed copy, then this message is acked."""
+        if self._request.is_eager:
+            raise exc
+        headers = dict(self._request.headers or {})
+        holds = int(headers.get(HOLDS_HEADER) or 0)
+        settings = self._settings
+        delay = min(settings.contention_delay * 2 ** min(holds, 16), settings.max_contention_delay)
+        if at_most is not None:
+            delay = min(delay, max(at_most, settings.contention_delay))
+        delay = jitter(delay, 0.8, 1.2)
+        headers[HOLDS_HEADER] = holds + 1
+        logger.info("%s[%s] waits %.1f s: %s", self._task.name, self._request.id, delay, why)
+        self._publish_copy(delay, headers)
+        raise Ignore(why)
+
+    def _publish_copy(self, delay: float, headers: Mapping[str, Any]) -> None:
+        request = self._request
+        signature = self._task.signature_from_request(
+            request,
+            request.args,
+            request.kwargs,
+            countdown=delay,
+            retries=request.retries,
+            headers=dict(headers),
+        )
+        try:
+            signature.apply_async(add_to_parent=False)
+        except Exception as exc:
+            # Nothing is lost: this very message comes again.
+            raise Reject(exc, requeue=True) from exc
+
+    def _store_away(self, exc: StoreError) -> NoReturn:
+        why = f"the store can't be used ({exc})"
+        if PUSH_UNTIL in (self._request.properties or {}):
+            # Pub/Sub itself sends a refused push again, more and more slowly.
+            logger.warning("%s[%s] is refused: %s", self._task.name, self._request.id, why)
+            raise Reject(exc, requeue=True) from exc
+        self._wait(exc, why)
+
+    def _revoked(self, reason: str) -> NoReturn:
+        request = self._request
+        emit("cancelled")
+        if not request.is_eager:
+            self._task.backend.mark_as_revoked(
+                request.id, reason, request=request, store_result=not self._task.ignore_result
+            )
+        raise Ignore(reason)
+
+    def _limits(self, headers: Mapping[str, Any]) -> Limits:
+        settings, options = self._settings, self._task.reliable
+        deadline = headers.get(DEADLINE_HEADER)
+        return Limits(
+            max_checkpoint_bytes=first(options.max_checkpoint_bytes, settings.max_checkpoint_bytes),
+            deadline=None if deadline is None else float(deadline),
+            hand_back_at=(self._request.properties or {}).get(PUSH_UNTIL),
+            interrupt_on_shutdown=(
+                first(options.interrupt_on_shutdown, settings.interrupt_on_shutdown)
+                and not self._request.is_eager
+            ),
+        )
