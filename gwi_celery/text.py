@@ -44,5 +44,6 @@ def _note(missing: int) -> str:
 
 
 def _type_name(value: Any) -> str:
-    name: str = type.__dict__["__name__"].__get__(type(value))  # a metaclass may have its own idea of it
+    # Not by attribute: a metaclass may have its own idea of a name.
+    name: str = type.__dict__["__name__"].__get__(type(value))
     return name.encode("utf-8", "backslashreplace").decode()

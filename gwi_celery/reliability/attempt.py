@@ -115,7 +115,8 @@ class Attempt:
                     at_most=answer.retry_after,
                 )
             case Cancelled():
-                self._revoked("cancelled by an operator")
+                # The record's outcome is the operator's reason.
+                self._revoked((answer.record.outcome or b"").decode(errors="replace"))
         return None
 
     def _attempt(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -146,9 +147,9 @@ class Attempt:
             run.abandon()
             logger.warning("%s[%s] lost its lease: %s", self._task.name, self._request.id, exc)
             raise Reject(exc, requeue=True) from None
-        except JobCancelled:
+        except JobCancelled as exc:
             run.abandon()
-            self._revoked("cancelled by an operator")
+            self._revoked(exc.reason)
         except WorkerStopping as exc:
             emit("stopping")
             run.release()
@@ -197,8 +198,8 @@ class Attempt:
         except LeaseLost as lost:
             # Another attempt decides the outcome now; ours must not be reported as one.
             raise Reject(lost, requeue=True) from exc
-        except JobCancelled:
-            self._revoked("cancelled by an operator")
+        except JobCancelled as cancelled:
+            self._revoked(cancelled.reason)
 
     def _answer(self, record: JobRecord) -> Any:
         logger.info(
