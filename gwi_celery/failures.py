@@ -28,6 +28,16 @@ _MAX_ARGS: Final = 500_000
 _MAX_TRACEBACK: Final = 100_000
 
 
+#: What ends a pool's process, thread or greenlet rather than the job.
+ENDS_THE_WORKER: tuple[type[BaseException], ...] = (SystemExit, KeyboardInterrupt)
+try:
+    from greenlet import GreenletExit  # type: ignore[import-untyped]
+except ImportError:
+    pass
+else:
+    ENDS_THE_WORKER = (*ENDS_THE_WORKER, GreenletExit)
+
+
 class Raised(Exception):
     """Stands for an exception: its class's name, and its text. Pickles whatever that one does."""
 
@@ -61,8 +71,11 @@ def stand_in(exc: BaseException) -> Raised:
 
 
 def presentable(exc: BaseException) -> BaseException:
-    """``exc``, or a stand-in if asking for its text or arguments raises."""
-    return exc if _text(exc) is not None and _arguments(exc) is not None else stand_in(exc)
+    """``exc``, or a stand-in if its text is huge, or if asking for text or arguments raises."""
+    text = _text(exc)
+    if text is None or _arguments(exc) is None or len(text) > MAX_TEXT // 2:
+        return stand_in(exc)
+    return exc
 
 
 # --- stored -----------------------------------------------------------------------------------------
@@ -149,10 +162,10 @@ class _Repr:
 # --- told to the worker's main process --------------------------------------------------------------
 
 
-def rejected(reason: Any) -> ExceptionInfo:
-    """What the pool's caller gets of a message that is to be redelivered."""
+def rejected(reason: Any, requeue: bool) -> ExceptionInfo:
+    """What the pool's caller gets of a message that is to be redelivered, or dead-lettered."""
     try:
-        raise Reject(_plain(reason), requeue=True)
+        raise Reject(_plain(reason), requeue=requeue)
     except Reject:
         return ExceptionInfo(internal=True)
 

@@ -13,11 +13,17 @@ from typing import Any
 
 from celery.worker import consumer
 
+from gwi_celery.reliability import tracer
+
 logger = logging.getLogger(__name__)
 
 
 class Consumer(consumer.Consumer):
     """In force by ``app.conf.worker_consumer``, which ``setup()`` sets."""
+
+    def update_strategies(self) -> None:
+        super().update_strategies()
+        tracer.install(self.app)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         handle = super().create_task_handler(*args, **kwargs)

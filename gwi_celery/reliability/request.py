@@ -20,6 +20,7 @@ from gwi_celery.errors import GwiError, Interrupt
 from gwi_celery.reliability.outcome import dump_failure
 from gwi_celery.reliability.task import owner
 from gwi_celery.stores.base import Claimed, JobStatus, Outcome
+from gwi_celery.text import safe_error
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class ReliableRequest(Request):
         if isinstance(exc, TimeLimitExceeded):
             self._timed_out = True
         if exc is not None:
-            self.message.death_reason = f"{type(exc).__name__}: {exc}"
+            self.message.death_reason = safe_error(exc)
 
     def _settle(self, error: Exception) -> None:
         """Record the job as failed with ``error``, if this request's process still holds it."""

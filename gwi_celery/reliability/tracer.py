@@ -22,28 +22,20 @@ from celery.app.task import Context
 from celery.exceptions import Reject
 
 from gwi_celery import failures
+from gwi_celery.failures import ENDS_THE_WORKER
 from gwi_celery.text import safe_error
 
 logger = logging.getLogger(__name__)
 
-#: What ends a pool's process, thread or greenlet rather than the job.
-ENDS_THE_WORKER: tuple[type[BaseException], ...] = (SystemExit, KeyboardInterrupt)
-try:
-    from greenlet import GreenletExit
-except ImportError:
-    pass
-else:
-    ENDS_THE_WORKER = (*ENDS_THE_WORKER, GreenletExit)
 
-
-class TraceInfo(trace.TraceInfo):  # type: ignore[misc]
+class TraceInfo(trace.TraceInfo):
     """Celery's, which records a failure as it is and tells the pool's caller no more than texts."""
 
     def handle_failure(
         self, task: Any, req: Any, store_errors: bool = True, call_errbacks: bool = True
     ) -> ExceptionInfo:
         exc, text = failures.presentable(self.retval), failures.traceback_text(self.retval)
-        info = _info(exc, text)
+        info = _info(exc.with_traceback(self.retval.__traceback__), text)
         task.backend.mark_as_failure(
             *(req.id, exc, text),
             request=req,
@@ -65,24 +57,25 @@ class TraceInfo(trace.TraceInfo):  # type: ignore[misc]
         return info
 
 
-def install(app: Any, hostname: str) -> None:
-    """Make it the tracer of all of the app's tasks, in this process."""
+def install(app: Any) -> None:
+    """Make it the tracer of all of the app's tasks, in this process of a worker."""
+    hostname = trace._localized[2] if trace._localized else None
     for task in app.tasks.values():
         _guard_handlers(task)
         task.__trace__ = build(app, task, hostname)
 
 
-def build(app: Any, task: Any, hostname: str) -> Callable[..., Any]:
+def build(app: Any, task: Any, hostname: str | None) -> Callable[..., Any]:
     traced = trace.build_tracer(task.name, task, app.loader, hostname, app=app, Info=TraceInfo)
 
     def trace_task(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
-        started = time.monotonic()
+        started, requeue = time.monotonic(), True
         try:
             result, info, runtime, text = traced(uuid, args, kwargs, request)
         except ENDS_THE_WORKER:
             raise
         except Reject as exc:
-            reason = exc.reason
+            reason, requeue = exc.reason, exc.requeue
         except Exception as exc:
             reason = exc
         except BaseException as exc:
@@ -101,13 +94,13 @@ def build(app: Any, task: Any, hostname: str) -> Callable[..., Any]:
             if isinstance(result, ExceptionInfo):
                 result = failures.for_parent(result)
             return trace.trace_ok_t(result, info, runtime, text)
-        logger.error(
-            "%s[%s] is to be redelivered, since how it ended could not be recorded: %s",
-            task.name,
-            uuid,
-            safe_error(reason) if isinstance(reason, BaseException) else reason,
-        )
-        rejected = failures.rejected(reason)
+        if requeue:
+            logger.error(
+                "%s[%s] is to be redelivered, since how it ended could not be recorded: %s",
+                *(task.name, uuid),
+                safe_error(reason) if isinstance(reason, BaseException) else reason,
+            )
+        rejected = failures.rejected(reason, requeue)
         runtime = time.monotonic() - started
         return trace.trace_ok_t(rejected, TraceInfo(trace.REJECTED, rejected), runtime, None)
 
@@ -117,7 +110,7 @@ def build(app: Any, task: Any, hostname: str) -> Callable[..., Any]:
 def _info(exc: BaseException, text: str) -> ExceptionInfo:
     """Celery's, made without formatting the exception once more."""
     info = ExceptionInfo.__new__(ExceptionInfo)
-    info.type, info.exception, info.tb = type(exc), exc, None
+    info.type, info.exception, info.tb = type(exc), exc, exc.__traceback__
     info.traceback, info.internal = text, False
     return info
 
@@ -140,18 +133,3 @@ def _guarded(task: Any, name: str, handler: Callable[..., Any]) -> Callable[...,
             logger.error("the %s handler of %s raised %s", name, task.name, safe_error(exc))
 
     return call
-
-
-def _in_child(sender: Any = None, **kwargs: Any) -> None:
-    """A pool process has made itself Celery's own tracers."""
-    from celery import current_app
-
-    app = current_app._get_current_object()
-    if app.conf.worker_consumer == CONSUMER:
-        install(app, str(sender))
-
-
-#: Set by ``setup()``: an app with it has our tracer, too.
-CONSUMER = "gwi_celery.reliability.consumer:Consumer"
-
-signals.worker_process_init.connect(_in_child, weak=False, dispatch_uid="gwi_celery.tracer")
