@@ -80,6 +80,8 @@ class Transport(virtual.Transport):
             options.pop(name, None)
         self.url = _url(client)
         self.broker: Broker = self.open_broker(self.url, options)
+        #: Whether this connection is a Celery worker's, which no message may end.
+        self.serves_worker = False
         self._pid = os.getpid()
         self._receiver: Receiver | None = None
         self._leases: LeaseKeeper | None = None
