@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from typing import Any
 
 from celery import current_app, signals
 
-from gwi_celery import config, tracebacks
+from gwi_celery import config, forks, tracebacks
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
@@ -52,7 +51,7 @@ class Integration:
         self._store: Store | None = None
         self._eager_store: Store | None = None
         self._eager_pid = 0
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     @property
     def store(self) -> Store:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,7 +92,6 @@ class Channel(virtual.Channel):
         #: Delivery tag -> what is held unacked.
         self.held: dict[str, _Held] = {}
         self._prefetch = Prefetch(self)
-        self._turn = 0
 
     @property
     def qos(self) -> Prefetch:
@@ -267,18 +267,22 @@ class Channel(virtual.Channel):
             return message
         return None
 
-    def deliver_ready(self) -> int:
-        """Hand over what is ready and fits the prefetch limit; how many messages that were."""
+    def deliver_ready(self, most: int) -> int:
+        """Hand over what is ready and fits the prefetch limit; how many messages that were.
+
+        Queues take turns: who was served last is asked last. Room for several is shared, and what
+        one leaves of its share is there for all at the next call.
+        """
         delivered = 0
         consumers = list(self._consuming.items())
-        self._turn += 1
-        for i in range(len(consumers)):
-            # Each call starts with another queue: a busy one must not starve the others.
-            tag, consumer = consumers[(i + self._turn) % len(consumers)]
-            limit = _UNLIMITED_BATCH if consumer.no_ack else self._prefetch.capacity()
+        for n, (tag, consumer) in enumerate(consumers):
+            room = self._room(consumer)
+            limit = min(math.ceil(room / (len(consumers) - n)), most - delivered)
             if not limit or tag not in self._consuming:
                 continue
-            deliveries = self.connection.receiver.poll(consumer.queue, limit)
+            deliveries = self.connection.receiver.poll(consumer.queue, limit, room=room)
+            if deliveries:
+                self._consuming[tag] = self._consuming.pop(tag)
             messages = [self._accept(d, consumer.no_ack) for d in deliveries]
             delivered += len(messages)
             for message in messages:
@@ -291,6 +295,17 @@ class Channel(virtual.Channel):
                         message.begin()
                     consumer.callback(message)
         return delivered
+
+    def has_room(self, queue: str) -> bool:
+        """Whether a message of ``queue`` could be handed over now."""
+        return any(c.queue == queue and self._room(c) > 0 for c in self._consuming.values())
+
+    def queues(self) -> set[str]:
+        """Those it consumes from."""
+        return {consumer.queue for consumer in self._consuming.values()}
+
+    def _room(self, consumer: _Consumer) -> int:
+        return _UNLIMITED_BATCH if consumer.no_ack else self._prefetch.capacity()
 
     def _accept(self, delivery: Delivery, no_ack: bool) -> _Message | None:
         """Decode and hold a delivery; None if it is no message, and is in the dead letter now."""
