@@ -6,6 +6,8 @@ import os
 import weakref
 from typing import Any
 
+from celery import current_app, signals
+
 from gwi_celery import config, forks, tracebacks
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
@@ -35,6 +37,10 @@ _BACKENDS = {
     "embedded": "gwi_celery.backends.embedded:EmbeddedBackend",
     "firestore": "gwi_celery.backends.firestore:FirestoreBackend",
 }
+
+
+#: Celery's worker with it answers whatever a message is, and whatever its job raises.
+_CONSUMER = "gwi_celery.reliability.consumer:Consumer"
 
 
 class Integration:
@@ -108,7 +114,17 @@ def setup(app: Any, **settings: Any) -> Settings:
         _configure(sender, settings)
 
     app.on_after_configure.connect(configured_again, sender=app, weak=False)
+    signals.worker_process_init.connect(_trace_in_child, weak=False, dispatch_uid=__name__)
     return loaded
+
+
+def _trace_in_child(**kwargs: Any) -> None:
+    """A pool process has just made itself Celery's own tracers."""
+    app = _unwrapped(current_app)
+    if app in _integrations and app.conf.worker_consumer == _CONSUMER:
+        from gwi_celery.reliability import tracer  # producers do without it
+
+        tracer.install(app)
 
 
 def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
@@ -140,7 +156,7 @@ def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
 
         ours.update(provisioned.settings(conf, broker_url, ours["broker_transport_options"]))
     if not conf.value_set_for("worker_consumer"):
-        ours["worker_consumer"] = "gwi_celery.reliability.consumer:Consumer"
+        ours["worker_consumer"] = _CONSUMER
     store_url = loaded.effective_store_url
     if not conf.result_backend:
         ours["result_backend"] = _where_results_go(store_url)
