@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -358,7 +357,7 @@ class _Connection:
 
     def __init__(self, url: FirestoreURL) -> None:
         self._url = url
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._pid: int | None = None
         self._channel: Any = None
         self._stubs: dict[str, tuple[Any, bool]] = {}
