@@ -32,6 +32,7 @@ from kombu.asynchronous import Hub
 from kombu.asynchronous.timer import Timer
 from kombu.serialization import prepare_accept_content
 
+from gwi_celery import forks
 from gwi_celery.app import broker_for
 from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage
 from gwi_celery.errors import BrokerError, MalformedMessage
@@ -261,7 +262,7 @@ class _Submission:
 
     def __init__(self) -> None:
         self.future: Future[Settlement] = Future()
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._settlement: Settlement | None = None
         #: What has still to end: the hand-over itself, and the pool's call.
         self._open = 1

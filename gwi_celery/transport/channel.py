@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import PreconditionFailed
 from amqp.protocol import queue_declare_ok_t
 from kombu.exceptions import ChannelError
 from kombu.transport import virtual
@@ -21,7 +23,7 @@ from kombu.utils.uuid import uuid
 
 from gwi_celery.batch import current_batch
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
-from gwi_celery.errors import BrokerError, MalformedMessage, NotFound
+from gwi_celery.errors import BrokerError, MalformedMessage, NotDeleted, NotFound
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_text
@@ -91,7 +93,6 @@ class Channel(virtual.Channel):
         #: Delivery tag -> what is held unacked.
         self.held: dict[str, _Held] = {}
         self._prefetch = Prefetch(self)
-        self._turn = 0
 
     @property
     def qos(self) -> Prefetch:
@@ -118,9 +119,10 @@ class Channel(virtual.Channel):
         self._broker.declare_exchange(name, type)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        if if_unused and any(b.exchange == exchange for b in self._broker.bindings()):
-            return
-        self._broker.delete_exchange(exchange)
+        try:
+            self._broker.delete_exchange(exchange, if_unused=if_unused)
+        except NotDeleted as exc:
+            raise _precondition_failed(exc, (40, 20), "Channel.exchange_delete") from exc
 
     def queue_declare(
         self,
@@ -185,9 +187,10 @@ class Channel(virtual.Channel):
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
     ) -> None:
-        if if_empty and self._size(queue):
-            return
-        self._broker.delete_queue(queue)
+        try:
+            self._broker.delete_queue(queue, if_unused=if_unused, if_empty=if_empty)
+        except NotDeleted as exc:
+            raise _precondition_failed(exc, (50, 40), "Channel.queue_delete") from exc
 
     def queue_purge(self, queue: str, **kwargs: Any) -> int:
         try:
@@ -225,6 +228,7 @@ class Channel(virtual.Channel):
             priority=self._get_message_priority(message),
             delay=_delay(message.get("headers") or {}),
             ttl=int(expiration) / 1000 if expiration else None,
+            reply=envelope.is_reply(message, routing_key or ""),
         )
         batch = current_batch()
         if batch is not None:
@@ -267,18 +271,22 @@ class Channel(virtual.Channel):
             return message
         return None
 
-    def deliver_ready(self) -> int:
-        """Hand over what is ready and fits the prefetch limit; how many messages that were."""
+    def deliver_ready(self, most: int) -> int:
+        """Hand over what is ready and fits the prefetch limit; how many messages that were.
+
+        Queues take turns: who was served last is asked last. Room for several is shared, and what
+        one leaves of its share is there for all at the next call.
+        """
         delivered = 0
         consumers = list(self._consuming.items())
-        self._turn += 1
-        for i in range(len(consumers)):
-            # Each call starts with another queue: a busy one must not starve the others.
-            tag, consumer = consumers[(i + self._turn) % len(consumers)]
-            limit = _UNLIMITED_BATCH if consumer.no_ack else self._prefetch.capacity()
+        for n, (tag, consumer) in enumerate(consumers):
+            room = self._room(consumer)
+            limit = min(math.ceil(room / (len(consumers) - n)), most - delivered)
             if not limit or tag not in self._consuming:
                 continue
-            deliveries = self.connection.receiver.poll(consumer.queue, limit)
+            deliveries = self.connection.receiver.poll(consumer.queue, limit, room=room)
+            if deliveries:
+                self._consuming[tag] = self._consuming.pop(tag)
             messages = [self._accept(d, consumer.no_ack) for d in deliveries]
             delivered += len(messages)
             for message in messages:
@@ -291,6 +299,17 @@ class Channel(virtual.Channel):
                         message.begin()
                     consumer.callback(message)
         return delivered
+
+    def has_room(self, queue: str) -> bool:
+        """Whether a message of ``queue`` could be handed over now."""
+        return any(c.queue == queue and self._room(c) > 0 for c in self._consuming.values())
+
+    def queues(self) -> set[str]:
+        """Those it consumes from."""
+        return {consumer.queue for consumer in self._consuming.values()}
+
+    def _room(self, consumer: _Consumer) -> int:
+        return _UNLIMITED_BATCH if consumer.no_ack else self._prefetch.capacity()
 
     def _accept(self, delivery: Delivery, no_ack: bool) -> _Message | None:
         """Decode and hold a delivery; None if it is no message, and is in the dead letter now."""
@@ -454,6 +473,10 @@ def _delay(headers: dict[str, Any]) -> float:
 
 def _milliseconds(value: Any) -> float | None:
     return None if value is None else float(value) / 1000
+
+
+def _precondition_failed(exc: NotDeleted, method: tuple[int, int], name: str) -> PreconditionFailed:
+    return PreconditionFailed(f"PRECONDITION_FAILED - {exc}", method, name, "406")
 
 
 def _not_found(kind: str, name: str, method: str) -> ChannelError:
