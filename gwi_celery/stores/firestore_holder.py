@@ -457,8 +457,14 @@ def recording(
         job,
         steps=job.steps + (stored is None),
         ordinal=max(job.ordinal, step.ordinal),
+        crashes=0 if rules.is_progress(checkpoint) else job.crashes,
     )
-    data = {"steps": after.steps, "ordinal": after.ordinal, "fence": job.fence}
+    data = {
+        "steps": after.steps,
+        "ordinal": after.ordinal,
+        "crashes": after.crashes,
+        "fence": job.fence,
+    }
     writes = [
         documents.change(
             job_name,
