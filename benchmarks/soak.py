@@ -308,7 +308,12 @@ def verdict(curve: list[dict[str, float]]) -> bool:
     return flat
 
 
+def _stop(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def main(options: Any) -> int:
+    signal.signal(signal.SIGTERM, _stop)  # nothing started here may outlive it
     out: Path = options.out or Path(tempfile.mkdtemp(prefix="soak-"))
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)

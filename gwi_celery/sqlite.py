@@ -7,6 +7,8 @@ Both embedded backends (broker and store) stand on this. It owns what is easy to
 - Writes start with BEGIN IMMEDIATE, so that a transaction never fails half-way for a lock.
 - WAL mode lets readers go on beside a writer. ``synchronous=FULL`` makes a commit survive a power
   cut, at the price of an fsync; ``NORMAL`` survives the death of any process, not of the machine.
+- A file that is deleted or replaced under us is noticed before anything is read or written: what SQLite
+  still has open has no name any more, and whoever opens the path next gets another database.
 - SQLite's errors become the caller's, each with what to do next.
 
 See https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_ and
@@ -24,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import quote
 
 #: Seconds to wait for another process's write transaction before giving up.
 BUSY_TIMEOUT = 10.0
@@ -73,6 +76,8 @@ class Database:
         self._memory_lock = threading.RLock()
         self._orphaned = False
         self._closed = False
+        #: Device and inode of the file since its first opening, for this process and its forks.
+        self._identity: tuple[int, int] | None = None
         self._finalizer = weakref.finalize(self, _close_all, self._open_connections, os.getpid())
         _databases.add(self)
 
@@ -86,6 +91,7 @@ class Database:
         with self._connection() as c, self._translated():
             c.execute("BEGIN")
             try:
+                self.check_place()
                 yield c
             finally:
                 _rollback(c)
@@ -100,15 +106,43 @@ class Database:
             c.execute("PRAGMA synchronous=FULL" if durable else "PRAGMA synchronous=NORMAL")
             c.execute("BEGIN IMMEDIATE")
             try:
+                self.check_place()
                 yield c
                 c.execute("COMMIT")
             except BaseException:
                 _rollback(c)
                 raise
 
+    def check_place(self) -> None:
+        """Raise the ``unusable`` error if the file is gone, or another one has taken its place.
+
+        Each transaction does so as it begins; it costs a microsecond. Nothing to check before the
+        first of them, and in memory.
+        """
+        if self.path is None or self._identity is None:
+            return
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            raise self._displaced("was deleted") from None
+        except OSError as exc:
+            raise self._unavailable(
+                f"the {self._kind} at {self.where} can't be looked at ({exc.strerror}): try again"
+            ) from exc
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise self._displaced("was replaced by another file")
+
+    def _displaced(self, how: str) -> Exception:
+        return self._unusable(
+            f"the {self._kind} at {self.where} {how} while process {os.getpid()} was using it; nothing "
+            "more is read from or written to it. Restart every process that uses this folder: they "
+            "begin with what is there then"
+        )
+
     def close(self) -> None:
         """Close this process's connections. Safe to call twice; a later use opens anew."""
         with self._lock:
+            self._identity = None
             pool, self._pool = self._pool, []
             for c in pool:
                 self._open_connections.remove(c)
@@ -156,7 +190,8 @@ class Database:
         return self._memory
 
     def _open(self) -> sqlite3.Connection:
-        if self.path is not None:
+        self.check_place()
+        if self.path is not None and self._identity is None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as exc:
@@ -166,7 +201,8 @@ class Database:
                 ) from exc
         with self._translated():
             c = sqlite3.connect(
-                str(self.path) if self.path is not None else ":memory:",
+                self._uri(),
+                uri=True,
                 timeout=BUSY_TIMEOUT,
                 isolation_level=None,
                 check_same_thread=False,
@@ -179,7 +215,17 @@ class Database:
                 raise
             with self._lock:
                 self._open_connections.append(c)
+                if self.path is not None and self._identity is None:
+                    found = os.stat(self.path)
+                    self._identity = found.st_dev, found.st_ino
             return c
+
+    def _uri(self) -> str:
+        """Made if need be when first opened; never again, as that would be another database."""
+        if self.path is None:
+            return ":memory:"
+        mode = "rwc" if self._identity is None else "rw"
+        return f"file:{quote(os.fsencode(self.path))}?mode={mode}"
 
     def _prepare(self, c: sqlite3.Connection) -> None:
         c.row_factory = sqlite3.Row

@@ -10,13 +10,15 @@ import logging
 import os
 import time
 import traceback
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import states
+from celery._state import _task_stack
 from celery.exceptions import Ignore, Reject, Retry
 
-from gwi_celery.app import settings_for, store_for
+from gwi_celery.app import integration, settings_for
 from gwi_celery.backends.base import ReliableBackend, came_before
 from gwi_celery.errors import (
     CrashLimitExceeded,
@@ -30,7 +32,7 @@ from gwi_celery.errors import (
     WorkerStopping,
 )
 from gwi_celery.jitter import jitter
-from gwi_celery.reliability import blobs, call
+from gwi_celery.reliability import blobs, call, wording
 from gwi_celery.reliability.options import first
 from gwi_celery.reliability.outcome import dump_failure, load_failure
 from gwi_celery.reliability.run import Limits, Run
@@ -65,7 +67,10 @@ class Attempt:
 
     @property
     def _store(self) -> Store:
-        return store_for(self._task.app)
+        known = integration(self._task.app)
+        return (
+            known.eager_store if self._request.is_eager and not _in_a_workers_job() else known.store
+        )
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         request = self._request
@@ -96,6 +101,8 @@ class Attempt:
                 emit("claimed", **facts)
                 tracing.describe(**facts, generation=answer.record.generation)
                 run = Run(store, answer, self._limits(headers), asked_at=asked_at)
+                if answer.record.attempt > 1 or answer.has_checkpoints:
+                    logger.info("%s[%s] %s", self._task.name, request.id, run.where_resumed())
                 kwargs = call.filled(self._task.run, self._task.reliable, args, kwargs, headers)
                 return self._attempt(run, args, kwargs)
             case Completed():
@@ -109,18 +116,16 @@ class Attempt:
                 )
             case Held():
                 emit("contended")
-                self._wait(
-                    JobHeld(f"{self._task.name}: {answer.by} holds the lock for {answer.job.task}"),
-                    f"{answer.by} holds its lock",
-                    at_most=answer.retry_after,
-                )
+                why = wording.why_held(understood.lock, answer)
+                self._wait(JobHeld(f"{self._task.name}: {why}"), why, at_most=answer.retry_after)
             case Cancelled():
                 # The record's outcome is the operator's reason.
                 self._revoked((answer.record.outcome or b"").decode(errors="replace"))
         return None
 
     def _attempt(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        self._request._gwi_run = (self._request, run)
+        # Not the request itself: a cycle would keep the attempt, and all it recorded, for long.
+        self._request._gwi_run = (weakref.ref(self._request), run)
         run.start_renewing()
         try:
             self._refuse_hopeless(run)
@@ -281,3 +286,12 @@ class Attempt:
                 and not self._request.is_eager
             ),
         )
+
+
+def _in_a_workers_job() -> bool:
+    """Whether this eager call is part of a job that a worker runs: then it is as lasting as that."""
+    return any(
+        not (request.called_directly or request.is_eager)
+        for task in _task_stack.stack
+        for request in task.request_stack.stack
+    )

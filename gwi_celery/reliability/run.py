@@ -34,6 +34,7 @@ from gwi_celery.jitter import jitter
 from gwi_celery.reliability import blobs
 from gwi_celery.reliability.renewal import renewer
 from gwi_celery.reliability.stopping import worker_is_stopping
+from gwi_celery.reliability.wording import where_resumed
 from gwi_celery.stores.base import (
     Checkpoint,
     CheckpointKind,
@@ -91,9 +92,6 @@ class Run:
         self._recorded: dict[str, Checkpoint] = {}
         if claimed.has_checkpoints:
             self._recorded = {c.name: c for c in self._persist(lambda: store.load(self._lease))}
-        #: For the audit in logs and tests.
-        self.steps_run = 0
-        self.steps_skipped = 0
 
     # --- facts --------------------------------------------------------------------------------
 
@@ -110,6 +108,10 @@ class Run:
         """An idempotency key for the outside: the same at every attempt of this job."""
         job = self.record.job
         return digest("derived", job.id, *(str(part) for part in parts))
+
+    def where_resumed(self) -> str:
+        """For the log: what was recorded when this attempt began."""
+        return where_resumed(self.record, self._recorded.values())
 
     # --- boundaries ---------------------------------------------------------------------------
 
@@ -135,13 +137,11 @@ class Run:
         recorded = self._recorded.get(name)
         if recorded is not None:
             self._expect(recorded, CheckpointKind.STEP)
-            self.steps_skipped += 1
             return blobs.load(recorded.blob)
         self.check()
         with span(f"step {name}"):
             blob = self._dump(name, function(*args, **kwargs))
             self._save(Checkpoint(name, CheckpointKind.STEP, blob))
-        self.steps_run += 1
         return blobs.load(blob)
 
     @contextmanager
