@@ -7,10 +7,11 @@ import threading
 import weakref
 from typing import Any
 
-from gwi_celery import config, tracebacks
+from gwi_celery import beat, config, tracebacks
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.service.worker import HealthServer, ShutdownGrace
 from gwi_celery.stores.base import Store
@@ -101,6 +102,8 @@ def setup(app: Any, **settings: Any) -> Settings:
     app.steps["worker"].update(
         (StopFlag, HealthServer, ShutdownGrace, "gwi_celery.provisioned:NoEvents")
     )
+    sending.keep_promises(app)
+    beat.install()
     # The entry point says the same, but only of an installed package, not of a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
 

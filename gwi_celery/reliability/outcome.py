@@ -40,6 +40,7 @@ from gwi_celery.errors import (
     IdempotencyMismatch,
     InvalidCall,
     JobFailed,
+    OutsideAttempt,
     StepNameReused,
     TooLarge,
 )
@@ -72,6 +73,7 @@ PERMANENT = (
     DeadlineExceeded,
     IdempotencyMismatch,
     InvalidCall,
+    OutsideAttempt,
     StepNameReused,
     TooLarge,
 )

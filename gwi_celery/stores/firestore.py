@@ -9,6 +9,7 @@ claim, redelivered     the read first: a finished duplicate is answered by it al
 put a value            record and value, each at the version just read                            3
 renew                  lock at its version; record at its version, unchanged                      1
 save                   lock and record at their versions, checkpoint, chunks                      1
+load, fetch            a query of all while they are small, else of their names; one checkpoint     1
 finish, release        delete lock, change record: each at its version; and the task's result     1
 =====================  ======================================================================  ====
 
@@ -216,7 +217,7 @@ class FirestoreStore(Store):
         first = request.replay.from_step
         if first is None:
             return []
-        recorded = steps_of(client, self._places, job)
+        recorded = steps_of(client, self._places, job, outline=True)
         names = [step.name for step in recorded]
         if first not in names:
             raise rules.unknown_step(request, first, names)
@@ -255,6 +256,10 @@ class FirestoreStore(Store):
     def load(self, lease: Lease) -> list[Checkpoint]:
         """As :meth:`Store.load`. Raises StoreUnusable when some are gone or not what they were."""
         return self._holder(lease).load()
+
+    def fetch(self, lease: Lease, name: str) -> Checkpoint | None:
+        """As :meth:`Store.fetch`. Raises StoreUnusable when it is not what it was."""
+        return self._holder(lease).fetch(name)
 
     def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
         if not outcome.status.terminal:
@@ -388,12 +393,14 @@ class FirestoreStore(Store):
         stored = self._stored(client, job)
         return None if stored is None else self._record(client, stored)
 
-    def get_checkpoints(self, job: JobRef) -> list[Checkpoint]:
+    def get_checkpoints(self, job: JobRef, *, outline: bool = False) -> list[Checkpoint]:
         client = self.client_of(job.tenant)
         stored = self._stored(client, job)
         if stored is None:
             return []
-        steps = steps_of(client, self._places, stored)
+        steps = steps_of(client, self._places, stored, outline=outline)
+        if outline:
+            return [step.checkpoint(None) for step in steps]
         return checkpoints_of(client, self._places, stored, steps)
 
     def get_lock(self, lock: LockRef) -> LockRecord | None:

@@ -87,8 +87,11 @@ def granted(
         return replace(running, attempt=job.attempt + 1, crashes=crashes)
     running = replace(running, generation=job.generation + 1, attempt=1, crashes=0)
     if begins_anew(request, job):
-        return replace(running, era=new_era(), steps=0, ordinal=0)
-    return replace(running, steps=job.steps - len(forgotten))
+        return replace(running, era=new_era(), steps=0, ordinal=0, inline_bytes=0)
+    size = job.inline_bytes
+    if size is not None:
+        size -= sum(step.blob.size for step in forgotten if step.blob.is_inline)
+    return replace(running, steps=job.steps - len(forgotten), inline_bytes=size)
 
 
 def first_generation(request: ClaimRequest, expired: Job | None = None) -> Job:

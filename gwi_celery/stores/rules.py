@@ -30,6 +30,9 @@ CANCELLED_TTL: Final = 24 * 3600.0
 #: How many failed submissions a record remembers; an older one would run again if redelivered.
 FAILED_KEPT: Final = 16
 
+#: Bytes of checkpoints that are loaded together; more are fetched one by one.
+LOADED_AT_ONCE: Final = 1_000_000
+
 #: The fingerprint of a job that was cancelled before its payload was seen: it fits every payload.
 ANY_PAYLOAD: Final = ""
 

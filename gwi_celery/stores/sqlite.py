@@ -179,10 +179,16 @@ class SqliteStore(Store):
     def load(self, lease: Lease) -> list[Checkpoint]:
         """As :meth:`Store.load`. Raises LeaseLost once a later attempt has begun."""
         with self._database.read() as c:
-            job = rows.job_row(c, lease.job)
-            if job is None or job["fence"] != lease.fence:
-                raise _lease_lost(c, lease)
-            return rows.checkpoints(c, lease.job)
+            _check_last(c, lease)
+            return rows.checkpoints(c, lease.job, at_most=rules.LOADED_AT_ONCE)
+
+    def fetch(self, lease: Lease, name: str) -> Checkpoint | None:
+        with self._database.read() as c:
+            _check_last(c, lease)
+            row = c.execute(
+                "SELECT * FROM checkpoints WHERE job_id = ? AND name = ?", (lease.job.id, raw(name))
+            ).fetchone()
+            return None if row is None else rows.checkpoint(row)
 
     def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
         if not outcome.status.terminal:
@@ -286,10 +292,11 @@ class SqliteStore(Store):
             row = rows.unless_expired(rows.job_row(c, job), self._clock.time())
             return None if row is None else rows.job_record(row)
 
-    def get_checkpoints(self, job: JobRef) -> list[Checkpoint]:
+    def get_checkpoints(self, job: JobRef, *, outline: bool = False) -> list[Checkpoint]:
         with self._database.read() as c:
             row = rows.unless_expired(rows.job_row(c, job), self._clock.time())
-            return [] if row is None else rows.checkpoints(c, job)
+            at_most = -1 if outline else None
+            return [] if row is None else rows.checkpoints(c, job, at_most=at_most)
 
     def get_lock(self, lock: LockRef) -> LockRecord | None:
         with self._database.read() as c:
@@ -521,6 +528,13 @@ def _check_holder(c: sqlite3.Connection, lease: Lease, now: float) -> sqlite3.Ro
     if not (owns_record and owns_lock):
         raise _lease_lost(c, lease)
     return job
+
+
+def _check_last(c: sqlite3.Connection, lease: Lease) -> None:
+    """Raises LeaseLost unless the lease's claim is the job's last."""
+    job = rows.job_row(c, lease.job)
+    if job is None or job["fence"] != lease.fence:
+        raise _lease_lost(c, lease)
 
 
 def _lease_lost(c: sqlite3.Connection, lease: Lease) -> LeaseLost:
