@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,9 @@ from uuid import uuid4
 from celery import states
 from celery._state import _task_stack
 from celery.exceptions import Ignore, Reject, Retry
+from celery.result import ResultBase
 
+from gwi_celery import failures
 from gwi_celery.app import integration, settings_for
 from gwi_celery.backends.base import ReliableBackend, came_before
 from gwi_celery.errors import (
@@ -33,6 +34,7 @@ from gwi_celery.errors import (
     StoreError,
     WorkerStopping,
 )
+from gwi_celery.failures import ENDS_THE_WORKER
 from gwi_celery.jitter import jitter
 from gwi_celery.reliability import blobs, call, carried, wording
 from gwi_celery.reliability.call import Call
@@ -53,6 +55,7 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.telemetry import tracing
 from gwi_celery.telemetry.events import emit
+from gwi_celery.text import safe_error
 from gwi_celery.transport.headers import DEADLINE_HEADER, HOLDS_HEADER, PUSH_UNTIL
 
 if TYPE_CHECKING:
@@ -154,14 +157,13 @@ class Attempt:
         self._request._gwi_run = (weakref.ref(self._request), run)
         run.start_renewing()
         try:
-            self._refuse_hopeless(run)
-            run.load()
-            if run.record.attempt > 1 or run.has_checkpoints:
-                logger.info("%s[%s] %s", self._task.name, self._request.id, run.where_resumed())
+            self._begin(run)
             with carried.carrying(self._task, run):
                 result = body(*args, **kwargs)
             limit = first(self._task.reliable.max_result_bytes, self._settings.max_result_bytes)
             blob = blobs.dump(result, what=f"the result of {self._task.name}", limit=limit)
+            if isinstance(result, ResultBase):
+                result = blobs.load(blob)  # what duplicates are answered
             self._finish(run, Outcome(JobStatus.SUCCEEDED, blob), result)
             return result
         except Retry:
@@ -195,11 +197,19 @@ class Attempt:
             exceeded = DeadlineExceeded(f"{self._task.name} did not finish before its deadline")
             self._fail(run, exceeded)
             raise exceeded from None
-        except Exception as exc:
+        except ENDS_THE_WORKER:
+            raise
+        except BaseException as exc:  # of the job's own kind, too
             self._fail(run, exc)
             raise
         finally:
             run.abandon()
+
+    def _begin(self, run: Run) -> None:
+        self._refuse_hopeless(run)
+        run.load()
+        if run.record.attempt > 1 or run.has_checkpoints:
+            logger.info("%s[%s] %s", self._task.name, self._request.id, run.where_resumed())
 
     def _refuse_hopeless(self, run: Run) -> None:
         limit = first(self._task.reliable.max_crashes, self._settings.max_crashes)
@@ -215,7 +225,7 @@ class Attempt:
         state, trace = states.SUCCESS, None
         if outcome.status is JobStatus.FAILED:
             state = states.FAILURE
-            trace = "".join(traceback.format_exception(type(result), result, result.__traceback__))
+            trace = failures.traceback_text(result)
         stored = None
         if isinstance(self._task.backend, ReliableBackend):
             stored = self._task.backend.ahead(self._task, self._store, state, result, trace)
@@ -273,6 +283,7 @@ class Attempt:
 
     def _publish_copy(self, delay: float, headers: Mapping[str, Any]) -> None:
         request = self._request
+        self._not_started()
         signature = self._task.signature_from_request(
             request,
             request.args,
@@ -286,6 +297,16 @@ class Attempt:
         except Exception as exc:
             # Nothing is lost: this very message comes again.
             raise Reject(exc, requeue=True) from exc
+
+    def _not_started(self) -> None:
+        """Take STARTED back, before another worker may start the copy. As far as that can be done."""
+        task, request = self._task, self._request
+        if not task.track_started or request.ignore_result or task.ignore_result:
+            return
+        try:
+            task.backend._store_result(request.id, None, states.PENDING, request=request)
+        except Exception as exc:
+            logger.info("%s[%s] still shows STARTED: %s", task.name, request.id, safe_error(exc))
 
     def _store_away(self, exc: StoreError) -> NoReturn:
         why = f"the store can't be used ({exc})"

@@ -555,11 +555,13 @@ def test_a_chunk_that_is_missing_or_changed_is_an_error_and_no_cut_value(
     client = Client(wire.url)
     name = chunk_names(wire)[0]
     client.commit([Write(name, {"data": {"blob": b"other"}})])
+    (outline,) = store.load(lease)
+    assert outline.deferred
     with pytest.raises(StoreUnusable, match="checksum"):
-        store.load(lease)
+        store.fetch(lease, "large")
     client.commit([documents.delete(name)])
     with pytest.raises(StoreUnusable, match="gone"):
-        store.load(lease)
+        store.fetch(lease, "large")
     client.close()
 
 
@@ -575,6 +577,11 @@ def test_a_checkpoint_that_is_gone_is_an_error_and_not_run_again(
     client.close()
     with pytest.raises(StoreUnusable, match=r"1 of 2 checkpoints .* are gone.*Replay"):
         store.load(lease)
+    # What the error advises helps: a replay from the start doesn't look at what is left.
+    store.finish(lease, failure())
+    claimed = take(store, submission="s2", replay=Replay(generation=2))
+    assert not claimed.has_checkpoints
+    assert store.load(store.save(claimed.lease, step("a"))) != []
 
 
 def test_old_checkpoints_are_kept_from_the_ttl_policy_by_their_use(
