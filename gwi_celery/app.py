@@ -14,7 +14,8 @@ from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
-from gwi_celery.service.worker import HealthServer, ShutdownGrace
+from gwi_celery.service.grace import ShutdownGrace
+from gwi_celery.service.worker import HealthServer
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.stores.url import open_store
