@@ -213,9 +213,14 @@ def test_the_last_failed_submissions_are_remembered_and_no_more(store):
 
 
 def test_cleanup_deletes_locks_that_nobody_can_write_under(store, clock):
-    """A job that was claimed under two locks leaves the first behind."""
-    take(store, request(scope="one"))
-    second = take(store, request(scope="two", nonce="m")).lease
+    """Version 0.1 left one behind when a job was claimed under another lock."""
+    second = take(store, request(scope="two")).lease
+    with store.database.write() as c:
+        columns = "tenant, owner, nonce, job_id, task, key, expires_at"
+        c.execute(
+            f"INSERT INTO locks (lock_id, scope, token, {columns})"
+            f" SELECT 'old', CAST('[\"one\"]' AS BLOB), token - 1, {columns} FROM locks"
+        )
     assert [lock.scope for lock in store.list_locks("acme")] == [("one",), ("two",)]
     assert store.cleanup() == 0
     clock.advance(LEASE_TTL)
