@@ -8,10 +8,11 @@ from typing import Any
 
 from celery import current_app, signals
 
-from gwi_celery import config, forks, tracebacks
+from gwi_celery import beat, config, forks, tracebacks
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.service.grace import ShutdownGrace
 from gwi_celery.service.worker import HealthServer
@@ -107,6 +108,8 @@ def setup(app: Any, **settings: Any) -> Settings:
     app.steps["worker"].update(
         (StopFlag, HealthServer, ShutdownGrace, "gwi_celery.provisioned:NoEvents")
     )
+    sending.keep_promises(app)
+    beat.install()
     # The entry point says the same, but only of an installed package, not of a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
 
