@@ -6,12 +6,16 @@ import os
 import weakref
 from typing import Any
 
-from gwi_celery import config, forks, tracebacks
+from celery import current_app, signals
+
+from gwi_celery import beat, config, forks, tracebacks
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
-from gwi_celery.service.worker import HealthServer, ShutdownGrace
+from gwi_celery.service.grace import ShutdownGrace
+from gwi_celery.service.worker import HealthServer
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.stores.url import open_store
@@ -35,6 +39,10 @@ _BACKENDS = {
     "embedded": "gwi_celery.backends.embedded:EmbeddedBackend",
     "firestore": "gwi_celery.backends.firestore:FirestoreBackend",
 }
+
+
+#: Celery's worker with it answers whatever a message is, and whatever its job raises.
+_CONSUMER = "gwi_celery.reliability.consumer:Consumer"
 
 
 class Integration:
@@ -100,6 +108,8 @@ def setup(app: Any, **settings: Any) -> Settings:
     app.steps["worker"].update(
         (StopFlag, HealthServer, ShutdownGrace, "gwi_celery.provisioned:NoEvents")
     )
+    sending.keep_promises(app)
+    beat.install()
     # The entry point says the same, but only of an installed package, not of a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
 
@@ -108,7 +118,17 @@ def setup(app: Any, **settings: Any) -> Settings:
         _configure(sender, settings)
 
     app.on_after_configure.connect(configured_again, sender=app, weak=False)
+    signals.worker_process_init.connect(_trace_in_child, weak=False, dispatch_uid=__name__)
     return loaded
+
+
+def _trace_in_child(**kwargs: Any) -> None:
+    """A pool process has just made itself Celery's own tracers."""
+    app = _unwrapped(current_app)
+    if app in _integrations and app.conf.worker_consumer == _CONSUMER:
+        from gwi_celery.reliability import tracer  # producers do without it
+
+        tracer.install(app)
 
 
 def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
@@ -140,7 +160,7 @@ def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
 
         ours.update(provisioned.settings(conf, broker_url, ours["broker_transport_options"]))
     if not conf.value_set_for("worker_consumer"):
-        ours["worker_consumer"] = "gwi_celery.reliability.consumer:Consumer"
+        ours["worker_consumer"] = _CONSUMER
     store_url = loaded.effective_store_url
     if not conf.result_backend:
         ours["result_backend"] = _where_results_go(store_url)
