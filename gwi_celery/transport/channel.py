@@ -232,10 +232,9 @@ class Channel(virtual.Channel):
             reply=envelope.is_reply(message, routing_key or ""),
         )
         batch = current_batch()
-        if batch is not None:
-            batch.add(self._broker, (exchange or "", routing_key or "", outgoing))
-        else:
-            self._broker.publish(exchange or "", routing_key or "", outgoing)
+        address = (exchange or "", routing_key or "")
+        if batch is None or not batch.add(self._broker, (*address, outgoing)):
+            self._broker.publish(*address, outgoing)
 
     # --- consuming ----------------------------------------------------------------------------
 

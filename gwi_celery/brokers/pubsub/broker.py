@@ -19,7 +19,6 @@ too, and is allowed to be off; the count of a parked message is kept low by publ
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import logging
@@ -46,7 +45,8 @@ from gwi_celery.brokers.base import (
     dead_letter_queue,
 )
 from gwi_celery.brokers.pubsub import naming, wire
-from gwi_celery.brokers.pubsub.acks import Acknowledger
+from gwi_celery.brokers.pubsub.acks import Acknowledger, fitting
+from gwi_celery.brokers.pubsub.background import Background
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters, joined
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
@@ -61,6 +61,7 @@ from gwi_celery.errors import (
     PublishFailed,
     TooLarge,
 )
+from gwi_celery.exits import at_exit
 from gwi_celery.text import REASON_BYTES, cut
 
 logger = logging.getLogger(__name__)
@@ -92,10 +93,13 @@ class PubSubBroker:
         self._dead_letters = DeadLetters(self)
         self._monitoring = Monitoring(options.timeout)
         self._acks = Acknowledger(self.client)
+        self._jobs = Background()
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: ack id -> monotonic time at which its lease runs out.
         self._leases: dict[str, float] = {}
         self._unconfirmed: set[Any] = set()
+        #: Of these, how many failed and are sent again.
+        self._late = 0
         self._unconfirmed_changed = forks.condition()
         _brokers.add(self)
 
@@ -264,9 +268,10 @@ class PubSubBroker:
 
     def _unconfirmed_done(self, topic: str, made: Any, future: Any) -> None:
         error = None if future.cancelled() else future.exception()
-        if error is not None:
-            self._acks.run(functools.partial(self._send_late, topic, made))
         with self._unconfirmed_changed:
+            if error is not None:
+                self._late += 1
+                self._jobs.run(functools.partial(self._send_late, topic, made))
             self._unconfirmed.discard(future)
             self._unconfirmed_changed.notify_all()
 
@@ -275,6 +280,9 @@ class PubSubBroker:
             self._send(topic, [made])
         except BrokerError as exc:
             logger.error("a message for %s was lost, as publisher_confirms is off: %s", topic, exc)
+        finally:
+            with self._unconfirmed_changed:
+                self._late -= 1
 
     # --- receive --------------------------------------------------------------------------------
 
@@ -313,7 +321,7 @@ class PubSubBroker:
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
 
     def later(self, when: float, job: Callable[[], object]) -> None:
-        """Call ``job`` in the background at a monotonic time."""
+        """Call ``job``, which takes no time, in the background at a monotonic time."""
         self._acks.run_at(when, job)
 
     def rediscover(self, queue: str) -> None:
@@ -326,7 +334,7 @@ class PubSubBroker:
                     receiver.rebound(queue)
 
         if self.options.managed:
-            self._acks.run(job)
+            self._jobs.run(job)
 
     def restore(self, queue: str, then: Callable[[], None]) -> None:
         """In the background, make a queue again that turned out to be gone."""
@@ -338,7 +346,7 @@ class PubSubBroker:
                 logger.warning("queue %r is gone and can't be made again yet: %s", queue, exc)
             then()
 
-        self._acks.run(job)
+        self._jobs.run(job)
 
     def _pull_now(self, source: Source, limit: int) -> list[Any]:
         request = pb["PullRequest"](
@@ -385,12 +393,14 @@ class PubSubBroker:
                 if wait <= _HOLD:
                     held.append((now + wait, delivery))
                 elif delivery.deliveries >= _PARKINGS:
-                    self._acks.run(functools.partial(self._publish_anew, said, delivery))
+                    self._if_ours(delivery, functools.partial(self._publish_anew, said, delivery))
                 else:
                     self._come_again(delivery, wait)
             elif 0 < limit < delivery.deliveries and not spec.temporary:
                 reason = f"delivered {limit} times without an ack"
-                self._acks.run(functools.partial(self._try_to_bury, delivery, reason, limit))
+                self._if_ours(
+                    delivery, functools.partial(self._try_to_bury, delivery, reason, limit)
+                )
             else:
                 ready.append(delivery)
         return ready, held
@@ -417,6 +427,17 @@ class PubSubBroker:
             lease_seconds=lease,
             leased_at=now,
         )
+
+    def _if_ours(self, delivery: Delivery, job: Callable[[], object]) -> None:
+        """Settle it in the background, unless its lease may be over when its turn comes."""
+
+        def settle() -> None:
+            if time.monotonic() < delivery.held_until():
+                job()
+            else:
+                self.forget([delivery])
+
+        self._jobs.run(settle)
 
     def _publish_anew(self, said: wire.Received, delivery: Delivery) -> None:
         """A parked message whose deliveries add up: a copy counts from 1."""
@@ -477,14 +498,15 @@ class PubSubBroker:
             if delivery not in lost:
                 by_subscription.setdefault(_parts(delivery)[0], []).append(delivery)
         for subscription, group in by_subscription.items():
-            lost += self._extend(subscription, group, seconds, now)
+            ids = {_parts(delivery)[1]: delivery for delivery in group}
+            for part in fitting(ids):
+                lost += self._extend(subscription, [ids[id] for id in part], seconds)
         for delivery in lost:
             self._leases.pop(delivery.ack_id, None)
         return lost
 
-    def _extend(
-        self, subscription: str, group: list[Delivery], seconds: float, now: float
-    ) -> list[Delivery]:
+    def _extend(self, subscription: str, group: list[Delivery], seconds: float) -> list[Delivery]:
+        now = time.monotonic()
         request = pb["ModifyAckDeadlineRequest"](
             subscription=subscription,
             ack_ids=[_parts(d)[1] for d in group],
@@ -498,7 +520,9 @@ class PubSubBroker:
             # An exactly-once subscription says that a lease is lost; of many, not which one.
             if len(group) == 1:
                 return group
-            return [d for d in group if self._extend(subscription, [d], seconds, now)]
+            half = len(group) // 2
+            first = self._extend(subscription, group[:half], seconds)
+            return first + self._extend(subscription, group[half:], seconds)
         for delivery in group:
             if delivery.ack_id in self._leases:  # it may have been acked meanwhile
                 self._leases[delivery.ack_id] = now + seconds
@@ -626,20 +650,30 @@ class PubSubBroker:
         deadline = time.monotonic() + timeout
         with self._unconfirmed_changed:
             self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, timeout)
-        return self._acks.flush(max(deadline - time.monotonic(), 0)) and not self._unconfirmed
+        # What failed is a job now, and a job may ack.
+        done = self._jobs.flush(max(deadline - time.monotonic(), 0))
+        return self._acks.flush(max(deadline - time.monotonic(), 0)) and done
 
     def close(self) -> None:
         for receiver in list(self._receivers):
             receiver.close()
-        with self._unconfirmed_changed:
-            self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, _CLOSE)
-        self._acks.stop(_CLOSE)
+        self._flush_at_end()
+        self._jobs.stop(0.0)
+        self._acks.stop(0.0)
         self._monitoring.close()
         self.client.close()
 
+    def _flush_at_end(self) -> None:
+        """Messages that were not confirmed are waited for as if they had been; all else for a moment."""
+        if self._unconfirmed or self._late:
+            if not self.flush(self.options.publish_timeout):
+                logger.error("unconfirmed messages may not have been published")
+        else:
+            self.flush(_CLOSE)
+
     def _after_fork(self) -> None:
         """What is on its way, leased and received is the parent's."""
-        self._unconfirmed, self._leases = set(), {}
+        self._unconfirmed, self._late, self._leases = set(), 0, {}
         self._receivers = weakref.WeakSet()
 
 
@@ -655,12 +689,13 @@ def _in_child() -> None:
 os.register_at_fork(after_in_child=_in_child)
 
 
-@atexit.register
-def _at_exit() -> None:
-    """Unconfirmed messages of brokers that nobody closed."""
+def _flush_all() -> None:
+    """Acks and unconfirmed messages of brokers that nobody closed."""
     for broker in list(_brokers):
-        if broker._unconfirmed and not broker.flush(broker.options.publish_timeout):
-            logger.error("%d messages may not have been published", len(broker._unconfirmed))
+        broker._flush_at_end()
+
+
+at_exit(_flush_all)
 
 
 def _parts(delivery: Delivery) -> tuple[str, str]:
