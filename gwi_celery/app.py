@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import threading
 import weakref
 from typing import Any
 
-from gwi_celery import config, tracebacks, versions
+from gwi_celery import config, forks, tracebacks, versions
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
@@ -51,7 +50,7 @@ class Integration:
         self._store: Store | None = None
         self._eager_store: Store | None = None
         self._eager_pid = 0
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     @property
     def store(self) -> Store:
@@ -302,7 +301,7 @@ def _close(broker: Broker, pid: int) -> None:
 
 
 _brokers: weakref.WeakKeyDictionary[Any, _AppBroker] = weakref.WeakKeyDictionary()
-_brokers_lock = threading.Lock()
+_brokers_lock = forks.lock()
 
 
 def broker_for(app: Any) -> Broker:
@@ -317,11 +316,3 @@ def broker_for(app: Any) -> Broker:
         if known is None or known.pid != os.getpid():
             known = _brokers[app] = _AppBroker(app)
         return known.broker
-
-
-def _new_lock() -> None:
-    global _brokers_lock  # noqa: PLW0603 another thread of the parent may have held it
-    _brokers_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_new_lock)

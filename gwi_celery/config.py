@@ -164,7 +164,7 @@ class Settings:
         "largest request body; a Pub/Sub message takes up to 14 MB",
         16_000_000,
     )
-    max_json_depth: int = _setting("GWI_MAX_JSON_DEPTH", "deepest nesting of pushed JSON", 100)
+    max_json_depth: int = _setting("GWI_MAX_JSON_DEPTH", "deepest nesting of pushed JSON", 200)
     body_timeout: float = _setting(
         "GWI_BODY_TIMEOUT", "seconds that a request's body may take to arrive", 30.0
     )

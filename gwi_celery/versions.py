@@ -42,11 +42,6 @@ INTERNALS: Final = (
     ("kombu.transport.virtual", "Channel._get_message_priority"),
 )
 
-#: Whether a task says apart what a failure and what a time limit mean for the ack (5.7). Before, one
-#: setting says both, and :class:`~gwi_celery.reliability.request.ReliableRequest` tells them apart.
-ACKS_ON_FAILURE_APART: Final = hasattr(celery.Task, "acks_on_failure")
-
-
 def warn_outside() -> None:
     """Say so where Celery or Kombu is of a release that nobody has tested this package with."""
     first, after = TESTED

@@ -143,8 +143,11 @@ class Receiver(Protocol):
     def unsubscribe(self, queue: str) -> None:
         """The reverse. An ``auto_delete`` queue without another subscriber is deleted."""
 
-    def poll(self, queue: str, limit: int) -> list[Delivery]:
+    def poll(self, queue: str, limit: int, *, room: int = 0) -> list[Delivery]:
         """Lease up to ``limit`` ready messages now. Never waits for one.
+
+        ``room``: how many its user could hold, if that is more than ``limit``: a broker that fetches
+        in the background may have that many fetched.
 
         Empty when there are none. A broker that fetches in the background may also be empty before
         what it fetches for a queue subscribed to is there: then :meth:`fileno` tells of it. A queue
@@ -154,8 +157,8 @@ class Receiver(Protocol):
     def want(self, queue: str, limit: int) -> None:
         """There is room for ``limit`` messages: a broker that fetches may do so ahead of the poll."""
 
-    def return_unpolled(self) -> None:
-        """Give back what was fetched before :meth:`clear`, and not polled since: there is no room."""
+    def return_unpolled(self, queue: str) -> None:
+        """Give back what was fetched and not polled: there is no room for it."""
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when a poll of a subscribed queue may find something.

@@ -542,7 +542,7 @@ class EmbeddedReceiver:
             self._leave([queue])
             del self._queues[queue]
 
-    def poll(self, queue: str, limit: int) -> list[Delivery]:
+    def poll(self, queue: str, limit: int, *, room: int = 0) -> list[Delivery]:
         self._check()
         now = self._broker._clock.time()
         deliveries = self._broker._poll(queue, limit, busy=queue in self._busy)
@@ -557,7 +557,7 @@ class EmbeddedReceiver:
     def want(self, queue: str, limit: int) -> None:
         """Nothing to do: a poll finds what there is."""
 
-    def return_unpolled(self) -> None:
+    def return_unpolled(self, queue: str) -> None:
         """Nothing to do: only a poll leases."""
 
     def fileno(self) -> int:

@@ -21,7 +21,6 @@ Sending a commit again is safe by its preconditions: its own success makes them 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -343,7 +342,7 @@ class _Connection:
 
     def __init__(self, url: FirestoreURL) -> None:
         self._url = url
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._pid: int | None = None
         self._channel: Any = None
         self._stubs: dict[str, tuple[Any, bool]] = {}

@@ -11,21 +11,24 @@ import logging
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
-from celery.exceptions import Reject, TaskRevokedError
-from celery.worker.request import Request
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 
 from gwi_celery.app import store_for
-from gwi_celery.errors import GwiError, Interrupt
+from gwi_celery.errors import Interrupt
+from gwi_celery.reliability.guard import GuardedRequest
 from gwi_celery.reliability.outcome import dump_failure
 from gwi_celery.reliability.task import owner
 from gwi_celery.stores.base import Claimed, JobStatus, Outcome
+from gwi_celery.text import safe_error, safe_text
 
 logger = logging.getLogger(__name__)
 
 
-class ReliableRequest(Request):
+class ReliableRequest(GuardedRequest):
     """Celery's request, which settles the job as well as the message."""
+
+    _timed_out = _failed = False
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         if not soft:
@@ -42,13 +45,15 @@ class ReliableRequest(Request):
             self._note_reason(exc.reason)
         else:
             self._note_reason(exc)
+            self._failed = not isinstance(exc, (Ignore, Retry, Terminated, WorkerLostError))
         if isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt)):
             self._free_lock()  # the message is delivered again: let the next attempt begin at once
         return super().on_failure(exc_info, send_failed_event, **kwargs)
 
     def acknowledge(self) -> None:
-        # A job that timed out has failed like any other: its message is kept in the dead letter.
-        if getattr(self, "_timed_out", False) and not self.acknowledged:
+        # A job that timed out has failed like any other: its message is kept in the dead letter. So
+        # has one for which Celery asks to ack where ``acks_on_failure`` says no, before 5.7.
+        if (self._timed_out or self._failed) and not self.acknowledged:
             self.reject(requeue=False)
         else:
             super().acknowledge()
@@ -64,7 +69,7 @@ class ReliableRequest(Request):
         if isinstance(exc, TimeLimitExceeded):
             self._timed_out = True
         if exc is not None:
-            self.message.death_reason = f"{type(exc).__name__}: {exc}"
+            self.message.death_reason = safe_error(exc)
 
     def _settle(self, error: Exception) -> None:
         """Record the job as failed with ``error``, if this request's process still holds it."""
@@ -85,8 +90,9 @@ class ReliableRequest(Request):
             if isinstance(answer, Claimed):
                 blob = dump_failure(self.task.backend, error)
                 store.finish(answer.lease, Outcome(JobStatus.FAILED, blob))
-        except (GwiError, Interrupt) as exc:
-            logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, exc)
+        except (Exception, Interrupt) as exc:
+            why = safe_text(exc)
+            logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, why)
 
     def _free_lock(self) -> Any:
         """Free the job's lock if this request's process holds it; the call, if it did."""
@@ -97,7 +103,8 @@ class ReliableRequest(Request):
             if lock is None or lock.owner != owner(self.worker_pid or 0, self.id):
                 return None
             store.force_release(understood.lock)
-        except (GwiError, Interrupt) as exc:
-            logger.warning("could not free the lock of %s[%s]: %s", self.name, self.id, exc)
+        except (Exception, Interrupt) as exc:  # lock= and idempotency= are the user's
+            why = safe_text(exc)
+            logger.warning("could not free the lock of %s[%s]: %s", self.name, self.id, why)
             return None
         return understood

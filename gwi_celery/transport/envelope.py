@@ -21,19 +21,31 @@ from kombu.utils import json
 
 from gwi_celery.brokers.base import REDRIVE, Delivery
 from gwi_celery.errors import MalformedMessage, NotSerializable
-from gwi_celery.transport import jobformat
+from gwi_celery.text import safe_text
+from gwi_celery.transport import depth, jobformat
 from gwi_celery.transport.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
 
 #: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
 MAX_ATTRIBUTE_BYTES = 1024
 
+_JSON = "application/json"
+#: Bytes of a parser's own words in a reason.
+_SHORT = 200
+_TOO_DEEP = (
+    f"the message was not sent: {{}} nested deeper than {depth.MAX_DEPTH} levels, which no "
+    "worker takes; send a flatter value, or a text that the task parses"
+)
+
 
 def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
     """(data, attributes) of a message as Channel.prepare_message made it.
 
-    Raises NotSerializable if a header or property has no JSON form.
+    Raises NotSerializable if a header or property has no JSON form, or any of it is nested too deep
+    for whoever receives it.
     """
     body = message["body"]
+    if message.get("content-type") == _JSON and depth.too_deep(body):
+        raise NotSerializable(_TOO_DEEP.format("its arguments or callbacks are"))
     if isinstance(body, str):
         text, encoding = body, "utf-8"
     else:
@@ -53,10 +65,12 @@ def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
                 "properties": message.get("properties") or {},
             }
         )
-    except TypeError as exc:
+    except (TypeError, RecursionError) as exc:
         raise NotSerializable(
             f"a header or property of the message has no JSON form: {exc}; send plain values"
         ) from exc
+    if depth.too_deep(data):
+        raise NotSerializable(_TOO_DEEP.format("a header or property is"))
     return data.encode("utf-8"), _attributes(headers)
 
 
@@ -82,10 +96,12 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     ``delivery_info["redelivered"]`` is where Celery looks; ``properties["delivery_count"]`` is the
     broker's own count. Raises MalformedMessage with the reason.
     """
+    if depth.too_deep(delivery.data):
+        raise MalformedMessage(depth.reason())
     try:
         raw = json.loads(delivery.data)
     except Exception as exc:  # Kombu's own types in JSON have decoders that raise anything
-        raise MalformedMessage(f"not JSON ({exc})") from exc
+        raise MalformedMessage(f"not JSON ({safe_text(exc, _SHORT)})") from exc
     if jobformat.is_job(raw):
         raw = jobformat.to_message(raw, delivery.queue)
     if not isinstance(raw, dict) or not {"body", "properties", "headers"} <= raw.keys():
@@ -95,6 +111,9 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     properties, headers, body = raw["properties"], raw["headers"], raw["body"]
     if not isinstance(properties, dict) or not isinstance(headers, dict):
         raise MalformedMessage("its headers or properties are not objects")
+    for name in ("content-type", "content-encoding"):
+        if not isinstance(raw.get(name), (str, type(None))):
+            raise MalformedMessage(f"its {name} is not a text")
     encoding = raw.get("body_encoding", "utf-8")
     if encoding == "base64":
         try:

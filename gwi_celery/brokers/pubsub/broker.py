@@ -25,7 +25,6 @@ import functools
 import logging
 import math
 import os
-import threading
 import time
 import uuid
 import weakref
@@ -101,7 +100,7 @@ class PubSubBroker:
         #: ack id -> monotonic time at which its lease runs out.
         self._leases: dict[str, float] = {}
         self._unconfirmed: set[Any] = set()
-        self._unconfirmed_changed = threading.Condition()
+        self._unconfirmed_changed = forks.condition()
         _brokers.add(self)
 
     def connect(self) -> None:
@@ -637,11 +636,9 @@ class PubSubBroker:
         self.client.close()
 
     def _after_fork(self) -> None:
-        # Another thread may have held them.
-        self._unconfirmed, self._unconfirmed_changed = set(), threading.Condition()
-        self._leases = {}
-        self.topology.after_fork()
-        self.client.after_fork()
+        """What is on its way, leased and received is the parent's."""
+        self._unconfirmed, self._leases = set(), {}
+        self._receivers = weakref.WeakSet()
 
 
 #: This process's brokers.

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -137,7 +136,7 @@ class Client:
 
     def __init__(self, options: PubSubOptions) -> None:
         self._options = options
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._pid = os.getpid()
         self._channel: Any = None
         self._stubs: dict[str, Callable[..., Any]] = {}
@@ -234,10 +233,6 @@ class Client:
             channel.close()
         elif channel is not None:
             _inherited.append(channel)
-
-    def after_fork(self) -> None:
-        """In a forked child: another thread may have held the lock."""
-        self._lock = threading.Lock()
 
     # --- internals ----------------------------------------------------------------------------
 

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from gwi_celery import forks
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, Binding, QueueSpec, dead_letter_queue
 from gwi_celery.brokers.pubsub import naming, wire
 from gwi_celery.brokers.pubsub.client import (
@@ -118,7 +118,7 @@ class Topology:
     def __init__(self, client: Client, options: PubSubOptions) -> None:
         self._client = client
         self._options = options
-        self._lock = threading.RLock()
+        self._lock = forks.rlock()
         self._exchanges: dict[str, str] = {}
         #: Exchanges that were declared here, to be made again if they go.
         self._declared: dict[str, str] = {}
@@ -126,10 +126,6 @@ class Topology:
         self._dead: set[str] = set()
         #: Topics that are as the options want them.
         self._compared: set[str] = set()
-
-    def after_fork(self) -> None:
-        """In a forked child: another thread may have held the lock."""
-        self._lock = threading.RLock()
 
     # --- names --------------------------------------------------------------------------------
 
