@@ -143,7 +143,8 @@ def _configure(app: Any) -> Settings:
         for name, value in known.applied.items():
             if conf.changes.get(name) == value:
                 del conf.changes[name]
-    loaded = config.load(_arguments[app], *_own_settings(app))
+    own, prefix = _own_settings(app)
+    loaded = config.load(_arguments[app], own, prefix=prefix)
     ours: dict[str, Any] = {name: needed for name, (needed, _) in _REQUIRED.items()}
     for name, (needed, otherwise) in _REQUIRED.items():
         if conf.value_set_for(name) and conf[name] != needed:
@@ -180,7 +181,9 @@ def _configure(app: Any) -> Settings:
         ours["result_backend"] = _where_results_go(store_url)
     elif str(conf.result_backend).startswith(("redis:", "rediss:")):
         _check_redis(conf.result_backend)
-    if known is not None and known.applied.get("broker_url") != ours.get("broker_url"):
+    if app in _refused or (
+        known is not None and known.applied.get("broker_url") != ours.get("broker_url")
+    ):
         _forget_connections(app)
     for name, value in ours.items():
         conf[name] = value
@@ -190,7 +193,7 @@ def _configure(app: Any) -> Settings:
 
 
 def _forget_connections(app: Any) -> None:
-    """What the app opened under an earlier setup() leads to another broker."""
+    """What the app opened before leads to another broker, or to none."""
     if app._pool is not None:
         app._pool.force_close_all()
         app._pool = None

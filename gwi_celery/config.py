@@ -265,8 +265,9 @@ SETTINGS = {f.name: f for f in dataclasses.fields(Settings)}
 def load(
     overrides: Mapping[str, Any],
     conf: Mapping[str, Any],
-    prefix: str = "",
     environ: Mapping[str, str] | None = None,
+    *,
+    prefix: str = "",
 ) -> Settings:
     """Settings from arguments, ``app.conf`` and the environment, in this order of precedence.
 
@@ -328,7 +329,8 @@ def _check_environment(environ: Mapping[str, str]) -> None:
             raise ConfigurationError(
                 f"the environment has {key}, which is no setting; {nearest(key, near)}"
             )
-        if alike >= _PERHAPS or any(name.startswith(key) for name in known):
+        begun = len(bare) > 3 and any(name.startswith(key) for name in known)
+        if alike >= _PERHAPS or begun:
             warnings.warn(
                 f"the environment has {key}, which is no setting of gwi_celery and is left alone; "
                 f"{nearest(key, known).partition('?')[0]}?",

@@ -42,6 +42,7 @@ INTERNALS: Final = (
     ("kombu.transport.virtual", "Channel._get_message_priority"),
 )
 
+
 def warn_outside() -> None:
     """Say so where Celery or Kombu is of a release that nobody has tested this package with."""
     first, after = TESTED
