@@ -182,7 +182,8 @@ class Database:
             if mode != _INCREMENTAL or surplus <= 0:
                 return False
             c.execute("PRAGMA synchronous=NORMAL")
-            c.execute(f"PRAGMA incremental_vacuum({min(surplus, _VACUUMED)})").fetchall()
+            # execute() would take the first step only, which is one page.
+            c.executescript(f"PRAGMA incremental_vacuum({min(surplus, _VACUUMED)})")
             return surplus > _VACUUMED
 
     # --- connections --------------------------------------------------------------------------
