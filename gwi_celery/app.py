@@ -7,12 +7,16 @@ import os
 import weakref
 from typing import Any
 
-from gwi_celery import config, forks, tracebacks, versions
+from celery import current_app, signals
+
+from gwi_celery import beat, config, forks, tracebacks, versions
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
-from gwi_celery.service.worker import HealthServer, ShutdownGrace
+from gwi_celery.service.grace import ShutdownGrace
+from gwi_celery.service.worker import HealthServer
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.stores.url import check_store_url, open_store
@@ -38,6 +42,10 @@ _BACKENDS = {
     "embedded": "gwi_celery.backends.embedded:EmbeddedBackend",
     "firestore": "gwi_celery.backends.firestore:FirestoreBackend",
 }
+
+
+#: Celery's worker with it answers whatever a message is, and whatever its job raises.
+_CONSUMER = "gwi_celery.reliability.consumer:Consumer"
 
 
 class Integration:
@@ -111,12 +119,24 @@ def setup(app: Any, **settings: Any) -> Settings:
     app.steps["worker"].update(
         (StopFlag, HealthServer, ShutdownGrace, Upkeep, "gwi_celery.provisioned:NoEvents")
     )
+    sending.keep_promises(app)
+    beat.install()
     app.amqp.Connection = Connection
     # The entry point says the same, but only of an installed package, not of a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
     # app.config_from_object() after setup() starts from an empty configuration.
     app.on_after_configure.connect(_configured_again, sender=app, weak=False, dispatch_uid="gwi")
+    signals.worker_process_init.connect(_trace_in_child, weak=False, dispatch_uid=__name__)
     return loaded
+
+
+def _trace_in_child(**kwargs: Any) -> None:
+    """A pool process has just made itself Celery's own tracers."""
+    app = _unwrapped(current_app)
+    if app in _integrations and app.conf.worker_consumer == _CONSUMER:
+        from gwi_celery.reliability import tracer  # producers do without it
+
+        tracer.install(app)
 
 
 def _configured_again(sender: Any, **kwargs: Any) -> None:
@@ -174,7 +194,7 @@ def _configure(app: Any) -> Settings:
         elif url.startswith(("redis:", "rediss:")):
             _check_redis(url)
     if not conf.value_set_for("worker_consumer"):
-        ours["worker_consumer"] = "gwi_celery.reliability.consumer:Consumer"
+        ours["worker_consumer"] = _CONSUMER
     store_url = loaded.effective_store_url
     check_store_url(store_url)
     if not conf.result_backend:

@@ -385,6 +385,19 @@ def firestore_emulator(environ: Mapping[str, str] | None = None) -> str:
     return (os.environ if environ is None else environ).get("FIRESTORE_EMULATOR_HOST", "")
 
 
+def emulator_unavailable(
+    kind: str, variable: str, endpoint: str, environ: Mapping[str, str] | None = None
+) -> str:
+    """That an emulator doesn't answer, and what to do."""
+    named = (os.environ if environ is None else environ).get(variable) == endpoint
+    return (
+        f"the {kind} emulator at {endpoint}{f' ({variable})' if named else ''} does not answer: start "
+        f"one by `python -m gwi_celery.testing.emulators --only {kind.lower().replace('/', '')}` and "
+        f"export what it prints, or {f'unset {variable}' if named else 'change the URL'} to use "
+        "Google Cloud"
+    )
+
+
 # --- embedded:// URLs -----------------------------------------------------------------------------
 
 

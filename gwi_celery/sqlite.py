@@ -21,7 +21,7 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -53,6 +53,8 @@ class Database:
         schema: Statements that create the tables, run once in an empty database.
         application_id: Marks a file as ours (SQLite's PRAGMA application_id).
         version: The schema's version (PRAGMA user_version).
+        migrations: Version -> statements that make the next one of it, in place. A file of an older
+            version is brought up when it is opened.
         unavailable: Error class for what may pass (locked, disk full).
         unusable: Error class for what will not (not a database, read-only, other version).
     """
@@ -67,12 +69,14 @@ class Database:
         version: int,
         unavailable: type[Exception],
         unusable: type[Exception],
+        migrations: Mapping[int, str] | None = None,
     ) -> None:
         self.path = path
         self._kind = kind
         self._schema = schema
         self._application_id = application_id
         self._version = version
+        self._migrations = migrations or {}
         self._unavailable = unavailable
         self._unusable = unusable
         self._pool: list[sqlite3.Connection] = []
@@ -278,16 +282,21 @@ class Database:
                     f"{self.where} is a SQLite database, but not a gwi_celery {self._kind}: "
                     "name another folder, or move that file away"
                 )
-            if tables and version != self._version:
+            older = range(version, self._version)
+            if (
+                tables
+                and version != self._version
+                and not (older and {*older} <= {*self._migrations})
+            ):
                 raise self._unusable(
                     f"{self.where} has {self._kind} schema version {version}, and this release "
                     f"reads version {self._version}: use the release that wrote it, or another folder"
                 )
-            if not tables:
-                for statement in filter(str.strip, self._schema.split(";")):
-                    c.execute(statement)
-                c.execute(f"PRAGMA application_id={self._application_id}")
-                c.execute(f"PRAGMA user_version={self._version}")
+            steps = [self._migrations[n] for n in older] if tables else [self._schema]
+            for statement in filter(str.strip, ";".join(steps).split(";")):
+                c.execute(statement)
+            c.execute(f"PRAGMA application_id={self._application_id}")
+            c.execute(f"PRAGMA user_version={self._version}")
             c.execute("COMMIT")
         except BaseException:
             _rollback(c)

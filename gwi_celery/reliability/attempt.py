@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import time
-import traceback
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import uuid4
 
 from celery import states
 from celery._state import _task_stack
 from celery.exceptions import Ignore, Reject, Retry
+from celery.result import ResultBase
 
+from gwi_celery import failures
 from gwi_celery.app import integration, settings_for
 from gwi_celery.backends.base import ReliableBackend, came_before
 from gwi_celery.errors import (
@@ -31,13 +34,16 @@ from gwi_celery.errors import (
     StoreError,
     WorkerStopping,
 )
+from gwi_celery.failures import ENDS_THE_WORKER
 from gwi_celery.jitter import jitter
-from gwi_celery.reliability import blobs, call, wording
+from gwi_celery.reliability import blobs, call, carried, wording
+from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.options import first
 from gwi_celery.reliability.outcome import dump_failure, load_failure
 from gwi_celery.reliability.run import Limits, Run
 from gwi_celery.stores.base import (
     Cancelled,
+    ClaimAnswer,
     Claimed,
     Completed,
     Held,
@@ -49,6 +55,7 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.telemetry import tracing
 from gwi_celery.telemetry.events import emit
+from gwi_celery.text import safe_error
 from gwi_celery.transport.headers import DEADLINE_HEADER, HOLDS_HEADER, PUSH_UNTIL
 
 if TYPE_CHECKING:
@@ -72,22 +79,19 @@ class Attempt:
             known.eager_store if self._request.is_eager and not _in_a_workers_job() else known.store
         )
 
-    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def run(self, body: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         request = self._request
         headers = request.headers or {}
+        options = self._task.reliable
+        if options.deadline is not None and DEADLINE_HEADER not in headers:
+            # Sent by one who knows no more than the task's name: counted from here on.
+            headers = {**headers, DEADLINE_HEADER: time.time() + options.deadline}
+            request.headers = headers
         understood = self._task.understand(args, kwargs, headers, request.id)
         asked_at = time.monotonic()
         try:
             store = self._store
-            answer = store.claim(
-                self._task.claim_request(
-                    understood,
-                    headers,
-                    request.id,
-                    os.getpid(),
-                    redelivered=came_before(request),
-                )
-            )
+            answer = self._claim(store, understood, headers)
         except StoreError as exc:
             self._store_away(exc)
         match answer:
@@ -101,10 +105,8 @@ class Attempt:
                 emit("claimed", **facts)
                 tracing.describe(**facts, generation=answer.record.generation)
                 run = Run(store, answer, self._limits(headers), asked_at=asked_at)
-                if answer.record.attempt > 1 or answer.has_checkpoints:
-                    logger.info("%s[%s] %s", self._task.name, request.id, run.where_resumed())
-                kwargs = call.filled(self._task.run, self._task.reliable, args, kwargs, headers)
-                return self._attempt(run, args, kwargs)
+                kwargs = call.filled(self._task.run, options, args, kwargs, headers)
+                return self._attempt(run, body, args, kwargs)
             case Completed():
                 return self._answer(answer.record)
             case Mismatch():
@@ -112,7 +114,8 @@ class Attempt:
                 raise IdempotencyMismatch(
                     f"{self._task.name}: this idempotency key was used before with another payload, so "
                     f"the job did not run. Tenant {understood.tenant!r}, run {understood.run!r}: "
-                    "use another run id or key, or send the payload it had"
+                    "use another run id or key, or send the payload it had. If other arguments are "
+                    'to make another job of the run, give the task Reliable(key="payload")'
                 )
             case Held():
                 emit("contended")
@@ -123,15 +126,44 @@ class Attempt:
                 self._revoked((answer.record.outcome or b"").decode(errors="replace"))
         return None
 
-    def _attempt(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _claim(self, store: Store, understood: Call, headers: Mapping[str, Any]) -> ClaimAnswer:
+        request = self._request
+        wanted = self._task.claim_request(
+            understood, headers, request.id, os.getpid(), redelivered=came_before(request)
+        )
+        answer = store.claim(wanted)
+        deadline = headers.get(DEADLINE_HEADER)
+        if not isinstance(answer, Held) or deadline is None or time.time() <= float(deadline):
+            return answer
+        # It waits no longer. Under a lock of its own it is recorded as failed, before it begins;
+        # unless it is the job itself that runs elsewhere.
+        own = call.own_lock(understood.job)
+        answer = store.claim(replace(wanted, lock=own, nonce=uuid4().hex, redelivered=True))
+        if isinstance(answer, Held):
+            raise DeadlineExceeded(
+                f"{self._task.name}: {wording.why_held(understood.lock, answer)}, and the deadline of "
+                "this call has passed"
+            )
+        return answer
+
+    def _attempt(
+        self,
+        run: Run,
+        body: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
         # Not the request itself: a cycle would keep the attempt, and all it recorded, for long.
         self._request._gwi_run = (weakref.ref(self._request), run)
         run.start_renewing()
         try:
-            self._refuse_hopeless(run)
-            result = self._task.run(*args, **kwargs)
+            self._begin(run)
+            with carried.carrying(self._task, run):
+                result = body(*args, **kwargs)
             limit = first(self._task.reliable.max_result_bytes, self._settings.max_result_bytes)
             blob = blobs.dump(result, what=f"the result of {self._task.name}", limit=limit)
+            if isinstance(result, ResultBase):
+                result = blobs.load(blob)  # what duplicates are answered
             self._finish(run, Outcome(JobStatus.SUCCEEDED, blob), result)
             return result
         except Retry:
@@ -165,11 +197,19 @@ class Attempt:
             exceeded = DeadlineExceeded(f"{self._task.name} did not finish before its deadline")
             self._fail(run, exceeded)
             raise exceeded from None
-        except Exception as exc:
+        except ENDS_THE_WORKER:
+            raise
+        except BaseException as exc:  # of the job's own kind, too
             self._fail(run, exc)
             raise
         finally:
             run.abandon()
+
+    def _begin(self, run: Run) -> None:
+        self._refuse_hopeless(run)
+        run.load()
+        if run.record.attempt > 1 or run.has_checkpoints:
+            logger.info("%s[%s] %s", self._task.name, self._request.id, run.where_resumed())
 
     def _refuse_hopeless(self, run: Run) -> None:
         limit = first(self._task.reliable.max_crashes, self._settings.max_crashes)
@@ -185,7 +225,7 @@ class Attempt:
         state, trace = states.SUCCESS, None
         if outcome.status is JobStatus.FAILED:
             state = states.FAILURE
-            trace = "".join(traceback.format_exception(type(result), result, result.__traceback__))
+            trace = failures.traceback_text(result)
         stored = None
         if isinstance(self._task.backend, ReliableBackend):
             stored = self._task.backend.ahead(self._task, self._store, state, result, trace)
@@ -243,6 +283,7 @@ class Attempt:
 
     def _publish_copy(self, delay: float, headers: Mapping[str, Any]) -> None:
         request = self._request
+        self._not_started()
         signature = self._task.signature_from_request(
             request,
             request.args,
@@ -256,6 +297,16 @@ class Attempt:
         except Exception as exc:
             # Nothing is lost: this very message comes again.
             raise Reject(exc, requeue=True) from exc
+
+    def _not_started(self) -> None:
+        """Take STARTED back, before another worker may start the copy. As far as that can be done."""
+        task, request = self._task, self._request
+        if not task.track_started or request.ignore_result or task.ignore_result:
+            return
+        try:
+            task.backend._store_result(request.id, None, states.PENDING, request=request)
+        except Exception as exc:
+            logger.info("%s[%s] still shows STARTED: %s", task.name, request.id, safe_error(exc))
 
     def _store_away(self, exc: StoreError) -> NoReturn:
         why = f"the store can't be used ({exc})"

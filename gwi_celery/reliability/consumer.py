@@ -13,7 +13,7 @@ from typing import Any
 
 from celery.worker import consumer
 
-from gwi_celery.reliability import fields
+from gwi_celery.reliability import fields, tracer
 from gwi_celery.reliability.guard import guarded
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class Consumer(consumer.Consumer):
         for task in self.app.tasks.values():
             task.Request = guarded(task.Request)
         super().update_strategies()
+        tracer.install(self.app)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         handle = super().create_task_handler(*args, **kwargs)

@@ -16,6 +16,7 @@ from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 
 from gwi_celery.app import store_for
 from gwi_celery.errors import Interrupt
+from gwi_celery.reliability.call import callers_headers
 from gwi_celery.reliability.guard import GuardedRequest
 from gwi_celery.reliability.outcome import dump_failure
 from gwi_celery.reliability.task import owner
@@ -29,6 +30,11 @@ class ReliableRequest(GuardedRequest):
     """Celery's request, which settles the job as well as the message."""
 
     _timed_out = _failed = False
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)
+        if "headers" in self._request_dict:
+            self._request_dict["headers"] = callers_headers(self._request_dict, self.task.reliable)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         if not soft:

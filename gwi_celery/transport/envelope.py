@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,11 @@ from gwi_celery.transport.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER,
 
 #: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
 MAX_ATTRIBUTE_BYTES = 1024
+
+#: Queues that Kombu and Celery name by a uuid, or for remote control and events.
+_OF_ONE_READER = re.compile(
+    r"amq\.gen-.*|celeryev\..*|.*\.pidbox|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.DOTALL
+)
 
 _JSON = "application/json"
 #: Bytes of a parser's own words in a reason.
@@ -88,6 +94,19 @@ def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
         and value
         and len(value.encode("utf-8", "surrogatepass")) <= MAX_ATTRIBUTE_BYTES
     }
+
+
+def is_reply(message: Mapping[str, Any], queue: str) -> bool:
+    """Whether it is an answer, of use only to a reader who is still there.
+
+    As AMQP's users have it: an answer repeats its question's correlation id and asks for no answer
+    itself. Also what goes to a queue whose name is made up for one reader. A task never is one.
+    """
+    if "task" in (message.get("headers") or {}):
+        return False
+    properties = message["properties"]
+    answers = bool(properties.get("correlation_id")) and "reply_to" not in properties
+    return answers or _OF_ONE_READER.fullmatch(queue) is not None
 
 
 def decode(delivery: Delivery) -> dict[str, Any]:

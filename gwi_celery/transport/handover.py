@@ -2,8 +2,9 @@
 
 Nothing that a message holds may end a worker. What is raised on its way to its task is the message's
 fault: it goes to the dead letter with the reason, and the worker goes on. Once its task was begun, an
-error is the run's: the message is delivered again, and that attempt counts. An error of the broker is
-neither: it keeps its meaning, and Celery connects again.
+error is the run's: the message is delivered again, and that attempt counts. A state that can't be stored
+has it delivered again, too. An error of the broker is neither: it keeps its meaning, and Celery connects
+again.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from celery.exceptions import BackendError
+
 from gwi_celery.brokers.base import Delivery
-from gwi_celery.errors import BrokerError, MalformedMessage
+from gwi_celery.errors import BrokerError, MalformedMessage, StoreError
 from gwi_celery.text import safe_error
 from gwi_celery.transport import envelope
 from gwi_celery.transport.message import Message
@@ -49,8 +52,8 @@ def settle_error(
     if message.acknowledged:
         return
     reject = reject or message.reject
-    if message.begun:
-        reject(requeue=True)
+    if message.begun or isinstance(exc, (StoreError, BackendError)):
+        reject(requeue=True)  # its state could not be written: REVOKED, say
     else:
         message.death_reason = f"not a Celery task: {safe_error(exc)}"
         reject(requeue=False)
