@@ -185,7 +185,8 @@ class ReliableBackend(KeyValueStoreBackend):
             if request is not None and self.app.current_worker_task is not None:
                 # Acked now, the result would be lost. Delivered again, a reliable job answers
                 # from its record.
-                raise Reject(exc, requeue=True) from exc
+                why = exc.__cause__ if isinstance(exc, BackendError) and exc.__cause__ else exc
+                raise Reject(why, requeue=True) from exc
             raise
 
     def encode(self, data: Any) -> Any:

@@ -200,13 +200,22 @@ def test_what_is_no_task_of_ours_is_kept_with_the_reason(
         unknown.get(timeout=30)
     with pytest.raises(MissingTenant):
         without.get(timeout=30)
-    reasons = " | ".join(dead(jobs, 7))
+    plain = json.dumps({"id": "job-1", "type": "nobody.knows", "tenantId": "acme", "runId": "r1"})
+    broker_for(jobs.app).publish("", "celery", OutgoingMessage(plain.encode()))
+    reasons = " | ".join(dead(jobs, 8))
+    named = [
+        (m.attributes["task"], m.attributes["tenant"], m.attributes["run"])
+        for m in dead_letters(broker_for(jobs.app))
+        if "nobody.knows" in m.attributes["gwi-death-reason"]
+    ]
+    assert named == [("nobody.knows", "acme", "r1")] * 2
     for part in (
         "not a Celery message: not JSON",
         "without the body, headers and properties",
         "its headers name none",
         "can't be decoded",
         "MissingTenant",
+        "no task is registered as 'nobody.knows': start the worker with the module",
     ):
         assert part in reasons
     assert jobs.plain_add.delay(1, 2).get(timeout=30) == 3, "the worker is none the worse"

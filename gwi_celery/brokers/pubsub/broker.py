@@ -34,6 +34,7 @@ import grpc
 
 from gwi_celery import forks
 from gwi_celery.brokers.base import (
+    DEAD_LETTER_SUFFIX,
     DEATH_DELIVERIES,
     DEATH_REASON,
     Binding,
@@ -526,8 +527,13 @@ class PubSubBroker:
     # --- for operators --------------------------------------------------------------------------
 
     def size(self, queue: str) -> QueueSize | None:
-        """None: Pub/Sub has no exact count. Raises NotFound. See :meth:`depth`."""
-        self.topology.spec(queue)
+        """None: Pub/Sub has no exact count. As :meth:`Broker.size`; see :meth:`depth`."""
+        try:
+            self.topology.spec(queue)
+        except NotFound:
+            if queue.endswith(DEAD_LETTER_SUFFIX):
+                return QueueSize(0, 0, 0)
+            raise
         return None
 
     def depth(self, queue: str) -> QueueDepth | None:
