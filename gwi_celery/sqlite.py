@@ -21,9 +21,10 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 from urllib.parse import quote
 
@@ -46,6 +47,7 @@ class Database:
         schema: Statements that create the tables, run once in an empty database.
         application_id: Marks a file as ours (SQLite's PRAGMA application_id).
         version: The schema's version (PRAGMA user_version).
+        migrations: Version -> statements that make it the next one, in place.
         unavailable: Error class for what may pass (locked, disk full).
         unusable: Error class for what will not (not a database, read-only, other version).
     """
@@ -60,12 +62,14 @@ class Database:
         version: int,
         unavailable: type[Exception],
         unusable: type[Exception],
+        migrations: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         self.path = path
         self._kind = kind
         self._schema = schema
         self._application_id = application_id
         self._version = version
+        self._migrations = migrations
         self._unavailable = unavailable
         self._unusable = unusable
         self._pool: list[sqlite3.Connection] = []
@@ -247,14 +251,17 @@ class Database:
                     f"{self.where} is a SQLite database, but not a gwi_celery {self._kind}: "
                     "name another folder, or move that file away"
                 )
+            while tables and version in self._migrations and application == self._application_id:
+                _run(c, self._migrations[version])
+                version += 1
+                c.execute(f"PRAGMA user_version={version}")
             if tables and version != self._version:
                 raise self._unusable(
                     f"{self.where} has {self._kind} schema version {version}, and this release "
                     f"reads version {self._version}: use the release that wrote it, or another folder"
                 )
             if not tables:
-                for statement in filter(str.strip, self._schema.split(";")):
-                    c.execute(statement)
+                _run(c, self._schema)
                 c.execute(f"PRAGMA application_id={self._application_id}")
                 c.execute(f"PRAGMA user_version={self._version}")
             c.execute("COMMIT")
@@ -325,6 +332,11 @@ def _rollback(c: sqlite3.Connection) -> None:
     if c.in_transaction:
         with suppress(sqlite3.Error):  # a full disk rolls back by itself
             c.execute("ROLLBACK")
+
+
+def _run(c: sqlite3.Connection, statements: str) -> None:
+    for statement in filter(str.strip, statements.split(";")):
+        c.execute(statement)
 
 
 def _retry_locked(fn: Callable[[], object]) -> None:
