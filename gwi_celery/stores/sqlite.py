@@ -78,6 +78,7 @@ class SqliteStore(Store):
             version=schema.VERSION,
             unavailable=StoreUnavailable,
             unusable=StoreUnusable,
+            migrations=schema.MIGRATIONS,
         )
 
     @property

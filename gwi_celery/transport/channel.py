@@ -388,7 +388,8 @@ class Channel(virtual.Channel):
                 self._broker.nack(held.delivery, requeue_delay(held.delivery.deliveries))
                 emit(Settlement.NACKED.text, task_id="")
             else:
-                self._dead_letter(held.delivery, held.message.reason)
+                described = envelope.described(held.delivery, held.message.headers)
+                self._dead_letter(described, held.message.reason)
         finally:
             self._room_for_more()
 

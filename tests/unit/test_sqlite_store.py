@@ -17,6 +17,7 @@ import pytest
 
 import gwi_celery.sqlite
 from gwi_celery.errors import LeaseLost, StoreUnavailable, StoreUnusable
+from gwi_celery.stores import sqlite_schema as schema
 from gwi_celery.stores.base import (
     Claimed,
     ClaimRequest,
@@ -358,6 +359,23 @@ def test_a_store_of_another_version(tmp_path):
     store = SqliteStore(tmp_path)
     with pytest.raises(StoreUnusable, match="schema version 99"):
         store.claim(request())
+    store.close()
+
+
+def test_a_file_of_version_1_is_brought_up_in_place(tmp_path, clock):
+    c = sqlite3.connect(tmp_path / "store.sqlite3")
+    c.executescript(schema._FIRST)
+    c.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
+    c.execute("PRAGMA user_version=1")
+    c.execute("INSERT INTO chord_parts VALUES ('g', 'p')")
+    c.commit()
+    c.close()
+    store = SqliteStore(tmp_path, clock=clock)
+    take(store, request())
+    with store.database.read() as c:
+        assert c.execute("SELECT count(*) FROM chord_sizes").fetchone()[0] == 0
+        assert c.execute("SELECT part FROM chord_parts").fetchone()["part"] == "p"
+        assert c.execute("PRAGMA user_version").fetchone()[0] == schema.VERSION
     store.close()
 
 
