@@ -26,6 +26,7 @@ from gwi_celery.errors import (
     JobCancelled,
     LeaseLost,
     StepNameReused,
+    StoreError,
     StoreUnavailable,
     WorkerStopping,
 )
@@ -34,6 +35,7 @@ from gwi_celery.jitter import jitter
 from gwi_celery.reliability import blobs
 from gwi_celery.reliability.renewal import renewer
 from gwi_celery.reliability.stopping import worker_is_stopping
+from gwi_celery.shield import shielded, window
 from gwi_celery.stores.base import (
     Checkpoint,
     CheckpointKind,
@@ -89,11 +91,16 @@ class Run:
         self._finished = False
         self._used: set[str] = set()
         self._recorded: dict[str, Checkpoint] = {}
-        if claimed.has_checkpoints:
-            self._recorded = {c.name: c for c in self._persist(lambda: store.load(self._lease))}
+        self._has_checkpoints = claimed.has_checkpoints
         #: For the audit in logs and tests.
         self.steps_run = 0
         self.steps_skipped = 0
+
+    def load(self) -> None:
+        """What earlier attempts recorded. Raises LeaseLost, JobCancelled, StoreUnusable."""
+        if self._has_checkpoints:
+            stored = self._persist(lambda: self._store.load(self._lease))
+            self._recorded = {checkpoint.name: checkpoint for checkpoint in stored}
 
     # --- facts --------------------------------------------------------------------------------
 
@@ -113,6 +120,7 @@ class Run:
 
     # --- boundaries ---------------------------------------------------------------------------
 
+    @shielded
     def check(self) -> None:
         """Go on, or stop: raises LeaseLost, JobCancelled, DeadlinePassed or WorkerStopping."""
         if self._interrupt is None and time.monotonic() > self._ends_at():
@@ -130,6 +138,7 @@ class Run:
 
     # --- what a job calls ---------------------------------------------------------------------
 
+    @shielded
     def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._use(name)
         recorded = self._recorded.get(name)
@@ -139,7 +148,9 @@ class Run:
             return blobs.load(recorded.blob)
         self.check()
         with span(f"step {name}"):
-            blob = self._dump(name, function(*args, **kwargs))
+            with window():
+                result = function(*args, **kwargs)
+            blob = self._dump(name, result)
             self._save(Checkpoint(name, CheckpointKind.STEP, blob))
         self.steps_run += 1
         return blobs.load(blob)
@@ -164,6 +175,7 @@ class Run:
         else:
             cursor.save()
 
+    @shielded
     def checkpoint(self, name: str, value: Any) -> None:
         recorded = self._recorded.get(name)
         if recorded is not None:
@@ -242,13 +254,15 @@ class Run:
             if self._finished or self._interrupt is not None:
                 return
             asked_at = time.monotonic()
+            # Whatever it ends in: a renewer that is asked again at once would do nothing else.
+            self._renew_not_before = asked_at + min(1.0, self._lease.ttl / 10)
             try:
                 self._lease = self._store.renew(self._lease)
                 self._renewed_at = asked_at
             except (LeaseLost, JobCancelled) as exc:
                 logger.warning("job %s: %s", self.record.job.id, exc)
                 self._interrupt = exc
-            except StoreUnavailable as exc:
+            except StoreError as exc:
                 if asked_at > self._ends_at():
                     self._interrupt = LeaseLost(
                         f"the lease could not be renewed in time ({exc}): another worker may "
@@ -258,7 +272,6 @@ class Run:
                 logger.warning(
                     "could not renew the lease of job %s yet: %s", self.record.job.id, exc
                 )
-                self._renew_not_before = time.monotonic() + min(1.0, self._lease.ttl / 10)
 
     def _ends_at(self) -> float:
         return self._renewed_at + self._lease.ttl * (1 - _MARGIN)
@@ -354,6 +367,7 @@ class Cursor:
             self.save()
         self._run.check()
 
+    @shielded
     def save(self) -> None:
         """Save now, whatever ``save_every`` says."""
         if self._run is None or not self._dirty:

@@ -17,6 +17,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
+from gwi_celery import shield
 from gwi_celery.app import settings_for, store_for
 from gwi_celery.errors import (
     ConfigurationError,
@@ -26,9 +27,11 @@ from gwi_celery.errors import (
 from gwi_celery.reliability import blobs, call
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.reliability.call import Call
+from gwi_celery.reliability.ends import Replaced
 from gwi_celery.reliability.options import Reliable, first
 from gwi_celery.reliability.outcome import PERMANENT
 from gwi_celery.reliability.run import Cursor, Run, plain_cursor
+from gwi_celery.shield import shielded
 from gwi_celery.stores.base import (
     ClaimRequest,
     Replay,
@@ -49,6 +52,8 @@ _REQUIRED: dict[str, tuple[Any, str]] = {
     "acks_late": (True, "a worker that is killed would lose the job"),
     "reject_on_worker_lost": (True, "a pool process that is killed would lose the job"),
     "acks_on_failure": (False, "a failed job would not be kept in the dead letter"),
+    "acks_on_timeout": (True, "a job past its hard time limit would run again, although it failed"),
+    "retry_on_worker_lost": (False, "a killed job's retry would be another submission of it"),
     "serializer": ("json", "duplicates could not be recognised by their payload"),
 }
 
@@ -79,7 +84,7 @@ class ReliableTask(Task):
                 f"{cls.name}: reliable={cls.reliable!r} is not a Reliable(...) object"
             )
         for attribute, (needed, otherwise) in _REQUIRED.items():
-            value = getattr(cls, attribute)
+            value = getattr(cls, attribute, needed)
             if value != needed:
                 raise ConfigurationError(
                     f"{cls.name}: {attribute}={value!r} breaks the promise of a reliable task: "
@@ -88,6 +93,7 @@ class ReliableTask(Task):
 
     # --- calling ------------------------------------------------------------------------------
 
+    @shielded
     def apply_async(
         self,
         args: Sequence[Any] | None = None,
@@ -178,6 +184,7 @@ class ReliableTask(Task):
         }
         return self.apply_async(args, kwargs, headers=headers, **options)
 
+    @shielded
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Celery's own; but what can't get better is not tried again, and nothing gets lost."""
         exc = kwargs.get("exc")
@@ -194,6 +201,23 @@ class ReliableTask(Task):
         finally:
             # Celery keeps the limit on the task, where autoretry of other jobs would find it.
             self.__dict__.pop("override_max_retries", None)
+
+    @shielded
+    def replace(self, sig: Any) -> Any:
+        """Celery's own. The record says what the job was replaced by: a duplicate is as well."""
+        before = json.loads(json.dumps(sig))
+        try:
+            return super().replace(sig)
+        except Replaced as replaced:
+            # As it was given: each message adds its own id and callbacks to it.
+            replaced.signature = before
+            raise
+
+    def on_replace(self, sig: Any) -> Any:
+        """Celery's own; within an attempt the record is written first."""
+        if self._current_run is None or "_gwi_replaced" in vars(self.request):
+            return super().on_replace(sig)
+        raise Replaced(sig)
 
     # --- inside a job -------------------------------------------------------------------------
 
@@ -264,6 +288,15 @@ class ReliableTask(Task):
 
     # --- the way of a job ---------------------------------------------------------------------
 
+    @property
+    def __trace__(self) -> Any:
+        """How a pool runs a message of this task: Celery's, with what is from outside held back."""
+        return self.__dict__.get("_gwi_trace")
+
+    @__trace__.setter
+    def __trace__(self, trace: Any) -> None:
+        self.__dict__["_gwi_trace"] = trace and shield.task()(trace)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         request = self.request
         if request.called_directly or "_gwi_entered" in vars(request):
@@ -309,6 +342,7 @@ class ReliableTask(Task):
         pid: int,
         *,
         redelivered: bool,
+        nonce: str | None = None,
     ) -> ClaimRequest:
         """What to ask the store for, for the attempt of process ``pid``."""
         replay = headers.get(REPLAY_HEADER)
@@ -319,7 +353,7 @@ class ReliableTask(Task):
             fingerprint=understood.fingerprint(),
             submission=call.submission(task_id, headers),
             owner=owner(pid, task_id),
-            nonce=uuid4().hex,
+            nonce=nonce or uuid4().hex,
             lease_ttl=first(self.reliable.lock_ttl, self._settings.lock_ttl),
             result_ttl=first(self.reliable.result_ttl, self._settings.result_ttl),
             replay=Replay(replay["generation"], replay["from_step"]) if replay else None,
