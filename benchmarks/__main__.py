@@ -1,4 +1,4 @@
-"""``python -m benchmarks [embedded|transport|store|waiting] [--quick]``
+"""``python -m benchmarks [embedded|transport|store|waiting] [--quick]``, ``python -m benchmarks soak``
 
 Prints figures and ratios measured in this one run, and whether the marks were met. The exit code
 tells only whether something broke: a slow machine is no failure.
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "embedded": "our embedded transport beside Redis, SQLAlchemy and memory",
     "transport": "our Pub/Sub transport beside Kombu's gcpubsub, Redis and the raw client",
     "store": "reliable tasks on Firestore beside plain ones and a naive protocol",
+    "soak": "mixed jobs for minutes or hours: whether memory, files and descriptors level off",
     "waiting": "waiting for a result in Firestore: by listening, and by asking now and then",
 }
 
@@ -28,9 +29,23 @@ def main() -> int:
     )
     parser.add_argument("what", nargs="?", choices=BENCHMARKS, default="embedded")
     parser.add_argument("--quick", action="store_true", help="fewer calls: a minute, and noisier")
+    if sys.argv[1:2] == ["soak"]:
+        return _soak(sys.argv[2:])
     options = parser.parse_args()
     code: int = import_module(f"benchmarks.{options.what}").main(options.quick)
     return code
+
+
+def _soak(argv: list[str]) -> int:
+    from benchmarks import soak
+
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks soak",
+        description=soak.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    soak.arguments(parser)
+    return soak.main(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import Any
 
-from gwi_celery import config
+from gwi_celery import config, tracebacks
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.service.worker import HealthServer, ShutdownGrace
 from gwi_celery.stores.base import Store
+from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.stores.url import open_store
 from gwi_celery.telemetry import logs, tracing
 from gwi_celery.transport import register
@@ -37,11 +39,13 @@ _BACKENDS = {
 
 
 class Integration:
-    """What belongs to one app: its settings, and its store, opened when first used."""
+    """What belongs to one app: its settings, and its stores, opened when first used."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._store: Store | None = None
+        self._eager_store: Store | None = None
+        self._eager_pid = 0
         self._lock = threading.Lock()
 
     @property
@@ -50,6 +54,24 @@ class Integration:
             if self._store is None:
                 self._store = open_store(self.settings.effective_store_url)
             return self._store
+
+    @property
+    def eager_store(self) -> Store:
+        """Where eager calls keep their jobs: in this process's memory, unless a store is named.
+
+        An eager call is a test's, or a script's: what an earlier process left in the default
+        store must not answer it.
+        """
+        if self.settings.store_url or self.settings.store_backend:
+            return self.store
+        with self._lock:
+            if self._eager_store is None or self._eager_pid != os.getpid():
+                self._eager_store, self._eager_pid = SqliteStore(None), os.getpid()
+            return self._eager_store
+
+    def forget_eager_jobs(self) -> None:
+        with self._lock:
+            self._eager_store = None
 
 
 _integrations: weakref.WeakKeyDictionary[Any, Integration] = weakref.WeakKeyDictionary()
@@ -71,6 +93,7 @@ def setup(app: Any, **settings: Any) -> Settings:
         ConfigurationError: an unknown or impossible setting; the message says what to do.
     """
     register()
+    tracebacks.install()
     app = _unwrapped(app)
     loaded = _configure(app, settings)
     logs.configure(loaded)
@@ -171,8 +194,16 @@ def settings_for(app: Any) -> Settings:
 
 
 def store_for(app: Any) -> Store:
-    """The store of an app that was set up."""
+    """The store of an app that was set up; with ``task_always_eager`` that of its eager calls."""
+    if app.conf.task_always_eager:
+        return integration(app).eager_store
     return integration(app).store
+
+
+def forget_eager_jobs() -> None:
+    """Empty the memory that eager calls keep their jobs in, of every app of this process."""
+    for known in list(_integrations.values()):
+        known.forget_eager_jobs()
 
 
 def broker_for(app: Any) -> Broker:

@@ -222,7 +222,11 @@ class LeaseLost(Interrupt):
 
 
 class JobCancelled(Interrupt):
-    """An operator cancelled the job."""
+    """An operator cancelled the job, for ``reason``."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class DeadlinePassed(Interrupt):

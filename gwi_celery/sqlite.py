@@ -7,6 +7,8 @@ Both embedded backends (broker and store) stand on this. It owns what is easy to
 - Writes start with BEGIN IMMEDIATE, so that a transaction never fails half-way for a lock.
 - WAL mode lets readers go on beside a writer. ``synchronous=FULL`` makes a commit survive a power
   cut, at the price of an fsync; ``NORMAL`` survives the death of any process, not of the machine.
+- A file that is deleted or replaced under us is noticed before anything is read or written: what SQLite
+  still has open has no name any more, and whoever opens the path next gets another database.
 - SQLite's errors become the caller's, each with what to do next.
 
 See https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_ and
@@ -25,6 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
+from urllib.parse import quote
 
 from gwi_celery import shield
 
@@ -76,6 +79,8 @@ class Database:
         self._memory_lock = threading.RLock()
         self._orphaned = False
         self._closed = False
+        #: Device and inode of the file since its first opening, for this process and its forks.
+        self._identity: tuple[int, int] | None = None
         self._finalizer = weakref.finalize(self, _close_all, self._open_connections, os.getpid())
         _databases.add(self)
 
@@ -94,9 +99,36 @@ class Database:
         """
         return Transaction(self, "BEGIN IMMEDIATE", "FULL" if durable else "NORMAL")
 
+    def check_place(self) -> None:
+        """Raise the ``unusable`` error if the file is gone, or another one has taken its place.
+
+        Each transaction does so as it begins; it costs a microsecond. Nothing to check before the
+        first of them, and in memory.
+        """
+        if self.path is None or self._identity is None:
+            return
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            raise self._displaced("was deleted") from None
+        except OSError as exc:
+            raise self._unavailable(
+                f"the {self._kind} at {self.where} can't be looked at ({exc.strerror}): try again"
+            ) from exc
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise self._displaced("was replaced by another file")
+
+    def _displaced(self, how: str) -> Exception:
+        return self._unusable(
+            f"the {self._kind} at {self.where} {how} while process {os.getpid()} was using it; nothing "
+            "more is read from or written to it. Restart every process that uses this folder: they "
+            "begin with what is there then"
+        )
+
     def close(self) -> None:
         """Close this process's connections. Safe to call twice; a later use opens anew."""
         with self._lock:
+            self._identity = None
             pool, self._pool = self._pool, []
             for c in pool:
                 self._open_connections.remove(c)
@@ -153,7 +185,8 @@ class Database:
         return self._memory
 
     def _open(self) -> sqlite3.Connection:
-        if self.path is not None:
+        self.check_place()
+        if self.path is not None and self._identity is None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as exc:
@@ -163,7 +196,8 @@ class Database:
                 ) from exc
         with self._translated():
             c = sqlite3.connect(
-                str(self.path) if self.path is not None else ":memory:",
+                self._uri(),
+                uri=True,
                 timeout=BUSY_TIMEOUT,
                 isolation_level=None,
                 check_same_thread=False,
@@ -176,7 +210,17 @@ class Database:
                 raise
             with self._lock:
                 self._open_connections.append(c)
+                if self.path is not None and self._identity is None:
+                    found = os.stat(self.path)
+                    self._identity = found.st_dev, found.st_ino
             return c
+
+    def _uri(self) -> str:
+        """Made if need be when first opened; never again, as that would be another database."""
+        if self.path is None:
+            return ":memory:"
+        mode = "rwc" if self._identity is None else "rw"
+        return f"file:{quote(os.fsencode(self.path))}?mode={mode}"
 
     def _prepare(self, c: sqlite3.Connection) -> None:
         c.row_factory = sqlite3.Row
@@ -290,6 +334,7 @@ class Transaction:
             if self._synchronous is not None:
                 c.execute(f"PRAGMA synchronous={self._synchronous}")
             c.execute(self._begin)
+            self._database.check_place()
             return c
         except BaseException as exc:
             self._leave(exc)

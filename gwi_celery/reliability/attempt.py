@@ -11,15 +11,17 @@ import logging
 import os
 import time
 import traceback
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import states
+from celery._state import _task_stack
 from celery.canvas import maybe_signature
 from celery.exceptions import Ignore, Reject
 
 from gwi_celery import shield
-from gwi_celery.app import settings_for, store_for
+from gwi_celery.app import integration, settings_for
 from gwi_celery.backends.base import ReliableBackend, came_before
 from gwi_celery.errors import (
     CrashLimitExceeded,
@@ -32,7 +34,7 @@ from gwi_celery.errors import (
     StoreError,
 )
 from gwi_celery.jitter import jitter
-from gwi_celery.reliability import blobs, call
+from gwi_celery.reliability import blobs, call, wording
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
 from gwi_celery.reliability.options import first
 from gwi_celery.reliability.outcome import dump_failure, dump_replaced, load_failure, load_replaced
@@ -73,7 +75,10 @@ class Attempt:
 
     @property
     def _store(self) -> Store:
-        return store_for(self._task.app)
+        known = integration(self._task.app)
+        return (
+            known.eager_store if self._request.is_eager and not _in_a_workers_job() else known.store
+        )
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What the task gives to Celery; what it raises is an end of the table's.
@@ -89,7 +94,8 @@ class Attempt:
         understood = task.understand(args, kwargs, headers, request.id)
         asked_at = time.monotonic()
         try:
-            answer = self._store.claim(
+            store = self._store
+            answer = store.claim(
                 task.claim_request(
                     understood,
                     headers,
@@ -111,7 +117,7 @@ class Attempt:
                 }
                 emit("claimed", **facts)
                 tracing.describe(**facts, generation=answer.record.generation)
-                run = Run(self._store, answer, self._limits(headers), asked_at=asked_at)
+                run = Run(store, answer, self._limits(headers), asked_at=asked_at)
                 kwargs = call.filled(task.run, task.reliable, args, kwargs, headers)
                 return self._attempt(run, args, kwargs)
             case Completed():
@@ -125,23 +131,24 @@ class Attempt:
                 )
             case Held():
                 emit("contended")
-                self._wait(
-                    JobHeld(f"{task.name}: {answer.by} holds the lock for {answer.job.task}"),
-                    f"{answer.by} holds its lock",
-                    at_most=answer.retry_after,
-                )
+                why = wording.why_held(understood.lock, answer)
+                self._wait(JobHeld(f"{task.name}: {why}"), why, at_most=answer.retry_after)
             case Cancelled():
-                self._revoked("cancelled by an operator")
+                # The record's outcome is the operator's reason.
+                self._revoked((answer.record.outcome or b"").decode(errors="replace"))
         return None
 
     def _attempt(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         request = self._request
-        request._gwi_run = (request, run)
+        # Not the request itself: a cycle would keep the attempt, and all it recorded, for long.
+        request._gwi_run = (weakref.ref(request), run)
         # A retry sends what came with the message, whatever the job does to its arguments.
         request.args, request.kwargs = copy.deepcopy((request.args, request.kwargs))
         run.start_renewing()
         try:
             run.load()
+            if run.record.attempt > 1 or run.has_checkpoints:
+                logger.info("%s[%s] %s", self._task.name, request.id, run.where_resumed())
             self._refuse_hopeless(run)
             with shield.window():
                 result = self._task.run(*args, **kwargs)
@@ -197,7 +204,8 @@ class Attempt:
         name, id = self._task.name, self._request.id
         match end:
             case End.CANCELLED:
-                self._revoked("cancelled by an operator")
+                assert isinstance(exc, JobCancelled)
+                self._revoked(exc.reason)
             case End.LEASE_LOST:
                 emit("lease lost")
                 logger.warning("%s[%s] lost its lease: %s", name, id, exc)
@@ -336,3 +344,12 @@ class Attempt:
                 and not self._request.is_eager
             ),
         )
+
+
+def _in_a_workers_job() -> bool:
+    """Whether this eager call is part of a job that a worker runs: then it is as lasting as that."""
+    return any(
+        not (request.called_directly or request.is_eager)
+        for task in _task_stack.stack
+        for request in task.request_stack.stack
+    )

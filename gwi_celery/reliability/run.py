@@ -35,6 +35,7 @@ from gwi_celery.jitter import jitter
 from gwi_celery.reliability import blobs
 from gwi_celery.reliability.renewal import renewer
 from gwi_celery.reliability.stopping import worker_is_stopping
+from gwi_celery.reliability.wording import where_resumed
 from gwi_celery.shield import shielded, window
 from gwi_celery.stores.base import (
     Checkpoint,
@@ -91,14 +92,12 @@ class Run:
         self._finished = False
         self._used: set[str] = set()
         self._recorded: dict[str, Checkpoint] = {}
-        self._has_checkpoints = claimed.has_checkpoints
-        #: For the audit in logs and tests.
-        self.steps_run = 0
-        self.steps_skipped = 0
+        #: Whether earlier attempts recorded any.
+        self.has_checkpoints = claimed.has_checkpoints
 
     def load(self) -> None:
         """What earlier attempts recorded. Raises LeaseLost, JobCancelled, StoreUnusable."""
-        if self._has_checkpoints:
+        if self.has_checkpoints:
             stored = self._persist(lambda: self._store.load(self._lease))
             self._recorded = {checkpoint.name: checkpoint for checkpoint in stored}
 
@@ -117,6 +116,10 @@ class Run:
         """An idempotency key for the outside: the same at every attempt of this job."""
         job = self.record.job
         return digest("derived", job.id, *(str(part) for part in parts))
+
+    def where_resumed(self) -> str:
+        """For the log: what was recorded when this attempt began."""
+        return where_resumed(self.record, self._recorded.values())
 
     # --- boundaries ---------------------------------------------------------------------------
 
@@ -144,7 +147,6 @@ class Run:
         recorded = self._recorded.get(name)
         if recorded is not None:
             self._expect(recorded, CheckpointKind.STEP)
-            self.steps_skipped += 1
             return blobs.load(recorded.blob)
         self.check()
         with span(f"step {name}"):
@@ -152,7 +154,6 @@ class Run:
                 result = function(*args, **kwargs)
             blob = self._dump(name, result)
             self._save(Checkpoint(name, CheckpointKind.STEP, blob))
-        self.steps_run += 1
         return blobs.load(blob)
 
     @contextmanager

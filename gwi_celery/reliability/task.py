@@ -313,8 +313,8 @@ class ReliableTask(Task):
     def _current_run(self) -> Run | None:
         request = self.request
         # A plain call inside a job gets a copy of the job's request: the run is not its own.
-        owner_request, run = vars(request).get("_gwi_run") or (None, None)
-        return run if owner_request is request else None
+        owner, run = vars(request).get("_gwi_run") or (None, None)
+        return run if owner is not None and owner() is request else None
 
     @property
     def _store(self) -> Store:

@@ -334,10 +334,12 @@ class Store(Protocol):
         With ``owner_nonce``: only if that attempt holds it. True if a live lock was freed.
         """
 
-    def cancel(self, job: JobRef, reason: str) -> bool:
+    def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
         """Operator's tool: end the job as CANCELLED, running or not; True if it was not terminal.
 
-        A job that is unknown yet is recorded as cancelled too, so that it never starts.
+        The store knows a job once a worker has begun it. One that is unknown is left alone, and
+        the answer is False, unless ``in_advance``: then it is recorded as cancelled, so that it
+        never starts, whatever its payload. The caller gets ``reason``.
         """
 
     def put_value(

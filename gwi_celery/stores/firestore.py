@@ -281,7 +281,7 @@ class FirestoreStore(Store):
             return live
         raise AssertionError
 
-    def cancel(self, job: JobRef, reason: str) -> bool:
+    def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
         """As :meth:`Store.cancel`. The outcome is ``reason`` in UTF-8."""
         client, name = self.client_of(job.tenant), self._places.job(job)
         by = claims.new_era()  # names this very cancellation
@@ -293,6 +293,8 @@ class FirestoreStore(Store):
             known = None if stored is None or stored.expired(read.read_time) else stored
             if known is not None and known.status.terminal:
                 return known.cancelled_by == by
+            if known is None and not in_advance:
+                return False
             with tries.once():
                 if known is None:
                     self._cancel_unknown(client, job, stored, reason, by)

@@ -139,7 +139,7 @@ def not_open(job: JobRef, status: JobStatus | None) -> InvalidCall:
 
 
 def cancelled(lease: Lease, reason: str) -> JobCancelled:
-    return JobCancelled(f"{lease.job.task} was cancelled: {reason}")
+    return JobCancelled(f"{lease.job.task} was cancelled: {reason}", reason)
 
 
 def lease_lost(lease: Lease, owner: str | None, fence: int) -> LeaseLost:

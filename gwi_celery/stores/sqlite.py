@@ -227,7 +227,7 @@ class SqliteStore(Store):
             _free_lock(c, lock.id, row["token"])
             return bool(row["expires_at"] > self._clock.time())
 
-    def cancel(self, job: JobRef, reason: str) -> bool:
+    def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
         """As :meth:`Store.cancel`. The outcome is ``reason`` in UTF-8."""
         cancelled = {"status": JobStatus.CANCELLED.value, "outcome": raw(reason)}
         with self._database.write() as c:
@@ -235,6 +235,8 @@ class SqliteStore(Store):
             stored = rows.job_row(c, job)
             known = rows.unless_expired(stored, now)
             if known is None:
+                if not in_advance:
+                    return False
                 _insert_job(
                     c,
                     job,

@@ -31,6 +31,7 @@ from pytest_celery import (
 
 from gwi_celery import setup
 from gwi_celery.config import SETTINGS
+from gwi_celery.testing.eager import gwi_eager_jobs
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
 from gwi_celery.testing.process import WorkerProcess, worker_process
 from gwi_celery.testing.vendors.embedded.defaults import (
@@ -99,6 +100,7 @@ __all__ = [
     "firestore_emulator",
     "gwi_backend",
     "gwi_broker",
+    "gwi_eager_jobs",
     "gwi_settings",
     "gwi_start_worker",
     "pubsub_emulator",

@@ -140,11 +140,15 @@ def test_an_operators_cancel_stops_a_running_job(
     start()
     result = jobs.hold.delay(**CALL, label="x", seconds=60)
     eventually(lambda: read_audit(tmp_path))
-    store_for(jobs.app).cancel(JobRef("acme", "hold", "run:r1"), "not wanted")
-    with pytest.raises(TaskRevokedError):
+    store = store_for(jobs.app)
+    assert store.cancel(JobRef("acme", "hold", "run:r1"), "not wanted")
+    with pytest.raises(TaskRevokedError, match="not wanted"):
         result.get(timeout=30)
     broker = broker_for(jobs.app)
     eventually(lambda: drained(broker))
+    assert store.cancel(JobRef("acme", "hold", "run:r2"), "wrong customer", in_advance=True)
+    with pytest.raises(TaskRevokedError, match="wrong customer"):
+        jobs.hold.delay(tenant_id="acme", run_id="r2", label="x", seconds=60).get(timeout=30)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])

@@ -1218,8 +1218,8 @@ def test_a_job_that_ended_can_not_be_cancelled(case, end):
 def test_a_job_cancelled_before_it_is_known_never_starts(case):
     request = case.request(payload={"any": "payload"})
 
-    assert case.store.cancel(request.job, "never mind")
-    assert not case.store.cancel(request.job, "once more")
+    assert case.store.cancel(request.job, "never mind", in_advance=True)
+    assert not case.store.cancel(request.job, "once more", in_advance=True)
 
     record = case.store.get_job(request.job)
     assert record is not None
@@ -1229,9 +1229,28 @@ def test_a_job_cancelled_before_it_is_known_never_starts(case):
     assert case.store.get_lock(request.lock) is None
 
 
+def test_an_unknown_job_is_cancelled_only_when_told_to_be_in_advance(case):
+    request = case.request()
+    mistaken = replace(request.job, task="taks")
+
+    assert not case.store.cancel(mistaken, "a wrong name")
+    assert not case.store.cancel(request.job, "not begun")
+
+    assert case.store.get_job(mistaken) is None
+    assert isinstance(case.store.claim(request), Claimed)
+
+
+def test_a_holder_is_told_the_reason_of_its_cancellation(case):
+    lease = running(case, case.request())
+    case.store.cancel(lease.job, "wrong repo: ü")
+    with pytest.raises(JobCancelled) as caught:
+        case.store.renew(lease)
+    assert caught.value.reason == "wrong repo: ü"
+
+
 def test_a_job_cancelled_before_it_is_known_can_be_replayed(case):
     request = case.request(payload=1, run_id="run 7")
-    case.store.cancel(request.job, "never mind")
+    case.store.cancel(request.job, "never mind", in_advance=True)
     record = case.store.get_job(request.job)
     assert record is not None
 
@@ -1249,7 +1268,7 @@ def test_a_job_whose_outcome_is_forgotten_is_cancelled_as_an_unknown_one(case):
     case.store.finish(lease, success())
     case.outlast_result()
 
-    assert case.store.cancel(request.job, "not again")
+    assert case.store.cancel(request.job, "not again", in_advance=True)
 
     assert isinstance(case.store.claim(case.request(payload="any")), Cancelled)
     assert case.store.get_checkpoints(request.job) == []

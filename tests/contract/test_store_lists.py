@@ -334,7 +334,7 @@ def test_cleanup_never_touches_what_is_live(case):
     case.store.release(leases["waiting"])
     case.store.renew(leases["running"])
     unknown = case.request("cancelled")
-    case.store.cancel(unknown.job, "no")
+    case.store.cancel(unknown.job, "no", in_advance=True)
     before = {key: case.seen(request) for key, request in requests.items()}
     assert [key for key in before if before[key].lock] == ["running", "late"]
 

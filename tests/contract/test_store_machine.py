@@ -289,7 +289,9 @@ class Protocol(RuleBasedStateMachine):
         model = self.models[name]
         if self._gone(model):
             model = self.models[name] = Model()
-        accepted = self.store.cancel(JobRef(name[0], "task", name[1]), "not wanted")
+        accepted = self.store.cancel(
+            JobRef(name[0], "task", name[1]), "not wanted", in_advance=True
+        )
         assert accepted == (model.terminal is None)
         if not accepted:
             return

@@ -581,11 +581,11 @@ class StoreMachine(RuleBasedStateMachine):
         if freed:
             del self.trail.holds[lock]
 
-    @rule(job=st.sampled_from(JOBS))
-    def cancel(self, job: JobRef) -> None:
+    @rule(job=st.sampled_from(JOBS), in_advance=st.booleans())
+    def cancel(self, job: JobRef, in_advance: bool) -> None:
         known = self.trail.job(job)
-        answer = self.store.cancel(job, "no longer wanted")
-        assert answer == (known is None or not known.status.terminal)
+        answer = self.store.cancel(job, "no longer wanted", in_advance=in_advance)
+        assert answer == (in_advance if known is None else not known.status.terminal)
         if not answer:
             return
         record = self.store.get_job(job)

@@ -58,7 +58,8 @@ def pair(first: AsyncResult, second: AsyncResult) -> list[AsyncResult]:
 
 
 def cancelled(jobs: ModuleType) -> AsyncResult:
-    store_for(jobs.app).cancel(JobRef("acme", "three_steps", "run:cancelled"), "not wanted")
+    job = JobRef("acme", "three_steps", "run:cancelled")
+    store_for(jobs.app).cancel(job, "not wanted", in_advance=True)
     return jobs.three_steps.delay(**call("cancelled"))
 
 

@@ -409,8 +409,8 @@ def test_operators_answers_are_true_whatever_becomes_of_the_call(
     assert not store.cancel(claimed.lease.job, "no")
     wire.faults = iter([None, fault])
     unknown = JobRef("acme", "task", "unknown")
-    assert store.cancel(unknown, "no")
-    assert not store.cancel(unknown, "no")
+    assert store.cancel(unknown, "no", in_advance=True)
+    assert not store.cancel(unknown, "no", in_advance=True)
 
 
 # --- two holders of one lease, many threads ---------------------------------------------------------

@@ -154,7 +154,7 @@ def test_an_outcome_is_kept_until_its_last_instant_and_gone_at_its_end(store, cl
 
 def test_a_cancellation_of_an_unknown_job_is_kept_for_a_day(store, clock):
     job = request().job
-    store.cancel(job, "no")
+    store.cancel(job, "no", in_advance=True)
     clock.advance(CANCELLED_TTL - INSTANT)
     assert store.get_job(job) is not None
     clock.advance(INSTANT)

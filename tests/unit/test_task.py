@@ -68,6 +68,32 @@ def test_steps_run_once_and_a_duplicate_gets_the_stored_result(app: Celery) -> N
     assert seen == ["run", "one", "run", "one"]
 
 
+def test_the_log_says_where_a_job_goes_on(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    broken = [True]
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str, run_id: str) -> None:
+        self.step("list", lambda: ["a", "b"])
+        self.step("fetch", lambda: None)
+        self.checkpoint("note", "secret")
+        with self.cursor("scan", start=0) as cursor:
+            cursor.advance(20)
+            if broken.pop():
+                raise RuntimeError("half-way")
+
+    caplog.set_level("INFO", "gwi_celery.reliability")
+    broken.append(True)
+    assert t.delay(**CALL).failed()
+    assert "resumes" not in caplog.text
+    broken[:] = [False]
+    t.delay(**CALL).get()
+    assert (
+        "attempt 1 of generation 2 resumes: steps list, fetch; cursor scan at 20; values note"
+        in caplog.text
+    )
+    assert "secret" not in caplog.text
+
+
 def test_called_directly_it_is_a_plain_call(app: Celery) -> None:
     @app.task(shared=False, base=ReliableTask, bind=True, name="t")
     def t(self: Any, *, tenant_id: str, run_id: str) -> Any:
@@ -342,7 +368,7 @@ def test_a_lock_of_another_job_of_the_run_is_waited_for(app: Celery) -> None:
     thread = threading.Thread(target=lambda: one.apply(kwargs=CALL))
     thread.start()
     assert entered.wait(10)
-    with pytest.raises(JobHeld, match="holds the lock for one"):
+    with pytest.raises(JobHeld, match=r"lock run/r1 of tenant 'acme' is held by one \(job run:r1"):
         two.apply(kwargs=CALL).get()
     assert free.apply(kwargs=CALL).get() == 3
     assert two.apply(kwargs={**CALL, "run_id": "other"}).get() == 2

@@ -1,0 +1,53 @@
+"""What the log says of a job that waits, or goes on: sentences for people, from what the store knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
+
+from gwi_celery.reliability import blobs
+from gwi_celery.stores.base import Checkpoint, CheckpointKind, Held, JobRecord, LockRef
+
+#: Names that one sentence lists at most, and characters of one name or place.
+_MOST, _LONGEST = 10, 60
+
+
+def why_held(lock: LockRef, held: Held) -> str:
+    """Which lock a job waits for, who holds it and until when."""
+    until = datetime.now(timezone.utc) + timedelta(seconds=held.retry_after)
+    process, _, message = held.by.partition(" ")
+    return (
+        f"the lock {'/'.join(map(_short, lock.scope))} of tenant {_short(lock.tenant)!r} is held by "
+        f"{held.job.task} (job {_short(held.job.key)}; process {process}"
+        + (f", message {message}" if message else "")
+        + f") until {until:%H:%M:%S} UTC, unless that renews it"
+    )
+
+
+def where_resumed(record: JobRecord, checkpoints: Iterable[Checkpoint]) -> str:
+    """What an attempt that isn't the first finds recorded."""
+    recorded = list(checkpoints)
+    steps = [c for c in recorded if c.kind is CheckpointKind.STEP]
+    cursors = [c for c in recorded if c.kind is CheckpointKind.CURSOR]
+    values = [c for c in recorded if c.kind is CheckpointKind.VALUE]
+    parts = []
+    if steps:
+        parts.append(f"steps {_listed([_short(c.name) for c in steps])}")
+    if cursors:
+        places = [f"{_short(c.name)} at {_short(repr(blobs.load(c.blob)))}" for c in cursors]
+        parts.append(f"cursor {_listed(places)}")
+    if values:
+        parts.append(f"values {_listed([_short(c.name) for c in values])}")
+    which = f"attempt {record.attempt}"
+    if record.generation > 1:
+        which += f" of generation {record.generation}"
+    return f"{which} resumes: {'; '.join(parts)}" if parts else f"{which}: nothing was recorded yet"
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST
+    return ", ".join(names[:_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

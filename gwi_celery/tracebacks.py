@@ -1,0 +1,57 @@
+"""What a failed task leaves behind is freed when it ends, not when the collector comes round to it.
+
+Celery's tracer holds the exception in a local variable, and the exception's traceback holds the
+tracer's frame: a cycle, which keeps the task's arguments, the frames it passed and billiard's copy of
+the traceback (200 KB a failure and more). Python collects cycles by how many objects there are, whatever
+their size, so that a worker whose jobs fail now and then grew by hundreds of megabytes.
+
+Kombu's way of raising an EncodeError (an exception whose arguments have no JSON form meets it) and much
+user code leave cycles of their own, whose frames lead to the tracer's as well: they are young, and a
+collection of the young objects takes about a millisecond, once for a failure.
+
+Also in force for plain tasks, and for all the ends that Celery has exceptions for: failure, retry,
+ignored, rejected.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+from typing import Any
+
+from celery import signals
+
+
+def let_go(sender: Any = None, retval: Any = None, **kwargs: Any) -> None:
+    """At the end of a task's run: part its exception from the frames it came through.
+
+    All that wants its traceback has had it by now: the result, the logs, ``on_failure``, and the
+    signals ``task_failure`` and ``task_retry``. An eager caller still wants it.
+    """
+    if isinstance(retval, BaseException) and not sender.request.is_eager:
+        gc.collect(1)
+        for exc in _chain(retval):
+            exc.__traceback__ = None
+            if any(argument is exc for argument in exc.args):  # Celery's Retry, with its signature
+                exc.args = tuple(argument for argument in exc.args if argument is not exc)
+
+
+def _chain(exc: BaseException) -> Iterable[BaseException]:
+    """The exception and those it names. Any one's frames lead to the tracer's, by ``f_back``."""
+    found = {id(exc): exc}
+    queue = [exc]
+    while queue:
+        exc = queue.pop()
+        named = [exc.__cause__, exc.__context__, *getattr(exc, "exceptions", ())]
+        # A Retry's cause, and a Reject's.
+        named += [value for value in vars(exc).values() if isinstance(value, BaseException)]
+        for other in named:
+            if isinstance(other, BaseException) and id(other) not in found:
+                found[id(other)] = other
+                queue.append(other)
+    return found.values()
+
+
+def install() -> None:
+    """For all apps of this process; may be called again."""
+    signals.task_postrun.connect(let_go, weak=False, dispatch_uid="gwi-tracebacks")

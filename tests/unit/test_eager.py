@@ -1,0 +1,151 @@
+"""Eager calls keep their jobs in the process's memory: no earlier run of the tests answers them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from gwi_celery import ReliableTask, setup, store_for
+from gwi_celery.app import forget_eager_jobs
+from gwi_celery.stores.base import JobRef
+from tests.workers import ROOT, Worker
+
+CALL = {"tenant_id": "acme", "run_id": "r1"}
+JOB = JobRef("acme", "t", "run:r1")
+
+
+def app_in(folder: Path, ran: list[int], **settings: str) -> Celery:
+    app = Celery("eager", set_as_current=False)
+    setup(app, folder=str(folder), **settings)
+
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str, run_id: str) -> int:
+        ran.append(1)
+        return len(ran)
+
+    return app
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_another_processes_job_answers_no_eager_call(tmp_path: Path, always: bool) -> None:
+    script = tmp_path / "eager_script.py"
+    script.write_text(
+        "from celery import Celery\n"
+        "from gwi_celery import ReliableTask, setup\n"
+        "app = Celery('eager')\n"
+        "setup(app)\n"
+        f"app.conf.task_always_eager = {always}\n"
+        "@app.task(base=ReliableTask)\n"
+        "def t(*, tenant_id, run_id):\n"
+        "    print('ran')\n"
+        "for _ in range(2):\n"
+        "    t.apply(kwargs=dict(tenant_id='acme', run_id='r1')).get()\n"
+    )
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == "ran\n", "once in each process"
+
+
+def test_a_store_that_is_named_keeps_them(tmp_path: Path) -> None:
+    ran: list[int] = []
+    for _ in range(2):
+        app = app_in(tmp_path, ran, store_url=f"embedded://{tmp_path}")
+        assert app.tasks["t"].apply(kwargs=CALL).get() == 1
+        assert store_for(app).get_job(JOB) is not None
+        store_for(app).close()
+        app.close()
+    assert ran == [1]
+
+
+def test_a_fresh_memory_for_each_test(tmp_path: Path) -> None:
+    ran: list[int] = []
+    app = app_in(tmp_path, ran)
+    app.conf.task_always_eager = True
+    assert [app.tasks["t"].delay(**CALL).get() for _ in range(2)] == [1, 1]
+    assert store_for(app).get_job(JOB) is not None
+    forget_eager_jobs()
+    assert store_for(app).get_job(JOB) is None
+    assert app.tasks["t"].delay(**CALL).get() == 2
+    assert not (tmp_path / "store.sqlite3").exists()
+
+
+USERS_TEST = """
+import pytest
+from celery import Celery
+from gwi_celery import ReliableTask, setup
+
+pytest_plugins = ["gwi_celery.testing.eager"]
+app = Celery("eager", set_as_current=False)
+setup(app)
+app.conf.task_always_eager = True
+ran = []
+
+@app.task(shared=False, base=ReliableTask)
+def t(*, tenant_id, run_id):
+    ran.append(1)
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_once_in_each(n):
+    t.delay(tenant_id="acme", run_id="r1")
+    t.delay(tenant_id="acme", run_id="r1")
+    assert len(ran) == n
+"""
+
+
+def test_the_fixture_gives_each_test_its_own(tmp_path: Path) -> None:
+    (tmp_path / "test_users.py").write_text(USERS_TEST)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "2 passed" in done.stdout
+
+
+NESTED = """
+from celery import Celery
+from gwi_celery import ReliableTask, setup
+
+app = Celery("nested")
+setup(app)
+
+@app.task(base=ReliableTask, name="t")
+def t(*, tenant_id, run_id):
+    return run_id
+
+@app.task(base=ReliableTask, name="outer")
+def outer(*, tenant_id, run_id):
+    return t.apply(kwargs=dict(tenant_id=tenant_id, run_id="r1")).get(disable_sync_subtasks=False)
+"""
+
+
+def test_inside_a_workers_job_it_is_kept_where_that_job_is(tmp_path: Path) -> None:
+    (tmp_path / "nested.py").write_text(NESTED)
+    app = Celery("nested", set_as_current=False)
+    setup(app, folder=str(tmp_path / ".gwi"))
+    worker = Worker("nested", tmp_path, pool="solo")
+    try:
+        worker.ready()
+        call = {"tenant_id": "acme", "run_id": "outer"}
+        headers = {"gwi-tenant": "acme", "gwi-run": "outer"}
+        result = app.send_task("outer", kwargs=call, headers=headers)
+        assert result.get(timeout=30) == "r1"
+        assert store_for(app).get_job(JOB) is not None
+    finally:
+        worker.close()
+        store_for(app).close()
+        app.close()

@@ -1,0 +1,99 @@
+"""One file, used by many: what :mod:`gwi_celery.sqlite` does when the file itself changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
+from gwi_celery.brokers.embedded import EmbeddedBroker
+from gwi_celery.errors import BrokerUnusable, StoreUnusable
+from gwi_celery.stores.base import Claimed
+from gwi_celery.stores.sqlite import SqliteStore
+from tests.contract.contender import request
+
+
+def test_two_processes_never_both_hold_a_job_whose_folder_was_deleted(tmp_path: Path) -> None:
+    """The one with the old file can do nothing more; the other begins with an empty one."""
+    folder = tmp_path / "gwi"
+    old = SqliteStore(folder)
+    held = old.claim(request("k", "o"))
+    assert isinstance(held, Claimed)
+    shutil.rmtree(folder)
+    with pytest.raises(StoreUnusable, match=r"was deleted .*\bRestart every process"):
+        old.claim(request("k", "o"))
+    new = SqliteStore(folder)
+    assert isinstance(new.claim(request("k", "o")), Claimed)
+    for use in (lambda: old.renew(held.lease), lambda: old.get_job(held.record.job)):
+        with pytest.raises(StoreUnusable, match=r"was replaced by another file"):
+            use()
+
+
+def test_a_deleted_file_is_not_made_again_by_whoever_had_it(tmp_path: Path) -> None:
+    """Also not by another of its threads, which would open a connection of its own."""
+    store = SqliteStore(tmp_path / "gwi")
+    store.claim(request("k", "o"))
+    shutil.rmtree(tmp_path / "gwi")
+    with store.database._lock:
+        store.database._pool.clear()
+    with pytest.raises(StoreUnusable, match="was deleted"):
+        store.get_job(request("k", "o").job)
+    assert not (tmp_path / "gwi").exists()
+
+
+def test_a_fork_keeps_to_its_parents_file(tmp_path: Path) -> None:
+    """A pool's child opens the path itself: it must not be another file than the parent's."""
+    code = """
+import os, shutil, sys
+from pathlib import Path
+from gwi_celery.errors import StoreUnusable
+from gwi_celery.stores.sqlite import SqliteStore
+from tests.contract.contender import request
+folder = Path(sys.argv[1]) / "gwi"
+store = SqliteStore(folder)
+store.claim(request("k", "o"))
+shutil.rmtree(folder)
+SqliteStore(folder).claim(request("k", "o"))
+pid = os.fork()
+if not pid:
+    try:
+        store.claim(request("k", "o"))
+    except StoreUnusable:
+        os._exit(17)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    run = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    root = str(Path(__file__).resolve().parents[2])
+    out = subprocess.run(
+        run, env={**os.environ, "PYTHONPATH": root}, check=True, capture_output=True, text=True
+    )
+    assert out.stdout.strip() == "17"
+
+
+def test_a_publisher_is_told_that_nobody_would_read_it(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(tmp_path / "gwi")
+    broker.declare_queue(QueueSpec("q"))
+    shutil.rmtree(tmp_path / "gwi")
+    with pytest.raises(BrokerUnusable, match="was deleted"):
+        broker.publish("", "q", OutgoingMessage(b"{}"))
+
+
+def test_a_store_that_was_closed_begins_with_what_is_there(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "gwi")
+    store.claim(request("k", "o"))
+    store.close()
+    shutil.rmtree(tmp_path / "gwi")
+    assert isinstance(store.claim(request("k", "o")), Claimed)
+
+
+@pytest.mark.parametrize("name", ["a b", "100%", "q?x=1#y", "ünï", "a;b"])
+def test_any_folders_name(tmp_path: Path, name: str) -> None:
+    store = SqliteStore(tmp_path / name)
+    store.claim(request("k", "o"))
+    assert (tmp_path / name / "store.sqlite3").exists()
