@@ -146,10 +146,10 @@ def task() -> Iterator[None]:
     What would have ended the job, and came too late for that, is dropped: its outcome is written. A
     signal that ends the process does so at the end.
     """
-    arm()
-    state = _mine()
-    state.idle = False
     with section():
+        arm()
+        state = _mine()
+        state.idle = False
         restore = _wrap_throw(state)
         try:
             yield

@@ -316,14 +316,13 @@ class Transaction:
     A class, and not a generator: an exception from outside can't get between its two halves.
     """
 
-    __slots__ = ("_begin", "_c", "_database", "_pid", "_section", "_synchronous")
+    _c: sqlite3.Connection | None = None
 
     def __init__(self, database: Database, begin: str, synchronous: str | None) -> None:
         self._database = database
         self._begin = begin
         #: Of a write; None: a read, which is rolled back.
         self._synchronous = synchronous
-        self._c: sqlite3.Connection | None = None
         self._pid = os.getpid()
         self._section = shield.section()
 
@@ -347,9 +346,13 @@ class Transaction:
             if exc is None and self._synchronous is not None and self._c is not None:
                 self._c.execute("COMMIT")
         except BaseException as failed:
-            self._leave(failed)
+            exc = failed
             raise
-        self._leave(exc)
+        finally:
+            self._leave(exc)
+
+    def __del__(self) -> None:
+        self._end()  # of one that was struck at the edge of the above
 
     def _leave(self, exc: BaseException | None) -> None:
         """Translates SQLite's errors. Its parts are done, whichever of them is interrupted."""
