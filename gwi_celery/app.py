@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from typing import Any
 
-from gwi_celery import config, tracebacks
+from celery import current_app, signals
+
+from gwi_celery import config, forks, tracebacks
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.reliability.stopping import StopFlag
-from gwi_celery.service.worker import HealthServer, ShutdownGrace
+from gwi_celery.service.grace import ShutdownGrace
+from gwi_celery.service.worker import HealthServer
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.stores.url import open_store
@@ -38,6 +40,10 @@ _BACKENDS = {
 }
 
 
+#: Celery's worker with it answers whatever a message is, and whatever its job raises.
+_CONSUMER = "gwi_celery.reliability.consumer:Consumer"
+
+
 class Integration:
     """What belongs to one app: its settings, and its stores, opened when first used."""
 
@@ -46,7 +52,7 @@ class Integration:
         self._store: Store | None = None
         self._eager_store: Store | None = None
         self._eager_pid = 0
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     @property
     def store(self) -> Store:
@@ -109,7 +115,17 @@ def setup(app: Any, **settings: Any) -> Settings:
         _configure(sender, settings)
 
     app.on_after_configure.connect(configured_again, sender=app, weak=False)
+    signals.worker_process_init.connect(_trace_in_child, weak=False, dispatch_uid=__name__)
     return loaded
+
+
+def _trace_in_child(**kwargs: Any) -> None:
+    """A pool process has just made itself Celery's own tracers."""
+    app = _unwrapped(current_app)
+    if app in _integrations and app.conf.worker_consumer == _CONSUMER:
+        from gwi_celery.reliability import tracer  # producers do without it
+
+        tracer.install(app)
 
 
 def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
@@ -141,7 +157,7 @@ def _configure(app: Any, arguments: dict[str, Any]) -> Settings:
 
         ours.update(provisioned.settings(conf, broker_url, ours["broker_transport_options"]))
     if not conf.value_set_for("worker_consumer"):
-        ours["worker_consumer"] = "gwi_celery.reliability.consumer:Consumer"
+        ours["worker_consumer"] = _CONSUMER
     store_url = loaded.effective_store_url
     if not conf.result_backend:
         ours["result_backend"] = _where_results_go(store_url)

@@ -155,7 +155,7 @@ class Settings:
         "largest request body; a Pub/Sub message takes up to 14 MB",
         16_000_000,
     )
-    max_json_depth: int = _setting("GWI_MAX_JSON_DEPTH", "deepest nesting of pushed JSON", 100)
+    max_json_depth: int = _setting("GWI_MAX_JSON_DEPTH", "deepest nesting of pushed JSON", 200)
     body_timeout: float = _setting(
         "GWI_BODY_TIMEOUT", "seconds that a request's body may take to arrive", 30.0
     )
@@ -326,6 +326,19 @@ def nearest(name: str, known: Any) -> str:
 def firestore_emulator(environ: Mapping[str, str] | None = None) -> str:
     """``host:port`` of the Firestore emulator that the environment names; "" for Google's own."""
     return (os.environ if environ is None else environ).get("FIRESTORE_EMULATOR_HOST", "")
+
+
+def emulator_unavailable(
+    kind: str, variable: str, endpoint: str, environ: Mapping[str, str] | None = None
+) -> str:
+    """That an emulator doesn't answer, and what to do."""
+    named = (os.environ if environ is None else environ).get(variable) == endpoint
+    return (
+        f"the {kind} emulator at {endpoint}{f' ({variable})' if named else ''} does not answer: start "
+        f"one by `python -m gwi_celery.testing.emulators --only {kind.lower().replace('/', '')}` and "
+        f"export what it prints, or {f'unset {variable}' if named else 'change the URL'} to use "
+        "Google Cloud"
+    )
 
 
 # --- embedded:// URLs -----------------------------------------------------------------------------

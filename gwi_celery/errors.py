@@ -27,6 +27,7 @@
             ├── BrokerUnavailable   temporary: worth trying again
             ├── BrokerUnusable      permanent: not a database, read-only, wrong version
             ├── NotFound            no such queue or exchange
+            ├── NotDeleted          in use, not empty, or that can't be known
             ├── PublishFailed       some of many messages were not published
             ├── BatchFailed         the same of a publish_batch(), by task id
             └── MalformedMessage    on a queue, but not a Celery message
@@ -64,6 +65,7 @@ __all__ = [
     "LeaseLost",
     "MalformedMessage",
     "MissingTenant",
+    "NotDeleted",
     "NotFound",
     "NotSerializable",
     "PublishFailed",
@@ -180,6 +182,10 @@ class BrokerUnusable(BrokerError):
 
 class NotFound(BrokerError):
     """There is no queue or exchange of that name."""
+
+
+class NotDeleted(BrokerError):
+    """The queue or exchange stays: it is used, or not empty, or nobody can say whether it is."""
 
 
 class PublishFailed(BrokerError):

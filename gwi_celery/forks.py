@@ -8,6 +8,9 @@ flight. Channels stay open in the parent. The child must make its own client (se
 in a client's cache key) and never touches, or closes, an inherited one.
 
 ``GRPC_ENABLE_FORK_SUPPORT`` must stay unset: either value of it deadlocks here.
+
+A lock that another thread holds at the fork would stay held in the child for ever, so every lock of
+this package is made by :func:`lock`, :func:`rlock` or :func:`condition`, and is free in the child.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class LongCall(Protocol):
         """
 
     def resume(self) -> None:
-        """The fork is over (in the parent): call again."""
+        """The fork is over (in the parent): call again. It may never have been paused."""
 
 
 class _Gate:
@@ -52,7 +55,6 @@ class _Gate:
         self._in_flight = 0
         self._own = threading.local()
         self._long: weakref.WeakSet[LongCall] = weakref.WeakSet()
-        self._paused: list[LongCall] = []
 
     def enter(self) -> None:
         with self._changed:
@@ -92,12 +94,12 @@ class _Gate:
             while self._forking:  # two threads fork: one after the other
                 self._changed.wait()
             self._forking = True
-            self._paused = list(self._long)
+            paused = list(self._long)
         began = time.monotonic()
         waited = 0.0
         own = getattr(self._own, "depth", 0)  # a fork within a call can't wait for that call
         while True:
-            for call in self._paused:
+            for call in paused:
                 try:
                     call.pause(waited)
                 except Exception:
@@ -114,9 +116,10 @@ class _Gate:
     def after_in_parent(self) -> None:
         with self._changed:
             self._forking = False
-            paused, self._paused = self._paused, []
+            # Also one that was made during the fork, and so waits for this.
+            registered = list(self._long)
             self._changed.notify_all()
-        for call in paused:
+        for call in registered:
             try:
                 call.resume()
             except Exception:
@@ -124,6 +127,30 @@ class _Gate:
 
 
 _gate = _Gate()
+
+#: Every lock of ours in this process.
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def lock() -> threading.Lock:
+    """A lock that is free in a forked child, whoever held it in the parent."""
+    made = threading.Lock()
+    _locks.add(made)
+    return made
+
+
+def rlock() -> threading.RLock:
+    """As :func:`lock`, reentrant."""
+    made = threading.RLock()
+    _locks.add(made)
+    return made
+
+
+def condition() -> threading.Condition:
+    """As :func:`lock`, to wait on. Nobody waits on it in the child."""
+    made = threading.Condition()
+    _locks.add(made)
+    return made
 
 
 def in_flight() -> int:
@@ -186,6 +213,8 @@ def _in_parent() -> None:
 def _in_child() -> None:
     global _gate  # noqa: PLW0603 the parent's threads, and so their calls, are not here
     _gate = _Gate()
+    for held in list(_locks):
+        held._at_fork_reinit()  # as threading and logging do with their own
 
 
 os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

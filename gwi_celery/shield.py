@@ -140,22 +140,30 @@ def shielded(function: Callable[P, T]) -> Callable[P, T]:
 
 
 @contextmanager
+def watched() -> Iterator[None]:
+    """Around a pool's work on any message: what comes from outside is known for it."""
+    arm()
+    restore = _wrap_throw(_mine())
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextmanager
 def task() -> Iterator[None]:
-    """Around all that a pool does for one message; the user's code in it is a window.
+    """Around all that a pool does for a reliable job's message; its own code is a window.
 
     What would have ended the job, and came too late for that, is dropped: its outcome is written. A
     signal that ends the process does so at the end.
     """
-    with section():
-        arm()
+    with section(), watched():
         state = _mine()
         state.idle = False
-        restore = _wrap_throw(state)
         try:
             yield
         finally:
             state.idle = True
-            restore()
 
 
 def ends_greenlet(exc: BaseException) -> bool:
@@ -252,7 +260,7 @@ def _wrap_throw(state: _State) -> Callable[[], None]:
     from greenlet import getcurrent
 
     current = getcurrent()
-    throw = current.throw
+    throw, before = current.throw, vars(current).get("throw")
 
     def hold_back(kind: Any = GreenletExit, *details: Any) -> Any:
         exc = kind(*details[:1]) if isinstance(kind, type) else kind
@@ -262,8 +270,14 @@ def _wrap_throw(state: _State) -> Callable[[], None]:
             return None
         return throw(exc)
 
+    def undo() -> None:
+        if before is None:
+            del current.throw
+        else:
+            current.throw = before
+
     current.throw = hold_back
-    return lambda: vars(current).pop("throw", None)
+    return undo
 
 
 def _raise(state: _State, exc: BaseException) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from types import TracebackType
 from typing import NoReturn
 from urllib.parse import quote
 
-from gwi_celery import shield
+from gwi_celery import forks, shield
 
 #: Seconds to wait for another process's write transaction before giving up.
 BUSY_TIMEOUT = 10.0
@@ -73,10 +72,10 @@ class Database:
         self._pool: list[sqlite3.Connection] = []
         #: Every open connection of this process, so that a fork can put all of them aside.
         self._open_connections: list[sqlite3.Connection] = []
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         #: Memory has one connection for all threads: it *is* the database.
         self._memory: sqlite3.Connection | None = None
-        self._memory_lock = threading.RLock()
+        self._memory_lock = forks.rlock()
         self._orphaned = False
         self._closed = False
         #: Device and inode of the file since its first opening, for this process and its forks.
@@ -303,8 +302,6 @@ class Database:
         self._finalizer.detach()
         self._finalizer = weakref.finalize(self, _close_all, self._open_connections, os.getpid())
         self._pool = []
-        self._lock = threading.Lock()
-        self._memory_lock = threading.RLock()
         if self._memory is not None:
             self._memory = None
             self._orphaned = True

@@ -1,8 +1,9 @@
 """What our result backends add to Celery's key-value backends, wherever they keep their results.
 
-A chord counts each part once however often its message is delivered again, and its body is sent at
-least once; a result past its ``result_expires`` counts as gone when read; a SUCCESS is never
-overwritten; and a result that can't be stored is not lost: its message comes again.
+A chord counts each part once however often its message is redelivered, and its body is sent at least
+once, or failed; a result past its ``result_expires`` counts as gone when read; a SUCCESS is never
+overwritten, and another end only by an end; and a result that can't be stored is not lost: its message
+is redelivered.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import states
-from celery.backends.base import KeyValueStoreBackend
+from celery.backends.base import EXCEPTION_ABLE_CODECS, KeyValueStoreBackend
 from celery.canvas import maybe_signature
-from celery.exceptions import BackendError, ChordError, Reject
+from celery.exceptions import BackendError, ChordError, Reject, SoftTimeLimitExceeded
 from celery.result import GroupResult, allow_join_result
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
-from gwi_celery.errors import StoreError, StoreUnavailable
+from gwi_celery import failures
+from gwi_celery.errors import NotSerializable, StoreError, StoreUnavailable
+from gwi_celery.reliability import blobs
 from gwi_celery.stores.base import Store, StoredResult
 
 logger = logging.getLogger(__name__)
 
-#: Times that an operation is tried again while the store is away, unless the app says how often.
-_RETRIES = 5
+#: Times that an operation is tried again while the store is unavailable, unless the app says how often:
+#: for 5 s at most, with Celery's pauses.
+_RETRIES = 8
 
 
 class ReliableBackend(KeyValueStoreBackend):
@@ -51,8 +55,8 @@ class ReliableBackend(KeyValueStoreBackend):
     def put(self, key: str, value: Any, state: str | None, expires: Any, request: Any) -> None:
         """Keep ``value``, of a task's result in that ``state``, for ``expires`` seconds (0: for good).
 
-        With a ``state``, a SUCCESS that has not expired stays as it is. ``request`` is the task's,
-        if it is at hand.
+        With a ``state``, a SUCCESS that has not expired stays as it is, and so does any other end
+        unless this is one, too. ``request`` is the task's, if it is at hand.
         """
 
     @abstractmethod
@@ -112,15 +116,33 @@ class ReliableBackend(KeyValueStoreBackend):
         return meta
 
     def _or_come_again(self, request: Any, operation: Callable[[], Any]) -> Any:
-        """Do it; or, where a message is being worked on, have that come again."""
+        """Do it; or, where a message is being worked on, have that redelivered."""
         try:
             return operation()
-        except (StoreError, BackendError) as exc:
+        except (EncodeError, Reject, SoftTimeLimitExceeded):
+            raise  # of a value that has no JSON form, Celery makes a failure
+        except Exception as exc:
             if request is not None and self.app.current_worker_task is not None:
                 # Acked now, the result would be lost. Delivered again, a reliable job answers
                 # from its record.
                 raise Reject(exc, requeue=True) from exc
             raise
+
+    def encode(self, data: Any) -> Any:
+        encoded = super().encode(data)
+        try:
+            blobs.refuse_types(data, encoded, what="it")
+        except NotSerializable as exc:
+            raise EncodeError(str(exc)) from exc  # which Celery makes a failure
+        return encoded
+
+    def prepare_exception(self, exc: Any, serializer: Any = None) -> Any:
+        if (serializer or self.serializer) in EXCEPTION_ABLE_CODECS:
+            return super().prepare_exception(failures.presentable(exc), serializer)
+        return failures.form(exc)
+
+    def exception_to_python(self, exc: Any) -> Any:
+        return failures.rebuild(exc, super().exception_to_python)
 
     def ahead(
         self, task: Any, store: Store, state: str, result: Any, traceback: str | None = None

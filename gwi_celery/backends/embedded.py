@@ -1,6 +1,6 @@
 """Celery's results in the embedded store's file: ``result_backend = "embedded:///path/to/folder"``.
 
-Whether a SUCCESS is there already is decided in the same transaction that would overwrite it.
+Whether an end is there already is decided in the same transaction that would overwrite it.
 """
 
 from __future__ import annotations
@@ -75,9 +75,13 @@ class EmbeddedBackend(ReliableBackend):
                 ON CONFLICT (task_id) DO UPDATE SET
                     status = excluded.status, meta = excluded.meta,
                     updated = excluded.updated, expires = excluded.expires
-                WHERE results.status IS NOT 'SUCCESS' OR results.expires <= excluded.updated
+                WHERE results.status IS NULL OR results.expires <= excluded.updated
+                    OR results.status <> 'SUCCESS' AND (? OR results.status NOT IN (?, ?))
                 """,
-                (key, state, value, now, now + expires if expires else None),
+                (
+                    *(key, state, value, now, now + expires if expires else None),
+                    *(state in states.READY_STATES, states.FAILURE, states.REVOKED),
+                ),
             )
         self._stored += 1
         if self._stored % _SWEEP_EVERY == 0:

@@ -76,6 +76,8 @@ class OutgoingMessage:
     delay: float = 0.0
     #: Seconds after which it is dropped undelivered; None: the queue's, then the broker's.
     ttl: float | None = None
+    #: An answer to somebody: if the queue named is gone, so is its reader, and it is dropped.
+    reply: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,11 @@ class Receiver(Protocol):
     def unsubscribe(self, queue: str) -> None:
         """The reverse. An ``auto_delete`` queue without another subscriber is deleted."""
 
-    def poll(self, queue: str, limit: int) -> list[Delivery]:
+    def poll(self, queue: str, limit: int, *, room: int = 0) -> list[Delivery]:
         """Lease up to ``limit`` ready messages now. Never waits for one.
+
+        ``room``: how many its user could hold, if that is more than ``limit``: a broker that fetches
+        in the background may have that many fetched.
 
         Empty when there are none. A broker that fetches in the background may also be empty before
         what it fetches for a queue subscribed to is there: then :meth:`fileno` tells of it. A queue
@@ -154,8 +159,8 @@ class Receiver(Protocol):
     def want(self, queue: str, limit: int) -> None:
         """There is room for ``limit`` messages: a broker that fetches may do so ahead of the poll."""
 
-    def return_unpolled(self) -> None:
-        """Give back what was fetched before :meth:`clear`, and not polled since: there is no room."""
+    def return_unpolled(self, queue: str) -> None:
+        """Give back what was fetched and not polled: there is no room for it."""
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when a poll of a subscribed queue may find something.
@@ -198,16 +203,29 @@ class Broker(Protocol):
         Raises ConfigurationError if it exists with another type.
         """
 
-    def delete_exchange(self, name: str) -> None:
-        """Delete the exchange and its bindings; the queues stay."""
+    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
+        """Delete the exchange and its bindings; the queues stay.
+
+        ``if_unused``: only without a binding. Raises NotDeleted if there is one, or if that can't
+        be known.
+        """
 
     def has_exchange(self, name: str) -> bool: ...
 
     def declare_queue(self, spec: QueueSpec) -> None:
-        """Make sure the queue exists. An existing one takes over ``spec``'s settings."""
+        """Make sure the queue exists. An existing one takes over ``spec``'s settings.
 
-    def delete_queue(self, name: str) -> None:
-        """Delete the queue, its bindings and all its messages."""
+        Raises ConfigurationError for a temporary queue of the name of one that stays: its messages
+        would go with the next subscriber.
+        """
+
+    def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
+        """Delete the queue, its bindings and all its messages.
+
+        ``if_unused``: only without a subscriber, in any process. ``if_empty``: only without a
+        message, ready, delayed or leased. Raises NotDeleted if there is one, or if that can't be
+        known. A queue that doesn't exist is no error.
+        """
 
     def has_queue(self, name: str) -> bool: ...
 
@@ -229,8 +247,8 @@ class Broker(Protocol):
         Returns the number of queues it reached; None where the broker can't say.
 
         The default exchange ``""`` reaches the queue named ``routing_key``, which is created as a
-        durable queue if it doesn't exist. A queue bound twice gets one copy. Any process's
-        subscribed receivers are woken.
+        durable queue if it doesn't exist, unless the message is a ``reply``. A queue bound twice gets
+        one copy. Any process's subscribed receivers are woken.
         """
 
     def publish_many(

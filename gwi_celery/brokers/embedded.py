@@ -46,6 +46,7 @@ from gwi_celery.brokers.base import (
     StoredMessage,
     dead_letter_queue,
 )
+from gwi_celery.brokers.checks import above_zero, check_spec, exists_to_stay
 from gwi_celery.brokers.embedded_tables import Queue
 from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES
 from gwi_celery.brokers.wakeups import LOOK_INTERVAL, FolderWakeups, Intake, PipeWakeups, Wakeups
@@ -55,6 +56,7 @@ from gwi_celery.errors import (
     BrokerUnavailable,
     BrokerUnusable,
     ConfigurationError,
+    NotDeleted,
     NotFound,
 )
 from gwi_celery.sqlite import Database
@@ -89,8 +91,8 @@ class EmbeddedBroker:
         retention: float = RETENTION,
         memory: Memory | None = None,
     ) -> None:
-        _above_zero("lease_seconds", lease_seconds)
-        _above_zero("retention", retention)
+        above_zero("lease_seconds", lease_seconds)
+        above_zero("retention", retention)
         if max_deliveries < 0:
             raise ConfigurationError(f"max_deliveries is {max_deliveries}; 0 is without a limit")
         self.lease_seconds = lease_seconds
@@ -131,8 +133,11 @@ class EmbeddedBroker:
                 "that type, or delete it first"
             )
 
-    def delete_exchange(self, name: str) -> None:
+    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
         with self._database.write() as c:
+            bound = tables.bound_to(c, name, self._clock.time()) if if_unused else []
+            if bound:
+                raise NotDeleted(f"exchange {name!r} is used: queue {bound[0]!r} is bound to it")
             tables.drop_exchange(c, name)
 
     def has_exchange(self, name: str) -> bool:
@@ -140,7 +145,7 @@ class EmbeddedBroker:
             return name == "" or tables.exchange_type(c, name) is not None
 
     def declare_queue(self, spec: QueueSpec) -> None:
-        _check(spec)
+        check_spec(spec)
         with self._database.read() as c:
             found = tables.find_queue(c, spec.name, self._clock.time())
             listeners = tables.listeners(c, spec.name) if spec.temporary else []
@@ -152,14 +157,33 @@ class EmbeddedBroker:
             # First: what a killed process left in an auto_delete queue is gone with it.
             for intake in dead:
                 tables.drop_intake(c, intake, now)
+            found = tables.find_queue(c, spec.name, now)
+            if found is not None and spec.temporary and not found.spec.temporary:
+                raise exists_to_stay(spec.name)
             tables.put_queue(c, spec, now)
 
-    def delete_queue(self, name: str) -> None:
+    def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
         with self._database.read() as c:
             found = tables.find_queue(c, name, self._clock.time())
-        if found is not None:
-            with self._database.write(durable=not found.spec.temporary) as c:
-                tables.drop_queue(c, name)
+            listeners = tables.listeners(c, name) if if_unused else []
+        if found is None:
+            return
+        dead = [intake for intake in listeners if not self._wakeups.alive(intake)]
+        with self._database.write(durable=not found.spec.temporary) as c:
+            now = self._clock.time()
+            for intake in dead:
+                tables.drop_intake(c, intake, now)
+            found = tables.find_queue(c, name, now)
+            if found is None:
+                return
+            if if_unused and tables.listeners(c, name):
+                raise NotDeleted(f"queue {name!r} is used: somebody consumes from it")
+            if if_empty and (size := tables.size(c, found, now)).total:
+                raise NotDeleted(
+                    f"queue {name!r} is not empty: {size.ready} messages are ready, "
+                    f"{size.delayed} delayed and {size.leased} leased"
+                )
+            tables.drop_queue(c, name)
 
     def has_queue(self, name: str) -> bool:
         with self._database.read() as c:
@@ -215,17 +239,21 @@ class EmbeddedBroker:
             return []
         self._sweep_if_due()
         routes: dict[tuple[str, str], list[Queue]] = {}
+        reached = []
         with self._change(durable=True) as change:
             for exchange, routing_key, message in messages:
                 route = (exchange, routing_key)
                 if route not in routes:
                     routes[route] = self._route(change, exchange, routing_key)
+                if not routes[route] and not exchange and not message.reply:
+                    routes[route] = [self._ensure(change, routing_key)]
+                reached.append(len(routes[route]))
                 for queue in routes[route]:
                     tables.insert_message(change.c, queue, message, change.now, self._retention)
             for queues in routes.values():
                 for queue in queues:
                     change.wake(queue.spec.name)
-        return [len(routes[exchange, routing_key]) for exchange, routing_key, _ in messages]
+        return reached
 
     def _route(self, change: _Change, exchange: str, routing_key: str) -> list[Queue]:
         if exchange:
@@ -235,7 +263,8 @@ class EmbeddedBroker:
             return tables.route(change.c, exchange, type, routing_key, change.now)
         if not routing_key:
             raise NotFound("the default exchange needs a queue's name as the routing key")
-        return [self._ensure(change, routing_key)]
+        found = tables.find_queue(change.c, routing_key, change.now)
+        return [] if found is None else [found]
 
     def _ensure(self, change: _Change, name: str) -> Queue:
         """The queue, made as a durable one if there is none."""
@@ -538,7 +567,7 @@ class EmbeddedReceiver:
             self._leave([queue])
             del self._queues[queue]
 
-    def poll(self, queue: str, limit: int) -> list[Delivery]:
+    def poll(self, queue: str, limit: int, *, room: int = 0) -> list[Delivery]:
         self._check()
         now = self._broker._clock.time()
         deliveries = self._broker._poll(queue, limit, busy=queue in self._busy)
@@ -553,7 +582,7 @@ class EmbeddedReceiver:
     def want(self, queue: str, limit: int) -> None:
         """Nothing to do: a poll finds what there is."""
 
-    def return_unpolled(self) -> None:
+    def return_unpolled(self, queue: str) -> None:
         """Nothing to do: only a poll leases."""
 
     def fileno(self) -> int:
@@ -696,21 +725,3 @@ def _lease_of(delivery: Delivery) -> tuple[int, int]:
 
 def _no_exchange(name: str) -> NotFound:
     return NotFound(f"there is no exchange {name!r}: declare it first")
-
-
-def _check(spec: QueueSpec) -> None:
-    if not spec.name:
-        raise ConfigurationError("a queue needs a name")
-    for setting in ("expires", "message_ttl", "lease_seconds"):
-        value = getattr(spec, setting)
-        if value is not None:
-            _above_zero(f"queue {spec.name!r}: {setting}", value)
-    if spec.max_deliveries is not None and spec.max_deliveries < 0:
-        raise ConfigurationError(
-            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}; 0 is without a limit"
-        )
-
-
-def _above_zero(setting: str, seconds: float) -> None:
-    if not seconds > 0:
-        raise ConfigurationError(f"{setting} is {seconds}: it must be above 0 seconds")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 import time
 import uuid
 import weakref
@@ -19,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from gwi_celery import forks
 from gwi_celery.errors import BrokerUnusable
 
 #: Seconds after which a receiver on a FIFO looks by itself: for a publisher that was killed
@@ -48,7 +48,7 @@ class Intake:
         # Ours, so that the FIFO never has no writer at all, which would read as its end.
         self._write_fd = write_fd
         # Another thread may ring while the owner closes, and the number may be in use again.
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         _intakes.add(self)
 
     def fileno(self) -> int:
@@ -56,7 +56,7 @@ class Intake:
 
     def ring(self) -> None:
         """Wake the owner. Any thread may do so."""
-        with self._lock, contextlib.suppress(BlockingIOError):
+        with self._lock, contextlib.suppress(BlockingIOError):  # full of wake-ups
             if self._write_fd != -1:
                 os.write(self._write_fd, b"\0")
 
@@ -209,6 +209,11 @@ class PipeWakeups:
 
     def remove(self, name: str) -> None:
         self._intakes.pop(name, None)
+
+
+def bell() -> Intake:
+    """An intake that only threads of this process can ring."""
+    return Intake("", *_pipe(), None)
 
 
 def _pipe() -> tuple[int, int]:

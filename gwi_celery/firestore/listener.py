@@ -102,7 +102,7 @@ class Listener:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._last_target = 0
         #: Target -> who waits, for which document.
         self._targets: dict[int, tuple[Watch, str]] = {}
@@ -299,7 +299,7 @@ class Listener:
 # --- one for each client and process --------------------------------------------------------------
 
 _listeners: dict[Client, Listener] = {}
-_lock = threading.Lock()
+_lock = forks.lock()
 
 
 def listener_of(client: Client) -> Listener:
@@ -320,9 +320,9 @@ def stop_listening(client: Client) -> None:
 
 
 def _in_child() -> None:
-    global _listeners, _lock
+    global _listeners  # noqa: PLW0603 the parent's streams are not here
     _inherited.append(_listeners)
-    _listeners, _lock = {}, threading.Lock()
+    _listeners = {}
 
 
 #: A parent's, kept so that no call of theirs is ever collected, and so cancelled, here.

@@ -10,9 +10,9 @@ import importlib
 import importlib.util
 import logging
 import os
-import threading
 from typing import Any
 
+from gwi_celery import forks
 from gwi_celery.errors import ConfigurationError, StoreError, StoreUnavailable, StoreUnusable
 from gwi_celery.firestore.url import FirestoreURL
 
@@ -32,7 +32,7 @@ class Bucket:
             )
         self.name = url.gcs_bucket
         self._url = url
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._opened: tuple[int, Any] | None = None
 
     def put(self, name: str, data: bytes) -> None:

@@ -10,7 +10,6 @@ import copy
 import logging
 import os
 import time
-import traceback
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,8 +18,9 @@ from celery import states
 from celery._state import _task_stack
 from celery.canvas import maybe_signature
 from celery.exceptions import Ignore, Reject
+from celery.result import ResultBase
 
-from gwi_celery import shield
+from gwi_celery import failures, shield
 from gwi_celery.app import integration, settings_for
 from gwi_celery.backends.base import ReliableBackend, came_before
 from gwi_celery.errors import (
@@ -33,6 +33,7 @@ from gwi_celery.errors import (
     LeaseLost,
     StoreError,
 )
+from gwi_celery.failures import ENDS_THE_WORKER
 from gwi_celery.jitter import jitter
 from gwi_celery.reliability import blobs, call, wording
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
@@ -52,6 +53,7 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.telemetry import tracing
 from gwi_celery.telemetry.events import emit
+from gwi_celery.text import safe_error
 from gwi_celery.transport.headers import (
     ATTEMPT_PROPERTY,
     DEADLINE_HEADER,
@@ -154,6 +156,8 @@ class Attempt:
                 result = self._task.run(*args, **kwargs)
             limit = first(self._task.reliable.max_result_bytes, self._settings.max_result_bytes)
             blob = blobs.dump(result, what=f"the result of {self._task.name}", limit=limit)
+            if isinstance(result, ResultBase):
+                result = blobs.load(blob)  # what duplicates are answered
             self._finish(run, Outcome(JobStatus.SUCCEEDED, blob), result)
             return result
         except BaseException as exc:
@@ -165,9 +169,9 @@ class Attempt:
         """Record how the attempt ended, then leave the message to Celery as the table has it."""
         if end is End.DEADLINE:
             exc = DeadlineExceeded(f"{self._task.name} did not finish before its deadline")
-        elif end is End.EXITED and not self._request.is_eager:
+        elif isinstance(exc, ENDS_THE_WORKER) and end is End.EXITED and not self._request.is_eager:
             exc = JobExited(
-                f"{self._task.name} raised {exc!r}: a job ends by returning, or by an Exception"
+                f"{self._task.name} raised {safe_error(exc)}: a job ends by returning, or by an Exception"
             )
         try:
             self._record(run, end, exc)
@@ -253,7 +257,7 @@ class Attempt:
         state, trace = states.SUCCESS, None
         if outcome.status is JobStatus.FAILED:
             state = states.FAILURE
-            trace = "".join(traceback.format_exception(type(result), result, result.__traceback__))
+            trace = failures.traceback_text(result)
         stored = None
         if isinstance(self._task.backend, ReliableBackend):
             stored = self._task.backend.ahead(self._task, self._store, state, result, trace)
@@ -301,6 +305,7 @@ class Attempt:
 
     def _publish_copy(self, delay: float, headers: Mapping[str, Any]) -> None:
         request = self._request
+        self._not_started()
         signature = self._task.signature_from_request(
             request,
             request.args,
@@ -314,6 +319,16 @@ class Attempt:
         except Exception as exc:
             # Nothing is lost: this very message comes again.
             raise Reject(exc, requeue=True) from exc
+
+    def _not_started(self) -> None:
+        """Take STARTED back, before another worker may start the copy. As far as that can be done."""
+        task, request = self._task, self._request
+        if not task.track_started or request.ignore_result or task.ignore_result:
+            return
+        try:
+            task.backend._store_result(request.id, None, states.PENDING, request=request)
+        except Exception as exc:
+            logger.info("%s[%s] still shows STARTED: %s", task.name, request.id, safe_error(exc))
 
     def _store_away(self, exc: StoreError) -> NoReturn:
         why = f"the store can't be used ({exc})"

@@ -9,9 +9,11 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
+from celery.result import ResultBase
 from kombu.utils import json
 
 from gwi_celery.errors import NotSerializable, TooLarge
+from gwi_celery.text import safe_text
 
 _PLAIN, _ZLIB = b"j", b"z"
 #: Below this, compression costs more than it saves, bytes.
@@ -23,12 +25,15 @@ def dump(value: Any, *, what: str, limit: int) -> bytes:
 
     Raises NotSerializable, TooLarge.
     """
+    if isinstance(value, ResultBase):
+        value = value.as_tuple()  # as Celery has it
     try:
         text: str = json.dumps(value)
     except (TypeError, ValueError, RecursionError) as exc:
         raise NotSerializable(
-            f"{what} has no JSON form ({exc}): return plain values (text, numbers, lists, dicts)"
+            f"{what} has no JSON form ({safe_text(exc)}): {_advice(value)}"
         ) from exc
+    refuse_types(value, text, what=what)
     raw = text.encode("utf-8")
     if len(raw) > limit:
         raise TooLarge(
@@ -38,6 +43,31 @@ def dump(value: Any, *, what: str, limit: int) -> bytes:
     if len(raw) < _COMPRESS_FROM:
         return _PLAIN + raw
     return _ZLIB + zlib.compress(raw, 1)
+
+
+def refuse_types(value: Any, encoded: Any, *, what: str) -> None:
+    """Refuse a dict that would come back as something else, or not at all.
+
+    Celery's JSON takes a dict with just these two keys for a value of another type. ``encoded`` is the
+    value's JSON. Raises NotSerializable.
+    """
+    if (b"__type__" if isinstance(encoded, bytes) else "__type__") in encoded and _typed(value):
+        raise NotSerializable(
+            f"{what} has a dict whose keys are '__type__' and '__value__', which Celery's JSON takes "
+            "for a value of another type: give one of them another name"
+        )
+
+
+def _typed(value: Any) -> bool:
+    if isinstance(value, dict):
+        return value.keys() == {"__type__", "__value__"} or any(map(_typed, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_typed, value))
+
+
+def _advice(value: Any) -> str:
+    if isinstance(value, BaseException):
+        return "raise an exception rather than return it, or return its text"
+    return "return plain values (text, numbers, lists, dicts); of an AsyncResult in them, its id"
 
 
 def load(blob: bytes) -> Any:

@@ -13,11 +13,26 @@ from typing import Any
 
 from celery.worker import consumer
 
+from gwi_celery.reliability import fields, tracer
+from gwi_celery.reliability.guard import guarded
+
 logger = logging.getLogger(__name__)
 
 
 class Consumer(consumer.Consumer):
     """In force by ``app.conf.worker_consumer``, which ``setup()`` sets."""
+
+    def connection_for_read(self, heartbeat: Any = None) -> Any:
+        """Celery's own, also for gossip and events."""
+        connection = super().connection_for_read(heartbeat=heartbeat)
+        connection.transport.serves_worker = True
+        return connection
+
+    def update_strategies(self) -> None:
+        for task in self.app.tasks.values():
+            task.Request = guarded(task.Request)
+        super().update_strategies()
+        tracer.install(self.app)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         handle = super().create_task_handler(*args, **kwargs)
@@ -36,8 +51,8 @@ class Consumer(consumer.Consumer):
 def oddity(message: Any) -> str | None:
     """What is wrong with a message that names a task; None if it is as Celery makes it.
 
-    Whatever Celery itself answers well (no task named, an unknown one, a body that can't be decoded,
-    an impossible ETA) is none of its business.
+    Whatever Celery itself answers well (no task named, an unknown one, a body that can't be decoded)
+    is its own business.
     """
     headers = message.headers
     try:
@@ -45,38 +60,34 @@ def oddity(message: Any) -> str | None:
     except Exception:
         return None  # Celery says so itself
     if "task" in headers:
-        if not isinstance(headers["task"], str):
-            return "the task that it names is no text"
-        return _id(headers) or _options(headers) or _embedded(payload)
+        return (
+            _needed(headers)
+            or fields.wrong(headers, fields.HEADERS, "header")
+            or _properties(message)
+            or _embedded(payload)
+        )
     if isinstance(payload, dict) and "task" in payload:  # protocol 1
-        if not isinstance(payload["task"], str):
-            return "the task that it names is no text"
-        return _id(payload) or _options(payload) or _arguments(payload)
+        return (
+            _needed(payload)
+            or fields.wrong(payload, fields.HEADERS, "field")
+            or fields.wrong(headers, fields.HEADERS, "header")
+            or _properties(message)
+            or _arguments(payload)
+        )
     return None
 
 
-def _id(headers: dict[str, Any]) -> str | None:
-    id = headers.get("id")
-    return None if isinstance(id, str) and id else "it has no id"
-
-
-def _options(headers: dict[str, Any]) -> str | None:
-    limits = headers.get("timelimit")
-    if limits and not (
-        isinstance(limits, (list, tuple))
-        and len(limits) == 2
-        and all(limit is None or _number(limit) for limit in limits)
-    ):
-        return "its time limits are not two numbers"
-    retries = headers.get("retries")
-    if retries is not None and not _number(retries):
-        return "its retries are no number"
-    stamped = headers.get("stamped_headers")
-    if stamped and not (
-        isinstance(stamped, (list, tuple)) and isinstance(headers.get("stamps"), dict)
-    ):
-        return "its stamps are not as Celery makes them"
+def _needed(headers: dict[str, Any]) -> str | None:
+    for name in ("task", "id"):
+        if headers.get(name) is None:
+            return f"it has no {name}"
     return None
+
+
+def _properties(message: Any) -> str | None:
+    return fields.wrong(message.properties, fields.PROPERTIES, "property") or fields.wrong(
+        message.delivery_info, fields.DELIVERY_INFO, "delivery_info"
+    )
 
 
 def _embedded(payload: Any) -> str | None:
@@ -86,16 +97,14 @@ def _embedded(payload: Any) -> str | None:
     if not isinstance(payload, (list, tuple)) or len(payload) != 3:
         return "its body is not a list of three"
     args, kwargs, embed = payload
-    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
-        return "its arguments are not a list and an object"
-    return None if embed is None or isinstance(embed, dict) else "its callbacks are not an object"
+    if embed is not None and not isinstance(embed, dict):
+        return "its callbacks are not an object"
+    return _arguments({"args": args, "kwargs": kwargs, **(embed or {})})
 
 
 def _arguments(payload: dict[str, Any]) -> str | None:
     good = isinstance(payload.get("args", []), (list, tuple))
     good = good and isinstance(payload.get("kwargs", {}), dict)
-    return None if good else "its arguments are not a list and an object"
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good:
+        return "its arguments are not a list and an object"
+    return fields.wrong(payload, fields.CALLBACKS, "field")

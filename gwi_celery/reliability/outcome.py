@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+from gwi_celery import failures
 from gwi_celery.errors import (
     CrashLimitExceeded,
     CursorWentBack,
@@ -48,28 +49,17 @@ PERMANENT = (
     TooLarge,
 )
 
-#: Longest error text that is stored, characters; the end of a longer one is named as left out.
-_MAX_TEXT = 20_000
-
 
 def dump_failure(backend: Any, exc: BaseException) -> bytes:
-    """An exception as a blob, in the form Celery's JSON results have."""
-    form = backend.prepare_exception(exc, "json")
-    try:
-        return blobs.dump({"failure": form}, what="the error", limit=1024 * 1024)
-    except (InvalidCall, TooLarge):
-        text = str(exc)
-        if len(text) > _MAX_TEXT:
-            text = f"{text[:_MAX_TEXT]} ({len(text) - _MAX_TEXT} more characters)"
-        plain = {"exc_type": type(exc).__name__, "exc_message": [text], "exc_module": None}
-        return blobs.dump({"failure": plain}, what="the error", limit=1024 * 1024)
+    """An exception as a blob, in the form Celery's JSON results have. Never raises."""
+    return blobs.dump({"failure": failures.form(exc)}, what="the error", limit=2**63 - 1)
 
 
 def load_failure(backend: Any, blob: bytes) -> Exception:
     """The exception of a stored failure; JobFailed if its class can't be found or made any more."""
     form = blobs.load(blob).get("failure") or {}
     try:
-        exc = backend.exception_to_python(form)
+        exc = failures.rebuild(form, backend.exception_to_python)
     except Exception:
         exc = None
     if isinstance(exc, Exception):

@@ -12,6 +12,8 @@ import threading
 import time
 from typing import Protocol
 
+from gwi_celery import forks
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,7 +30,7 @@ class Renewable(Protocol):
 class Renewer:
     def __init__(self) -> None:
         self._jobs: set[Renewable] = set()
-        self._changed = threading.Condition()
+        self._changed = forks.condition()
         self._thread: threading.Thread | None = None
         self._next = float("inf")
 

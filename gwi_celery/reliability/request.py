@@ -15,22 +15,23 @@ from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.concurrency.base import BasePool
 from celery.exceptions import Reject, TaskRevokedError
-from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from gwi_celery.app import store_for
 from gwi_celery.errors import Interrupt
 from gwi_celery.reliability import blobs
 from gwi_celery.reliability.call import Call, submission
+from gwi_celery.reliability.guard import GuardedRequest
 from gwi_celery.reliability.outcome import dump_failure, load_replaced
 from gwi_celery.shield import shielded
 from gwi_celery.stores.base import Claimed, Completed, Held, JobRecord, JobStatus, Outcome
+from gwi_celery.text import safe_error, safe_text
 from gwi_celery.transport.headers import ATTEMPT_PROPERTY
 
 logger = logging.getLogger(__name__)
 
 
-class ReliableRequest(Request):
+class ReliableRequest(GuardedRequest):
     """Celery's request, which settles the job as well as the message."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -116,7 +117,7 @@ class ReliableRequest(Request):
         if isinstance(exc, TimeLimitExceeded):
             self._timed_out = True
         if exc is not None:
-            self.message.death_reason = f"{type(exc).__name__}: {exc}"
+            self.message.death_reason = safe_error(exc)
 
     def _settle(self, error: Exception) -> bool:
         """Record the job as failed with ``error``; whatever its process does, it is over.
@@ -129,7 +130,8 @@ class ReliableRequest(Request):
         try:
             record = self._end_job(understood, error)
         except (Exception, Interrupt) as exc:
-            logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, exc)
+            why = safe_text(exc)
+            logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, why)
             return False
         if record is None or load_replaced(record.outcome or b"") is not None:
             return False
@@ -145,7 +147,8 @@ class ReliableRequest(Request):
             if record is not None and not record.status.terminal and record.submission == ours:
                 self._end_job(understood, error)
         except (Exception, Interrupt) as exc:
-            logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, exc)
+            why = safe_text(exc)
+            logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, why)
 
     def _end_job(self, understood: Call, error: Exception) -> JobRecord | None:
         """Record the job as failed, unless another holds it. Its record if it has succeeded."""
@@ -170,8 +173,9 @@ class ReliableRequest(Request):
         try:
             understood = self._understand()
             store_for(self._app).force_release(understood.lock, owner_nonce=self._attempt)
-        except (Exception, Interrupt) as exc:
-            logger.warning("could not free the lock of %s[%s]: %s", self.name, self.id, exc)
+        except (Exception, Interrupt) as exc:  # lock= and idempotency= are the user's
+            why = safe_text(exc)
+            logger.warning("could not free the lock of %s[%s]: %s", self.name, self.id, why)
             return None
         return understood
 

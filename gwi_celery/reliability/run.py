@@ -13,13 +13,13 @@ Each save also renews the lease, and is refused if the lease is lost.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gwi_celery import forks
 from gwi_celery.errors import (
     CursorWentBack,
     DeadlinePassed,
@@ -83,7 +83,7 @@ class Run:
         self._limits = limits
         self.record: JobRecord = claimed.record
         #: Renewals and saves both move the lease on: one at a time.
-        self._mutex = threading.RLock()
+        self._mutex = forks.rlock()
         #: Monotonic time of the request that last renewed it; earlier than the store's own.
         self._renewed_at = asked_at
         #: No renewal before this monotonic time: a pause after one that failed for now.

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from google.auth import jwt as _jwt
+
+from gwi_celery import forks
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Certificates:
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._known: Mapping[str, str] = {}
         self._fetched_at = self._tried_at = -_CERTS_TTL
 

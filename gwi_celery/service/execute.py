@@ -32,13 +32,14 @@ from kombu.asynchronous import Hub
 from kombu.asynchronous.timer import Timer
 from kombu.serialization import prepare_accept_content
 
+from gwi_celery import forks
 from gwi_celery.app import broker_for
 from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage
 from gwi_celery.errors import BrokerError, MalformedMessage
 from gwi_celery.reliability.consumer import Consumer
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.telemetry.events import emit
-from gwi_celery.transport import envelope
+from gwi_celery.transport import handover
 from gwi_celery.transport.headers import PUSH_UNTIL
 from gwi_celery.transport.message import Message
 
@@ -49,8 +50,6 @@ _MAX_RESTARTS = 100
 #: Seconds without a turn of its loop after which the executor counts as dead. A dead letter that the
 #: broker takes long for keeps it from turning as well.
 _STUCK_AFTER = 120.0
-#: What Celery's strategy raises at a message that is not as it should be.
-_ODD = (LookupError, TypeError, ValueError, AttributeError)
 #: An ETA nearer than this is now, seconds.
 _ETA_IS_NOW = 0.05
 
@@ -178,10 +177,10 @@ class Executor:
     def _run(self, delivery: Delivery, hand_back_at: float, submission: _Submission) -> None:
         try:
             channel = _PushChannel(self, delivery, submission)
-            message = Message(envelope.decode(delivery), channel=channel)
+            message = handover.decode(delivery, channel)
             message.properties[PUSH_UNTIL] = hand_back_at
             channel.message = message
-            self._hand_over(delivery, message, submission)
+            handover.hand_over(message, lambda m: self._receive(delivery, m, submission))
         except MalformedMessage as exc:
             reason = f"not a Celery message: {exc}"
             logger.error("pushed message %s is %s", delivery.message_id, reason)
@@ -191,21 +190,14 @@ class Executor:
         finally:
             submission.handed_over()
 
-    def _hand_over(self, delivery: Delivery, message: Message, submission: _Submission) -> None:
+    def _receive(self, delivery: Delivery, message: Message, submission: _Submission) -> None:
         assert self._consumer is not None
-        try:
-            wait = self._consumer.wait(message)
-            if wait:
-                priority = int(message.properties["priority"])
-                submission.settle(self.park(replace(delivery, priority=priority), wait))
-            else:
-                self._consumer.receive(message, submission)
-        except _ODD as exc:
-            # Celery's strategy takes what is in a message for granted.
-            logger.warning("pushed message %s can't be a task: %r", delivery.message_id, exc)
-            if not message.acknowledged:
-                message.death_reason = f"not a Celery task: {type(exc).__name__}: {exc}"
-                message.reject(requeue=False)
+        wait = self._consumer.wait(message)
+        if wait:
+            priority = min(max(int(message.properties["priority"] or 0), 0), 9)
+            submission.settle(self.park(replace(delivery, priority=priority), wait))
+        else:
+            self._consumer.receive(message, submission)
 
     def dead_letter(self, delivery: Delivery, reason: str) -> Settlement:
         """Keep a message in its queue's dead letter; NACKED if that can't be done now."""
@@ -270,7 +262,7 @@ class _Submission:
 
     def __init__(self) -> None:
         self.future: Future[Settlement] = Future()
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._settlement: Settlement | None = None
         #: What has still to end: the hand-over itself, and the pool's call.
         self._open = 1
@@ -312,6 +304,9 @@ class _PushChannel:
 
     def decode_body(self, body: Any, encoding: str | None = None) -> Any:
         return body
+
+    def begin(self, delivery_tag: str) -> None:
+        """Pub/Sub counts by itself, and only what it pushed."""
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         self._submission.settle(Settlement.ACKED)

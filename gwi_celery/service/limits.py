@@ -1,18 +1,15 @@
-"""How much of a request is read, and how deep: nothing that a stranger sends may grow without end."""
+"""How much of a request is read: nothing that a stranger sends may grow without end."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import anyio
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-
-from gwi_celery.errors import MalformedMessage
 
 #: Most bytes of a request's head: names and values of its headers, and its path.
 MAX_HEAD = 32 * 1024
@@ -32,22 +29,6 @@ class HeadLimit:
             if size > MAX_HEAD:
                 app = JSONResponse({"reason": f"the head is over {MAX_HEAD} bytes"}, 431)
         await app(scope, receive, send)
-
-
-def check_depth(value: Any, max_depth: int) -> None:
-    """Raise MalformedMessage if parsed JSON is nested deeper than ``max_depth``."""
-    level = [value]
-    for _ in range(max_depth):
-        level = [
-            inner
-            for item in level
-            if isinstance(item, (dict, list))
-            for inner in (item.values() if isinstance(item, dict) else item)
-            if isinstance(inner, (dict, list))
-        ]
-        if not level:
-            return
-    raise MalformedMessage(f"its JSON is nested deeper than {max_depth} levels")
 
 
 class Budget:

@@ -22,7 +22,8 @@ from celery.utils.time import maybe_iso8601
 
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.errors import MalformedMessage
-from gwi_celery.service.limits import check_depth
+from gwi_celery.transport.depth import reason as depth_reason
+from gwi_celery.transport.depth import too_deep
 
 #: Prefix of the headers of an unwrapped message.
 _META = "x-goog-pubsub-"
@@ -60,15 +61,14 @@ def parse(body: bytes, headers: Mapping[str, str], *, queue: str, max_depth: int
 
     Raises NotAMessage.
     """
+    if too_deep(body, max_depth):
+        attributes = _unwrapped_attributes(headers)
+        kept = _delivery(body, attributes, queue, _meta(headers))
+        raise NotAMessage(depth_reason(max_depth), kept)
     raw = _json(body)
     if isinstance(raw, dict) and isinstance(raw.get("message"), dict) and "type" not in raw:
         return _wrapped(raw, body, queue, max_depth)
-    delivery = _delivery(body, _unwrapped_attributes(headers), queue, _meta(headers))
-    try:
-        check_depth(raw, max_depth)
-    except MalformedMessage as exc:
-        raise NotAMessage(str(exc), delivery) from exc
-    return _when(delivery)
+    return _when(_delivery(body, _unwrapped_attributes(headers), queue, _meta(headers)))
 
 
 def _wrapped(raw: dict[str, Any], body: bytes, queue: str, max_depth: int) -> Pushed:
@@ -89,10 +89,8 @@ def _wrapped(raw: dict[str, Any], body: bytes, queue: str, max_depth: int) -> Pu
         "delivery-attempt": raw.get("deliveryAttempt"),
     }
     delivery = _delivery(data, attributes, queue, meta)
-    try:
-        check_depth(_json(data), max_depth)
-    except MalformedMessage as exc:
-        raise NotAMessage(str(exc), delivery) from exc
+    if too_deep(data, max_depth):
+        raise NotAMessage(depth_reason(max_depth), delivery)
     return _when(delivery)
 
 

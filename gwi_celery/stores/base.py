@@ -147,7 +147,8 @@ class Outcome:
 class StoredResult:
     """A task's result as Celery's readers get it, to be written along with an outcome.
 
-    A SUCCESS that is there already, and has not expired, stays as it is.
+    A SUCCESS that is there already, and has not expired, stays as it is; another end unless this is
+    one, too.
     """
 
     task_id: str

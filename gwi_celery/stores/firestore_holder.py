@@ -8,13 +8,13 @@ that changes nothing of it.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from gwi_celery import forks
 from gwi_celery.errors import (
     CursorWentBack,
     JobCancelled,
@@ -144,7 +144,7 @@ class Holding:
     #: Whether ``steps`` has all that there are.
     complete: bool = False
     #: Renewals and saves both move the versions on: one at a time.
-    mutex: Any = field(default_factory=threading.RLock)
+    mutex: Any = field(default_factory=forks.rlock)
 
 
 class Holder:

@@ -35,7 +35,9 @@ RESULT_KEPT: Final = 1 * DAY
 #: ``gc_at`` of what doesn't expire: Firestore's last moment.
 _NEVER: Final = 253_402_300_799 * SECOND
 
+#: Celery's states that are an end.
 _SUCCESS: Final = "SUCCESS"
+_ENDS: Final = frozenset({_SUCCESS, "FAILURE", "REVOKED"})
 _PLAIN, _ZLIB = b"j", b"z"
 #: Below this, compression costs more than it saves, bytes.
 _COMPRESS_FROM: Final = 512
@@ -86,7 +88,8 @@ def result_of(document: Document) -> Result:
 class ResultWrite:
     """One write of a result: over nothing, unless a look has found something.
 
-    A SUCCESS that has not expired stays as it is: then there is nothing to write. Most of a large one
+    A SUCCESS that has not expired stays as it is, and another end unless this is one, too: then there
+    is nothing to write. Most of a large one
     is written with the making of this: raises StoreUnavailable, StoreUnusable.
     """
 
@@ -113,7 +116,8 @@ class ResultWrite:
             return
         stored = result_of(document)
         self._version, self._replaced = stored.version, stored.blob
-        stays = stored.state == _SUCCESS and not stored.expired(now)
+        over = stored.state == _SUCCESS or (stored.state in _ENDS and self._state not in _ENDS)
+        stays = over and not stored.expired(now)
         self.settled = stays or stored.nonce == self._nonce
 
     @property

@@ -11,10 +11,10 @@ locks, so it goes on growing although the rows of locks and jobs come and go.
 from __future__ import annotations
 
 import sqlite3
-import threading
 from pathlib import Path
 from typing import Any
 
+from gwi_celery import forks
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
 from gwi_celery.errors import (
     InvalidCall,
@@ -380,7 +380,7 @@ class SharedMemoryStore(SqliteStore):
 
 
 _shared: dict[str, SharedMemoryStore] = {}
-_shared_lock = threading.Lock()
+_shared_lock = forks.lock()
 
 
 def memory_store(name: str) -> SqliteStore:

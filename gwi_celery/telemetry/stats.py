@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import celery
 import kombu
 
+from gwi_celery import forks
 from gwi_celery.telemetry.events import Event
 
 #: Upper bounds of the durations counted, seconds.
@@ -55,7 +55,7 @@ class Stats:
     """Fed with events. May be used from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._counts: Counter[str] = Counter()
         self._running: dict[tuple[int, str], Job] = {}
         #: (task, outcome) -> how many.

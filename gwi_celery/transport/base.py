@@ -8,7 +8,6 @@ loop through a pipe of our own, because no descriptor of the broker's would.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -21,6 +20,7 @@ from celery import signals
 from kombu.transport import base, virtual
 
 from gwi_celery.brokers.base import Broker, Receiver
+from gwi_celery.brokers.wakeups import Intake, bell
 from gwi_celery.errors import BrokerError, BrokerUnavailable, ConfigurationError
 from gwi_celery.transport.channel import Channel as _Channel
 from gwi_celery.transport.leases import LeaseKeeper
@@ -46,12 +46,10 @@ _KOMBU_OPTIONS = frozenset(
     }
 )
 
+#: Messages handed over before Celery's event loop sees to everything else.
+_AROUND = 1000
 #: Longest wait for messages, seconds, while the worker stops.
 _STOPPING_WAIT = 0.1
-
-
-#: Seconds that the event loop may wait without a look around.
-_LONGEST_WAIT = 1.0
 
 
 class Transport(virtual.Transport):
@@ -80,14 +78,14 @@ class Transport(virtual.Transport):
             options.pop(name, None)
         self.url = _url(client)
         self.broker: Broker = self.open_broker(self.url, options)
+        #: Whether this connection is a Celery worker's, which no message may end.
+        self.serves_worker = False
         self._pid = os.getpid()
         self._receiver: Receiver | None = None
         self._leases: LeaseKeeper | None = None
         self._loop: Any = None
         self._timer: Any = None
-        self._tick: Any = None
-        self._wake_pipe: tuple[int, int] | None = None
-        self._awake = False
+        self._bell: Intake | None = None
         self._stopping = False
 
     def open_broker(self, url: str, options: dict[str, Any]) -> Broker:
@@ -115,11 +113,8 @@ class Transport(virtual.Transport):
 
     def wake(self) -> None:
         """Something may be deliverable that no descriptor tells of. Any thread may call this."""
-        if self._wake_pipe is None or self._awake or os.getpid() != self._pid:
-            return
-        self._awake = True
-        with contextlib.suppress(OSError):  # closed meanwhile, or full: it is awake
-            os.write(self._wake_pipe[1], b"\0")
+        if self._bell is not None:
+            self._bell.ring()
 
     # --- Kombu's connection verbs -------------------------------------------------------------
 
@@ -144,26 +139,28 @@ class Transport(virtual.Transport):
         if self._receiver is not None:
             self._receiver.close()
             self._receiver = None
-        if self._wake_pipe is not None:
+        if self._bell is not None:
             signals.worker_shutting_down.disconnect(self._on_worker_stopping)
-            for fd in self._wake_pipe:
-                os.close(fd)
-            self._wake_pipe = None
+            self._bell.close()
+            self._bell = None
         if mine:
             self.broker.close()
 
     def drain_events(self, connection: Transport, timeout: float | None = None) -> None:
-        """Deliver at least one message, or raise ``socket.timeout`` after ``timeout`` seconds.
+        """Deliver one message, or raise ``socket.timeout`` after ``timeout`` seconds.
+
+        One, as with AMQP: who counts messages, or waits for a certain one, looks between two calls.
+        What else is there is delivered by the next call at once.
 
         Once the worker was told to stop, a wait is short: a pool without Celery's event loop
         (gevent) looks whether it should end only between waits, and then once more.
         """
         began = time.monotonic()
         deadline = None if timeout is None else began + timeout
-        self._open_wake_pipe()
+        self._open_bell()
         while True:
             self._clear()
-            if self._deliver_ready():
+            if self._deliver_ready(1):
                 return
             wait = self._next_due()
             if deadline is not None:
@@ -179,18 +176,13 @@ class Transport(virtual.Transport):
 
     def register_with_event_loop(self, connection: Transport, loop: Any) -> None:
         self._loop = loop
-        self._open_wake_pipe()
-        assert self._wake_pipe is not None
-        loop.add_reader(self._wake_pipe[0], self.on_readable)
+        loop.add_reader(self._open_bell().fileno(), self.on_readable)
         if self._receiver is not None:
             loop.add_reader(self._receiver.fileno(), self.on_readable)
         self.wake()
 
     def unregister_from_event_loop(self, connection: Transport, loop: Any) -> None:
         self._cancel_timer()
-        tick, self._tick = self._tick, None
-        if tick is not None:
-            tick.cancel()
         for fd in self._descriptors():
             loop.remove_reader(fd)
         self._loop = None
@@ -199,7 +191,7 @@ class Transport(virtual.Transport):
         """A message arrived, or a place became free: hand over what fits, once around."""
         self._clear()
         self._cancel_timer()
-        if self._deliver_ready():
+        if self._deliver_ready(_AROUND):
             self.wake()  # there may be more; let the loop see to everything else first
             return
         due = self._next_due()
@@ -212,12 +204,27 @@ class Transport(virtual.Transport):
 
     # --- internals ----------------------------------------------------------------------------
 
-    def _deliver_ready(self) -> int:
-        channels = [channel for channel in self.channels if not channel.closed]
-        delivered: int = sum(channel.deliver_ready() for channel in channels)
-        if self._receiver is not None:
-            self._receiver.return_unpolled()
+    def _deliver_ready(self, most: int) -> int:
+        """Hand over up to ``most`` messages; channels take turns, as their queues do."""
+        delivered = 0
+        for channel in list(self.channels):
+            if channel.closed or delivered >= most:
+                continue
+            served = channel.deliver_ready(most - delivered)
+            if served and channel in self.channels:
+                self.channels.remove(channel)
+                self.channels.append(channel)
+            delivered += served
+        self._return_unwanted()
         return delivered
+
+    def _return_unwanted(self) -> None:
+        """What was fetched for a queue whose consumers are full, others may have."""
+        if self._receiver is not None:
+            channels = [channel for channel in self.channels if not channel.closed]
+            for queue in set().union(*(channel.queues() for channel in channels)):
+                if not any(channel.has_room(queue) for channel in channels):
+                    self._receiver.return_unpolled(queue)
 
     def _next_due(self) -> float | None:
         if self._receiver is None:
@@ -229,11 +236,8 @@ class Transport(virtual.Transport):
     def _clear(self) -> None:
         if self._receiver is not None:
             self._receiver.clear()
-        if self._awake and self._wake_pipe is not None:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake_pipe[0], 4096)
-            # Only now: a wake() in between writes nothing, and is covered by the poll that follows.
-            self._awake = False
+        if self._bell is not None:
+            self._bell.clear()
 
     def _select(self, seconds: float | None) -> None:
         poller = select.poll() if hasattr(select, "poll") else None
@@ -245,19 +249,17 @@ class Transport(virtual.Transport):
         poller.poll(None if seconds is None else seconds * 1000)
 
     def _descriptors(self) -> list[int]:
-        fds = [] if self._wake_pipe is None else [self._wake_pipe[0]]
+        fds = [] if self._bell is None else [self._bell.fileno()]
         if self._receiver is not None:
             fds.append(self._receiver.fileno())
         return fds
 
-    def _open_wake_pipe(self) -> None:
-        if self._wake_pipe is None:
-            read, write = os.pipe()
-            os.set_blocking(read, False)
-            os.set_blocking(write, False)
-            self._wake_pipe = (read, write)
+    def _open_bell(self) -> Intake:
+        if self._bell is None:
+            self._bell = bell()
             # A signal doesn't end a wait (PEP 475), so that stopping would take its whole time.
             signals.worker_shutting_down.connect(self._on_worker_stopping)
+        return self._bell
 
     def _cancel_timer(self) -> None:
         timer, self._timer = self._timer, None
@@ -280,10 +282,6 @@ def _url(client: Any) -> str:
     port = f":{client.port}" if client.port else ""
     path = quote((client.virtual_host or "").strip("/"), safe="/:")
     return f"{client.transport_cls}://{hostname}{port}" + (f"/{path}" if path else "")
-
-
-def _nothing() -> None:
-    """A timer's, whose point is that the loop wakes."""
 
 
 def unknown_options(options: dict[str, Any], known: Any) -> None:

@@ -6,13 +6,16 @@ holds, gives back what it holds when it is closed, and touches nothing of anothe
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import PreconditionFailed
 from amqp.protocol import queue_declare_ok_t
 from kombu.exceptions import ChannelError
 from kombu.transport import virtual
@@ -20,10 +23,11 @@ from kombu.utils.uuid import uuid
 
 from gwi_celery.batch import current_batch
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
-from gwi_celery.errors import BrokerError, MalformedMessage, NotFound
+from gwi_celery.errors import BrokerError, MalformedMessage, NotDeleted, NotFound
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.telemetry.events import emit
-from gwi_celery.transport import envelope
+from gwi_celery.text import safe_text
+from gwi_celery.transport import envelope, handover
 from gwi_celery.transport.leases import LEASE_PROPERTY
 from gwi_celery.transport.message import Message as _Message
 
@@ -89,7 +93,6 @@ class Channel(virtual.Channel):
         #: Delivery tag -> what is held unacked.
         self.held: dict[str, _Held] = {}
         self._prefetch = Prefetch(self)
-        self._turn = 0
 
     @property
     def qos(self) -> Prefetch:
@@ -116,9 +119,10 @@ class Channel(virtual.Channel):
         self._broker.declare_exchange(name, type)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        if if_unused and any(b.exchange == exchange for b in self._broker.bindings()):
-            return
-        self._broker.delete_exchange(exchange)
+        try:
+            self._broker.delete_exchange(exchange, if_unused=if_unused)
+        except NotDeleted as exc:
+            raise _precondition_failed(exc, (40, 20), "Channel.exchange_delete") from exc
 
     def queue_declare(
         self,
@@ -183,9 +187,10 @@ class Channel(virtual.Channel):
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
     ) -> None:
-        if if_empty and self._size(queue):
-            return
-        self._broker.delete_queue(queue)
+        try:
+            self._broker.delete_queue(queue, if_unused=if_unused, if_empty=if_empty)
+        except NotDeleted as exc:
+            raise _precondition_failed(exc, (50, 40), "Channel.queue_delete") from exc
 
     def queue_purge(self, queue: str, **kwargs: Any) -> int:
         try:
@@ -223,6 +228,7 @@ class Channel(virtual.Channel):
             priority=self._get_message_priority(message),
             delay=_delay(message.get("headers") or {}),
             ttl=int(expiration) / 1000 if expiration else None,
+            reply=envelope.is_reply(message, routing_key or ""),
         )
         batch = current_batch()
         if batch is not None:
@@ -259,32 +265,56 @@ class Channel(virtual.Channel):
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> _Message | None:
         for delivery in self.connection.receiver.poll(queue, 1):
-            return self._accept(delivery, no_ack)
+            message = self._accept(delivery, no_ack)
+            if message is not None and not no_ack:
+                message.begin()
+            return message
         return None
 
-    def deliver_ready(self) -> int:
-        """Hand over what is ready and fits the prefetch limit; how many messages that were."""
+    def deliver_ready(self, most: int) -> int:
+        """Hand over what is ready and fits the prefetch limit; how many messages that were.
+
+        Queues take turns: who was served last is asked last. Room for several is shared, and what
+        one leaves of its share is there for all at the next call.
+        """
         delivered = 0
         consumers = list(self._consuming.items())
-        self._turn += 1
-        for i in range(len(consumers)):
-            # Each call starts with another queue: a busy one must not starve the others.
-            tag, consumer = consumers[(i + self._turn) % len(consumers)]
-            limit = _UNLIMITED_BATCH if consumer.no_ack else self._prefetch.capacity()
+        for n, (tag, consumer) in enumerate(consumers):
+            room = self._room(consumer)
+            limit = min(math.ceil(room / (len(consumers) - n)), most - delivered)
             if not limit or tag not in self._consuming:
                 continue
-            deliveries = self.connection.receiver.poll(consumer.queue, limit)
+            deliveries = self.connection.receiver.poll(consumer.queue, limit, room=room)
+            if deliveries:
+                self._consuming[tag] = self._consuming.pop(tag)
             messages = [self._accept(d, consumer.no_ack) for d in deliveries]
             delivered += len(messages)
             for message in messages:
-                if message is not None:
+                if message is None:
+                    continue
+                if self.connection.serves_worker:
+                    handover.hand_over(message, consumer.callback)
+                else:
+                    if not consumer.no_ack:
+                        message.begin()
                     consumer.callback(message)
         return delivered
+
+    def has_room(self, queue: str) -> bool:
+        """Whether a message of ``queue`` could be handed over now."""
+        return any(c.queue == queue and self._room(c) > 0 for c in self._consuming.values())
+
+    def queues(self) -> set[str]:
+        """Those it consumes from."""
+        return {consumer.queue for consumer in self._consuming.values()}
+
+    def _room(self, consumer: _Consumer) -> int:
+        return _UNLIMITED_BATCH if consumer.no_ack else self._prefetch.capacity()
 
     def _accept(self, delivery: Delivery, no_ack: bool) -> _Message | None:
         """Decode and hold a delivery; None if it is no message, and is in the dead letter now."""
         try:
-            message = self.Message(envelope.decode(delivery), channel=self)
+            message = handover.decode(delivery, self)
         except MalformedMessage as exc:
             logger.error(
                 "message %s of queue %r is not a Celery message: %s; it is kept in the dead letter",
@@ -292,8 +322,7 @@ class Channel(virtual.Channel):
                 delivery.queue,
                 exc,
             )
-            self._broker.dead_letter(delivery, f"not a Celery message: {exc}")
-            emit(Settlement.DEAD_LETTERED.text, task_id="")
+            self._dead_letter(delivery, f"not a Celery message: {exc}")
             return None
         if no_ack:
             self._broker.ack([delivery])
@@ -301,6 +330,30 @@ class Channel(virtual.Channel):
             self.held[delivery.ack_id] = _Held(delivery, message)
             message.properties[LEASE_PROPERTY] = self.connection.leases.keep(delivery)
         return message
+
+    def begin(self, delivery_tag: str) -> None:
+        """What it holds under this tag is being tried: that counts as an attempt."""
+        held = self.held.get(delivery_tag)
+        if held is not None:
+            held.message.begun = True
+
+    def _dead_letter(self, delivery: Delivery, reason: str) -> None:
+        """Where that can't be done now, the message is delivered again in a while."""
+        try:
+            self._broker.dead_letter(delivery, reason)
+            settlement = Settlement.DEAD_LETTERED
+        except BrokerError as exc:
+            logger.error(
+                "message %s of queue %r can't be kept in the dead letter now (%s): %s",
+                delivery.message_id,
+                delivery.queue,
+                exc,
+                safe_text(reason, 200),
+            )
+            settlement = Settlement.NACKED
+            with contextlib.suppress(BrokerError):  # then it is, when its lease is over
+                self._broker.nack(delivery, _REQUEUE_MAX)
+        emit(settlement.text, task_id="")
 
     # --- ack verbs ----------------------------------------------------------------------------
 
@@ -322,12 +375,11 @@ class Channel(virtual.Channel):
         if held is None:
             return
         try:
-            settlement = Settlement.of_reject(requeue)
-            if settlement is Settlement.NACKED:
+            if Settlement.of_reject(requeue) is Settlement.NACKED:
                 self._broker.nack(held.delivery, requeue_delay(held.delivery.deliveries))
+                emit(Settlement.NACKED.text, task_id="")
             else:
-                self._broker.dead_letter(held.delivery, held.message.reason)
-            emit(settlement.text, task_id="")
+                self._dead_letter(held.delivery, held.message.reason)
         finally:
             self._room_for_more()
 
@@ -343,10 +395,10 @@ class Channel(virtual.Channel):
 
     def _room_for_more(self) -> None:
         """A place is free: have the next message fetched while the event loop is still busy."""
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self.closed:
             return
         room = self._prefetch.capacity()
-        if room and not self.closed:
+        if room:
             for consumer in list(self._consuming.values()):
                 if not consumer.no_ack:
                     self.connection.receiver.want(consumer.queue, room)
@@ -363,7 +415,10 @@ class Channel(virtual.Channel):
     # --- end ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Cancel the consumers and hand back at once what is held unacked."""
+        """Cancel the consumers and hand back at once what is held unacked.
+
+        What was begun counts as an attempt; the rest was touched by nobody.
+        """
         if self.closed:
             return
         self.closed = True
@@ -375,7 +430,10 @@ class Channel(virtual.Channel):
                 held = self._settle(tag)
                 if held is not None:
                     try:
-                        self._broker.give_back(held.delivery)
+                        if held.message.begun:
+                            self._broker.nack(held.delivery)
+                        else:
+                            self._broker.give_back(held.delivery)
                     except BrokerError as exc:
                         logger.warning(
                             "could not hand back message %s (%s): it is delivered again when its "
@@ -415,6 +473,10 @@ def _delay(headers: dict[str, Any]) -> float:
 
 def _milliseconds(value: Any) -> float | None:
     return None if value is None else float(value) / 1000
+
+
+def _precondition_failed(exc: NotDeleted, method: tuple[int, int], name: str) -> PreconditionFailed:
+    return PreconditionFailed(f"PRECONDITION_FAILED - {exc}", method, name, "406")
 
 
 def _not_found(kind: str, name: str, method: str) -> ChannelError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,19 +22,36 @@ from kombu.utils import json
 
 from gwi_celery.brokers.base import REDRIVE, Delivery
 from gwi_celery.errors import MalformedMessage, NotSerializable
-from gwi_celery.transport import jobformat
+from gwi_celery.text import safe_text
+from gwi_celery.transport import depth, jobformat
 from gwi_celery.transport.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
 
 #: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
 MAX_ATTRIBUTE_BYTES = 1024
 
+#: Queues that Kombu and Celery name by a uuid, or for remote control and events.
+_OF_ONE_READER = re.compile(
+    r"amq\.gen-.*|celeryev\..*|.*\.pidbox|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.DOTALL
+)
+
+_JSON = "application/json"
+#: Bytes of a parser's own words in a reason.
+_SHORT = 200
+_TOO_DEEP = (
+    f"the message was not sent: {{}} nested deeper than {depth.MAX_DEPTH} levels, which no "
+    "worker takes; send a flatter value, or a text that the task parses"
+)
+
 
 def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
     """(data, attributes) of a message as Channel.prepare_message made it.
 
-    Raises NotSerializable if a header or property has no JSON form.
+    Raises NotSerializable if a header or property has no JSON form, or any of it is nested too deep
+    for whoever receives it.
     """
     body = message["body"]
+    if message.get("content-type") == _JSON and depth.too_deep(body):
+        raise NotSerializable(_TOO_DEEP.format("its arguments or callbacks are"))
     if isinstance(body, str):
         text, encoding = body, "utf-8"
     else:
@@ -53,10 +71,12 @@ def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
                 "properties": message.get("properties") or {},
             }
         )
-    except TypeError as exc:
+    except (TypeError, RecursionError) as exc:
         raise NotSerializable(
             f"a header or property of the message has no JSON form: {exc}; send plain values"
         ) from exc
+    if depth.too_deep(data):
+        raise NotSerializable(_TOO_DEEP.format("a header or property is"))
     return data.encode("utf-8"), _attributes(headers)
 
 
@@ -76,16 +96,31 @@ def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def is_reply(message: Mapping[str, Any], queue: str) -> bool:
+    """Whether it is an answer, of use only to a reader who is still there.
+
+    As AMQP's users have it: an answer repeats its question's correlation id and asks for no answer
+    itself. Also what goes to a queue whose name is made up for one reader. A task never is one.
+    """
+    if "task" in (message.get("headers") or {}):
+        return False
+    properties = message["properties"]
+    answers = bool(properties.get("correlation_id")) and "reply_to" not in properties
+    return answers or _OF_ONE_READER.fullmatch(queue) is not None
+
+
 def decode(delivery: Delivery) -> dict[str, Any]:
     """The message as Kombu's virtual Message takes it, with this delivery's facts filled in.
 
     ``delivery_info["redelivered"]`` is where Celery looks; ``properties["delivery_count"]`` is the
     broker's own count. Raises MalformedMessage with the reason.
     """
+    if depth.too_deep(delivery.data):
+        raise MalformedMessage(depth.reason())
     try:
         raw = json.loads(delivery.data)
     except Exception as exc:  # Kombu's own types in JSON have decoders that raise anything
-        raise MalformedMessage(f"not JSON ({exc})") from exc
+        raise MalformedMessage(f"not JSON ({safe_text(exc, _SHORT)})") from exc
     if jobformat.is_job(raw):
         raw = jobformat.to_message(raw, delivery.queue)
     if not isinstance(raw, dict) or not {"body", "properties", "headers"} <= raw.keys():
@@ -95,6 +130,9 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     properties, headers, body = raw["properties"], raw["headers"], raw["body"]
     if not isinstance(properties, dict) or not isinstance(headers, dict):
         raise MalformedMessage("its headers or properties are not objects")
+    for name in ("content-type", "content-encoding"):
+        if not isinstance(raw.get(name), (str, type(None))):
+            raise MalformedMessage(f"its {name} is not a text")
     encoding = raw.get("body_encoding", "utf-8")
     if encoding == "base64":
         try:

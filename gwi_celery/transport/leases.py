@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Any
 
+from gwi_celery import forks
 from gwi_celery.brokers.base import Broker, Delivery
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class LeaseKeeper:
         self._max_seconds = max_seconds
         self._kept: dict[str, _Kept] = {}
         self._lost: set[str] = set()
-        self._changed = threading.Condition()
+        self._changed = forks.condition()
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self._stopped = False

@@ -7,6 +7,9 @@ from typing import Any
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import virtual
 
+from gwi_celery.text import safe_text
+from gwi_celery.transport import depth
+
 
 class Message(virtual.Message):
     """A delivered message.
@@ -18,13 +21,26 @@ class Message(virtual.Message):
     undecodable: str | None = None
     #: Why the message is about to be rejected, for the dead letter; whoever rejects may set it.
     death_reason: str | None = None
+    #: Whether its task was begun: what goes wrong from then on is the run's, not the message's.
+    begun = False
+
+    def begin(self) -> None:
+        """Its task begins now: that is an attempt, whatever becomes of it."""
+        if not self.begun:
+            self.begun = True
+            self.channel.begin(self.delivery_tag)
 
     def _decode(self) -> Any:
         try:
+            if self.content_type == "application/json" and depth.too_deep(self.body or b""):
+                raise DecodeError(depth.reason())
             return super()._decode()
         except (DecodeError, ContentDisallowed) as exc:
-            self.undecodable = f"its body can't be decoded: {exc}"
+            self.undecodable = _undecodable(exc)
             raise
+        except Exception as exc:  # an encoding that there isn't, say
+            self.undecodable = _undecodable(exc)
+            raise DecodeError(self.undecodable) from exc
 
     @property
     def reason(self) -> str:
@@ -39,8 +55,12 @@ class Message(virtual.Message):
 
     def ack(self, multiple: bool = False) -> None:
         if self.errors and self.undecodable is None:
-            self.undecodable = f"its body can't be decoded: {self.errors[0][1]}"
+            self.undecodable = _undecodable(self.errors[0][1])
         if self.undecodable is not None:
             self.reject(requeue=False)
         else:
             super().ack(multiple=multiple)
+
+
+def _undecodable(exc: Any) -> str:
+    return f"its body can't be decoded: {safe_text(exc, 500)}"

@@ -306,3 +306,14 @@ def plain_retry(self: Any, fail_times: int) -> int:
     if self.request.retries < fail_times:
         raise self.retry(countdown=0.2)
     return int(self.request.retries)
+
+
+@app.task(bind=True)
+def odd(self: Any, *args: Any, **kwargs: Any) -> None:
+    """Takes anything, and notes by which message it was called."""
+    audit("ran", id=self.request.id, fuzz=vars(self.request).get("fuzz", kwargs.get("fuzz")))
+
+
+@app.task(base=ReliableTask, bind=True)
+def odd_reliable(self: Any, *args: Any, **kwargs: Any) -> None:
+    audit("ran", id=self.request.id, fuzz=vars(self.request).get("fuzz", kwargs.get("fuzz")))

@@ -63,12 +63,16 @@ def test_a_success_is_never_overwritten(results: BackendCase, later: str) -> Non
     assert result_of(results).get(timeout=10) == "first"
 
 
-def test_anything_but_a_success_is_overwritten(results: BackendCase) -> None:
+@pytest.mark.parametrize("end", [FAILURE, states.REVOKED])
+def test_an_end_is_overwritten_by_an_end_only(results: BackendCase, end: str) -> None:
     other = results.another()
-    results.backend.store_result("t1", ValueError("no"), FAILURE)
-    other.store_result("t1", None, STARTED)
-    assert result_of(results).state == STARTED
-    results.backend.store_result("t1", ValueError("no"), FAILURE)
+    results.backend.store_result("t1", None, STARTED)
+    results.backend.store_result("t1", ValueError("no"), end)
+    for late in (STARTED, RETRY, PENDING, "PROGRESS"):
+        other.store_result("t1", ValueError("later") if late == RETRY else None, late)
+        assert result_of(results).state == end
+    other.store_result("t1", ValueError("again"), FAILURE)
+    assert str(result_of(results).result) == "again"
     results.backend.store_result("t1", 5, SUCCESS)
     assert result_of(results).get(timeout=10) == 5
 

@@ -1,8 +1,11 @@
-"""``python -m tests.peers``: Celery's and Kombu's integration suites on our transports.
+"""``python -m tests.peers``: Celery's and Kombu's integration suites on our transports and results.
 
 Runs each suite on Redis and on each side, and lists the tests that pass on Redis and fail on a side.
 Exits with 1 if there is one that ``KNOWN`` doesn't explain. Takes about 15 minutes a side for Celery's
 suite and a minute for Kombu's.
+
+The sides ``embedded`` and ``pubsub`` are brokers of ours, with results in Redis; ``results-embedded`` and
+``results-firestore`` are result backends of ours, with Redis as the broker.
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ from collections import Counter
 from pathlib import Path
 
 from tests.peers import obtain
-from tests.peers.sides import REFERENCE, Side, redis_server, side
+from tests.peers.sides import REFERENCE, RESULTS, Side, redis_server, side
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 #: Tests of Celery's suite that are about a result backend that we don't have here (Azure), or about
 #: Redis itself.
 _NOT_BROKER = ("test_backend.py",)
+
+_SIDES = ",".join(("embedded", "pubsub", *RESULTS))
 
 _NOT_OURS = {"test_connection_recovery": "it asks for a plaintext Redis broker and is skipped"}
 _ETA = {
@@ -60,7 +65,7 @@ KNOWN: dict[str, dict[str, str]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.peers", description=__doc__)
     parser.add_argument("--suite", default="kombu,celery", help="kombu, celery or both")
-    parser.add_argument("--side", default="embedded,pubsub", help="compared with redis")
+    parser.add_argument("--side", default=_SIDES, help=f"compared with redis; {_SIDES}")
     parser.add_argument("--keep", type=Path, help="write logs and outcomes to this folder")
     parser.add_argument("--reference", type=Path, help="outcomes on Redis that --keep has written")
     parser.add_argument("-k", default="", help="only tests that match, as pytest's -k")
@@ -75,6 +80,8 @@ def main() -> int:
                 reference = json.loads((options.reference / f"{suite}-redis.json").read_text())
             for number, side_name in enumerate([REFERENCE, *options.side.split(",")]):
                 if side_name == REFERENCE and reference is not None:
+                    continue
+                if side_name in RESULTS and suite != "celery":
                     continue
                 with side(side_name, Path(name) / f"{suite}-{side_name}", redis) as where:
                     outcomes = run(suite, where, f"{redis}/{number + 1}", folder, options.k)
@@ -100,7 +107,7 @@ def run(suite: str, where: Side, results: str, folder: Path, keyword: str) -> di
         "PYTHONPATH": os.pathsep.join(map(str, path)),
         "PYTHONUNBUFFERED": "1",
         "TEST_BROKER": where.broker,
-        "TEST_BACKEND": results,
+        "TEST_BACKEND": where.results or results,
         "REDIS_HOST": host,
         "REDIS_PORT": port,
         "PEER_BROKER": where.broker,

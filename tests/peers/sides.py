@@ -1,4 +1,4 @@
-"""The brokers that the suites run on. Redis is the reference."""
+"""The brokers and result backends that the suites run on. Redis is the reference for both."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from gwi_celery.testing.emulators import free_port, start_pubsub
+from gwi_celery.testing.emulators import free_port, start_firestore, start_pubsub
+from tests.peers.obtain import ALIAS
 
 REFERENCE = "redis"
+
+#: Sides with a result backend of ours, on Redis as the broker: only Celery's suite has results.
+RESULTS = ("results-embedded", "results-firestore")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Side:
     #: The same kind of broker where there is none.
     dead: str
     priority: str = "asc"
+    #: The result backend; None: Redis.
+    results: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
     #: Transport options of Kombu's suite.
     options: dict[str, Any] = field(default_factory=dict)
@@ -54,10 +60,20 @@ def side(name: str, folder: Path, redis: str) -> Iterator[Side]:
             else:
                 url = f"gcpubsub://projects/{project}"
                 yield Side(name, url, "gcpubsub://nothing", environment=env)
+    elif name == "results-embedded":
+        results = f"{ALIAS}embedded+embedded://{folder}/gwi"
+        yield Side(name, f"{redis}/0", "", results=results)
+    elif name == "results-firestore":
+        with start_firestore() as emulator:
+            project = f"peer-{uuid4().hex[:8]}"
+            env = {"FIRESTORE_EMULATOR_HOST": emulator.endpoint}
+            results = f"{ALIAS}firestore+firestore://{project}"
+            yield Side(name, f"{redis}/0", "", results=results, environment=env)
     elif name == "memory":
         yield Side(name, "memory://", "memory://")
     else:
-        raise SystemExit(f"unknown side {name!r}: redis, embedded, pubsub, gcpubsub or memory")
+        known = ", ".join(("redis", "embedded", "pubsub", "gcpubsub", "memory", *RESULTS))
+        raise SystemExit(f"unknown side {name!r}: use one of {known}")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gwi_celery import forks
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.errors import BrokerUnavailable
 
@@ -48,7 +49,7 @@ class Acknowledger:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._changed = threading.Condition()
+        self._changed = forks.condition()
         self._waiting: deque[_Item] = deque()
         self._jobs: deque[Callable[[], object]] = deque()
         self._timed: list[tuple[float, int, Callable[[], object]]] = []

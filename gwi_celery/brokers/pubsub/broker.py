@@ -25,7 +25,6 @@ import functools
 import logging
 import math
 import os
-import threading
 import time
 import uuid
 import weakref
@@ -101,7 +100,7 @@ class PubSubBroker:
         #: ack id -> monotonic time at which its lease runs out.
         self._leases: dict[str, float] = {}
         self._unconfirmed: set[Any] = set()
-        self._unconfirmed_changed = threading.Condition()
+        self._unconfirmed_changed = forks.condition()
         _brokers.add(self)
 
     def connect(self) -> None:
@@ -118,8 +117,8 @@ class PubSubBroker:
     def declare_exchange(self, name: str, type: str) -> None:
         self.topology.declare_exchange(name, type)
 
-    def delete_exchange(self, name: str) -> None:
-        self.topology.delete_exchange(name)
+    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
+        self.topology.delete_exchange(name, if_unused=if_unused)
 
     def has_exchange(self, name: str) -> bool:
         return self.topology.exchange_type(name) is not None
@@ -127,8 +126,8 @@ class PubSubBroker:
     def declare_queue(self, spec: QueueSpec) -> None:
         self.topology.declare_queue(spec)
 
-    def delete_queue(self, name: str) -> None:
-        self.topology.delete_queue(name)
+    def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
+        self.topology.delete_queue(name, if_unused=if_unused, if_empty=if_empty)
 
     def has_queue(self, name: str) -> bool:
         return self.topology.has_queue(name)
@@ -156,6 +155,8 @@ class PubSubBroker:
         ``publish_timeout`` seconds.
         """
         made = self._made(exchange, routing_key, message)
+        if self._reader_is_gone(exchange, routing_key, message):
+            return
         topic = self.topology.route(exchange, routing_key)
         if not self.options.publisher_confirms:
             self._publish_unconfirmed(topic, made)
@@ -165,7 +166,12 @@ class PubSubBroker:
         except NotFound:
             # Deleted, or an emulator that was started anew.
             self.topology.restore(exchange, routing_key)
-            self._send(self.topology.route(exchange, routing_key), [made])
+            if not self._reader_is_gone(exchange, routing_key, message):
+                self._send(self.topology.route(exchange, routing_key), [made])
+
+    def _reader_is_gone(self, exchange: str, routing_key: str, message: OutgoingMessage) -> bool:
+        """Whether to drop an answer, rather than to make a queue that nobody would ever read."""
+        return message.reply and not exchange and not self.topology.finds(routing_key)
 
     def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[None]:
         """Publish all of them, many at a time. Raises PublishFailed with an error for each failed."""
@@ -181,6 +187,8 @@ class PubSubBroker:
             self.topology.route(exchange, "")
         by_topic: dict[str, list[tuple[int, Any]]] = {}
         for n, message in made.items():
+            if self._reader_is_gone(*messages[n]):
+                continue
             topic = self.topology.route(*messages[n][:2])
             by_topic.setdefault(topic, []).append((n, message))
         pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
@@ -351,7 +359,8 @@ class PubSubBroker:
         for item in received:
             said = wire.parse(item.message)
             delivery = self._delivery(source, item, said, lease, now)
-            age = wall - delivery.published_at
+            # A queue's time to live is that of waiting for a worker, not of waiting for its time.
+            age = wall - max(delivery.published_at, said.not_before)
             late = source.message_ttl is not None and age > source.message_ttl
             if (
                 not source.takes(said)
@@ -637,11 +646,9 @@ class PubSubBroker:
         self.client.close()
 
     def _after_fork(self) -> None:
-        # Another thread may have held them.
-        self._unconfirmed, self._unconfirmed_changed = set(), threading.Condition()
-        self._leases = {}
-        self.topology.after_fork()
-        self.client.after_fork()
+        """What is on its way, leased and received is the parent's."""
+        self._unconfirmed, self._leases = set(), {}
+        self._receivers = weakref.WeakSet()
 
 
 #: This process's brokers.

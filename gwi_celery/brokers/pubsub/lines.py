@@ -75,7 +75,7 @@ class Line:
         self.ask_at: float | None = None
         self._pause = _FIRST_PAUSE
         # A future that is done already calls back at once, on the thread that asks it to.
-        self._lock = threading.RLock()
+        self._lock = forks.rlock()
         self._stopped = False
         forks.register(self)
 
@@ -220,27 +220,26 @@ class Pull(Line):
         finally:
             forks.leave()
         received = [] if response is None else list(response.received_messages)
-        arrived = self.intake.arrived(self, received) if received else 0
-        if received:
-            self._active, self.ask_at = time.monotonic(), None
         with self._lock:
-            self._future = None
-            # What a filter should have kept away says nothing about what is behind it.
-            looked, self.looking = self.looking, self.looking and bool(received and not arrived)
+            # Before its user is woken, who may want more at once.
+            looked, self.looking, self._future = self.looking, False, None
+            asked = self._asks and not looked
+            if received:
+                self._active, self.ask_at = time.monotonic(), None
             if error is None:
                 self._worked()
-            idle = error is None and not arrived and not self._stopped and not self._paused
-            # Nothing for the loop to do: go on waiting without it.
-            asked = self._asks and not looked
-            # Also at once after a message that was not for now: the next may be.
-            more = bool(received) or not (looked or asked)
-            again = idle and self._wanted > 0 and (self.looking or more)
+        arrived = self.intake.arrived(self, received) if received else 0
+        with self._lock:
+            stays = self._future is None and not self._stopped and not self._paused
+            idle = error is None and not arrived and stays
+            # Nothing for the loop to do: go on waiting without it. Also at once after a message that
+            # was not for now, or that a filter should have kept away: the next may be.
+            again = idle and self._wanted > 0 and (bool(received) or not (looked or asked))
             if again:
+                self.looking = looked
                 self._start()
-            else:
-                self.looking = False
-                if idle and asked and self.ask_at is not None and self._wanted > 0:
-                    self.receiver.broker.later(self.ask_at, self._ask)
+            elif idle and asked and self.ask_at is not None and self._wanted > 0:
+                self.receiver.broker.later(self.ask_at, self._ask)
         if idle and not again and looked:
             self.intake.looked(self, self._wanted)
         if error is not None and not self._stopped:

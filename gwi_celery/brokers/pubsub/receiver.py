@@ -7,14 +7,15 @@ readable, which wakes the event loop; the loop takes from the intake what it has
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from gwi_celery import forks
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.brokers.pubsub.lines import ENDS_BY_ITSELF, MOST, Line, Pull, Stream
 from gwi_celery.brokers.pubsub.topology import Source
+from gwi_celery.brokers.wakeups import bell
 from gwi_celery.errors import BrokerUnusable
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ class PubSubReceiver:
     def __init__(self, broker: PubSubBroker) -> None:
         self._broker = broker
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._read_fd, self._write_fd = _pipe()
-        self._rung = False
+        self._bell = bell()
         self._closed = False
         self._queues: dict[str, Intake] = {}
 
@@ -61,14 +60,14 @@ class PubSubReceiver:
         intake.stop()
         self._broker.leave(queue)
 
-    def poll(self, queue: str, limit: int) -> list[Delivery]:
+    def poll(self, queue: str, limit: int, *, room: int = 0) -> list[Delivery]:
         self._check()
         intake = self._queues.get(queue)
         if intake is None:
             return self._broker.look(queue, limit)
         if intake.rediscovery_due():
             self._broker.rediscover(queue)
-        return intake.take(limit)
+        return intake.take(limit, max(room, limit))
 
     def want(self, queue: str, limit: int) -> None:
         """There is room for ``limit``: have that many fetched, if none are on their way."""
@@ -76,22 +75,18 @@ class PubSubReceiver:
         if intake is not None:
             intake.want(limit)
 
-    def return_unpolled(self) -> None:
-        for intake in self._queues.values():
+    def return_unpolled(self, queue: str) -> None:
+        intake = self._queues.get(queue)
+        if intake is not None:
             intake.return_unpolled()
 
     def fileno(self) -> int:
         self._check()
-        return self._read_fd
+        return self._bell.fileno()
 
     def clear(self) -> None:
         self._check()
-        with self._lock:
-            if self._rung:
-                self._rung = False
-                os.read(self._read_fd, 4096)
-        for intake in self._queues.values():
-            intake.mark()
+        self._bell.clear()
 
     def next_due(self) -> float | None:
         self._check()
@@ -112,10 +107,7 @@ class PubSubReceiver:
             time.sleep(0.005)
         for name in queues:
             self._broker.leave(name)
-        with self._lock:
-            os.close(self._read_fd)
-            os.close(self._write_fd)
-            self._read_fd = self._write_fd = -1
+        self._bell.close()
 
     # --- what lines use -----------------------------------------------------------------------
 
@@ -129,10 +121,7 @@ class PubSubReceiver:
 
     def ring(self) -> None:
         """Wake who waits on :meth:`fileno`. Any thread may call this."""
-        with self._lock:
-            if not self._rung and self._write_fd != -1 and os.getpid() == self._pid:
-                self._rung = True
-                os.write(self._write_fd, b"\0")
+        self._bell.ring()
 
     def _check(self) -> None:
         if self._closed:
@@ -153,11 +142,10 @@ class Intake:
         self._bulk = bulk
         self._rediscover_at = time.monotonic() + _REDISCOVER
         self.lines: list[Line] = []
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         #: For each line, most urgent first, as ``lines`` is.
         self._arrived: dict[int, deque[Delivery]] = {}
         self._delayed: list[tuple[float, Delivery]] = []
-        self._marked: set[str] = set()
         self._error: Exception | None = None
         self._stopped = False
 
@@ -182,7 +170,7 @@ class Intake:
 
     # The event loop's side.
 
-    def take(self, limit: int) -> list[Delivery]:
+    def take(self, limit: int, room: int) -> list[Delivery]:
         with self._lock:
             if self._error is not None:
                 error, self._error = self._error, None
@@ -197,7 +185,8 @@ class Intake:
             for item in due[: limit - len(taken)]:
                 self._delayed.remove(item)
                 taken.append(item[1])
-        self.want(limit - len(taken))
+            left = sum(map(len, self._arrived.values()))
+        self.want(room - len(taken) - left)
         return taken
 
     def want(self, limit: int) -> None:
@@ -229,21 +218,11 @@ class Intake:
         for line in self.lines:
             line.want(limit, now)
 
-    def mark(self) -> None:
-        """What has arrived by now is what the coming round of polls can take."""
-        with self._lock:
-            self._marked = {d.ack_id for arrived in self._arrived.values() for d in arrived}
-
     def return_unpolled(self) -> None:
-        """Hand back what that round had no room for: others may have."""
-        unwanted: list[Delivery] = []
+        """Hand back what there is no room for: others may have."""
         with self._lock:
-            if not self._marked:
-                return
-            for n, arrived in self._arrived.items():
-                unwanted += [d for d in arrived if d.ack_id in self._marked]
-                self._arrived[n] = deque(d for d in arrived if d.ack_id not in self._marked)
-            self._marked = set()
+            unwanted = [d for arrived in self._arrived.values() for d in arrived]
+            self._arrived = {}
         for delivery in unwanted:
             self.receiver.broker.give_back(delivery)
 
@@ -296,10 +275,3 @@ class Intake:
         with self._lock:
             self._error = error
         self.receiver.ring()
-
-
-def _pipe() -> tuple[int, int]:
-    read_fd, write_fd = os.pipe()
-    os.set_blocking(read_fd, False)
-    os.set_blocking(write_fd, False)
-    return read_fd, write_fd

@@ -1,0 +1,230 @@
+"""Exceptions of a job's, on their way to whoever asks for its result: they always get there.
+
+A user's exception may have a text that raises, arguments without a JSON form, a constructor that its own
+arguments don't satisfy, or megabytes of text. Stored, it is a form that Celery's JSON results have, with
+``exc_text`` where class and arguments alone don't bring its text back. In the worker's main process a
+stand-in is all there ever is of it, so that no code of a job's runs there.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final
+
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.exceptions import Ignore, Reject, Retry
+from kombu.utils import json
+
+from gwi_celery.errors import JobFailed
+from gwi_celery.text import cut, safe_text
+
+#: Longest text of an error, of one of its arguments and of its traceback, bytes of UTF-8; the end of a
+#: longer one is named as left out.
+MAX_TEXT: Final = 20_000
+#: Arguments of an error that are larger as JSON give way to its text, bytes.
+_MAX_ARGS: Final = 500_000
+_MAX_TRACEBACK: Final = 100_000
+
+
+#: What ends a pool's process, thread or greenlet rather than the job.
+ENDS_THE_WORKER: tuple[type[BaseException], ...] = (SystemExit, KeyboardInterrupt)
+try:
+    from greenlet import GreenletExit
+except ImportError:
+    pass
+else:
+    ENDS_THE_WORKER = (*ENDS_THE_WORKER, GreenletExit)
+
+
+class Raised(Exception):
+    """Stands for an exception: its class's name, and its text. Pickles whatever that one does."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__qualname__}({self.args[0]!r})"
+
+    def __reduce__(self) -> Any:
+        return _raised, (type(self).__qualname__, type(self).__module__, self.args[0])
+
+
+@lru_cache(maxsize=256)
+def _stand_in_class(name: str, module: str) -> type[Raised]:
+    return type(name.rpartition(".")[2], (Raised,), {"__module__": module, "__qualname__": name})
+
+
+def _raised(name: str, module: str, text: str) -> Raised:
+    return _stand_in_class(name, module)(text)
+
+
+def stand_in(exc: BaseException) -> Raised:
+    """What tells of ``exc`` without being it."""
+    if isinstance(exc, Raised):
+        return exc
+    return _raised(*_name(exc), safe_text(exc, MAX_TEXT))
+
+
+def presentable(exc: BaseException) -> BaseException:
+    """``exc``, or a stand-in if its text is huge, or if asking for text or arguments raises."""
+    text = _text(exc)
+    if text is None or _arguments(exc) is None or len(text) > MAX_TEXT // 2:
+        return stand_in(exc)
+    return exc
+
+
+# --- stored -----------------------------------------------------------------------------------------
+
+
+def form(exc: BaseException) -> dict[str, Any]:
+    """An exception as Celery's JSON results have it. Never raises."""
+    text = safe_text(exc, MAX_TEXT)
+    name, module = _name(exc)
+    arguments = _arguments(exc)
+    if isinstance(exc, Raised) or arguments is None:
+        arguments = (text,)
+    made = {"exc_type": name, "exc_message": _storable(arguments, text), "exc_module": module}
+    if isinstance(exc, Raised) or not _tells(exc, made["exc_message"], text):
+        made["exc_text"] = text
+    return made
+
+
+def rebuild(form: Any, make: Callable[[Any], Any]) -> Any:
+    """The exception of a form, as ``make`` (Celery's own) has it, with the text it had.
+
+    JobFailed, which names class and text, where the class can't be made from its arguments.
+    """
+    exc = make(form)
+    text = form.get("exc_text") if isinstance(form, dict) else None
+    if text is None or _text(exc) == text:
+        return exc
+    name = str(form.get("exc_type"))
+    if type(exc).__name__ == name.rpartition(".")[2]:
+        told = _telling(type(exc), tuple(form.get("exc_message") or ()), text)
+        if told is not None:
+            return told
+    return JobFailed(f"{name}: {text}")
+
+
+def _telling(cls: type[BaseException], arguments: tuple[Any, ...], text: str) -> Any:
+    """An exception of the class that says ``text``; None if there can't be one."""
+    members = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__str__": lambda self: text,
+        "__repr__": lambda self: f"{cls.__name__}({text!r})",
+        "__reduce__": lambda self: (_telling, (cls, arguments, text)),
+    }
+    try:
+        return type(cls.__name__, (cls,), members)(*arguments)
+    except BaseException:  # the class's own doing, whatever it is
+        return None
+
+
+def _tells(exc: BaseException, arguments: Any, text: str) -> bool:
+    """Whether class and arguments are enough to tell the text."""
+    try:
+        made = type(exc)(*json.loads(json.dumps(arguments)))
+        return type(made) is type(exc) and _text(made) == text
+    except BaseException:  # as above
+        return False
+
+
+def _storable(arguments: tuple[Any, ...], text: str) -> list[Any]:
+    """The arguments, each as its ``repr`` where it has no JSON form; or the text if they are huge."""
+    stored, size = [], 0
+    for argument in arguments:
+        try:
+            encoded = json.dumps(argument)
+            json.loads(encoded)
+            size += len(encoded)
+            stored.append(argument)
+        except BaseException:  # its __json__ or __reduce__ may do anything
+            stored.append(safe_text(_Repr(argument), MAX_TEXT))
+    return [text] if size > _MAX_ARGS else stored
+
+
+class _Repr:
+    """``repr`` of a value as its text."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return repr(self._value)
+
+
+# --- told to the worker's main process --------------------------------------------------------------
+
+
+def rejected(reason: Any, requeue: bool) -> ExceptionInfo:
+    """What the pool's caller gets of a message that is to be redelivered, or dead-lettered."""
+    try:
+        raise Reject(_plain(reason), requeue=requeue)
+    except Reject:
+        return ExceptionInfo(internal=True)
+
+
+def for_parent(info: ExceptionInfo) -> ExceptionInfo:
+    """The same, with nothing in it but texts."""
+    exc = info.exception
+    if isinstance(exc, ExceptionWithTraceback):
+        exc = exc.exc
+    if isinstance(exc, Reject):
+        info.exception = Reject(_plain(exc.reason), requeue=bool(exc.requeue))
+    elif isinstance(exc, Ignore):
+        info.exception = Ignore(safe_text(exc))
+    elif isinstance(exc, Retry):
+        cause = None if exc.exc is None else stand_in(exc.exc)
+        info.exception = Retry(safe_text(exc.message or ""), cause, exc.when)
+    else:
+        info.exception = stand_in(exc)
+    info.type, info.tb = Exception, None
+    info.traceback = cut(info.traceback, _MAX_TRACEBACK)
+    return info
+
+
+def _plain(reason: Any) -> Any:
+    if reason is None or type(reason) is str:
+        return reason
+    return stand_in(reason) if isinstance(reason, BaseException) else safe_text(reason)
+
+
+def traceback_text(exc: BaseException) -> str:
+    """The traceback, or as much of it as can be told."""
+    try:
+        text = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
+    except BaseException:  # a group nested deeper than Python's stack, say
+        frames = "".join(traceback.format_tb(exc.__traceback__))
+        text = f"{frames}{type(exc).__qualname__}: {safe_text(exc, MAX_TEXT)}\n"
+    return cut(text, _MAX_TRACEBACK)
+
+
+# --- what an exception says of itself ---------------------------------------------------------------
+
+
+def _name(exc: BaseException) -> tuple[str, str]:
+    cls = type(exc)
+    return str(cls.__qualname__), str(cls.__module__)
+
+
+def _text(exc: BaseException) -> str | None:
+    """Its text, as far as it may be stored; None if it has none, or no ``repr``."""
+    try:
+        repr(exc)
+        str(exc)
+    except BaseException:  # whatever the user's own does
+        return None
+    return safe_text(exc, MAX_TEXT)
+
+
+def _arguments(exc: BaseException) -> tuple[Any, ...] | None:
+    try:
+        return tuple(exc.args)
+    except BaseException:  # as above
+        return None

@@ -1,0 +1,188 @@
+"""What the headers and properties of a task's message may be: one table.
+
+Celery takes its own publisher's word for them, so that one of another type ends the worker, or goes
+wrong later and farther off. Checked where a message enters, whoever sent it. What isn't in the table
+may be anything: nobody uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from celery.utils.time import maybe_iso8601
+
+from gwi_celery.transport.headers import (
+    DEADLINE_HEADER,
+    HOLDS_HEADER,
+    KEY_HEADER,
+    MAX_RETRIES_HEADER,
+    REDRIVE_HEADER,
+    REPLAY_HEADER,
+    RUN_HEADER,
+    TENANT_HEADER,
+)
+
+#: Retries and the like are exponents of a backoff: 2 ** retries is computed.
+MOST_RETRIES: Final = 100_000
+#: Seconds: about 31 years, and what the system's timers take.
+_LONGEST: Final = 1e9
+#: Seconds since the epoch: the year 5138, and what any clock takes.
+_LATEST: Final = 1e11
+
+
+class Kind(NamedTuple):
+    """What a field may be, beside absent and null."""
+
+    what: str
+    takes: Callable[[Any], bool]
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _name(value: Any) -> bool:
+    """No lone surrogate either: it goes into logs, keys and other messages."""
+    return isinstance(value, str) and bool(value.strip()) and _encodes(value)
+
+
+def _encodes(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _number(lowest: float, highest: float) -> Callable[[Any], bool]:
+    def takes(value: Any) -> bool:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return good and lowest <= value <= highest  # NaN is in no range
+
+    return takes
+
+
+def _whole(lowest: int, highest: int) -> Kind:
+    def takes(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
+
+    return Kind(f"a whole number from {lowest} to {highest}", takes)
+
+
+def _time(value: Any) -> bool:
+    """What Celery's own parser makes a point in time of, and any clock or timer can bear."""
+    if not isinstance(value, str):
+        return False
+    try:
+        when = maybe_iso8601(value)
+    except (ValueError, OverflowError):
+        return False
+    return isinstance(when, datetime) and 1 < when.year < 2200
+
+
+def _limits(value: Any) -> bool:
+    seconds = _number(0, _LONGEST)
+    return isinstance(value, (list, tuple)) and (
+        not value or (len(value) == 2 and all(v is None or seconds(v) for v in value))
+    )
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_name, value))
+
+
+def signature(value: Any) -> bool:
+    """A call to be made, as Celery writes it."""
+    return (
+        isinstance(value, dict)
+        and _name(value.get("task"))
+        and isinstance(value.get("args") or [], (list, tuple))
+        and isinstance(value.get("kwargs") or {}, dict)
+        and isinstance(value.get("options") or {}, dict)
+        and isinstance(value.get("subtask_type"), (str, type(None)))
+    )
+
+
+def _signatures(value: Any) -> bool:
+    # One by itself is what Celery takes for a list of one.
+    return signature(value) or (isinstance(value, (list, tuple)) and all(map(signature, value)))
+
+
+def _replay(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _COUNT.takes(value.get("generation"))
+        and "from_step" in value
+        and (value["from_step"] is None or _name(value["from_step"]))
+    )
+
+
+_NAME = Kind("a text that is not empty", _name)
+_TEXT = Kind("a text", _text)
+_FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+_COUNT = _whole(0, 2**31 - 1)
+_RETRIES = _whole(0, MOST_RETRIES)
+_TIME = Kind("an ISO 8601 time before the year 2200", _time)
+_CALLS = Kind("a list of signatures", _signatures)
+_CALL = Kind("a signature", signature)
+
+#: Header -> what it may be. A protocol 1 body has them as its own fields.
+HEADERS: Final[Mapping[str, Kind]] = {
+    "task": _NAME,
+    "id": _NAME,
+    "root_id": _NAME,
+    "parent_id": _NAME,
+    "group": _NAME,
+    "group_index": _COUNT,
+    "shadow": _TEXT,
+    "argsrepr": _TEXT,
+    "kwargsrepr": _TEXT,
+    "origin": _TEXT,
+    "lang": _TEXT,
+    "eta": _TIME,
+    "expires": _TIME,
+    "retries": _RETRIES,
+    "timelimit": Kind("a list of two numbers of seconds", _limits),
+    "ignore_result": _FLAG,
+    "replaced_task_nesting": _COUNT,
+    "stamped_headers": Kind("a list of texts", _texts),
+    "stamps": Kind("an object", lambda value: isinstance(value, dict)),
+    "compression": _TEXT,
+    "taskset": _NAME,
+    "utc": _FLAG,
+    TENANT_HEADER: _TEXT,
+    RUN_HEADER: _TEXT,
+    KEY_HEADER: _NAME,
+    DEADLINE_HEADER: Kind("a number of seconds since the epoch", _number(0, _LATEST)),
+    MAX_RETRIES_HEADER: _RETRIES,
+    HOLDS_HEADER: _COUNT,
+    REPLAY_HEADER: Kind('{"generation": a whole number, "from_step": a text or null}', _replay),
+    REDRIVE_HEADER: _NAME,
+}
+
+PROPERTIES: Final[Mapping[str, Kind]] = {
+    "correlation_id": _TEXT,
+    "reply_to": _TEXT,
+    "priority": _whole(-(2**31), 2**31 - 1),
+}
+
+DELIVERY_INFO: Final[Mapping[str, Kind]] = {"exchange": _TEXT, "routing_key": _TEXT}
+
+#: What comes with a task's arguments.
+CALLBACKS: Final[Mapping[str, Kind]] = {
+    "callbacks": _CALLS,
+    "errbacks": _CALLS,
+    "chain": _CALLS,
+    "chord": _CALL,
+}
+
+
+def wrong(fields: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> str | None:
+    """What is wrong with these, by name and never by content; None if nothing is."""
+    for name, kind in kinds.items():
+        value = fields.get(name)
+        if value is not None and not kind.takes(value):
+            return f"its {where} {name!r} is not {kind.what}"
+    return None

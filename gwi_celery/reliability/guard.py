@@ -1,0 +1,94 @@
+"""What a worker's main process does for a task, with nothing of the user's left unguarded.
+
+Celery runs the user's code there too: ``on_failure`` and its kin after a hard time limit or a lost
+child, ``__str__`` of exceptions. An error in it, or in what a message asks for, must neither end the
+worker nor leave the message leased for as long as the worker lives.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from celery.exceptions import TaskRevokedError
+from celery.utils.imports import symbol_by_name
+from celery.worker.request import Request
+
+from gwi_celery.errors import BrokerError
+from gwi_celery.transport import handover
+
+_CELERYS = "celery.worker.request:Request"
+
+
+class GuardedRequest(Request):
+    """Celery's request. What is raised in it settles the message, and is logged.
+
+    Errors of the broker keep their meaning: Celery connects again.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Celery makes a class for each task, which has these anew.
+        for name, guard in (("execute_using_pool", _begun), ("on_success", _ended)):
+            if name in vars(cls):
+                setattr(cls, name, guard(vars(cls)[name]))
+
+    def on_accepted(self, *args: Any, **kwargs: Any) -> Any:
+        return self._guarded(super().on_accepted, *args, **kwargs)
+
+    def on_timeout(self, *args: Any, **kwargs: Any) -> Any:
+        return self._guarded(super().on_timeout, *args, **kwargs)
+
+    def on_failure(self, *args: Any, **kwargs: Any) -> Any:
+        return self._guarded(super().on_failure, *args, **kwargs)
+
+    def _guarded(self, end: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return end(*args, **kwargs)
+        except BrokerError:
+            raise
+        except Exception as exc:
+            self.settle_error(exc)
+
+    def settle_error(self, exc: Exception) -> None:
+        """Deal with what was raised while this request was in the main process's hands."""
+        if not self.acknowledged:
+            handover.settle_error(self.message, exc, reject=self.reject)
+        else:
+            handover.log_error(self.message, exc)
+
+
+def guarded(request: Any) -> Any:
+    """The request class (or its name) that a task has, guarded."""
+    if request == _CELERYS:
+        return GuardedRequest
+    cls = symbol_by_name(request)
+    if issubclass(cls, GuardedRequest):
+        return request
+    return type(cls.__name__, (GuardedRequest, cls), {})
+
+
+def _ended(end: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(end)
+    def on_success(self: GuardedRequest, *args: Any, **kwargs: Any) -> Any:
+        return self._guarded(functools.partial(end, self), *args, **kwargs)
+
+    return on_success
+
+
+def _begun(execute: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(execute)
+    def execute_using_pool(self: GuardedRequest, pool: Any, **kwargs: Any) -> Any:
+        if self.task.acks_late and not self.acknowledged:
+            self.message.begin()
+        try:
+            return execute(self, pool, **kwargs)
+        except (BrokerError, TaskRevokedError):
+            raise
+        except Exception as exc:
+            self.settle_error(exc)
+            # What tells Celery that the place in the pool is free again.
+            raise TaskRevokedError(self.id) from exc
+
+    return execute_using_pool

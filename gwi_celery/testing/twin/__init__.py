@@ -1,0 +1,129 @@
+"""A strict twin of Google Pub/Sub: what its documentation promises, rather than what its emulator does.
+
+A server in a process of its own, without Java, to which Google's clients and this package connect by
+``PUBSUB_EMULATOR_HOST``. It holds pulls and strands what an abandoned one takes, closes streams, applies
+filters, forgets what was just created, redelivers early, refuses what the service refuses, counts
+what it would bill, and can be cut off: each a switch of :class:`Behaviour`, with its source.
+
+::
+
+    with start_twin(faults=0.01) as twin:
+        os.environ["PUBSUB_EMULATOR_HOST"] = twin.endpoint
+        ...
+        print(twin.cost())
+
+By hand: ``python -m gwi_celery.testing.twin --port 8085``.
+
+Left out: snapshots, schemas, ingestion and export subscriptions, IAM policies (a permission may be denied
+by :meth:`Twin.deny`), message transforms, and anything of more than one region.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from gwi_celery.testing.emulators import Emulator, free_port
+from gwi_celery.testing.twin.behaviour import LENIENT, STRICT, Behaviour
+
+__all__ = ["LENIENT", "STRICT", "Behaviour", "Twin", "start_twin"]
+
+_CONTROL = "/gwi.testing.Twin/Control"
+
+
+class Twin(Emulator):
+    """A twin that runs as a process. Its verbs raise ValueError for what they don't know."""
+
+    def __init__(self, port: int | None = None, *, lenient: bool = False, **switches: Any) -> None:
+        endpoint = f"127.0.0.1:{port or free_port()}"
+        LENIENT.changed(**switches)  # an unknown one is told here
+        command = [sys.executable, "-m", "gwi_celery.testing.twin"]
+        command += ["--port", endpoint.rpartition(":")[2], *(["--lenient"] if lenient else [])]
+        command += [f"--set={name}={json.dumps(value)}" for name, value in switches.items()]
+        super().__init__("twin", endpoint, command)
+
+    def _answers(self) -> bool:
+        try:
+            self._do("cost")
+        except grpc.RpcError:
+            return False
+        return True
+
+    def switch(self, **switches: Any) -> dict[str, Any]:
+        """Change its :class:`Behaviour` now; all of its switches."""
+        return self._do("switch", **switches)
+
+    def reset(self) -> None:
+        """Forget everything: topics, subscriptions, costs, denials."""
+        self._do("reset")
+
+    def cost(self) -> dict[str, Any]:
+        """Calls by name, bytes as they are billed, and USD."""
+        return self._do("cost")
+
+    def counts(self, subscription: str) -> dict[str, int]:
+        """What became of a subscription's messages: delivered, acked, nacked, expired, waiting, ..."""
+        return self._do("counts", subscription=subscription)
+
+    def certificates(self) -> dict[str, str]:
+        """Key id -> PEM of what signs the tokens of pushes; none before the first token."""
+        return self._do("certificates")
+
+    def deny(self, permission: str, resource: str = "*") -> None:
+        """Answer PERMISSION_DENIED to what needs, say, ``pubsub.topics.publish`` there."""
+        self._do("deny", permission=permission, resource=resource)
+
+    def allow(self, permission: str, resource: str = "*") -> None:
+        """The reverse."""
+        self._do("allow", permission=permission, resource=resource)
+
+    def disable(self, disabled: bool = True) -> None:
+        """The project's Pub/Sub API is switched off."""
+        self._do("disable", disabled=disabled)
+
+    def cut_off(self, seconds: float, *, keep: bool = True) -> None:
+        """Refuse connections for some seconds; then go on, with what it held or without."""
+        self._do("cut_off", seconds=seconds, keep=keep)
+        while self._answers():  # until its last answers are out
+            time.sleep(0.01)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Connected, and silent."""
+        assert self.pid is not None, "start it first"
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def _do(self, verb: str, **arguments: Any) -> dict[str, Any]:
+        with grpc.insecure_channel(self.endpoint, [("grpc.enable_http_proxy", 0)]) as channel:
+            call = channel.unary_unary(_CONTROL)
+            try:
+                answer = call(json.dumps({"verb": verb, **arguments}).encode(), timeout=10)
+            except grpc.RpcError as exc:
+                if exc.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    raise ValueError(exc.details()) from None
+                raise
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+
+@contextmanager
+def start_twin(*, lenient: bool = False, **switches: Any) -> Iterator[Twin]:
+    """A running twin on a free port of loopback."""
+    twin = Twin(lenient=lenient, **switches)
+    twin.start()
+    try:
+        yield twin
+    finally:
+        twin.stop()

@@ -1,0 +1,82 @@
+"""``python -m gwi_celery.testing.twin [--port 8085] [--lenient] [--set NAME=VALUE] [-- COMMAND]``"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+
+from gwi_celery.testing.emulators import PUBSUB_HOST
+from gwi_celery.testing.twin.behaviour import LENIENT, STRICT, Behaviour
+from gwi_celery.testing.twin.server import Server
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a twin until Ctrl-C or SIGTERM, or for as long as a command takes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gwi_celery.testing.twin",
+        description="A Pub/Sub server for tests that behaves as Google documents its own.",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8085, help="0: any (default: %(default)s)")
+    parser.add_argument("--lenient", action="store_true", help="start with every switch off")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a switch")
+    parser.add_argument("--seed", type=int, default=0, help="of its faults (default: %(default)s)")
+    parser.add_argument("command", nargs="*", help="run this on it, after --, then stop")
+    options = parser.parse_args(argv)
+    try:
+        behaviour = _switched(LENIENT if options.lenient else STRICT, options.set)
+    except ValueError as exc:
+        parser.error(str(exc))
+    server = Server(f"{options.host}:{options.port}", behaviour, options.seed)
+    try:
+        return asyncio.run(_run(server, options.host, options.command))
+    except RuntimeError as exc:
+        print(f"{exc}: choose another --port, or 0 for any", file=sys.stderr)
+        return 1
+
+
+def _switched(behaviour: Behaviour, settings: list[str]) -> Behaviour:
+    switches = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            switches[name] = json.loads(value)
+        except ValueError:
+            raise ValueError(f"--set {setting}: write NAME=VALUE, as faults=0.01") from None
+    return behaviour.changed(**switches)
+
+
+async def _run(server: Server, host: str, command: list[str]) -> int:
+    port = await server.start()
+    endpoint = f"{host}:{port}"
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    try:
+        if not command:
+            print(f"export {PUBSUB_HOST}={endpoint}\n# Ctrl-C stops it.", flush=True)
+            await stopping.wait()
+            return 0
+        process = await asyncio.create_subprocess_exec(
+            *command, env={**os.environ, PUBSUB_HOST: endpoint}
+        )
+        ended = asyncio.ensure_future(process.wait())
+        await asyncio.wait(
+            [ended, asyncio.ensure_future(stopping.wait())],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        return await ended
+    finally:
+        await server.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""What the twin does that the emulators don't: each behaviour a switch, with its source.
+
+Every one is on, at the strictest reading of its source. ``LENIENT`` has them off, and behaves much as
+Google's emulator does. Durations are in seconds, rates from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Final, get_type_hints
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """The switches of one twin."""
+
+    #: How long an empty pull is held before it answers with nothing.
+    #: https://github.com/googleapis/google-cloud-go/issues/1485
+    pull_hold: float = 90.0
+    #: A pull that its client gave up on still takes messages until its hold is over; they stay leased.
+    #: https://cloud.google.com/pubsub/docs/pull-troubleshooting#backlog
+    abandoned_pulls_take: bool = True
+    #: Share of pulls with ``return_immediately`` that answer empty although there is a backlog.
+    #: https://cloud.google.com/pubsub/docs/reference/rest/v1/projects.subscriptions/pull
+    immediate_empty: float = 0.3
+    #: Share of pulls that return fewer messages than asked for, although there are more.
+    #: https://cloud.google.com/pubsub/docs/pull#unary_pull
+    short_pulls: float = 0.2
+
+    #: Streams stop at ``max_outstanding_messages`` and ``max_outstanding_bytes``.
+    #: https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1#streamingpullrequest
+    flow_control: bool = True
+    #: A stream without a request from its client for this long is closed with UNAVAILABLE; 0: never.
+    #: https://github.com/googleapis/google-cloud-python/pull/5413
+    stream_silence: float = 60.0
+    #: A stream is closed after this long in any case; 0: never.
+    #: https://cloud.google.com/pubsub/docs/pull#streamingpull_api
+    stream_life: float = 600.0
+
+    #: Filters are parsed, at most 256 bytes long, and applied.
+    #: https://cloud.google.com/pubsub/docs/subscription-message-filter
+    filters: bool = True
+
+    #: How long after its creation an entity may be unknown to other calls.
+    #: https://cloud.google.com/pubsub/docs/admin#create_a_topic
+    settle: float = 2.0
+    #: Share of those calls that find it missing.
+    settle_misses: float = 0.5
+    #: How long a deleted entity's name can't be used again.
+    #: https://cloud.google.com/pubsub/docs/delete-topic
+    name_rest: float = 3.0
+
+    #: Share of leases that end early, after a third of their time.
+    #: https://cloud.google.com/pubsub/docs/lease-management
+    early_expiry: float = 0.002
+    #: A retry policy delays what a lease's expiry brings back too, not only what was nacked.
+    #: https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff
+    retry_on_expiry: bool = True
+    #: With ordering, the redelivery of a message brings all later ones of its key again, acked ones too.
+    #: https://cloud.google.com/pubsub/docs/ordering#consider_when_ordering
+    ordered_redelivery: bool = True
+    #: A publish request takes one ordering key only (FAILED_PRECONDITION).
+    #: https://github.com/yoshidan/google-cloud-rust/issues/226
+    one_ordering_key: bool = True
+
+    #: Sizes, counts and forms of names, labels, attributes and requests.
+    #: https://cloud.google.com/pubsub/quotas#resource_limits
+    limits: bool = True
+    #: Admin calls a minute, before RESOURCE_EXHAUSTED; 0: any number.
+    #: https://cloud.google.com/pubsub/quotas#quotas
+    admin_quota: int = 6000
+
+    #: Share of calls that fail with UNAVAILABLE or INTERNAL, half of them after they took effect.
+    #: https://cloud.google.com/pubsub/docs/reference/error-codes
+    faults: float = 0.001
+    #: Added to each call: the way to a region.
+    latency: float = 0.0
+
+    def changed(self, **switches: Any) -> Behaviour:
+        """With other values. Raises ValueError for an unknown switch or a value of another type."""
+        kinds = get_type_hints(Behaviour)
+        for name, value in switches.items():
+            if name not in kinds:
+                raise ValueError(f"unknown switch {name!r}; there are: {', '.join(kinds)}")
+            number = kinds[name] is not bool and not isinstance(value, bool)
+            if not (isinstance(value, bool) if kinds[name] is bool else number):
+                raise ValueError(f"{name} is {value!r}: write a {kinds[name].__name__}")
+        return dataclasses.replace(self, **switches)
+
+
+STRICT: Final = Behaviour()
+LENIENT: Final = Behaviour(
+    abandoned_pulls_take=False,
+    immediate_empty=0.0,
+    short_pulls=0.0,
+    flow_control=False,
+    stream_silence=0.0,
+    stream_life=0.0,
+    filters=False,
+    settle=0.0,
+    name_rest=0.0,
+    early_expiry=0.0,
+    retry_on_expiry=False,
+    ordered_redelivery=False,
+    one_ordering_key=False,
+    limits=False,
+    admin_quota=0,
+    faults=0.0,
+)

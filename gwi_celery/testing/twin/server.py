@@ -1,0 +1,146 @@
+"""The twin's gRPC server: Google's services, and one of its own to steer it by.
+
+The latter is ``gwi.testing.Twin/Control``: a JSON object with a ``verb`` in, a JSON object out. See
+:class:`gwi_celery.testing.twin.Twin` for the verbs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+from typing import Any
+
+import grpc
+
+from gwi_celery.testing.twin.behaviour import Behaviour
+from gwi_celery.testing.twin.push import Pusher
+from gwi_celery.testing.twin.service import Service
+from gwi_celery.testing.twin.world import World
+
+CONTROL = "/gwi.testing.Twin/Control"
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Two servers on one port would share its calls.
+    ("grpc.so_reuseport", 0),
+]
+
+
+class Server:
+    """One twin. Its coroutines run on one event loop, which owns all of its state."""
+
+    def __init__(self, address: str, behaviour: Behaviour, seed: int) -> None:
+        self._address = address
+        self._seed = seed
+        self._server: Any = None
+        self._control: Any = None
+        self._begin_anew(behaviour)
+
+    def _begin_anew(self, behaviour: Behaviour) -> None:
+        self.world = World(behaviour, self._seed)
+        self.service = Service(self.world)
+        self.pusher = Pusher(self.world)
+
+    async def start(self) -> int:
+        """Listen; the port. Raises RuntimeError if it is taken."""
+        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server.add_generic_rpc_handlers([*self.service.handlers(), self._control_handler()])
+        try:
+            port: int = self._server.add_insecure_port(self._address)
+        except RuntimeError as exc:
+            raise RuntimeError(f"can't listen on {self._address}") from exc
+        self._address = f"{self._address.rpartition(':')[0]}:{port}"
+        await self._server.start()
+        self.pusher.start()
+        return port
+
+    async def stop(self) -> None:
+        self.pusher.stop()
+        await self._server.stop(None)
+
+    async def serve(self) -> None:
+        """Until cancelled."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.stop()
+
+    # --- steering -----------------------------------------------------------------------------
+
+    def _control_handler(self) -> Any:
+        async def control(request: dict[str, Any], context: Any) -> dict[str, Any]:
+            verb = getattr(self, f"_do_{request.pop('verb', '')}", None)
+            answer: dict[str, Any] | None = None
+            try:
+                if verb is None:
+                    raise ValueError("there is no such verb")
+                answer = verb(**request)
+            except (TypeError, ValueError) as exc:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
+            return answer or {}
+
+        service, method = CONTROL[1:].split("/")
+        return grpc.method_handlers_generic_handler(
+            service,
+            {
+                method: grpc.unary_unary_rpc_method_handler(
+                    control,
+                    request_deserializer=json.loads,
+                    response_serializer=lambda answer: json.dumps(answer).encode(),
+                )
+            },
+        )
+
+    def _do_switch(self, **switches: Any) -> dict[str, Any]:
+        self.world.behaviour = behaviour = self.world.behaviour.changed(**switches)
+        for subscription in self.world.subscriptions.values():
+            subscription.backlog.behaviour = behaviour
+        return dataclasses.asdict(behaviour)
+
+    def _do_reset(self) -> None:
+        for name in list(self.world.subscriptions):
+            self.world.delete_subscription(name)  # those who wait on them are told
+        self.world.clear()
+        self.service.denied.clear()
+        self.service.disabled = False
+
+    def _do_cost(self) -> dict[str, Any]:
+        return self.world.costs.report()
+
+    def _do_counts(self, subscription: str) -> dict[str, Any]:
+        found = self.world.subscriptions.get(subscription)
+        if found is None:
+            raise ValueError(f"there is no {subscription}")
+        backlog = found.backlog
+        leased = sum(entry.ack_id is not None for entry in backlog.entries.values())
+        waiting = sum(not entry.done for entry in backlog.entries.values()) - leased
+        return {**dataclasses.asdict(backlog.counts), "leased": leased, "waiting": waiting}
+
+    def _do_certificates(self) -> dict[str, str]:
+        return self.pusher.certificates
+
+    def _do_deny(self, permission: str, resource: str = "*") -> None:
+        self.service.denied.add((permission, resource))
+
+    def _do_allow(self, permission: str, resource: str = "*") -> None:
+        self.service.denied.discard((permission, resource))
+
+    def _do_disable(self, disabled: bool = True) -> None:
+        self.service.disabled = disabled
+
+    def _do_cut_off(self, seconds: float, keep: bool = True) -> None:
+        asyncio.get_running_loop().create_task(self._cut_off(seconds, keep))
+
+    async def _cut_off(self, seconds: float, keep: bool) -> None:
+        await asyncio.sleep(0.05)  # this verb's own answer gets out
+        await self.stop()
+        if not keep:
+            self._begin_anew(self.world.behaviour)
+        while True:
+            await asyncio.sleep(seconds)
+            with contextlib.suppress(RuntimeError):  # the port isn't free yet
+                await self.start()
+                return

@@ -1,0 +1,354 @@
+"""The RPCs of google.pubsub.v1 on a :class:`World`, as asyncio coroutines.
+
+``Publisher`` and ``Subscriber`` without snapshots and schemas:
+https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, empty_pb2
+from google.pubsub_v1 import types
+from google.rpc import error_details_pb2, status_pb2
+
+from gwi_celery.testing.twin import checks
+from gwi_celery.testing.twin.checks import Refused
+from gwi_celery.testing.twin.streams import Stream
+from gwi_celery.testing.twin.world import Subscription, World
+
+_PAGE = 100
+_Empty = empty_pb2.Empty
+_STALE, _INVALID_ACK_ID = "EXACTLY_ONCE_ACKID_FAILURE", "PERMANENT_FAILURE_INVALID_ACK_ID"
+
+#: RPC -> what it needs on its resource: https://cloud.google.com/pubsub/docs/access-control
+PERMISSIONS = {
+    "CreateTopic": "pubsub.topics.create",
+    "GetTopic": "pubsub.topics.get",
+    "UpdateTopic": "pubsub.topics.update",
+    "ListTopics": "pubsub.topics.list",
+    "ListTopicSubscriptions": "pubsub.topics.get",
+    "DeleteTopic": "pubsub.topics.delete",
+    "Publish": "pubsub.topics.publish",
+    "CreateSubscription": "pubsub.subscriptions.create",
+    "GetSubscription": "pubsub.subscriptions.get",
+    "UpdateSubscription": "pubsub.subscriptions.update",
+    "ListSubscriptions": "pubsub.subscriptions.list",
+    "DeleteSubscription": "pubsub.subscriptions.delete",
+    "ModifyPushConfig": "pubsub.subscriptions.update",
+    "Pull": "pubsub.subscriptions.consume",
+    "StreamingPull": "pubsub.subscriptions.consume",
+    "Acknowledge": "pubsub.subscriptions.consume",
+    "ModifyAckDeadline": "pubsub.subscriptions.consume",
+    "Seek": "pubsub.subscriptions.consume",
+}
+_DATA = frozenset({"Publish", "Pull", "StreamingPull", "Acknowledge", "ModifyAckDeadline"})
+
+_Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+def _pb(name: str) -> Any:
+    return getattr(types, name).pb()
+
+
+class Service:
+    """Every RPC is a method of its name; :meth:`handlers` gives them to a gRPC server."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        #: (permission, resource) that is refused; resource "*" is every one.
+        self.denied: set[tuple[str, str]] = set()
+        #: The project's API is switched off.
+        self.disabled = False
+        self._ghosts: set[asyncio.Task[None]] = set()
+
+    def handlers(self) -> list[Any]:
+        requests = {
+            "CreateTopic": _pb("Topic"),
+            "CreateSubscription": _pb("Subscription"),
+            **{
+                rpc: _pb(f"{rpc}Request")
+                for rpc in PERMISSIONS
+                if rpc not in ("CreateTopic", "CreateSubscription")
+            },
+        }
+        services: dict[str, dict[str, Any]] = {"Publisher": {}, "Subscriber": {}}
+        for rpc, request in requests.items():
+            of = "Publisher" if "Topic" in rpc or rpc == "Publish" else "Subscriber"
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if rpc == "StreamingPull"
+                else grpc.unary_unary_rpc_method_handler
+            )
+            handler = self.StreamingPull if rpc == "StreamingPull" else self._unary(rpc)
+            services[of][rpc] = make(
+                handler,
+                request_deserializer=request.FromString,
+                response_serializer=lambda message: message.SerializeToString(),
+            )
+        return [
+            grpc.method_handlers_generic_handler(f"google.pubsub.v1.{name}", methods)
+            for name, methods in services.items()
+        ]
+
+    # --- around every call --------------------------------------------------------------------
+
+    def _unary(self, rpc: str) -> _Handler:
+        call = getattr(self, rpc)
+
+        async def handle(request: Any, context: Any) -> Any:
+            try:
+                await self._enter(rpc, request)
+                answer = await call(request)
+                self._fail_now_and_then(0.5)
+                return answer
+            except Refused as exc:
+                await _abort(context, exc)
+
+        return handle
+
+    async def _enter(self, rpc: str, request: Any) -> None:
+        world = self.world
+        world.costs.rpcs[rpc] += 1
+        if world.behaviour.latency:
+            await asyncio.sleep(world.behaviour.latency)
+        resource = _resource(rpc, request)
+        if self.disabled:
+            raise Refused(
+                f"Cloud Pub/Sub API has not been used in project {resource.split('/')[1]} before or "
+                "it is disabled.",
+                "PERMISSION_DENIED",
+            )
+        if self.denied & {(PERMISSIONS[rpc], resource), (PERMISSIONS[rpc], "*")}:
+            raise Refused("User not authorized to perform this action.", "PERMISSION_DENIED")
+        if rpc not in _DATA:
+            world.count_admin_call()
+        self._fail_now_and_then(0.5)
+
+    def _fail_now_and_then(self, share: float) -> None:
+        dice = self.world.dice
+        if dice.random() < self.world.behaviour.faults * share:
+            status = dice.choice(["UNAVAILABLE", "INTERNAL"])
+            raise Refused(
+                "The service was unable to fulfill your request. Please try again.", status
+            )
+
+    # --- Publisher ----------------------------------------------------------------------------
+
+    async def CreateTopic(self, request: Any) -> Any:
+        return self.world.create_topic(request)
+
+    async def GetTopic(self, request: Any) -> Any:
+        return self.world.topic(request.topic).config
+
+    async def UpdateTopic(self, request: Any) -> Any:
+        return self.world.update_topic(request)
+
+    async def DeleteTopic(self, request: Any) -> Any:
+        self.world.delete_topic(request.topic)
+        return _Empty()
+
+    async def ListTopics(self, request: Any) -> Any:
+        found = _of_project(self.world.topics, request.project)
+        page, token = _page(found, request)
+        return _pb("ListTopicsResponse")(topics=[t.config for t in page], next_page_token=token)
+
+    async def ListTopicSubscriptions(self, request: Any) -> Any:
+        names = [s.config.name for s in self.world.topic(request.topic).subscriptions]
+        return _pb("ListTopicSubscriptionsResponse")(subscriptions=names)
+
+    async def Publish(self, request: Any) -> Any:
+        world = self.world
+        if world.behaviour.limits:
+            checks.publish(request)
+        if world.behaviour.one_ordering_key:
+            checks.one_ordering_key(request)
+        ids = world.publish(request.topic, request.messages)
+        world.costs.publish(request.ByteSize())
+        return _pb("PublishResponse")(message_ids=ids)
+
+    # --- Subscriber ---------------------------------------------------------------------------
+
+    async def CreateSubscription(self, request: Any) -> Any:
+        return self.world.create_subscription(request)
+
+    async def GetSubscription(self, request: Any) -> Any:
+        return self.world.subscription(request.subscription).config
+
+    async def UpdateSubscription(self, request: Any) -> Any:
+        return self.world.update_subscription(request)
+
+    async def DeleteSubscription(self, request: Any) -> Any:
+        self.world.delete_subscription(request.subscription)
+        return _Empty()
+
+    async def ListSubscriptions(self, request: Any) -> Any:
+        found = _of_project(self.world.subscriptions, request.project)
+        page, token = _page(found, request)
+        configs = [s.config for s in page]
+        return _pb("ListSubscriptionsResponse")(subscriptions=configs, next_page_token=token)
+
+    async def ModifyPushConfig(self, request: Any) -> Any:
+        found = self.world.subscription(request.subscription)
+        found.config.push_config.CopyFrom(request.push_config)
+        found.backlog.wake()
+        return _Empty()
+
+    async def Seek(self, request: Any) -> Any:
+        found = self.world.subscription(request.subscription)
+        found.backlog.seek(request.time.seconds + request.time.nanos / 1e9)
+        return _pb("SeekResponse")()
+
+    async def Pull(self, request: Any) -> Any:
+        behaviour, dice = self.world.behaviour, self.world.dice
+        found = self._pullable(request.subscription)
+        most = request.max_messages
+        if most <= 0:
+            raise Refused("max_messages must be greater than 0.")
+        if most > 1 and dice.random() < behaviour.short_pulls:
+            most = dice.randint(1, most)
+        if request.return_immediately:
+            empty = dice.random() < behaviour.immediate_empty
+            return self._pulled(found, [] if empty else self._take(found, most))
+        ends = time.time() + behaviour.pull_hold
+        try:
+            return self._pulled(found, await self._hold(found, most, ends))
+        except asyncio.CancelledError:
+            if behaviour.abandoned_pulls_take:
+                ghost = asyncio.ensure_future(self._haunt(found, most, ends))
+                self._ghosts.add(ghost)
+                ghost.add_done_callback(self._ghosts.discard)
+            raise
+
+    async def _hold(self, found: Subscription, most: int, ends: float) -> list[Any]:
+        """What can be taken, as soon as there is something, until then."""
+        while True:
+            if self.world.subscriptions.get(found.config.name) is not found:
+                raise Refused("Resource not found (it was deleted).", "NOT_FOUND")
+            taken = self._take(found, most)
+            now = time.time()
+            if taken or now >= ends:
+                return taken
+            await found.backlog.wait(now, ends - now)
+
+    async def _haunt(self, found: Subscription, most: int, ends: float) -> None:
+        """What an abandoned pull takes is leased to nobody."""
+        try:
+            await self._hold(found, most, ends)
+        except Refused:
+            return
+
+    def _take(self, found: Subscription, most: int) -> list[Any]:
+        found.used = time.time()
+        return found.backlog.take(time.time(), most, found.config.ack_deadline_seconds)
+
+    def _pulled(self, found: Subscription, entries: list[Any]) -> Any:
+        answer = _pb("PullResponse")(received_messages=[received(found, e) for e in entries])
+        self.world.costs.deliver(answer.ByteSize())
+        return answer
+
+    def _pullable(self, path: str) -> Subscription:
+        found = self.world.subscription(path)
+        if found.config.push_config.push_endpoint:
+            raise Refused(
+                "This method is not supported for this subscription type.", "FAILED_PRECONDITION"
+            )
+        return found
+
+    async def Acknowledge(self, request: Any) -> Any:
+        if self.world.behaviour.limits:
+            checks.ack_request(request)
+        found = self.world.subscription(request.subscription)
+        stale = found.backlog.ack(request.ack_ids, time.time())
+        _refuse_stale(found, stale)
+        return _Empty()
+
+    async def ModifyAckDeadline(self, request: Any) -> Any:
+        if self.world.behaviour.limits:
+            checks.ack_request(request)
+        if not 0 <= request.ack_deadline_seconds <= 600:
+            raise Refused("ack_deadline_seconds: 0 to 600.")
+        found = self.world.subscription(request.subscription)
+        seconds = request.ack_deadline_seconds
+        _refuse_stale(found, found.backlog.modify(request.ack_ids, seconds, time.time()))
+        return _Empty()
+
+    async def StreamingPull(self, requests: Any, context: Any) -> None:
+        try:
+            first = await context.read()
+            if first is grpc.aio.EOF:
+                return
+            await self._enter("StreamingPull", first)
+            if not 10 <= first.stream_ack_deadline_seconds <= 600:
+                raise Refused("stream_ack_deadline_seconds: 10 to 600.")
+            found = self._pullable(first.subscription)
+            await Stream(self.world, found, first, context).run()
+        except Refused as exc:
+            await _abort(context, exc)
+
+
+def received(subscription: Subscription, entry: Any) -> Any:
+    """google.pubsub.v1.ReceivedMessage of a delivery."""
+    backlog = subscription.backlog
+    return _pb("ReceivedMessage")(
+        ack_id=entry.ack_id,
+        message=entry.message,
+        delivery_attempt=entry.deliveries if backlog.attempts_counted else 0,
+    )
+
+
+class _StaleAckIds(Refused):
+    """Exactly-once: ids whose lease is over, each with its reason.
+
+    https://cloud.google.com/pubsub/docs/exactly-once-delivery
+    """
+
+    def __init__(self, ack_ids: list[str]) -> None:
+        super().__init__("Some acknowledgement ids in the request were invalid.")
+        self.ack_ids = ack_ids
+
+
+def _refuse_stale(found: Subscription, stale: list[str]) -> None:
+    if stale and found.backlog.exactly_once:
+        raise _StaleAckIds(stale)
+
+
+async def _abort(context: Any, exc: Refused) -> None:
+    code = getattr(grpc.StatusCode, exc.status)
+    trailing: tuple[tuple[str, bytes], ...] = ()
+    if isinstance(exc, _StaleAckIds):
+        info = error_details_pb2.ErrorInfo(
+            reason=_STALE,
+            domain="pubsub.googleapis.com",
+            metadata=dict.fromkeys(exc.ack_ids, _INVALID_ACK_ID),
+        )
+        detail = any_pb2.Any()
+        detail.Pack(info)
+        status = status_pb2.Status(code=code.value[0], message=str(exc), details=[detail])
+        trailing = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(code, str(exc), trailing)
+
+
+def _resource(rpc: str, request: Any) -> str:
+    """What a call's permission is looked for on."""
+    if rpc in ("CreateTopic", "CreateSubscription"):
+        return str("/".join(request.name.split("/")[:2]))
+    for field in ("topic", "subscription", "project"):
+        value = getattr(request, field, None)
+        if value is not None:
+            return value if isinstance(value, str) else str(value.name)  # an update's
+    return ""
+
+
+def _of_project(found: dict[str, Any], project: str) -> list[Any]:
+    return [found[path] for path in sorted(found) if path.startswith(f"{project}/")]
+
+
+def _page(found: list[Any], request: Any) -> tuple[list[Any], str]:
+    start = int(request.page_token or 0)
+    end = start + min(request.page_size or _PAGE, 1000)
+    return found[start:end], str(end) if end < len(found) else ""

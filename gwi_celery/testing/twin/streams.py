@@ -1,0 +1,142 @@
+"""One StreamingPull: https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1#streamingpullrequest"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+from google.pubsub_v1 import types
+
+from gwi_celery.testing.twin.backlog import Entry
+from gwi_celery.testing.twin.checks import Refused
+from gwi_celery.testing.twin.world import Subscription, World
+
+_NEVER = float("inf")
+#: Most messages in one answer.
+_BATCH = 100
+#: Seconds between two looks at what no event tells of: silence, age, a deletion.
+_LOOK = 0.25
+
+_Response: Any = types.StreamingPullResponse.pb()
+_Received: Any = types.ReceivedMessage.pb()
+
+
+class Stream:
+    def __init__(self, world: World, subscription: Subscription, first: Any, context: Any) -> None:
+        self._world = world
+        self._subscription = subscription
+        self._context = context
+        self._lease = first.stream_ack_deadline_seconds
+        controlled = world.behaviour.flow_control
+        self._most = (controlled and first.max_outstanding_messages) or _NEVER
+        self._most_bytes = (controlled and first.max_outstanding_bytes) or _NEVER
+        self._outstanding: dict[Entry, int] = {}
+        self._confirmations: list[Any] = []
+        self._opened = self._heard = time.time()
+        self._first = first
+
+    async def run(self) -> None:
+        """Until it ends; always by an error: Refused."""
+        reader = asyncio.ensure_future(self._read())
+        try:
+            while True:
+                self._check(reader)
+                answer = self._answer()
+                if answer is not None:
+                    await self._context.write(answer)
+                    self._world.costs.deliver(answer.ByteSize())
+                else:
+                    await self._subscription.backlog.wait(time.time(), _LOOK)
+        finally:
+            reader.cancel()
+
+    def _check(self, reader: asyncio.Future[None]) -> None:
+        behaviour, now = self._world.behaviour, time.time()
+        path = self._subscription.config.name
+        if self._world.subscriptions.get(path) is not self._subscription:
+            raise Refused("Resource not found (it was deleted).", "NOT_FOUND")
+        if reader.done():
+            reader.result()  # a bad request
+            raise Refused("The stream was closed by its client.", "UNAVAILABLE")
+        silent = behaviour.stream_silence and now - self._heard > behaviour.stream_silence
+        old = behaviour.stream_life and now - self._opened > behaviour.stream_life
+        if silent or old:
+            raise Refused(
+                "The service was unable to fulfill your request. Please try again. [code=8a75]",
+                "UNAVAILABLE",
+            )
+
+    def _answer(self) -> Any:
+        """The next one to write; None if there is nothing to say."""
+        if self._confirmations:
+            return self._confirmations.pop(0)
+        room = min(self._most - len(self._outstanding), _BATCH)
+        room_bytes = self._most_bytes - sum(self._outstanding.values())
+        if room <= 0 or room_bytes <= 0:
+            return None
+        backlog = self._subscription.backlog
+        now = self._subscription.used = time.time()
+        taken = backlog.take(now, int(room), self._lease, room_bytes, self._settled)
+        if not taken:
+            return None
+        for entry in taken:
+            self._outstanding[entry] = entry.message.ByteSize()
+        counted = backlog.attempts_counted
+        config = self._subscription.config
+        return _Response(
+            received_messages=[
+                _Received(
+                    ack_id=e.ack_id,
+                    message=e.message,
+                    delivery_attempt=e.deliveries if counted else 0,
+                )
+                for e in taken
+            ],
+            subscription_properties={
+                "exactly_once_delivery_enabled": config.enable_exactly_once_delivery,
+                "message_ordering_enabled": config.enable_message_ordering,
+            },
+        )
+
+    def _settled(self, entry: Entry) -> None:
+        self._outstanding.pop(entry, None)
+        self._subscription.backlog.wake()
+
+    async def _read(self) -> None:
+        """Take acks and deadlines in, until the client closes its side."""
+        request = self._first
+        while request is not grpc.aio.EOF:
+            self._heard = time.time()
+            self._take_in(request)
+            request = await self._context.read()
+            if request is not grpc.aio.EOF and (
+                request.subscription or request.max_outstanding_messages
+            ):
+                raise Refused("The subscription and flow control are of the first request only.")
+
+    def _take_in(self, request: Any) -> None:
+        if len(request.modify_deadline_seconds) != len(request.modify_deadline_ack_ids):
+            raise Refused("As many deadlines as ack ids, please.")
+        backlog, now = self._subscription.backlog, time.time()
+        if request.stream_ack_deadline_seconds:
+            self._lease = request.stream_ack_deadline_seconds
+        stale = backlog.ack(request.ack_ids, now)
+        late: list[str] = []
+        for ack_id, seconds in zip(
+            request.modify_deadline_ack_ids, request.modify_deadline_seconds, strict=True
+        ):
+            late += backlog.modify([ack_id], seconds, now)
+        if not backlog.exactly_once:
+            return
+        if request.ack_ids:
+            good = [i for i in request.ack_ids if i not in stale]
+            self._confirm("acknowledge_confirmation", good, stale)
+        if request.modify_deadline_ack_ids:
+            good = [i for i in request.modify_deadline_ack_ids if i not in late]
+            self._confirm("modify_ack_deadline_confirmation", good, late)
+        backlog.wake()
+
+    def _confirm(self, name: str, good: list[str], bad: list[str]) -> None:
+        self._confirmations.append(_Response(**{name: {"ack_ids": good, "invalid_ack_ids": bad}}))

@@ -1,0 +1,237 @@
+"""Topics and subscriptions of all projects, and what the admin calls do to them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf import field_mask_pb2
+from google.pubsub_v1 import types
+
+from gwi_celery.testing.twin import checks
+from gwi_celery.testing.twin.backlog import Backlog, Entry
+from gwi_celery.testing.twin.behaviour import Behaviour
+from gwi_celery.testing.twin.checks import Refused
+from gwi_celery.testing.twin.costs import Costs
+from gwi_celery.testing.twin.filters import Predicate, parse
+
+DELETED_TOPIC = "_deleted-topic_"
+#: What Google adds to a message that it forwards to a dead letter topic.
+_FORWARDED = "CloudPubSubDeadLetterSource"
+#: Fields of a subscription that can't be changed.
+_FIXED = ("name", "topic", "filter", "enable_message_ordering")
+#: Seconds until an unused subscription expires, where nothing is said.
+_EXPIRATION = 31 * 86_400
+
+_Message: Any = types.PubsubMessage.pb()
+_Subscription: Any = types.Subscription.pb()
+
+
+@dataclass
+class Topic:
+    config: Any
+    made: float
+    subscriptions: list[Subscription] = field(default_factory=list)
+
+
+@dataclass
+class Subscription:
+    config: Any
+    made: float
+    backlog: Backlog
+    matches: Predicate
+    used: float
+
+
+class World:
+    """All state of one twin. Used by the event loop's thread only."""
+
+    def __init__(self, behaviour: Behaviour, seed: int) -> None:
+        self.behaviour = behaviour
+        self._seed = seed
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything but the switches."""
+        seed = self._seed
+        self.dice = random.Random(seed)  # noqa: S311 faults that can be repeated
+        self.costs = Costs()
+        self.topics: dict[str, Topic] = {}
+        self.subscriptions: dict[str, Subscription] = {}
+        #: Deleted names, and until when they can't be used.
+        self._resting: dict[str, float] = {}
+        self._admin_calls: deque[float] = deque()
+        self._message_ids = 0
+
+    # --- finding ------------------------------------------------------------------------------
+
+    def topic(self, path: str) -> Topic:
+        found = self.topics.get(path)
+        if found is None or self._unsettled(found.made):
+            raise Refused(f"Resource not found (resource={_id(path)}).", "NOT_FOUND")
+        return found
+
+    def subscription(self, path: str) -> Subscription:
+        found = self.subscriptions.get(path)
+        if found is not None and self._expired(found):
+            self.delete_subscription(path)
+            found = None
+        if found is None or self._unsettled(found.made):
+            raise Refused(f"Resource not found (resource={_id(path)}).", "NOT_FOUND")
+        return found
+
+    def _unsettled(self, made: float) -> bool:
+        young = time.time() - made < self.behaviour.settle
+        return young and self.dice.random() < self.behaviour.settle_misses
+
+    def _expired(self, subscription: Subscription) -> bool:
+        config = subscription.config
+        ttl = config.expiration_policy.ttl.seconds
+        if config.HasField("expiration_policy") and not ttl:
+            return False  # never
+        return time.time() - subscription.used > (ttl or _EXPIRATION)
+
+    def count_admin_call(self) -> None:
+        """Raises Refused once a minute's quota is used up."""
+        if not self.behaviour.admin_quota:
+            return
+        now = time.monotonic()
+        while self._admin_calls and self._admin_calls[0] < now - 60:
+            self._admin_calls.popleft()
+        if len(self._admin_calls) >= self.behaviour.admin_quota:
+            raise Refused(
+                "Quota exceeded for quota metric 'Administrator operations' and limit "
+                "'Administrator operations per minute' of service 'pubsub.googleapis.com'.",
+                "RESOURCE_EXHAUSTED",
+            )
+        self._admin_calls.append(now)
+
+    # --- topics -------------------------------------------------------------------------------
+
+    def create_topic(self, config: Any) -> Any:
+        if self.behaviour.limits:
+            checks.name(config.name)
+            checks.labels(config.labels)
+        self._claim_name(config.name, self.topics)
+        self.topics[config.name] = Topic(config, time.time())
+        return config
+
+    def update_topic(self, request: Any) -> Any:
+        found = self.topic(request.topic.name)
+        _update(found.config, request.topic, request.update_mask.paths, fixed=("name",))
+        return found.config
+
+    def delete_topic(self, path: str) -> None:
+        found = self.topic(path)
+        del self.topics[path]
+        self._rest(path)
+        for subscription in found.subscriptions:
+            subscription.config.topic = DELETED_TOPIC
+
+    # --- subscriptions ------------------------------------------------------------------------
+
+    def create_subscription(self, config: Any) -> Any:
+        if self.behaviour.limits:
+            checks.name(config.name)
+            checks.labels(config.labels)
+            checks.subscription(config)
+        topic = self.topic(config.topic)
+        self._claim_name(config.name, self.subscriptions)
+        config.ack_deadline_seconds = config.ack_deadline_seconds or 10
+        now = time.time()
+        made = Subscription(
+            config,
+            now,
+            Backlog(self.behaviour, config, lambda entry: self._forward(config, entry), self.dice),
+            parse(config.filter if self.behaviour.filters else ""),
+            now,
+        )
+        self.subscriptions[config.name] = made
+        topic.subscriptions.append(made)
+        return config
+
+    def update_subscription(self, request: Any) -> Any:
+        found = self.subscription(request.subscription.name)
+        wanted = _Subscription()
+        wanted.CopyFrom(found.config)
+        _update(wanted, request.subscription, request.update_mask.paths, fixed=_FIXED)
+        if self.behaviour.limits:
+            checks.labels(wanted.labels)
+            checks.subscription(wanted)
+        found.config.CopyFrom(wanted)
+        found.backlog.wake()
+        return found.config
+
+    def delete_subscription(self, path: str) -> None:
+        found = self.subscriptions.pop(path, None)
+        if found is None:
+            raise Refused(f"Resource not found (resource={_id(path)}).", "NOT_FOUND")
+        self._rest(path)
+        topic = self.topics.get(found.config.topic)
+        if topic is not None:
+            topic.subscriptions.remove(found)
+        found.backlog.wake()
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def publish(self, path: str, messages: Any) -> list[str]:
+        topic = self.topic(path)
+        now = time.time()
+        return [self._publish(topic, message, now) for message in messages]
+
+    def _publish(self, topic: Topic, message: Any, now: float) -> str:
+        self._message_ids += 1
+        stored = _Message()
+        stored.CopyFrom(message)
+        stored.message_id = str(self._message_ids)
+        stored.publish_time.FromNanoseconds(int(now * 1e9))
+        for subscription in topic.subscriptions:
+            if subscription.matches(stored.attributes):
+                subscription.backlog.add(stored, now)
+            else:
+                subscription.backlog.counts.filtered += 1
+                self.costs.keep_back(stored.ByteSize())
+        return str(stored.message_id)
+
+    def _forward(self, config: Any, entry: Entry) -> bool:
+        topic = self.topics.get(config.dead_letter_policy.dead_letter_topic)
+        if topic is None:
+            return False
+        message = _Message(data=entry.message.data, attributes=entry.message.attributes)
+        message.attributes[f"{_FORWARDED}Subscription"] = _id(config.name)
+        message.attributes[f"{_FORWARDED}SubscriptionProject"] = config.name.split("/")[1]
+        message.attributes[f"{_FORWARDED}DeliveryCount"] = str(entry.deliveries)
+        message.attributes[f"{_FORWARDED}TopicPublishTime"] = (
+            entry.message.publish_time.ToJsonString()
+        )
+        self._publish(topic, message, time.time())
+        return True
+
+    # --- names --------------------------------------------------------------------------------
+
+    def _claim_name(self, path: str, among: dict[str, Any]) -> None:
+        if path in among or self._resting.get(path, 0.0) > time.time():
+            raise Refused(
+                f"Resource already exists in the project (resource={_id(path)}).", "ALREADY_EXISTS"
+            )
+
+    def _rest(self, path: str) -> None:
+        self._resting[path] = time.time() + self.behaviour.name_rest
+
+
+def _update(config: Any, wanted: Any, paths: Any, *, fixed: tuple[str, ...]) -> None:
+    if not paths:
+        raise Refused("The update_mask in the request must be set, and must contain a path.")
+    for path in paths:
+        head = path.split(".")[0]
+        if head in fixed or head not in config.DESCRIPTOR.fields_by_name:
+            raise Refused(f"Invalid update_mask provided in the request: {path} can't be changed.")
+        config.ClearField(head)
+        field_mask_pb2.FieldMask(paths=[head]).MergeMessage(wanted, config)
+
+
+def _id(path: str) -> str:
+    return path.rpartition("/")[2]

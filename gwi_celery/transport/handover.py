@@ -1,0 +1,69 @@
+"""Where a message is handed over to Celery's worker, whether it was pulled or pushed.
+
+Nothing that a message holds may end a worker. What is raised on its way to its task is the message's
+fault: it goes to the dead letter with the reason, and the worker goes on. Once its task was begun, an
+error is the run's: the message is delivered again, and that attempt counts. A state that can't be stored
+has it delivered again, too. An error of the broker is neither: it keeps its meaning, and Celery connects
+again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery.exceptions import BackendError
+
+from gwi_celery.brokers.base import Delivery
+from gwi_celery.errors import BrokerError, MalformedMessage, StoreError
+from gwi_celery.text import safe_error
+from gwi_celery.transport import envelope
+from gwi_celery.transport.message import Message
+
+logger = logging.getLogger(__name__)
+
+
+def decode(delivery: Delivery, channel: Any) -> Message:
+    """The message that was delivered. Raises MalformedMessage, and nothing else."""
+    try:
+        return Message(envelope.decode(delivery), channel=channel)
+    except MalformedMessage:
+        raise
+    except Exception as exc:
+        raise MalformedMessage(safe_error(exc)) from exc
+
+
+def hand_over(message: Message, receive: Callable[[Message], object]) -> None:
+    """Call ``receive`` with the message. Raises what the broker does, and no other Exception."""
+    try:
+        receive(message)
+    except Exception as exc:
+        if isinstance(exc, BrokerError) and not isinstance(exc, MalformedMessage):
+            raise
+        settle_error(message, exc)
+
+
+def settle_error(
+    message: Message, exc: Exception, reject: Callable[..., object] | None = None
+) -> None:
+    """Deal with a message whose handling raised: see above. ``reject``: how, instead of its own."""
+    log_error(message, exc)
+    if message.acknowledged:
+        return
+    reject = reject or message.reject
+    if message.begun or isinstance(exc, (StoreError, BackendError)):
+        reject(requeue=True)  # its state could not be written: REVOKED, say
+    else:
+        message.death_reason = f"not a Celery task: {safe_error(exc)}"
+        reject(requeue=False)
+
+
+def log_error(message: Message, exc: Exception) -> None:
+    logger.error(
+        "message %s could not be handled: %s",
+        message.delivery_tag,
+        safe_error(exc),
+        # A log's formatter asks the exception for its text.
+        exc_info=not isinstance(exc, RecursionError),
+    )

@@ -1,0 +1,101 @@
+"""Whatever a job raises or returns: its caller is told, its place is free, and the worker goes on."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from celery import states
+from celery.result import AsyncResult
+
+from gwi_celery import broker_for, store_for
+from gwi_celery.errors import GwiError
+from gwi_celery.stores.base import JobStatus
+from tests.workers import Worker, drained, eventually
+
+pytestmark = pytest.mark.acceptance
+
+APP = "tests.acceptance.raising"
+POOLS = ["prefork", "threads", "solo", "gevent"]
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.setenv("RAISING_FOLDER", str(tmp_path))
+    sys.modules.pop(APP, None)
+    module = importlib.import_module(APP)
+    yield module
+    module.app.close()
+    sys.modules.pop(APP, None)
+
+
+@pytest.fixture
+def start(tmp_path: Path, jobs: ModuleType) -> Iterator[Callable[..., Worker]]:
+    started: list[Worker] = []
+
+    def start_worker(pool: str, **options: Any) -> Worker:
+        options = {"concurrency": 1, "pool": pool, **options}
+        started.append(Worker(APP, tmp_path, **options))
+        return started[-1].ready()
+
+    yield start_worker
+    for running in started:
+        running.close()
+
+
+def outcome(result: AsyncResult) -> BaseException:
+    got = result.get(timeout=60, propagate=False)
+    assert result.state == states.FAILURE
+    assert isinstance(got, BaseException)
+    return got
+
+
+def names(exc: BaseException, name: str) -> bool:
+    """Whether it is of that class, or one of ours that names it."""
+    return type(exc).__name__ == name or (isinstance(exc, GwiError) and name in str(exc))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_whatever_is_raised_the_caller_is_told_and_the_next_job_runs(
+    jobs: ModuleType, start: Callable[..., Worker], pool: str
+) -> None:
+    running = start(pool)
+    for kind, (_, name, text) in jobs.KINDS.items():
+        plain = jobs.plain_raises.delay(kind)
+        reliable = jobs.raises.delay(kind, tenant_id="acme", run_id=kind)
+        for exc in (outcome(plain), outcome(reliable)):
+            assert names(exc, name), (kind, exc)
+            assert text in str(exc), kind
+        assert (
+            store_for(jobs.app)
+            .get_job(
+                next(j.job for j in store_for(jobs.app).list_jobs("acme").jobs if j.run_id == kind)
+            )
+            .status
+            is JobStatus.FAILED
+        )
+    assert isinstance(outcome(jobs.bad_handler.delay()), ValueError)
+    assert jobs.add.delay(1, 2).get(timeout=30) == 3
+    eventually(lambda: drained(broker_for(jobs.app)))
+    assert running.process.poll() is None
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_result_without_a_json_form_is_a_failure_that_says_so(
+    jobs: ModuleType, start: Callable[..., Worker], pool: str
+) -> None:
+    running = start(pool)
+    for kind in jobs.RESULTS:
+        outcome(jobs.plain_returns.delay(kind))
+        reliable = outcome(jobs.returns.delay(kind, tenant_id="acme", run_id=kind))
+        assert "the result of returns has" in str(reliable)
+    result = jobs.returns_result.delay(tenant_id="acme", run_id="r")
+    assert result.get(timeout=30) == [["another", None], None]
+    assert jobs.add.delay(1, 2).get(timeout=30) == 3
+    eventually(lambda: drained(broker_for(jobs.app)))
+    assert running.process.poll() is None

@@ -1,0 +1,541 @@
+"""Each switch of the twin: what it does that the emulator doesn't."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+import pytest
+from google.api_core import exceptions
+from google.auth import jwt
+
+from gwi_celery.testing.twin import LENIENT, STRICT, Twin, start_twin
+from tests.testing.pubsub_calls import Calls, bodies
+
+#: A switch that is off for all tests but its own.
+_QUIET = {
+    "settle": 0,
+    "immediate_empty": 0,
+    "short_pulls": 0,
+    "early_expiry": 0,
+    "faults": 0,
+    "name_rest": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def twin() -> Iterator[Twin]:
+    with start_twin(**_QUIET) as started:
+        yield started
+
+
+@pytest.fixture
+def calls(twin: Twin) -> Iterator[Calls]:
+    twin.reset()
+    made = Calls(twin.endpoint)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def switch(twin: Twin) -> Iterator[Callable[..., Any]]:
+    """Sets switches for one test."""
+    before = twin.switch()
+    yield twin.switch
+    twin.switch(**before)
+
+
+# --- pulls ----------------------------------------------------------------------------------------
+
+
+def test_an_empty_pull_is_held(calls: Calls, switch: Callable[..., Any]) -> None:
+    switch(pull_hold=0.5)
+    sub = calls.subscription(calls.topic())
+    began = time.monotonic()
+    assert calls.pull(sub, timeout=30) == []
+    assert time.monotonic() - began >= 0.5
+
+
+def test_what_an_abandoned_pull_takes_stays_leased(
+    calls: Calls, twin: Twin, switch: Callable[..., Any]
+) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic, ack_deadline_seconds=10)
+    assert calls.pull(sub, timeout=0.3) == []  # given up; the twin would have held it for 90 s
+    calls.publish(topic, "one")
+    assert calls.look(sub) == []
+    assert twin.counts(sub)["leased"] == 1
+    switch(abandoned_pulls_take=False)
+    other = calls.subscription(topic, ack_deadline_seconds=10)
+    assert calls.pull(other, timeout=0.3) == []
+    calls.publish(topic, "two")
+    assert bodies(calls.pull(other)) == ["two"]
+
+
+def test_an_immediate_pull_may_be_empty_although_there_is_a_backlog(
+    calls: Calls, switch: Callable[..., Any]
+) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic)
+    calls.publish(topic, "one")
+    switch(immediate_empty=1)
+    assert calls.look(sub) == []
+    switch(immediate_empty=0)
+    assert bodies(calls.look(sub)) == ["one"]
+
+
+def test_a_pull_may_return_fewer_than_asked(calls: Calls, switch: Callable[..., Any]) -> None:
+    switch(short_pulls=1)
+    topic = calls.topic()
+    sub = calls.subscription(topic)
+    calls.publish(topic, *"abcdefghij")
+    sizes = []
+    while sum(sizes) < 10:
+        sizes.append(len(calls.pull(sub, 10)))
+    assert len(sizes) > 1
+    assert 0 not in sizes
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+def test_a_stream_keeps_to_its_flow_control(calls: Calls) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic)
+    calls.publish(topic, *"abcdef")
+    with calls.stream(sub, max_outstanding_messages=2) as stream:
+        first = stream.messages(2)
+        assert bodies(calls.pull(sub, 1)) == ["c"]  # it was left for others
+        stream.send(ack_ids=[first[0].ack_id])
+        assert len(stream.messages(1)) == 1
+
+
+def test_a_silent_stream_is_closed(calls: Calls, switch: Callable[..., Any]) -> None:
+    switch(stream_silence=0.5)
+    with calls.stream(calls.subscription(calls.topic())) as stream:
+        assert isinstance(stream.end(), exceptions.ServiceUnavailable)
+
+
+def test_a_stream_that_is_heard_lives_on_but_not_for_ever(
+    calls: Calls, switch: Callable[..., Any]
+) -> None:
+    switch(stream_silence=1.0, stream_life=2.0)
+    heard = threading.Event()
+    with calls.stream(calls.subscription(calls.topic())) as stream:
+
+        def heartbeats() -> None:
+            while not heard.wait(0.2):
+                stream.send()
+
+        began = time.monotonic()
+        beating = threading.Thread(target=heartbeats)
+        beating.start()
+        assert isinstance(stream.end(), exceptions.ServiceUnavailable)
+        heard.set()
+        beating.join()
+        assert time.monotonic() - began >= 2.0
+
+
+def test_a_half_closed_stream_ends(calls: Calls) -> None:
+    with calls.stream(calls.subscription(calls.topic())) as stream:
+        stream.half_close()
+        assert isinstance(stream.end(), exceptions.ServiceUnavailable)
+
+
+def test_a_stream_of_a_deleted_subscription_ends(calls: Calls) -> None:
+    sub = calls.subscription(calls.topic())
+    with calls.stream(sub) as stream:
+        calls.subscriber.delete_subscription(request={"subscription": sub})
+        assert isinstance(stream.end(), exceptions.NotFound)
+
+
+# --- filters --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        ('attributes.colour = "red"', True),
+        ('attributes.colour != "red"', False),
+        ('attributes.none != "red"', False),  # an attribute that isn't there differs from nothing
+        ("attributes:colour", True),
+        ('NOT attributes:colour AND attributes:"a b"', False),
+        ('attributes:"a b" AND (attributes.colour = "blue" OR attributes:colour)', True),
+        ('hasPrefix(attributes.colour, "re")', True),
+        ('-hasPrefix(attributes."a b", "x")', False),
+        (r'attributes."a b" = "x\"y"', True),
+    ],
+)
+def test_filters_are_applied(calls: Calls, twin: Twin, text: str, passes: bool) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic, filter=text)
+    calls.publish(topic, "one", **{"colour": "red", "a b": 'x"y'})
+    counts = twin.counts(sub)
+    assert (counts["waiting"], counts["filtered"]) == ((1, 0) if passes else (0, 1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "attributes",
+        "attributes.colour",
+        "attributes.colour = red",
+        "attributes:a AND attributes:b OR attributes:c",
+        "(attributes:a",
+        'attributes.colour ~ "red"',
+        f'attributes.colour = "{"x" * 256}"',
+    ],
+)
+def test_what_is_no_filter_is_refused(calls: Calls, text: str) -> None:
+    topic = calls.topic()
+    with pytest.raises(exceptions.InvalidArgument, match="filter"):
+        calls.subscription(topic, filter=text)
+
+
+# --- time and chance ------------------------------------------------------------------------------
+
+
+def test_what_was_just_created_may_be_unknown(calls: Calls, switch: Callable[..., Any]) -> None:
+    switch(settle=60.0, settle_misses=1)
+    topic = calls.topic()
+    with pytest.raises(exceptions.NotFound):
+        calls.publish(topic, "one")
+    switch(settle=0)
+    calls.publish(topic, "one")
+
+
+def test_a_deleted_name_rests(calls: Calls, switch: Callable[..., Any]) -> None:
+    switch(name_rest=60.0)
+    topic = calls.topic()
+    calls.publisher.delete_topic(request={"topic": topic})
+    with pytest.raises(exceptions.AlreadyExists):
+        calls.topic()
+
+
+def test_a_lease_may_end_early(calls: Calls, switch: Callable[..., Any]) -> None:
+    switch(early_expiry=1)
+    topic = calls.topic()
+    sub = calls.subscription(topic, ack_deadline_seconds=10)
+    calls.publish(topic, "one")
+    began = time.monotonic()
+    assert bodies(calls.pull(sub)) == ["one"]
+    assert bodies(calls.pull(sub)) == ["one"]
+    assert time.monotonic() - began < 9
+
+
+def test_a_retry_policy_delays_expired_leases_too(
+    calls: Calls, twin: Twin, switch: Callable[..., Any]
+) -> None:
+    policy = {"minimum_backoff": {"seconds": 600}, "maximum_backoff": {"seconds": 600}}
+    topic = calls.topic()
+    sub = calls.subscription(topic, retry_policy=policy)
+    calls.publish(topic, "one")
+    [received] = calls.pull(sub)
+    calls.modify(sub, 1, received)
+    _until(lambda: calls.look(sub) == [] and twin.counts(sub)["expired"] == 1)
+    assert twin.counts(sub)["waiting"] == 1
+
+
+def test_redelivery_with_ordering_brings_later_ones_again_acked_ones_too(calls: Calls) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic, enable_message_ordering=True)
+    calls.publish(topic, *"abc", key="k")
+    a, b, c = calls.pull(sub, 3)
+    calls.ack(sub, b, c)
+    calls.modify(sub, 0, a)
+    assert bodies(calls.pull(sub, 3)) == ["a", "b", "c"]
+
+
+def test_messages_of_a_busy_ordering_key_wait(calls: Calls) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic, enable_message_ordering=True)
+    calls.publish(topic, *"ab", key="k")
+    calls.publish(topic, "x", key="other")
+    first = calls.pull(sub, 1)
+    assert bodies(calls.pull(sub, 10)) == ["x"]
+    calls.ack(sub, *first)
+    assert bodies(calls.pull(sub, 10)) == ["b"]
+
+
+def test_one_request_takes_one_ordering_key(calls: Calls) -> None:
+    topic = calls.topic()
+    messages = [{"data": b"x", "ordering_key": key} for key in "ab"]
+    with pytest.raises(exceptions.FailedPrecondition, match="same ordering key"):
+        calls.publisher.publish(request={"topic": topic, "messages": messages})
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [{"data": b""}],
+        [{"data": b"x"}] * 1001,
+        [{"data": b"x" * 9_999_990}],  # the request's limit, not the message's
+        [{"data": b"x", "attributes": {f"a{n}": "x" for n in range(101)}}],
+        [{"data": b"x", "attributes": {"k" * 257: "x"}}],
+        [{"data": b"x", "attributes": {"k": "x" * 1025}}],
+        [{"data": b"x", "attributes": {"goog-x": "x"}}],
+        [{"data": b"x", "ordering_key": "x" * 1025}],
+    ],
+)
+def test_limits_of_a_publish(calls: Calls, messages: list[dict[str, Any]]) -> None:
+    topic = calls.topic()
+    with pytest.raises(exceptions.InvalidArgument):
+        calls.publisher.publish(request={"topic": topic, "messages": messages}, retry=None)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"ack_deadline_seconds": 9},
+        {"message_retention_duration": {"seconds": 599}},
+        {"expiration_policy": {"ttl": {"seconds": 3600}}},
+        {"expiration_policy": {"ttl": {"seconds": 86_400}}},  # less than its retention of 7 days
+        {"labels": {"UPPER": "x"}},
+        {"labels": {f"k{n}": "v" for n in range(65)}},
+        {"name": "projects/p/subscriptions/ab"},
+        {"name": "projects/p/subscriptions/googly"},
+    ],
+)
+def test_limits_of_a_subscription(calls: Calls, config: dict[str, Any]) -> None:
+    topic = calls.topic()
+    with pytest.raises(exceptions.InvalidArgument):
+        calls.subscriber.create_subscription(
+            request={"name": f"{calls.project}/subscriptions/sub", "topic": topic, **config}
+        )
+
+
+def test_ack_requests_have_a_limit(calls: Calls) -> None:
+    sub = calls.subscription(calls.topic())
+    ids = [f"{n:0200}" for n in range(3000)]
+    with pytest.raises(exceptions.InvalidArgument, match="524288"):
+        calls.subscriber.acknowledge(request={"subscription": sub, "ack_ids": ids})
+
+
+def test_admin_calls_have_a_quota(calls: Calls, switch: Callable[..., Any]) -> None:
+    switch(admin_quota=5)
+    topic = calls.topic()
+    with pytest.raises(exceptions.ResourceExhausted):
+        for n in range(10):
+            calls.topic(f"topic-{n}")
+    calls.publish(topic, "messages are not admin calls")
+
+
+# --- rights and faults ----------------------------------------------------------------------------
+
+
+def test_a_denied_permission(calls: Calls, twin: Twin) -> None:
+    topic, other = calls.topic(), calls.topic("other")
+    twin.deny("pubsub.topics.publish", topic)
+    with pytest.raises(exceptions.PermissionDenied, match="not authorized"):
+        calls.publish(topic, "one")
+    calls.publish(other, "one")
+    twin.allow("pubsub.topics.publish", topic)
+    calls.publish(topic, "one")
+
+
+def test_a_disabled_api(calls: Calls, twin: Twin) -> None:
+    twin.disable()
+    with pytest.raises(exceptions.PermissionDenied, match="has not been used in project"):
+        calls.topic()
+
+
+def test_faults_may_come_after_the_effect(
+    calls: Calls, twin: Twin, switch: Callable[..., Any]
+) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic)
+    switch(faults=1)
+    failed = 0
+    for _ in range(50):
+        try:
+            calls.publish(topic, "one")
+        except (exceptions.ServiceUnavailable, exceptions.InternalServerError):
+            failed += 1
+    arrived = twin.counts(sub)["waiting"]
+    assert 50 - failed < arrived < 50
+
+
+def test_it_is_cut_off_with_its_data_or_without(calls: Calls, twin: Twin) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic)
+    calls.publish(topic, "one")
+    twin.cut_off(0.3)
+    _until(lambda: _answers(twin))
+    assert bodies(_patiently(lambda: calls.pull(sub))) == ["one"]
+    twin.cut_off(0.3, keep=False)
+    with pytest.raises(exceptions.NotFound):
+        _patiently(lambda: calls.publish(topic, "one"))
+
+
+def test_it_falls_silent(calls: Calls, twin: Twin) -> None:
+    topic = calls.topic()
+    with twin.paused(), pytest.raises(exceptions.DeadlineExceeded):
+        calls.publisher.publish(
+            request={"topic": topic, "messages": [{"data": b"x"}]}, retry=None, timeout=0.5
+        )
+    calls.publish(topic, "one")
+
+
+# --- costs ----------------------------------------------------------------------------------------
+
+
+def test_it_counts_what_would_be_billed(calls: Calls, twin: Twin) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic)
+    calls.subscription(topic, filter="attributes:none")
+    calls.publish(topic, "small")
+    calls.ack(sub, *calls.pull(sub))
+    cost = twin.cost()
+    assert cost["rpcs"] == {
+        "Acknowledge": 1,
+        "CreateSubscription": 2,
+        "CreateTopic": 1,
+        "Publish": 1,
+        "Pull": 1,
+    }
+    assert (cost["bytes"]["published"], cost["bytes"]["delivered"]) == (1000, 1000)
+    assert cost["bytes"]["filtered"] > 0
+    assert cost["usd"] == pytest.approx(sum(cost["bytes"].values()) * 40 / 2**40)
+
+
+# --- push -----------------------------------------------------------------------------------------
+
+
+class _Endpoint:
+    """An HTTP server that notes requests and answers with what ``statuses`` says, then 204."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.arrived = threading.Condition()
+        answers = list(statuses)
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                with endpoint.arrived:
+                    endpoint.requests.append((dict(self.headers), body))
+                    status = answers.pop(0) if answers else 204
+                    endpoint.arrived.notify_all()
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/push?token=x"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def wait_for(self, count: int) -> list[tuple[dict[str, str], bytes]]:
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: len(self.requests) >= count, 20)
+            return self.requests
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_push_is_sent_again_until_it_is_taken(calls: Calls, twin: Twin) -> None:
+    endpoint = _Endpoint(500, 503)
+    try:
+        topic = calls.topic()
+        sub = calls.subscription(topic, push_config={"push_endpoint": endpoint.url})
+        calls.publish(topic, "one", colour="red")
+        requests = endpoint.wait_for(3)
+        assert len({body for _, body in requests}) == 1
+        assert b'"attributes": {"colour": "red"}' in requests[0][1]
+        _until(lambda: twin.counts(sub)["acked"] == 1)
+        with pytest.raises(exceptions.FailedPrecondition, match="not supported"):
+            calls.look(sub)
+    finally:
+        endpoint.close()
+
+
+def test_push_carries_a_signed_token(calls: Calls, twin: Twin) -> None:
+    endpoint = _Endpoint()
+    try:
+        topic = calls.topic()
+        token = {"service_account_email": "pusher@p.iam", "audience": "https://audience"}
+        calls.subscription(topic, push_config={"push_endpoint": endpoint.url, "oidc_token": token})
+        calls.publish(topic, "one")
+        [(headers, _)] = endpoint.wait_for(1)
+        kind, signed = headers["Authorization"].split()
+        claims = jwt.decode(signed, certs=twin.certificates(), audience="https://audience")
+        assert (kind, claims["email"]) == ("Bearer", "pusher@p.iam")
+    finally:
+        endpoint.close()
+
+
+# --- its own ways ---------------------------------------------------------------------------------
+
+
+def test_an_unknown_switch_or_verb_is_told(twin: Twin) -> None:
+    with pytest.raises(ValueError, match="'fault'; there are: pull_hold"):
+        twin.switch(fault=1)
+    with pytest.raises(ValueError, match="'fault'"):
+        Twin(fault=1)
+    with pytest.raises(ValueError, match="there is no projects/p/subscriptions/s"):
+        twin.counts("projects/p/subscriptions/s")
+
+
+def test_lenient_has_every_switch_of_chance_off() -> None:
+    assert (LENIENT.faults, LENIENT.settle, LENIENT.filters) == (0, 0, False)
+    assert STRICT.filters
+    assert STRICT.faults > 0
+
+
+def test_the_command_runs_another_on_it() -> None:
+    program = "import os; print(os.environ['PUBSUB_EMULATOR_HOST'])"
+    command = [sys.executable, "-m", "gwi_celery.testing.twin", "--port", "0", "--lenient", "--"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    host, _, port = done.stdout.strip().partition(":")
+    assert host == "127.0.0.1"
+    assert int(port) > 0
+
+
+def test_a_port_that_is_taken_is_told(twin: Twin) -> None:
+    port = twin.endpoint.rpartition(":")[2]
+    command = [sys.executable, "-m", "gwi_celery.testing.twin", "--port", port]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"can't listen on 127.0.0.1:{port}: choose another --port" in done.stderr
+
+
+def _answers(twin: Twin) -> bool:
+    try:
+        twin.cost()
+    except grpc.RpcError:
+        return False
+    return True
+
+
+def _until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _patiently(call: Callable[[], Any], seconds: float = 20) -> Any:
+    """``call``, made again while there is no connection."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except exceptions.ServiceUnavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
