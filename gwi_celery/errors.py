@@ -16,6 +16,7 @@
         │   ├── JobFailed           a stored failure whose own exception can't be rebuilt
         │   ├── JobExited               it raised SystemExit or another that is no Exception
         │   ├── JobHeld             eager calls only: a worker waits instead
+        │   ├── OutsideAttempt      a step in a thread that doesn't know its job
         │   ├── StepNameReused
         │   ├── CursorWentBack
         │   └── TooLarge            a result, step or checkpoint over its limit
@@ -68,6 +69,7 @@ __all__ = [
     "NotDeleted",
     "NotFound",
     "NotSerializable",
+    "OutsideAttempt",
     "PublishFailed",
     "StepNameReused",
     "StoreError",
@@ -129,6 +131,11 @@ class JobExited(JobError):
 
 class JobHeld(JobError):
     """Another run holds the lock. Raised by eager calls only, which have no queue to wait in."""
+
+
+class OutsideAttempt(JobError, RuntimeError):
+    """A step, a key or the fence was asked for in a thread or process of a job's that doesn't know
+    the job's attempt, so that nothing would have been recorded. See :func:`gwi_celery.carry`."""
 
 
 class StepNameReused(JobError, ValueError):

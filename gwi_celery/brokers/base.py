@@ -286,7 +286,10 @@ class Broker(Protocol):
         """
 
     def size(self, queue: str) -> QueueSize | None:
-        """What the queue holds; None where the broker can't say. Raises NotFound."""
+        """What the queue holds; None where the broker can't say. Raises NotFound.
+
+        A dead letter is made when the first message dies: until then it is empty, not missing.
+        """
 
     def purge(self, queue: str) -> int:
         """Delete what is ready or delayed, not what is leased; how many that was."""

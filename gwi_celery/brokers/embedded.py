@@ -27,12 +27,14 @@ import os
 import sqlite3
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from gwi_celery.brokers import embedded_tables as tables
 from gwi_celery.brokers.base import (
+    DEAD_LETTER_SUFFIX,
     DEATH_DELIVERIES,
     DEATH_QUEUE,
     DEATH_REASON,
@@ -378,7 +380,7 @@ class EmbeddedBroker:
             row = tables.leased(change.c, *_lease_of(delivery), change.now)
             queue = tables.find_queue(change.c, delivery.queue, change.now)
             if row is not None and queue is not None:
-                self._bury(change, queue, row, reason)
+                self._bury(change, queue, row, reason, delivery.attributes)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         attributes = {
@@ -391,7 +393,15 @@ class EmbeddedBroker:
         message = OutgoingMessage(delivery.data, attributes, delivery.priority)
         self.publish("", dead_letter_queue(delivery.queue), message)
 
-    def _bury(self, change: _Change, queue: Queue, row: sqlite3.Row, reason: str) -> None:
+    def _bury(
+        self,
+        change: _Change,
+        queue: Queue,
+        row: sqlite3.Row,
+        reason: str,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Move it to the dead letter; ``more``: attributes that its consumer gave it."""
         if queue.spec.temporary:
             tables.delete(change.c, row["id"])
             return
@@ -401,6 +411,7 @@ class EmbeddedBroker:
             change.wake(queue.spec.name)
             return
         attributes = {
+            **more,
             **tables.read_attributes(row["attributes"]),
             DEATH_REASON: reason,
             DEATH_QUEUE: queue.spec.name,
@@ -414,8 +425,12 @@ class EmbeddedBroker:
     # --- for operators ----------------------------------------------------------------------------
 
     def size(self, queue: str) -> QueueSize | None:
+        """As :meth:`Broker.size`."""
+        now = self._clock.time()
         with self._database.read() as c:
-            return tables.size(c, self._find(c, queue), self._clock.time())
+            if queue.endswith(DEAD_LETTER_SUFFIX) and tables.find_queue(c, queue, now) is None:
+                return QueueSize(0, 0, 0)
+            return tables.size(c, self._find(c, queue), now)
 
     def purge(self, queue: str) -> int:
         """Delete what is ready or delayed, not what is leased; how many. 0 for a missing queue."""
@@ -469,7 +484,11 @@ class EmbeddedBroker:
             change.wake(queue)
             return len(rows)
 
-    def housekeep(self) -> int:
+    @property
+    def database(self) -> Database:
+        return self._database
+
+    def housekeep(self, limit: int = _SWEEP_LIMIT) -> int:
         """Delete what dead receivers and the passing of time have left; how many messages.
 
         Receivers and publishers do so by themselves about twice a minute.
@@ -485,7 +504,7 @@ class EmbeddedBroker:
         self._bury_receivers(dead)
         with self._database.write(durable=False) as c:
             tables.drop_expired_queues(c, self._clock.time())
-            return tables.delete_expired(c, self._clock.time(), limit=_SWEEP_LIMIT)
+            return tables.delete_expired(c, self._clock.time(), limit=limit)
 
     def _sweep_if_due(self) -> None:
         now = self._clock.monotonic()

@@ -13,6 +13,7 @@ from gwi_celery.errors import (
     IdempotencyMismatch,
     InvalidCall,
     JobFailed,
+    OutsideAttempt,
     StepNameReused,
     TooLarge,
 )
@@ -45,6 +46,7 @@ PERMANENT = (
     DeadlineExceeded,
     IdempotencyMismatch,
     InvalidCall,
+    OutsideAttempt,
     StepNameReused,
     TooLarge,
 )

@@ -12,15 +12,15 @@ from typing import Any
 from uuid import uuid4
 
 from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.concurrency.base import BasePool
-from celery.exceptions import Reject, TaskRevokedError
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from celery.worker.state import task_ready
 
 from gwi_celery.app import store_for
 from gwi_celery.errors import Interrupt
 from gwi_celery.reliability import blobs
-from gwi_celery.reliability.call import Call, submission
+from gwi_celery.reliability.call import Call, callers_headers, submission
 from gwi_celery.reliability.guard import GuardedRequest
 from gwi_celery.reliability.outcome import dump_failure, load_replaced
 from gwi_celery.shield import shielded
@@ -34,8 +34,12 @@ logger = logging.getLogger(__name__)
 class ReliableRequest(GuardedRequest):
     """Celery's request, which settles the job as well as the message."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    _timed_out = _failed = False
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)
+        if "headers" in self._request_dict:
+            self._request_dict["headers"] = callers_headers(self._request_dict, self.task.reliable)
         #: Names the attempt that is made of this message, here and in its pool process.
         self._attempt = uuid4().hex
         #: The job's record, once it is known to have succeeded before it was ended.
@@ -62,14 +66,16 @@ class ReliableRequest(GuardedRequest):
             self._note_reason(exc.reason)
         else:
             self._note_reason(exc)
+            self._failed = not isinstance(exc, (Ignore, Retry, Terminated, WorkerLostError))
         if isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt)):
             self._free_lock()  # the message is delivered again: let the next attempt begin at once
         return super().on_failure(exc_info, send_failed_event, **kwargs)
 
     @shielded
     def acknowledge(self) -> None:
-        # A job that timed out has failed like any other: its message is kept in the dead letter.
-        if getattr(self, "_timed_out", False) and not self.acknowledged:
+        # A job that timed out has failed like any other: its message is kept in the dead letter. So
+        # has one for which Celery asks to ack where ``acks_on_failure`` says no, before 5.7.
+        if (self._timed_out or self._failed) and not self.acknowledged:
             self.reject(requeue=False)
         else:
             super().acknowledge()

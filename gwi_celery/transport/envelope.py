@@ -16,6 +16,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from kombu.utils import json
@@ -78,6 +79,14 @@ def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
     if depth.too_deep(data):
         raise NotSerializable(_TOO_DEEP.format("a header or property is"))
     return data.encode("utf-8"), _attributes(headers)
+
+
+def described(delivery: Delivery, headers: Mapping[str, Any]) -> Delivery:
+    """The delivery with the attributes that its headers give it, where it came without.
+
+    A plain job has none, and in the dead letter people look for the tenant.
+    """
+    return replace(delivery, attributes={**_attributes(headers), **delivery.attributes})
 
 
 def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
