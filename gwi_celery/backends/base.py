@@ -8,10 +8,12 @@ is redelivered.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import states
 from celery.backends.base import EXCEPTION_ABLE_CODECS, KeyValueStoreBackend
@@ -25,6 +27,8 @@ from celery.exceptions import (
     TimeoutError,
 )
 from celery.result import GroupResult, ResultSet
+from celery.utils.functional import _regen
+from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 from kombu.utils.uuid import uuid
@@ -36,11 +40,15 @@ from gwi_celery.stores.base import Store, StoredResult
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Times that an operation is tried again while the store is unavailable, unless the app says how often:
 #: for 5 s at most, with Celery's pauses.
 _RETRIES = 8
 
 
+#: Size of a chord whose header is being made: more parts than there will ever be.
+_SIZE_TO_COME = 2**40
 #: Share of a result's life after which a chord's next part renews all of the chord: an hour of a day.
 RENEW_CHORD_AFTER = 1 / 24
 
@@ -70,6 +78,8 @@ class ReliableBackend(KeyValueStoreBackend):
     def __init__(self, app: Any, url: str | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("expires_type", int)
         super().__init__(app=app, url=url, **kwargs)
+        #: Group id -> results of a chord's header that is being made by a generator.
+        self._unrolled: dict[str, Any] = {}
         if not self.always_retry:
             # A store that is away for a moment is worth some more tries.
             self.always_retry, self.max_retries = True, _RETRIES
@@ -89,8 +99,8 @@ class ReliableBackend(KeyValueStoreBackend):
         """Keep ``value``, of a chord's group, as ``key``. A chord that was over begins anew."""
 
     @abstractmethod
-    def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """How many parts the chord waits for; Celery tells it as it sends the last one."""
+    def keep_chord_size(self, group_id: str, size: int) -> None:
+        """Keep how many parts the chord waits for."""
 
     @abstractmethod
     def add_to_chord(self, chord_id: str, result: Any) -> None:
@@ -112,6 +122,20 @@ class ReliableBackend(KeyValueStoreBackend):
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         return isinstance(exc, StoreUnavailable)
+
+    def retried(self, operation: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Do it, and again while the store is unavailable, as often and with such pauses as Celery."""
+        for retries in itertools.count(1):
+            try:
+                return operation(*args, **kwargs)
+            except Exception as exc:
+                if not self.exception_safe_to_retry(exc) or retries > self.max_retries:
+                    raise
+            pause = get_exponential_backoff_interval(
+                self.base_sleep_between_retries_ms, retries, self.max_sleep_between_retries_ms, True
+            )
+            time.sleep(pause / 1000)
+        raise AssertionError("unreachable")
 
     def set(self, key: str, value: Any) -> None:
         self.put(key, value, None, self.expires, None)
@@ -166,7 +190,8 @@ class ReliableBackend(KeyValueStoreBackend):
             if request is not None and self.app.current_worker_task is not None:
                 # Acked now, the result would be lost. Delivered again, a reliable job answers
                 # from its record.
-                raise Reject(exc, requeue=True) from exc
+                why = exc.__cause__ if isinstance(exc, BackendError) and exc.__cause__ else exc
+                raise Reject(why, requeue=True) from exc
             raise
 
     def encode(self, data: Any) -> Any:
@@ -230,10 +255,26 @@ class ReliableBackend(KeyValueStoreBackend):
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
         self.ensure_chords_allowed()
-        group = self.app.GroupResult(*header_result_args)
-        self._cache.pop(group.id, None)
-        key, value = self.get_key_for_group(group.id), self.encode({"result": group.as_tuple()})
-        self._ensure_retryable(self.open_chord, group.id, key, value)
+        group_id, results = header_result_args
+        if isinstance(results, _regen):
+            # A generator's tasks are sent while it makes them: who they are is known with the last.
+            self._unrolled[group_id] = results
+            self.retried(self.keep_chord_size, group_id, _SIZE_TO_COME)
+        else:
+            self._open_chord(group_id, results)
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Celery tells how many parts there are, before it sends the last one."""
+        results = self._unrolled.pop(group_id, None)
+        if results is not None:
+            self._open_chord(group_id, results)
+        self.retried(self.keep_chord_size, group_id, chord_size)
+
+    def _open_chord(self, group_id: str, results: Any) -> None:
+        group = self.app.GroupResult(group_id, results)
+        self._cache.pop(group_id, None)
+        key, value = self.get_key_for_group(group_id), self.encode({"result": group.as_tuple()})
+        self.retried(self.open_chord, group_id, key, value)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count the part, once; with the last one, send the body.
@@ -252,7 +293,7 @@ class ReliableBackend(KeyValueStoreBackend):
             and not _is_stored(task, request, state)
         ):
             self.store_result(request.id, result, state, request=request)  # for the body
-        counted = self._ensure_retryable(self.count_part, group_id, request.id)
+        counted = self.retried(self.count_part, group_id, request.id)
         parts, sent = counted
         size = counted.size or request.chord.get("chord_size")
         if sent or (size is not None and parts < size + counted.extra):
@@ -267,7 +308,7 @@ class ReliableBackend(KeyValueStoreBackend):
                 return
             joined = set(self.parts(group_id)) - set(leaves) if counted.extra else set()
             self._send_body(group, leaves, sorted(joined), body)
-        self._ensure_retryable(self.mark_sent, group_id)
+        self.retried(self.mark_sent, group_id)
 
     def _send_body(self, group: Any, leaves: list[str], joined: list[str], body: Any) -> None:
         conf = self.app.conf

@@ -6,6 +6,7 @@ readable, which wakes the event loop; the loop takes from the intake what it has
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from gwi_celery.brokers.base import Delivery
 from gwi_celery.brokers.pubsub.lines import ENDS_BY_ITSELF, MOST, Line, Pull, Stream
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.brokers.wakeups import bell
-from gwi_celery.errors import BrokerUnusable
+from gwi_celery.errors import BrokerUnusable, NotFound
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.broker import PubSubBroker
@@ -46,14 +47,23 @@ class PubSubReceiver:
         if queue in self._queues:
             return
         intake = Intake(self, queue, bulk)
-        intake.add(self._broker.topology.sources(queue))
+        intake.read_from(self._broker.topology.sources(queue))
         self._queues[queue] = intake
         self.ring()
 
-    def rebound(self, queue: str) -> None:
-        """The queue may have a new binding."""
+    def reads(self, queue: str) -> bool:
+        return queue in self._queues
+
+    def rebound(self, queue: str, *, again: bool = False) -> None:
+        """The queue may have other bindings or settings; ``again``: it was made just now."""
         intake = self._queues.get(queue)
-        if intake is not None and intake.add(self._broker.topology.sources(queue)):
+        if intake is None:
+            return
+        # One that is gone may be made again by anybody: what reads from it asks now and then.
+        with contextlib.suppress(NotFound):
+            intake.read_from(self._broker.topology.sources(queue))
+            for line in intake.lines if again else ():
+                line.retry_soon()
             self.ring()
 
     def unsubscribe(self, queue: str) -> None:
@@ -64,7 +74,7 @@ class PubSubReceiver:
         intake.stop()
         self._broker.leave(queue)
 
-    def poll(self, queue: str, limit: int, *, room: int = 0) -> list[Delivery]:
+    def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
         self._check()
         intake = self._queues.get(queue)
         if intake is None:
@@ -151,8 +161,7 @@ class Intake:
         self._rediscover_at = time.monotonic() + _REDISCOVER
         self.lines: list[Line] = []
         self._lock = forks.lock()
-        #: For each line, most urgent first, as ``lines`` is.
-        self._arrived: dict[int, deque[Delivery]] = {}
+        self._arrived: dict[Line, deque[Delivery]] = {}
         self._delayed: list[tuple[float, Delivery]] = []
         #: How many its user last wanted.
         self._room = 0
@@ -160,16 +169,25 @@ class Intake:
         self._error: Exception | None = None
         self._stopped = False
 
-    def add(self, sources: list[Source]) -> bool:
-        """Read from these subscriptions too; whether any of them is new."""
-        known = {line.source.path for line in self.lines}
-        # A queue that is bound gets what it gets by its bindings: its own subscription may be slow.
+    def read_from(self, sources: list[Source]) -> None:
+        """Read from these subscriptions, most urgent first, and from no others."""
+        # A bound queue's messages arrive through its bindings: its own subscription may be slow.
         bound = any(not source.own for source in sources)
-        new = [source for source in sources if source.path not in known]
-        for source in new:
-            streamed = self._bulk and not (bound and source.own)
-            self.lines.append((Stream if streamed else Pull)(self.receiver, self, source))
-        return bool(new)
+        with self._lock:
+            if self._stopped:
+                return
+            known = {line.source.path: line for line in self.lines}
+            lines = []
+            for source in sources:
+                line = known.pop(source.path, None)
+                if line is None:
+                    streamed = self._bulk and not (bound and source.own)
+                    line = (Stream if streamed else Pull)(self.receiver, self, source)
+                line.source = source
+                lines.append(line)
+            self.lines = lines
+        for line in known.values():
+            line.stop()
 
     def rediscovery_due(self) -> bool:
         """Whether to look for bindings made elsewhere; once in a while, and then not at once again."""
@@ -189,11 +207,15 @@ class Intake:
             taken: list[Delivery] = []
             now = time.monotonic()
             lapsed: list[Delivery] = []
-            for n in range(len(self.lines)):
-                arrived = self._arrived.get(n)
+            # What was bound before is the queue's: an unbound line's messages are delivered as well.
+            unbound = [line for line in self._arrived if line not in self.lines]
+            for line in [*self.lines, *unbound]:
+                arrived = self._arrived.get(line)
                 while arrived and len(taken) < limit:
                     delivery = arrived.popleft()
                     (taken if now < delivery.held_until() else lapsed).append(delivery)
+                if not arrived:
+                    self._arrived.pop(line, None)
             for item in [item for item in self._delayed if item[0] <= now]:
                 if len(taken) < limit:
                     self._delayed.remove(item)
@@ -209,8 +231,8 @@ class Intake:
         dropped += [d for _, d in self._delayed if unwanted(d)]
         if dropped:
             gone = {d.ack_id for d in dropped}
-            for n, arrived in self._arrived.items():
-                self._arrived[n] = deque(d for d in arrived if d.ack_id not in gone)
+            for line, arrived in self._arrived.items():
+                self._arrived[line] = deque(d for d in arrived if d.ack_id not in gone)
             self._delayed = [item for item in self._delayed if item[1].ack_id not in gone]
         return dropped
 
@@ -310,15 +332,14 @@ class Intake:
         with self._lock:
             stopped = self._stopped
             if not stopped:
-                n = self.lines.index(line)
                 # Delivered again while it waits here: its earlier lease is over.
                 again = {(_path(d), d.message_id) for d in [*ready, *(d for _, d in delayed)]}
                 replaced = self._drop(lambda d: (_path(d), d.message_id) in again)
-                waiting = [*self._arrived.get(n, ()), *ready]
+                waiting = [*self._arrived.get(line, ()), *ready]
                 if not broker.options.ordering:
                     # What one subscription brings at once is in no order of priority.
                     waiting.sort(key=lambda delivery: -delivery.priority)
-                self._arrived[n] = deque(waiting)
+                self._arrived[line] = deque(waiting)
                 # What is held takes a place: one must not hoard what others could have.
                 room = max(self._room - len(self._delayed), 0)
                 delayed, parked = delayed[:room], delayed[room:]
