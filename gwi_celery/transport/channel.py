@@ -482,7 +482,7 @@ class Channel(virtual.Channel):
         self.exchange_types = None
 
     def after_reply_message_received(self, queue: str) -> None:
-        self._broker.delete_queue(queue)
+        """Kombu's replies are collected. Their queue goes with its consumer, as it was declared."""
 
 
 def requeue_delay(deliveries: int) -> float:

@@ -84,6 +84,8 @@ _PIPELINED = 8
 _LOOK = 1000
 #: Seconds that closing waits for what is still to be sent.
 _CLOSE = 2.0
+#: Seconds for which queues that were left are not deleted once Pub/Sub didn't answer to that.
+_STALLED = 10.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ class PubSubBroker:
         self._unconfirmed: set[Any] = set()
         #: Of these, how many failed and are sent again.
         self._late = 0
+        #: Monotonic time up to which queues that were left are not deleted: they expire by themselves.
+        self._stalled_until = 0.0
         self._unconfirmed_changed = forks.condition()
         _brokers.add(self)
 
@@ -316,12 +320,17 @@ class PubSubBroker:
 
     def leave(self, queue: str) -> None:
         """A receiver of ours ended its subscription: what is auto_delete and was ours goes."""
-        if any(queue in receiver._queues for receiver in self._receivers):
+        if any(receiver.reads(queue) for receiver in self._receivers):
             return
+        if time.monotonic() < self._stalled_until:
+            return  # a stop must not wait for each
         try:
             if self.topology.knows(queue) and self.topology.spec(queue).auto_delete:
-                self.topology.delete_queue(queue)
+                with self.client.within(_CLOSE):
+                    self.topology.delete_queue(queue)
         except BrokerError as exc:
+            if isinstance(exc, BrokerUnavailable):
+                self._stalled_until = time.monotonic() + _STALLED
             logger.info("queue %r was not deleted (%s): it expires by itself", queue, exc)
 
     def look(self, queue: str, limit: int) -> list[Delivery]:

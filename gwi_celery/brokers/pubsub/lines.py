@@ -135,10 +135,16 @@ class Line:
 
 
 class Pull(Line):
-    """Long unary pulls, one at a time."""
+    """Long unary pulls, one at a time.
 
-    def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
+    ``patient``: hardly anything comes this way, so that an emulator is not asked again and again.
+    """
+
+    def __init__(
+        self, receiver: PubSubReceiver, intake: Intake, source: Source, *, patient: bool = False
+    ) -> None:
         super().__init__(receiver, intake, source)
+        self._patient = patient
         self._future: Any = None
         self._wanted = 0
         self._paused = False
@@ -200,7 +206,8 @@ class Pull(Line):
     def _plan(self, now: float) -> float:
         """How the next call is made; its deadline, seconds."""
         idle = now - self._active
-        lately = self.receiver.broker.options.emulator and idle < EMULATOR_LATELY
+        asks = self.receiver.broker.options.emulator and not self._patient
+        lately = asks and idle < EMULATOR_LATELY
         self._asks = self.looking or lately
         again = lately and not self.looking
         self.ask_at = now + _ASK_EVERY + _ASK_RARER * idle if again else None

@@ -182,7 +182,11 @@ class Intake:
                 line = known.pop(source.path, None)
                 if line is None:
                     streamed = self._bulk and not (bound and source.own)
-                    line = (Stream if streamed else Pull)(self.receiver, self, source)
+                    line = (
+                        Stream(self.receiver, self, source)
+                        if streamed
+                        else Pull(self.receiver, self, source, patient=self._bulk)
+                    )
                 line.source = source
                 lines.append(line)
             self.lines = lines
