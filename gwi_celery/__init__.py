@@ -3,6 +3,7 @@
 from gwi_celery.app import broker_for, setup, store_for
 from gwi_celery.batch import publish_batch
 from gwi_celery.config import Settings
+from gwi_celery.reliability.carried import carry
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.reliability.task import ReliableTask
 from gwi_celery.transport import register as _register
@@ -16,6 +17,7 @@ __all__ = [
     "Settings",
     "__version__",
     "broker_for",
+    "carry",
     "message_lease_lost",
     "publish_batch",
     "setup",

@@ -15,6 +15,7 @@
         │   ├── CrashLimitExceeded
         │   ├── JobFailed           a stored failure whose own exception can't be rebuilt
         │   ├── JobHeld             eager calls only: a worker waits instead
+        │   ├── OutsideAttempt      a step in a thread that doesn't know its job
         │   ├── StepNameReused
         │   ├── CursorWentBack
         │   └── TooLarge            a result, step or checkpoint over its limit
@@ -26,6 +27,7 @@
             ├── BrokerUnavailable   temporary: worth trying again
             ├── BrokerUnusable      permanent: not a database, read-only, wrong version
             ├── NotFound            no such queue or exchange
+            ├── NotDeleted          in use, not empty, or that can't be known
             ├── PublishFailed       some of many messages were not published
             ├── BatchFailed         the same of a publish_batch(), by task id
             └── MalformedMessage    on a queue, but not a Celery message
@@ -62,8 +64,10 @@ __all__ = [
     "LeaseLost",
     "MalformedMessage",
     "MissingTenant",
+    "NotDeleted",
     "NotFound",
     "NotSerializable",
+    "OutsideAttempt",
     "PublishFailed",
     "StepNameReused",
     "StoreError",
@@ -123,6 +127,11 @@ class JobHeld(JobError):
     """Another run holds the lock. Raised by eager calls only, which have no queue to wait in."""
 
 
+class OutsideAttempt(JobError, RuntimeError):
+    """A step, a key or the fence was asked for in a thread or process of a job's that doesn't know
+    the job's attempt, so that nothing would have been recorded. See :func:`gwi_celery.carry`."""
+
+
 class StepNameReused(JobError, ValueError):
     """Two steps, cursors or checkpoints of one job have the same name."""
 
@@ -174,6 +183,10 @@ class BrokerUnusable(BrokerError):
 
 class NotFound(BrokerError):
     """There is no queue or exchange of that name."""
+
+
+class NotDeleted(BrokerError):
+    """The queue or exchange stays: it is used, or not empty, or nobody can say whether it is."""
 
 
 class PublishFailed(BrokerError):

@@ -7,6 +7,8 @@ length-prefixed encoding has no two inputs that meet, and is legal as a name eve
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import Any
 
 from kombu.utils.json import JSONEncoder as _JSONEncoder
 
@@ -35,4 +37,15 @@ def fingerprint(payload: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def as_json(payload: object) -> Any:
+    """What a reader of ``payload``'s JSON has: tuples are lists, keys are texts, 1.0 is 1."""
+    return json.loads(_PLAIN.encode(payload), parse_float=_number)
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+_PLAIN = _JSONEncoder(ensure_ascii=False)
 _CANONICAL = _JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)

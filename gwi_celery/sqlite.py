@@ -21,7 +21,7 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -31,6 +31,13 @@ from gwi_celery import forks
 
 #: Seconds to wait for another process's write transaction before giving up.
 BUSY_TIMEOUT = 10.0
+
+#: Bytes of write-ahead log that are kept once a larger one was written back.
+_WAL_LIMIT = 4 * 1024 * 1024
+#: Free pages (of 4 KB) that a file keeps, and those given back in one go.
+_KEPT_PAGES, _VACUUMED = 256, 500
+#: SQLite's name for "when asked to", in PRAGMA auto_vacuum.
+_INCREMENTAL = 2
 
 #: Connections of a parent process. Kept for ever: closing them here would be wrong.
 _inherited: list[sqlite3.Connection] = []
@@ -46,6 +53,8 @@ class Database:
         schema: Statements that create the tables, run once in an empty database.
         application_id: Marks a file as ours (SQLite's PRAGMA application_id).
         version: The schema's version (PRAGMA user_version).
+        migrations: Version -> statements that make the next one of it, in place. A file of an older
+            version is brought up when it is opened.
         unavailable: Error class for what may pass (locked, disk full).
         unusable: Error class for what will not (not a database, read-only, other version).
     """
@@ -60,12 +69,14 @@ class Database:
         version: int,
         unavailable: type[Exception],
         unusable: type[Exception],
+        migrations: Mapping[int, str] | None = None,
     ) -> None:
         self.path = path
         self._kind = kind
         self._schema = schema
         self._application_id = application_id
         self._version = version
+        self._migrations = migrations or {}
         self._unavailable = unavailable
         self._unusable = unusable
         self._pool: list[sqlite3.Connection] = []
@@ -157,6 +168,28 @@ class Database:
                 self._memory = None
                 self._closed = True
 
+    def shrink(self) -> bool:
+        """Give some pages that are free back to the file system; whether there may be more.
+
+        Some are kept for what is written next. A file made by 0.1 keeps its size: what is free in it
+        is used again.
+        """
+        if self.path is None:
+            return False
+        with self._connection() as c, self._translated():
+            self.check_place()
+            free, pages, mode = (
+                int(c.execute(f"PRAGMA {of}").fetchone()[0])
+                for of in ("freelist_count", "page_count", "auto_vacuum")
+            )
+            surplus = free - max(_KEPT_PAGES, (pages - free) // 4)
+            if mode != _INCREMENTAL or surplus <= 0:
+                return False
+            c.execute("PRAGMA synchronous=NORMAL")
+            # execute() would take the first step only, which is one page.
+            c.executescript(f"PRAGMA incremental_vacuum({min(surplus, _VACUUMED)})")
+            return surplus > _VACUUMED
+
     # --- connections --------------------------------------------------------------------------
 
     @contextmanager
@@ -231,7 +264,9 @@ class Database:
     def _prepare(self, c: sqlite3.Connection) -> None:
         c.row_factory = sqlite3.Row
         if self.path is not None:
+            c.execute(f"PRAGMA auto_vacuum={_INCREMENTAL}")  # of a file that is empty yet
             _retry_locked(lambda: c.execute("PRAGMA journal_mode=WAL").fetchone())
+            c.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT}")
         c.execute("PRAGMA temp_store=MEMORY")
         version = c.execute("PRAGMA user_version").fetchone()[0]
         application = c.execute("PRAGMA application_id").fetchone()[0]
@@ -247,16 +282,21 @@ class Database:
                     f"{self.where} is a SQLite database, but not a gwi_celery {self._kind}: "
                     "name another folder, or move that file away"
                 )
-            if tables and version != self._version:
+            older = range(version, self._version)
+            if (
+                tables
+                and version != self._version
+                and not (older and {*older} <= {*self._migrations})
+            ):
                 raise self._unusable(
                     f"{self.where} has {self._kind} schema version {version}, and this release "
                     f"reads version {self._version}: use the release that wrote it, or another folder"
                 )
-            if not tables:
-                for statement in filter(str.strip, self._schema.split(";")):
-                    c.execute(statement)
-                c.execute(f"PRAGMA application_id={self._application_id}")
-                c.execute(f"PRAGMA user_version={self._version}")
+            steps = [self._migrations[n] for n in older] if tables else [self._schema]
+            for statement in filter(str.strip, ";".join(steps).split(";")):
+                c.execute(statement)
+            c.execute(f"PRAGMA application_id={self._application_id}")
+            c.execute(f"PRAGMA user_version={self._version}")
             c.execute("COMMIT")
         except BaseException:
             _rollback(c)

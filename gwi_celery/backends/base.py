@@ -8,29 +8,59 @@ is redelivered.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from celery import states
 from celery.backends.base import EXCEPTION_ABLE_CODECS, KeyValueStoreBackend
+from celery.canvas import group as group_signature
 from celery.canvas import maybe_signature
-from celery.exceptions import BackendError, ChordError, Reject, SoftTimeLimitExceeded
-from celery.result import GroupResult, allow_join_result
+from celery.exceptions import (
+    BackendError,
+    ChordError,
+    Reject,
+    SoftTimeLimitExceeded,
+    TimeoutError,
+)
+from celery.result import GroupResult, ResultSet
+from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
+from kombu.utils.uuid import uuid
 
 from gwi_celery import failures
-from gwi_celery.errors import NotSerializable, StoreError, StoreUnavailable
+from gwi_celery.errors import BrokerUnavailable, NotSerializable, StoreError, StoreUnavailable
 from gwi_celery.reliability import blobs
 from gwi_celery.stores.base import Store, StoredResult
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Times that an operation is tried again while the store is unavailable, unless the app says how often:
 #: for 5 s at most, with Celery's pauses.
 _RETRIES = 8
+
+
+#: Share of a result's life after which a chord's next part renews all of the chord: an hour of a day.
+RENEW_CHORD_AFTER = 1 / 24
+
+
+class Counted(tuple[int, bool]):
+    """How many parts of a chord there are by now, and if its body was sent; and what is known beside."""
+
+    #: How many parts there are to be in all, if Celery has told it, and how many joined them.
+    size: int | None
+    extra: int
+
+    def __new__(cls, parts: int, sent: bool, *, size: int | None = None, extra: int = 0) -> Counted:
+        counted = super().__new__(cls, (parts, sent))
+        counted.size, counted.extra = size, extra
+        return counted
 
 
 class ReliableBackend(KeyValueStoreBackend):
@@ -60,17 +90,47 @@ class ReliableBackend(KeyValueStoreBackend):
         """
 
     @abstractmethod
-    def count_part(self, group_id: str, part: str) -> tuple[int, bool]:
-        """Count one part of a chord, once; how many there are now, and if its body was sent."""
+    def open_chord(self, group_id: str, key: str, value: Any) -> None:
+        """Keep ``value``, of a chord's group, as ``key``. A chord that was over begins anew."""
+
+    @abstractmethod
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """How many parts the chord waits for; Celery tells it as it sends the last one."""
+
+    @abstractmethod
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        """One more part joins: it is to be waited for as well."""
+
+    @abstractmethod
+    def count_part(self, group_id: str, part: str) -> Counted:
+        """Count one part of a chord, once, and keep all of the chord as long as a new result."""
+
+    @abstractmethod
+    def parts(self, group_id: str) -> list[str]:
+        """The ids of the parts that were counted."""
 
     @abstractmethod
     def mark_sent(self, group_id: str) -> None:
-        """The chord's body was sent."""
+        """The chord's body was sent, or failed."""
 
     # --- values -------------------------------------------------------------------------------
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         return isinstance(exc, StoreUnavailable)
+
+    def retried(self, operation: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Do it, and again while the store is unavailable, as often and with such pauses as Celery."""
+        for retries in itertools.count(1):
+            try:
+                return operation(*args, **kwargs)
+            except Exception as exc:
+                if not self.exception_safe_to_retry(exc) or retries > self.max_retries:
+                    raise
+            pause = get_exponential_backoff_interval(
+                self.base_sleep_between_retries_ms, retries, self.max_sleep_between_retries_ms, True
+            )
+            time.sleep(pause / 1000)
+        raise AssertionError("unreachable")
 
     def set(self, key: str, value: Any) -> None:
         self.put(key, value, None, self.expires, None)
@@ -125,7 +185,8 @@ class ReliableBackend(KeyValueStoreBackend):
             if request is not None and self.app.current_worker_task is not None:
                 # Acked now, the result would be lost. Delivered again, a reliable job answers
                 # from its record.
-                raise Reject(exc, requeue=True) from exc
+                why = exc.__cause__ if isinstance(exc, BackendError) and exc.__cause__ else exc
+                raise Reject(why, requeue=True) from exc
             raise
 
     def encode(self, data: Any) -> Any:
@@ -189,60 +250,100 @@ class ReliableBackend(KeyValueStoreBackend):
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
         self.ensure_chords_allowed()
-        self.app.GroupResult(*header_result_args).save(backend=self)
+        group = self.app.GroupResult(*header_result_args)
+        self._cache.pop(group.id, None)
+        key, value = self.get_key_for_group(group.id), self.encode({"result": group.as_tuple()})
+        self.retried(self.open_chord, group.id, key, value)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count the part, once; with the last one, send the body.
 
         It is marked as sent only afterwards: a worker killed in between leaves its message to be
-        delivered again, which comes here once more and sends it.
+        redelivered, which comes here once more and sends it. A body that can't be sent at all fails.
         """
-        if request.group:
-            self._or_come_again(request, lambda: self._part_returned(request))
+        if request.group and isinstance(request.chord, dict):
+            self._or_come_again(request, lambda: self._part_returned(request, state, result))
 
-    def _part_returned(self, request: Any) -> None:
-        group_id = request.group
-        counted, sent = self._ensure_retryable(self.count_part, group_id, request.id)
-        size = request.chord.get("chord_size")
-        if sent or (size is not None and counted < size):
+    def _part_returned(self, request: Any, state: str, result: Any) -> None:
+        group_id, task = request.group, self.app.current_worker_task
+        if (
+            task is not None
+            and task.request.id == request.id
+            and not _is_stored(task, request, state)
+        ):
+            self.store_result(request.id, result, state, request=request)  # for the body
+        counted = self.retried(self.count_part, group_id, request.id)
+        parts, sent = counted
+        size = counted.size or request.chord.get("chord_size")
+        if sent or (size is not None and parts < size + counted.extra):
             return
         group = GroupResult.restore(group_id, backend=self)
         body = maybe_signature(request.chord, app=self.app)
         if group is None:
-            self._fail_body(body, ChordError(f"GroupResult {group_id} is gone"))
-        elif size is None and counted < len(group):
-            return
+            self._fail_body(body, f"GroupResult {group_id} is gone")
         else:
-            self._send_body(group, body)
-        self._ensure_retryable(self.mark_sent, group_id)
+            leaves = list(_leaves(group))
+            if size is None and parts < len(leaves) + counted.extra:
+                return
+            joined = set(self.parts(group_id)) - set(leaves) if counted.extra else set()
+            self._send_body(group, leaves, sorted(joined), body)
+        self.retried(self.mark_sent, group_id)
 
-    def _fail_body(self, body: Any, error: ChordError) -> None:
+    def _send_body(self, group: Any, leaves: list[str], joined: list[str], body: Any) -> None:
+        conf = self.app.conf
         try:
-            raise error
+            # The results of all of them are stored, so this waits for one that is gone only.
+            found = dict(self.get_many([*leaves, *joined], timeout=conf.result_chord_join_timeout))
+        except TimeoutError as exc:
+            self._fail_body(body, f"results of its parts are gone: {exc}", exc)
+            return
+        for task_id in (*leaves, *joined):
+            meta = found[task_id]
+            if meta["status"] in states.PROPAGATE_STATES:
+                cause = meta["result"]
+                self._fail_body(body, f"Dependency {task_id} raised {_repr(cause)}", cause)
+                return
+        try:
+            body.delay([*_values(group, found), *(found[task_id]["result"] for task_id in joined)])
+        except (Reject, SoftTimeLimitExceeded):
+            raise
+        except (OperationalError, OSError, BackendError, BrokerUnavailable, StoreError) as exc:
+            if self.app.current_worker_task is None or self.app.current_worker_task.acks_late:
+                # Not counted as sent: this part is redelivered, and tries again.
+                raise Reject(exc, requeue=True) from exc
+            self._fail_body(body, f"Callback error: {_repr(exc)}", exc)
+        except Exception as exc:
+            self._fail_body(body, f"Callback error: {_repr(exc)}", exc)
+
+    def _fail_body(self, body: Any, reason: str, cause: Any = None) -> None:
+        logger.warning("the chord with the body %s failed: %s", body.task, reason)
+        if not isinstance(body, group_signature) and not body.id:
+            body.set(task_id=uuid())
+        try:
+            raise ChordError(reason) from (cause if isinstance(cause, Exception) else None)
         except ChordError as exc:  # Celery takes the traceback from where it is called
             self.chord_error_from_stack(body, exc)
 
-    def _send_body(self, group: Any, body: Any) -> None:
-        try:
-            with allow_join_result():
-                results = group.join_native(
-                    timeout=self.app.conf.result_chord_join_timeout, propagate=True
-                )
-        except (StoreError, BackendError):
-            raise  # the parts are as they were, and so is the body: this part comes again
-        except Exception as exc:
-            culprit = next(group._failed_join_report(), None)
-            reason = repr(exc) if culprit is None else f"Dependency {culprit.id} raised {exc!r}"
-            logger.warning("chord %s failed: %s", group.id, reason)
-            error = ChordError(reason)
-            error.__cause__ = exc
-            self._fail_body(body, error)
-            return
-        try:
-            body.delay(results)
-        except OperationalError as exc:
-            # Not counted as sent: this part is delivered again, and tries again.
-            raise Reject(exc, requeue=True) from exc
+
+def _leaves(group: Any) -> Iterator[str]:
+    """The ids of the tasks in it, those of groups in it too."""
+    for result in group.results:
+        if isinstance(result, ResultSet):
+            yield from _leaves(result)
+        else:
+            yield result.id
+
+
+def _values(group: Any, found: Mapping[str, Any]) -> list[Any]:
+    """What the tasks of it returned, in its shape."""
+    return [
+        _values(result, found) if isinstance(result, ResultSet) else found[result.id]["result"]
+        for result in group.results
+    ]
+
+
+def _repr(exc: Any) -> str:
+    return repr(failures.presentable(exc)) if isinstance(exc, BaseException) else repr(exc)
 
 
 def came_before(request: Any) -> bool:

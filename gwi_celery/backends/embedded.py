@@ -5,6 +5,7 @@ Whether an end is there already is decided in the same transaction that would ov
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -13,16 +14,23 @@ from celery import states
 from celery.exceptions import TimeoutError
 
 from gwi_celery import config
-from gwi_celery.backends.base import ReliableBackend
+from gwi_celery.backends.base import RENEW_CHORD_AFTER, Counted, ReliableBackend
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
+from gwi_celery.sqlite import Database
 from gwi_celery.stores.sqlite import SqliteStore, memory_store
 from gwi_celery.transport.embedded import OPTIONS
 
 #: Pauses between looks at a result that isn't there yet, seconds: short at first, then longer.
 _FIRST_LOOK, _LONGEST_LOOK = 0.002, 0.05
 
-#: Stored results between two sweeps of what has expired.
-_SWEEP_EVERY = 1000
+#: Results and chords deleted in one transaction.
+_BATCH = 1000
+
+_DELETE_CHORD = (
+    "DELETE FROM chord_parts WHERE group_id = ?",
+    "DELETE FROM chord_sizes WHERE group_id = ?",
+    "DELETE FROM chords WHERE group_id = ?",
+)
 
 
 class EmbeddedBackend(ReliableBackend):
@@ -34,7 +42,6 @@ class EmbeddedBackend(ReliableBackend):
         store = memory_store(parsed.memory) if parsed.folder is None else SqliteStore(parsed.folder)
         self._db = store.database
         self._clock = clock
-        self._stored = 0
 
     def as_uri(self, include_password: bool = False) -> str:
         return self.url or "embedded://"
@@ -83,9 +90,6 @@ class EmbeddedBackend(ReliableBackend):
                     *(state in states.READY_STATES, states.FAILURE, states.REVOKED),
                 ),
             )
-        self._stored += 1
-        if self._stored % _SWEEP_EVERY == 0:
-            self.cleanup()
 
     # --- results ------------------------------------------------------------------------------
 
@@ -117,31 +121,101 @@ class EmbeddedBackend(ReliableBackend):
             task_ids, timeout=timeout, interval=min(interval or _LONGEST_LOOK, _LONGEST_LOOK), **kw
         )
 
+    @property
+    def database(self) -> Database:
+        return self._db
+
     def cleanup(self) -> None:
-        """Delete what has expired."""
+        """Delete what has expired. Workers do so by themselves."""
+        while self.delete_expired(_BATCH) >= _BATCH:
+            pass
+
+    def delete_expired(self, limit: int) -> int:
+        """Delete up to ``limit`` expired results, and as many chords, in one transaction."""
         now = self._clock.time()
         with self._db.write(durable=False) as c:
-            c.execute("DELETE FROM results WHERE expires <= ?", (now,))
-            c.execute(
-                "DELETE FROM chord_parts WHERE group_id IN "
-                "(SELECT group_id FROM chords WHERE expires <= ?)",
-                (now,),
-            )
-            c.execute("DELETE FROM chords WHERE expires <= ?", (now,))
+            results = c.execute(
+                "DELETE FROM results WHERE task_id IN"
+                " (SELECT task_id FROM results WHERE expires <= ? LIMIT ?)",
+                (now, limit),
+            ).rowcount
+            chords = c.execute(
+                "SELECT group_id FROM chords WHERE expires <= ? LIMIT ?", (now, limit)
+            ).fetchall()
+            for statement in _DELETE_CHORD:
+                c.executemany(statement, map(tuple, chords))
+        return max(results, len(chords))
 
     # --- chords -------------------------------------------------------------------------------
 
-    def count_part(self, group_id: str, part: str) -> tuple[int, bool]:
-        expires = self._clock.time() + self.expires if self.expires else None
+    def open_chord(self, group_id: str, key: str, value: Any) -> None:
+        self.put(key, value, None, self.expires, None)
+        with self._db.write(durable=False) as c:
+            over = c.execute(
+                "SELECT 1 FROM chords WHERE group_id = ? AND (dispatched NOTNULL OR expires <= ?)",
+                (group_id, self._clock.time()),
+            ).fetchone()
+            for statement in _DELETE_CHORD if over else ():
+                c.execute(statement, (group_id,))
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        with self._db.write() as c:
+            self._keep_chord(c, group_id)
+            c.execute(
+                "INSERT INTO chord_sizes VALUES (?, ?, 0) ON CONFLICT (group_id) "
+                "DO UPDATE SET size = excluded.size",
+                (group_id, chord_size),
+            )
+
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        with self._db.write() as c:
+            self._keep_chord(c, chord_id)
+            c.execute(
+                "INSERT INTO chord_sizes VALUES (?, NULL, 1) ON CONFLICT (group_id) "
+                "DO UPDATE SET extra = extra + 1",
+                (chord_id,),
+            )
+
+    def count_part(self, group_id: str, part: str) -> Counted:
         with self._db.write() as c:
             c.execute("INSERT OR IGNORE INTO chord_parts VALUES (?, ?)", (group_id, part))
-            c.execute("INSERT OR IGNORE INTO chords VALUES (?, NULL, ?)", (group_id, expires))
+            self._keep_chord(c, group_id)
             row = c.execute(
-                "SELECT dispatched, (SELECT count(*) FROM chord_parts WHERE group_id = ?) AS parts "
-                "FROM chords WHERE group_id = ?",
-                (group_id, group_id),
+                """
+                SELECT dispatched, size, coalesce(extra, 0) AS extra,
+                    (SELECT count(*) FROM chord_parts AS p WHERE p.group_id = c.group_id) AS parts
+                FROM chords AS c LEFT JOIN chord_sizes USING (group_id) WHERE c.group_id = ?
+                """,
+                (group_id,),
             ).fetchone()
-        return row["parts"], row["dispatched"] is not None
+        return Counted(
+            row["parts"], row["dispatched"] is not None, size=row["size"], extra=row["extra"]
+        )
+
+    def _keep_chord(self, c: sqlite3.Connection, group_id: str) -> None:
+        """Keep all of a chord for as long as a result from now on: its last part needs it."""
+        expires = self._clock.time() + self.expires if self.expires else None
+        c.execute("INSERT OR IGNORE INTO chords VALUES (?, NULL, ?)", (group_id, expires))
+        row = c.execute("SELECT expires FROM chords WHERE group_id = ?", (group_id,)).fetchone()
+        kept = row["expires"]
+        if kept is None or expires is None or expires - kept < self.expires * RENEW_CHORD_AFTER:
+            return
+        c.execute("UPDATE chords SET expires = ? WHERE group_id = ?", (expires, group_id))
+        c.execute(
+            "UPDATE results SET expires = ? WHERE expires > ? AND (task_id = ? OR task_id IN "
+            "(SELECT ? || part FROM chord_parts WHERE group_id = ?))",
+            (
+                *(expires, self._clock.time(), self.get_key_for_group(group_id)),
+                *(self.task_keyprefix, group_id),
+            ),
+        )
+
+    def parts(self, group_id: str) -> list[str]:
+        with self._db.read() as c:
+            rows = c.execute(
+                "SELECT part FROM chord_parts WHERE group_id = ? ORDER BY rowid", (group_id,)
+            )
+            return [row["part"] for row in rows]
 
     def mark_sent(self, group_id: str) -> None:
         with self._db.write() as c:

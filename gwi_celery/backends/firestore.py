@@ -6,6 +6,7 @@ a result of another state   over the version that this process wrote before     
                             else, after a RETRY, read, and written over the version read          2
                             else refused first: there was one after all                           3
 a ReliableTask's result     goes with the outcome, where the store is in the same place           0
+a chord                     its group and its count in one commit, its size, once known           2
 a chord's part              created, and counted in the same commit                               1
 a chord's last part         then group, results (100 a read), and a mark that the body was sent   4
 get, or a group's get       one read; then what changes comes by a stream that all share          1
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,7 +28,12 @@ from celery.exceptions import TimeoutError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 from kombu.utils.functional import LRUCache
 
-from gwi_celery.backends.base import ReliableBackend, came_before
+from gwi_celery.backends.base import (
+    RENEW_CHORD_AFTER,
+    Counted,
+    ReliableBackend,
+    came_before,
+)
 from gwi_celery.errors import ConfigurationError, StoreUnusable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
@@ -35,7 +42,7 @@ from gwi_celery.firestore.listener import Listener, Watch, listener_of, stop_lis
 from gwi_celery.firestore.url import FirestoreURL, parse
 from gwi_celery.stores import firestore_blobs as blobs
 from gwi_celery.stores.base import StoredResult
-from gwi_celery.stores.firestore_documents import Places, blob_of
+from gwi_celery.stores.firestore_documents import SECOND, Places, blob_of
 from gwi_celery.stores.firestore_holder import Tries
 from gwi_celery.stores.firestore_results import (
     PARTS,
@@ -161,19 +168,24 @@ class FirestoreBackend(ReliableBackend):
         except Conflict:
             return  # it is gone
 
-    def put(self, key: str, value: Any, state: str | None, expires: Any, request: Any) -> None:
-        name = result_name(self._names, key)
-        version = self._place.versions.pop(name, None)
+    def _write(
+        self, key: str, value: Any, state: str, expires: Any, request: Any, version: Any = None
+    ) -> ResultWrite:
         result = StoredResult(
             task_id="",  # of a group, say: the key is what counts
             key=key,
-            state=state or "",
+            state=state,
             meta=ensure_bytes(value),
             ttl=float(expires) if expires else None,
             seen_before=came_before(request),
             version=version,
         )
-        write = ResultWrite(self.client, self._names, result)
+        return ResultWrite(self.client, self._names, result)
+
+    def put(self, key: str, value: Any, state: str | None, expires: Any, request: Any) -> None:
+        name = result_name(self._names, key)
+        version = self._place.versions.pop(name, None)
+        write = self._write(key, value, state or "", expires, request, version)
         if state is None:
             self.client.commit_surely([write.write_over(), *write.pieces], tries=_TRIES)
             return
@@ -271,7 +283,7 @@ class FirestoreBackend(ReliableBackend):
 
     def _look(self, task_ids: Sequence[str]) -> dict[str, Any]:
         """The results that are there and ready; kept in Celery's cache, too."""
-        values = self._ensure_retryable(self.mget, [self.get_key_for_task(id) for id in task_ids])
+        values = self.retried(self.mget, [self.get_key_for_task(id) for id in task_ids])
         ready: dict[str, Any] = self._mget_to_results(values, list(task_ids))
         self._cache.update(ready)
         return ready
@@ -328,36 +340,86 @@ class FirestoreBackend(ReliableBackend):
 
     # --- chords -------------------------------------------------------------------------------
 
-    def count_part(self, group_id: str, part: str) -> tuple[int, bool]:
+    def open_chord(self, group_id: str, key: str, value: Any) -> None:
         name = self._chord_name(group_id)
-        ttl = float(self.expires) if self.expires else None
-        collected = gc_at(self.client, ttl)
-        writes = [
-            documents.create(part_name(name, part), {"gc_at": collected}),
-            Write(
-                name,
-                {"gc_at": collected, "data": {"ttl": ttl}},
-                mask=["gc_at", "data.ttl"],
-                increments=[("data.count", 1)],
-            ),
-        ]
+        group = self._write(key, value, "", self.expires, None)
+        begun = documents.create(name, self._chord_fields(renewed=self.client.about_now()))
+        tries = Tries("keep a chord's group")
+        for _ in tries:
+            with tries.once():
+                try:
+                    self.client.commit([group.write_over(), *group.pieces, begun])
+                except Conflict:  # it was applied before, or by this very commit
+                    begun = self._begun_again(name, begun)
+                    raise
+                return
+
+    def _begun_again(self, name: str, begun: Write) -> Write:
+        """The chord's count over the one that is there: anew, if that one is over."""
+        read = self.client.read([name])
+        document = read.documents.get(name)
+        if document is None or begun.fields is None:
+            return begun
+        data = document.fields["data"]
+        if not (data.get("sent") or has_expired(data["ttl"], document.update_time, read.read_time)):
+            return documents.check(name, document.update_time)
+        parts = self.client.query(Query(name, PARTS, mask=[])).documents
+        for group in blobs.batches([documents.delete(part) for part in parts], _BATCH):
+            self.client.commit_surely(group, tries=_TRIES)
+        return documents.replace(name, begun.fields, document.update_time)
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        fields = self._chord_fields(size=chord_size)
+        write = Write(self._chord_name(group_id), fields, mask=["gc_at", "data.ttl", "data.size"])
+        self.retried(self.client.commit_surely, [write], tries=_TRIES)
+
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        # With a document of its own, so that it joins once, however often this is sent.
+        name = self._chord_name(chord_id)
+        joins = documents.create(part_name(name, f"joins:{result.id}"), self._chord_fields())
+        self.retried(self._count, name, joins, "data.extra")
+
+    def count_part(self, group_id: str, part: str) -> Counted:
+        name = self._chord_name(group_id)
+        create = documents.create(part_name(name, part), self._chord_fields(id=part))
+        data = self._count(name, create, "data.count")
+        renewed, ttl = data.get("renewed"), self.expires
+        if renewed and ttl:
+            since = (self.client.about_now() - renewed) / SECOND
+            if since > ttl * RENEW_CHORD_AFTER:
+                self._renew(group_id, name)
+        return Counted(
+            data.get("count", 0),
+            data.get("sent", False),
+            size=data.get("size") or None,
+            extra=data.get("extra", 0),
+        )
+
+    def _count(self, name: str, create: Write, path: str) -> Mapping[str, Any]:
+        """Create a document, and add one to the chord's number, together: once. What is counted."""
+        # Adding nothing is reading.
+        numbers = ["data.count", "data.size", "data.extra", "data.renewed"]
+        count = Write(
+            name,
+            self._chord_fields(),
+            mask=["gc_at", "data.ttl"],
+            increments=[(number, int(number == path)) for number in numbers],
+        )
         tries = Tries("count a chord's part")
         for _ in tries:
             with tries.once():
                 try:
-                    return self.client.commit(writes).totals[1][0], False
-                except Conflict:
-                    return self._counted(name)
+                    totals = self.client.commit([create, count]).totals[1]
+                except Conflict:  # it was counted before
+                    document = self.client.read([name]).documents.get(name)
+                    return {} if document is None else document.fields["data"]
+                return dict(zip(("count", "size", "extra", "renewed"), totals, strict=True))
         raise AssertionError  # the tries end by themselves
 
-    def _counted(self, chord_name: str) -> tuple[int, bool]:
-        """As :meth:`count_part`, for a part that was counted before."""
-        document = self.client.read([chord_name]).documents.get(chord_name)
-        data = {} if document is None else document.fields["data"]
-        return data.get("count", 0), data.get("sent", False)
-
-    def _chord_name(self, group_id: str) -> str:
-        return result_name(self._names, self.get_key_for_chord(group_id))
+    def parts(self, group_id: str) -> list[str]:
+        found = self.client.query(Query(self._chord_name(group_id), PARTS, mask=["data.id"]))
+        data = [document.fields.get("data", {}) for document in found.documents.values()]
+        return [fields["id"] for fields in data if "id" in fields]
 
     def mark_sent(self, group_id: str) -> None:
         name = self._chord_name(group_id)
@@ -366,6 +428,40 @@ class FirestoreBackend(ReliableBackend):
             self.client.commit_surely([write], tries=_TRIES)
         except Conflict:
             return  # expired and collected, since it was counted
+
+    def _chord_name(self, group_id: str) -> str:
+        return result_name(self._names, self.get_key_for_chord(group_id))
+
+    def _chord_fields(self, **data: Any) -> dict[str, Any]:
+        ttl = float(self.expires) if self.expires else None
+        return {"gc_at": gc_at(self.client, ttl), "data": {"ttl": ttl, **data}}
+
+    def _renew(self, group_id: str, chord: str) -> None:
+        """Keep what a chord's last part needs as long as a result from now on."""
+        ids = self.parts(group_id)
+        keys = [self.get_key_for_group(group_id), *map(self.get_key_for_task, ids)]
+        names = [result_name(self._names, key) for key in keys]
+        names += [part_name(chord, part) for part in ids]
+        fields = self._chord_fields()
+        for some in blobs.batches(names, _BATCH):
+            read = self.client.read(some, ["data.id", *_MANIFEST])
+            for document in read.documents.values():
+                data = document.fields["data"]
+                if data["ttl"] is None or has_expired(
+                    data["ttl"], document.update_time, read.read_time
+                ):
+                    continue
+                blob = blob_of(data) if "sha" in data else None
+                chunks = blob.chunk_names(document.name) if blob is not None else []
+                writes = [
+                    Write(document.name, fields, mask=["gc_at", "data.ttl"], exists=True),
+                    *(Write(chunk, fields, mask=["gc_at"], exists=True) for chunk in chunks),
+                ]
+                with suppress(Conflict):  # it is gone
+                    self.client.commit_surely(writes, tries=_TRIES)
+                self._place.versions.pop(document.name, None)
+        renewed = {"data": {"renewed": self.client.about_now()}}
+        self.client.commit_surely([Write(chord, renewed, mask=["data.renewed"])], tries=_TRIES)
 
     # --- upkeep -------------------------------------------------------------------------------
 

@@ -76,6 +76,8 @@ class OutgoingMessage:
     delay: float = 0.0
     #: Seconds after which it is dropped undelivered; None: the queue's, then the broker's.
     ttl: float | None = None
+    #: An answer to somebody: if the queue named is gone, so is its reader, and it is dropped.
+    reply: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,16 +203,29 @@ class Broker(Protocol):
         Raises ConfigurationError if it exists with another type.
         """
 
-    def delete_exchange(self, name: str) -> None:
-        """Delete the exchange and its bindings; the queues stay."""
+    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
+        """Delete the exchange and its bindings; the queues stay.
+
+        ``if_unused``: only without a binding. Raises NotDeleted if there is one, or if that can't
+        be known.
+        """
 
     def has_exchange(self, name: str) -> bool: ...
 
     def declare_queue(self, spec: QueueSpec) -> None:
-        """Make sure the queue exists. An existing one takes over ``spec``'s settings."""
+        """Make sure the queue exists. An existing one takes over ``spec``'s settings.
 
-    def delete_queue(self, name: str) -> None:
-        """Delete the queue, its bindings and all its messages."""
+        Raises ConfigurationError for a temporary queue of the name of one that stays: its messages
+        would go with the next subscriber.
+        """
+
+    def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
+        """Delete the queue, its bindings and all its messages.
+
+        ``if_unused``: only without a subscriber, in any process. ``if_empty``: only without a
+        message, ready, delayed or leased. Raises NotDeleted if there is one, or if that can't be
+        known. A queue that doesn't exist is no error.
+        """
 
     def has_queue(self, name: str) -> bool: ...
 
@@ -232,8 +247,8 @@ class Broker(Protocol):
         Returns the number of queues it reached; None where the broker can't say.
 
         The default exchange ``""`` reaches the queue named ``routing_key``, which is created as a
-        durable queue if it doesn't exist. A queue bound twice gets one copy. Any process's
-        subscribed receivers are woken.
+        durable queue if it doesn't exist, unless the message is a ``reply``. A queue bound twice gets
+        one copy. Any process's subscribed receivers are woken.
         """
 
     def publish_many(
@@ -271,7 +286,10 @@ class Broker(Protocol):
         """
 
     def size(self, queue: str) -> QueueSize | None:
-        """What the queue holds; None where the broker can't say. Raises NotFound."""
+        """What the queue holds; None where the broker can't say. Raises NotFound.
+
+        A dead letter is made when the first message dies: until then it is empty, not missing.
+        """
 
     def purge(self, queue: str) -> int:
         """Delete what is ready or delayed, not what is leased; how many that was."""

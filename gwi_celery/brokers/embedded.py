@@ -27,12 +27,14 @@ import os
 import sqlite3
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from gwi_celery.brokers import embedded_tables as tables
 from gwi_celery.brokers.base import (
+    DEAD_LETTER_SUFFIX,
     DEATH_DELIVERIES,
     DEATH_QUEUE,
     DEATH_REASON,
@@ -46,6 +48,7 @@ from gwi_celery.brokers.base import (
     StoredMessage,
     dead_letter_queue,
 )
+from gwi_celery.brokers.checks import above_zero, check_spec, exists_to_stay
 from gwi_celery.brokers.embedded_tables import Queue
 from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES
 from gwi_celery.brokers.wakeups import LOOK_INTERVAL, FolderWakeups, Intake, PipeWakeups, Wakeups
@@ -55,6 +58,7 @@ from gwi_celery.errors import (
     BrokerUnavailable,
     BrokerUnusable,
     ConfigurationError,
+    NotDeleted,
     NotFound,
 )
 from gwi_celery.sqlite import Database
@@ -89,8 +93,8 @@ class EmbeddedBroker:
         retention: float = RETENTION,
         memory: Memory | None = None,
     ) -> None:
-        _above_zero("lease_seconds", lease_seconds)
-        _above_zero("retention", retention)
+        above_zero("lease_seconds", lease_seconds)
+        above_zero("retention", retention)
         if max_deliveries < 0:
             raise ConfigurationError(f"max_deliveries is {max_deliveries}; 0 is without a limit")
         self.lease_seconds = lease_seconds
@@ -131,8 +135,11 @@ class EmbeddedBroker:
                 "that type, or delete it first"
             )
 
-    def delete_exchange(self, name: str) -> None:
+    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
         with self._database.write() as c:
+            bound = tables.bound_to(c, name, self._clock.time()) if if_unused else []
+            if bound:
+                raise NotDeleted(f"exchange {name!r} is used: queue {bound[0]!r} is bound to it")
             tables.drop_exchange(c, name)
 
     def has_exchange(self, name: str) -> bool:
@@ -140,7 +147,7 @@ class EmbeddedBroker:
             return name == "" or tables.exchange_type(c, name) is not None
 
     def declare_queue(self, spec: QueueSpec) -> None:
-        _check(spec)
+        check_spec(spec)
         with self._database.read() as c:
             found = tables.find_queue(c, spec.name, self._clock.time())
             listeners = tables.listeners(c, spec.name) if spec.temporary else []
@@ -152,14 +159,33 @@ class EmbeddedBroker:
             # First: what a killed process left in an auto_delete queue is gone with it.
             for intake in dead:
                 tables.drop_intake(c, intake, now)
+            found = tables.find_queue(c, spec.name, now)
+            if found is not None and spec.temporary and not found.spec.temporary:
+                raise exists_to_stay(spec.name)
             tables.put_queue(c, spec, now)
 
-    def delete_queue(self, name: str) -> None:
+    def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
         with self._database.read() as c:
             found = tables.find_queue(c, name, self._clock.time())
-        if found is not None:
-            with self._database.write(durable=not found.spec.temporary) as c:
-                tables.drop_queue(c, name)
+            listeners = tables.listeners(c, name) if if_unused else []
+        if found is None:
+            return
+        dead = [intake for intake in listeners if not self._wakeups.alive(intake)]
+        with self._database.write(durable=not found.spec.temporary) as c:
+            now = self._clock.time()
+            for intake in dead:
+                tables.drop_intake(c, intake, now)
+            found = tables.find_queue(c, name, now)
+            if found is None:
+                return
+            if if_unused and tables.listeners(c, name):
+                raise NotDeleted(f"queue {name!r} is used: somebody consumes from it")
+            if if_empty and (size := tables.size(c, found, now)).total:
+                raise NotDeleted(
+                    f"queue {name!r} is not empty: {size.ready} messages are ready, "
+                    f"{size.delayed} delayed and {size.leased} leased"
+                )
+            tables.drop_queue(c, name)
 
     def has_queue(self, name: str) -> bool:
         with self._database.read() as c:
@@ -215,17 +241,21 @@ class EmbeddedBroker:
             return []
         self._sweep_if_due()
         routes: dict[tuple[str, str], list[Queue]] = {}
+        reached = []
         with self._change(durable=True) as change:
             for exchange, routing_key, message in messages:
                 route = (exchange, routing_key)
                 if route not in routes:
                     routes[route] = self._route(change, exchange, routing_key)
+                if not routes[route] and not exchange and not message.reply:
+                    routes[route] = [self._ensure(change, routing_key)]
+                reached.append(len(routes[route]))
                 for queue in routes[route]:
                     tables.insert_message(change.c, queue, message, change.now, self._retention)
             for queues in routes.values():
                 for queue in queues:
                     change.wake(queue.spec.name)
-        return [len(routes[exchange, routing_key]) for exchange, routing_key, _ in messages]
+        return reached
 
     def _route(self, change: _Change, exchange: str, routing_key: str) -> list[Queue]:
         if exchange:
@@ -235,7 +265,8 @@ class EmbeddedBroker:
             return tables.route(change.c, exchange, type, routing_key, change.now)
         if not routing_key:
             raise NotFound("the default exchange needs a queue's name as the routing key")
-        return [self._ensure(change, routing_key)]
+        found = tables.find_queue(change.c, routing_key, change.now)
+        return [] if found is None else [found]
 
     def _ensure(self, change: _Change, name: str) -> Queue:
         """The queue, made as a durable one if there is none."""
@@ -349,7 +380,7 @@ class EmbeddedBroker:
             row = tables.leased(change.c, *_lease_of(delivery), change.now)
             queue = tables.find_queue(change.c, delivery.queue, change.now)
             if row is not None and queue is not None:
-                self._bury(change, queue, row, reason)
+                self._bury(change, queue, row, reason, delivery.attributes)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         attributes = {
@@ -362,7 +393,15 @@ class EmbeddedBroker:
         message = OutgoingMessage(delivery.data, attributes, delivery.priority)
         self.publish("", dead_letter_queue(delivery.queue), message)
 
-    def _bury(self, change: _Change, queue: Queue, row: sqlite3.Row, reason: str) -> None:
+    def _bury(
+        self,
+        change: _Change,
+        queue: Queue,
+        row: sqlite3.Row,
+        reason: str,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Move it to the dead letter; ``more``: attributes that its consumer gave it."""
         if queue.spec.temporary:
             tables.delete(change.c, row["id"])
             return
@@ -372,6 +411,7 @@ class EmbeddedBroker:
             change.wake(queue.spec.name)
             return
         attributes = {
+            **more,
             **tables.read_attributes(row["attributes"]),
             DEATH_REASON: reason,
             DEATH_QUEUE: queue.spec.name,
@@ -385,8 +425,12 @@ class EmbeddedBroker:
     # --- for operators ----------------------------------------------------------------------------
 
     def size(self, queue: str) -> QueueSize | None:
+        """As :meth:`Broker.size`."""
+        now = self._clock.time()
         with self._database.read() as c:
-            return tables.size(c, self._find(c, queue), self._clock.time())
+            if queue.endswith(DEAD_LETTER_SUFFIX) and tables.find_queue(c, queue, now) is None:
+                return QueueSize(0, 0, 0)
+            return tables.size(c, self._find(c, queue), now)
 
     def purge(self, queue: str) -> int:
         """Delete what is ready or delayed, not what is leased; how many. 0 for a missing queue."""
@@ -440,7 +484,11 @@ class EmbeddedBroker:
             change.wake(queue)
             return len(rows)
 
-    def housekeep(self) -> int:
+    @property
+    def database(self) -> Database:
+        return self._database
+
+    def housekeep(self, limit: int = _SWEEP_LIMIT) -> int:
         """Delete what dead receivers and the passing of time have left; how many messages.
 
         Receivers and publishers do so by themselves about twice a minute.
@@ -456,7 +504,7 @@ class EmbeddedBroker:
         self._bury_receivers(dead)
         with self._database.write(durable=False) as c:
             tables.drop_expired_queues(c, self._clock.time())
-            return tables.delete_expired(c, self._clock.time(), limit=_SWEEP_LIMIT)
+            return tables.delete_expired(c, self._clock.time(), limit=limit)
 
     def _sweep_if_due(self) -> None:
         now = self._clock.monotonic()
@@ -696,21 +744,3 @@ def _lease_of(delivery: Delivery) -> tuple[int, int]:
 
 def _no_exchange(name: str) -> NotFound:
     return NotFound(f"there is no exchange {name!r}: declare it first")
-
-
-def _check(spec: QueueSpec) -> None:
-    if not spec.name:
-        raise ConfigurationError("a queue needs a name")
-    for setting in ("expires", "message_ttl", "lease_seconds"):
-        value = getattr(spec, setting)
-        if value is not None:
-            _above_zero(f"queue {spec.name!r}: {setting}", value)
-    if spec.max_deliveries is not None and spec.max_deliveries < 0:
-        raise ConfigurationError(
-            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}; 0 is without a limit"
-        )
-
-
-def _above_zero(setting: str, seconds: float) -> None:
-    if not seconds > 0:
-        raise ConfigurationError(f"{setting} is {seconds}: it must be above 0 seconds")

@@ -239,6 +239,16 @@ def drop_exchange(c: sqlite3.Connection, name: str) -> None:
     c.execute("DELETE FROM exchanges WHERE name = ?", (raw(name),))
 
 
+def bound_to(c: sqlite3.Connection, exchange: str, now: float) -> list[str]:
+    """The queues that are bound to the exchange."""
+    rows = c.execute(
+        "SELECT DISTINCT q.name FROM bindings b JOIN ending_queues q ON q.id = b.queue "
+        "WHERE b.exchange = ? AND (ends_at IS NULL OR ends_at > ?) ORDER BY q.name",
+        (raw(exchange), now),
+    )
+    return [text(row["name"]) for row in rows]
+
+
 def put_binding(c: sqlite3.Connection, queue: Queue, exchange: str, routing_key: str) -> None:
     c.execute(
         "INSERT OR IGNORE INTO bindings VALUES (?, ?, ?)",

@@ -21,6 +21,7 @@ Sending a commit again is safe by its preconditions: its own success makes them 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -33,6 +34,7 @@ from google.api_core import grpc_helpers
 from google.cloud.firestore_v1 import types as _types
 
 from gwi_celery import forks
+from gwi_celery.config import emulator_unavailable
 from gwi_celery.errors import StoreError, StoreUnavailable, StoreUnusable
 from gwi_celery.firestore.documents import (
     Document,
@@ -73,6 +75,8 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _Code = grpc.StatusCode
+#: How Google says that an API is not enabled; with PERMISSION_DENIED.
+_API_OFF: Final = re.compile(r"has not been used in project|SERVICE_DISABLED|it is disabled")
 
 _CONFLICT: Final = {_Code.ALREADY_EXISTS, _Code.FAILED_PRECONDITION, _Code.NOT_FOUND}
 _UNKNOWN: Final = {
@@ -295,7 +299,7 @@ class Client:
         if exc.code in _CONFLICT:
             return Conflict(exc.details)
         if exc.code in _UNKNOWN or exc.code is _Code.ABORTED:
-            return Unsettled(f"no answer that settles a commit from {self._url.endpoint} ({exc})")
+            return Unsettled(f"{self._silence(exc)}; whether the commit was applied is unknown yet")
         return self._error(exc)
 
     def _read_error(self, exc: ServerError) -> StoreError:
@@ -316,6 +320,11 @@ class Client:
         return self._error(exc)
 
     def _error(self, exc: ServerError) -> StoreError:
+        if exc.code is _Code.PERMISSION_DENIED and _API_OFF.search(exc.details):
+            return StoreUnusable(
+                f"the Firestore API of project {self._url.project} is switched off ({exc.details}): "
+                f"gcloud services enable firestore.googleapis.com --project={self._url.project}"
+            )
         if exc.code is _Code.PERMISSION_DENIED:
             return StoreUnusable(
                 f"Firestore refuses this account ({exc.details}). Grant its service account "
@@ -333,8 +342,14 @@ class Client:
                 "daily ones"
             )
         if exc.code in _UNKNOWN or exc.code is _Code.ABORTED:
-            return StoreUnavailable(f"Firestore at {self._url.endpoint} does not answer ({exc})")
+            return StoreUnavailable(self._silence(exc))
         return StoreUnusable(f"Firestore refuses the request: {exc}")
+
+    def _silence(self, exc: ServerError) -> str:
+        if self._url.emulator and exc.code in (_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED):
+            down = emulator_unavailable("Firestore", "FIRESTORE_EMULATOR_HOST", self._url.endpoint)
+            return f"{down} ({exc})"
+        return f"Firestore at {self._url.endpoint} does not answer ({exc})"
 
 
 class _Connection:

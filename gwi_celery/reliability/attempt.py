@@ -10,8 +10,10 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import uuid4
 
 from celery import states
 from celery._state import _task_stack
@@ -34,12 +36,14 @@ from gwi_celery.errors import (
 )
 from gwi_celery.failures import ENDS_THE_WORKER
 from gwi_celery.jitter import jitter
-from gwi_celery.reliability import blobs, call, wording
+from gwi_celery.reliability import blobs, call, carried, wording
+from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.options import first
 from gwi_celery.reliability.outcome import dump_failure, load_failure
 from gwi_celery.reliability.run import Limits, Run
 from gwi_celery.stores.base import (
     Cancelled,
+    ClaimAnswer,
     Claimed,
     Completed,
     Held,
@@ -75,22 +79,19 @@ class Attempt:
             known.eager_store if self._request.is_eager and not _in_a_workers_job() else known.store
         )
 
-    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def run(self, body: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         request = self._request
         headers = request.headers or {}
+        options = self._task.reliable
+        if options.deadline is not None and DEADLINE_HEADER not in headers:
+            # Sent by one who knows no more than the task's name: counted from here on.
+            headers = {**headers, DEADLINE_HEADER: time.time() + options.deadline}
+            request.headers = headers
         understood = self._task.understand(args, kwargs, headers, request.id)
         asked_at = time.monotonic()
         try:
             store = self._store
-            answer = store.claim(
-                self._task.claim_request(
-                    understood,
-                    headers,
-                    request.id,
-                    os.getpid(),
-                    redelivered=came_before(request),
-                )
-            )
+            answer = self._claim(store, understood, headers)
         except StoreError as exc:
             self._store_away(exc)
         match answer:
@@ -104,10 +105,8 @@ class Attempt:
                 emit("claimed", **facts)
                 tracing.describe(**facts, generation=answer.record.generation)
                 run = Run(store, answer, self._limits(headers), asked_at=asked_at)
-                if answer.record.attempt > 1 or answer.has_checkpoints:
-                    logger.info("%s[%s] %s", self._task.name, request.id, run.where_resumed())
-                kwargs = call.filled(self._task.run, self._task.reliable, args, kwargs, headers)
-                return self._attempt(run, args, kwargs)
+                kwargs = call.filled(self._task.run, options, args, kwargs, headers)
+                return self._attempt(run, body, args, kwargs)
             case Completed():
                 return self._answer(answer.record)
             case Mismatch():
@@ -115,7 +114,8 @@ class Attempt:
                 raise IdempotencyMismatch(
                     f"{self._task.name}: this idempotency key was used before with another payload, so "
                     f"the job did not run. Tenant {understood.tenant!r}, run {understood.run!r}: "
-                    "use another run id or key, or send the payload it had"
+                    "use another run id or key, or send the payload it had. If other arguments are "
+                    'to make another job of the run, give the task Reliable(key="payload")'
                 )
             case Held():
                 emit("contended")
@@ -126,13 +126,40 @@ class Attempt:
                 self._revoked((answer.record.outcome or b"").decode(errors="replace"))
         return None
 
-    def _attempt(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _claim(self, store: Store, understood: Call, headers: Mapping[str, Any]) -> ClaimAnswer:
+        request = self._request
+        wanted = self._task.claim_request(
+            understood, headers, request.id, os.getpid(), redelivered=came_before(request)
+        )
+        answer = store.claim(wanted)
+        deadline = headers.get(DEADLINE_HEADER)
+        if not isinstance(answer, Held) or deadline is None or time.time() <= float(deadline):
+            return answer
+        # It waits no longer. Under a lock of its own it is recorded as failed, before it begins;
+        # unless it is the job itself that runs elsewhere.
+        own = call.own_lock(understood.job)
+        answer = store.claim(replace(wanted, lock=own, nonce=uuid4().hex, redelivered=True))
+        if isinstance(answer, Held):
+            raise DeadlineExceeded(
+                f"{self._task.name}: {wording.why_held(understood.lock, answer)}, and the deadline of "
+                "this call has passed"
+            )
+        return answer
+
+    def _attempt(
+        self,
+        run: Run,
+        body: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
         # Not the request itself: a cycle would keep the attempt, and all it recorded, for long.
         self._request._gwi_run = (weakref.ref(self._request), run)
         run.start_renewing()
         try:
-            self._refuse_hopeless(run)
-            result = self._task.run(*args, **kwargs)
+            self._begin(run)
+            with carried.carrying(self._task, run):
+                result = body(*args, **kwargs)
             limit = first(self._task.reliable.max_result_bytes, self._settings.max_result_bytes)
             blob = blobs.dump(result, what=f"the result of {self._task.name}", limit=limit)
             if isinstance(result, ResultBase):
@@ -178,12 +205,19 @@ class Attempt:
         finally:
             run.abandon()
 
+    def _begin(self, run: Run) -> None:
+        self._refuse_hopeless(run)
+        run.load()
+        if run.record.attempt > 1 or run.has_checkpoints:
+            logger.info("%s[%s] %s", self._task.name, self._request.id, run.where_resumed())
+
     def _refuse_hopeless(self, run: Run) -> None:
         limit = first(self._task.reliable.max_crashes, self._settings.max_crashes)
         if run.record.crashes > limit:
             raise CrashLimitExceeded(
-                f"{self._task.name} took its worker down {run.record.crashes} times and is not tried "
-                "again: look at its last step, then redrive it from the dead letter"
+                f"{self._task.name} took its worker down {run.record.crashes} times without "
+                "saving a step and is not tried again: look at its last step, then redrive it from "
+                "the dead letter"
             )
         run.check()
 

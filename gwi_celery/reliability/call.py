@@ -6,20 +6,32 @@ Ids come from the call's bound arguments, positional ones too, else from its hea
 from __future__ import annotations
 
 import inspect
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from celery.app.task import Context
+
+from gwi_celery import beat
 from gwi_celery.errors import ConflictingIds, InvalidCall, MissingTenant, NotSerializable
-from gwi_celery.ids import fingerprint
 from gwi_celery.reliability.options import Reliable
+from gwi_celery.reliability.payload import Payload
 from gwi_celery.stores.base import JobRef, LockRef
 from gwi_celery.transport.headers import (
+    DEADLINE_HEADER,
+    DUE_HEADER,
     KEY_HEADER,
+    PREFIX,
     REDRIVE_HEADER,
+    REPLAY_HEADER,
     RUN_HEADER,
     TENANT_HEADER,
 )
+
+#: Bytes of a tenant, run or key at most: they stand in records beside what else these hold.
+_LONGEST = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,12 +43,14 @@ class Call:
     run: str | None
     job: JobRef
     lock: LockRef
+    #: By name, as they were passed.
     arguments: Mapping[str, Any]
+    payload: Payload
 
     def fingerprint(self) -> str:
-        """Digest of the payload, whichever way the arguments were passed."""
+        """Digests of the payload's forms: two payloads are the same if they share one."""
         try:
-            return fingerprint(self.arguments)
+            return self.payload.fingerprint()
         except (TypeError, ValueError) as exc:
             raise NotSerializable(f"the arguments of {self.task} have no JSON form: {exc}") from exc
 
@@ -54,7 +68,8 @@ def understand(
 
     Raises MissingTenant, ConflictingIds, InvalidCall.
     """
-    arguments = bind(function, args, filled(function, options, args, kwargs, headers))
+    payload = Payload.of(function, args, filled(function, options, args, kwargs, headers))
+    arguments = payload.named
     tenant = _id(task, "tenant", options.tenant, TENANT_HEADER, arguments, headers)
     if tenant is None:
         raise MissingTenant(
@@ -62,31 +77,37 @@ def understand(
             f"headers={{{options.tenant!r}: ...}}"
         )
     run = _id(task, "run", options.run, RUN_HEADER, arguments, headers)
-    key = _key(task, options, arguments, headers, run, task_id)
+    key = _key(task, options, payload, headers, run, task_id)
     job = JobRef(tenant, task, key)
-    return Call(task, tenant, run, job, _lock(task, options, arguments, run, job), arguments)
+    lock = _lock(task, options, arguments, run, job)
+    return Call(task, tenant, run, job, lock, arguments, payload)
 
 
-def bind(
-    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+def promised(
+    task: str,
+    headers: Mapping[str, Any] | None,
+    idempotency_key: str | None,
+    deadline: float | None,
+    options: Reliable | None = None,
 ) -> dict[str, Any]:
-    """The arguments by name; ``*args`` and ``**kwargs`` taken apart where names are known."""
-    try:
-        signature = inspect.signature(function)
-        bound = signature.bind_partial(*args, **kwargs).arguments
-    except (TypeError, ValueError):
-        # Wrong arguments: Celery's own check, or the call itself, says so better than we could.
-        return {**{f"*{i}": value for i, value in enumerate(args)}, **kwargs}
-    named: dict[str, Any] = {}
-    for name, value in bound.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            named.update(value)
-        elif kind is inspect.Parameter.VAR_POSITIONAL:
-            named.update({f"*{i}": item for i, item in enumerate(value)})
-        else:
-            named[name] = value
-    return named
+    """The headers of a call with these two options, of a task with those. Raises InvalidCall."""
+    sent = dict(headers or {})
+    if idempotency_key is not None:
+        sent[KEY_HEADER] = given_key(task, idempotency_key)
+    if deadline is not None:
+        # A number is what the type says; what a caller passes is another matter.
+        number = deadline if type(deadline) in (int, float) else math.nan
+        if not math.isfinite(number):
+            raise InvalidCall(
+                f"{task}: the deadline is {deadline!r}: pass a number, the seconds from now"
+            )
+        sent[DEADLINE_HEADER] = time.time() + deadline
+    elif options is not None and options.deadline is not None:
+        sent.setdefault(DEADLINE_HEADER, time.time() + options.deadline)
+    due = beat.due()
+    if due is not None:
+        sent.setdefault(DUE_HEADER, due)
+    return sent
 
 
 def filled(
@@ -117,6 +138,22 @@ def filled(
 
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def callers_headers(message: Mapping[str, Any], options: Reliable) -> dict[str, Any]:
+    """The headers that a call was given, of all that its message has.
+
+    Monitoring libraries put an entry named "headers" among them, with theirs, and look for theirs
+    where Celery shows it: as *the* headers. So what is in it is shown beside the others; but for
+    names of ours, which nobody reads there when a call is made.
+    """
+    given = Context({name: v for name, v in message.items() if name != "headers"}).headers or {}
+    nested = message["headers"]
+    if not isinstance(nested, Mapping):
+        return {**given, "headers": nested}
+    ours = {options.tenant, options.run}
+    theirs = {n: v for n, v in nested.items() if n not in ours and not n.startswith(PREFIX)}
+    return {**theirs, **given, "headers": nested}
 
 
 def submission(task_id: str, headers: Mapping[str, Any]) -> str:
@@ -152,7 +189,7 @@ def _id(
             raise InvalidCall(
                 f"{task}: the {what} in its {place} is empty: pass one, or none at all"
             )
-        found[place] = value
+        found[place] = _bounded(value, f"{task}: the {what} in its {place}")
     if len(set(found.values())) > 1:
         raise ConflictingIds(
             f"{task}: two different {what}s in one call ("
@@ -165,20 +202,37 @@ def _id(
 def _key(
     task: str,
     options: Reliable,
-    arguments: Mapping[str, Any],
+    payload: Payload,
     headers: Mapping[str, Any],
     run: str | None,
     task_id: str,
 ) -> str:
     given = headers.get(KEY_HEADER)
     if given is not None:
-        return "key:" + _text(given, f"{task}: the idempotency key")
-    if callable(options.idempotency):
-        return "key:" + _text(
-            _apply(options.idempotency, arguments, f"{task}: Reliable(idempotency=...)"),
-            f"{task}: what Reliable(idempotency=...) gave",
+        key = "key:" + given_key(task, given)
+    elif callable(options.key):
+        key = "key:" + _text(
+            _apply(options.key, payload.named, f"{task}: Reliable(key=...)"),
+            f"{task}: what Reliable(key=...) gave",
         )
-    return f"run:{run}" if run is not None else f"task:{task_id}"
+    elif options.key == "payload":
+        # A digest has a fixed length: it can't be taken for a part of the run's id.
+        key = f"payload:{payload.key()} run:{run or ''}"
+    elif run is not None:
+        key = f"run:{run}"
+    else:
+        replay = headers.get(REPLAY_HEADER) or {}
+        return f"task:{replay.get('task_id') or task_id}"
+    due = headers.get(DUE_HEADER)
+    if due is None:
+        return key
+    # Neither the time nor a "run:" has a space before the other: no two such keys meet.
+    return f"due:{_text(due, f'{task}: the header {DUE_HEADER}')} {key}"
+
+
+def given_key(task: str, key: Any) -> str:
+    """The key that was given with a call. Raises InvalidCall unless it is a text of some length."""
+    return _text(key, f"{task}: the idempotency key")
 
 
 def _lock(
@@ -188,10 +242,15 @@ def _lock(
         key = _apply(options.lock, arguments, f"{task}: Reliable(lock=...)")
         return LockRef(job.tenant, ("key", _text(key, f"{task}: what Reliable(lock=...) gave")))
     if options.lock is None or run is None:
-        return LockRef(job.tenant, ("job", task, job.key))
+        return own_lock(job)
     if options.lock == "type":
         return LockRef(job.tenant, ("type", task, run))
     return LockRef(job.tenant, ("run", run))
+
+
+def own_lock(job: JobRef) -> LockRef:
+    """A lock that excludes no other job."""
+    return LockRef(job.tenant, ("job", job.task, job.key))
 
 
 def _apply(function: Callable[..., Any], arguments: Mapping[str, Any], what: str) -> Any:
@@ -204,4 +263,13 @@ def _apply(function: Callable[..., Any], arguments: Mapping[str, Any], what: str
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidCall(f"{what} is {value!r}: it must be a text, and not empty")
+    return _bounded(value, what)
+
+
+def _bounded(value: str, what: str) -> str:
+    size = len(value.encode("utf-8", "surrogatepass"))
+    if size > _LONGEST:
+        raise InvalidCall(
+            f"{what} is {size:,} bytes long, and at most {_LONGEST:,} are allowed: use a digest of it"
+        )
     return value

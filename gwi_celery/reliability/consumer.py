@@ -15,6 +15,8 @@ from celery.worker import consumer
 
 from gwi_celery.reliability import fields, tracer
 from gwi_celery.reliability.guard import guarded
+from gwi_celery.text import safe_text
+from gwi_celery.transport.headers import RUN_HEADER, TENANT_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,22 @@ class Consumer(consumer.Consumer):
         super().update_strategies()
         tracer.install(self.app)
 
+    def on_unknown_task(self, body: Any, message: Any, exc: Any) -> Any:
+        """Celery's own; the dead letter says which task it was, and whose."""
+        name, kwargs = _named(message)
+        message.death_reason = (
+            f"no task is registered as {name!r}: start the worker with the module that defines it "
+            "(celery -A, or app.conf.include), then redrive the message"
+        )
+        for header, argument in ((TENANT_HEADER, "tenant_id"), (RUN_HEADER, "run_id")):
+            if isinstance(kwargs.get(argument), str):
+                message.headers.setdefault(header, kwargs[argument])
+        return super().on_unknown_task(body, message, exc)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Any) -> Any:
+        message.death_reason = f"not a Celery task: {safe_text(exc, 500)}"
+        return super().on_invalid_task(body, message, exc)
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         handle = super().create_task_handler(*args, **kwargs)
 
@@ -46,6 +64,17 @@ class Consumer(consumer.Consumer):
             return message.reject_log_error(logger, self.connection_errors)
 
         return on_task_received
+
+
+def _named(message: Any) -> tuple[Any, dict[str, Any]]:
+    """The task that a message names, and its keyword arguments as far as they can be read."""
+    payload = message.payload
+    fields = payload if isinstance(payload, dict) else {}
+    if isinstance(payload, (list, tuple)) and len(payload) > 1:
+        fields = {"kwargs": payload[1]}
+    kwargs = fields.get("kwargs")
+    name = message.headers.get("task", fields.get("task"))
+    return name, kwargs if isinstance(kwargs, dict) else {}
 
 
 def oddity(message: Any) -> str | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import InitVar, dataclass, fields
+from typing import Any, Final, Literal
 
 from gwi_celery.errors import ConfigurationError
 
 #: Gets the call's arguments by name, and gives a key.
 KeyFunction = Callable[[Mapping[str, Any]], str]
+Key = Literal["run", "payload"] | KeyFunction
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,10 @@ class Reliable:
     #: the task), "type" (the same run of this task), a function of the arguments, or None (no other
     #: job; two attempts of one job never run together all the same).
     lock: Literal["run", "type"] | KeyFunction | None = "run"
-    #: What makes two calls the same job: "run" (this task, tenant and run), or a function of the
-    #: arguments. ``apply_async(idempotency_key=...)`` goes before either.
-    idempotency: Literal["run"] | KeyFunction = "run"
+    #: What makes two calls the same job: "run" (this task, tenant and run), "payload" (and also the
+    #: same arguments: for a fan-out of one task within a run), or a function of the arguments.
+    #: ``apply_async(idempotency_key=...)`` takes precedence over each.
+    key: Key = "run"
     #: Seconds an outcome answers later duplicates.
     result_ttl: float | None = None
     #: Seconds until a silent holder's lock may be taken over.
@@ -41,22 +43,47 @@ class Reliable:
     max_checkpoint_bytes: int | None = None
     #: Whether the job is handed back at its next step when the worker stops.
     interrupt_on_shutdown: bool | None = None
+    #: The former name of ``key``.
+    idempotency: InitVar[Key | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, idempotency: Key | None) -> None:
+        if idempotency is not None:
+            if self.key != "run":
+                raise ConfigurationError(
+                    "Reliable(key=..., idempotency=...): these are two names of one option; keep key"
+                )
+            object.__setattr__(self, "key", idempotency)
         if not (self.lock in ("run", "type", None) or callable(self.lock)):
             raise ConfigurationError(
                 f"Reliable(lock={self.lock!r}): use 'run', 'type', None, or a function of the "
                 "arguments that gives a text"
             )
-        if not (self.idempotency == "run" or callable(self.idempotency)):
+        if not (self.key in ("run", "payload") or callable(self.key)):
             raise ConfigurationError(
-                f"Reliable(idempotency={self.idempotency!r}): use 'run', or a function of the "
+                f"Reliable(key={self.key!r}): use 'run', 'payload', or a function of the "
                 "arguments that gives a text"
             )
         for name in ("result_ttl", "lock_ttl", "deadline"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"Reliable({name}={value!r}): must be above 0 seconds")
+
+
+#: Names that a task's class has no use for. ("run" is the task's own function.)
+OPTIONS: Final = tuple(
+    name for name in (*(f.name for f in fields(Reliable)), "idempotency") if name != "run"
+)
+
+
+def is_misplaced(name: str, attributes: Mapping[str, Any]) -> bool:
+    """Whether an option of ours was given to the decorator, or to the class, where nobody looks.
+
+    A class may have an attribute of such a name for reasons of its own: a method or a property, say.
+    """
+    if name not in attributes:
+        return False
+    decorated = bool(attributes.get("_decorated"))
+    return decorated or isinstance(attributes[name], (type(None), bool, int, float, str))
 
 
 def first(option: Any, setting: Any) -> Any:

@@ -41,6 +41,7 @@ from gwi_celery.errors import (
     IdempotencyMismatch,
     InvalidCall,
     JobFailed,
+    OutsideAttempt,
     StepNameReused,
     TooLarge,
 )
@@ -73,6 +74,7 @@ PERMANENT = (
     DeadlineExceeded,
     IdempotencyMismatch,
     InvalidCall,
+    OutsideAttempt,
     StepNameReused,
     TooLarge,
 )

@@ -13,10 +13,11 @@ Each save also renews the lease, and is refused if the lease is lost.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from gwi_celery import forks
@@ -27,6 +28,7 @@ from gwi_celery.errors import (
     LeaseLost,
     StepNameReused,
     StoreUnavailable,
+    StoreUnusable,
     WorkerStopping,
 )
 from gwi_celery.ids import digest
@@ -56,6 +58,8 @@ T = TypeVar("T")
 _RENEW_AT = 1 / 3
 #: Share of the TTL taken off the holder's own idea of its end: its clock may run slower.
 _MARGIN = 0.1
+#: Bytes of a value that are kept for restore() in the same attempt.
+_KEPT = 65_536
 #: First pause, seconds, before a store operation that failed for now is sent again.
 _FIRST_PAUSE = 0.05
 
@@ -88,10 +92,13 @@ class Run:
         self._renew_not_before = 0.0
         self._interrupt: LeaseLost | JobCancelled | None = None
         self._finished = False
+        #: Names that this attempt has used.
         self._used: set[str] = set()
+        #: What is recorded; that of steps and cursors, once used, without their bytes.
         self._recorded: dict[str, Checkpoint] = {}
-        if claimed.has_checkpoints:
-            self._recorded = {c.name: c for c in self._persist(lambda: store.load(self._lease))}
+        self.has_checkpoints = claimed.has_checkpoints
+        #: The process that runs it: a fork of that can't go on with its lease.
+        self.pid = os.getpid()
 
     # --- facts --------------------------------------------------------------------------------
 
@@ -113,6 +120,15 @@ class Run:
         """For the log: what was recorded when this attempt began."""
         return where_resumed(self.record, self._recorded.values())
 
+    def load(self) -> None:
+        """Read what earlier attempts have recorded, before the job's own code begins.
+
+        Raises LeaseLost; StoreUnusable when some of it is gone.
+        """
+        if self.has_checkpoints:
+            loaded = self._persist(lambda: self._store.load(self._lease))
+            self._recorded = {checkpoint.name: checkpoint for checkpoint in loaded}
+
     # --- boundaries ---------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -122,6 +138,8 @@ class Run:
             self.renew_now()
         if self._interrupt is not None:
             raise self._interrupt
+        if self._finished:  # in a thread that has outlived its job's attempt
+            raise LeaseLost("the attempt that this is a part of has ended")
         if self._limits.deadline is not None and time.time() > self._limits.deadline:
             raise DeadlinePassed("the job's deadline has passed")
         if self._limits.interrupt_on_shutdown and worker_is_stopping():
@@ -132,44 +150,45 @@ class Run:
 
     # --- what a job calls ---------------------------------------------------------------------
 
-    def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._use(name)
-        recorded = self._recorded.get(name)
+    def step(self, name: str, function: Callable[[], Any]) -> Any:
+        recorded = self._use(name, CheckpointKind.STEP)
         if recorded is not None:
-            self._expect(recorded, CheckpointKind.STEP)
-            return blobs.load(recorded.blob)
-        self.check()
-        with span(f"step {name}"):
-            blob = self._dump(name, function(*args, **kwargs))
-            self._save(Checkpoint(name, CheckpointKind.STEP, blob))
+            return blobs.load(self._bytes(recorded))
+        with self._free_again(name):
+            self.check()
+            with span(f"step {name}"):
+                blob = self._dump(name, function())
+                self._save(Checkpoint(name, CheckpointKind.STEP, blob))
         return blobs.load(blob)
 
     @contextmanager
     def cursor(self, name: str, start: Any, save_every: float) -> Iterator[Cursor]:
-        self._use(name)
-        recorded = self._recorded.get(name)
-        value, version = start, 0
-        if recorded is not None:
-            self._expect(recorded, CheckpointKind.CURSOR)
-            value, version = blobs.load(recorded.blob), recorded.version
-        self.check()
-        cursor = Cursor(self, name, value, version, save_every)
-        try:
-            yield cursor
-        except (LeaseLost, JobCancelled):
-            raise
-        except BaseException:
-            cursor.save()
-            raise
-        else:
-            cursor.save()
+        recorded = self._use(name, CheckpointKind.CURSOR)
+        with self._free_again(name):
+            value, version = start, 0
+            if recorded is not None:
+                value, version = blobs.load(self._bytes(recorded)), recorded.version
+                if isinstance(start, tuple) and isinstance(value, list):
+                    value = tuple(value)
+            self.check()
+            cursor = Cursor(self, name, value, version, save_every)
+            try:
+                yield cursor
+            except (LeaseLost, JobCancelled):
+                raise
+            except BaseException:
+                cursor.save()
+                raise
+            else:
+                cursor.save()
 
     def checkpoint(self, name: str, value: Any) -> None:
-        recorded = self._recorded.get(name)
+        with self._mutex:
+            recorded = self._recorded.get(name)
+            if recorded is None and name in self._used:
+                raise _reused(name)
         if recorded is not None:
             self._expect(recorded, CheckpointKind.VALUE)
-        elif name in self._used:
-            raise _reused(name)
         self.check()
         blob = self._dump(name, value)
         while True:
@@ -179,7 +198,7 @@ class Run:
                 return
             except CursorWentBack:
                 # Another has written it meanwhile, by Store.put_value(): the holder's goes on top.
-                recorded = self._stored(name)
+                recorded = self._persist(lambda: self._store.fetch(self._lease, name))
                 if recorded is None or recorded.version < version:
                     raise
 
@@ -188,7 +207,7 @@ class Run:
         if recorded is None:
             return default
         self._expect(recorded, CheckpointKind.VALUE)
-        return blobs.load(recorded.blob)
+        return blobs.load(self._bytes(recorded))
 
     def save_cursor(self, name: str, value: Any, version: int) -> None:
         self._save(Checkpoint(name, CheckpointKind.CURSOR, self._dump(name, value), version))
@@ -276,12 +295,22 @@ class Run:
                 self._interrupt = exc
                 raise
             self._renewed_at = asked_at
+            if checkpoint.kind is not CheckpointKind.VALUE or len(checkpoint.blob) > _KEPT:
+                checkpoint = replace(checkpoint, blob=b"", deferred=True)
             self._recorded[checkpoint.name] = checkpoint
         emit("checkpoint", checkpoint=checkpoint.name)
 
-    def _stored(self, name: str) -> Checkpoint | None:
-        stored = self._persist(lambda: self._store.get_checkpoints(self.record.job))
-        return next((checkpoint for checkpoint in stored if checkpoint.name == name), None)
+    def _bytes(self, recorded: Checkpoint) -> bytes:
+        """The checkpoint's bytes, read if need be, and kept no longer than the caller keeps them."""
+        if not recorded.deferred:
+            return recorded.blob
+        fetched = self._persist(lambda: self._store.fetch(self._lease, recorded.name))
+        if fetched is None:
+            raise StoreUnusable(
+                f"checkpoint {recorded.name!r} of {self.record.job.task} is gone: replay the job from "
+                "its start"
+            )
+        return fetched.blob
 
     def _persist(self, operation: Callable[[], T]) -> T:
         """Do a store operation, again and again while the store is away and the lease may last."""
@@ -300,12 +329,28 @@ class Run:
     def _dump(self, name: str, value: Any) -> bytes:
         return blobs.dump(value, what=f"{name!r}", limit=self._limits.max_checkpoint_bytes)
 
-    def _use(self, name: str) -> None:
+    def _use(self, name: str, kind: CheckpointKind) -> Checkpoint | None:
+        """Use the name, once in an attempt; what is recorded under it. Raises StepNameReused."""
         if not name:
             raise StepNameReused("a step's name is a text, and not empty")
-        if name in self._used:
-            raise _reused(name)
-        self._used.add(name)
+        with self._mutex:
+            recorded = self._recorded.get(name)
+            if name in self._used:
+                raise _reused(name)
+            if recorded is not None:
+                self._expect(recorded, kind)
+            self._used.add(name)
+        return recorded
+
+    @contextmanager
+    def _free_again(self, name: str) -> Iterator[None]:
+        """A step that raised may be called again, and a cursor's loop be entered again."""
+        try:
+            yield
+        except BaseException:
+            with self._mutex:
+                self._used.discard(name)
+            raise
 
     def _expect(self, recorded: Checkpoint, kind: CheckpointKind) -> None:
         if recorded.kind is not kind:
@@ -336,7 +381,7 @@ class Cursor:
     def advance(self, value: Any) -> None:
         """Everything before ``value`` is done. Raises CursorWentBack, and all that ``check`` does."""
         try:
-            back = value < self._value
+            back = _comparable(value) < _comparable(self._value)
         except TypeError:
             raise CursorWentBack(
                 f"cursor {self._name!r} is at {self._value!r} and can't be compared with "
@@ -358,10 +403,15 @@ class Cursor:
         """Save now, whatever ``save_every`` says."""
         if self._run is None or not self._dirty:
             return
+        self._run.save_cursor(self._name, self._value, self._version + 1)
         self._version += 1
-        self._run.save_cursor(self._name, self._value, self._version)
         self._saved_at = time.monotonic()
         self._dirty = False
+
+
+def _comparable(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    return [_comparable(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextmanager

@@ -6,10 +6,10 @@ What becomes of its message is in ``reliability/attempt.py``.
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
 from celery import Task
@@ -17,16 +17,16 @@ from celery.exceptions import Reject
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
-from gwi_celery.app import settings_for, store_for
+from gwi_celery.app import integration, settings_for, store_for
 from gwi_celery.errors import (
     ConfigurationError,
     InvalidCall,
     NotSerializable,
 )
-from gwi_celery.reliability import blobs, call
+from gwi_celery.reliability import blobs, call, carried, plain
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.reliability.call import Call
-from gwi_celery.reliability.options import Reliable, first
+from gwi_celery.reliability.options import OPTIONS, Reliable, first, is_misplaced
 from gwi_celery.reliability.outcome import PERMANENT
 from gwi_celery.reliability.run import Cursor, Run, plain_cursor
 from gwi_celery.stores.base import (
@@ -35,14 +35,15 @@ from gwi_celery.stores.base import (
     Store,
 )
 from gwi_celery.transport.headers import (
-    DEADLINE_HEADER,
     HOLDS_HEADER,
-    KEY_HEADER,
     MAX_RETRIES_HEADER,
     REPLAY_HEADER,
     RUN_HEADER,
     TENANT_HEADER,
 )
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: What keeps the promise: attribute -> (its value, what would happen otherwise).
 _REQUIRED: dict[str, tuple[Any, str]] = {
@@ -85,6 +86,15 @@ class ReliableTask(Task):
                     f"{cls.name}: {attribute}={value!r} breaks the promise of a reliable task: "
                     f"{otherwise}. Leave it out ({needed!r} is set for you), or use a plain task"
                 )
+        misplaced = [name for name in OPTIONS if is_misplaced(name, vars(cls))]
+        if misplaced:
+            given = ", ".join(f"{name}={vars(cls)[name]!r}" for name in misplaced)
+            raise ConfigurationError(
+                f"{cls.name}: {given} would be ignored where it stands: pass "
+                f"reliable=Reliable({given}) to the decorator (or set it so in the class)"
+            )
+        plain.add_django_verbs(cls, app)
+        plain.keep_inside(cls, ReliableTask.__call__)
 
     # --- calling ------------------------------------------------------------------------------
 
@@ -110,20 +120,15 @@ class ReliableTask(Task):
 
         Raises:
             MissingTenant, ConflictingIds, InvalidCall, NotSerializable: nothing was published.
+            ConfigurationError: ``setup(app)`` was not called, or its app was given another
+                configuration since that can't work.
             kombu.exceptions.OperationalError: the broker could not be reached.
         """
+        integration(self.app)  # before setup() the message would go to Celery's own default broker
         task_id = task_id or str(uuid4())
-        headers = dict(options.pop("headers", None) or {})
-        if idempotency_key is not None:
-            headers[KEY_HEADER] = idempotency_key
-        if deadline is None:
-            deadline = self.reliable.deadline
-        if deadline is not None:
-            headers.setdefault(DEADLINE_HEADER, time.time() + deadline)
-        understood = self.understand(args or (), kwargs or {}, headers, task_id)
-        headers[TENANT_HEADER] = understood.tenant
-        if understood.run is not None:
-            headers[RUN_HEADER] = understood.run
+        headers, understood = self.addressed(
+            args, kwargs, options.pop("headers", None), task_id, idempotency_key, deadline
+        )
         # A copy or retry of a call by headers alone too: Celery checks the arguments here.
         kwargs = call.filled(self.run, self.reliable, args or (), kwargs or {}, headers)
         try:
@@ -144,12 +149,53 @@ class ReliableTask(Task):
                 "plain values (text, numbers, lists, dicts), or an id to load it by"
             ) from exc
 
+    def addressed(
+        self,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        headers: Mapping[str, Any] | None,
+        task_id: str,
+        idempotency_key: str | None = None,
+        deadline: float | None = None,
+    ) -> tuple[dict[str, Any], Call]:
+        """The headers that tell a worker what was promised to the caller, and the call itself.
+
+        Raises MissingTenant, ConflictingIds, InvalidCall.
+        """
+        sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable)
+        understood = self.understand(args or (), kwargs or {}, sent, task_id)
+        sent[TENANT_HEADER] = understood.tenant
+        if understood.run is not None:
+            sent[RUN_HEADER] = understood.run
+        return sent, understood
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *rest: Any,
+        headers: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        deadline: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """Celery's own: run here and now, as a job of this process. Options as ``apply_async``."""
+        sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable)
+        return super().apply(args, kwargs, *rest, headers=sent, **options)
+
+    def map(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused, as ``starmap`` and ``chunks`` are: they would call the task as a function."""
+        raise plain.mapped(self)
+
+    starmap = chunks = map
+
     def replay(
         self,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         *,
         from_step: str | None = None,
+        task_id: str | None = None,
         **options: Any,
     ) -> Any:
         """Run a job anew although it has an outcome: all of it, or ``from_step`` on.
@@ -157,25 +203,36 @@ class ReliableTask(Task):
         Opens a new generation. What was recorded before ``from_step`` is kept. The payload must be
         the one the job had. Takes ``apply_async``'s options; returns its AsyncResult.
 
+        Args:
+            task_id: Of the call to replay, where that had neither a run nor a key: then its task id
+                names the job. The replay has a task id of its own.
+
         Raises:
-            InvalidCall: the job has recorded no such step.
+            InvalidCall: the job has recorded no such step, or nothing names it.
         """
-        headers = dict(options.pop("headers", None) or {})
-        if options.get("idempotency_key") is not None:
-            headers[KEY_HEADER] = options["idempotency_key"]
-        understood = self.understand(args or (), kwargs or {}, headers, "replay")
+        asked = {**(options.pop("headers", None) or {})}
+        asked[REPLAY_HEADER] = {"generation": 1, "from_step": from_step, "task_id": task_id}
+        headers, understood = self.addressed(
+            args, kwargs, asked, "", options.pop("idempotency_key", None), options.get("deadline")
+        )
+        if understood.job.key == "task:":
+            raise InvalidCall(
+                f"{self.name}.replay(): a call without a run or a key is named by its task id: pass "
+                "task_id=..., as result.id had it"
+            )
+        if not understood.job.key.startswith("task:"):
+            options["task_id"] = task_id
         record = self._store.get_job(understood.job)
         if from_step is not None:
-            names = [c.name for c in self._store.get_checkpoints(understood.job)]
+            found = self._store.get_checkpoints(understood.job, outline=True)
+            names = [c.name for c in found]
             if from_step not in names:
                 raise InvalidCall(
                     f"can't replay {self.name} from {from_step!r}: its recorded steps are "
                     + (", ".join(map(repr, names)) or "none")
                 )
-        headers[REPLAY_HEADER] = {
-            "generation": record.generation + 1 if record is not None else 1,
-            "from_step": from_step,
-        }
+        if record is not None:
+            headers[REPLAY_HEADER]["generation"] = record.generation + 1
         return self.apply_async(args, kwargs, headers=headers, **options)
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
@@ -183,6 +240,11 @@ class ReliableTask(Task):
         exc = kwargs.get("exc")
         if isinstance(exc, PERMANENT):
             raise exc
+        if kwargs.get("idempotency_key") is not None:
+            raise InvalidCall(
+                f"{self.name}: a retry is of the same job, so it can't have an idempotency_key of its "
+                "own: leave it out, or call the task anew with apply_async()"
+            )
         limit = (self.request.headers or {}).get(MAX_RETRIES_HEADER)
         if isinstance(limit, int):
             kwargs["max_retries"] = limit
@@ -195,19 +257,31 @@ class ReliableTask(Task):
             # Celery keeps the limit on the task, where autoretry of other jobs would find it.
             self.__dict__.pop("override_max_retries", None)
 
+    def signature_from_request(
+        self,
+        request: Any = None,
+        *args: Any,
+        headers: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Celery's own, which keeps what the request's headers say beside those given here."""
+        kept = (self.request if request is None else request).headers or {}
+        return super().signature_from_request(
+            request, *args, headers={**kept, **(headers or {})}, **options
+        )
+
     # --- inside a job -------------------------------------------------------------------------
 
-    def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call ``function`` once in the job's life and record its JSON result under ``name``.
 
         Raises StepNameReused, TooLarge, NotSerializable, and all that :meth:`check` does.
         """
         run = self._current_run
         if run is None:
-            return blobs.load(
-                blobs.dump(function(*args, **kwargs), what=f"{name!r}", limit=2**63 - 1)
-            )
-        return run.step(name, function, *args, **kwargs)
+            blob = blobs.dump(function(*args, **kwargs), what=f"{name!r}", limit=2**63 - 1)
+            return cast(R, blobs.load(blob))
+        return cast(R, run.step(name, partial(function, *args, **kwargs)))
 
     def cursor(
         self, name: str, start: Any = 0, *, save_every: float = 1.0
@@ -265,23 +339,34 @@ class ReliableTask(Task):
     # --- the way of a job ---------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if plain.is_inside(self):  # a custom __call__ has come to its super()
+            return self.run(*args, **kwargs)
+        if self.starts_an_attempt():
+            return self.begin_attempt(self.run, args, kwargs)
+        plain.refuse_mapped(self)
+        return super().__call__(*args, **kwargs)
+
+    def starts_an_attempt(self) -> bool:
+        """Whether a call now is a worker's, for the message that it works on."""
         request = self.request
-        if request.called_directly or "_gwi_entered" in vars(request):
-            return super().__call__(*args, **kwargs)
+        return not (request.called_directly or "_gwi_entered" in vars(request))
+
+    def begin_attempt(
+        self, body: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Work on the message: ``body`` is what the job does."""
+        request = self.request
         request._gwi_entered = True
         # Celery's worker takes the first call of Task.__call__ for the message's own, and gives it
         # the message's request. That call is this one, so a nested one must get its own.
         request._protected = 1
-        return Attempt(self).run(args, kwargs)
+        return Attempt(self).run(body, args, kwargs)
 
     # --- what it stands on --------------------------------------------------------------------
 
     @property
     def _current_run(self) -> Run | None:
-        request = self.request
-        # A plain call inside a job gets a copy of the job's request: the run is not its own.
-        owner, run = vars(request).get("_gwi_run") or (None, None)
-        return run if owner is not None and owner() is request else None
+        return carried.run_of(self)
 
     @property
     def _store(self) -> Store:

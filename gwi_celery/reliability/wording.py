@@ -34,7 +34,12 @@ def where_resumed(record: JobRecord, checkpoints: Iterable[Checkpoint]) -> str:
     if steps:
         parts.append(f"steps {_listed([_short(c.name) for c in steps])}")
     if cursors:
-        places = [f"{_short(c.name)} at {_short(repr(blobs.load(c.blob)))}" for c in cursors]
+        places = [
+            _short(c.name)
+            if c.deferred
+            else f"{_short(c.name)} at {_short(repr(blobs.load(c.blob)))}"
+            for c in cursors
+        ]
         parts.append(f"cursor {_listed(places)}")
     if values:
         parts.append(f"values {_listed([_short(c.name) for c in values])}")

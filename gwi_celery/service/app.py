@@ -142,11 +142,22 @@ class Service:
             require_token(
                 request.headers.get("authorization"), _needed(self._settings.service_token)
             )
+        seen: list[Delivery] = []
+
+        def check(delivery: Delivery) -> None:
+            envelope.decode(delivery)
+            seen.append(delivery)
+
         try:
-            settlement = await self._take(request, time.monotonic(), check=envelope.decode)
+            settlement = await self._take(request, time.monotonic(), check=check)
         except MalformedMessage as exc:
             raise HTTPException(422, str(exc)) from exc
-        return JSONResponse({"message": settlement.text})
+        answer = {"message": settlement.text}
+        if settlement is Settlement.ACKED:
+            return JSONResponse(answer)
+        if settlement is Settlement.DEAD_LETTERED:
+            return JSONResponse({**answer, "reason": self._executor.why_dead(seen[0])}, 422)
+        return JSONResponse({**answer, "reason": "it could not be run now: send it again"}, 503)
 
     async def _take(
         self,

@@ -39,7 +39,7 @@ from gwi_celery.errors import BrokerError, MalformedMessage
 from gwi_celery.reliability.consumer import Consumer
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.telemetry.events import emit
-from gwi_celery.transport import handover
+from gwi_celery.transport import envelope, handover
 from gwi_celery.transport.headers import PUSH_UNTIL
 from gwi_celery.transport.message import Message
 
@@ -80,6 +80,8 @@ class Executor:
         self._ready: Future[None] = Future()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_pipe: tuple[int, int] | None = None
+        #: Of the latest dead letters: ack id and reason.
+        self._reasons: deque[tuple[str, str]] = deque(maxlen=100)
         self._stopping = False
         self._ticked_at = time.monotonic()
 
@@ -201,12 +203,17 @@ class Executor:
 
     def dead_letter(self, delivery: Delivery, reason: str) -> Settlement:
         """Keep a message in its queue's dead letter; NACKED if that can't be done now."""
+        self._reasons.append((delivery.ack_id, reason))
         try:
             self.broker.bury(delivery, reason)
         except BrokerError as exc:
             logger.error("could not keep message %s: %s", delivery.message_id, exc)
             return Settlement.NACKED
         return Settlement.DEAD_LETTERED
+
+    def why_dead(self, delivery: Delivery) -> str:
+        """The reason with which a message went to the dead letter lately."""
+        return dict(self._reasons).get(delivery.ack_id, "")
 
     def park(self, delivery: Delivery, seconds: float, ttl: float | None = None) -> Settlement:
         """Give a message that must wait back to the broker; NACKED if that can't be done now."""
@@ -315,7 +322,8 @@ class _PushChannel:
         settlement = Settlement.of_reject(requeue)
         if settlement is Settlement.DEAD_LETTERED:
             assert self.message is not None
-            settlement = self._executor.dead_letter(self._delivery, self.message.reason)
+            described = envelope.described(self._delivery, self.message.headers)
+            settlement = self._executor.dead_letter(described, self.message.reason)
         self._submission.settle(settlement)
 
 

@@ -94,9 +94,14 @@ def describe(*, development: bool = False) -> dict[str, Any]:
                 "security": [{}, {"token": []}],
                 "requestBody": _body("#/components/schemas/Job"),
                 "responses": {
-                    "200": _json("What became of it", {"$ref": "#/components/schemas/Processed"}),
-                    "422": _json("It is no job, and why", _REASON),
                     **_refusals(),
+                    "200": _json("Done, or a copy of it waits", _processed("acked")),
+                    "422": _json(
+                        "It is no job; or it is in the dead letter now, because no task of its type is "
+                        "registered or the job failed; and why",
+                        _processed("dead-lettered", reason=True),
+                    ),
+                    "503": _json("It can't be run now", _processed("nacked", reason=True)),
                 },
             }
         }
@@ -122,6 +127,19 @@ def _status(value: str) -> dict[str, Any]:
 
 def _body(schema: str) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": {"$ref": schema}}}}
+
+
+def _processed(message: str, *, reason: bool = False) -> dict[str, Any]:
+    """``message``: what became of it, unless it was refused before it became one."""
+    properties: dict[str, Any] = {"message": {"enum": [message]}}
+    if reason:
+        properties["reason"] = {"type": "string"}
+    return {
+        "type": "object",
+        "required": ["reason"] if reason else ["message"],
+        "properties": properties,
+        "additionalProperties": False,
+    }
 
 
 def _optional(schema: dict[str, Any]) -> dict[str, Any]:
@@ -215,12 +233,6 @@ _SCHEMAS: dict[str, Any] = {
                 }
             ),
         },
-    },
-    "Processed": {
-        "type": "object",
-        "required": ["message"],
-        "properties": {"message": {"enum": ["acked", "dead-lettered", "nacked"]}},
-        "additionalProperties": False,
     },
 }
 

@@ -6,18 +6,15 @@ processor busy, and also where a solo worker's only thread is in a task.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import signal
-import threading
 from typing import Any
 
-from celery import bootsteps, signals
+from celery import bootsteps
 
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.reliability.stopping import worker_is_stopping
+from gwi_celery.service.grace import pool_processes
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
 
@@ -71,46 +68,7 @@ class HealthServer(bootsteps.StartStopStep):
         self.stop(worker)
 
 
-class ShutdownGrace(bootsteps.StartStopStep):
-    """Worker bootstep: a worker that is told to stop ends in time, with or without its jobs.
-
-    Celery waits for a job for ever, and Cloud Run for ten seconds. A job that came to no boundary by
-    then is killed here, so that the rest of the worker ends as it should and hands back what it holds.
-    """
-
-    label = "Grace"
-
-    def include_if(self, worker: Any) -> bool:
-        from gwi_celery.app import settings_for
-
-        self._grace: float = settings_for(worker.app).worker_grace
-        return self._grace > 0
-
-    def start(self, worker: Any) -> None:
-        self._worker = worker
-        signals.worker_shutting_down.connect(self._begin)
-
-    def _begin(self, **kwargs: Any) -> None:
-        timer = threading.Timer(self._grace, self._end)
-        timer.daemon = True
-        timer.start()
-
-    def _end(self) -> None:
-        processes = _processes(self._worker.pool)
-        logger.warning("the grace of %g s is over: what still runs is killed", self._grace)
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-        if not processes:
-            os._exit(0)  # the job is in this process: leases of message and lock run out
-
-
-def _processes(pool: Any) -> list[Any]:
-    """A pool's children; none where it has threads."""
-    return list(getattr(getattr(pool, "_pool", None), "_pool", ()))
-
-
 def _pool_lives(pool: Any) -> bool:
     """Whether a job could run: False once all processes of a prefork pool are gone."""
-    processes = _processes(pool)
+    processes = pool_processes(pool)
     return not processes or any(process.is_alive() for process in processes)

@@ -10,7 +10,7 @@ What every implementation keeps (one contract suite checks it):
 - Every write carries the token of the claim it stems from. A stale holder's write changes nothing
   and raises :class:`~gwi_celery.errors.LeaseLost`.
 - A terminal state never changes within its generation.
-- Another payload under the same key never runs and overwrites nothing.
+- Another payload under the same key never runs and overwrites nothing, unless the job has failed.
 - A recorded step never changes; a cursor's version only grows.
 - What has expired counts as gone, even while it is still there. Expiry is by the store's clock.
 - No operation of one tenant reads or changes another's: ids are digests over the tenant as well.
@@ -100,7 +100,8 @@ class ClaimRequest:
     lock: LockRef
     #: The run's id, for people and for lists; None if the job has none.
     run_id: str | None
-    #: Digest of the payload; the same key with another one is a mismatch.
+    #: Digests of the payload's forms, with spaces between: two payloads are the same if they share
+    #: one. The same key with another payload is a mismatch.
     fingerprint: str
     #: Names the submission (the Celery task id): a redelivery or a retry of one that already
     #: failed gets that failure again, while a fresh submission runs again.
@@ -179,6 +180,8 @@ class Checkpoint:
     saved_at: float = 0.0
     #: Place in the order of first saving; set by the store.
     ordinal: int = 0
+    #: Its bytes were left out: :meth:`Store.fetch` gives them.
+    deferred: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,8 @@ class JobRecord:
     generation: int
     #: Claims in this generation, so 1 in a first attempt.
     attempt: int
-    #: Takeovers in this generation: how often a holder vanished without a word.
+    #: Takeovers in this generation since progress was last saved: how often a holder vanished
+    #: without a word.
     crashes: int
     fence: int
     created_at: float
@@ -284,14 +288,16 @@ class Store(Protocol):
 
         Decided in this order, on what has not expired:
 
-        1. a record with another fingerprint: Mismatch
+        1. a record with another fingerprint: Mismatch, unless the job has FAILED by other submissions
+           (and no ``replay`` keeps steps): then a new generation, which forgets every checkpoint
         2. a terminal record: a ``replay`` of the next generation opens it (Claimed, or Held);
            CANCELLED: Cancelled; SUCCEEDED: Completed; FAILED: Completed if the submission is
            one that failed already, else a new generation that keeps the checkpoints
-        3. the lock is held by another attempt: Held (a claim with the holder's own nonce is the
-           same claim, sent again, and is answered as it was)
+        3. the lock is held by another attempt, or the job is under another lock: Held (a claim with
+           the holder's own nonce is the same claim, sent again, and is answered as it was)
         4. else Claimed: a fresh record in generation 1, or the record as it stands with one more
-           attempt. Taking over from a holder that let its lease run out counts one crash.
+           attempt. Taking over from a holder that let its lease run out counts one crash; a step or
+           a cursor that is saved forgives those before it.
         """
 
     def renew(self, lease: Lease) -> Lease:
@@ -310,7 +316,16 @@ class Store(Protocol):
         """
 
     def load(self, lease: Lease) -> list[Checkpoint]:
-        """The checkpoints of the lease's generation, in the order they were first saved."""
+        """The checkpoints of the lease's generation, in the order they were first saved.
+
+        With their bytes if these are few; else those are ``deferred``, of some or of all.
+        """
+
+    def fetch(self, lease: Lease, name: str) -> Checkpoint | None:
+        """One checkpoint of the lease's generation with its bytes, as it is now; None: there is none.
+
+        Raises LeaseLost if the lease is seen to be lost.
+        """
 
     def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
         """Write the outcome and free the lock, atomically. ``outcome.status`` is terminal.
@@ -361,8 +376,11 @@ class Store(Protocol):
     def get_job(self, job: JobRef) -> JobRecord | None:
         """The record; None when there is none or it has expired."""
 
-    def get_checkpoints(self, job: JobRef) -> list[Checkpoint]:
-        """The current checkpoints, in the order they were first saved; for people and tests."""
+    def get_checkpoints(self, job: JobRef, *, outline: bool = False) -> list[Checkpoint]:
+        """The current checkpoints, in the order they were first saved; for people and tests.
+
+        ``outline``: all ``deferred``, for who wants the names.
+        """
 
     def get_lock(self, lock: LockRef) -> LockRecord | None:
         """The lock, held or expired; None when it is free."""

@@ -4,10 +4,12 @@
 claim, fresh           create record, create lock                                                 1
 claim, otherwise       the same refused, then a read of both decides                              2
 claim, taking over     then record and lock, each at the version just read                        3
+claim, other lock      also a read of the lock that the record names, while it says RUNNING       4
 claim, redelivered     the read first: a finished duplicate is answered by it alone               1
 put a value            record and value, each at the version just read                            3
 renew                  lock at its version; record at its version, unchanged                      1
 save                   lock and record at their versions, checkpoint, chunks                      1
+load, fetch            a query of all while they are small, else of their names; one checkpoint     1
 finish, release        delete lock, change record: each at its version; and the task's result     1
 =====================  ======================================================================  ====
 
@@ -128,7 +130,8 @@ class FirestoreStore(Store):
                 assert job is not None
                 return kind(self._record(client, job))
             forgotten = self._forgotten(client, request, job)
-            held = claims.contended(request, job, lock, seen.now)
+            own = self._own_lock(client, request, job)
+            held = claims.contended(request, job, lock, own, seen.now)
             if isinstance(held, Held):
                 return held
             with tries.once():
@@ -137,7 +140,7 @@ class FirestoreStore(Store):
                     assert lock is not None
                     return self._same_claim(client, request, job, lock)
                 new = claims.granted(request, seen.job, job, forgotten)
-                return self._take(client, request, new, seen.job, lock, forgotten)
+                return self._take(client, request, new, seen.job, lock, forgotten, own)
         raise AssertionError
 
     def _take(
@@ -148,6 +151,7 @@ class FirestoreStore(Store):
         old: Job | None = None,
         lock: Lock | None = None,
         forgotten: Sequence[Step] = (),
+        own: Lock | None = None,
     ) -> Claimed:
         """Write the claim over what was read; None stands for nothing there."""
         job_name, lock_name = self._places.job(request.job), self._places.lock(request.lock)
@@ -166,6 +170,9 @@ class FirestoreStore(Store):
                 None if lock is None else lock.version,
             ),
         ]
+        if own is not None:  # at its version: a holder that has renewed it meanwhile keeps the job
+            own_name = self._places.lock(own.ref)
+            writes.append(documents.delete(own_name, own.version))
         if old is not None and old.era == new.era:
             era_name = self._places.era(job_name, old.era)
             writes += blobs.deletions(old.outcome, era_name)
@@ -204,17 +211,27 @@ class FirestoreStore(Store):
         return _claimed(request, job, renewed)
 
     def _forgotten(self, client: Client, request: ClaimRequest, job: Job | None) -> list[Step]:
-        """The checkpoints that a replay is to make anew; none for any other claim."""
+        """The checkpoints from a replay's step on: to be made anew, beside those that are kept."""
         if job is None or request.replay is None or not claims.replays(request, job):
             return []
-        recorded = steps_of(client, self._places, job)
         first = request.replay.from_step
         if first is None:
-            return recorded
+            return []
+        recorded = steps_of(client, self._places, job, outline=True)
         names = [step.name for step in recorded]
         if first not in names:
             raise rules.unknown_step(request, first, names)
         return recorded[names.index(first) :]
+
+    def _own_lock(self, client: Client, request: ClaimRequest, job: Job | None) -> Lock | None:
+        """The other lock of the job's last attempt, held or expired; None if that is free."""
+        lock_id = claims.own_lock(request, job)
+        if job is None or lock_id is None:
+            return None
+        name = self._places.lock_by_id(job.ref.tenant, lock_id)
+        document = client.read([name]).documents.get(name)
+        own = None if document is None else lock_of(document)
+        return own if own is not None and own.fence == job.fence else None
 
     def _sweep(self, client: Client, job_name: str, old: Job) -> None:
         try:
@@ -239,6 +256,10 @@ class FirestoreStore(Store):
     def load(self, lease: Lease) -> list[Checkpoint]:
         """As :meth:`Store.load`. Raises StoreUnusable when some are gone or not what they were."""
         return self._holder(lease).load()
+
+    def fetch(self, lease: Lease, name: str) -> Checkpoint | None:
+        """As :meth:`Store.fetch`. Raises StoreUnusable when it is not what it was."""
+        return self._holder(lease).fetch(name)
 
     def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
         if not outcome.status.terminal:
@@ -372,12 +393,14 @@ class FirestoreStore(Store):
         stored = self._stored(client, job)
         return None if stored is None else self._record(client, stored)
 
-    def get_checkpoints(self, job: JobRef) -> list[Checkpoint]:
+    def get_checkpoints(self, job: JobRef, *, outline: bool = False) -> list[Checkpoint]:
         client = self.client_of(job.tenant)
         stored = self._stored(client, job)
         if stored is None:
             return []
-        steps = steps_of(client, self._places, stored)
+        steps = steps_of(client, self._places, stored, outline=outline)
+        if outline:
+            return [step.checkpoint(None) for step in steps]
         return checkpoints_of(client, self._places, stored, steps)
 
     def get_lock(self, lock: LockRef) -> LockRecord | None:

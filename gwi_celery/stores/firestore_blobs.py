@@ -36,7 +36,7 @@ def pack(client: Client, blob: bytes, era_name: str, gc_at: int) -> tuple[Blob, 
     """
     sha = checksum(blob)
     if len(blob) <= INLINE:
-        return Blob(sha, blob), []
+        return Blob(sha, blob, size=len(blob)), []
     name = os.urandom(8).hex()
     if client.bucket is not None and len(blob) > _CHUNKS_PER_COMMIT * INLINE:
         stored_as = f"{era_name}/{name}"

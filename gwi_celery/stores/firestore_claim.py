@@ -31,24 +31,32 @@ def settled(request: ClaimRequest, job: Job | None) -> Settled | None:
     """The answer if the record decides; ``job`` is None if there is none or it has expired."""
     if job is None:
         return None
-    if job.fingerprint not in (rules.ANY_PAYLOAD, request.fingerprint):
+    same = rules.same_payload(job.fingerprint, request.fingerprint)
+    if not (same or rules.corrects(job.status, job.failed, request)):
         return Mismatch
     if job.status.terminal and not _opens_next_generation(request, job):
         return Cancelled if job.status is JobStatus.CANCELLED else Completed
     return None
 
 
-def contended(
-    request: ClaimRequest, job: Job | None, lock: Lock | None, now: int
-) -> Held | SameClaim | None:
-    """The answer if the lock decides."""
-    if lock is None:
+def own_lock(request: ClaimRequest, job: Job | None) -> str | None:
+    """The id of the other lock under which the job's last attempt may still hold it."""
+    if job is None or job.status is not JobStatus.RUNNING or job.lock_id == request.lock.id:
         return None
-    same = (lock.nonce, lock.job) == (request.nonce, request.job)
-    if same and job is not None and job.fence == lock.fence:
-        return SameClaim()
-    if not lock.expired(now):
-        return Held(lock.owner, lock.job, retry_after=(lock.expires - now) / SECOND)
+    return job.lock_id
+
+
+def contended(
+    request: ClaimRequest, job: Job | None, lock: Lock | None, own: Lock | None, now: int
+) -> Held | SameClaim | None:
+    """The answer if a lock decides: the one that is asked for, or the record's ``own``."""
+    if lock is not None:
+        same = (lock.nonce, lock.job) == (request.nonce, request.job)
+        if same and job is not None and job.fence == lock.fence:
+            return SameClaim()
+    for holder in (lock, own):
+        if holder is not None and not holder.expired(now):
+            return Held(holder.owner, holder.job, retry_after=(holder.expires - now) / SECOND)
     return None
 
 
@@ -57,7 +65,7 @@ def granted(
 ) -> Job:
     """The record of a claim that is to be granted, but for what the server sets.
 
-    ``stored`` is the record as it is, expired or not; a replay makes ``forgotten`` anew.
+    ``stored`` is the record as it is, expired or not; its next generation makes ``forgotten`` anew.
     """
     if job is None:
         return first_generation(request, stored)
@@ -75,14 +83,15 @@ def granted(
         result_of=None,
     )
     if not job.status.terminal:
-        # RUNNING, and yet free to be claimed: nobody released it, its holder vanished.
-        crashes = job.crashes + (job.status is JobStatus.RUNNING)
+        crashes = rules.crashes_after_takeover(job.crashes, job.status)
         return replace(running, attempt=job.attempt + 1, crashes=crashes)
     running = replace(running, generation=job.generation + 1, attempt=1, crashes=0)
-    kept = job.steps - len(forgotten)
-    if forgotten and not kept:
-        return replace(running, era=new_era(), steps=0, ordinal=0)
-    return replace(running, steps=kept)
+    if begins_anew(request, job):
+        return replace(running, era=new_era(), steps=0, ordinal=0, inline_bytes=0)
+    size = job.inline_bytes
+    if size is not None:
+        size -= sum(step.blob.size for step in forgotten if step.blob.is_inline)
+    return replace(running, steps=job.steps - len(forgotten), inline_bytes=size)
 
 
 def first_generation(request: ClaimRequest, expired: Job | None = None) -> Job:
@@ -127,9 +136,20 @@ def new_era() -> str:
     return os.urandom(8).hex()
 
 
-def replays(request: ClaimRequest, job: Job | None) -> bool:
-    """Whether this claim, if granted, replays: then checkpoints are to be forgotten."""
-    return job is not None and rules.replays_next(job.status, job.generation, request)
+def replays(request: ClaimRequest, job: Job) -> bool:
+    """Whether this claim, if granted, replays."""
+    return rules.replays_next(job.status, job.generation, request)
+
+
+def begins_anew(request: ClaimRequest, job: Job) -> bool:
+    """Whether the next generation of a job that has ended forgets every checkpoint.
+
+    It needs no reading of them, so that those that are damaged are no obstacle.
+    """
+    if replays(request, job):
+        assert request.replay is not None
+        return request.replay.from_step is None
+    return not rules.same_payload(job.fingerprint, request.fingerprint)
 
 
 def _opens_next_generation(request: ClaimRequest, job: Job) -> bool:

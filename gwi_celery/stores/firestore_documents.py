@@ -119,7 +119,7 @@ class Blob:
     """Bytes in a field, or the manifest of their chunks or of their object in Cloud Storage."""
 
     sha: bytes
-    #: None: elsewhere.
+    #: None: elsewhere, or not read.
     inline: bytes | None
     #: Names the chunks, below their era, with ``count``.
     chunks: str = ""
@@ -128,24 +128,30 @@ class Blob:
     #: The object's name in the bucket; "" if there is none.
     stored_as: str = ""
 
+    @property
+    def is_inline(self) -> bool:
+        """Whether its bytes are in the document itself, read or not."""
+        return not self.chunks and not self.stored_as
+
     def chunk_names(self, era_name: str) -> list[str]:
         return [f"{era_name}/{CHUNKS}/{self.chunks}-{n}" for n in range(self.count)]
 
     def fields(self) -> dict[str, Any]:
         if self.inline is not None:
-            return {"sha": self.sha, "blob": self.inline}
+            return {"sha": self.sha, "blob": self.inline, "size": self.size}
         if self.stored_as:
             return {"sha": self.sha, "object": self.stored_as, "size": self.size}
         return {"sha": self.sha, "chunks": self.chunks, "count": self.count, "size": self.size}
 
 
 def blob_of(fields: Mapping[str, Any]) -> Blob:
+    inline = fields.get("blob")
     return Blob(
         fields["sha"],
-        fields.get("blob"),
+        inline,
         fields.get("chunks", ""),
         fields.get("count", 0),
-        fields.get("size", 0),
+        fields.get("size", 0 if inline is None else len(inline)),
         fields.get("object", ""),
     )
 
@@ -186,6 +192,8 @@ class Job:
     #: that a finish whose answer was lost can be told from one that was never applied.
     finished: int | None
     outcome: Blob | None
+    #: Bytes of checkpoints in the documents of these; None: written by version 0.1, which didn't count.
+    inline_bytes: int | None = 0
     #: Names the cancellation, if that is how it ended.
     cancelled_by: str = ""
     #: The Celery task whose result was written along with the outcome.
@@ -227,6 +235,8 @@ class Job:
             data["run_id"] = put_text(self.run_id)
         if self.fence is not None:
             data["fence"] = self.fence
+        if self.inline_bytes is not None:
+            data["bytes"] = self.inline_bytes
         if self.finished is not None:
             data["finished"] = self.finished
         if self.cancelled_by:
@@ -292,6 +302,7 @@ def job_of(document: Document) -> Job:
         ordinal=data["ordinal"],
         finished=data.get("finished"),
         outcome=None if outcome is None else blob_of(outcome),
+        inline_bytes=data.get("bytes"),
         cancelled_by=data.get("cancelled_by", ""),
         result_of=None if result_of is None else get_text(result_of),
         created=data["created"],
@@ -398,11 +409,13 @@ class Step:
             },
         }
 
-    def checkpoint(self, blob: bytes) -> Checkpoint:
+    def checkpoint(self, blob: bytes | None) -> Checkpoint:
+        """With its bytes, or ``deferred``."""
         return Checkpoint(
             name=self.name,
             kind=self.kind,
-            blob=blob,
+            blob=blob or b"",
+            deferred=blob is None,
             version=self.number,
             saved_at=self.saved / SECOND,
             ordinal=self.ordinal,

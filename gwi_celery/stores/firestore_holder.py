@@ -204,7 +204,26 @@ class Holder:
             self._keep(hold, steps)
             hold.steps = {step.name: _without_bytes(step) for step in steps}
             hold.complete = True
-            return checkpoints_of(self._client, self._places, hold.job, steps)
+            read = [step for step in steps if step.blob.inline is not None]
+            whole = checkpoints_of(self._client, self._places, hold.job, read)
+            known = {checkpoint.name: checkpoint for checkpoint in whole}
+            return [known.get(step.name) or step.checkpoint(None) for step in steps]
+
+    def fetch(self, name: str) -> Checkpoint | None:
+        with self._holding("load a checkpoint") as (hold, _):
+            step = self._stored(hold, name)
+            if step is None:
+                self._look(hold)  # a holder no more may find its steps replaced
+                step = self._stored(hold, name)
+            if step is None:
+                return None
+            hold.steps[name] = _without_bytes(step)
+            return checkpoints_of(self._client, self._places, hold.job, [step])[0]
+
+    def _stored(self, hold: Holding, name: str) -> Step | None:
+        step_name = self._places.step(self._places.era(self._job_name, hold.job.era), name)
+        document = self._client.read([step_name]).documents.get(step_name)
+        return None if document is None else step_of(document)
 
     def finish(self, outcome: Outcome, stored_result: StoredResult | None = None) -> None:
         packed: tuple[Blob, list[Write]] | None = None
@@ -457,8 +476,20 @@ def recording(
         job,
         steps=job.steps + (stored is None),
         ordinal=max(job.ordinal, step.ordinal),
+        crashes=0 if rules.is_progress(checkpoint) else job.crashes,
     )
-    data = {"steps": after.steps, "ordinal": after.ordinal, "fence": job.fence}
+    data: dict[str, Any] = {
+        "steps": after.steps,
+        "ordinal": after.ordinal,
+        "crashes": after.crashes,
+        "fence": job.fence,
+    }
+    if job.inline_bytes is not None:
+        size = blob.size if blob.is_inline else 0
+        if stored is not None and stored.blob.is_inline:
+            size -= stored.blob.size
+        after = replace(after, inline_bytes=job.inline_bytes + size)
+        data["bytes"] = after.inline_bytes
     writes = [
         documents.change(
             job_name,
@@ -479,19 +510,47 @@ def recording(
     return after, step, writes
 
 
-def steps_of(client: Client, places: Places, job: Job) -> list[Step]:
-    """The checkpoints of the record's life, in the order they were first saved."""
+#: What is read of checkpoints without their bytes.
+_OUTLINE = ["gc_at", "data.name", "data.kind", "data.version", "data.ordinal", "data.saved"]
+_OUTLINE += ["data.sha", "data.chunks", "data.count", "data.size", "data.object"]
+#: Documents of at most 900 KB each in one read.
+_WHOLE_PER_READ: Final = 4
+
+
+def steps_of(client: Client, places: Places, job: Job, *, outline: bool = False) -> list[Step]:
+    """The checkpoints of the record's life, in the order they were first saved.
+
+    Those whose bytes are in their documents come with these only if that is little to read.
+    """
     era_name = places.era(places.job(job.ref), job.era)
-    found = client.query(Query(era_name, STEPS))
+    if job.inline_bytes is None:
+        few = job.steps <= _WHOLE_PER_READ
+    else:
+        few = job.inline_bytes <= rules.LOADED_AT_ONCE
+    mask = _OUTLINE if outline or not few else None
+    found = client.query(Query(era_name, STEPS, mask=mask))
     return sorted(map(step_of, found.documents.values()), key=lambda step: step.ordinal)
 
 
 def checkpoints_of(
     client: Client, places: Places, job: Job, steps: Sequence[Step]
 ) -> list[Checkpoint]:
+    """The checkpoints with their bytes, which are read if need be, some at a time."""
     era_name = places.era(places.job(job.ref), job.era)
-    whole = blobs.unpack(client, era_name, [step.blob for step in steps])
-    return [step.checkpoint(blob) for step, blob in zip(steps, whole, strict=True)]
+    read = list(steps)
+    unread = [n for n, step in enumerate(read) if step.blob.is_inline and step.blob.inline is None]
+    for group in blobs.batches(unread, _WHOLE_PER_READ):
+        names = [places.step(era_name, read[n].name) for n in group]
+        documents_ = client.read(names).documents
+        for n, name in zip(group, names, strict=True):
+            if name not in documents_:
+                raise StoreUnusable(
+                    f"checkpoint {read[n].name!r} of {job.ref.task} is gone: replay the job from its "
+                    "start"
+                )
+            read[n] = step_of(documents_[name])
+    whole = blobs.unpack(client, era_name, [step.blob for step in read])
+    return [step.checkpoint(blob) for step, blob in zip(read, whole, strict=True)]
 
 
 def reason_of(client: Client, places: Places, job: Job) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +30,9 @@ CANCELLED_TTL: Final = 24 * 3600.0
 #: How many failed submissions a record remembers; an older one would run again if redelivered.
 FAILED_KEPT: Final = 16
 
+#: Bytes of checkpoints that are loaded together; more are fetched one by one.
+LOADED_AT_ONCE: Final = 1_000_000
+
 #: The fingerprint of a job that was cancelled before its payload was seen: it fits every payload.
 ANY_PAYLOAD: Final = ""
 
@@ -45,6 +49,34 @@ def check_tenants(request: ClaimRequest) -> None:
 def submission_id(submission: str) -> str:
     """A digest, because a submission may hold spaces and anything else."""
     return digest("submission", submission)
+
+
+def same_payload(stored: str, asked: str) -> bool:
+    """Whether two fingerprints are of one payload: they have the digest of one form in common."""
+    return stored == ANY_PAYLOAD or not set(stored.split()).isdisjoint(asked.split())
+
+
+def corrects(status: JobStatus, failed: Collection[str], request: ClaimRequest) -> bool:
+    """Whether another payload under the same key may run: only in place of one that failed.
+
+    ``failed`` are the submissions that the record remembers as failed. A replay from a step keeps
+    what the payload before has made, so it can't be of another one.
+    """
+    return (
+        status is JobStatus.FAILED
+        and submission_id(request.submission) not in failed
+        and (request.replay is None or request.replay.from_step is None)
+    )
+
+
+def crashes_after_takeover(crashes: int, status: JobStatus) -> int:
+    """RUNNING, and yet free to be claimed: nobody released it, its holder vanished."""
+    return crashes + (status is JobStatus.RUNNING)
+
+
+def is_progress(checkpoint: Checkpoint) -> bool:
+    """Whether saving it forgives the crashes so far. A value may be saved again at each attempt."""
+    return checkpoint.kind is not CheckpointKind.VALUE
 
 
 def replays_next(status: JobStatus, generation: int, request: ClaimRequest) -> bool:

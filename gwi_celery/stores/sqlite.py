@@ -78,6 +78,7 @@ class SqliteStore(Store):
             version=schema.VERSION,
             unavailable=StoreUnavailable,
             unusable=StoreUnusable,
+            migrations=schema.MIGRATIONS,
         )
 
     @property
@@ -100,14 +101,15 @@ class SqliteStore(Store):
             now = self._clock.time()
             stored = rows.job_row(c, request.job)
             job = rows.unless_expired(stored, now)
-            if job is not None and job["fingerprint"] not in (ANY_PAYLOAD, request.fingerprint):
+            corrects = job is not None and _corrects(job, request)
+            if job is not None and not (corrects or _same_payload(job, request)):
                 return Mismatch(rows.job_record(job))
             ended = job is not None and JobStatus(job["status"]).terminal
             if job is not None and ended and not _opens_next_generation(job, request):
                 record = rows.job_record(job)
                 cancelled = record.status is JobStatus.CANCELLED
                 return Cancelled(record) if cancelled else Completed(record)
-            replayed = _replayed_checkpoints(c, job, request)
+            forgotten = _forgotten_checkpoints(c, job, request)
             lock = rows.lock_row(c, request.lock)
             if lock is not None:
                 sent_again = lock["nonce"] == request.nonce and lock["job_id"] == request.job.id
@@ -117,6 +119,9 @@ class SqliteStore(Store):
                     return _claimed(c, request, job)
                 if lock["expires_at"] > now:
                     return rows.held(lock, now)
+            own = _own_lock(c, job, request)
+            if own is not None and own["expires_at"] > now:
+                return rows.held(own, now)
             token = _next_token(c, now)
             running: dict[str, Any] = {
                 "status": JobStatus.RUNNING.value,
@@ -133,13 +138,14 @@ class SqliteStore(Store):
             if job is None:
                 _insert_job(c, request.job, stored, now, attempt=1, **running)
             elif ended:
-                _delete_checkpoints(c, request.job, replayed)
+                _delete_checkpoints(c, request.job, forgotten)
                 generation = job["generation"] + 1
                 _update_job(c, job, generation=generation, attempt=1, crashes=0, **running)
             else:
-                # RUNNING, and yet free to be claimed: nobody released it, its holder vanished.
-                crashes = job["crashes"] + (job["status"] == JobStatus.RUNNING.value)
+                crashes = rules.crashes_after_takeover(job["crashes"], JobStatus(job["status"]))
                 _update_job(c, job, attempt=job["attempt"] + 1, crashes=crashes, **running)
+            if own is not None:
+                _free_lock(c, own["lock_id"], own["token"])
             _take_lock(c, request, token, now + request.lease_ttl)
             taken = rows.job_row(c, request.job)
             assert taken is not None
@@ -165,18 +171,25 @@ class SqliteStore(Store):
         with self._database.write() as c:
             now = self._clock.time()
             job = _check_holder(c, lease, now)
-            _write_checkpoint(c, lease.job, checkpoint, now)
+            written = _write_checkpoint(c, lease.job, checkpoint, now)
             _extend(c, lease.lock, lease.fence, now + lease.ttl)
-            _update_job(c, job, updated_at=now)
+            crashes = 0 if written and rules.is_progress(checkpoint) else job["crashes"]
+            _update_job(c, job, updated_at=now, crashes=crashes)
         return lease
 
     def load(self, lease: Lease) -> list[Checkpoint]:
         """As :meth:`Store.load`. Raises LeaseLost once a later attempt has begun."""
         with self._database.read() as c:
-            job = rows.job_row(c, lease.job)
-            if job is None or job["fence"] != lease.fence:
-                raise _lease_lost(c, lease)
-            return rows.checkpoints(c, lease.job)
+            _check_last(c, lease)
+            return rows.checkpoints(c, lease.job, at_most=rules.LOADED_AT_ONCE)
+
+    def fetch(self, lease: Lease, name: str) -> Checkpoint | None:
+        with self._database.read() as c:
+            _check_last(c, lease)
+            row = c.execute(
+                "SELECT * FROM checkpoints WHERE job_id = ? AND name = ?", (lease.job.id, raw(name))
+            ).fetchone()
+            return None if row is None else rows.checkpoint(row)
 
     def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
         if not outcome.status.terminal:
@@ -280,10 +293,11 @@ class SqliteStore(Store):
             row = rows.unless_expired(rows.job_row(c, job), self._clock.time())
             return None if row is None else rows.job_record(row)
 
-    def get_checkpoints(self, job: JobRef) -> list[Checkpoint]:
+    def get_checkpoints(self, job: JobRef, *, outline: bool = False) -> list[Checkpoint]:
         with self._database.read() as c:
             row = rows.unless_expired(rows.job_row(c, job), self._clock.time())
-            return [] if row is None else rows.checkpoints(c, job)
+            at_most = -1 if outline else None
+            return [] if row is None else rows.checkpoints(c, job, at_most=at_most)
 
     def get_lock(self, lock: LockRef) -> LockRecord | None:
         with self._database.read() as c:
@@ -397,6 +411,14 @@ def forget_memory_store(name: str) -> None:
 # --- parts of a claim -----------------------------------------------------------------------------
 
 
+def _same_payload(job: sqlite3.Row, request: ClaimRequest) -> bool:
+    return rules.same_payload(job["fingerprint"], request.fingerprint)
+
+
+def _corrects(job: sqlite3.Row, request: ClaimRequest) -> bool:
+    return rules.corrects(JobStatus(job["status"]), job["failed"].split(), request)
+
+
 def _opens_next_generation(job: sqlite3.Row, request: ClaimRequest) -> bool:
     """Whether a job that has ended runs again for this request."""
     if _replays_next(job, request):
@@ -409,20 +431,41 @@ def _replays_next(job: sqlite3.Row, request: ClaimRequest) -> bool:
     return rules.replays_next(JobStatus(job["status"]), job["generation"], request)
 
 
-def _replayed_checkpoints(
+def _forgotten_checkpoints(
     c: sqlite3.Connection, job: sqlite3.Row | None, request: ClaimRequest
-) -> list[Checkpoint]:
-    """Those that a replay is to make anew; none for any other claim. Raises InvalidCall."""
-    if job is None or request.replay is None or not _replays_next(job, request):
+) -> list[bytes]:
+    """The names of those that the next generation is to make anew. Raises InvalidCall."""
+    if job is None:
         return []
-    recorded = rows.checkpoints(c, request.job)
-    first = request.replay.from_step
+    replays = _replays_next(job, request)
+    if not replays and _same_payload(job, request):
+        return []
+    recorded = [
+        row["name"]
+        for row in c.execute(
+            "SELECT name FROM checkpoints WHERE job_id = ? ORDER BY ordinal", (request.job.id,)
+        )
+    ]
+    first = request.replay.from_step if request.replay is not None and replays else None
     if first is None:
         return recorded
-    names = [checkpoint.name for checkpoint in recorded]
-    if first not in names:
-        raise rules.unknown_step(request, first, names)
-    return recorded[names.index(first) :]
+    if raw(first) not in recorded:
+        raise rules.unknown_step(request, first, [rows.text(name) for name in recorded])
+    return recorded[recorded.index(raw(first)) :]
+
+
+def _own_lock(
+    c: sqlite3.Connection, job: sqlite3.Row | None, request: ClaimRequest
+) -> sqlite3.Row | None:
+    """The other lock under which the job's last attempt holds it, or has let it expire."""
+    if job is None or job["status"] != JobStatus.RUNNING.value:
+        return None
+    if job["lock_id"] == request.lock.id:
+        return None
+    own: sqlite3.Row | None = c.execute(
+        "SELECT * FROM locks WHERE lock_id = ? AND token = ?", (job["lock_id"], job["fence"])
+    ).fetchone()
+    return own
 
 
 def _next_token(c: sqlite3.Connection, now: float) -> int:
@@ -488,6 +531,13 @@ def _check_holder(c: sqlite3.Connection, lease: Lease, now: float) -> sqlite3.Ro
     return job
 
 
+def _check_last(c: sqlite3.Connection, lease: Lease) -> None:
+    """Raises LeaseLost unless the lease's claim is the job's last."""
+    job = rows.job_row(c, lease.job)
+    if job is None or job["fence"] != lease.fence:
+        raise _lease_lost(c, lease)
+
+
 def _lease_lost(c: sqlite3.Connection, lease: Lease) -> LeaseLost:
     lock = rows.lock_row(c, lease.lock)
     if lock is None:
@@ -497,10 +547,13 @@ def _lease_lost(c: sqlite3.Connection, lease: Lease) -> LeaseLost:
 
 def _write_checkpoint(
     c: sqlite3.Connection, job: JobRef, checkpoint: Checkpoint, now: float
-) -> None:
+) -> bool:
+    """Whether it was written, and not there as it is."""
     there = _stored_checkpoint(c, job, checkpoint.name, checkpoint.blob)
-    if rules.must_write(job.task, there, checkpoint):
-        _put_checkpoint(c, job, checkpoint, now, known=there is not None)
+    if not rules.must_write(job.task, there, checkpoint):
+        return False
+    _put_checkpoint(c, job, checkpoint, now, known=there is not None)
+    return True
 
 
 def _stored_checkpoint(
@@ -585,10 +638,10 @@ def _delete_job(c: sqlite3.Connection, job_id: str) -> None:
     c.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
 
 
-def _delete_checkpoints(c: sqlite3.Connection, job: JobRef, gone: list[Checkpoint]) -> None:
+def _delete_checkpoints(c: sqlite3.Connection, job: JobRef, names: list[bytes]) -> None:
     c.executemany(
         "DELETE FROM checkpoints WHERE job_id = ? AND name = ?",
-        [(job.id, raw(checkpoint.name)) for checkpoint in gone],
+        [(job.id, name) for name in names],
     )
 
 

@@ -55,19 +55,34 @@ def lock_row(c: sqlite3.Connection, lock: LockRef) -> sqlite3.Row | None:
     return row
 
 
-def checkpoints(c: sqlite3.Connection, job: JobRef) -> list[Checkpoint]:
-    rows = c.execute("SELECT * FROM checkpoints WHERE job_id = ? ORDER BY ordinal", (job.id,))
-    return [
-        Checkpoint(
-            name=text(row["name"]),
-            kind=CheckpointKind(row["kind"]),
-            blob=row["blob"],
-            version=row["version"],
-            saved_at=row["saved_at"],
-            ordinal=row["ordinal"],
-        )
-        for row in rows
-    ]
+def checkpoints(
+    c: sqlite3.Connection, job: JobRef, *, at_most: int | None = None
+) -> list[Checkpoint]:
+    """All of a job's; without their bytes if these are more than ``at_most``."""
+    blob = "blob"
+    if at_most is not None:
+        (size,) = c.execute(
+            "SELECT coalesce(sum(length(blob)), 0) FROM checkpoints WHERE job_id = ?", (job.id,)
+        ).fetchone()
+        blob = "blob" if size <= at_most else "NULL AS blob"
+    rows = c.execute(
+        f"SELECT name, kind, {blob}, version, saved_at, ordinal FROM checkpoints"  # noqa: S608
+        " WHERE job_id = ? ORDER BY ordinal",
+        (job.id,),
+    )
+    return [checkpoint(row) for row in rows]
+
+
+def checkpoint(row: sqlite3.Row) -> Checkpoint:
+    return Checkpoint(
+        name=text(row["name"]),
+        kind=CheckpointKind(row["kind"]),
+        blob=row["blob"] or b"",
+        version=row["version"],
+        saved_at=row["saved_at"],
+        ordinal=row["ordinal"],
+        deferred=row["blob"] is None,
+    )
 
 
 def ref(row: sqlite3.Row) -> JobRef:

@@ -6,11 +6,20 @@ from typing import Final
 
 #: Marks the file as a store of ours: "gwis" in ASCII.
 APPLICATION_ID: Final = 0x67776973
-VERSION: Final = 1
+VERSION: Final = 2
+
+#: What the size of a chord is, where Celery told it, and how many parts joined it later.
+_CHORD_SIZES: Final = """
+CREATE TABLE chord_sizes (group_id TEXT PRIMARY KEY, size INTEGER, extra INTEGER NOT NULL)
+"""
+
+#: Version -> what makes the next one of it.
+MIGRATIONS: Final = {1: _CHORD_SIZES}
 
 # Ids that users choose are BLOBs, because UTF-8 text can't carry a lone surrogate.
-# All but the last four tables are the store's; those four are the result backend's.
-SCHEMA: Final = """
+# All but the last four tables are the store's; those four, and _CHORD_SIZES, are the result backend's.
+#: The tables of version 1.
+_FIRST: Final = """
 CREATE TABLE fence (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), last INTEGER NOT NULL);
 INSERT INTO fence VALUES (1, 0);
 
@@ -76,5 +85,6 @@ CREATE TABLE groups (group_id TEXT PRIMARY KEY, meta BLOB, expires REAL);
 CREATE INDEX groups_by_expiry ON groups (expires);
 CREATE TABLE chord_parts (group_id TEXT, part TEXT, PRIMARY KEY (group_id, part));
 CREATE TABLE chords (group_id TEXT PRIMARY KEY, dispatched REAL, expires REAL);
-CREATE INDEX chords_by_expiry ON chords (expires)
+CREATE INDEX chords_by_expiry ON chords (expires);
 """
+SCHEMA: Final = _FIRST + _CHORD_SIZES

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import PreconditionFailed
 from amqp.protocol import queue_declare_ok_t
 from kombu.exceptions import ChannelError
 from kombu.transport import virtual
@@ -22,7 +23,7 @@ from kombu.utils.uuid import uuid
 
 from gwi_celery.batch import current_batch
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
-from gwi_celery.errors import BrokerError, MalformedMessage, NotFound
+from gwi_celery.errors import BrokerError, MalformedMessage, NotDeleted, NotFound
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_text
@@ -118,9 +119,10 @@ class Channel(virtual.Channel):
         self._broker.declare_exchange(name, type)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        if if_unused and any(b.exchange == exchange for b in self._broker.bindings()):
-            return
-        self._broker.delete_exchange(exchange)
+        try:
+            self._broker.delete_exchange(exchange, if_unused=if_unused)
+        except NotDeleted as exc:
+            raise _precondition_failed(exc, (40, 20), "Channel.exchange_delete") from exc
 
     def queue_declare(
         self,
@@ -185,9 +187,10 @@ class Channel(virtual.Channel):
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
     ) -> None:
-        if if_empty and self._size(queue):
-            return
-        self._broker.delete_queue(queue)
+        try:
+            self._broker.delete_queue(queue, if_unused=if_unused, if_empty=if_empty)
+        except NotDeleted as exc:
+            raise _precondition_failed(exc, (50, 40), "Channel.queue_delete") from exc
 
     def queue_purge(self, queue: str, **kwargs: Any) -> int:
         try:
@@ -225,6 +228,7 @@ class Channel(virtual.Channel):
             priority=self._get_message_priority(message),
             delay=_delay(message.get("headers") or {}),
             ttl=int(expiration) / 1000 if expiration else None,
+            reply=envelope.is_reply(message, routing_key or ""),
         )
         batch = current_batch()
         if batch is not None:
@@ -375,7 +379,8 @@ class Channel(virtual.Channel):
                 self._broker.nack(held.delivery, requeue_delay(held.delivery.deliveries))
                 emit(Settlement.NACKED.text, task_id="")
             else:
-                self._dead_letter(held.delivery, held.message.reason)
+                described = envelope.described(held.delivery, held.message.headers)
+                self._dead_letter(described, held.message.reason)
         finally:
             self._room_for_more()
 
@@ -469,6 +474,10 @@ def _delay(headers: dict[str, Any]) -> float:
 
 def _milliseconds(value: Any) -> float | None:
     return None if value is None else float(value) / 1000
+
+
+def _precondition_failed(exc: NotDeleted, method: tuple[int, int], name: str) -> PreconditionFailed:
+    return PreconditionFailed(f"PRECONDITION_FAILED - {exc}", method, name, "406")
 
 
 def _not_found(kind: str, name: str, method: str) -> ChannelError:

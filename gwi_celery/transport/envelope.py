@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from kombu.utils import json
@@ -27,6 +29,11 @@ from gwi_celery.transport.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER,
 
 #: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
 MAX_ATTRIBUTE_BYTES = 1024
+
+#: Queues that Kombu and Celery name by a uuid, or for remote control and events.
+_OF_ONE_READER = re.compile(
+    r"amq\.gen-.*|celeryev\..*|.*\.pidbox|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.DOTALL
+)
 
 _JSON = "application/json"
 #: Bytes of a parser's own words in a reason.
@@ -74,6 +81,14 @@ def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
     return data.encode("utf-8"), _attributes(headers)
 
 
+def described(delivery: Delivery, headers: Mapping[str, Any]) -> Delivery:
+    """The delivery with the attributes that its headers give it, where it came without.
+
+    A plain job has none, and in the dead letter people look for the tenant.
+    """
+    return replace(delivery, attributes={**_attributes(headers), **delivery.attributes})
+
+
 def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
     named = {
         "task": headers.get("task"),
@@ -88,6 +103,19 @@ def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
         and value
         and len(value.encode("utf-8", "surrogatepass")) <= MAX_ATTRIBUTE_BYTES
     }
+
+
+def is_reply(message: Mapping[str, Any], queue: str) -> bool:
+    """Whether it is an answer, of use only to a reader who is still there.
+
+    As AMQP's users have it: an answer repeats its question's correlation id and asks for no answer
+    itself. Also what goes to a queue whose name is made up for one reader. A task never is one.
+    """
+    if "task" in (message.get("headers") or {}):
+        return False
+    properties = message["properties"]
+    answers = bool(properties.get("correlation_id")) and "reply_to" not in properties
+    return answers or _OF_ONE_READER.fullmatch(queue) is not None
 
 
 def decode(delivery: Delivery) -> dict[str, Any]:

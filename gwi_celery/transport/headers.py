@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+#: Of all of them.
+PREFIX = "gwi_"
+
 TENANT_HEADER = "gwi_tenant"
 RUN_HEADER = "gwi_run"
 #: The idempotency key given with the call.
 KEY_HEADER = "gwi_key"
+#: The nominal time at which beat sends this call, in UTC as ISO 8601 has it.
+DUE_HEADER = "gwi_due"
 #: Seconds since the epoch.
 DEADLINE_HEADER = "gwi_deadline"
 #: Retries this one job may take, whatever its task says.
 MAX_RETRIES_HEADER = "gwi_max_retries"
 #: Times this message has waited for a lock.
 HOLDS_HEADER = "gwi_holds"
-#: {"generation": int, "from_step": str | None}
+#: {"generation": int, "from_step": str | None, "task_id": str | None}; the last names a job that has
+#: neither a run nor a key.
 REPLAY_HEADER = "gwi_replay"
 #: Set on arrival from the broker's attribute: the message was taken back out of a dead letter.
 REDRIVE_HEADER = "gwi_redrive"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -199,13 +200,22 @@ def test_what_is_no_task_of_ours_is_kept_with_the_reason(
         unknown.get(timeout=30)
     with pytest.raises(MissingTenant):
         without.get(timeout=30)
-    reasons = " | ".join(dead(jobs, 7))
+    plain = json.dumps({"id": "job-1", "type": "nobody.knows", "tenantId": "acme", "runId": "r1"})
+    broker_for(jobs.app).publish("", "celery", OutgoingMessage(plain.encode()))
+    reasons = " | ".join(dead(jobs, 8))
+    named = [
+        (m.attributes["task"], m.attributes["tenant"], m.attributes["run"])
+        for m in dead_letters(broker_for(jobs.app))
+        if "nobody.knows" in m.attributes["gwi-death-reason"]
+    ]
+    assert named == [("nobody.knows", "acme", "r1")] * 2
     for part in (
         "not a Celery message: not JSON",
         "without the body, headers and properties",
         "its headers name none",
         "can't be decoded",
         "MissingTenant",
+        "no task is registered as 'nobody.knows': start the worker with the module",
     ):
         assert part in reasons
     assert jobs.plain_add.delay(1, 2).get(timeout=30) == 3, "the worker is none the worse"
@@ -259,3 +269,21 @@ def test_a_store_that_can_not_be_used_parks_its_jobs_until_it_can(
     assert store.list_locks("acme") == []
     assert result.get(timeout=30)["total"] == 6
     assert dead_letters(broker_for(jobs.app)) == []
+
+
+def test_a_worker_deletes_what_has_expired_by_itself(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start(env={"GWI_RESULT_TTL": "1.5", "GWI_CLEANUP_INTERVAL": "1"})
+    assert jobs.add.delay(1, 2, **CALL).get(timeout=60) == 3
+
+    def left() -> int:
+        c = sqlite3.connect(tmp_path / "gwi" / "store.sqlite3")
+        try:
+            return int(c.execute("SELECT count(*) FROM jobs").fetchone()[0])
+        finally:
+            c.close()
+
+    eventually(lambda: left() == 0)
+    assert status(jobs, "add") is None
+    assert worker.process.poll() is None

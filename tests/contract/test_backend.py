@@ -12,8 +12,10 @@ from celery.app.task import Context
 from celery.canvas import signature
 from celery.exceptions import ChordError, Reject, TimeoutError
 from celery.result import AsyncResult, GroupResult
+from kombu.exceptions import OperationalError
 
-from gwi_celery.errors import StoreUnavailable
+from gwi_celery import broker_for
+from gwi_celery.errors import BrokerUnavailable, MissingTenant, StoreUnavailable
 from tests.contract.backends import BackendCase
 from tests.workers import eventually
 
@@ -31,6 +33,11 @@ def result_of(results: BackendCase, task_id: str = "t1") -> AsyncResult:
     return AsyncResult(task_id, app=results.app, backend=results.another())
 
 
+def exists(result: AsyncResult) -> bool:
+    """What Celery 5.7 has as a method."""
+    return result.backend.get(result.backend.get_key_for_task(result.id)) is not None
+
+
 def request(task_id: str = "t1", **fields: Any) -> Context:
     return Context({"id": task_id, "task": "add", "args": (1, 2), "kwargs": {}, **fields})
 
@@ -40,7 +47,7 @@ def request(task_id: str = "t1", **fields: Any) -> Context:
 
 def test_a_task_goes_through_its_states(results: BackendCase) -> None:
     assert result_of(results).state == PENDING
-    assert not result_of(results).exists()
+    assert not exists(result_of(results))
     results.backend.store_result("t1", {"pid": 1}, STARTED, request=request())
     assert (result_of(results).state, result_of(results).result) == (STARTED, {"pid": 1})
     results.backend.mark_as_retry("t1", ValueError("later"), traceback="tb")
@@ -48,7 +55,7 @@ def test_a_task_goes_through_its_states(results: BackendCase) -> None:
     assert str(result_of(results).result) == "later"
     results.another().store_result("t1", [1, {"a": None}], SUCCESS, request=request(retries=1))
     done = result_of(results)
-    assert (done.state, done.get(timeout=10), done.exists()) == (SUCCESS, [1, {"a": None}], True)
+    assert (done.state, done.get(timeout=10), exists(done)) == (SUCCESS, [1, {"a": None}], True)
     assert done.date_done is not None
     assert done.name is None  # only with result_extended
 
@@ -82,7 +89,7 @@ def test_what_has_expired_is_gone(results: BackendCase) -> None:
     results.backend.save_group("g", GroupResult("g", [AsyncResult("t1", app=results.app)]))
     results.outlast_result()
     gone = result_of(results)
-    assert (gone.state, gone.exists()) == (PENDING, False)
+    assert (gone.state, exists(gone)) == (PENDING, False)
     assert results.another().restore_group("g") is None
     assert list(results.another().get_many(["t1"], max_iterations=1)) == []
     with pytest.raises(TimeoutError):
@@ -101,7 +108,7 @@ def test_a_cleanup_deletes_what_has_expired_only(results: BackendCase) -> None:
     assert result_of(results, "t2").get(timeout=10) == 2
     assert results.backend.count_part("g2", "b") == (2, False)
     assert results.backend.count_part("g1", "a") == (1, False), "begins anew"
-    assert not result_of(results).exists()
+    assert not exists(result_of(results))
 
 
 def test_results_may_be_kept_for_good_or_expire_sooner(results: BackendCase) -> None:
@@ -111,7 +118,7 @@ def test_results_may_be_kept_for_good_or_expire_sooner(results: BackendCase) -> 
     results.backend.expire(results.backend.get_key_for_task("t2"), 100)
     results.backend.expire(results.backend.get_key_for_task("unknown"), 100)
     results.advance(101)
-    assert not result_of(results, "t2").exists()
+    assert not exists(result_of(results, "t2"))
     results.outlast_result()
     assert result_of(results).get(timeout=10) == 1
 
@@ -170,7 +177,7 @@ def test_a_large_result_comes_back_whole(results: BackendCase, size: int) -> Non
     done = result_of(results)
     assert done.get(timeout=10) == second
     done.forget()
-    assert not result_of(results).exists()
+    assert not exists(result_of(results))
 
 
 def test_a_result_that_cannot_be_stored_has_its_message_come_again(
@@ -337,6 +344,126 @@ def test_a_chord_whose_group_is_gone_fails_its_body(results: BackendCase) -> Non
         chord.returns(n)
     with pytest.raises(ChordError, match="is gone"):
         result_of(results, "body").get(timeout=10)
+
+
+def nested(results: BackendCase) -> tuple[Any, list[str]]:
+    """A chord whose header is a chain that ends in a group, and a task; its body and its parts."""
+    ids = ["inner-0", "inner-1", "last"]
+    inner = GroupResult("inner", [AsyncResult(id, app=results.app) for id in ids[:2]])
+    body = signature("sum", app=results.app, task_id="body")
+    results.backend.apply_chord(["g", [inner, AsyncResult("last", app=results.app)]], body)
+    return body, ids
+
+
+def part_returns(results: BackendCase, body: Any, task_id: str, result: Any = 1) -> None:
+    backend = results.another()
+    about = request(task_id, group="g", chord=dict(body))
+    backend.store_result(task_id, result, SUCCESS, request=about)
+    backend.on_chord_part_return(about, SUCCESS, result)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_chord_waits_for_all_parts_of_a_group_within_it(results: BackendCase, told: bool) -> None:
+    body, ids = nested(results)
+    if told:
+        results.another().set_chord_size("g", 3)
+    for task_id in ids[:2]:
+        part_returns(results, body, task_id)
+    assert results.sent() == 0
+    part_returns(results, body, ids[2])
+    assert results.sent() == 1
+
+
+def test_a_part_may_join_a_chord(results: BackendCase) -> None:
+    body, ids = nested(results)
+    results.backend.set_chord_size("g", 3)
+    results.another().add_to_chord("g", AsyncResult("joined", app=results.app))
+    for task_id in ids:
+        part_returns(results, body, task_id)
+    assert results.sent() == 0
+    part_returns(results, body, "joined", 7)
+    assert results.sent() == 1
+    (message,) = broker_for(results.app).peek("celery")
+    assert "[[[1, 1], 1, 7]]" in message.data.decode()
+
+
+def test_a_chord_that_was_over_may_be_applied_again(results: BackendCase) -> None:
+    for sent in (1, 2):
+        chord = Chord(results, None)
+        chord.returns(0)
+        results.another().set_chord_size("g", 3)
+        chord.returns(1)
+        assert results.sent() == sent - 1
+        chord.returns(2)
+        assert results.sent() == sent
+
+
+def test_a_chord_lives_as_long_as_its_parts_return(results: BackendCase) -> None:
+    chord = Chord(results, None)
+    results.backend.set_chord_size("g", 3)
+    for n in range(3):
+        assert results.sent() == 0
+        results.advance(0.7 * results.backend.expires)
+        results.backend.cleanup()
+        chord.returns(n, "x" * 1_000_000)
+    assert results.sent() == 1
+
+
+class OnlyPart:
+    """A chord of one part, which is being worked on."""
+
+    def __init__(self, results: BackendCase, monkeypatch: pytest.MonkeyPatch, body: Any) -> None:
+        self.results, self.body = results, body
+
+        @results.app.task(shared=False, acks_late=True)
+        def working() -> None: ...
+
+        monkeypatch.setattr(type(results.app), "current_worker_task", working)
+        results.backend.apply_chord(["g", [AsyncResult("part", app=results.app)]], body)
+
+    def returns(self) -> None:
+        part_returns(self.results, self.body, "part")
+
+
+@pytest.mark.parametrize(
+    "raised", [TypeError("takes 2 arguments"), MissingTenant("whose?"), RuntimeError("odd")]
+)
+def test_a_body_that_can_not_be_called_fails(
+    results: BackendCase, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    @results.app.task(shared=False, name="body")
+    def body(numbers: Any) -> None: ...
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(body, "apply_async", refuse)
+    part = OnlyPart(results, monkeypatch, body.s().set(task_id="body"))
+    part.returns()
+    part.returns()
+    with pytest.raises(ChordError, match=str(raised).replace("?", ".")):
+        result_of(results, "body").get(timeout=10)
+
+
+@pytest.mark.parametrize("raised", [OperationalError("away"), BrokerUnavailable("away")])
+def test_a_body_is_sent_later_where_the_broker_is_unavailable(
+    results: BackendCase, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    @results.app.task(shared=False, name="body")
+    def body(numbers: Any) -> None: ...
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise raised
+
+    part = OnlyPart(results, monkeypatch, body.s().set(task_id="body"))
+    with monkeypatch.context() as away:
+        away.setattr(body, "apply_async", refuse)
+        with pytest.raises(Reject) as rejected:
+            part.returns()
+    assert rejected.value.requeue
+    assert result_of(results, "body").state == PENDING
+    part.returns()
+    assert results.sent() == 1
 
 
 def test_parts_counted_at_the_same_time(results: BackendCase) -> None:

@@ -422,6 +422,18 @@ def test_without_a_limit_a_message_is_delivered_for_ever(broker_factory):
         broker.nack(delivery)
 
 
+def test_a_dead_letter_is_empty_until_something_dies(broker):
+    broker.declare_queue(QueueSpec("q"))
+    # Pub/Sub makes it along with its queue, and can't count.
+    empty = None if broker.has_queue(DEAD) else QueueSize(0, 0, 0)
+    assert broker.size(DEAD) == empty
+    assert broker.peek(DEAD) == []
+    assert broker.redrive("q") == 0
+    assert broker.size("unknown.dead") == QueueSize(0, 0, 0)
+    with pytest.raises(NotFound):
+        broker.size("nobody")
+
+
 def test_what_came_another_way_can_be_kept_in_the_dead_letter_too(broker, receiver):
     """A pushed message has no lease: nothing of the queue's own is touched."""
     pushed = Delivery("q", "none", "id", b"pushed", {"tenant": "a"}, 3, 0.0, 0, 0.0)

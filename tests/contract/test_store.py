@@ -140,7 +140,7 @@ def test_a_job_and_a_lock_of_different_tenants_are_refused(case):
 # --- claim: another payload -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", [running, pending, succeeded, cancelled])
 def test_another_payload_never_runs_and_overwrites_nothing(case, state):
     first = case.request(payload={"n": 1})
     state(case, first)
@@ -176,6 +176,78 @@ def test_a_mismatch_is_told_even_if_the_lock_is_anothers(case):
     pending(case, first)
     running(case, case.request("other", scope=first.lock.scope))
     assert isinstance(case.store.claim(case.request(payload=2)), Mismatch)
+
+
+def test_another_payload_after_a_failure_runs_as_a_new_generation_without_the_old_steps(case):
+    request = case.request(payload=1, submission="s1")
+    lease = running(case, request)
+    case.store.save(lease, step("list", b"of payload 1"))
+    case.store.save(lease, cursor("scan", b"9", 9))
+    case.store.save(lease, value("note", b"n", 1))
+    case.store.finish(lease, failure())
+
+    claimed = case.take(case.request(payload=2, submission="s2"))
+
+    record = claimed.record
+    assert (record.generation, record.attempt, record.status) == (2, 1, JobStatus.RUNNING)
+    assert record.fingerprint != request.fingerprint
+    assert not claimed.has_checkpoints
+    assert case.store.load(claimed.lease) == []
+    again = case.store.save(claimed.lease, step("list", b"of payload 2"))
+    case.store.save(again, cursor("scan", b"1", 1))
+    assert [c.blob for c in case.store.load(again)] == [b"of payload 2", b"1"]
+    with pytest.raises(LeaseLost):
+        case.store.save(lease, step("late"))
+
+
+def test_the_payload_that_failed_is_another_one_once_it_was_corrected(case):
+    failed(case, case.request(payload=1, submission="s1"))
+    succeeded(case, case.request(payload=2, submission="s2"))
+    for submission in ("s1", "s3"):
+        answer = case.store.claim(case.request(payload=1, submission=submission))
+        assert isinstance(answer, Mismatch)
+
+
+def test_a_redelivery_of_the_payload_that_failed_does_not_undo_its_correction(case):
+    failed(case, case.request(payload=1, submission="s1"))
+    failed(case, case.request(payload=2, submission="s2"))
+    before = case.seen(case.request())
+
+    assert isinstance(case.store.claim(case.request(payload=1, submission="s1")), Mismatch)
+
+    assert case.seen(case.request()) == before
+
+
+def test_a_correction_waits_for_its_lock_and_changes_nothing_until_then(case):
+    request = case.request(scope=("shared",), payload=1)
+    lease = running(case, request)
+    case.store.save(lease, step("list"))
+    case.store.finish(lease, failure())
+    running(case, case.request("other", scope=("shared",)))
+    before = case.seen(request)
+
+    answer = case.store.claim(case.request(scope=("shared",), payload=2, submission="s2"))
+
+    assert isinstance(answer, Held)
+    assert case.seen(request) == before
+
+
+def test_a_replay_from_a_step_can_not_be_of_another_payload(case):
+    lease = running(case, case.request(payload=1))
+    case.store.save(lease, step("list"))
+    case.store.finish(lease, failure())
+    replay = Replay(generation=2, from_step="list")
+    request = case.request(payload=2, submission="s2", replay=replay)
+    assert isinstance(case.store.claim(request), Mismatch)
+
+
+def test_payloads_are_the_same_if_they_have_a_form_in_common(case):
+    succeeded(case, replace(case.request(), fingerprint="by-name by-place"))
+    for same in ("by-place", "by-name", "older by-place", "by-name by-place"):
+        answer = case.store.claim(replace(case.request(), fingerprint=same))
+        assert isinstance(answer, Completed), same
+    answer = case.store.claim(replace(case.request(), fingerprint="by-other-name by-other-place"))
+    assert isinstance(answer, Mismatch)
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -576,6 +648,94 @@ def test_every_crash_counts_until_a_new_generation_begins(case):
     assert (record.attempt, record.crashes) == (1, 0)
 
 
+@pytest.mark.parametrize("saved", [step("list"), cursor("scan", b"1", 1)])
+def test_progress_forgives_the_crashes_before_it(case, saved):
+    for _ in range(3):
+        running(case, case.request())
+        case.outlast_lease()
+    lease = running(case, case.request())
+    case.store.save(lease, saved)
+    case.outlast_lease()
+
+    assert case.take(case.request()).record.crashes == 1
+
+
+def test_what_is_no_progress_forgives_no_crash(case):
+    """A value may be noted at each attempt; and what is recorded already is not made again."""
+    lease = running(case, case.request())
+    lease = case.store.save(lease, step("list"))
+    for crashes in (1, 2, 3):
+        case.outlast_lease()
+        claimed = case.take(case.request())
+        assert claimed.record.crashes == crashes
+        lease = case.store.save(claimed.lease, value("tries", b"%d" % crashes, crashes))
+        lease = case.store.save(lease, step("list"))
+        case.store.renew(lease)
+    record = case.store.get_job(lease.job)
+    assert record is not None
+    case.store.put_value(lease.job, "outside", b"v", expected_version=0)
+    case.outlast_lease()
+    assert case.take(case.request()).record.crashes == 4
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_job_that_runs_under_another_lock_is_held(case, renewed):
+    """It came with another run in its headers, say, or after a deploy that changed its lock."""
+    first = case.request(scope=("run", "r1"), owner="host:1")
+    lease = running(case, first)
+    if renewed:
+        case.advance(case.lease_ttl * 0.8)
+        lease = case.store.renew(lease)
+        case.advance(case.lease_ttl * 0.8)
+    before = case.seen(first)
+    second = case.request(scope=("run", "r2"), owner="host:2", submission="s2")
+
+    answer = case.store.claim(second)
+
+    assert isinstance(answer, Held)
+    assert (answer.by, answer.job) == ("host:1", first.job)
+    assert 0 < answer.retry_after <= case.lease_ttl
+    assert case.seen(first) == before
+    assert case.store.get_lock(second.lock) is None
+    case.store.finish(lease, success())
+    assert isinstance(case.store.claim(second), Completed)
+
+
+def test_a_job_is_taken_over_from_another_lock_once_that_has_run_out(case):
+    first = case.request(scope=("run", "r1"))
+    lease = running(case, first)
+    case.outlast_lease()
+
+    claimed = case.take(case.request(scope=("run", "r2")))
+
+    assert (claimed.record.attempt, claimed.record.crashes) == (2, 1)
+    for write in (case.store.renew, lambda old: case.store.finish(old, success())):
+        with pytest.raises(LeaseLost):
+            write(lease)
+    # The lock that it left is free for others at once, and its token goes on growing.
+    other = case.take(case.request("other", scope=("run", "r1")))
+    assert other.lease.fence > lease.fence
+    case.store.finish(claimed.lease, success())
+
+
+@pytest.mark.parametrize("leave", [pending, succeeded, failed])
+def test_a_lock_that_a_job_has_left_is_no_obstacle_under_another(case, leave):
+    first = case.request(scope=("run", "r1"), submission="s1")
+    leave(case, first)
+    running(case, case.request("other", scope=("run", "r1")))
+    answer = case.store.claim(case.request(scope=("run", "r2"), submission="s2"))
+    assert isinstance(answer, Completed if leave is succeeded else Claimed)
+
+
+def test_of_many_claims_of_one_job_under_many_locks_one_is_granted(case):
+    store = case.store
+    with ThreadPoolExecutor(8) as pool:
+        requests = [case.request(scope=("run", f"r{n}")) for n in range(8)]
+        answers = list(pool.map(store.claim, requests))
+    assert sum(isinstance(answer, Claimed) for answer in answers) == 1
+    assert sum(isinstance(answer, Held) for answer in answers) == 7
+
+
 def test_a_release_is_no_crash(case):
     pending(case, case.request())
     record = case.take(case.request()).record
@@ -703,6 +863,7 @@ def lost_to_another_job_that_finished(case: StoreCase, request: ClaimRequest) ->
 
 
 def lost_to_a_claim_under_another_lock(case: StoreCase, request: ClaimRequest) -> None:
+    case.outlast_lease()
     case.take(case.request(scope=("another lock",)))
 
 

@@ -149,7 +149,8 @@ class Protocol(RuleBasedStateMachine):
     ) -> None:
         tenant = name[0]
         known = model.fingerprint is not None
-        if known and model.fingerprint not in ("", request.fingerprint):
+        another = known and model.fingerprint not in ("", request.fingerprint)
+        if another and model.terminal is not JobStatus.FAILED:
             assert isinstance(answer, Mismatch)
             return
         if model.terminal is JobStatus.CANCELLED and request.replay is None:
@@ -169,7 +170,7 @@ class Protocol(RuleBasedStateMachine):
         assert not before or lease.fence > before[-1], "tokens strictly grow"
         before.append(lease.fence)
         if model.terminal is not None or model.generation == 0:
-            if request.replay is not None:
+            if request.replay is not None or another:
                 model.steps, model.cursor = {}, 0
             model.generation += 1
             model.terminal = None

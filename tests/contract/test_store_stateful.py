@@ -7,7 +7,7 @@ invariants':
 1. fencing tokens of a lock strictly grow
 2. a stale holder's write changes nothing
 3. a terminal state never changes within its generation
-4. another payload never claims nor overwrites
+4. another payload never claims nor overwrites, but after a failure, from the start
 5. a step never changes, a cursor's version never goes back
 6. an attempt that starts later sees every recorded step
 9. once the clock has passed the lease's TTL, the job can be taken over
@@ -163,7 +163,7 @@ class Trail:
 
     def expected(self, request: ClaimRequest) -> type[ClaimAnswer] | type[InvalidCall]:
         job = self.job(request.job)
-        if job is not None and job.fingerprint not in (None, request.fingerprint):
+        if job is not None and self._another(job, request) and not self._corrects(job, request):
             return Mismatch  # 4
         if job is not None and job.status.terminal:
             if self._replays(job, request):
@@ -173,9 +173,24 @@ class Trail:
             elif job.status is not JobStatus.FAILED or request.submission in job.failed:
                 return Cancelled if job.status is JobStatus.CANCELLED else Completed  # 3
         hold = self.holds.get(request.lock)
-        if hold is None or hold.expires <= self.clock.now or self._same(hold, job, request):
-            return Claimed  # 9
-        return Held
+        if hold is not None and self._same(hold, job, request):
+            return Claimed
+        return Claimed if self.held_by(request) is None else Held  # 9
+
+    def held_by(self, request: ClaimRequest) -> Hold | None:
+        """Who holds the lock that is asked for, or the job under another one."""
+        own = self._own(self.job(request.job))
+        for hold in (self.holds.get(request.lock), own):
+            if hold is not None and hold.expires > self.clock.now:
+                return hold
+        return None
+
+    def _own(self, job: Job | None) -> Hold | None:
+        """The hold of the job's last attempt, be it expired."""
+        if job is None or job.lock is None or job.status is not JobStatus.RUNNING:
+            return None
+        hold = self.holds.get(job.lock)
+        return hold if hold is not None and hold.fence == job.fence else None
 
     def claimed(self, request: ClaimRequest, answer: Claimed) -> None:
         """Checks the grant, and writes it down."""
@@ -186,6 +201,10 @@ class Trail:
             hold.expires = now + request.lease_ttl
             return
         assert lease.fence > self.granted.get(lock, 0)  # 1
+        if self._own(job) is not None:
+            assert job is not None
+            assert job.lock is not None
+            del self.holds[job.lock]
         self.granted[lock] = lease.fence
         self.holds[lock] = Hold(lease.fence, request.nonce, request.job, now + request.lease_ttl)
         if job is None:
@@ -196,6 +215,8 @@ class Trail:
         if job.status.terminal:
             if self._replays(job, request):
                 self._forget(job, request.replay)
+            elif self._another(job, request):
+                job.checkpoints.clear()
             job.generation, job.attempt, job.crashes = job.generation + 1, 1, 0
         else:
             job.attempt += 1
@@ -203,6 +224,16 @@ class Trail:
         job.fingerprint, job.submission = request.fingerprint, request.submission
         job.status, job.fence, job.lock = JobStatus.RUNNING, lease.fence, lock
         job.outcome = job.expires = None
+
+    @staticmethod
+    def _another(job: Job, request: ClaimRequest) -> bool:
+        return job.fingerprint not in (None, request.fingerprint)
+
+    @staticmethod
+    def _corrects(job: Job, request: ClaimRequest) -> bool:
+        replays = request.replay is not None and request.replay.from_step is not None
+        fresh = request.submission not in job.failed
+        return job.status is JobStatus.FAILED and fresh and not replays
 
     @staticmethod
     def _replays(job: Job, request: ClaimRequest) -> bool:
@@ -239,6 +270,8 @@ class Trail:
         stored = job.checkpoints.get(checkpoint.name)
         if stored is None or checkpoint.version > stored.version:
             job.checkpoints[checkpoint.name] = checkpoint
+            if checkpoint.kind is not CheckpointKind.VALUE:
+                job.crashes = 0
         self.renewed(lease)
 
     def put(self, ref: JobRef, name: str, blob: bytes, expected: int) -> type[Exception] | None:
@@ -398,7 +431,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert known is not None
             assert (answer.record.status, answer.record.outcome) == (known.status, known.outcome)
         elif isinstance(answer, Held):
-            hold = self.trail.holds[request.lock]
+            hold = self.trail.held_by(request)
+            assert hold is not None
             assert answer.job == hold.job
             assert self.same_time(answer.retry_after, hold.expires - self.clock.now)
 

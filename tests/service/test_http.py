@@ -142,6 +142,10 @@ def test_process_is_for_development_only(guarded: Service, open_service: Service
     assert guarded.http.post("/process", content=job("by-hand"), headers=PEOPLE).status_code == 404
     answer = open_service.http.post("/process", content=job("by-hand"))
     assert (answer.status_code, answer.json()) == (200, {"message": "acked"})
+    unknown = json.dumps({"id": "u", "type": "nobody.knows", "tenantId": "acme", "runId": "r"})
+    answer = open_service.http.post("/process", content=unknown)
+    assert (answer.status_code, answer.json()["message"]) == (422, "dead-lettered")
+    assert "no task is registered as 'nobody.knows'" in answer.json()["reason"]
     # Through a proxy, say: then not even here without the token, which is not set.
     answer = open_service.http.post("/process", content=job("by-hand"), headers=PEOPLE)
     assert answer.status_code == 403

@@ -16,6 +16,7 @@ def test_the_public_names() -> None:
         "Settings",
         "__version__",
         "broker_for",
+        "carry",
         "message_lease_lost",
         "publish_batch",
         "setup",

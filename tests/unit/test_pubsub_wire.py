@@ -151,3 +151,22 @@ def test_pieces_are_one_json_text() -> None:
     pieces = [made.attributes[f"gwi-more-{n}"] for n in range(len(made.attributes) - 1)]
     assert len(pieces) > 1
     assert json.loads("".join(pieces)) == {"attributes": {"long": "é" * 1000}}
+
+
+@pytest.mark.parametrize("number", [97, 98, 100, 1000])
+def test_too_many_attributes_of_somebody_else_are_merged(number: int) -> None:
+    many = {f"k{n}": "v" for n in range(number)}
+    message = OutgoingMessage(b"m", {**many, "long": "x" * 1024})
+    made = wire.to_pubsub("", "q", message, now=0.0, merge=True)
+    assert len(made.attributes) <= 100
+    assert made.attributes["long"] == "x" * 1024
+    assert wire.parse(made).attributes == message.attributes
+
+
+def test_what_can_not_be_merged_can_go_as_it_came() -> None:
+    full = OutgoingMessage(b"m", {f"k{n}": "v" * 1024 for n in range(100)})
+    with pytest.raises(TooLarge):
+        wire.to_pubsub("", "q", full, now=0.0, merge=True)
+    assert dict(wire.as_it_came(full).attributes) == full.attributes
+    assert wire.as_it_came(OutgoingMessage(b"m", {"k": "\ud800"})) is None
+    assert wire.as_it_came(OutgoingMessage(b"m" * 10_000_001)) is None

@@ -17,6 +17,7 @@ import pytest
 
 import gwi_celery.sqlite
 from gwi_celery.errors import LeaseLost, StoreUnavailable, StoreUnusable
+from gwi_celery.stores import sqlite_schema as schema
 from gwi_celery.stores.base import (
     Claimed,
     ClaimRequest,
@@ -212,9 +213,14 @@ def test_the_last_failed_submissions_are_remembered_and_no_more(store):
 
 
 def test_cleanup_deletes_locks_that_nobody_can_write_under(store, clock):
-    """A job that was claimed under two locks leaves the first behind."""
-    take(store, request(scope="one"))
-    second = take(store, request(scope="two", nonce="m")).lease
+    """Version 0.1 left one behind when a job was claimed under another lock."""
+    second = take(store, request(scope="two")).lease
+    with store.database.write() as c:
+        columns = "tenant, owner, nonce, job_id, task, key, expires_at"
+        c.execute(
+            f"INSERT INTO locks (lock_id, scope, token, {columns})"
+            f" SELECT 'old', CAST('[\"one\"]' AS BLOB), token - 1, {columns} FROM locks"
+        )
     assert [lock.scope for lock in store.list_locks("acme")] == [("one",), ("two",)]
     assert store.cleanup() == 0
     clock.advance(LEASE_TTL)
@@ -353,6 +359,23 @@ def test_a_store_of_another_version(tmp_path):
     store = SqliteStore(tmp_path)
     with pytest.raises(StoreUnusable, match="schema version 99"):
         store.claim(request())
+    store.close()
+
+
+def test_a_file_of_version_1_is_brought_up_in_place(tmp_path, clock):
+    c = sqlite3.connect(tmp_path / "store.sqlite3")
+    c.executescript(schema._FIRST)
+    c.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
+    c.execute("PRAGMA user_version=1")
+    c.execute("INSERT INTO chord_parts VALUES ('g', 'p')")
+    c.commit()
+    c.close()
+    store = SqliteStore(tmp_path, clock=clock)
+    take(store, request())
+    with store.database.read() as c:
+        assert c.execute("SELECT count(*) FROM chord_sizes").fetchone()[0] == 0
+        assert c.execute("SELECT part FROM chord_parts").fetchone()["part"] == "p"
+        assert c.execute("PRAGMA user_version").fetchone()[0] == schema.VERSION
     store.close()
 
 

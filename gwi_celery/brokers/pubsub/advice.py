@@ -6,7 +6,8 @@ import re
 
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX
 from gwi_celery.brokers.pubsub import naming
-from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.options import EMULATOR_HOST, PubSubOptions
+from gwi_celery.config import emulator_unavailable
 
 #: What makes a call need which role on what; any other needs the editor's.
 _ROLES = {
@@ -18,11 +19,39 @@ _ROLES = {
 }
 _EDITOR = "roles/pubsub.editor"
 
+#: How Google says that an API is not enabled; with PERMISSION_DENIED.
+_API_OFF = re.compile(r"has not been used in project|SERVICE_DISABLED|it is disabled")
+#: How it says that the project itself is unknown; with NOT_FOUND.
+PROJECT_UNKNOWN = re.compile(r"project not found", re.IGNORECASE)
+
+
+def unavailable(options: PubSubOptions) -> str:
+    """Nobody answers at the endpoint."""
+    if options.emulator:
+        return emulator_unavailable("Pub/Sub", EMULATOR_HOST, options.endpoint)
+    return (
+        f"Pub/Sub at {options.endpoint} does not answer: check this machine's network, and the "
+        "endpoint if the broker's URL names one"
+    )
+
+
+def no_project(options: PubSubOptions, details: str) -> str:
+    """For NOT_FOUND of the project itself."""
+    return (
+        f"there is no Google Cloud project {options.project!r}, or this account may not see it "
+        f"({details}): check GCP_PROJECT_ID, or the project in the broker's URL"
+    )
+
 
 def forbidden(options: PubSubOptions, rpc: str, resource: str, details: str) -> str:
     """For PERMISSION_DENIED."""
     role = _ROLES.get(rpc, _EDITOR)
     project, kind, id = _parts(resource)
+    if _API_OFF.search(details):
+        return (
+            f"the Pub/Sub API of project {project} is switched off ({details}): "
+            f"`gcloud services enable pubsub.googleapis.com --project={project}`"
+        )
     if role == _EDITOR:
         command = f"gcloud projects add-iam-policy-binding {project}"
         hint = ", or use mode='provisioned', which makes no such call" if options.managed else ""

@@ -26,7 +26,6 @@ import logging
 import math
 import os
 import time
-import uuid
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -35,11 +34,9 @@ import grpc
 
 from gwi_celery import forks
 from gwi_celery.brokers.base import (
+    DEAD_LETTER_SUFFIX,
     DEATH_DELIVERIES,
-    DEATH_QUEUE,
     DEATH_REASON,
-    DEATH_TIME,
-    REDRIVE,
     Binding,
     Delivery,
     OutgoingMessage,
@@ -51,6 +48,7 @@ from gwi_celery.brokers.base import (
 from gwi_celery.brokers.pubsub import naming, wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger
 from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.dead import DeadLetters, joined
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
@@ -63,6 +61,7 @@ from gwi_celery.errors import (
     PublishFailed,
     TooLarge,
 )
+from gwi_celery.text import REASON_BYTES, cut
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +77,8 @@ _BATCH_MESSAGES, _BATCH_BYTES = 1000, 9_000_000
 _PIPELINED = 8
 #: Messages in one look into a queue.
 _LOOK = 1000
-#: Characters of a reason that are kept: it travels as attributes, of which there is a limit.
-_REASON = 10_000
 #: Seconds that closing waits for what is still to be sent.
 _CLOSE = 2.0
-
-_DEATH = (DEATH_REASON, DEATH_QUEUE, DEATH_DELIVERIES, DEATH_TIME)
 
 
 class PubSubBroker:
@@ -94,6 +89,7 @@ class PubSubBroker:
         self.client = Client(options)
         self.topology = Topology(self.client, options)
         self.lease_seconds = options.lease_seconds
+        self._dead_letters = DeadLetters(self)
         self._monitoring = Monitoring(options.timeout)
         self._acks = Acknowledger(self.client)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
@@ -117,8 +113,8 @@ class PubSubBroker:
     def declare_exchange(self, name: str, type: str) -> None:
         self.topology.declare_exchange(name, type)
 
-    def delete_exchange(self, name: str) -> None:
-        self.topology.delete_exchange(name)
+    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
+        self.topology.delete_exchange(name, if_unused=if_unused)
 
     def has_exchange(self, name: str) -> bool:
         return self.topology.exchange_type(name) is not None
@@ -126,8 +122,8 @@ class PubSubBroker:
     def declare_queue(self, spec: QueueSpec) -> None:
         self.topology.declare_queue(spec)
 
-    def delete_queue(self, name: str) -> None:
-        self.topology.delete_queue(name)
+    def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
+        self.topology.delete_queue(name, if_unused=if_unused, if_empty=if_empty)
 
     def has_queue(self, name: str) -> bool:
         return self.topology.has_queue(name)
@@ -148,13 +144,19 @@ class PubSubBroker:
 
     # --- publish --------------------------------------------------------------------------------
 
-    def publish(self, exchange: str, routing_key: str, message: OutgoingMessage) -> None:
+    def publish(
+        self, exchange: str, routing_key: str, message: OutgoingMessage, *, merge: bool = False
+    ) -> None:
         """As :meth:`Broker.publish`. None: how many queues it reaches is Pub/Sub's business.
+
+        ``merge``: somebody else's message, with any number of attributes.
 
         Raises TooLarge over 10 MB, with both sizes, and BrokerUnavailable after
         ``publish_timeout`` seconds.
         """
-        made = self._made(exchange, routing_key, message)
+        made = self._made(exchange, routing_key, message, merge=merge)
+        if self._reader_is_gone(exchange, routing_key, message):
+            return
         topic = self.topology.route(exchange, routing_key)
         if not self.options.publisher_confirms:
             self._publish_unconfirmed(topic, made)
@@ -164,7 +166,12 @@ class PubSubBroker:
         except NotFound:
             # Deleted, or an emulator that was started anew.
             self.topology.restore(exchange, routing_key)
-            self._send(self.topology.route(exchange, routing_key), [made])
+            if not self._reader_is_gone(exchange, routing_key, message):
+                self._send(self.topology.route(exchange, routing_key), [made])
+
+    def _reader_is_gone(self, exchange: str, routing_key: str, message: OutgoingMessage) -> bool:
+        """Whether to drop an answer, rather than to make a queue that nobody would ever read."""
+        return message.reply and not exchange and not self.topology.finds(routing_key)
 
     def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[None]:
         """Publish all of them, many at a time. Raises PublishFailed with an error for each failed."""
@@ -180,6 +187,8 @@ class PubSubBroker:
             self.topology.route(exchange, "")
         by_topic: dict[str, list[tuple[int, Any]]] = {}
         for n, message in made.items():
+            if self._reader_is_gone(*messages[n]):
+                continue
             topic = self.topology.route(*messages[n][:2])
             by_topic.setdefault(topic, []).append((n, message))
         pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
@@ -202,14 +211,23 @@ class PubSubBroker:
             raise PublishFailed(errors, len(messages))
         return [None] * len(messages)
 
-    def _made(self, exchange: str, routing_key: str, message: OutgoingMessage) -> Any:
+    def _made(
+        self, exchange: str, routing_key: str, message: OutgoingMessage, *, merge: bool = False
+    ) -> Any:
         return wire.to_pubsub(
-            exchange, routing_key, message, now=time.time(), ordering=self.options.ordering
+            exchange,
+            routing_key,
+            message,
+            now=time.time(),
+            ordering=self.options.ordering,
+            merge=merge,
         )
 
-    def _send(self, topic: str, messages: list[Any]) -> None:
+    def _send(self, topic: str, messages: list[Any]) -> list[str]:
+        """Publish, confirmed; Pub/Sub's ids of the messages."""
         request = pb["PublishRequest"](topic=topic, messages=messages)
-        self.client.persist("Publish", request, topic, self.options.publish_timeout)
+        answer = self.client.persist("Publish", request, topic, self.options.publish_timeout)
+        return list(answer.message_ids)
 
     def _begin(self, topic: str, messages: list[Any]) -> Any:
         request = pb["PublishRequest"](topic=topic, messages=messages)
@@ -350,7 +368,8 @@ class PubSubBroker:
         for item in received:
             said = wire.parse(item.message)
             delivery = self._delivery(source, item, said, lease, now)
-            age = wall - delivery.published_at
+            # A queue's time to live is that of waiting for a worker, not of waiting for its time.
+            age = wall - max(delivery.published_at, said.not_before)
             late = source.message_ttl is not None and age > source.message_ttl
             if (
                 not source.takes(said)
@@ -409,7 +428,8 @@ class PubSubBroker:
         )
         # To this queue alone, whatever brought it.
         self._send(
-            self.topology.route("", delivery.queue), [self._made("", delivery.queue, message)]
+            self.topology.route("", delivery.queue),
+            [self._made("", delivery.queue, message, merge=True)],
         )
         self.ack([delivery])
 
@@ -486,46 +506,34 @@ class PubSubBroker:
         """Without a dead letter to publish to the message stays, and the worker goes on."""
         try:
             self._bury(delivery, reason, deliveries)
-        except BrokerUnusable as exc:
+        except (BrokerUnusable, TooLarge) as exc:
             logger.error(
                 "message %s of queue %r could not be moved to the dead letter (%s) and stays in "
                 "its queue: %s",
                 delivery.message_id,
                 delivery.queue,
-                _shortened(reason),
+                cut(reason, REASON_BYTES),
                 exc,
             )
             self._come_again(delivery, delivery.lease_seconds)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
-        self._publish_dead(delivery, reason, delivery.deliveries)
+        self._dead_letters.keep(delivery, reason, delivery.deliveries)
 
     def _bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
-        self._publish_dead(delivery, reason, deliveries)
+        self._dead_letters.keep(delivery, reason, deliveries)
         self.ack([delivery])
-
-    def _publish_dead(self, delivery: Delivery, reason: str, deliveries: int) -> None:
-        attributes = {
-            **delivery.attributes,
-            DEATH_REASON: _shortened(reason),
-            DEATH_QUEUE: delivery.queue,
-            DEATH_DELIVERIES: str(deliveries),
-            DEATH_TIME: f"{time.time():.6f}",
-        }
-        topic = self.topology.dead_topic(delivery.queue)
-        message = OutgoingMessage(delivery.data, attributes, delivery.priority)
-        made = self._made("", dead_letter_queue(delivery.queue), message)
-        try:
-            self._send(topic, [made])
-        except NotFound:
-            self.topology.restore("", delivery.queue)
-            self._send(self.topology.dead_topic(delivery.queue), [made])
 
     # --- for operators --------------------------------------------------------------------------
 
     def size(self, queue: str) -> QueueSize | None:
-        """None: Pub/Sub has no exact count. Raises NotFound. See :meth:`depth`."""
-        self.topology.spec(queue)
+        """None: Pub/Sub has no exact count. As :meth:`Broker.size`; see :meth:`depth`."""
+        try:
+            self.topology.spec(queue)
+        except NotFound:
+            if queue.endswith(DEAD_LETTER_SUFFIX):
+                return QueueSize(0, 0, 0)
+            raise
         return None
 
     def depth(self, queue: str) -> QueueDepth | None:
@@ -571,7 +579,7 @@ class PubSubBroker:
                 priority=d.priority,
                 state="ready",
             )
-            for d in deliveries
+            for d in joined(deliveries)
         ]
 
     def push_to(
@@ -595,27 +603,7 @@ class PubSubBroker:
             self.client.persist("ModifyPushConfig", request, source.path, self.options.timeout)
 
     def redrive(self, queue: str, limit: int | None = None) -> int:
-        redrive = uuid.uuid4().hex
-        moved = 0
-        while limit is None or moved < limit:
-            left = _LOOK if limit is None else min(_LOOK, limit - moved)
-            deliveries = self.look(dead_letter_queue(queue), left)
-            # One that died again meanwhile is not taken twice.
-            fresh = [d for d in deliveries if d.attributes.get(REDRIVE) != redrive]
-            for delivery in fresh:
-                kept = {k: v for k, v in delivery.attributes.items() if k not in _DEATH}
-                kept = {k: v for k, v in kept.items() if not k.startswith("CloudPubSubDeadLetter")}
-                message = OutgoingMessage(
-                    delivery.data, {**kept, REDRIVE: redrive}, delivery.priority
-                )
-                self.publish("", queue, message)
-                self.ack([delivery])
-            for delivery in deliveries:
-                if delivery not in fresh:
-                    self.give_back(delivery)
-            moved += len(fresh)
-            if not fresh:
-                break
+        moved = self._dead_letters.redrive(queue, limit)
         self._acks.flush(_CLOSE)
         return moved
 
@@ -679,9 +667,3 @@ def _chunks(numbered: list[tuple[int, Any]]) -> Iterable[list[tuple[int, Any]]]:
         size += bytes
     if chunk:
         yield chunk
-
-
-def _shortened(reason: str) -> str:
-    if len(reason) <= _REASON:
-        return reason
-    return f"{reason[:_REASON]} ({len(reason) - _REASON} more characters)"

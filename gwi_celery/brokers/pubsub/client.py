@@ -195,6 +195,8 @@ class Client:
         """Our error for gRPC's."""
         code, details = exc.code(), exc.details() or ""
         if code is grpc.StatusCode.NOT_FOUND:
+            if advice.PROJECT_UNKNOWN.search(details):
+                return BrokerUnusable(advice.no_project(self._options, details))
             if not self._options.managed:
                 return BrokerUnusable(advice.missing(self._options, resource))
             return NotFound(f"{resource} does not exist ({details})")
@@ -205,6 +207,8 @@ class Client:
         if code is grpc.StatusCode.UNAUTHENTICATED:
             return BrokerUnusable(advice.unauthenticated(rpc, resource, details))
         text = f"{rpc} on {resource} at {self._options.endpoint}: {code.name}: {details}"
+        if code is grpc.StatusCode.UNAVAILABLE or code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            text = f"{advice.unavailable(self._options)} ({text})"
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             text += (
                 "; a quota of Pub/Sub is used up: see the project's quotas page, or publish slower"
@@ -220,7 +224,7 @@ class Client:
                 future.result(timeout=timeout)
             except grpc.FutureTimeoutError as exc:
                 raise BrokerUnavailable(
-                    f"no answer from {self._options.endpoint} in {timeout:g} s"
+                    f"{advice.unavailable(self._options)} (nothing came in {timeout:g} s)"
                 ) from exc
             finally:
                 future.cancel()

@@ -27,6 +27,7 @@ from typing import Any
 
 from gwi_celery import forks
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, Binding, QueueSpec, dead_letter_queue
+from gwi_celery.brokers.checks import check_spec, exists_to_stay
 from gwi_celery.brokers.pubsub import naming, wire
 from gwi_celery.brokers.pubsub.client import (
     AlreadyExists,
@@ -37,7 +38,7 @@ from gwi_celery.brokers.pubsub.client import (
 )
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES, matches
-from gwi_celery.errors import BrokerError, ConfigurationError, NotFound
+from gwi_celery.errors import BrokerError, ConfigurationError, NotDeleted, NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -207,8 +208,10 @@ class Topology:
             self._exchanges[name] = found
         return found or None
 
-    def delete_exchange(self, name: str) -> None:
+    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
         with self._lock:
+            if if_unused:
+                self._refuse_if_bound(name)
             self._exchanges.pop(name, None)
             self._declared.pop(name, None)
             for queue in self._queues.values():
@@ -222,10 +225,22 @@ class Topology:
             if self._get_subscription(self.subscription(name)) is None:
                 self._delete_topic(topic)
 
+    def _refuse_if_bound(self, exchange: str) -> None:
+        if self.exchange_type(exchange) is None:
+            return
+        bound = [binding.queue for binding in self.bindings() if binding.exchange == exchange]
+        if bound:
+            raise NotDeleted(f"exchange {exchange!r} is used: queue {bound[0]!r} is bound to it")
+        if not self._options.managed or self.has_queue(exchange):
+            raise NotDeleted(
+                f"nobody can say whether exchange {exchange!r} is used: a queue may be bound to it "
+                "without a trace in Pub/Sub; delete it without if_unused"
+            )
+
     # --- queues -------------------------------------------------------------------------------
 
     def declare_queue(self, spec: QueueSpec) -> None:
-        _check(spec)
+        check_spec(spec)
         with self._lock:
             known = self._queues.get(spec.name)
             if known is not None and known.spec == spec:
@@ -275,11 +290,7 @@ class Topology:
         if found is None:  # its topic was deleted, or another process deleted it just now
             return self._create_subscription(wanted)
         if found.topic != wanted.topic:
-            raise ConfigurationError(
-                f"queue {queue.spec.name!r} is declared as one that comes and goes (auto_delete, "
-                "exclusive or expires), and exists as one that stays: declare it as before, or "
-                "delete it first"
-            )
+            raise exists_to_stay(queue.spec.name)
         return False
 
     def _now(self) -> float:
@@ -319,8 +330,15 @@ class Topology:
             self._dead.add(dead)
         return self.topic(dead)
 
-    def delete_queue(self, name: str) -> None:
+    def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
         with self._lock:
+            if (if_unused or if_empty) and self.has_queue(name):
+                # A consumer may be any process's, and messages are not counted.
+                what = "is used" if if_unused else "is empty"
+                raise NotDeleted(
+                    f"Pub/Sub can't say whether queue {name!r} {what}: look with peek() or "
+                    "depth(), and delete it without if_unused and if_empty"
+                )
             queue = self._queues.pop(name, None)
             if not self._options.managed:
                 return
@@ -468,6 +486,14 @@ class Topology:
             except NotFound:
                 self.declare_queue(QueueSpec(routing_key))
                 return self._queues[routing_key].topic
+
+    def finds(self, queue: str) -> bool:
+        """Whether the queue is known here, or is found."""
+        try:
+            self._find(queue)
+        except NotFound:
+            return False
+        return True
 
     def restore(self, exchange: str, routing_key: str) -> None:
         """What was known turned out to be gone: make it again as it was declared here.
@@ -897,21 +923,6 @@ def _spec_of(name: str, subscription: Any) -> QueueSpec:
         lease_seconds=float(subscription.ack_deadline_seconds),
         max_deliveries=int(limit) if limit else None,
     )
-
-
-def _check(spec: QueueSpec) -> None:
-    if not spec.name:
-        raise ConfigurationError("a queue needs a name")
-    for setting in ("expires", "message_ttl", "lease_seconds"):
-        value = getattr(spec, setting)
-        if value is not None and not value > 0:
-            raise ConfigurationError(
-                f"queue {spec.name!r}: {setting} is {value}: it must be above 0 seconds"
-            )
-    if spec.max_deliveries is not None and spec.max_deliveries < 0:
-        raise ConfigurationError(
-            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}; 0 is without a limit"
-        )
 
 
 def _id(path: str) -> str:

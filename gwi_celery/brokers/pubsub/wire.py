@@ -62,9 +62,18 @@ class Received:
 
 
 def to_pubsub(
-    exchange: str, routing_key: str, message: OutgoingMessage, *, now: float, ordering: bool = False
+    exchange: str,
+    routing_key: str,
+    message: OutgoingMessage,
+    *,
+    now: float,
+    ordering: bool = False,
+    merge: bool = False,
 ) -> Any:
-    """The message to publish. Raises TooLarge, with both sizes."""
+    """The message to publish. Raises TooLarge, with both sizes.
+
+    ``merge``: put attributes over Pub/Sub's limit into one of ours, for somebody else's messages.
+    """
     attributes: dict[str, str] = {}
     odd: dict[str, str] = {}
     more: dict[str, Any] = {}
@@ -87,21 +96,58 @@ def to_pubsub(
         attributes[NOT_BEFORE] = f"{now + message.delay:.3f}"
     if message.ttl is not None:
         attributes[EXPIRES] = f"{now + message.delay + message.ttl:.3f}"
-    if more:
-        text = json.dumps(more)  # ASCII only
-        for n in range(0, len(text), _MAX_VALUE):
-            attributes[f"{ODD}{n // _MAX_VALUE}"] = text[n : n + _MAX_VALUE]
-    if len(attributes) > _MAX_ATTRIBUTES:
-        raise TooLarge(
-            f"the message needs {len(attributes)} attributes, over Pub/Sub's limit of "
-            f"{_MAX_ATTRIBUTES}: use shorter names, and put what is long into the message itself"
-        )
     order = ""
     if ordering and "tenant" in attributes:
         order = ordering_key(attributes["tenant"], attributes.get("run", ""))
+    attributes.update(_merged(attributes, more) if merge else _pieces(more))
+    _check_number(len(attributes))
     made = pb["PubsubMessage"](data=message.data, attributes=attributes, ordering_key=order)
     check_size(made)
     return made
+
+
+def _merged(attributes: dict[str, str], more: dict[str, Any]) -> dict[str, str]:
+    """``more`` in pieces. Of too many attributes, the shortest are taken out and into it."""
+    shortest = sorted(
+        (key for key in attributes if key not in _OWN),
+        key=lambda key: -len(key) - len(attributes[key]),
+    )
+    pieces = _pieces(more)
+    while shortest and len(attributes) + len(pieces) > _MAX_ATTRIBUTES:
+        key = shortest.pop()
+        more.setdefault("attributes", {})[key] = attributes.pop(key)
+        pieces = _pieces(more)
+    return pieces
+
+
+def _check_number(attributes: int) -> None:
+    if attributes > _MAX_ATTRIBUTES:
+        raise TooLarge(
+            f"the message needs {attributes} attributes, over Pub/Sub's limit of "
+            f"{_MAX_ATTRIBUTES}: use shorter names, and put what is long into the message itself"
+        )
+
+
+def _pieces(more: dict[str, Any]) -> dict[str, str]:
+    if not more:
+        return {}
+    text = json.dumps(more)  # ASCII only
+    return {
+        f"{ODD}{n // _MAX_VALUE}": text[n : n + _MAX_VALUE] for n in range(0, len(text), _MAX_VALUE)
+    }
+
+
+def as_it_came(message: OutgoingMessage) -> Any | None:
+    """A message with its own attributes only, which needs no more room than where it came from.
+
+    None if one of them never was an attribute of Pub/Sub's.
+    """
+    attributes = dict(message.attributes)
+    few = len(attributes) <= _MAX_ATTRIBUTES
+    if not few or not all(_fits(key, value) for key, value in attributes.items()):
+        return None
+    made = pb["PubsubMessage"](data=message.data, attributes=attributes)
+    return made if made.ByteSize() <= MAX_MESSAGE else None
 
 
 def check_size(message: Any) -> None:

@@ -1,0 +1,55 @@
+"""Periodic jobs: each sending by beat is a job of its own, named by the time it was due.
+
+Without that, a fixed run id would make every sending the same job, and all but the first get its
+outcome. Whichever scheduler beat uses, what it sends is marked with its nominal time (the header
+``gwi_due``), which becomes a part of the job's key; run and lock stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from celery import signals
+
+_due: contextvars.ContextVar[str | None] = contextvars.ContextVar("due", default=None)
+
+
+def due() -> str | None:
+    """The nominal time of the entry that beat is sending; None for any other call."""
+    return _due.get()
+
+
+def nominal_time(entry: Any) -> str:
+    """When a schedule's entry was due, in UTC: by its schedule, from when it was sent last."""
+    schedule = entry.schedule
+    when: datetime = schedule.now() + schedule.remaining_estimate(entry.last_run_at)
+    every = getattr(schedule, "run_every", None)
+    if isinstance(every, timedelta) and every < timedelta(seconds=2):
+        return when.astimezone(timezone.utc).isoformat(timespec="microseconds")
+    # The two readings of the clock above are a moment apart.
+    whole = (when + timedelta(milliseconds=500)).replace(microsecond=0)
+    return whole.astimezone(timezone.utc).isoformat(timespec="seconds")
+
+
+def mark(sender: Any, **kwargs: Any) -> None:
+    """Beat has started: what its scheduler sends is marked from now on."""
+    scheduler = sender.scheduler
+    if "apply_async" in vars(scheduler):
+        return
+    send = scheduler.apply_async
+
+    def apply_async(entry: Any, *args: Any, **kwargs: Any) -> Any:
+        token = _due.set(nominal_time(entry))
+        try:
+            return send(entry, *args, **kwargs)
+        finally:
+            _due.reset(token)
+
+    scheduler.apply_async = apply_async
+
+
+def install() -> None:
+    """Called by ``setup()``. Safe to call twice."""
+    signals.beat_init.connect(mark, dispatch_uid="gwi_celery.beat")

@@ -1,0 +1,32 @@
+"""What every broker refuses of a queue."""
+
+from __future__ import annotations
+
+from gwi_celery.brokers.base import QueueSpec
+from gwi_celery.errors import ConfigurationError
+
+
+def check_spec(spec: QueueSpec) -> None:
+    """Raise ConfigurationError for a queue that can't work."""
+    if not spec.name:
+        raise ConfigurationError("a queue needs a name")
+    for setting in ("expires", "message_ttl", "lease_seconds"):
+        value = getattr(spec, setting)
+        if value is not None:
+            above_zero(f"queue {spec.name!r}: {setting}", value)
+    if spec.max_deliveries is not None and spec.max_deliveries < 0:
+        raise ConfigurationError(
+            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}; 0 is without a limit"
+        )
+
+
+def above_zero(setting: str, seconds: float) -> None:
+    if not seconds > 0:
+        raise ConfigurationError(f"{setting} is {seconds}: it must be above 0 seconds")
+
+
+def exists_to_stay(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"queue {name!r} is declared as one that comes and goes (auto_delete, exclusive or expires), "
+        "and exists as one that stays: declare it as before, or delete it first"
+    )

@@ -1,0 +1,97 @@
+"""Which attempt the code that is running belongs to: in the job's own thread, and in those it starts.
+
+The job's thread has the request of its message. Another thread has the attempt if it runs in a copy of
+the job's context: ``asyncio.to_thread`` makes one, ``contextvars.copy_context().run`` does, and
+:func:`carry` wraps a function so. A thread without one can't know of the attempt; there a step would
+be a plain call, so it is refused. In a process that the job has forked nothing can be saved either.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from gwi_celery.errors import OutsideAttempt
+
+if TYPE_CHECKING:
+    from gwi_celery.reliability.run import Run
+    from gwi_celery.reliability.task import ReliableTask
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: The attempts that this context is inside of, by task.
+_carried: contextvars.ContextVar[Mapping[Any, Run] | None] = contextvars.ContextVar(
+    "attempts", default=None
+)
+#: How many attempts of each task this process is running.
+_running: Counter[Any] = Counter()
+_lock = threading.Lock()
+
+
+@contextmanager
+def carrying(task: ReliableTask, run: Run) -> Iterator[None]:
+    """While the job's own code runs."""
+    token = _carried.set({**(_carried.get() or {}), task: run})
+    with _lock:
+        _running[task] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _running[task] -= 1
+            if not _running[task]:
+                del _running[task]
+        _carried.reset(token)
+
+
+def run_of(task: ReliableTask) -> Run | None:
+    """The attempt of ``task`` that this code belongs to; None in a plain call.
+
+    Raises OutsideAttempt in a thread or process of a job's that can't know which attempt it is of.
+    """
+    run = _of_this_thread(task)
+    if run is not None and run.pid != os.getpid():
+        raise OutsideAttempt(
+            f"{task.name}: this process was forked by the job, and only the job's own process can "
+            "save steps: call them there, and give the other process plain values"
+        )
+    return run
+
+
+def _of_this_thread(task: ReliableTask) -> Run | None:
+    request = task.request_stack.top
+    if request is not None:
+        # A plain call inside a job gets a copy of the job's request: the run is not its own.
+        owner_request, run = vars(request).get("_gwi_run") or (None, None)
+        return run if owner_request is not None and owner_request() is request else None
+    run = (_carried.get() or {}).get(task)
+    if run is None and task in _running:
+        raise OutsideAttempt(
+            f"{task.name}: this thread doesn't know of which attempt it is a part, so that nothing "
+            "could be recorded here: start it with the job's context, as in "
+            "Thread(target=carry(function)) or executor.submit(carry(function), ...), with carry "
+            "from gwi_celery; or with contextvars.copy_context().run"
+        )
+    return run
+
+
+def carry(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, to be called in any thread as a part of the job that calls ``carry``."""
+    attempts = _carried.get()
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        token = _carried.set(attempts)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _carried.reset(token)
+
+    return called

@@ -1,0 +1,95 @@
+"""The payload of a call: the arguments, and when two of them are the same.
+
+They are the same however they are spelt: by position or by name, defaults spelt out or left out,
+tuples or lists, 1 or 1.0. Signatures change as well while records live: a parameter that is passed by
+position may be renamed, one that is passed by name may move, and one with a default may be added. So
+a payload has several forms, and is the same as another if one form of each is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gwi_celery.ids import as_json, fingerprint
+
+_SCALARS = (str, int, float, type(None))
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Payload:
+    #: By name, as they were passed; ``*args`` and ``**kwargs`` taken apart where names are known.
+    named: Mapping[str, Any]
+    #: Name -> place, of those that could be passed by position.
+    places: Mapping[str, int]
+    #: Names of those that are as their default has it.
+    left_out: frozenset[str]
+
+    @classmethod
+    def of(
+        cls, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Payload:
+        try:
+            parameters = inspect.signature(function).parameters
+            bound = inspect.signature(function).bind_partial(*args, **kwargs).arguments
+        except (TypeError, ValueError):
+            # Wrong arguments: Celery's own check, or the call itself, says so better than we could.
+            named = {**{f"*{i}": value for i, value in enumerate(args)}, **kwargs}
+            return cls(named, {}, frozenset())
+        named, places = {}, {}
+        for place, (name, parameter) in enumerate(parameters.items()):
+            if name not in bound:
+                continue
+            value = bound[name]
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                named.update(value)
+            elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                named.update({f"*{i}": item for i, item in enumerate(value)})
+                places.update({f"*{i}": place + i for i in range(len(value))})
+            else:
+                named[name] = value
+                if parameter.kind in _BY_PLACE:
+                    places[name] = place
+        left_out = {
+            name
+            for name, parameter in parameters.items()
+            if name in named
+            and parameter.default is not inspect.Parameter.empty
+            and _equal(named[name], parameter.default)
+        }
+        return cls(named, places, frozenset(left_out))
+
+    def key(self) -> str:
+        """One digest, the same for all calls that are spelt otherwise only."""
+        return fingerprint(as_json(self._by_place()))
+
+    def fingerprint(self) -> str:
+        """The digests of all forms, the last one as version 0.1 has it. Raises TypeError."""
+        by_name = {name: v for name, v in self.named.items() if name not in self.left_out}
+        digests = [fingerprint(as_json(by_name))]
+        if self.places:
+            digests.append(fingerprint(as_json(self._by_place())))
+        digests.append(fingerprint(self.named))
+        return " ".join(dict.fromkeys(digests))
+
+    def _by_place(self) -> Any:
+        named = dict(self.named)
+        for name in self.left_out:
+            del named[name]
+        placed = [[place, named.pop(n)] for n, place in self.places.items() if n in named]
+        return [placed, named] if placed else named
+
+
+def _equal(value: Any, default: Any) -> bool:
+    """Whether both have the same JSON: so False is not 0, but () is []."""
+    if value is default:
+        return True
+    if isinstance(value, _SCALARS) != isinstance(default, _SCALARS):
+        return False
+    try:
+        return fingerprint(as_json(value)) == fingerprint(as_json(default))
+    except (TypeError, ValueError, RecursionError):
+        return False

@@ -1,0 +1,76 @@
+"""What else Celery lets one do with a task: custom calls, maps, Django's verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+from celery._state import _task_stack
+from kombu.utils.imports import symbol_by_name
+
+from gwi_celery.errors import InvalidCall
+
+if TYPE_CHECKING:
+    from gwi_celery.reliability.task import ReliableTask
+
+_MAPS = ("celery.map", "celery.starmap")
+_DJANGO_TASK = "celery.contrib.django.task:DjangoTask"
+_DJANGO_VERBS = ("delay_on_commit", "apply_async_on_commit")
+
+
+def keep_inside(cls: type[ReliableTask], own: Any) -> None:
+    """Have a custom ``__call__`` run inside the attempt, whether it calls super() or ``self.run``."""
+    custom = cls.__call__
+    if custom is own or hasattr(custom, "_gwi_inside"):
+        return
+
+    @wraps(custom)
+    def __call__(self: ReliableTask, *args: Any, **kwargs: Any) -> Any:
+        if type(self).__call__ is not __call__:  # reached by the super() of a subclass's own
+            return custom(self, *args, **kwargs)
+        if self.starts_an_attempt():
+            return self.begin_attempt(partial(custom, self), args, kwargs)
+        refuse_mapped(self)
+        # As Celery's own __call__: a plain call has a request of its own.
+        _task_stack.push(self)
+        self.push_request(args=args, kwargs=kwargs)
+        try:
+            return custom(self, *args, **kwargs)
+        finally:
+            self.pop_request()
+            _task_stack.pop()
+
+    __call__._gwi_inside = True  # type: ignore[attr-defined]
+    cls.__call__ = __call__  # type: ignore[method-assign]
+
+
+def is_inside(task: ReliableTask) -> bool:
+    """Whether the task's calls are kept inside, so that what gets further is a super() of theirs."""
+    return hasattr(type(task).__call__, "_gwi_inside")
+
+
+def mapped(task: ReliableTask) -> InvalidCall:
+    return InvalidCall(
+        f"{task.name}: map, starmap and chunks call a task as a plain function inside one task of "
+        f"Celery's, so that nothing would be recorded. Send each as a job of its own: "
+        f"group({task.name.rpartition('.')[2]}.s(x) for x in ...)"
+    )
+
+
+def refuse_mapped(task: ReliableTask) -> None:
+    """Raises InvalidCall where a worker's ``celery.map`` calls the task."""
+    caller = _task_stack.top
+    if caller is not None and caller.name in _MAPS and not caller.request.called_directly:
+        raise mapped(task)
+
+
+def add_django_verbs(cls: type[ReliableTask], app: Any) -> None:
+    """What Celery gives every task of a Django app that names no base of its own."""
+    if app.task_cls != _DJANGO_TASK:
+        return
+    django_task: Any = symbol_by_name(_DJANGO_TASK)
+    for verb in _DJANGO_VERBS:
+        if not hasattr(cls, verb):
+            function: Callable[..., Any] = getattr(django_task, verb)
+            setattr(cls, verb, function)

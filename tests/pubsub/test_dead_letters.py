@@ -1,0 +1,93 @@
+"""Whatever Pub/Sub takes can be kept in a dead letter, and comes back out of it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from gwi_celery.brokers.base import (
+    DEATH_DELIVERIES,
+    DEATH_QUEUE,
+    DEATH_REASON,
+    REDRIVE,
+    Delivery,
+    QueueSpec,
+    Receiver,
+)
+from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from gwi_celery.brokers.pubsub.client import pb
+from tests.workers import eventually
+
+pytestmark = pytest.mark.emulator
+
+FULL = {f"foreign-{n:03}": "v" * 1024 for n in range(100)}
+
+#: What others publish: data, attributes.
+FOREIGN = {
+    "98 attributes": (b"data", {f"k{n}": "v" for n in range(98)}),
+    "100 attributes": (b"data", {f"k{n}": "v" for n in range(100)}),
+    "100 attributes of 1 KB": (b"data", FULL),
+    "10 MB": (b"x" * 9_999_900, {}),
+    "10 MB and attributes": (b"x" * (9_999_900 - 105_000), FULL),
+    "no data": (b"", {"only": "this"}),
+}
+
+
+def take(receiver: Receiver, queue: str) -> Delivery:
+    found: list[Delivery] = []
+    eventually(lambda: found.extend(receiver.poll(queue, 1)) or found, 60)
+    return found[0]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("way", ["dead_letter", "bury"])
+def test_a_message_of_any_size_is_kept_and_comes_back(
+    name: str, way: str, connect: Callable[..., PubSubBroker]
+) -> None:
+    data, attributes = FOREIGN[name]
+    broker = connect()
+    broker.declare_queue(QueueSpec("q"))
+    message = pb["PubsubMessage"](data=data, attributes=attributes)
+    broker._send(broker.topology.route("", "q"), [message])
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+
+    delivery = take(receiver, "q")
+    if way == "bury":
+        broker.bury(delivery, "no message: " + "é" * 20_000)
+        broker.ack([delivery])
+    else:
+        broker.dead_letter(delivery, "no message: " + "é" * 20_000)
+
+    [dead] = eventually(lambda: broker.peek("q.dead"))
+    assert dead.data == data
+    assert dead.attributes[DEATH_REASON].startswith("no message: é")
+    assert dead.attributes[DEATH_QUEUE] == "q"
+    assert dead.attributes[DEATH_DELIVERIES] == "1"
+    assert {k: v for k, v in dead.attributes.items() if not k.startswith("gwi-")} == attributes
+
+    assert broker.redrive("q") == 1
+    again = take(receiver, "q")
+    assert again.data == data
+    assert {k: v for k, v in again.attributes.items() if k != REDRIVE} == attributes
+    broker.ack([again])
+    broker.flush()
+    assert broker.peek("q.dead") == []
+
+
+def test_what_can_take_nothing_more_is_not_redriven_twice_in_one_go(
+    connect: Callable[..., PubSubBroker],
+) -> None:
+    broker = connect()
+    broker.declare_queue(QueueSpec("q"))
+    topic = broker.topology.route("", "q")
+    broker._send(topic, [pb["PubsubMessage"](data=b"data", attributes=FULL)])
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    for _ in range(3):
+        broker.dead_letter(take(receiver, "q"), "no message")
+        assert broker.redrive("q") == 1
+    assert take(receiver, "q").data == b"data"
+    broker.flush()
+    assert broker.peek("q.dead") == []
