@@ -1,7 +1,7 @@
 """``python -m tests.twins [pytest's arguments]``: the contract suites on the strict twins.
 
-Both twins run with their faults on, Firestore's with more of them than by default: so the suites see what the
-emulators never do. What a switch would break is listed in ``OFF``, each with its reason.
+Both twins run with their faults on, Firestore's with more of them than by default: so the suites see
+what the emulators never do. What a switch would break is listed in ``OFF``, each with its reason.
 """
 
 from __future__ import annotations
