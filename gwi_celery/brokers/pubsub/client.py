@@ -126,6 +126,8 @@ _CHANNEL_OPTIONS = [
 
 #: Seconds for which what was just created may be unknown to other calls: Pub/Sub spreads the word first.
 _SETTLES = 10.0
+#: What tells a connection of an entity; of one that another made, the age isn't known.
+_FIRST_SEEN_BY = frozenset({"CreateTopic", "CreateSubscription", "GetTopic", "GetSubscription"})
 #: First and longest pause, seconds, between two calls that find it missing.
 _SETTLING_PAUSES = (0.1, 1.0)
 
@@ -147,7 +149,7 @@ class Client:
         self._channel: Any = None
         self._stubs: dict[str, Callable[..., Any]] = {}
         self._metadata: dict[str, Any] = {}
-        #: Path of what was created lately, here or by another -> monotonic time when it has settled.
+        #: Path of what was created or first seen lately -> monotonic time when it has surely settled.
         self._young: dict[str, float] = {}
         #: Called with the name of each RPC that is made; for tests and metrics.
         self.on_call: Callable[[str], None] | None = None
@@ -170,15 +172,14 @@ class Client:
 
     def _call_once(self, rpc: str, request: Any, resource: str, timeout: float | None) -> Any:
         stub, metadata = self._stub(rpc), self._routing(resource)
-        creates = rpc in ("CreateTopic", "CreateSubscription")
         with forks.call():
             try:
                 answer = stub(request, timeout=timeout or self._options.timeout, metadata=metadata)
             except grpc.RpcError as exc:
-                if creates and exc.code() is grpc.StatusCode.ALREADY_EXISTS:
+                if exc.code() is grpc.StatusCode.ALREADY_EXISTS:
                     self._young[resource] = time.monotonic() + _SETTLES
                 raise self.error(exc, rpc, resource) from exc
-        if creates:
+        if rpc in _FIRST_SEEN_BY:
             self._young[resource] = time.monotonic() + _SETTLES
         elif rpc.startswith("Delete"):
             self._young.pop(resource, None)
