@@ -13,6 +13,7 @@ from gwi_celery import beat, config, forks, tracebacks, versions
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.pools import PoolCheck
 from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.service.grace import ShutdownGrace
@@ -29,6 +30,7 @@ from gwi_celery.upkeep import Upkeep
 _REQUIRED: dict[str, tuple[Any, str]] = {
     "task_acks_late": (True, "a worker that is killed would lose its jobs"),
     "task_reject_on_worker_lost": (True, "a pool process that is killed would lose its job"),
+    "task_retry_on_worker_lost": (False, "a killed job's retry would be another submission of it"),
     "worker_prefetch_multiplier": (1, "a worker would keep jobs from others while it is busy"),
     "task_serializer": ("json", "duplicates could not be recognised by their payload"),
     "result_serializer": ("json", "results could not be answered from the store"),
@@ -117,7 +119,14 @@ def setup(app: Any, **settings: Any) -> Settings:
     logs.configure(loaded)
     tracing.configure(loaded)
     app.steps["worker"].update(
-        (StopFlag, HealthServer, ShutdownGrace, Upkeep, "gwi_celery.provisioned:NoEvents")
+        (
+            PoolCheck,
+            StopFlag,
+            HealthServer,
+            ShutdownGrace,
+            Upkeep,
+            "gwi_celery.provisioned:NoEvents",
+        )
     )
     sending.keep_promises(app)
     beat.install()

@@ -182,7 +182,7 @@ class Holder:
                         return self._renewed(hold)
                     continue
                 if packed is None:
-                    packed = self._pack(hold, checkpoint.blob)
+                    packed = self._pack(hold, checkpoint.blob, name=checkpoint.name)
                 with tries.once():
                     self._save(hold, checkpoint, stored, *packed)
                     return self._renewed(hold)
@@ -234,6 +234,7 @@ class Holder:
         with self._holding("finish a job", finishing=True, result=result) as (hold, tries):
             for _ in tries:
                 if hold.job.finished == fence:
+                    self._check_same(hold.job, outcome)
                     return
                 if packed is None:
                     packed = self._pack(hold, outcome.blob, [] if result is None else result.pieces)
@@ -256,6 +257,14 @@ class Holder:
                     if result is not None:
                         result.written()
                     return
+
+    def _check_same(self, job: Job, outcome: Outcome) -> None:
+        """Raises LeaseLost when the record ended otherwise; a later claim's says nothing any more."""
+        there = job.outcome
+        if job.fence != self._lease.fence or there is None or not job.status.terminal:
+            return
+        if (job.status, there.sha) != (outcome.status, checksum(outcome.blob)):
+            raise rules.finished_otherwise(self._lease, job.status)
 
     def release(self) -> None:
         fields = {"status": JobStatus.PENDING.value, "data": {"fence": self._lease.fence}}
@@ -405,12 +414,21 @@ class Holder:
             return rules.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
 
     def _pack(
-        self, hold: Holding, blob: bytes, others: Sequence[Write] = ()
+        self, hold: Holding, blob: bytes, others: Sequence[Write] = (), name: str = ""
     ) -> tuple[Blob, list[Write]]:
         """The blob, and the last of its pieces and ``others``; those before are written ahead."""
         era_name = self._places.era(self._job_name, hold.job.era)
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
-        packed, pieces = blobs.pack(self._client, blob, era_name, gc_at)
+        job = hold.job.ref
+        texts = [
+            job.tenant,
+            job.task,
+            job.key,
+            hold.job.run_id,
+            hold.job.submission,
+            *hold.job.failed,
+        ]
+        packed, pieces = blobs.pack(self._client, blob, era_name, gc_at, [*texts, name])
         return packed, blobs.send_ahead(self._client, [*pieces, *others])
 
     def _keep(self, hold: Holding, steps: list[Step]) -> None:
