@@ -56,7 +56,7 @@ from gwi_celery.stores.base import (
 from gwi_celery.telemetry import tracing
 from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_error
-from gwi_celery.transport.headers import DEADLINE_HEADER, HOLDS_HEADER, PUSH_UNTIL
+from gwi_celery.transport.headers import DEADLINE_HEADER, HOLDS_HEADER, KEY_HEADER, PUSH_UNTIL
 
 if TYPE_CHECKING:
     from gwi_celery.reliability.task import ReliableTask
@@ -114,8 +114,7 @@ class Attempt:
                 raise IdempotencyMismatch(
                     f"{self._task.name}: this idempotency key was used before with another payload, so "
                     f"the job did not run. Tenant {understood.tenant!r}, run {understood.run!r}: "
-                    "use another run id or key, or send the payload it had. If other arguments are "
-                    'to make another job of the run, give the task Reliable(key="payload")'
+                    f"use another run id or key, or send the payload it had.{self._fan_out(headers)}"
                 )
             case Held():
                 emit("contended")
@@ -125,6 +124,15 @@ class Attempt:
                 # The record's outcome is the operator's reason.
                 self._revoked((answer.record.outcome or b"").decode(errors="replace"))
         return None
+
+    def _fan_out(self, headers: Mapping[str, Any]) -> str:
+        """What to do if the job's key was the default, and so perhaps not meant."""
+        if KEY_HEADER in headers or self._task.reliable.key != "run":
+            return ""
+        return (
+            " If other arguments are to make another job of the run, give the task "
+            'Reliable(key="payload")'
+        )
 
     def _claim(self, store: Store, understood: Call, headers: Mapping[str, Any]) -> ClaimAnswer:
         request = self._request
