@@ -31,7 +31,7 @@ _MAX_TRACEBACK: Final = 100_000
 #: What ends a pool's process, thread or greenlet rather than the job.
 ENDS_THE_WORKER: tuple[type[BaseException], ...] = (SystemExit, KeyboardInterrupt)
 try:
-    from greenlet import GreenletExit  # type: ignore[import-untyped]
+    from greenlet import GreenletExit
 except ImportError:
     pass
 else:
@@ -167,7 +167,7 @@ def rejected(reason: Any, requeue: bool) -> ExceptionInfo:
     try:
         raise Reject(_plain(reason), requeue=requeue)
     except Reject:
-        return ExceptionInfo(internal=True)
+        return for_parent(ExceptionInfo(internal=True))
 
 
 def for_parent(info: ExceptionInfo) -> ExceptionInfo:

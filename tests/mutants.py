@@ -67,11 +67,17 @@ WORKER_SUITE = [
     "tests/acceptance/test_worker.py",
 ]
 
-RESULTS, BACKEND = "gwi_celery/stores/firestore_results.py", "gwi_celery/backends/firestore.py"
+RESULTS, BACKEND, COMMON, TRACER = (
+    "gwi_celery/stores/firestore_results.py",
+    "gwi_celery/backends/firestore.py",
+    "gwi_celery/backends/base.py",
+    "gwi_celery/reliability/tracer.py",
+)
 RESULT_SUITE = [
     "-m",
     "emulator",
     "tests/contract/test_backend.py",
+    "tests/contract/test_unstorable.py",
     "tests/unit/test_firestore_backend.py",
 ]
 
@@ -495,8 +501,56 @@ RESULT_MUTANTS = [
     Mutant(
         "a chord's part counts each time it returns",
         BACKEND,
-        'documents.create(part_name(name, part), {"gc_at": collected}),',
-        'Write(part_name(name, part), {"gc_at": collected}),',
+        "create = documents.create(part_name(name, part), self._chord_fields(id=part))",
+        "create = Write(part_name(name, part), self._chord_fields(id=part))",
+    ),
+    Mutant(
+        "the size of a chord is forgotten",
+        BACKEND,
+        "self._ensure_retryable(self.client.commit_surely, [write], tries=_TRIES)",
+        "del write",
+    ),
+    Mutant(
+        "a chord's parts are not renewed",
+        BACKEND,
+        "                self._renew(group_id, name)",
+        "                pass",
+    ),
+    Mutant(
+        "an end is overwritten by what is none",
+        RESULTS,
+        "over = stored.state == _SUCCESS or (stored.state in _ENDS and self._state not in _ENDS)",
+        "over = stored.state == _SUCCESS",
+    ),
+    Mutant(
+        "a body that can't be called is no failure",
+        COMMON,
+        """        except Exception as exc:
+            self._fail_body(body, f"Callback error""",
+        """        except Exception as exc:
+            return
+            self._fail_body(body, f"Callback error""",
+    ),
+    Mutant(
+        "a body's failure is not stored",
+        COMMON,
+        "            self.chord_error_from_stack(body, exc)",
+        "            pass",
+    ),
+    Mutant(
+        "what can't be stored is swallowed",
+        COMMON,
+        "                raise Reject(why, requeue=True) from exc",
+        "                return None",
+    ),
+    Mutant(
+        "what can't be stored ends a solo worker",
+        TRACER,
+        """        except Reject as exc:
+            reason, requeue""",
+        """        except Reject as exc:
+            raise
+            reason, requeue""",
     ),
     Mutant(
         "a result that went with its outcome is written once more",
