@@ -296,6 +296,9 @@ class Channel(virtual.Channel):
                 self._consuming[tag] = self._consuming.pop(tag)
             messages = [self._accept(d, consumer.no_ack) for d in deliveries]
             delivered += len(messages)
+            if messages and not self._room(consumer):
+                # Before a task that keeps this very thread busy: others may have what comes now.
+                self.connection.return_unwanted()
             for message in messages:
                 if message is None:
                     continue

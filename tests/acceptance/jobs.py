@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 import gwi_celery.app
@@ -375,6 +375,16 @@ def kills(self: Any) -> None:
 def naps(label: str, seconds: float) -> None:
     audit("nap", label=label)
     time.sleep(seconds)
+
+
+@signals.worker_process_init.connect
+def die_young(**kwargs: Any) -> None:
+    """The first pool child dies as it starts, where a file says so."""
+    try:
+        (FOLDER / "die-young").unlink()
+    except FileNotFoundError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Unreadable(Exception):

@@ -101,3 +101,14 @@ def test_an_error_without_a_text_takes_no_place(
         jobs.unreadable.delay()
     assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=60) == 5
     assert worker.process.poll() is None
+
+
+@pytest.mark.brokers("embedded")
+def test_a_pool_child_that_dies_as_it_starts_is_started_again(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    (tmp_path / "die-young").touch()
+    worker = start(pool="prefork")
+    eventually(lambda: not (tmp_path / "die-young").exists())
+    assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=60) == 5
+    assert worker.process.poll() is None
