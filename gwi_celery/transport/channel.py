@@ -305,7 +305,7 @@ class Channel(virtual.Channel):
                 if self.connection.serves_worker:
                     handover.hand_over(message, consumer.callback)
                 else:
-                    message.begun = True
+                    message.begun = not _takes_for_later(consumer.callback)
                     consumer.callback(message)
         return delivered
 
@@ -464,6 +464,11 @@ class Channel(virtual.Channel):
 
     def after_reply_message_received(self, queue: str) -> None:
         self._broker.delete_queue(queue)
+
+
+def _takes_for_later(callback: Callable[..., object]) -> bool:
+    """Whether it is a Celery worker's without :func:`gwi_celery.setup`: it doesn't say when it begins."""
+    return getattr(getattr(callback, "__self__", None), "on_message", None) is not None
 
 
 def requeue_delay(deliveries: int) -> float:

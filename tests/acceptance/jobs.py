@@ -371,6 +371,14 @@ def kills(self: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@app.task(bind=True, shared=False, name="told", acks_late=True)
+def told(self: Any, n: int) -> None:
+    """Notes what it is told of its message."""
+    redelivered = self.request.delivery_info["redelivered"]
+    count = self.request.properties["delivery_count"]
+    audit("told", n=n, redelivered=redelivered, count=count)
+
+
 @app.task(shared=False, name="naps", acks_late=True)
 def naps(label: str, seconds: float) -> None:
     audit("nap", label=label)
