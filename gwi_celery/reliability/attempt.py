@@ -225,7 +225,7 @@ class Attempt:
     def _record(self, run: Run, end: End, exc: BaseException) -> None:
         match end.row.record:
             case Record.FAILED:
-                outcome = Outcome(JobStatus.FAILED, dump_failure(self._task.backend, exc))
+                outcome = Outcome(JobStatus.FAILED, dump_failure(exc))
                 if end is End.REJECTED:  # has no result
                     run.finish(outcome)
                 else:
