@@ -15,7 +15,7 @@ from gwi_celery.errors import ConfigurationError
 from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.service.grace import ShutdownGrace
-from gwi_celery.service.worker import HealthServer
+from gwi_celery.service.worker import FolderWatch, HealthServer
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.stores.url import open_store
@@ -106,7 +106,7 @@ def setup(app: Any, **settings: Any) -> Settings:
     logs.configure(loaded)
     tracing.configure(loaded)
     app.steps["worker"].update(
-        (StopFlag, HealthServer, ShutdownGrace, "gwi_celery.provisioned:NoEvents")
+        (StopFlag, HealthServer, ShutdownGrace, FolderWatch, "gwi_celery.provisioned:NoEvents")
     )
     sending.keep_promises(app)
     beat.install()

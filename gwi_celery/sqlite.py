@@ -323,6 +323,18 @@ class Database:
             self._orphaned = True
 
 
+def displaced() -> str | None:
+    """Of this process's databases: what is wrong with one whose file was deleted or replaced."""
+    for database in list(_databases):
+        try:
+            database.check_place()
+        except database._unusable as exc:
+            return str(exc)
+        except database._unavailable:
+            continue
+    return None
+
+
 def _close_all(connections: list[sqlite3.Connection], pid: int) -> None:
     """Close what a database that nobody uses any more left open, in the process that opened it."""
     if os.getpid() == pid:

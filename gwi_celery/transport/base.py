@@ -21,7 +21,15 @@ from kombu.transport import base, virtual
 
 from gwi_celery.brokers.base import Broker, Receiver
 from gwi_celery.brokers.wakeups import Intake, bell
-from gwi_celery.errors import BrokerError, BrokerUnavailable, ConfigurationError
+from gwi_celery.errors import (
+    BatchFailed,
+    BrokerUnavailable,
+    ConfigurationError,
+    MalformedMessage,
+    NotDeleted,
+    NotFound,
+    PublishFailed,
+)
 from gwi_celery.transport.channel import Channel as _Channel
 from gwi_celery.transport.leases import LeaseKeeper
 
@@ -61,7 +69,12 @@ class Transport(virtual.Transport):
     polling_interval = None
 
     connection_errors = (*base.Transport.connection_errors, BrokerUnavailable, OSError)
-    channel_errors = (*base.Transport.channel_errors, BrokerError)
+    # Kombu connects again for each of these. What can't get better (no credentials, a read-only file)
+    # is raised as it is; and a file that was deleted must not be begun anew in silence.
+    channel_errors = (
+        *base.Transport.channel_errors,
+        *(BatchFailed, MalformedMessage, NotDeleted, NotFound, PublishFailed),
+    )
 
     implements = base.Transport.implements.extend(
         asynchronous=True,
