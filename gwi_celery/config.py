@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +102,13 @@ class Settings:
         "GWI_INTERRUPT_ON_SHUTDOWN",
         "hand a job back at its next step when the worker stops, rather than wait for its end",
         True,
+    )
+
+    cleanup_interval: float = _setting(
+        "GWI_CLEANUP_INTERVAL",
+        "seconds between two times that a worker deletes what has expired from the embedded files; "
+        "0: never. On Firestore a TTL policy does it",
+        60.0,
     )
 
     # --- the service (docs/service.md) --------------------------------------------------------
@@ -210,7 +219,7 @@ class Settings:
                 raise ConfigurationError(f"{name} is {value!r}; {nearest(value, known)}")
         if not 0 <= self.port <= 65535:
             raise ConfigurationError(f"port must be 0 to 65535, not {self.port!r}")
-        for name in ("push_wait", "worker_grace"):
+        for name in ("push_wait", "worker_grace", "cleanup_interval"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
 
@@ -254,39 +263,87 @@ SETTINGS = {f.name: f for f in dataclasses.fields(Settings)}
 
 
 def load(
-    overrides: Mapping[str, Any], conf: Mapping[str, Any], environ: Mapping[str, str] | None = None
+    overrides: Mapping[str, Any],
+    conf: Mapping[str, Any],
+    environ: Mapping[str, str] | None = None,
+    *,
+    prefix: str = "",
 ) -> Settings:
     """Settings from arguments, ``app.conf`` and the environment, in this order of precedence.
+
+    Args:
+        prefix: How names in ``conf`` begin where they were written, such as ``CELERY_``.
 
     Raises ConfigurationError for a name that doesn't exist (and names the nearest), and for a
     value of the wrong type.
     """
     environ = os.environ if environ is None else environ
+
+    def spelt(name: str) -> str:
+        return prefix + (f"gwi_{name}".upper() if prefix.isupper() else f"gwi_{name}")
+
     for name in overrides:
         if name not in SETTINGS:
             raise ConfigurationError(f"setup() has no setting {name!r}; {nearest(name, SETTINGS)}")
     for key in conf:
-        if key.startswith("gwi_") and key.removeprefix("gwi_") not in SETTINGS:
+        name = key.removeprefix("gwi_")
+        if name not in SETTINGS:
             raise ConfigurationError(
-                f"app.conf has {key!r}, which is no setting; "
-                + nearest(key, [f"gwi_{name}" for name in SETTINGS])
+                f"app.conf has {spelt(name)!r}, which is no setting; "
+                + nearest(spelt(name), [spelt(known) for known in SETTINGS])
             )
-    known = {f.metadata["env"] for f in SETTINGS.values()}
-    for key in environ:
-        if key.startswith("GWI_") and key not in known:
-            raise ConfigurationError(
-                f"the environment has {key}, which is no setting; {nearest(key, known)}"
-            )
+    _check_environment(environ)
     values: dict[str, Any] = {}
     for name, f in SETTINGS.items():
         env = f.metadata["env"]
         if overrides.get(name) is not None:
             values[name] = _convert(name, overrides[name], f.default, f"setup({name}=...)")
         elif conf.get(f"gwi_{name}") is not None:
-            values[name] = _convert(name, conf[f"gwi_{name}"], f.default, f"app.conf.gwi_{name}")
+            source = f"app.conf.{spelt(name)}"
+            values[name] = _convert(name, conf[f"gwi_{name}"], f.default, source)
         elif environ.get(env):
             values[name] = _convert(name, environ[env], f.default, env)
     return Settings(**values)
+
+
+#: Kubernetes sets these by itself, for each service: of one called "gwi-worker", GWI_WORKER_PORT.
+_OF_A_SERVICE = re.compile(
+    r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+#: How alike a variable and one of ours are (0 to 1): a typo, or perhaps one.
+_TYPO, _PERHAPS = 0.86, 0.75
+
+
+def _check_environment(environ: Mapping[str, str]) -> None:
+    """Tell typos from what belongs to others: ``GWI_`` is not ours alone."""
+    known = {f.metadata["env"] for f in SETTINGS.values()}
+    for key, value in environ.items():
+        if not key.startswith("GWI_") or key in known or _OF_A_SERVICE.fullmatch(key):
+            continue
+        if key.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", value):
+            continue  # of a service as well
+        bare = key.removeprefix("GWI_")
+        alike = max(difflib.SequenceMatcher(None, key, name).ratio() for name in known)
+        if alike >= _TYPO or bare in known:
+            near = [bare] if bare in known else known
+            raise ConfigurationError(
+                f"the environment has {key}, which is no setting; {nearest(key, near)}"
+            )
+        begun = len(bare) > 3 and any(name.startswith(key) for name in known)
+        if alike >= _PERHAPS or begun:
+            warnings.warn(
+                f"the environment has {key}, which is no setting of gwi_celery and is left alone; "
+                f"{nearest(key, known).partition('?')[0]}?",
+                stacklevel=2,
+            )
+
+
+def urls(broker_url: Any) -> list[str]:
+    """The URLs of a ``broker_url``, which may be a list of alternates, or one text with ``;``."""
+    if not broker_url:
+        return []
+    several = broker_url.split(";") if isinstance(broker_url, str) else broker_url
+    return [str(url) for url in several if url]
 
 
 def _convert(name: str, value: Any, default: Any, source: str) -> Any:

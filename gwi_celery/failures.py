@@ -167,7 +167,7 @@ def rejected(reason: Any, requeue: bool) -> ExceptionInfo:
     try:
         raise Reject(_plain(reason), requeue=requeue)
     except Reject:
-        return ExceptionInfo(internal=True)
+        return for_parent(ExceptionInfo(internal=True))
 
 
 def for_parent(info: ExceptionInfo) -> ExceptionInfo:

@@ -32,6 +32,13 @@ from gwi_celery import forks
 #: Seconds to wait for another process's write transaction before giving up.
 BUSY_TIMEOUT = 10.0
 
+#: Bytes of write-ahead log that are kept once a larger one was written back.
+_WAL_LIMIT = 4 * 1024 * 1024
+#: Free pages (of 4 KB) that a file keeps, and those given back in one go.
+_KEPT_PAGES, _VACUUMED = 256, 500
+#: SQLite's name for "when asked to", in PRAGMA auto_vacuum.
+_INCREMENTAL = 2
+
 #: Connections of a parent process. Kept for ever: closing them here would be wrong.
 _inherited: list[sqlite3.Connection] = []
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
@@ -161,6 +168,28 @@ class Database:
                 self._memory = None
                 self._closed = True
 
+    def shrink(self) -> bool:
+        """Give some pages that are free back to the file system; whether there may be more.
+
+        Some are kept for what is written next. A file made by 0.1 keeps its size: what is free in it
+        is used again.
+        """
+        if self.path is None:
+            return False
+        with self._connection() as c, self._translated():
+            self.check_place()
+            free, pages, mode = (
+                int(c.execute(f"PRAGMA {of}").fetchone()[0])
+                for of in ("freelist_count", "page_count", "auto_vacuum")
+            )
+            surplus = free - max(_KEPT_PAGES, (pages - free) // 4)
+            if mode != _INCREMENTAL or surplus <= 0:
+                return False
+            c.execute("PRAGMA synchronous=NORMAL")
+            # execute() would take the first step only, which is one page.
+            c.executescript(f"PRAGMA incremental_vacuum({min(surplus, _VACUUMED)})")
+            return surplus > _VACUUMED
+
     # --- connections --------------------------------------------------------------------------
 
     @contextmanager
@@ -235,7 +264,9 @@ class Database:
     def _prepare(self, c: sqlite3.Connection) -> None:
         c.row_factory = sqlite3.Row
         if self.path is not None:
+            c.execute(f"PRAGMA auto_vacuum={_INCREMENTAL}")  # of a file that is empty yet
             _retry_locked(lambda: c.execute("PRAGMA journal_mode=WAL").fetchone())
+            c.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT}")
         c.execute("PRAGMA temp_store=MEMORY")
         version = c.execute("PRAGMA user_version").fetchone()[0]
         application = c.execute("PRAGMA application_id").fetchone()[0]

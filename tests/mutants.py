@@ -18,8 +18,9 @@ from pathlib import Path
 from gwi_celery.testing.emulators import FIRESTORE_HOST, start_firestore
 
 ROOT = Path(__file__).resolve().parent.parent
-STORE, ROWS, IDS = (
+STORE, RULES, ROWS, IDS = (
     "gwi_celery/stores/sqlite.py",
+    "gwi_celery/stores/rules.py",
     "gwi_celery/stores/sqlite_rows.py",
     "gwi_celery/ids.py",
 )
@@ -36,8 +37,12 @@ SUITE = [
     "-m",
     "not emulator",
     "tests/unit/test_call.py",
+    "tests/unit/test_payload.py",
+    "tests/unit/test_carried.py",
+    "tests/unit/test_promises.py",
     "tests/unit/test_known_bugs.py",
     "tests/contract/test_store.py",
+    "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
     "tests/contract/test_store_machine.py",  # last: it takes its time to shrink what it finds
 ]
@@ -47,6 +52,7 @@ FIRESTORE_SUITE = [
     "tests/unit/test_known_bugs.py",
     "tests/unit/test_firestore_store.py",
     "tests/contract/test_store.py",
+    "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
     "tests/contract/test_store_lists.py",
     "tests/contract/test_firestore_faults.py",
@@ -61,11 +67,17 @@ WORKER_SUITE = [
     "tests/acceptance/test_worker.py",
 ]
 
-RESULTS, BACKEND = "gwi_celery/stores/firestore_results.py", "gwi_celery/backends/firestore.py"
+RESULTS, BACKEND, COMMON, TRACER = (
+    "gwi_celery/stores/firestore_results.py",
+    "gwi_celery/backends/firestore.py",
+    "gwi_celery/backends/base.py",
+    "gwi_celery/reliability/tracer.py",
+)
 RESULT_SUITE = [
     "-m",
     "emulator",
     "tests/contract/test_backend.py",
+    "tests/contract/test_unstorable.py",
     "tests/unit/test_firestore_backend.py",
 ]
 
@@ -124,8 +136,68 @@ SQLITE_MUTANTS = [
     Mutant(
         "another payload runs",
         STORE,
-        'if job is not None and job["fingerprint"] not in (ANY_PAYLOAD, request.fingerprint):',
+        "if job is not None and not (corrects or _same_payload(job, request)):",
         "if job is not None and False:",
+    ),
+    *(
+        Mutant(f"{name} ({file.rpartition('/')[2]})", file, before, after)
+        for file, name, before, after in [
+            (
+                RULES,
+                "another payload runs after a success",
+                "status is JobStatus.FAILED\n",
+                "True\n",
+            ),
+            (RULES, "a corrected payload never runs", "status is JobStatus.FAILED\n", "False\n"),
+            (
+                RULES,
+                "a redelivery undoes the correction",
+                "and submission_id(request.submission) not in failed",
+                "",
+            ),
+            (
+                STORE,
+                "a corrected payload keeps the old steps",
+                "if not replays and _same_payload(job, request):",
+                "if not replays:",
+            ),
+            (
+                STORE,
+                "a job is taken from a live holder under another lock",
+                'if own is not None and own["expires_at"] > now:',
+                "if False:",
+            ),
+            (
+                RULES,
+                "progress forgives no crash",
+                "return checkpoint.kind is not CheckpointKind.VALUE",
+                "return False",
+            ),
+            (
+                RULES,
+                "any value forgives crashes",
+                "return checkpoint.kind is not CheckpointKind.VALUE",
+                "return True",
+            ),
+            (
+                "gwi_celery/reliability/payload.py",
+                "a default that is spelt out is another payload",
+                "and _equal(named[name], parameter.default)",
+                "and False",
+            ),
+            (
+                "gwi_celery/reliability/carried.py",
+                "a stranger's step is a plain call's",
+                "if run is None and task in _running:",
+                "if False:",
+            ),
+            (
+                "gwi_celery/reliability/call.py",
+                "a sending of beat has the run's key",
+                "if due is None:",
+                "if True:",
+            ),
+        ]
     ),
     Mutant(
         "a failure answers a fresh call",
@@ -294,14 +366,14 @@ FIRESTORE_MUTANTS = [
     Mutant(
         "a lock that is held is taken",
         CLAIM,
-        "if not lock.expired(now):",
-        "if not lock.expired(now + 10**15):",
+        "if holder is not None and not holder.expired(now):",
+        "if holder is not None and not holder.expired(now + 10**15):",
     ),
     Mutant(
         "a lock is never taken over",
         CLAIM,
-        "if not lock.expired(now):",
-        "if not lock.expired(0):",
+        "if holder is not None and not holder.expired(now):",
+        "if holder is not None and not holder.expired(0):",
     ),
     Mutant(
         "what has expired is still answered",
@@ -355,8 +427,32 @@ FIRESTORE_MUTANTS = [
     Mutant(
         "a value that was put leaves the claim's token for its own time",
         HOLDER,
-        '"ordinal": after.ordinal, "fence": job.fence}',
-        '"ordinal": after.ordinal}',
+        '"fence": job.fence,\n    }',
+        "}",
+    ),
+    Mutant(
+        "a job is taken from a live holder under another lock",
+        CLAIM,
+        "for holder in (lock, own):",
+        "for holder in (lock,):",
+    ),
+    Mutant(
+        "a holder that renews while its job is taken over under another lock is robbed",
+        FIRESTORE,
+        "writes.append(documents.delete(own_name, own.version))",
+        "writes.append(documents.delete(own_name))",
+    ),
+    Mutant(
+        "a corrected payload keeps the old steps",
+        CLAIM,
+        "return not rules.same_payload(job.fingerprint, request.fingerprint)",
+        "return False",
+    ),
+    Mutant(
+        "what was replaced goes on counting as large",
+        HOLDER,
+        "size -= stored.blob.size",
+        "size -= 0",
     ),
     Mutant(
         "a blob's checksum is not looked at",
@@ -405,8 +501,56 @@ RESULT_MUTANTS = [
     Mutant(
         "a chord's part counts each time it returns",
         BACKEND,
-        'documents.create(part_name(name, part), {"gc_at": collected}),',
-        'Write(part_name(name, part), {"gc_at": collected}),',
+        "create = documents.create(part_name(name, part), self._chord_fields(id=part))",
+        "create = Write(part_name(name, part), self._chord_fields(id=part))",
+    ),
+    Mutant(
+        "the size of a chord is forgotten",
+        BACKEND,
+        "self._ensure_retryable(self.client.commit_surely, [write], tries=_TRIES)",
+        "del write",
+    ),
+    Mutant(
+        "a chord's parts are not renewed",
+        BACKEND,
+        "                self._renew(group_id, name)",
+        "                pass",
+    ),
+    Mutant(
+        "an end is overwritten by what is none",
+        RESULTS,
+        "over = stored.state == _SUCCESS or (stored.state in _ENDS and self._state not in _ENDS)",
+        "over = stored.state == _SUCCESS",
+    ),
+    Mutant(
+        "a body that can't be called is no failure",
+        COMMON,
+        """        except Exception as exc:
+            self._fail_body(body, f"Callback error""",
+        """        except Exception as exc:
+            return
+            self._fail_body(body, f"Callback error""",
+    ),
+    Mutant(
+        "a body's failure is not stored",
+        COMMON,
+        "            self.chord_error_from_stack(body, exc)",
+        "            pass",
+    ),
+    Mutant(
+        "what can't be stored is swallowed",
+        COMMON,
+        "                raise Reject(why, requeue=True) from exc",
+        "                return None",
+    ),
+    Mutant(
+        "what can't be stored ends a solo worker",
+        TRACER,
+        """        except Reject as exc:
+            reason, requeue""",
+        """        except Reject as exc:
+            raise
+            reason, requeue""",
     ),
     Mutant(
         "a result that went with its outcome is written once more",

@@ -8,10 +8,12 @@ is redelivered.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import states
 from celery.backends.base import EXCEPTION_ABLE_CODECS, KeyValueStoreBackend
@@ -25,6 +27,7 @@ from celery.exceptions import (
     TimeoutError,
 )
 from celery.result import GroupResult, ResultSet
+from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 from kombu.utils.uuid import uuid
@@ -35,6 +38,8 @@ from gwi_celery.reliability import blobs
 from gwi_celery.stores.base import Store, StoredResult
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Times that an operation is tried again while the store is unavailable, unless the app says how often:
 #: for 5 s at most, with Celery's pauses.
@@ -113,6 +118,20 @@ class ReliableBackend(KeyValueStoreBackend):
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         return isinstance(exc, StoreUnavailable)
 
+    def retried(self, operation: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Do it, and again while the store is unavailable, as often and with such pauses as Celery."""
+        for retries in itertools.count(1):
+            try:
+                return operation(*args, **kwargs)
+            except Exception as exc:
+                if not self.exception_safe_to_retry(exc) or retries > self.max_retries:
+                    raise
+            pause = get_exponential_backoff_interval(
+                self.base_sleep_between_retries_ms, retries, self.max_sleep_between_retries_ms, True
+            )
+            time.sleep(pause / 1000)
+        raise AssertionError("unreachable")
+
     def set(self, key: str, value: Any) -> None:
         self.put(key, value, None, self.expires, None)
 
@@ -166,7 +185,8 @@ class ReliableBackend(KeyValueStoreBackend):
             if request is not None and self.app.current_worker_task is not None:
                 # Acked now, the result would be lost. Delivered again, a reliable job answers
                 # from its record.
-                raise Reject(exc, requeue=True) from exc
+                why = exc.__cause__ if isinstance(exc, BackendError) and exc.__cause__ else exc
+                raise Reject(why, requeue=True) from exc
             raise
 
     def encode(self, data: Any) -> Any:
@@ -233,7 +253,7 @@ class ReliableBackend(KeyValueStoreBackend):
         group = self.app.GroupResult(*header_result_args)
         self._cache.pop(group.id, None)
         key, value = self.get_key_for_group(group.id), self.encode({"result": group.as_tuple()})
-        self._ensure_retryable(self.open_chord, group.id, key, value)
+        self.retried(self.open_chord, group.id, key, value)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count the part, once; with the last one, send the body.
@@ -252,7 +272,7 @@ class ReliableBackend(KeyValueStoreBackend):
             and not _is_stored(task, request, state)
         ):
             self.store_result(request.id, result, state, request=request)  # for the body
-        counted = self._ensure_retryable(self.count_part, group_id, request.id)
+        counted = self.retried(self.count_part, group_id, request.id)
         parts, sent = counted
         size = counted.size or request.chord.get("chord_size")
         if sent or (size is not None and parts < size + counted.extra):
@@ -267,7 +287,7 @@ class ReliableBackend(KeyValueStoreBackend):
                 return
             joined = set(self.parts(group_id)) - set(leaves) if counted.extra else set()
             self._send_body(group, leaves, sorted(joined), body)
-        self._ensure_retryable(self.mark_sent, group_id)
+        self.retried(self.mark_sent, group_id)
 
     def _send_body(self, group: Any, leaves: list[str], joined: list[str], body: Any) -> None:
         conf = self.app.conf

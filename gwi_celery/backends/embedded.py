@@ -16,22 +16,21 @@ from celery.exceptions import TimeoutError
 from gwi_celery import config
 from gwi_celery.backends.base import RENEW_CHORD_AFTER, Counted, ReliableBackend
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
+from gwi_celery.sqlite import Database
 from gwi_celery.stores.sqlite import SqliteStore, memory_store
 from gwi_celery.transport.embedded import OPTIONS
 
 #: Pauses between looks at a result that isn't there yet, seconds: short at first, then longer.
 _FIRST_LOOK, _LONGEST_LOOK = 0.002, 0.05
 
-#: Stored results between two sweeps of what has expired.
-_SWEEP_EVERY = 1000
+#: Results and chords deleted in one transaction.
+_BATCH = 1000
 
 _DELETE_CHORD = (
     "DELETE FROM chord_parts WHERE group_id = ?",
     "DELETE FROM chord_sizes WHERE group_id = ?",
     "DELETE FROM chords WHERE group_id = ?",
 )
-_EXPIRED = "(SELECT group_id FROM chords WHERE expires <= ?)"
-_DELETE_EXPIRED_CHORDS = tuple(s.replace("= ?", f"IN {_EXPIRED}") for s in _DELETE_CHORD)
 
 
 class EmbeddedBackend(ReliableBackend):
@@ -43,7 +42,6 @@ class EmbeddedBackend(ReliableBackend):
         store = memory_store(parsed.memory) if parsed.folder is None else SqliteStore(parsed.folder)
         self._db = store.database
         self._clock = clock
-        self._stored = 0
 
     def as_uri(self, include_password: bool = False) -> str:
         return self.url or "embedded://"
@@ -92,9 +90,6 @@ class EmbeddedBackend(ReliableBackend):
                     *(state in states.READY_STATES, states.FAILURE, states.REVOKED),
                 ),
             )
-        self._stored += 1
-        if self._stored % _SWEEP_EVERY == 0:
-            self.cleanup()
 
     # --- results ------------------------------------------------------------------------------
 
@@ -126,13 +121,30 @@ class EmbeddedBackend(ReliableBackend):
             task_ids, timeout=timeout, interval=min(interval or _LONGEST_LOOK, _LONGEST_LOOK), **kw
         )
 
+    @property
+    def database(self) -> Database:
+        return self._db
+
     def cleanup(self) -> None:
-        """Delete what has expired."""
+        """Delete what has expired. Workers do so by themselves."""
+        while self.delete_expired(_BATCH) >= _BATCH:
+            pass
+
+    def delete_expired(self, limit: int) -> int:
+        """Delete up to ``limit`` expired results, and as many chords, in one transaction."""
         now = self._clock.time()
         with self._db.write(durable=False) as c:
-            c.execute("DELETE FROM results WHERE expires <= ?", (now,))
-            for statement in _DELETE_EXPIRED_CHORDS:
-                c.execute(statement, (now,))
+            results = c.execute(
+                "DELETE FROM results WHERE task_id IN"
+                " (SELECT task_id FROM results WHERE expires <= ? LIMIT ?)",
+                (now, limit),
+            ).rowcount
+            chords = c.execute(
+                "SELECT group_id FROM chords WHERE expires <= ? LIMIT ?", (now, limit)
+            ).fetchall()
+            for statement in _DELETE_CHORD:
+                c.executemany(statement, map(tuple, chords))
+        return max(results, len(chords))
 
     # --- chords -------------------------------------------------------------------------------
 

@@ -283,7 +283,7 @@ class FirestoreBackend(ReliableBackend):
 
     def _look(self, task_ids: Sequence[str]) -> dict[str, Any]:
         """The results that are there and ready; kept in Celery's cache, too."""
-        values = self._ensure_retryable(self.mget, [self.get_key_for_task(id) for id in task_ids])
+        values = self.retried(self.mget, [self.get_key_for_task(id) for id in task_ids])
         ready: dict[str, Any] = self._mget_to_results(values, list(task_ids))
         self._cache.update(ready)
         return ready
@@ -371,13 +371,13 @@ class FirestoreBackend(ReliableBackend):
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         fields = self._chord_fields(size=chord_size)
         write = Write(self._chord_name(group_id), fields, mask=["gc_at", "data.ttl", "data.size"])
-        self._ensure_retryable(self.client.commit_surely, [write], tries=_TRIES)
+        self.retried(self.client.commit_surely, [write], tries=_TRIES)
 
     def add_to_chord(self, chord_id: str, result: Any) -> None:
         # With a document of its own, so that it joins once, however often this is sent.
         name = self._chord_name(chord_id)
         joins = documents.create(part_name(name, f"joins:{result.id}"), self._chord_fields())
-        self._ensure_retryable(self._count, name, joins, "data.extra")
+        self.retried(self._count, name, joins, "data.extra")
 
     def count_part(self, group_id: str, part: str) -> Counted:
         name = self._chord_name(group_id)

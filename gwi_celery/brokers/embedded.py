@@ -484,7 +484,11 @@ class EmbeddedBroker:
             change.wake(queue)
             return len(rows)
 
-    def housekeep(self) -> int:
+    @property
+    def database(self) -> Database:
+        return self._database
+
+    def housekeep(self, limit: int = _SWEEP_LIMIT) -> int:
         """Delete what dead receivers and the passing of time have left; how many messages.
 
         Receivers and publishers do so by themselves about twice a minute.
@@ -500,7 +504,7 @@ class EmbeddedBroker:
         self._bury_receivers(dead)
         with self._database.write(durable=False) as c:
             tables.drop_expired_queues(c, self._clock.time())
-            return tables.delete_expired(c, self._clock.time(), limit=_SWEEP_LIMIT)
+            return tables.delete_expired(c, self._clock.time(), limit=limit)
 
     def _sweep_if_due(self) -> None:
         now = self._clock.monotonic()

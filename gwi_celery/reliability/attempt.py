@@ -215,8 +215,9 @@ class Attempt:
         limit = first(self._task.reliable.max_crashes, self._settings.max_crashes)
         if run.record.crashes > limit:
             raise CrashLimitExceeded(
-                f"{self._task.name} took its worker down {run.record.crashes} times and is not tried "
-                "again: look at its last step, then redrive it from the dead letter"
+                f"{self._task.name} took its worker down {run.record.crashes} times without "
+                "saving a step and is not tried again: look at its last step, then redrive it from "
+                "the dead letter"
             )
         run.check()
 

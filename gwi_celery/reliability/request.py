@@ -11,8 +11,8 @@ import logging
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
-from celery.exceptions import Reject, TaskRevokedError
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 
 from gwi_celery.app import store_for
 from gwi_celery.errors import Interrupt
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 class ReliableRequest(GuardedRequest):
     """Celery's request, which settles the job as well as the message."""
+
+    _timed_out = _failed = False
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(message, *args, **kwargs)
@@ -49,13 +51,15 @@ class ReliableRequest(GuardedRequest):
             self._note_reason(exc.reason)
         else:
             self._note_reason(exc)
+            self._failed = not isinstance(exc, (Ignore, Retry, Terminated, WorkerLostError))
         if isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt)):
             self._free_lock()  # the message is delivered again: let the next attempt begin at once
         return super().on_failure(exc_info, send_failed_event, **kwargs)
 
     def acknowledge(self) -> None:
-        # A job that timed out has failed like any other: its message is kept in the dead letter.
-        if getattr(self, "_timed_out", False) and not self.acknowledged:
+        # A job that timed out has failed like any other: its message is kept in the dead letter. So
+        # has one for which Celery asks to ack where ``acks_on_failure`` says no, before 5.7.
+        if (self._timed_out or self._failed) and not self.acknowledged:
             self.reject(requeue=False)
         else:
             super().acknowledge()

@@ -17,7 +17,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
-from gwi_celery.app import settings_for, store_for
+from gwi_celery.app import integration, settings_for, store_for
 from gwi_celery.errors import (
     ConfigurationError,
     InvalidCall,
@@ -120,8 +120,11 @@ class ReliableTask(Task):
 
         Raises:
             MissingTenant, ConflictingIds, InvalidCall, NotSerializable: nothing was published.
+            ConfigurationError: ``setup(app)`` was not called, or its app was given another
+                configuration since that can't work.
             kombu.exceptions.OperationalError: the broker could not be reached.
         """
+        integration(self.app)  # before setup() the message would go to Celery's own default broker
         task_id = task_id or str(uuid4())
         headers, understood = self.addressed(
             args, kwargs, options.pop("headers", None), task_id, idempotency_key, deadline

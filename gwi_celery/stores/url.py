@@ -7,24 +7,37 @@ from gwi_celery.errors import ConfigurationError
 from gwi_celery.stores.base import Store
 
 
+def check_store_url(url: str) -> None:
+    """Raise ConfigurationError for a URL that :func:`open_store` would not take. Opens nothing."""
+    scheme = url.partition("://")[0]
+    if scheme == "firestore":
+        from gwi_celery.firestore.url import parse
+
+        parse(url)
+    elif scheme == "embedded":
+        from gwi_celery.transport.embedded import OPTIONS
+
+        config.parse_embedded_url(url, OPTIONS)
+    else:
+        raise ConfigurationError(
+            f"unknown store {url!r}; {config.nearest(scheme, ['embedded', 'firestore'])} "
+            "(embedded:///path/to/folder, embedded:// for .gwi/, embedded://:memory:, "
+            "firestore://project)"
+        )
+
+
 def open_store(url: str) -> Store:
     """The store a URL names: ``embedded:///path``, ``embedded://``, ``embedded://:memory:/name``,
     or ``firestore://project/prefix?database=...``.
 
     Raises ConfigurationError for any other.
     """
-    scheme = url.partition("://")[0]
-    if scheme == "firestore":
+    check_store_url(url)
+    if url.startswith("firestore:"):
         from gwi_celery.firestore.url import parse
         from gwi_celery.stores.firestore import FirestoreStore
 
         return FirestoreStore(parse(url))
-    if scheme != "embedded":
-        raise ConfigurationError(
-            f"unknown store {url!r}; {config.nearest(scheme, ['embedded', 'firestore'])} "
-            "(embedded:///path/to/folder, embedded:// for .gwi/, embedded://:memory:, "
-            "firestore://project)"
-        )
     # A broker's options may stand in the same URL: they are not the store's business.
     from gwi_celery.stores.sqlite import SqliteStore, memory_store
     from gwi_celery.transport.embedded import OPTIONS

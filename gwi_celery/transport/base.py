@@ -31,6 +31,7 @@ from gwi_celery.errors import (
     PublishFailed,
 )
 from gwi_celery.transport.channel import Channel as _Channel
+from gwi_celery.transport.connection import REFUSED_OPTION
 from gwi_celery.transport.leases import LeaseKeeper
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class Transport(virtual.Transport):
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         options = dict(client.transport_options or {})
+        if REFUSED_OPTION in options:
+            raise ConfigurationError(str(options[REFUSED_OPTION]))
         #: Longest time one delivery's lease is extended, seconds; None: as long as its task runs.
         self._max_lease_seconds: float | None = options.pop("max_lease_seconds", None)
         for name in _KOMBU_OPTIONS:

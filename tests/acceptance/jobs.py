@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 import gwi_celery.app
-from gwi_celery import Reliable, ReliableTask, setup
+from gwi_celery import Reliable, ReliableTask, carry, setup
 from gwi_celery.backends.firestore import FirestoreBackend
 from gwi_celery.stores.base import Claimed
 
@@ -113,6 +114,50 @@ if app.conf.result_backend.startswith("firestore:"):
 
 _integration = gwi_celery.app.integration(app)
 _integration._store = CrashingStore(_integration.store)  # type: ignore[assignment]
+
+
+class Around(ReliableTask):
+    """As Flask's documentation has it: ``self.run``, and no super()."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        audit("around")
+        return self.run(*args, **kwargs)
+
+
+@app.task(shared=False, base=Around, bind=True, name="parallel", max_retries=3)
+def parallel(self: Any, *, tenant_id: str) -> dict[str, Any]:
+    def part(n: int) -> int:
+        audit("part", n=n)
+        return n
+
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(carry(lambda n: self.step(f"part-{n}", part, n)), range(4)))
+        stranger = pool.submit(self.step, "stranger", int).exception()
+    if self.request.retries == 0:
+        raise self.retry(countdown=0)
+    return {
+        "made": made,
+        "trace": self.request.headers["trace"],
+        "stranger": type(stranger).__name__,
+    }
+
+
+@app.task(base=ReliableTask, bind=True)
+def tick(self: Any, *, tenant_id: str, run_id: str) -> None:
+    audit("tick", due=self.request.headers["gwi_due"])
+
+
+if os.environ.get("JOBS_BEAT"):
+    app.conf.beat_schedule = {
+        "tick": {
+            "task": tick.name,
+            "schedule": 0.5,
+            "kwargs": {"tenant_id": "acme", "run_id": "nightly"},
+        }
+    }
+    app.conf.beat_max_loop_interval = 0.2
 
 
 @app.task(shared=False, base=ReliableTask, bind=True, name="three_steps", max_retries=5)

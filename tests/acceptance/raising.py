@@ -7,17 +7,38 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
 
 from gwi_celery import Reliable, ReliableTask, setup
+from gwi_celery.sqlite import Database
 
 FOLDER = Path(os.environ.get("RAISING_FOLDER", "."))
 
 app = Celery("raising")
 setup(app, folder=str(FOLDER / "gwi"), lease_seconds=2, lock_ttl=2, contention_delay=0.1)
+
+
+_write = Database.write
+
+
+@contextmanager
+def _write_where_there_is_room(self: Database, **options: Any) -> Iterator[Any]:
+    """Where there is a file ``full``, the store's file can't grow: a full disk, as SQLite has it."""
+    with _write(self, **options) as c:
+        if self.path is not None and self.path.name == "store.sqlite3":
+            full = (FOLDER / "full").exists()
+            pages = c.execute("PRAGMA page_count").fetchone()[0] if full else 2**30
+            c.execute(f"PRAGMA max_page_count={pages}")
+        yield c
+
+
+Database.write = _write_where_there_is_room  # type: ignore[assignment,method-assign]
 
 
 class OddText(Exception):
@@ -185,3 +206,34 @@ class BadHandler(app.Task):  # type: ignore[name-defined,misc]
 @app.task(shared=False, name="bad_handler", base=BadHandler)
 def bad_handler() -> None:
     raise ValueError("the job's own")
+
+
+def _when_told(size: int) -> str:
+    """Random text, which doesn't compress, once the test says so."""
+    while not (FOLDER / "go").exists():
+        time.sleep(0.02)
+    return os.urandom(size // 2).hex()
+
+
+@app.task(shared=False, name="large")
+def large(size: int) -> str:
+    return _when_told(size)
+
+
+@app.task(shared=False, name="large_failure")
+def large_failure(size: int) -> None:
+    raise ValueError(*[_when_told(18_000) for _ in range(size // 18_000)])
+
+
+@app.task(shared=False, name="large_retry", bind=True, max_retries=1)
+def large_retry(self: Any, size: int) -> str:
+    if self.request.retries == 0:
+        raise self.retry(
+            exc=ValueError(*[_when_told(18_000) for _ in range(size // 18_000)]), countdown=0
+        )
+    return "done"
+
+
+@app.task(shared=False, name="reliable_large", base=ReliableTask)
+def reliable_large(size: int, *, tenant_id: str, run_id: str) -> str:
+    return _when_told(size)

@@ -99,3 +99,27 @@ def test_a_result_without_a_json_form_is_a_failure_that_says_so(
     assert jobs.add.delay(1, 2).get(timeout=30) == 3
     eventually(lambda: drained(broker_for(jobs.app)))
     assert running.process.poll() is None
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_what_can_not_be_stored_is_redelivered_and_every_place_is_free_again(
+    jobs: ModuleType, start: Callable[..., Worker], pool: str, tmp_path: Path
+) -> None:
+    """On a full disk: SQLite itself says so."""
+    running = start(pool, concurrency=2)
+    size = 400_000
+    done = [jobs.large.delay(size) for _ in range(3)]
+    reliable = jobs.reliable_large.delay(size, tenant_id="acme", run_id="r")
+    failed, retried = jobs.large_failure.delay(size), jobs.large_retry.delay(size)
+    (tmp_path / "full").touch()
+    (tmp_path / "go").touch()
+    running.wait_for("is to be redelivered", count=2)
+    assert not any(result.ready() for result in done)
+    (tmp_path / "full").unlink()
+    for result in (*done, reliable):
+        assert len(result.get(timeout=60)) == size
+    assert isinstance(outcome(failed), ValueError)
+    assert retried.get(timeout=60) == "done"
+    assert [jobs.add.delay(n, 1).get(timeout=30) for n in range(4)] == [1, 2, 3, 4]
+    eventually(lambda: drained(broker_for(jobs.app)))
+    assert running.process.poll() is None

@@ -239,3 +239,12 @@ def wait_for(receiver: Receiver, queue: str = "q") -> Delivery:
         due = receiver.next_due()
         woken = readable(receiver, PATIENCE if due is None else due)
         assert woken or due is not None, f"nothing came to {queue!r} in {PATIENCE} s"
+
+
+def wait_until_settled(receiver: Receiver, seconds: float) -> None:
+    """Serve a consumer that has no room for a while, so that it notices what others changed."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        receiver.clear()
+        due = receiver.next_due()
+        readable(receiver, left if due is None else min(due, left))

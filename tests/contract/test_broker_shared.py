@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
@@ -13,6 +16,7 @@ from tests.contract.brokers import (
     take,
     task_queues,
     wait_for,
+    wait_until_settled,
 )
 
 # --- deleting only what nobody needs --------------------------------------------------------------
@@ -132,3 +136,132 @@ def test_waiting_for_its_time_is_not_waiting_too_long(broker, broker_factory, re
     if broker_factory.held_clock:
         broker_factory.advance(2)
     assert wait_for(receiver).data == b"m"
+
+
+# --- under a consumer -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["unbind", "another's unbind", "delete", "another's delete"])
+def test_what_is_unbound_under_a_consumer_stays_so(broker, broker_factory, receiver, by):
+    other = broker_factory()
+    for exchange in ("x", "y"):
+        broker.declare_exchange(exchange, "direct")
+    broker.declare_queue(QueueSpec("q"))
+    for key in ("k", "l"):
+        broker.bind("q", "x", key)
+    broker.bind("q", "y", "k")
+    receiver.subscribe("q")
+    broker.publish("x", "k", OutgoingMessage(b"before"))
+    broker.ack([wait_for(receiver)])
+    unbinding = broker if "another" not in by else other
+    if "unbind" in by:
+        unbinding.unbind("q", "x", "k")
+    else:
+        unbinding.delete_exchange("x")
+        unbinding.declare_exchange("x", "direct")
+    left = [("q", "y", "k")] if "delete" in by else [("q", "x", "l"), ("q", "y", "k")]
+
+    # The consumer goes on, notices, and leaves it at that.
+    for n in range(3):
+        other.publish("x", "k", OutgoingMessage(b"to nobody"))
+        other.publish("y", "k", OutgoingMessage(b"%d" % n))
+        delivery = wait_for(receiver)
+        assert delivery.data == b"%d" % n
+        broker.ack([delivery])
+        wait_until_settled(receiver, 0.0 if broker_factory.held_clock else 1.0)
+    assert [(b.queue, b.exchange, b.routing_key) for b in other.bindings()] == left
+    assert [(b.queue, b.exchange, b.routing_key) for b in broker.bindings()] == left
+
+    broker.bind("q", "x", "k")
+    other.publish("x", "k", OutgoingMessage(b"bound again"))
+    assert wait_for(receiver).data == b"bound again"
+
+
+@pytest.mark.parametrize("settings", [{}, {"auto_delete": True}], ids=["task", "reply"])
+@pytest.mark.parametrize("whose", ["this", "another"])
+def test_a_queue_made_again_under_a_consumer_is_read_from(broker, broker_factory, whose, settings):
+    maker = broker if whose == "this" else broker_factory()
+    maker.declare_queue(QueueSpec("q", **settings))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    send(maker, b"before")
+    broker.ack([wait_for(receiver)])
+    maker.delete_queue("q")
+    wait_until_settled(receiver, 0.0 if broker_factory.held_clock else 1.0)
+    maker.declare_queue(QueueSpec("q", **settings))
+    send(maker, b"after")
+    assert wait_for(receiver).data == b"after"
+
+
+def test_other_settings_under_a_consumer(broker, broker_factory):
+    broker.declare_queue(QueueSpec("q", auto_delete=True, message_ttl=0.5))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    broker.declare_queue(QueueSpec("q", auto_delete=True))
+    send(broker, b"m")
+    time.sleep(0.6)
+    if broker_factory.held_clock:
+        broker_factory.advance(0.6)
+    assert wait_for(receiver).data == b"m"
+
+
+# --- one name -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whose", ["this", "another"])
+@pytest.mark.parametrize("bound", ["elsewhere", "both", "nowhere", "by another key"])
+def test_a_queue_and_an_exchange_of_one_name_do_not_mix(broker, broker_factory, whose, bound):
+    broker.declare_exchange("x", "topic")
+    broker.declare_exchange("y", "direct")
+    for queue in ("x", "z"):
+        broker.declare_queue(QueueSpec(queue))
+    broker.bind("z", "x", "#")
+    if bound in ("elsewhere", "both"):
+        broker.bind("x", "y", "k")
+    if bound == "both":
+        broker.bind("x", "x", "x")
+    if bound == "by another key":
+        broker.bind("x", "x", "b.*")
+    user = broker if whose == "this" else broker_factory()
+    if bound == "nowhere":
+        user.declare_queue(QueueSpec("x"))
+    for exchange, key in [("x", "a"), ("x", "b.c"), ("", "x"), ("y", "k")]:
+        broker.publish(exchange, key, OutgoingMessage(f"{exchange} {key}".encode()))
+    if bound == "both":
+        broker.publish("x", "x", OutgoingMessage(b"x x"))
+    expected = {
+        "elsewhere": [b" x", b"y k"],
+        "both": [b" x", b"x x", b"y k"],
+        "nowhere": [b" x"],
+        "by another key": [b" x", b"x b.c"],
+    }[bound]
+    assert sorted(bodies(drain(user.receiver(), "x"))) == expected
+    assert {b"x a", b"x b.c"} <= set(bodies(drain(user.receiver(), "z")))
+
+
+# --- at once --------------------------------------------------------------------------------------
+
+
+def test_declaring_and_deleting_at_once(broker_factory):
+    """Whoever declared and published last finds a queue that works."""
+    failures: list[BaseException] = []
+
+    def change(n: int) -> None:
+        own = broker_factory()
+        try:
+            for _ in range(5):
+                own.declare_queue(QueueSpec("q"))
+                own.delete_queue("q")
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=change, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    last = broker_factory()
+    last.declare_queue(QueueSpec("q"))
+    send(last, b"m")
+    assert take(last.receiver()).data == b"m"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 from celery import Celery
 
-from gwi_celery import Reliable, ReliableTask, Settings, broker_for, setup, store_for
+from gwi_celery import Reliable, ReliableTask, Settings, broker_for, carry, setup, store_for
 from gwi_celery.brokers.base import Broker
 from gwi_celery.stores.base import JobRef, JobStatus, Page, Store
 
@@ -14,10 +16,18 @@ options = Reliable(lock="type", idempotency=lambda arguments: str(arguments["ord
 store: Store = store_for(app)
 broker: Broker = broker_for(app)
 page: Page = store.list_jobs("acme", status=JobStatus.FAILED)
+fan_out = Reliable(key="payload", lock=None)
 cancelled: bool = store.cancel(JobRef("acme", "task", "run:r1"), "why")
 
 
+def list_files(repo: str, *, depth: int) -> list[str]:
+    return [repo] * depth
+
+
 class Task(ReliableTask):
+    def part(self, number: int) -> int:
+        return number
+
     def body(self) -> int:
         with self.cursor("scan", start=0) as cursor:
             cursor.advance(cursor.value + 1)
@@ -25,4 +35,8 @@ class Task(ReliableTask):
         key: str = self.derive_key("charge", 1)
         self.checkpoint("notes", {"key": key})
         self.check()
-        return fence + self.attempt + self.generation
+        files: list[str] = self.step("list", list_files, "repo", depth=2)
+        count: int = self.step("count", lambda: len(files))
+        threading.Thread(target=carry(self.part), args=(count,)).start()
+        later: int = carry(self.part)(1)
+        return later + fence + self.attempt + self.generation

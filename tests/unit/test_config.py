@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import os
+import threading
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,7 +14,7 @@ import pytest
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from gwi_celery import ReliableTask, setup, store_for
+from gwi_celery import ReliableTask, setup, store_for, versions
 from gwi_celery.app import broker_for, settings_for
 from gwi_celery.config import load, parse_embedded_url, quote_folder
 from gwi_celery.errors import BrokerUnusable, ConfigurationError, StoreUnusable
@@ -222,3 +226,309 @@ def test_the_services_settings_are_checked_and_its_token_is_not_shown() -> None:
     ):
         with pytest.raises(ConfigurationError, match=match):
             load({}, {}, environ)
+
+
+# --- where settings come from ---------------------------------------------------------------------
+
+
+class Django:
+    """Stands for ``django.conf:settings``: others' settings in capitals beside ours."""
+
+    DEBUG = True
+    GWI_LOCK_TTL = "another app's"
+    CELERY_GWI_LOCK_TTL = 12
+    CELERY_GWI_MAX_CRASHES = 3
+    CELERY_TASK_DEFAULT_QUEUE = "mine"
+
+
+@pytest.mark.parametrize("first", ["setup", "settings"])
+def test_settings_in_a_namespace_are_read(first: str) -> None:
+    app = make_app()
+    if first == "settings":
+        app.config_from_object(Django, namespace="CELERY")
+    setup(app, broker_url=memory(), store_url=memory(), max_crashes=4)
+    if first == "setup":
+        app.config_from_object(Django, namespace="CELERY")
+    assert (settings_for(app).lock_ttl, settings_for(app).max_crashes) == (12, 4)
+    assert app.conf.task_default_queue == "mine"
+    app.close()
+
+
+@pytest.mark.parametrize("namespace", ["CELERY", "app", None])
+def test_a_typo_is_told_as_it_is_written(namespace: str | None) -> None:
+    prefix = f"{namespace}_" if namespace else ""
+    good, bad = f"{prefix}gwi_lock_ttl", f"{prefix}gwi_lock_tll"
+    if namespace == "CELERY":
+        good, bad = good.upper(), bad.upper()
+    app = make_app()
+    app.config_from_object({bad: 1}, namespace=namespace)
+    with pytest.raises(ConfigurationError, match=rf"has '{bad}'.*did you mean '{good}'"):
+        setup(app, broker_url=memory(), store_url=memory())
+
+
+def test_capitals_without_a_namespace_are_read() -> None:
+    app = make_app()
+    app.config_from_object({"GWI_LOCK_TTL": 12})
+    assert setup(app, broker_url=memory(), store_url=memory()).lock_ttl == 12
+
+
+#: What Kubernetes gives the containers of a namespace with services "gwi", "gwi-worker", "gwi-push".
+KUBERNETES = {
+    f"GWI{name}_{suffix}": value
+    for name in ("", "_WORKER", "_PUSH", "_BROKER", "_STORE")
+    for suffix, value in {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "80",
+        "SERVICE_PORT_HTTP": "80",
+        "PORT": "tcp://10.0.0.1:80",
+        "PORT_80_TCP": "tcp://10.0.0.1:80",
+        "PORT_80_TCP_PROTO": "tcp",
+        "PORT_80_TCP_PORT": "80",
+        "PORT_80_TCP_ADDR": "10.0.0.1",
+    }.items()
+}
+
+
+@pytest.mark.parametrize(
+    "environ", [KUBERNETES, {"GWI_DEPLOYED_BY": "ci", "GWI_": "", "GWI_X": ""}]
+)
+def test_variables_of_others_stop_nobody(environ: dict[str, str]) -> None:
+    """Warnings are errors in these tests: none is given either."""
+    assert load({}, {}, {**environ, "GWI_LOCK_TTL": "7"}).lock_ttl == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("GWI_LOCK_TLL", "GWI_LOCK_TTL"),
+        ("GWI_LOCKTTL", "GWI_LOCK_TTL"),
+        ("GWI_HOTS", "GWI_HOST"),
+        ("GWI_MAX_DELIVERY", "GWI_MAX_DELIVERIES"),
+        ("GWI_PORT", "PORT"),
+        ("GWI_GCP_PROJECT_ID", "GCP_PROJECT_ID"),
+    ],
+)
+def test_a_typo_in_the_environment_is_an_error(name: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"has {name},.*did you mean '{meant}'"):
+        load({}, {}, {name: "8080"})
+
+
+@pytest.mark.parametrize("name", ["GWI_BROKER", "GWI_WORKER_NAME", "GWI_LEASE"])
+def test_what_may_be_a_typo_is_a_warning(name: str) -> None:
+    with pytest.warns(UserWarning, match=f"has {name}, .*left alone; did you mean"):
+        load({}, {}, {name: "x"})
+
+
+# --- setup() more than once -----------------------------------------------------------------------
+
+
+def test_the_last_setup_decides_for_broker_and_store_alike(tmp_path: Path) -> None:
+    app = make_app()
+
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str) -> None: ...
+
+    for name in ("one", "two"):
+        setup(app, folder=str(tmp_path / name))
+        assert app.conf.broker_url == app.conf.result_backend == f"embedded://{tmp_path / name}"
+        t.delay(tenant_id="acme")
+        store_for(app).list_locks("acme")
+        size = broker_for(app).size("celery")
+        assert size is not None
+        assert size.ready == 1
+        assert {path.name for path in (tmp_path / name).glob("*.sqlite3")} == {
+            "broker.sqlite3",
+            "store.sqlite3",
+        }
+    app.close()
+
+
+def test_a_setup_without_arguments_takes_back_those_of_the_first(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = make_app()
+    setup(app, folder="one", lease_seconds=20)
+    assert setup(app).lease_seconds == 30
+    assert app.conf.broker_transport_options["lease_seconds"] == 30
+    assert app.conf.broker_url == f"embedded://{tmp_path}/.gwi"
+    # What the app itself says stays in force.
+    app.conf.broker_url = own = memory()
+    setup(app, folder="two")
+    assert app.conf.broker_url == own
+
+
+FORBIDDEN = {"task_acks_late": False, "broker_url": "embedded://:memory:/refused"}
+
+
+@pytest.mark.parametrize("reliable", [True, False])
+def test_a_forbidden_setting_that_is_loaded_later_refuses_each_call(reliable: bool) -> None:
+    app = make_app()
+    setup(app, store_url=memory())
+    app.config_from_object(FORBIDDEN, force=True)
+
+    @app.task(shared=False, base=ReliableTask if reliable else None, name="t")
+    def t(*, tenant_id: str) -> None: ...
+
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"task_acks_late is False.*Leave it out"):
+            t.delay(tenant_id="acme")
+    with pytest.raises(ConfigurationError, match="task_acks_late"):
+        settings_for(app)
+    app.config_from_object({"broker_url": "embedded://:memory:/refused"}, force=True)
+    t.delay(tenant_id="acme")
+    app.close()
+
+
+@pytest.mark.filterwarnings("ignore::celery.exceptions.SecurityWarning")
+def test_a_forbidden_setting_that_is_loaded_later_stops_the_worker() -> None:
+    app = make_app()
+    setup(app, broker_url=memory(), store_url=memory())
+    app.config_from_object({"task_acks_late": False}, force=True)
+    with pytest.raises(ConfigurationError, match=r"task_acks_late is False.*Leave it out"):
+        app.Worker(pool="solo")
+    app.close()
+
+
+def test_a_call_before_setup_is_refused() -> None:
+    app = make_app()
+
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"call gwi_celery\.setup\(app\)"):
+        t.delay(tenant_id="acme")
+
+
+# --- URLs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url", ["postgres://x", "redis://x", "mysql://x", "sqlite:///x", "nonsense"]
+)
+def test_setup_refuses_a_store_it_does_not_know(url: str) -> None:
+    app = make_app()
+    with pytest.raises(ConfigurationError, match=f"unknown store '{url}'.*embedded.*firestore"):
+        setup(app, broker_url=memory(), store_url=url)
+
+
+def test_redis_without_its_client_names_what_to_install(monkeypatch: Any) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for conf in (
+        {"broker_url": "redis://:s3cret@host:1/0"},
+        {"result_backend": "rediss://:s3cret@host"},
+    ):
+        app = make_app()
+        app.conf.update(conf)
+        with pytest.raises(ConfigurationError, match=r"pip install 'gwi-celery\[redis\]'") as info:
+            setup(app, store_url=memory())
+        assert "s3cret" not in str(info.value)
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_options_reach_each_of_several_brokers(as_list: bool, tmp_path: Path) -> None:
+    """The first is no database, so that a call fails over to the second, with that one's options."""
+    (tmp_path / "one").write_text("a file where a folder is needed")
+    urls = [
+        f"embedded://{tmp_path}/one/x?lease_seconds=7",
+        f"embedded://{tmp_path}/two?lease_seconds=9&retention=50",
+        "pubsub://a-project?lease_seconds=60",
+        "pubsub://host.example:8085/other",
+        "pubsub://third",
+    ]
+    app = make_app()
+    app.conf.broker_url = urls if as_list else ";".join(urls)
+    setup(app, store_url=memory(), lease_seconds=11, max_deliveries=4)
+    with app.connection_for_write() as connection:
+        seen = []
+        for url in urls:
+            transport = connection.transport
+            assert transport.url == url
+            assert connection.as_uri() == url
+            options = getattr(transport.broker, "options", transport.broker)
+            seen.append((options.lease_seconds, getattr(options, "endpoint", None)))
+            transport.broker.close()
+            connection.maybe_switch_next()
+    assert seen == [
+        (7, None),
+        (9, None),
+        (60, "pubsub.googleapis.com:443"),
+        (11, "host.example:8085"),
+        (11, "pubsub.googleapis.com:443"),
+    ]
+    app.close()
+
+
+def test_a_broker_of_anothers_among_the_alternates() -> None:
+    """Kombu reads its URL; nothing of ours stays in its connection."""
+    app = make_app()
+    app.conf.broker_url = ["pubsub://h:1/p?timeout=3", "redis://:s@r.example:6380/3", "pubsub://q"]
+    setup(app, store_url=memory())
+    connection = app.connection_for_write()
+    connection.maybe_switch_next()
+    assert (connection.transport_cls, connection.hostname) == ("redis", "r.example")
+    assert (connection.port, connection.virtual_host, connection.password) == (6380, "3", "s")
+    connection.maybe_switch_next()
+    assert connection.transport.url == "pubsub://q"
+
+
+# --- one broker for an app ------------------------------------------------------------------------
+
+
+def test_an_app_has_one_broker_however_often_it_is_asked_for(tmp_path: Path) -> None:
+    app = make_app()
+    setup(app, folder=str(tmp_path))
+    broker_for(app).connect()
+    descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(20):
+        assert broker_for(app) is broker_for(app)
+        broker_for(app).has_queue("celery")
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (descriptors, threads)
+    read, write = os.pipe()
+    mine = broker_for(app)
+    pid = os.fork()
+    if not pid:
+        os.write(write, b"own" if broker_for(app) is not mine else b"the parent's")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 100) == b"own"
+    os.close(read)
+    os.close(write)
+    assert not mine.has_queue("celery")
+    app.close()
+
+
+def test_an_apps_broker_is_closed_with_the_app(tmp_path: Path) -> None:
+    app = make_app()
+    setup(app, folder=str(tmp_path))
+    broker_for(app).connect()
+    path = str(tmp_path / "broker.sqlite3")
+
+    def opened() -> bool:
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return any(os.path.realpath(link) == path for link in links)
+
+    assert opened()
+    app.close()
+    del app
+    gc.collect()
+    assert not opened()
+
+
+# --- releases of Celery ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("internal", versions.INTERNALS, ids=":".join)
+def test_what_is_relied_on_is_there(internal: tuple[str, str]) -> None:
+    module, path = internal
+    found = importlib.import_module(module)
+    for name in path.split("."):
+        if isinstance(found, type) and not hasattr(found, name):
+            found = found(f"internals-{uuid4().hex}", set_as_current=False)  # set in __init__
+        assert hasattr(found, name)
+        found = getattr(found, name)
+
+
+@pytest.mark.parametrize("version", ["5.3.6", "5.8.0", "6.0.0rc1"])
+def test_a_release_that_is_not_tested_is_told(version: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("celery.__version__", version)
+    with pytest.warns(UserWarning, match=f"tested with celery 5.4 .*this is {version}"):
+        setup(make_app(), broker_url=memory(), store_url=memory())

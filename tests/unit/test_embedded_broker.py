@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gwi_celery.sqlite
-from gwi_celery.brokers import embedded, wakeups
+from gwi_celery.brokers import wakeups
 from gwi_celery.brokers.base import OutgoingMessage, QueueSize, QueueSpec, dead_letter_queue
 from gwi_celery.brokers.embedded import EmbeddedBroker, forget_memory, memory_broker
 from gwi_celery.brokers.routing import topic_matches
@@ -304,8 +304,7 @@ def _rows(folder: Path) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-def test_housekeeping_deletes_what_expired(broker, clock, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "_SWEEP_LIMIT", 3)
+def test_housekeeping_deletes_what_expired(broker, clock, tmp_path):
     broker.declare_queue(QueueSpec("brief", expires=5.0))
     send(broker, b"m", b"n", queue="brief")
     send(broker, *[b"m"] * 4, ttl=5.0)
@@ -313,7 +312,7 @@ def test_housekeeping_deletes_what_expired(broker, clock, tmp_path, monkeypatch)
     assert broker.housekeep() == 0
     clock.advance(5)
     assert _rows(tmp_path) == (8, 8)
-    assert [broker.housekeep(), broker.housekeep(), broker.housekeep()] == [3, 1, 0]
+    assert [broker.housekeep(3), broker.housekeep(3), broker.housekeep(3)] == [3, 1, 0]
     assert _rows(tmp_path) == (2, 2)
     clock.advance(495)
     assert broker.housekeep() == 2

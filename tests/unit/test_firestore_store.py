@@ -584,6 +584,105 @@ def test_a_checkpoint_that_is_gone_is_an_error_and_not_run_again(
     assert store.load(store.save(claimed.lease, step("a"))) != []
 
 
+def test_what_a_resumed_attempt_reads(wire: Wire, store: FirestoreStore) -> None:
+    lease = take(store).lease
+    for n in range(5):
+        lease = store.save(lease, step(f"s{n}", blob_of(1000)))
+    wire.advance(TTL + 1)
+    claimed = take(store, redelivered=True)
+    with wire.counting() as calls:
+        assert not any(c.deferred for c in store.load(claimed.lease))
+    assert calls == [QUERY], "few that are small come with one query"
+    lease = claimed.lease
+    for n in range(5, 10):
+        lease = store.save(lease, step(f"s{n}", blob_of(INLINE)))
+    wire.advance(TTL + 1)
+    lease = take(store, redelivered=True).lease
+    with wire.counting() as calls:
+        assert all(c.deferred for c in store.load(lease))
+    assert calls == [QUERY]
+    with wire.counting() as calls:
+        fetched = store.fetch(lease, "s7")
+        assert fetched is not None
+        assert fetched.blob == blob_of(INLINE)
+        store.save(lease, step("new"))
+    assert calls == [READ, COMMIT]
+
+
+@pytest.mark.parametrize("steps", [3, 6])
+def test_a_record_of_version_0_1_which_did_not_count_bytes_is_resumed(
+    wire: Wire, store: FirestoreStore, steps: int
+) -> None:
+    lease = take(store).lease
+    for n in range(steps):
+        lease = store.save(lease, step(f"s{n}", b"%d" % n))
+    client = Client(wire.url)
+    (job,) = client.query(Query("", "gwi_jobs", descendants=True, mask=[])).documents
+    saved = list(client.query(Query("", "gwi_steps", descendants=True, mask=[])).documents)
+    client.commit(
+        [Write(job, {"data": {}}, mask=["data.bytes"])]
+        + [Write(name, {"data": {}}, mask=["data.size"]) for name in saved]
+    )
+    client.close()
+    wire.advance(TTL + 1)
+    other = wire.store()
+    lease = take(other, redelivered=True).lease
+    assert [c.name for c in other.load(lease)] == [f"s{n}" for n in range(steps)]
+    for n in range(steps):
+        fetched = other.fetch(lease, f"s{n}")
+        assert fetched is not None
+        assert fetched.blob == b"%d" % n
+    lease = other.save(other.save(lease, step("more")), step("s0", b"0"))
+    assert len(other.get_checkpoints(lease.job)) == steps + 1
+    other.finish(lease, success())
+    other.close()
+
+
+def test_a_job_under_another_lock_costs_one_read_more(wire: Wire, store: FirestoreStore) -> None:
+    take(store, scope=("one",))
+    with wire.counting() as calls:
+        assert isinstance(store.claim(request(scope=("two",))), Held)
+    assert calls == [COMMIT, READ, READ]
+    wire.advance(TTL + 1)
+    with wire.counting() as calls:
+        take(store, scope=("two",))
+    assert calls == [COMMIT, READ, READ, COMMIT]
+
+
+@pytest.mark.parametrize("fault", [LOST_ANSWER, LOST_REQUEST, LATE])
+def test_a_takeover_from_another_lock_converges(
+    wire: Wire, store: FirestoreStore, fault: str
+) -> None:
+    lost = take(store, scope=("one",)).lease
+    wire.advance(TTL + 1)
+    wire.faults = iter([None, None, None, fault])
+    claimed = take(store, scope=("two",))
+    assert (claimed.record.attempt, claimed.record.crashes) == (2, 1)
+    assert store.get_lock(lost.lock) is None
+    store.finish(claimed.lease, success())
+
+
+def test_a_holder_that_renews_while_another_takes_over_from_its_lock_keeps_the_job(
+    wire: Wire, store: FirestoreStore
+) -> None:
+    lease = take(store, scope=("one",)).lease
+    wire.advance(TTL + 1)
+    other = wire.store()
+    leases = [lease]
+
+    def between() -> Iterator[str | None]:
+        for _ in range(3):
+            yield None  # the refused commit, the record, its own lock
+        wire.faults = iter(())
+        leases.append(store.renew(lease))
+        yield None
+
+    wire.faults = between()
+    assert isinstance(other.claim(request(scope=("two",))), Held)
+    store.finish(leases[-1], success())
+    other.close()
+
+
 def test_old_checkpoints_are_kept_from_the_ttl_policy_by_their_use(
     wire: Wire, store: FirestoreStore
 ) -> None:

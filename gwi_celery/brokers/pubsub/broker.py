@@ -114,13 +114,15 @@ class PubSubBroker:
         self.topology.declare_exchange(name, type)
 
     def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
-        self.topology.delete_exchange(name, if_unused=if_unused)
+        for queue in self.topology.delete_exchange(name, if_unused=if_unused):
+            self._reread(queue)
 
     def has_exchange(self, name: str) -> bool:
         return self.topology.exchange_type(name) is not None
 
     def declare_queue(self, spec: QueueSpec) -> None:
-        self.topology.declare_queue(spec)
+        if self.topology.declare_queue(spec):
+            self._reread(spec.name, again=True)
 
     def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
         self.topology.delete_queue(name, if_unused=if_unused, if_empty=if_empty)
@@ -130,11 +132,11 @@ class PubSubBroker:
 
     def bind(self, queue: str, exchange: str, routing_key: str) -> None:
         self.topology.bind(queue, exchange, routing_key)
-        for receiver in list(self._receivers):
-            receiver.rebound(queue)
+        self._reread(queue)
 
     def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
         self.topology.unbind(queue, exchange, routing_key)
+        self._reread(queue)
 
     def bindings(self) -> list[Binding]:
         return self.topology.bindings()
@@ -322,23 +324,30 @@ class PubSubBroker:
         def job() -> None:
             with contextlib.suppress(BrokerError):  # it is looked again
                 self.topology.rediscover(queue)
-                for receiver in list(self._receivers):
-                    receiver.rebound(queue)
+                self._reread(queue)
 
         if self.options.managed:
             self._acks.run(job)
 
-    def restore(self, queue: str, then: Callable[[], None]) -> None:
-        """In the background, make a queue again that turned out to be gone."""
+    def recover(self, source: Source, then: Callable[[], None]) -> None:
+        """In the background: a subscription that is read from is gone, and so is what it was for."""
 
         def job() -> None:
             try:
-                self.topology.restore("", queue)
+                self.topology.recover(source)
+                self._reread(source.queue)
             except BrokerError as exc:
-                logger.warning("queue %r is gone and can't be made again yet: %s", queue, exc)
+                logger.warning(
+                    "queue %r is gone and can't be made again yet: %s", source.queue, exc
+                )
             then()
 
         self._acks.run(job)
+
+    def _reread(self, queue: str, *, again: bool = False) -> None:
+        """Receivers of ours read from what the queue consists of now."""
+        for receiver in list(self._receivers):
+            receiver.rebound(queue, again=again)
 
     def _pull_now(self, source: Source, limit: int) -> list[Any]:
         request = pb["PullRequest"](

@@ -102,6 +102,11 @@ class Line:
     def resume(self) -> None:
         raise NotImplementedError  # each kind's own
 
+    def retry_soon(self) -> None:
+        """What it reads from may be there again."""
+        if self.retry_at is not None:
+            self.retry_at = min(self.retry_at, time.monotonic())
+
     def _worked(self) -> None:
         if self.retry_at is not None:
             logger.info("receiving from %s again", self.source.path)
@@ -118,7 +123,7 @@ class Line:
         self.retry_at = time.monotonic() + jitter(self._pause, 0.8, 1.2)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         if missing:
-            self.receiver.broker.restore(self.intake.queue, then=self.receiver.ring)
+            self.receiver.broker.recover(self.source, then=self.receiver.ring)
         else:
             self.receiver.ring()
 

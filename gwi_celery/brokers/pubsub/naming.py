@@ -76,6 +76,11 @@ def temporary_topic_id(prefix: str) -> str:
     return f"{prefix}~temporary"
 
 
+def signs_topic_id(prefix: str) -> str:
+    """Of the one topic whose subscriptions only say something: nothing is published to it."""
+    return f"{prefix}~signs"
+
+
 def name_of(prefix: str, id: str, labels: Mapping[str, str]) -> str | None:
     """The name behind an id that :func:`topic_id` made; None if it is none of ours."""
     if not id.startswith(prefix):

@@ -6,6 +6,7 @@ readable, which wakes the event loop; the loop takes from the intake what it has
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from gwi_celery.brokers.base import Delivery
 from gwi_celery.brokers.pubsub.lines import ENDS_BY_ITSELF, MOST, Line, Pull, Stream
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.brokers.wakeups import bell
-from gwi_celery.errors import BrokerUnusable
+from gwi_celery.errors import BrokerUnusable, NotFound
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.broker import PubSubBroker
@@ -42,14 +43,23 @@ class PubSubReceiver:
         if queue in self._queues:
             return
         intake = Intake(self, queue, bulk)
-        intake.add(self._broker.topology.sources(queue))
+        intake.read_from(self._broker.topology.sources(queue))
         self._queues[queue] = intake
         self.ring()
 
-    def rebound(self, queue: str) -> None:
-        """The queue may have a new binding."""
+    def reads(self, queue: str) -> bool:
+        return queue in self._queues
+
+    def rebound(self, queue: str, *, again: bool = False) -> None:
+        """The queue may have other bindings or settings; ``again``: it was made just now."""
         intake = self._queues.get(queue)
-        if intake is not None and intake.add(self._broker.topology.sources(queue)):
+        if intake is None:
+            return
+        # One that is gone may be made again by anybody: what reads from it asks now and then.
+        with contextlib.suppress(NotFound):
+            intake.read_from(self._broker.topology.sources(queue))
+            for line in intake.lines if again else ():
+                line.retry_soon()
             self.ring()
 
     def unsubscribe(self, queue: str) -> None:
@@ -143,22 +153,30 @@ class Intake:
         self._rediscover_at = time.monotonic() + _REDISCOVER
         self.lines: list[Line] = []
         self._lock = forks.lock()
-        #: For each line, most urgent first, as ``lines`` is.
-        self._arrived: dict[int, deque[Delivery]] = {}
+        self._arrived: dict[Line, deque[Delivery]] = {}
         self._delayed: list[tuple[float, Delivery]] = []
         self._error: Exception | None = None
         self._stopped = False
 
-    def add(self, sources: list[Source]) -> bool:
-        """Read from these subscriptions too; whether any of them is new."""
-        known = {line.source.path for line in self.lines}
-        # A queue that is bound gets what it gets by its bindings: its own subscription may be slow.
+    def read_from(self, sources: list[Source]) -> None:
+        """Read from these subscriptions, most urgent first, and from no others."""
+        # A bound queue's messages arrive through its bindings: its own subscription may be slow.
         bound = any(not source.own for source in sources)
-        new = [source for source in sources if source.path not in known]
-        for source in new:
-            streamed = self._bulk and not (bound and source.own)
-            self.lines.append((Stream if streamed else Pull)(self.receiver, self, source))
-        return bool(new)
+        with self._lock:
+            if self._stopped:
+                return
+            known = {line.source.path: line for line in self.lines}
+            lines = []
+            for source in sources:
+                line = known.pop(source.path, None)
+                if line is None:
+                    streamed = self._bulk and not (bound and source.own)
+                    line = (Stream if streamed else Pull)(self.receiver, self, source)
+                line.source = source
+                lines.append(line)
+            self.lines = lines
+        for line in known.values():
+            line.stop()
 
     def rediscovery_due(self) -> bool:
         """Whether to look for bindings made elsewhere; once in a while, and then not at once again."""
@@ -177,10 +195,14 @@ class Intake:
                 raise error
             taken: list[Delivery] = []
             now = time.monotonic()
-            for n in range(len(self.lines)):
-                arrived = self._arrived.get(n)
+            # What was bound before is the queue's: an unbound line's messages are delivered as well.
+            unbound = [line for line in self._arrived if line not in self.lines]
+            for line in [*self.lines, *unbound]:
+                arrived = self._arrived.get(line)
                 while arrived and len(taken) < limit:
                     taken.append(arrived.popleft())
+                if not arrived:
+                    self._arrived.pop(line, None)
             due = [item for item in self._delayed if item[0] <= now]
             for item in due[: limit - len(taken)]:
                 self._delayed.remove(item)
@@ -255,12 +277,11 @@ class Intake:
         with self._lock:
             stopped = self._stopped
             if not stopped:
-                n = self.lines.index(line)
-                waiting = [*self._arrived.get(n, ()), *ready]
+                waiting = [*self._arrived.get(line, ()), *ready]
                 if not broker.options.ordering:
                     # What one subscription brings at once is in no order of priority.
                     waiting.sort(key=lambda delivery: -delivery.priority)
-                self._arrived[n] = deque(waiting)
+                self._arrived[line] = deque(waiting)
                 self._delayed += delayed
         if stopped:
             for delivery in [*ready, *(delivery for _, delivery in delayed)]:

@@ -51,6 +51,8 @@ _RETENTION = 7 * 86400
 #: Deliveries counted by Pub/Sub itself before it forwards: its most. Ours come first, with a reason.
 _FORWARD_AFTER = 100
 _PAGE = 1000
+#: Times that a queue is declared while other processes delete it.
+_TRIES = 4
 _DELETED_TOPIC = "_deleted-topic_"
 #: Seconds by which our clock may be ahead of Google's, when old messages are told from new ones.
 _SKEW = 2.0
@@ -109,8 +111,12 @@ class _Queue:
     #: Whether bindings made by others have been looked for.
     discovered: bool = False
     since: float = 0.0
+    #: Keys of bindings to the exchange of its own name that others are told of.
+    noted: set[str] = field(default_factory=set)
     #: Declared by this connection, and so its to make again.
     declared: bool = False
+    #: Making it again failed half way.
+    broken: bool = False
 
 
 class Topology:
@@ -150,6 +156,9 @@ class Topology:
 
     def _temporary_topic(self) -> str:
         return self._path("topics", naming.temporary_topic_id(self._options.prefix))
+
+    def _signs_topic(self) -> str:
+        return self._path("topics", naming.signs_topic_id(self._options.prefix))
 
     # --- exchanges ----------------------------------------------------------------------------
 
@@ -208,22 +217,27 @@ class Topology:
             self._exchanges[name] = found
         return found or None
 
-    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
+    def delete_exchange(self, name: str, *, if_unused: bool = False) -> list[str]:
+        """The queues, of those known here, that were bound to it."""
         with self._lock:
             if if_unused:
                 self._refuse_if_bound(name)
             self._exchanges.pop(name, None)
             self._declared.pop(name, None)
-            for queue in self._queues.values():
-                queue.bound.pop(name, None)
-            if not self._options.managed:
-                return
-            topic = self.topic(name)
-            for subscription in self._list_subscriptions():
-                if subscription.topic == topic and "~b" in subscription.name:
-                    self._delete_subscription(subscription.name)
-            if self._get_subscription(self.subscription(name)) is None:
-                self._delete_topic(topic)
+            were_bound = [queue for queue in self._queues.values() if name in queue.bound]
+            for queue in were_bound:
+                queue.bound[name] = set()
+                queue.noted.clear()
+            if self._options.managed:
+                topic, own = self.topic(name), self.subscription(name)
+                for subscription in self._list_subscriptions():
+                    bound = subscription.topic == topic and "~b" in subscription.name
+                    noted = subscription.topic == self._signs_topic()
+                    if bound or (noted and subscription.name.startswith(own + "~b")):
+                        self._delete_subscription(subscription.name)
+                if self._get_subscription(own) is None:
+                    self._delete_topic(topic)
+            return [queue.spec.name for queue in were_bound]
 
     def _refuse_if_bound(self, exchange: str) -> None:
         if self.exchange_type(exchange) is None:
@@ -239,12 +253,14 @@ class Topology:
 
     # --- queues -------------------------------------------------------------------------------
 
-    def declare_queue(self, spec: QueueSpec) -> None:
+    def declare_queue(self, spec: QueueSpec) -> bool:
+        """False if that is what was known."""
         check_spec(spec)
         with self._lock:
             known = self._queues.get(spec.name)
             if known is not None and known.spec == spec:
-                return
+                known.declared = True
+                return False
             if not self._options.managed:
                 self._refuse_temporary(spec)
                 topic = self.topic(spec.name)
@@ -255,13 +271,14 @@ class Topology:
             queue = _Queue(spec, topic, declared=True)
             if known is not None:
                 queue.bound, queue.discovered = known.bound, known.discovered
-                queue.since = known.since
+                queue.noted, queue.since = known.noted, known.since
             if self._options.managed:
                 if spec.temporary:
                     self._make_temporary(queue, first=known is None)
                 else:
                     self._make_durable(queue)
             self._queues[spec.name] = queue
+            return True
 
     def _refuse_temporary(self, spec: QueueSpec) -> None:
         if spec.temporary and spec.name not in self._options.queues:
@@ -304,6 +321,15 @@ class Topology:
         return now if self._options.emulator else now - _SKEW
 
     def _make_durable(self, queue: _Queue) -> None:
+        for left in reversed(range(_TRIES)):
+            try:
+                self._try_to_make_durable(queue)
+                return
+            except NotFound:  # another process deleted part of it just now
+                if not left:
+                    raise
+
+    def _try_to_make_durable(self, queue: _Queue) -> None:
         name = queue.spec.name
         for level, wanted in self._wanted_levels(queue):
             found = self._get_subscription(wanted.name)
@@ -317,7 +343,10 @@ class Topology:
             if level == 0 and not name.endswith(DEAD_LETTER_SUFFIX):
                 self.dead_topic(name)
             if not self._create_subscription(wanted):  # another process was faster
-                self._compare(name, wanted, self._get_subscription(wanted.name))
+                found = self._get_subscription(wanted.name)
+                if found is None:
+                    raise NotFound(f"queue {name!r} was deleted while it was declared: try again")
+                self._compare(name, wanted, found)
 
     def dead_topic(self, queue: str) -> str:
         """Path of the topic of a queue's dead letter, made with a subscription that keeps it."""
@@ -400,6 +429,41 @@ class Topology:
             if self._options.managed and self.topic(exchange) != found.topic:
                 self._make_binding(found, exchange, type, routing_key)
             keys.add(routing_key)
+            if self._options.managed:
+                self._note(found)
+
+    def _note(self, queue: _Queue) -> None:
+        """Leave a sign of bindings to the exchange of the queue's own name.
+
+        They share a topic and need no subscription, but other connections must know of them. Without a
+        sign a queue counts as bound the way Celery does it, by its name, if it is bound to nothing else.
+        """
+        name = queue.spec.name
+        own = queue.bound.get(name, set()) if self.topic(name) == queue.topic else set()
+        elsewhere = any(keys for exchange, keys in queue.bound.items() if exchange != name)
+        if own == {name} and self.exchange_type(name) == DIRECT and not elsewhere:
+            return
+        for key in own - queue.noted:
+            self._create_sign(self._binding_path(name, name, key), name, key)
+            queue.noted.add(key)
+
+    def _create_sign(self, path: str, queue: str, key: str) -> None:
+        """A subscription that says something and gets nothing: its topic is never published to."""
+        wanted = pb["Subscription"](
+            name=path,
+            topic=self._signs_topic(),
+            labels={
+                **self._options.labels,
+                **naming.name_labels(queue),
+                **naming.key_labels(key),
+            },
+            expiration_policy=pb["ExpirationPolicy"](),
+        )
+        try:
+            self._create_subscription(wanted)
+        except NotFound:
+            self._create_topic(wanted.topic, {})
+            self._create_subscription(wanted)
 
     def _make_binding(self, queue: _Queue, exchange: str, type: str, key: str) -> None:
         name = queue.spec.name
@@ -429,6 +493,8 @@ class Topology:
             known = self._queues.get(queue)
             if known is not None:
                 known.bound.setdefault(exchange, set()).discard(routing_key)
+                if exchange == queue:
+                    known.noted.discard(routing_key)
             if self._options.managed:
                 self._delete_subscription(self._binding_path(queue, exchange, routing_key))
 
@@ -451,11 +517,12 @@ class Topology:
     def _binding_of(self, subscription: Any, topics: dict[str, str]) -> Binding | None:
         path, parted, _ = subscription.name.rpartition("~b")
         key = naming.key_of(subscription.labels)
-        exchange = topics.get(subscription.topic)
-        if not parted or key is None or exchange is None:
-            return None
         queue = self._queue_name_of(path, subscription.labels)
-        return None if queue is None else Binding(queue, exchange, key)
+        if not parted or key is None or queue is None:
+            return None
+        signed = subscription.topic == self._signs_topic()
+        exchange = queue if signed else topics.get(subscription.topic)
+        return None if exchange is None else Binding(queue, exchange, key)
 
     def _topic_names(self) -> dict[str, str]:
         """Path -> the name of each exchange's topic."""
@@ -520,8 +587,27 @@ class Topology:
                 self._make_again(queue)
             except BaseException:
                 # Half of it may be there; what it was bound to must not be forgotten.
+                queue.broken = True
                 self._queues[routing_key] = queue
                 raise
+
+    def recover(self, source: Source) -> None:
+        """A subscription that is read from is gone: one binding, or the queue.
+
+        While the queue is there, somebody undid the binding, or deleted its exchange: it is forgotten.
+        Otherwise the queue is made again as it was declared here, with what it was bound to.
+        """
+        with self._lock:
+            queue = self._queues.get(source.queue)
+            if not source.own and queue is not None and not queue.broken:
+                if self._get_subscription(source.path) is not None:
+                    return
+                if self._get_subscription(self.subscription(source.queue)) is not None:
+                    unbound = {key for key, _ in source.keys}
+                    queue.bound.setdefault(source.exchange or "", set()).difference_update(unbound)
+                    logger.info("queue %r is no longer bound by %s", source.queue, source.path)
+                    return
+            self.restore("", source.queue)
 
     def _make_again(self, queue: _Queue) -> None:
         self.declare_queue(queue.spec)
@@ -530,12 +616,18 @@ class Topology:
                 self._exchanges.pop(name, None)  # it may be gone as well: look
                 self.declare_exchange(name, self._declared[name])
             for key in keys:
-                self.bind(queue.spec.name, name, key)
+                try:
+                    self.bind(queue.spec.name, name, key)
+                except NotFound:
+                    if name in self._declared:
+                        raise
+                    # Another connection's exchange, which is gone: so is what was bound to it.
 
     def _bind_again(self, exchange: str) -> None:
         """What is bound to an exchange by a topic that was deleted gets nothing by it any more."""
         for queue in list(self._queues.values()):
             if queue.declared:
+                queue.noted.clear()
                 for key in queue.bound.pop(exchange, ()):
                     self.bind(queue.spec.name, exchange, key)
 
@@ -566,15 +658,15 @@ class Topology:
             "since": queue.since,
             "message_ttl": queue.spec.message_ttl,
         }
-        on_own_topic = queue.bound.get(name) if shares_topic else None
+        on_own_topic = self._on_own_topic(queue) if shares_topic else ()
         for level, path, priorities in reversed(self._levels(queue)):
             del level
             yield Source(
                 path=path,
                 exchange=name if shares_topic else None,
-                keys=self._typed(name, on_own_topic or ()),
+                keys=on_own_topic or (),
                 own=True,
-                anything=on_own_topic is None and shares_topic,
+                anything=on_own_topic is None,
                 priorities=priorities,
                 **common,
             )
@@ -592,6 +684,17 @@ class Topology:
                     earlier=ordered[:n],
                     **common,
                 )
+
+    def _on_own_topic(self, queue: _Queue) -> tuple[tuple[str, str], ...] | None:
+        """What a queue takes of the exchange of its own name; None: nothing is known of bindings."""
+        name = queue.spec.name
+        if name in queue.bound:
+            return self._typed(name, sorted(queue.bound[name]))
+        if queue.bound:
+            return ()
+        if queue.declared and self._options.managed:
+            return ((name, DIRECT),)  # as Celery binds it, maybe by another connection
+        return None
 
     def _typed(self, exchange: str, keys: Any) -> tuple[tuple[str, str], ...]:
         type = (self.exchange_type(exchange) if keys else None) or DIRECT
@@ -703,8 +806,6 @@ class Topology:
 
     def _compare(self, queue: str, wanted: Any, found: Any) -> None:
         """Drift between configuration and what exists: repaired, or an error that names both."""
-        if found is None:
-            return
         different = {
             name: (text(found), text(wanted))
             for name, text in _COMPARED.items()

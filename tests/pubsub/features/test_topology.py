@@ -332,6 +332,50 @@ def test_an_unbound_queue_gets_no_more(connect: Connect, google: Google) -> None
     assert other.bindings() == []
 
 
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_what_is_unbound_is_not_asked_for_any_more(connect: Connect, whose: str) -> None:
+    broker, other = connect(), connect()
+    broker.declare_exchange("d", "direct")
+    declare(broker, "q")
+    broker.bind("q", "d", "a")
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    publish(broker, "d", "a", b"m")
+    broker.ack([wait_for(receiver, "q")])
+    (broker if whose == "ours" else other).unbind("q", "d", "a")
+
+    def served() -> list[str]:
+        receiver.clear()
+        receiver.poll("q", 1)
+        return [line.source.path for line in receiver._queues["q"].lines]
+
+    own = broker.topology.subscription("q")
+    until(lambda: served() == [own], "its line to end", timeout=20)
+
+
+def test_a_binding_to_its_own_exchange_leaves_a_sign_if_it_is_not_as_celery_has_it(
+    connect: Connect, google: Google
+) -> None:
+    broker = connect()
+    broker.declare_exchange("q", "direct")
+    broker.declare_exchange("d", "direct")
+    declare(broker, "q")
+    broker.bind("q", "q", "q")
+    usual = google.subscriptions()
+    broker.bind("q", "q", "k")
+    assert google.subscription(bound("q", "q", "k")).topic == google.topic_path("gwi-~signs")
+    assert {b.routing_key for b in connect().bindings()} == {"q", "k"}
+    broker.unbind("q", "q", "q")
+    broker.unbind("q", "q", "k")
+    broker.bind("q", "q", "k")
+    broker.delete_exchange("q")
+    assert google.subscriptions() == usual
+    broker.declare_exchange("q", "direct")
+    broker.bind("q", "q", "k")
+    broker.delete_queue("q")
+    assert google.subscriptions() == ["gwi-q.dead"]
+
+
 def test_each_entity_is_declared_once(connect: Connect) -> None:
     broker = connect()
 

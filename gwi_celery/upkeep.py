@@ -1,0 +1,152 @@
+"""What has expired is deleted by the workers themselves, so that the embedded files stop growing.
+
+Each worker's main process has a thread for it. About once in ``cleanup_interval`` seconds one of them,
+whichever comes first, goes through broker, store and results in small transactions, and gives pages
+that stay free back to the file system. Firestore has a TTL policy for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from celery import bootsteps
+
+from gwi_celery.brokers.embedded import EmbeddedBroker
+from gwi_celery.errors import GwiError
+from gwi_celery.jitter import jitter
+from gwi_celery.sqlite import Database
+from gwi_celery.stores.sqlite import SqliteStore
+
+logger = logging.getLogger(__name__)
+
+#: Records deleted in one transaction: other writers wait for no longer than that takes.
+_BATCH = 200
+#: Seconds between two transactions.
+_PAUSE = 0.05
+#: The file in an embedded folder that says who is at it, and when somebody was last.
+_LOCK = "upkeep.lock"
+
+
+class Upkeep(bootsteps.StartStopStep):
+    """Worker bootstep."""
+
+    label = "Upkeep"
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        from gwi_celery.app import settings_for
+
+        super().__init__(worker, **kwargs)
+        self._interval = settings_for(worker.app).cleanup_interval
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def include_if(self, worker: Any) -> bool:
+        return self._interval > 0
+
+    def start(self, worker: Any) -> None:
+        self._thread = threading.Thread(
+            target=self._run, args=(worker.app,), name="gwi-upkeep", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self, worker: Any) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+
+    def terminate(self, worker: Any) -> None:
+        self.stop(worker)
+
+    def _run(self, app: Any) -> None:
+        while not self._stop.wait(jitter(self._interval, 0.5, 1.0)):
+            try:
+                clean(app, interval=self._interval, stopping=self._stop)
+            except GwiError as exc:
+                logger.warning("what has expired is not deleted yet: %s", exc)
+            except Exception:
+                logger.exception("what has expired is not deleted yet")
+
+
+def clean(app: Any, *, interval: float = 0.0, stopping: threading.Event | None = None) -> int:
+    """Delete what has expired in the app's embedded files, and shrink them; how many records.
+
+    Args:
+        interval: A folder that another worker has cleaned within half of this time is left alone.
+        stopping: Once it is set, no more than the transaction under way is done.
+    """
+    stopping = stopping or threading.Event()
+    deleted = 0
+    for folder, chores in _chores(app).items():
+        with _alone_in(folder, interval) as alone:
+            for database, delete in chores if alone else ():
+                found = _BATCH
+                while found >= _BATCH and not stopping.is_set():
+                    found = delete(_BATCH)
+                    deleted += found
+                    stopping.wait(_PAUSE)
+                while not stopping.is_set() and database.shrink():
+                    stopping.wait(_PAUSE)
+    return deleted
+
+
+_Chore = tuple[Database, Callable[[int], int]]
+
+
+def _chores(app: Any) -> dict[Path | None, list[_Chore]]:
+    """Folder (None: memory) -> what there is to do in it."""
+    from gwi_celery.app import broker_for, integration
+    from gwi_celery.backends.embedded import EmbeddedBackend
+
+    found: dict[Path | None, list[_Chore]] = {}
+
+    def add(database: Database, delete: Callable[[int], int]) -> None:
+        found.setdefault(database.path and database.path.parent, []).append((database, delete))
+
+    store = integration(app).store
+    if isinstance(store, SqliteStore):
+        add(store.database, store.cleanup)
+    backend = app.backend
+    if isinstance(backend, EmbeddedBackend):
+        add(backend.database, backend.delete_expired)
+    with contextlib.suppress(GwiError):  # the broker is none of ours
+        broker = broker_for(app)
+        if isinstance(broker, EmbeddedBroker):
+            add(broker.database, broker.housekeep)
+    return found
+
+
+@contextmanager
+def _alone_in(folder: Path | None, interval: float) -> Iterator[bool]:
+    """Whether it is our turn: nobody else is cleaning this folder, or has just done so."""
+    if folder is None:
+        yield True
+        return
+    if not folder.is_dir():
+        yield False  # nobody has used it yet
+        return
+    # Not flock(): a pool's child would inherit that.
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        last = float(os.pread(fd, 32, 0) or 0)
+        now = time.time()
+        if last <= now < last + interval / 2:
+            yield False
+            return
+        yield True
+        os.pwrite(fd, f"{now:017.3f}".encode(), 0)
+    finally:
+        os.close(fd)
