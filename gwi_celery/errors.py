@@ -14,6 +14,7 @@
         │   ├── DeadlineExceeded
         │   ├── CrashLimitExceeded
         │   ├── JobFailed           a stored failure whose own exception can't be rebuilt
+        │   ├── JobExited               it raised SystemExit or another that is no Exception
         │   ├── JobHeld             eager calls only: a worker waits instead
         │   ├── OutsideAttempt      a step in a thread that doesn't know its job
         │   ├── StepNameReused
@@ -61,6 +62,7 @@ __all__ = [
     "InvalidCall",
     "JobCancelled",
     "JobError",
+    "JobExited",
     "JobFailed",
     "JobHeld",
     "LeaseLost",
@@ -123,6 +125,10 @@ class CrashLimitExceeded(JobError):
 
 class JobFailed(JobError):
     """An earlier run of this job failed; its message is that run's error."""
+
+
+class JobExited(JobError):
+    """A job's code raised SystemExit, KeyboardInterrupt or the like: it counts as a failure."""
 
 
 class JobHeld(JobError):

@@ -31,7 +31,7 @@ _MAX_TRACEBACK: Final = 100_000
 #: What ends a pool's process, thread or greenlet rather than the job.
 ENDS_THE_WORKER: tuple[type[BaseException], ...] = (SystemExit, KeyboardInterrupt)
 try:
-    from greenlet import GreenletExit  # type: ignore[import-untyped]
+    from greenlet import GreenletExit
 except ImportError:
     pass
 else:

@@ -24,10 +24,11 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 from urllib.parse import quote
 
-from gwi_celery import forks
+from gwi_celery import forks, shield
 
 #: Seconds to wait for another process's write transaction before giving up.
 BUSY_TIMEOUT = 10.0
@@ -97,33 +98,16 @@ class Database:
     def where(self) -> str:
         return str(self.path) if self.path is not None else "memory"
 
-    @contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> Transaction:
         """A connection in one consistent read snapshot."""
-        with self._connection() as c, self._translated():
-            c.execute("BEGIN")
-            try:
-                self.check_place()
-                yield c
-            finally:
-                _rollback(c)
+        return Transaction(self, "BEGIN", None)
 
-    @contextmanager
-    def write(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+    def write(self, *, durable: bool = True) -> Transaction:
         """A connection in one write transaction: committed at the end, rolled back on any error.
 
         ``durable=False`` is for what may be lost in a power cut without breaking a promise.
         """
-        with self._connection() as c, self._translated():
-            c.execute("PRAGMA synchronous=FULL" if durable else "PRAGMA synchronous=NORMAL")
-            c.execute("BEGIN IMMEDIATE")
-            try:
-                self.check_place()
-                yield c
-                c.execute("COMMIT")
-            except BaseException:
-                _rollback(c)
-                raise
+        return Transaction(self, "BEGIN IMMEDIATE", "FULL" if durable else "NORMAL")
 
     def check_place(self) -> None:
         """Raise the ``unusable`` error if the file is gone, or another one has taken its place.
@@ -176,8 +160,7 @@ class Database:
         """
         if self.path is None:
             return False
-        with self._connection() as c, self._translated():
-            self.check_place()
+        with Transaction(self, None, None) as c:
             free, pages, mode = (
                 int(c.execute(f"PRAGMA {of}").fetchone()[0])
                 for of in ("freelist_count", "page_count", "auto_vacuum")
@@ -192,23 +175,32 @@ class Database:
 
     # --- connections --------------------------------------------------------------------------
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _take(self) -> sqlite3.Connection:
+        """A connection for the caller alone, until it is given back."""
         if self.path is None:
-            with self._memory_lock:
-                yield self._memory_connection()
-            return
+            self._memory_lock.acquire()
+            try:
+                return self._memory_connection()
+            except BaseException:
+                self._memory_lock.release()
+                raise
         with self._lock:
             c = self._pool.pop() if self._pool else None
-        if c is None:
-            c = self._open()
-        pid = os.getpid()
-        try:
-            yield c
-        finally:
-            if pid == os.getpid():  # else forked inside the block: it is the parent's
-                with self._lock:
+        return self._open() if c is None else c
+
+    def _give_back(self, c: sqlite3.Connection) -> None:
+        """No harm done twice: an exception from outside may come between this and the next line."""
+        if self.path is None:
+            with suppress(RuntimeError):  # released already
+                self._memory_lock.release()
+            return
+        with self._lock:
+            if not c.in_transaction:
+                if c not in self._pool:
                     self._pool.append(c)
+                return
+            self._open_connections.remove(c)
+        c.close()  # it would lock out everyone else
 
     def _memory_connection(self) -> sqlite3.Connection:
         if self._orphaned:
@@ -364,6 +356,73 @@ def displaced() -> str | None:
         except database._unavailable:
             continue
     return None
+
+
+class Transaction:
+    """``with`` it: the connection, in a transaction that is over at the end, whatever happens.
+
+    A class, and not a generator: an exception from outside can't get between its two halves.
+    """
+
+    _c: sqlite3.Connection | None = None
+
+    def __init__(self, database: Database, begin: str | None, synchronous: str | None) -> None:
+        self._database = database
+        #: None: each statement is one of its own.
+        self._begin = begin
+        #: Of a write; None: a read, which is rolled back.
+        self._synchronous = synchronous
+        self._pid = os.getpid()
+        self._section = shield.section()
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._section.__enter__()
+        try:
+            self._c = c = self._database._take()
+            if self._synchronous is not None:
+                c.execute(f"PRAGMA synchronous={self._synchronous}")
+            if self._begin is not None:
+                c.execute(self._begin)
+            self._database.check_place()
+            return c
+        except BaseException as exc:
+            self._leave(exc)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            if exc is None and self._synchronous is not None and self._c is not None:
+                self._c.execute("COMMIT")
+        except BaseException as failed:
+            exc = failed
+            raise
+        finally:
+            self._leave(exc)
+
+    def __del__(self) -> None:
+        self._end()  # of one that was struck at the edge of the above
+
+    def _leave(self, exc: BaseException | None) -> None:
+        """Translates SQLite's errors. Its parts are done, whichever of them is interrupted."""
+        try:
+            try:
+                self._end()
+            finally:
+                self._end()
+        finally:
+            self._section.__exit__(None, None, None)
+        if isinstance(exc, sqlite3.Error):
+            self._database._raise(exc)
+
+    def _end(self) -> None:
+        c = self._c
+        if c is None or self._pid != os.getpid():  # forked inside: it is the parent's
+            return
+        _rollback(c)
+        self._database._give_back(c)
+        self._c = None
 
 
 def _close_all(connections: list[sqlite3.Connection], pid: int) -> None:

@@ -33,7 +33,7 @@ import grpc
 from google.api_core import grpc_helpers
 from google.cloud.firestore_v1 import types as _types
 
-from gwi_celery import forks
+from gwi_celery import forks, shield
 from gwi_celery.config import emulator_unavailable
 from gwi_celery.errors import StoreError, StoreUnavailable, StoreUnusable
 from gwi_celery.firestore.documents import (
@@ -271,7 +271,8 @@ class Client:
         return self._intercept(method, request, lambda message: self._send(method, message))
 
     def _send(self, method: str, request: Any) -> Any:
-        with forks.call():
+        # An exception from outside, raised in gRPC, would leave gRPC's own lock held for good.
+        with shield.section(), forks.call():
             stub, streams = self._connection.stub(method)
             # By this the request finds its database's region, as the generated library has it.
             place = {"parent": request.parent} if method == "RunQuery" else {"database": self.path}

@@ -6,6 +6,7 @@ end does to the message is in the one table (``reliability/outcome.py``).
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -17,29 +18,30 @@ from uuid import uuid4
 
 from celery import states
 from celery._state import _task_stack
-from celery.exceptions import Ignore, Reject, Retry
+from celery.canvas import maybe_signature
+from celery.exceptions import Ignore, Reject
 from celery.result import ResultBase
 
-from gwi_celery import failures
+from gwi_celery import failures, shield
 from gwi_celery.app import integration, settings_for
 from gwi_celery.backends.base import ReliableBackend, came_before
 from gwi_celery.errors import (
     CrashLimitExceeded,
     DeadlineExceeded,
-    DeadlinePassed,
     IdempotencyMismatch,
     JobCancelled,
+    JobExited,
     JobHeld,
     LeaseLost,
     StoreError,
-    WorkerStopping,
 )
 from gwi_celery.failures import ENDS_THE_WORKER
 from gwi_celery.jitter import jitter
 from gwi_celery.reliability import blobs, call, carried, wording
 from gwi_celery.reliability.call import Call
+from gwi_celery.reliability.ends import End, Record, Replaced, end_of
 from gwi_celery.reliability.options import first
-from gwi_celery.reliability.outcome import dump_failure, load_failure
+from gwi_celery.reliability.outcome import dump_failure, dump_replaced, load_failure, load_replaced
 from gwi_celery.reliability.run import Limits, Run
 from gwi_celery.stores.base import (
     Cancelled,
@@ -56,7 +58,12 @@ from gwi_celery.stores.base import (
 from gwi_celery.telemetry import tracing
 from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_error
-from gwi_celery.transport.headers import DEADLINE_HEADER, HOLDS_HEADER, PUSH_UNTIL
+from gwi_celery.transport.headers import (
+    ATTEMPT_PROPERTY,
+    DEADLINE_HEADER,
+    HOLDS_HEADER,
+    PUSH_UNTIL,
+)
 
 if TYPE_CHECKING:
     from gwi_celery.reliability.task import ReliableTask
@@ -80,14 +87,22 @@ class Attempt:
         )
 
     def run(self, body: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        request = self._request
+        """What the task gives to Celery; what it raises is an end of the table's.
+
+        Nothing from outside is raised between the claim and the end, but in the job's own code.
+        """
+        with shield.section():
+            return self._run(body, args, kwargs)
+
+    def _run(self, body: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        task, request = self._task, self._request
         headers = request.headers or {}
-        options = self._task.reliable
+        options = task.reliable
         if options.deadline is not None and DEADLINE_HEADER not in headers:
             # Sent by one who knows no more than the task's name: counted from here on.
             headers = {**headers, DEADLINE_HEADER: time.time() + options.deadline}
             request.headers = headers
-        understood = self._task.understand(args, kwargs, headers, request.id)
+        understood = task.understand(args, kwargs, headers, request.id)
         asked_at = time.monotonic()
         try:
             store = self._store
@@ -105,14 +120,14 @@ class Attempt:
                 emit("claimed", **facts)
                 tracing.describe(**facts, generation=answer.record.generation)
                 run = Run(store, answer, self._limits(headers), asked_at=asked_at)
-                kwargs = call.filled(self._task.run, options, args, kwargs, headers)
+                kwargs = call.filled(task.run, options, args, kwargs, headers)
                 return self._attempt(run, body, args, kwargs)
             case Completed():
                 return self._answer(answer.record)
             case Mismatch():
                 emit("mismatch")
                 raise IdempotencyMismatch(
-                    f"{self._task.name}: this idempotency key was used before with another payload, so "
+                    f"{task.name}: this idempotency key was used before with another payload, so "
                     f"the job did not run. Tenant {understood.tenant!r}, run {understood.run!r}: "
                     "use another run id or key, or send the payload it had. If other arguments are "
                     'to make another job of the run, give the task Reliable(key="payload")'
@@ -120,7 +135,7 @@ class Attempt:
             case Held():
                 emit("contended")
                 why = wording.why_held(understood.lock, answer)
-                self._wait(JobHeld(f"{self._task.name}: {why}"), why, at_most=answer.retry_after)
+                self._wait(JobHeld(f"{task.name}: {why}"), why, at_most=answer.retry_after)
             case Cancelled():
                 # The record's outcome is the operator's reason.
                 self._revoked((answer.record.outcome or b"").decode(errors="replace"))
@@ -129,7 +144,12 @@ class Attempt:
     def _claim(self, store: Store, understood: Call, headers: Mapping[str, Any]) -> ClaimAnswer:
         request = self._request
         wanted = self._task.claim_request(
-            understood, headers, request.id, os.getpid(), redelivered=came_before(request)
+            understood,
+            headers,
+            request.id,
+            os.getpid(),
+            redelivered=came_before(request),
+            nonce=(request.properties or {}).get(ATTEMPT_PROPERTY),
         )
         answer = store.claim(wanted)
         deadline = headers.get(DEADLINE_HEADER)
@@ -153,12 +173,15 @@ class Attempt:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
+        request = self._request
         # Not the request itself: a cycle would keep the attempt, and all it recorded, for long.
-        self._request._gwi_run = (weakref.ref(self._request), run)
+        request._gwi_run = (weakref.ref(request), run)
+        # A retry sends what came with the message, whatever the job does to its arguments.
+        request.args, request.kwargs = copy.deepcopy((request.args, request.kwargs))
         run.start_renewing()
         try:
             self._begin(run)
-            with carried.carrying(self._task, run):
+            with carried.carrying(self._task, run), shield.window():
                 result = body(*args, **kwargs)
             limit = first(self._task.reliable.max_result_bytes, self._settings.max_result_bytes)
             blob = blobs.dump(result, what=f"the result of {self._task.name}", limit=limit)
@@ -166,44 +189,88 @@ class Attempt:
                 result = blobs.load(blob)  # what duplicates are answered
             self._finish(run, Outcome(JobStatus.SUCCEEDED, blob), result)
             return result
-        except Retry:
-            run.release()
-            raise
-        except Ignore:
-            # The job said that there is nothing (more) to answer, or was replaced by another.
-            run.finish(Outcome(JobStatus.SUCCEEDED, blobs.dump(None, what="result", limit=100)))
-            raise
-        except Reject as exc:
-            if exc.requeue:
-                run.release()
-            else:
-                self._fail(run, exc)
-            raise
-        except LeaseLost as exc:
-            emit("lease lost")
-            run.abandon()
-            logger.warning("%s[%s] lost its lease: %s", self._task.name, self._request.id, exc)
-            raise Reject(exc, requeue=True) from None
-        except JobCancelled as exc:
-            run.abandon()
-            self._revoked(exc.reason)
-        except WorkerStopping as exc:
-            emit("stopping")
-            run.release()
-            logger.info("%s[%s] is handed back: %s", self._task.name, self._request.id, exc)
-            self._publish_copy(0.0, self._request.headers or {})
-            raise Ignore(str(exc)) from None
-        except DeadlinePassed:
-            exceeded = DeadlineExceeded(f"{self._task.name} did not finish before its deadline")
-            self._fail(run, exceeded)
-            raise exceeded from None
-        except ENDS_THE_WORKER:
-            raise
-        except BaseException as exc:  # of the job's own kind, too
-            self._fail(run, exc)
-            raise
+        except BaseException as exc:
+            self._end(run, end_of(exc), exc)
         finally:
             run.abandon()
+
+    def _end(self, run: Run, end: End, exc: BaseException) -> NoReturn:
+        """Record how the attempt ended, then leave the message to Celery as the table has it."""
+        if end is End.DEADLINE:
+            exc = DeadlineExceeded(f"{self._task.name} did not finish before its deadline")
+        elif isinstance(exc, ENDS_THE_WORKER) and end is End.EXITED and not self._request.is_eager:
+            exc = JobExited(
+                f"{self._task.name} raised {safe_error(exc)}: a job ends by returning, or by an Exception"
+            )
+        try:
+            self._record(run, end, exc)
+        except LeaseLost as lost:
+            # Another attempt decides the outcome now; ours must not be reported as one.
+            end, exc = End.LEASE_LOST, lost
+        except JobCancelled as cancelled:
+            end, exc = End.CANCELLED, cancelled
+        except StoreError as away:
+            self._store_away(away)
+        self._leave(end, exc)
+
+    def _record(self, run: Run, end: End, exc: BaseException) -> None:
+        match end.row.record:
+            case Record.FAILED:
+                outcome = Outcome(JobStatus.FAILED, dump_failure(self._task.backend, exc))
+                if end is End.REJECTED:  # has no result
+                    run.finish(outcome)
+                else:
+                    self._finish(run, outcome, exc)
+            case Record.SUCCEEDED:
+                if isinstance(exc, Replaced):
+                    blob = dump_replaced(exc.signature)
+                else:
+                    # The job said that there is nothing (more) to answer.
+                    blob = blobs.dump(None, what="result", limit=100)
+                run.finish(Outcome(JobStatus.SUCCEEDED, blob))
+            case Record.PENDING:
+                run.release()
+            case _:
+                run.abandon()
+
+    def _leave(self, end: End, exc: BaseException) -> NoReturn:
+        name, id = self._task.name, self._request.id
+        match end:
+            case End.CANCELLED:
+                assert isinstance(exc, JobCancelled)
+                self._revoked(exc.reason)
+            case End.LEASE_LOST:
+                emit("lease lost")
+                logger.warning("%s[%s] lost its lease: %s", name, id, exc)
+                raise Reject(exc, requeue=True) from None
+            case End.STOPPING:
+                emit("stopping")
+                logger.info("%s[%s] is handed back: %s", name, id, exc)
+                self._publish_copy(0.0, self._request.headers or {})
+                raise Ignore(str(exc)) from None
+            case End.ENDED if shield.ends_greenlet(exc):
+                # Celery takes a killed greenlet's job for done.
+                logger.info("%s[%s] is handed back: its greenlet was told to end", name, id)
+                raise Reject(exc, requeue=True) from None
+            case End.REPLACED:
+                assert isinstance(exc, Replaced)
+                self._replace(exc.signature)
+            case End.DEADLINE | End.EXITED:
+                raise exc from None
+            case _:
+                raise exc
+
+    def _replace(self, signature: Any) -> NoReturn:
+        """Send what replaces the job, under this message's id and with its callbacks."""
+        self._request._gwi_replaced = True
+        try:
+            self._task.replace(maybe_signature(signature, app=self._task.app))
+        except Ignore:
+            raise
+        except Exception as exc:
+            # Nothing is lost: this very message is redelivered, and sends it then.
+            raise Reject(exc, requeue=True) from exc
+        raise AssertionError("Celery's replace() raises")
 
     def _begin(self, run: Run) -> None:
         self._refuse_hopeless(run)
@@ -234,19 +301,6 @@ class Attempt:
         if stored is not None:
             ReliableBackend.mark_stored(self._request, state)
 
-    def _fail(self, run: Run, exc: BaseException) -> None:
-        try:
-            outcome = Outcome(JobStatus.FAILED, dump_failure(self._task.backend, exc))
-            if isinstance(exc, Reject):  # has no result
-                run.finish(outcome)
-            else:
-                self._finish(run, outcome, exc)
-        except LeaseLost as lost:
-            # Another attempt decides the outcome now; ours must not be reported as one.
-            raise Reject(lost, requeue=True) from exc
-        except JobCancelled as cancelled:
-            self._revoked(cancelled.reason)
-
     def _answer(self, record: JobRecord) -> Any:
         logger.info(
             "%s[%s] is answered from the store (%s)",
@@ -263,6 +317,9 @@ class Attempt:
                 self._request, states.SUCCESS if succeeded else states.FAILURE
             )
         if succeeded:
+            replaced = load_replaced(record.outcome)
+            if replaced is not None:
+                self._replace(replaced)
             return blobs.load(record.outcome)
         raise load_failure(self._task.backend, record.outcome)
 

@@ -1,32 +1,4 @@
-"""How an attempt can end, and what each end does to the message: the one table.
-
-===================  =========================================  ==============  ====  =================
-End                  What the task raises to Celery             Message         Push  Why
-===================  =========================================  ==============  ====  =================
-succeeded            (returns the result)                       acked           204
-duplicate            (returns the stored result)                acked           204
-                     (raises the stored failure)                dead-lettered   204   kept first
-retried              celery.exceptions.Retry                    acked           204   copy published
-failed               the job's own exception                    dead-lettered   204   kept first
-mismatch             IdempotencyMismatch                        dead-lettered   204   kept first
-contended            Ignore                                     acked           204   copy published
-stopping             Ignore                                     acked           204   copy published
-cancelled            Ignore, the state is REVOKED               acked           204
-lease lost           Reject(requeue=True)                       nacked          503   comes again
-store away           pulled: Ignore                             acked           204   copy published
-                     pushed: Reject(requeue=True)               nacked          503   comes again
-copy not published   Reject(requeue=True)                       nacked          503   comes again
-process died         nothing                                    nacked          503   comes again
-no message           (never gets to a task)                     dead-lettered   204   kept first
-===================  =========================================  ==============  ====  =================
-
-A pulled message whose whole worker died is nacked by its lease running out; a pushed one by its
-request breaking off. A copy has the same task id and the same retries: waiting costs no attempt. It
-is published before the original is acked, so that a message is outstanding at every moment.
-
-The store away is the one row that differs: a pushed message is refused, so that Pub/Sub slows down
-by itself and the broker is not asked for copies meanwhile.
-"""
+"""What becomes of a message, and the bytes of an outcome. Every end of a run is a row in ``ends.py``."""
 
 from __future__ import annotations
 
@@ -95,3 +67,18 @@ def load_failure(backend: Any, blob: bytes) -> Exception:
     if isinstance(exc, Exception):
         return exc
     return JobFailed(f"an earlier run failed: {form.get('exc_type')}: {form.get('exc_message')}")
+
+
+#: Before a blob that says what a job was replaced by; no result of a job begins so.
+_REPLACED = b"r"
+
+
+def dump_replaced(signature: Any) -> bytes:
+    """The outcome of a job that was replaced by a task. Raises NotSerializable, TooLarge."""
+    what = "the signature that replaces the job"
+    return _REPLACED + blobs.dump(signature, what=what, limit=1024 * 1024)
+
+
+def load_replaced(blob: bytes) -> Any:
+    """The signature that replaces the job; None if it has a result of its own."""
+    return blobs.load(blob[1:]) if blob[:1] == _REPLACED else None

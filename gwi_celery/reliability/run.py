@@ -27,6 +27,7 @@ from gwi_celery.errors import (
     JobCancelled,
     LeaseLost,
     StepNameReused,
+    StoreError,
     StoreUnavailable,
     StoreUnusable,
     WorkerStopping,
@@ -37,6 +38,7 @@ from gwi_celery.reliability import blobs
 from gwi_celery.reliability.renewal import renewer
 from gwi_celery.reliability.stopping import worker_is_stopping
 from gwi_celery.reliability.wording import where_resumed
+from gwi_celery.shield import shielded, window
 from gwi_celery.stores.base import (
     Checkpoint,
     CheckpointKind,
@@ -131,6 +133,7 @@ class Run:
 
     # --- boundaries ---------------------------------------------------------------------------
 
+    @shielded
     def check(self) -> None:
         """Go on, or stop: raises LeaseLost, JobCancelled, DeadlinePassed or WorkerStopping."""
         if self._interrupt is None and time.monotonic() > self._ends_at():
@@ -150,6 +153,7 @@ class Run:
 
     # --- what a job calls ---------------------------------------------------------------------
 
+    @shielded
     def step(self, name: str, function: Callable[[], Any]) -> Any:
         recorded = self._use(name, CheckpointKind.STEP)
         if recorded is not None:
@@ -157,7 +161,9 @@ class Run:
         with self._free_again(name):
             self.check()
             with span(f"step {name}"):
-                blob = self._dump(name, function())
+                with window():
+                    result = function()
+                blob = self._dump(name, result)
                 self._save(Checkpoint(name, CheckpointKind.STEP, blob))
         return blobs.load(blob)
 
@@ -182,6 +188,7 @@ class Run:
             else:
                 cursor.save()
 
+    @shielded
     def checkpoint(self, name: str, value: Any) -> None:
         with self._mutex:
             recorded = self._recorded.get(name)
@@ -261,13 +268,15 @@ class Run:
             if self._finished or self._interrupt is not None:
                 return
             asked_at = time.monotonic()
+            # Whatever it ends in: a renewer that is asked again at once would do nothing else.
+            self._renew_not_before = asked_at + min(1.0, self._lease.ttl / 10)
             try:
                 self._lease = self._store.renew(self._lease)
                 self._renewed_at = asked_at
             except (LeaseLost, JobCancelled) as exc:
                 logger.warning("job %s: %s", self.record.job.id, exc)
                 self._interrupt = exc
-            except StoreUnavailable as exc:
+            except StoreError as exc:
                 if asked_at > self._ends_at():
                     self._interrupt = LeaseLost(
                         f"the lease could not be renewed in time ({exc}): another worker may "
@@ -277,7 +286,6 @@ class Run:
                 logger.warning(
                     "could not renew the lease of job %s yet: %s", self.record.job.id, exc
                 )
-                self._renew_not_before = time.monotonic() + min(1.0, self._lease.ttl / 10)
 
     def _ends_at(self) -> float:
         return self._renewed_at + self._lease.ttl * (1 - _MARGIN)
@@ -399,6 +407,7 @@ class Cursor:
             self.save()
         self._run.check()
 
+    @shielded
     def save(self) -> None:
         """Save now, whatever ``save_every`` says."""
         if self._run is None or not self._dirty:

@@ -11,6 +11,8 @@ from typing import Any
 
 from celery import bootsteps, signals
 
+from gwi_celery import shield
+
 _flag = mmap.mmap(-1, 1)
 
 
@@ -29,10 +31,14 @@ def lower_flag(**kwargs: Any) -> None:
 
 
 class StopFlag(bootsteps.StartStopStep):
-    """Worker bootstep: lowers the flag at start, raises it as soon as the worker begins to stop."""
+    """Worker bootstep: lowers the flag at start, raises it as soon as the worker begins to stop.
+
+    From its start on, the process holds signals back where library code is at work.
+    """
 
     def start(self, worker: Any) -> None:
         lower_flag()
+        shield.arm()
 
     def close(self, worker: Any) -> None:
         raise_flag()

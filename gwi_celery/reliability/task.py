@@ -17,6 +17,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
+from gwi_celery import shield
 from gwi_celery.app import integration, settings_for, store_for
 from gwi_celery.errors import (
     ConfigurationError,
@@ -26,9 +27,11 @@ from gwi_celery.errors import (
 from gwi_celery.reliability import blobs, call, carried, plain
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.reliability.call import Call
+from gwi_celery.reliability.ends import Replaced
 from gwi_celery.reliability.options import OPTIONS, Reliable, first, is_misplaced
 from gwi_celery.reliability.outcome import PERMANENT
 from gwi_celery.reliability.run import Cursor, Run, plain_cursor
+from gwi_celery.shield import shielded
 from gwi_celery.stores.base import (
     ClaimRequest,
     Replay,
@@ -37,6 +40,7 @@ from gwi_celery.stores.base import (
 from gwi_celery.transport.headers import (
     HOLDS_HEADER,
     MAX_RETRIES_HEADER,
+    PAYLOAD_HEADER,
     REPLAY_HEADER,
     RUN_HEADER,
     TENANT_HEADER,
@@ -50,6 +54,8 @@ _REQUIRED: dict[str, tuple[Any, str]] = {
     "acks_late": (True, "a worker that is killed would lose the job"),
     "reject_on_worker_lost": (True, "a pool process that is killed would lose the job"),
     "acks_on_failure": (False, "a failed job would not be kept in the dead letter"),
+    "acks_on_timeout": (True, "a job past its hard time limit would run again, although it failed"),
+    "retry_on_worker_lost": (False, "a killed job's retry would be another submission of it"),
     "serializer": ("json", "duplicates could not be recognised by their payload"),
 }
 
@@ -80,7 +86,7 @@ class ReliableTask(Task):
                 f"{cls.name}: reliable={cls.reliable!r} is not a Reliable(...) object"
             )
         for attribute, (needed, otherwise) in _REQUIRED.items():
-            value = getattr(cls, attribute)
+            value = getattr(cls, attribute, needed)
             if value != needed:
                 raise ConfigurationError(
                     f"{cls.name}: {attribute}={value!r} breaks the promise of a reliable task: "
@@ -98,6 +104,7 @@ class ReliableTask(Task):
 
     # --- calling ------------------------------------------------------------------------------
 
+    @shielded
     def apply_async(
         self,
         args: Sequence[Any] | None = None,
@@ -235,6 +242,7 @@ class ReliableTask(Task):
             headers[REPLAY_HEADER]["generation"] = record.generation + 1
         return self.apply_async(args, kwargs, headers=headers, **options)
 
+    @shielded
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Celery's own; but what can't get better is not tried again, and nothing gets lost."""
         exc = kwargs.get("exc")
@@ -260,15 +268,58 @@ class ReliableTask(Task):
     def signature_from_request(
         self,
         request: Any = None,
-        *args: Any,
+        args: Any = None,
+        kwargs: Any = None,
+        *more: Any,
         headers: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Celery's own, which keeps what the request's headers say beside those given here."""
-        kept = (self.request if request is None else request).headers or {}
+        """Celery's own, which keeps what the request's headers say beside those given here.
+
+        A retry is of the same job, whatever arguments it has.
+        """
+        request = self.request if request is None else request
+        headers = {**(request.headers or {}), **(headers or {})}
+        if not (args is None and kwargs is None):
+            args = request.args if args is None else args
+            kwargs = request.kwargs if kwargs is None else kwargs
+            headers = self._same_job(request, args, kwargs, headers)
         return super().signature_from_request(
-            request, *args, headers={**kept, **(headers or {})}, **options
+            request, args, kwargs, *more, headers=headers, **options
         )
+
+    def _same_job(
+        self, request: Any, args: Any, kwargs: Any, headers: dict[str, Any]
+    ) -> dict[str, Any]:
+        run = self._current_run
+        if run is None:
+            return headers
+        understood = self.understand(args, kwargs, headers, request.id)
+        if understood.job != run.record.job:
+            raise InvalidCall(
+                f"{self.name}: a retry is the same job, so its tenant, run and idempotency key can't "
+                "change: call .delay() for another job"
+            )
+        if understood.fingerprint() == run.record.fingerprint:
+            return headers
+        return {**headers, PAYLOAD_HEADER: run.record.fingerprint}
+
+    @shielded
+    def replace(self, sig: Any) -> Any:
+        """Celery's own. The record says what the job was replaced by: a duplicate is as well."""
+        before = json.loads(json.dumps(sig))
+        try:
+            return super().replace(sig)
+        except Replaced as replaced:
+            # As it was given: each message adds its own id and callbacks to it.
+            replaced.signature = before
+            raise
+
+    def on_replace(self, sig: Any) -> Any:
+        """Celery's own; within an attempt the record is written first."""
+        if self._current_run is None or "_gwi_replaced" in vars(self.request):
+            return super().on_replace(sig)
+        raise Replaced(sig)
 
     # --- inside a job -------------------------------------------------------------------------
 
@@ -338,6 +389,15 @@ class ReliableTask(Task):
 
     # --- the way of a job ---------------------------------------------------------------------
 
+    @property
+    def __trace__(self) -> Any:
+        """How a pool runs a message of this task: Celery's, with what is from outside held back."""
+        return self.__dict__.get("_gwi_trace")
+
+    @__trace__.setter
+    def __trace__(self, trace: Any) -> None:
+        self.__dict__["_gwi_trace"] = trace and shield.task()(trace)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if plain.is_inside(self):  # a custom __call__ has come to its super()
             return self.run(*args, **kwargs)
@@ -394,6 +454,7 @@ class ReliableTask(Task):
         pid: int,
         *,
         redelivered: bool,
+        nonce: str | None = None,
     ) -> ClaimRequest:
         """What to ask the store for, for the attempt of process ``pid``."""
         replay = headers.get(REPLAY_HEADER)
@@ -401,10 +462,10 @@ class ReliableTask(Task):
             job=understood.job,
             lock=understood.lock,
             run_id=understood.run,
-            fingerprint=understood.fingerprint(),
+            fingerprint=_text_or_none(headers.get(PAYLOAD_HEADER)) or understood.fingerprint(),
             submission=call.submission(task_id, headers),
             owner=owner(pid, task_id),
-            nonce=uuid4().hex,
+            nonce=nonce or uuid4().hex,
             lease_ttl=first(self.reliable.lock_ttl, self._settings.lock_ttl),
             result_ttl=first(self.reliable.result_ttl, self._settings.result_ttl),
             replay=Replay(replay["generation"], replay["from_step"]) if replay else None,
@@ -415,6 +476,10 @@ class ReliableTask(Task):
 def owner(pid: int, task_id: str) -> str:
     """Names an attempt's process and message: who holds a lock, for people and for the parent."""
     return f"{socket.gethostname()}:{pid} {task_id}"
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _culprit(arguments: Mapping[str, Any]) -> str:

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
+from billiard.process import current_process
 from celery import signals, states
 from celery.app import trace
 from celery.app.task import Context
 from celery.exceptions import Reject
 
-from gwi_celery import failures
+from gwi_celery import failures, shield
 from gwi_celery.failures import ENDS_THE_WORKER
 from gwi_celery.text import safe_error
 
@@ -68,41 +69,57 @@ def install(app: Any) -> None:
 def build(app: Any, task: Any, hostname: str | None) -> Callable[..., Any]:
     traced = trace.build_tracer(task.name, task, app.loader, hostname, app=app, Info=TraceInfo)
 
+    @shield.watched()
     def trace_task(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
         started, requeue = time.monotonic(), True
         try:
             result, info, runtime, text = traced(uuid, args, kwargs, request)
-        except ENDS_THE_WORKER:
-            raise
+        except ENDS_THE_WORKER as exc:
+            if shield.ends_greenlet(exc):
+                reason = exc
+            elif shield.from_outside(exc) or current_process()._name != "MainProcess":
+                raise
+            else:
+                return failed(uuid, args, kwargs, request, exc, started)
         except Reject as exc:
             reason, requeue = exc.reason, exc.requeue
         except Exception as exc:
             reason = exc
         except BaseException as exc:
+            if shield.from_outside(exc):
+                raise  # gevent's, at a time limit
             # Of the job's own kind (a cancelled asyncio task, say), and not known to Celery.
-            info, runtime, text = TraceInfo(states.FAILURE, exc), time.monotonic() - started, None
-            try:
-                context = Context(request or {}, args=args, kwargs=kwargs, called_directly=False)
-                result = info.handle_error_state(task, context)
-            except ENDS_THE_WORKER:
-                raise
-            except BaseException as failed:
-                reason = failed
-            else:
-                return trace.trace_ok_t(failures.for_parent(result), info, runtime, text)
+            return failed(uuid, args, kwargs, request, exc, started)
         else:
             if isinstance(result, ExceptionInfo):
                 result = failures.for_parent(result)
             return trace.trace_ok_t(result, info, runtime, text)
+        return rejected(uuid, reason, requeue, started)
+
+    def failed(
+        uuid: str, args: Any, kwargs: Any, request: Any, exc: BaseException, started: float
+    ) -> Any:
+        info = TraceInfo(states.FAILURE, exc)
+        try:
+            context = Context(request or {}, args=args, kwargs=kwargs, called_directly=False)
+            result = info.handle_error_state(task, context)
+        except ENDS_THE_WORKER:
+            raise
+        except BaseException as unrecorded:
+            return rejected(uuid, unrecorded, True, started)
+        runtime = time.monotonic() - started
+        return trace.trace_ok_t(failures.for_parent(result), info, runtime, None)
+
+    def rejected(uuid: str, reason: Any, requeue: bool, started: float) -> Any:
         if requeue:
             logger.error(
                 "%s[%s] is to be redelivered, since how it ended could not be recorded: %s",
                 *(task.name, uuid),
                 safe_error(reason) if isinstance(reason, BaseException) else reason,
             )
-        rejected = failures.rejected(reason, requeue)
+        result = failures.rejected(reason, requeue)
         runtime = time.monotonic() - started
-        return trace.trace_ok_t(rejected, TraceInfo(trace.REJECTED, rejected), runtime, None)
+        return trace.trace_ok_t(result, TraceInfo(trace.REJECTED, result), runtime, None)
 
     return trace_task
 

@@ -331,8 +331,8 @@ class Store(Protocol):
         """Write the outcome and free the lock, atomically. ``outcome.status`` is terminal.
 
         ``result`` is given only to a store that :meth:`keeps_results_of` its backend, and is
-        written in the same commit. Finishing twice with the same lease is no error, and changes
-        nothing. Raises LeaseLost, JobCancelled.
+        written in the same commit. Finishing again with the same lease and outcome is no error, and
+        changes nothing; with another outcome it raises LeaseLost. Raises LeaseLost, JobCancelled.
         """
 
     def keeps_results_of(self, url: str) -> bool:

@@ -234,6 +234,7 @@ class Holder:
         with self._holding("finish a job", finishing=True, result=result) as (hold, tries):
             for _ in tries:
                 if hold.job.finished == fence:
+                    self._check_same(hold.job, outcome)
                     return
                 if packed is None:
                     packed = self._pack(hold, outcome.blob, [] if result is None else result.pieces)
@@ -256,6 +257,14 @@ class Holder:
                     if result is not None:
                         result.written()
                     return
+
+    def _check_same(self, job: Job, outcome: Outcome) -> None:
+        """Raises LeaseLost when the record ended otherwise; a later claim's says nothing any more."""
+        there = job.outcome
+        if job.fence != self._lease.fence or there is None or not job.status.terminal:
+            return
+        if (job.status, there.sha) != (outcome.status, checksum(outcome.blob)):
+            raise rules.finished_otherwise(self._lease, job.status)
 
     def release(self) -> None:
         fields = {"status": JobStatus.PENDING.value, "data": {"fence": self._lease.fence}}

@@ -181,3 +181,11 @@ def lease_lost(lease: Lease, owner: str | None, fence: int) -> LeaseLost:
     else:
         why = f"{owner} took over with fence {fence}"
     return LeaseLost(f"{lease.job.task} may write nothing more with fence {lease.fence}: {why}")
+
+
+def finished_otherwise(lease: Lease, status: JobStatus) -> LeaseLost:
+    """An attempt that has finished is finished again, with another outcome."""
+    return LeaseLost(
+        f"{lease.job.task} has ended as {status.value} already, with fence {lease.fence}: that "
+        "outcome stands, and this one is not recorded"
+    )

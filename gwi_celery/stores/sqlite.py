@@ -198,7 +198,10 @@ class SqliteStore(Store):
             now = self._clock.time()
             stored = rows.job_row(c, lease.job)
             if stored is not None and stored["finished_fence"] == lease.fence:
-                return
+                same = (stored["status"], stored["outcome"]) == (outcome.status.value, outcome.blob)
+                if stored["fence"] != lease.fence or same:  # a later claim's by now, or sent again
+                    return
+                raise rules.finished_otherwise(lease, JobStatus(stored["status"]))
             job = _check_holder(c, lease, now)
             _update_job(
                 c,

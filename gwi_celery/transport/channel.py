@@ -221,7 +221,10 @@ class Channel(virtual.Channel):
             exchange=exchange or "", routing_key=routing_key
         )
         data, attributes = envelope.encode(message)
-        expiration = properties.get("expiration")
+        # A task that expires is revoked by a worker, which tells its caller and its chord: the broker
+        # would drop it without a word.
+        task = "task" in (message.get("headers") or {})
+        expiration = None if task else properties.get("expiration")
         outgoing = OutgoingMessage(
             data=data,
             attributes=attributes,

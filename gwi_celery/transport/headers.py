@@ -23,6 +23,13 @@ REPLAY_HEADER = "gwi_replay"
 #: Set on arrival from the broker's attribute: the message was taken back out of a dead letter.
 REDRIVE_HEADER = "gwi_redrive"
 
+#: Digest of the payload that the job began with, where a retry has changed its arguments.
+PAYLOAD_HEADER = "gwi_payload"
+
 #: A property, not a header, so that no copy carries it: the message came by push, and its job is to
 #: be handed back from this monotonic time (of this machine) on. Set by the push endpoint only.
 PUSH_UNTIL = "gwi_push_until"
+
+#: Likewise: names the attempt that a worker makes of a message, so that it can free its lock. Set by
+#: the worker for each message it starts.
+ATTEMPT_PROPERTY = "gwi_attempt"

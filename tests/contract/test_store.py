@@ -1211,15 +1211,27 @@ def test_a_finish_takes_terminal_states_only(case, status):
     assert case.seen(request) == before
 
 
-@pytest.mark.parametrize("second", [success(b"1"), success(b"2"), failure(b"3")])
-def test_finishing_twice_is_no_error_and_changes_nothing(case, second):
+def test_finishing_twice_alike_is_no_error_and_changes_nothing(case):
     request = case.request()
     lease = running(case, request)
     case.store.finish(lease, success(b"1"))
     before = case.seen(request)
     case.advance(case.lease_ttl / 2)
 
-    case.store.finish(lease, second)
+    case.store.finish(lease, success(b"1"))
+
+    assert case.seen(request) == before
+
+
+@pytest.mark.parametrize("second", [success(b"2"), failure(b"1"), failure(b"3")])
+def test_a_second_outcome_of_a_generation_is_refused(case, second):
+    request = case.request()
+    lease = running(case, request)
+    case.store.finish(lease, success(b"1"))
+    before = case.seen(request)
+
+    with pytest.raises(LeaseLost, match="has ended as succeeded"):
+        case.store.finish(lease, second)
 
     assert case.seen(request) == before
 

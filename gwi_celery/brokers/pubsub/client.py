@@ -31,7 +31,7 @@ from google.api_core.retry import Retry, if_exception_type
 from google.protobuf import empty_pb2, field_mask_pb2
 from google.pubsub_v1 import types
 
-from gwi_celery import forks
+from gwi_celery import forks, shield
 from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
@@ -147,7 +147,7 @@ class Client:
     def call(self, rpc: str, request: Any, resource: str, timeout: float | None = None) -> Any:
         """Make one RPC and wait. Raises as the table above says; names ``resource`` in errors."""
         stub, metadata = self._stub(rpc), self._routing(resource)
-        with forks.call():
+        with shield.section(), forks.call():
             try:
                 return stub(request, timeout=timeout or self._options.timeout, metadata=metadata)
             except grpc.RpcError as exc:
