@@ -13,6 +13,7 @@ from gwi_celery import beat, config, forks, tracebacks, versions
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.pools import PoolCheck
 from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.service.grace import ShutdownGrace
@@ -119,7 +120,12 @@ def setup(app: Any, **settings: Any) -> Settings:
     tracing.configure(loaded)
     app.steps["worker"].update(
         (
-            *(StopFlag, HealthServer, ShutdownGrace, FolderWatch, Upkeep),
+            PoolCheck,
+            StopFlag,
+            HealthServer,
+            ShutdownGrace,
+            FolderWatch,
+            Upkeep,
             "gwi_celery.provisioned:NoEvents",
         )
     )
