@@ -131,6 +131,8 @@ class Topology:
         self._declared: dict[str, str] = {}
         self._queues: dict[str, _Queue] = {}
         self._dead: set[str] = set()
+        #: Path of a subscription -> the endpoint that it is pushed to, as last seen.
+        self._pushed: dict[str, str] = {}
         #: Topics that are as the options want them.
         self._compared: set[str] = set()
 
@@ -920,7 +922,19 @@ class Topology:
             # It can never get a message again; a new one must take its name.
             self._delete_subscription(path)
             return None
+        self.note_push(path, found.push_config.push_endpoint)
         return found
+
+    def note_push(self, path: str, endpoint: str) -> None:
+        """Where Pub/Sub posts a subscription's messages; empty: it is pulled."""
+        if endpoint:
+            self._pushed[path] = endpoint
+        else:
+            self._pushed.pop(path, None)
+
+    def pushed_to(self, path: str) -> str | None:
+        """The endpoint of a subscription that was last seen to be a push one."""
+        return self._pushed.get(path)
 
     def _delete_subscription(self, path: str) -> None:
         request = pb["DeleteSubscriptionRequest"](subscription=path)
