@@ -52,6 +52,7 @@ class PubSubReceiver:
         intake = Intake(self, queue, bulk)
         intake.read_from(sources)
         self._queues[queue] = intake
+        self._broker.topology.join(queue)
         self.ring()
 
     def reads(self, queue: str) -> bool:
