@@ -24,6 +24,7 @@ from gwi_celery.brokers.wakeups import Intake, bell
 from gwi_celery.errors import (
     BatchFailed,
     BrokerUnavailable,
+    BrokerUnusable,
     ConfigurationError,
     MalformedMessage,
     NotDeleted,
@@ -135,7 +136,12 @@ class Transport(virtual.Transport):
     # --- Kombu's connection verbs -------------------------------------------------------------
 
     def establish_connection(self) -> Transport:
-        self.broker.connect()
+        try:
+            self.broker.connect()
+        except BrokerUnusable as exc:
+            if len(getattr(self.client, "alt", None) or ()) > 1:
+                raise BrokerUnavailable(str(exc)) from exc  # another URL may be better
+            raise
         return self
 
     def create_channel(self, connection: Transport) -> _Channel:
