@@ -293,13 +293,17 @@ class Channel(virtual.Channel):
             if deliveries:
                 self._consuming[tag] = self._consuming.pop(tag)
             delivered += len(deliveries)
-            for delivery, message in self._accept(deliveries, consumer.no_ack):
+            accepted = self._accept(deliveries, consumer.no_ack)
+            if accepted and not self._room(consumer):
+                # Before a task that keeps this very thread busy: others may have what comes now.
+                self.connection.return_unwanted()
+            for delivery, message in accepted:
                 if not (consumer.no_ack or self._still_ours(delivery)):
                     continue
                 if self.connection.serves_worker:
                     handover.hand_over(message, consumer.callback)
                 else:
-                    message.begun = True
+                    message.begun = not _takes_for_later(consumer.callback)
                     consumer.callback(message)
         return delivered
 
@@ -483,6 +487,11 @@ class Channel(virtual.Channel):
 
     def after_reply_message_received(self, queue: str) -> None:
         """Kombu's replies are collected. Their queue goes with its consumer, as it was declared."""
+
+
+def _takes_for_later(callback: Callable[..., object]) -> bool:
+    """Whether it is a Celery worker's without :func:`gwi_celery.setup`: it doesn't say when it begins."""
+    return getattr(getattr(callback, "__self__", None), "on_message", None) is not None
 
 
 def requeue_delay(deliveries: int) -> float:
