@@ -13,6 +13,7 @@ from gwi_celery import beat, config, forks, tracebacks, versions
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.pools import PoolCheck
 from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.service.grace import ShutdownGrace
@@ -118,7 +119,14 @@ def setup(app: Any, **settings: Any) -> Settings:
     logs.configure(loaded)
     tracing.configure(loaded)
     app.steps["worker"].update(
-        (StopFlag, HealthServer, ShutdownGrace, Upkeep, "gwi_celery.provisioned:NoEvents")
+        (
+            PoolCheck,
+            StopFlag,
+            HealthServer,
+            ShutdownGrace,
+            Upkeep,
+            "gwi_celery.provisioned:NoEvents",
+        )
     )
     sending.keep_promises(app)
     beat.install()

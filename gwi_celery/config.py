@@ -15,15 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from gwi_celery import options
 from gwi_celery.errors import ConfigurationError
 
 DAY = 86400.0
 MEGABYTE = 1024 * 1024
-
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
 
 
 def _setting(env: str, help: str, default: Any) -> Any:
@@ -347,27 +345,7 @@ def urls(broker_url: Any) -> list[str]:
 
 
 def _convert(name: str, value: Any, default: Any, source: str) -> Any:
-    kind = type(default)
-    try:
-        if kind is bool:
-            if isinstance(value, bool):
-                return value
-            text = str(value).lower()
-            if text not in _TRUE | _FALSE:
-                raise ValueError(text)
-            return text in _TRUE
-        if isinstance(value, Path):
-            value = str(value)
-        if kind is str and not isinstance(value, str):
-            raise ValueError(value)
-        return kind(value)
-    except (TypeError, ValueError):
-        raise ConfigurationError(
-            f"{source} is {value!r}, but {name} takes {_KINDS[kind]}"
-        ) from None
-
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return options.of(default).convert(value, source, f"but {name} takes")
 
 
 def nearest(name: str, known: Any) -> str:
@@ -431,16 +409,16 @@ def parse_embedded_url(url: str, known_options: Any) -> EmbeddedURL:
     parts = urlsplit("//x/" + rest)
     if parts.fragment:
         raise ConfigurationError(f"{url!r}: write '#' in a folder's name as %23")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for option in options:
+    given = options.query(url, parts.query)
+    for option in given:
         if option not in known_options:
             raise ConfigurationError(
                 f"{url!r}: unknown option {option!r}; {nearest(option, known_options)}"
             )
     path = unquote(parts.path[1:])
     if path == _MEMORY or path.startswith(_MEMORY + "/"):
-        return EmbeddedURL(None, path[len(_MEMORY) + 1 :] or "default", options)
-    return EmbeddedURL(Path(path or DEFAULT_FOLDER).expanduser().absolute(), "", options)
+        return EmbeddedURL(None, path[len(_MEMORY) + 1 :] or "default", given)
+    return EmbeddedURL(Path(path or DEFAULT_FOLDER).expanduser().absolute(), "", given)
 
 
 def quote_folder(folder: str) -> str:

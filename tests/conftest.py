@@ -1,10 +1,15 @@
 """Fixtures of all suites: the emulators, as the package gives them to its users."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
+
+# How long an example takes measures the machine, and what else it does.
+settings.register_profile("gwi", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gwi")
 
 
 @pytest.hookimpl(trylast=True)

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import grpc
 
-from gwi_celery.firestore.client import Client, ServerError
+from gwi_celery.firestore.client import Client, ServerError, Unsettled
 from gwi_celery.firestore.documents import Write, micros, set_micros
 from gwi_celery.firestore.url import FirestoreURL, parse
 from gwi_celery.stores.firestore import FirestoreStore
@@ -78,11 +78,19 @@ class Wire:
     def advance(self, seconds: float) -> None:
         """Let the server's clock jump: all that it says and writes from now on is later."""
         # Later than whatever was written before, by the server's own account.
-        mark = self._plain.commit([Write("gwi-test/clock", {"n": len(self._steps)})]).commit_time
+        mark = self._commit_time()
         ahead = self._steps[-1][1] if self._steps else 0
         with self._lock:
             self._steps.append((mark, ahead + round(seconds * 1_000_000)))
         time.sleep(0.002)  # the server's time of a request has milliseconds only
+
+    def _commit_time(self) -> int:
+        while True:
+            try:
+                written = self._plain.commit([Write("gwi-test/clock", {"n": len(self._steps)})])
+            except Unsettled:
+                continue  # a twin's fault
+            return written.commit_time
 
     def now(self) -> int:
         """The server's time, microseconds."""

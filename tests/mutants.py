@@ -507,8 +507,9 @@ RESULT_MUTANTS = [
     Mutant(
         "the size of a chord is forgotten",
         BACKEND,
-        "self._ensure_retryable(self.client.commit_surely, [write], tries=_TRIES)",
-        "del write",
+        """"data.size"])
+        self.client.commit_surely([write], tries=_TRIES)""",
+        '"data.size"])',
     ),
     Mutant(
         "a chord's parts are not renewed",

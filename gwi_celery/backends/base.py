@@ -27,6 +27,7 @@ from celery.exceptions import (
     TimeoutError,
 )
 from celery.result import GroupResult, ResultSet
+from celery.utils.functional import _regen
 from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
@@ -46,6 +47,8 @@ T = TypeVar("T")
 _RETRIES = 8
 
 
+#: Size of a chord whose header is being made: more parts than there will ever be.
+_SIZE_TO_COME = 2**40
 #: Share of a result's life after which a chord's next part renews all of the chord: an hour of a day.
 RENEW_CHORD_AFTER = 1 / 24
 
@@ -75,6 +78,8 @@ class ReliableBackend(KeyValueStoreBackend):
     def __init__(self, app: Any, url: str | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("expires_type", int)
         super().__init__(app=app, url=url, **kwargs)
+        #: Group id -> results of a chord's header that is being made by a generator.
+        self._unrolled: dict[str, Any] = {}
         if not self.always_retry:
             # A store that is away for a moment is worth some more tries.
             self.always_retry, self.max_retries = True, _RETRIES
@@ -94,8 +99,8 @@ class ReliableBackend(KeyValueStoreBackend):
         """Keep ``value``, of a chord's group, as ``key``. A chord that was over begins anew."""
 
     @abstractmethod
-    def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """How many parts the chord waits for; Celery tells it as it sends the last one."""
+    def keep_chord_size(self, group_id: str, size: int) -> None:
+        """Keep how many parts the chord waits for."""
 
     @abstractmethod
     def add_to_chord(self, chord_id: str, result: Any) -> None:
@@ -250,10 +255,26 @@ class ReliableBackend(KeyValueStoreBackend):
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
         self.ensure_chords_allowed()
-        group = self.app.GroupResult(*header_result_args)
-        self._cache.pop(group.id, None)
-        key, value = self.get_key_for_group(group.id), self.encode({"result": group.as_tuple()})
-        self.retried(self.open_chord, group.id, key, value)
+        group_id, results = header_result_args
+        if isinstance(results, _regen):
+            # A generator's tasks are sent while it makes them: who they are is known with the last.
+            self._unrolled[group_id] = results
+            self.retried(self.keep_chord_size, group_id, _SIZE_TO_COME)
+        else:
+            self._open_chord(group_id, results)
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Celery tells how many parts there are, before it sends the last one."""
+        results = self._unrolled.pop(group_id, None)
+        if results is not None:
+            self._open_chord(group_id, results)
+        self.retried(self.keep_chord_size, group_id, chord_size)
+
+    def _open_chord(self, group_id: str, results: Any) -> None:
+        group = self.app.GroupResult(group_id, results)
+        self._cache.pop(group_id, None)
+        key, value = self.get_key_for_group(group_id), self.encode({"result": group.as_tuple()})
+        self.retried(self.open_chord, group_id, key, value)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count the part, once; with the last one, send the body.

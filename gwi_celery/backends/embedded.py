@@ -158,13 +158,13 @@ class EmbeddedBackend(ReliableBackend):
             for statement in _DELETE_CHORD if over else ():
                 c.execute(statement, (group_id,))
 
-    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+    def keep_chord_size(self, group_id: str, size: int) -> None:
         with self._db.write() as c:
             self._keep_chord(c, group_id)
             c.execute(
                 "INSERT INTO chord_sizes VALUES (?, ?, 0) ON CONFLICT (group_id) "
                 "DO UPDATE SET size = excluded.size",
-                (group_id, chord_size),
+                (group_id, size),
             )
 
     def add_to_chord(self, chord_id: str, result: Any) -> None:

@@ -368,10 +368,10 @@ class FirestoreBackend(ReliableBackend):
             self.client.commit_surely(group, tries=_TRIES)
         return documents.replace(name, begun.fields, document.update_time)
 
-    def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        fields = self._chord_fields(size=chord_size)
+    def keep_chord_size(self, group_id: str, size: int) -> None:
+        fields = self._chord_fields(size=size)
         write = Write(self._chord_name(group_id), fields, mask=["gc_at", "data.ttl", "data.size"])
-        self.retried(self.client.commit_surely, [write], tries=_TRIES)
+        self.client.commit_surely([write], tries=_TRIES)
 
     def add_to_chord(self, chord_id: str, result: Any) -> None:
         # With a document of its own, so that it joins once, however often this is sent.

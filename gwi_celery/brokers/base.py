@@ -6,8 +6,9 @@ The semantics are Pub/Sub's, so that what works on the embedded broker works the
   other receiver gets it. The lease is moved out with :meth:`Broker.extend`.
 - A message leaves the broker only on :meth:`Broker.ack` (or into the dead letter). A process that
   is killed loses nothing: its leases run out and the messages are delivered again.
-- Every delivery is counted. A message that was delivered ``max_deliveries`` times without an ack
-  goes to its queue's dead letter instead of being delivered once more.
+- Attempts are counted: deliveries that somebody began to handle. A message of which ``max_deliveries``
+  attempts ended without an ack goes to its queue's dead letter instead of being delivered once more.
+  What is given back untouched is not counted, however often that happens.
 - Order is by priority (higher first), then by age; it is not kept across a redelivery.
 
 Foreign exceptions stop here: an implementation raises :mod:`gwi_celery.errors` only.
@@ -96,6 +97,8 @@ class Delivery:
     priority: int
     #: Seconds this delivery is leased for at a time; extend well before they are over.
     lease_seconds: float
+    #: Attempts before this one.
+    attempts: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,11 @@ class Receiver(Protocol):
     def unsubscribe(self, queue: str) -> None:
         """The reverse. An ``auto_delete`` queue without another subscriber is deleted."""
 
-    def poll(self, queue: str, limit: int, *, room: int = 0) -> list[Delivery]:
+    def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
         """Lease up to ``limit`` ready messages now. Never waits for one.
+
+        ``begun``: its user begins with them at once, so that they count as attempted. Else
+        :meth:`Broker.begin` says so of each; Pub/Sub counts the lease that runs out without it, too.
 
         ``room``: how many its user could hold, if that is more than ``limit``: a broker that fetches
         in the background may have that many fetched.
@@ -264,11 +270,14 @@ class Broker(Protocol):
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """The messages are done with. One whose lease was lost is left alone, without an error."""
 
+    def begin(self, delivery: Delivery) -> None:
+        """Its user begins with the message now: an attempt, whatever becomes of it."""
+
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
-        """Give the message back, to be delivered again after ``delay`` seconds. Counts as a delivery."""
+        """Give the message back, to be delivered again after ``delay`` seconds. Counts as an attempt."""
 
     def give_back(self, delivery: Delivery) -> None:
-        """Give the message back untouched, at once: this delivery is not counted.
+        """Give the message back untouched, at once: this was no attempt.
 
         For what was held and never started, as at a shutdown.
         """

@@ -280,7 +280,7 @@ class EmbeddedBroker:
         self._receivers.add(receiver)
         return receiver
 
-    def _poll(self, name: str, limit: int, *, busy: bool) -> list[Delivery]:
+    def _poll(self, name: str, limit: int, *, busy: bool, begun: bool = True) -> list[Delivery]:
         """``busy``: more is likely to be there, so that a look before the lock isn't worth it."""
         self._sweep_if_due()
         if not busy:
@@ -302,11 +302,11 @@ class EmbeddedBroker:
                 for row in rows:
                     if row["expires_at"] <= change.now:
                         tables.delete(change.c, row["id"])
-                    elif 0 < self._limit(queue) <= row["deliveries"]:
-                        reason = f"delivered {row['deliveries']} times without an ack"
+                    elif 0 < self._limit(queue) <= row["attempts"]:
+                        reason = f"delivered {row['attempts']} times without an ack"
                         self._bury(change, queue, row, reason)
                     else:
-                        deliveries.append(self._deliver(change, queue, row))
+                        deliveries.append(self._deliver(change, queue, row, begun))
             if promoted > len(deliveries):
                 # Another receiver may be about to wait for what was due and now is ready.
                 change.wake(name)
@@ -318,11 +318,11 @@ class EmbeddedBroker:
         own = queue.spec.max_deliveries
         return self._max_deliveries if own is None else own
 
-    def _deliver(self, change: _Change, queue: Queue, row: sqlite3.Row) -> Delivery:
+    def _deliver(self, change: _Change, queue: Queue, row: sqlite3.Row, begun: bool) -> Delivery:
         seconds = self._lease_seconds(queue)
         # Not from a counter: it must not come again, should the file be replaced under a worker.
         lease = int.from_bytes(os.urandom(8), "big") >> 1
-        tables.take(change.c, row["id"], lease, change.now + seconds)
+        tables.take(change.c, row["id"], lease, change.now + seconds, begun=begun)
         return Delivery(
             queue=queue.spec.name,
             ack_id=f"{row['id']}.{lease}",
@@ -330,6 +330,7 @@ class EmbeddedBroker:
             data=row["data"],
             attributes=tables.read_attributes(row["attributes"]),
             deliveries=row["deliveries"] + 1,
+            attempts=row["attempts"],
             published_at=row["published_at"],
             priority=row["priority"],
             lease_seconds=seconds,
@@ -344,10 +345,15 @@ class EmbeddedBroker:
             with self._database.write(durable=False) as c:
                 tables.delete_leased(c, [_lease_of(delivery) for delivery in deliveries])
 
+    def begin(self, delivery: Delivery) -> None:
+        with self._database.write(durable=False) as c:
+            tables.set_attempts(c, *_lease_of(delivery), delivery.attempts + 1)
+
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
         with self._change() as change:
             id, lease = _lease_of(delivery)
             if tables.leased(change.c, id, lease, change.now) is not None:
+                tables.set_attempts(change.c, id, lease, delivery.attempts + 1)
                 tables.free(change.c, id, change.now + delay if delay > 0 else None)
                 change.wake(delivery.queue)
 
@@ -355,6 +361,7 @@ class EmbeddedBroker:
         with self._change() as change:
             id, lease = _lease_of(delivery)
             if tables.leased(change.c, id, lease, change.now) is not None:
+                tables.set_attempts(change.c, id, lease, delivery.attempts)
                 tables.take_back(change.c, id)
                 change.wake(delivery.queue)
 
@@ -586,10 +593,10 @@ class EmbeddedReceiver:
             self._leave([queue])
             del self._queues[queue]
 
-    def poll(self, queue: str, limit: int, *, room: int = 0) -> list[Delivery]:
+    def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
         self._check()
         now = self._broker._clock.time()
-        deliveries = self._broker._poll(queue, limit, busy=queue in self._busy)
+        deliveries = self._broker._poll(queue, limit, busy=queue in self._busy, begun=begun)
         if limit and len(deliveries) == limit:
             self._busy.add(queue)
         else:
@@ -732,6 +739,7 @@ def _database(path: Path | None) -> Database:
         schema=tables.SCHEMA,
         application_id=tables.APPLICATION_ID,
         version=tables.VERSION,
+        migrations=tables.MIGRATIONS,
         unavailable=BrokerUnavailable,
         unusable=BrokerUnusable,
     )

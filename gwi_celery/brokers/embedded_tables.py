@@ -28,7 +28,9 @@ from gwi_celery.brokers.base import (
 
 #: Marks the file as a broker of ours: "gwib" in ASCII.
 APPLICATION_ID: Final = 0x67776962
-VERSION: Final = 1
+VERSION: Final = 2
+#: What 0.1 counted as deliveries says nothing about attempts: they begin at none.
+MIGRATIONS: Final = {1: "ALTER TABLE messages ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0"}
 
 # Names are BLOBs, because UTF-8 text can't carry a lone surrogate. Listeners know their queue by
 # name, so that they stay when it is deleted and made again. Bodies stand apart from what each lease
@@ -74,6 +76,7 @@ CREATE TABLE messages (
     due REAL,
     lease INTEGER,
     deliveries INTEGER NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
     published_at REAL NOT NULL,
     expires_at REAL NOT NULL
 );
@@ -369,12 +372,17 @@ def ready(c: sqlite3.Connection, queue: Queue, limit: int) -> list[sqlite3.Row]:
     ).fetchall()
 
 
-def take(c: sqlite3.Connection, id: int, lease: int, until: float) -> None:
-    """Deliver a message once more."""
+def take(c: sqlite3.Connection, id: int, lease: int, until: float, *, begun: bool) -> None:
+    """Deliver a message once more; ``begun``: which is an attempt."""
     c.execute(
-        "UPDATE messages SET due = ?, lease = ?, deliveries = deliveries + 1 WHERE id = ?",
-        (until, lease, id),
+        "UPDATE messages SET due = ?, lease = ?, deliveries = deliveries + 1, "
+        "attempts = attempts + ? WHERE id = ?",
+        (until, lease, begun, id),
     )
+
+
+def set_attempts(c: sqlite3.Connection, id: int, lease: int, attempts: int) -> None:
+    c.execute("UPDATE messages SET attempts = ? WHERE id = ? AND lease = ?", (attempts, id, lease))
 
 
 def leased(c: sqlite3.Connection, id: int, lease: int, now: float) -> sqlite3.Row | None:
@@ -409,7 +417,8 @@ def move(
 ) -> None:
     """Put a message into another queue, as one that was never delivered."""
     c.execute(
-        "UPDATE messages SET queue = ?, lease = NULL, due = NULL, deliveries = 0, expires_at = ? "
+        "UPDATE messages SET queue = ?, lease = NULL, due = NULL, deliveries = 0, attempts = 0, "
+        "expires_at = ? "
         "WHERE id = ?",
         (queue.id, expires_at, id),
     )

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from gwi_celery.config import firestore_emulator, nearest
 from gwi_celery.errors import ConfigurationError, InvalidCall
 from gwi_celery.ids import digest
+from gwi_celery.options import BOOLEAN, SECONDS, query
 
 #: Database id of a project's first database.
 DEFAULT_DATABASE: Final = "(default)"
@@ -82,7 +83,7 @@ def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
             f"{url!r} is no Firestore URL: write firestore://project or "
             "firestore://project/prefix?database=..."
         )
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    options = query(url, parts.query)
     for option in options:
         if option not in OPTIONS:
             raise ConfigurationError(
@@ -97,17 +98,13 @@ def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
     _check_database(url, database)
     emulator = firestore_emulator(environ)
     endpoint = options.get("endpoint") or emulator or GOOGLE
-    is_emulator = options.get("emulator", "").lower() in ("true", "1", "yes") or (
-        bool(emulator) and endpoint == emulator
-    )
-    try:
-        timeout = float(options.get("timeout") or FirestoreURL.timeout)
-    except ValueError:
-        timeout = 0.0
+    is_emulator = bool(emulator) and endpoint == emulator
+    if "emulator" in options:
+        is_emulator = BOOLEAN.convert(options["emulator"], f"{url!r}: emulator")
+    given = options.get("timeout") or FirestoreURL.timeout
+    timeout = SECONDS.called("seconds above 0").convert(given, f"{url!r}: timeout")
     if not 0 < timeout < 3600:
-        raise ConfigurationError(
-            f"{url!r}: timeout is {options['timeout']!r}, and takes seconds above 0"
-        )
+        raise ConfigurationError(f"{url!r}: timeout is {given!r}, and takes seconds above 0")
     return FirestoreURL(
         project=parts.netloc,
         prefix=prefix,

@@ -21,6 +21,8 @@ from gwi_celery.stores.firestore_documents import CHUNKS, Blob, checksum
 
 #: Bytes of a blob that stay in the document itself, and of one chunk.
 INLINE: Final = 900_000
+#: Bytes of texts for which there is room beside that.
+_BESIDE: Final = 50_000
 #: Chunks in one commit: with what else is in it below 3.5 MB.
 _CHUNKS_PER_COMMIT: Final = 3
 #: Chunks in one read.
@@ -29,13 +31,17 @@ _CHUNKS_PER_READ: Final = 10
 _TRIES: Final = 3
 
 
-def pack(client: Client, blob: bytes, era_name: str, gc_at: int) -> tuple[Blob, list[Write]]:
+def pack(
+    client: Client, blob: bytes, era_name: str, gc_at: int, beside: Iterable[str | None] = ()
+) -> tuple[Blob, list[Write]]:
     """The blob's field, and the writes that are to go with it.
 
-    Most of a large one is written already. Raises StoreUnavailable, StoreUnusable.
+    Most of a large one is written already. ``beside`` are the texts that the same document has, of any
+    length: they take their room first. Raises StoreUnavailable, StoreUnusable.
     """
     sha = checksum(blob)
-    if len(blob) <= INLINE:
+    taken = sum(len(text.encode("utf-8", "surrogatepass")) for text in beside if text)
+    if len(blob) <= INLINE - max(taken - _BESIDE, 0):
         return Blob(sha, blob, size=len(blob)), []
     name = os.urandom(8).hex()
     if client.bucket is not None and len(blob) > _CHUNKS_PER_COMMIT * INLINE:

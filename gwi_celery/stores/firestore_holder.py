@@ -182,7 +182,7 @@ class Holder:
                         return self._renewed(hold)
                     continue
                 if packed is None:
-                    packed = self._pack(hold, checkpoint.blob)
+                    packed = self._pack(hold, checkpoint.blob, name=checkpoint.name)
                 with tries.once():
                     self._save(hold, checkpoint, stored, *packed)
                     return self._renewed(hold)
@@ -414,12 +414,21 @@ class Holder:
             return rules.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
 
     def _pack(
-        self, hold: Holding, blob: bytes, others: Sequence[Write] = ()
+        self, hold: Holding, blob: bytes, others: Sequence[Write] = (), name: str = ""
     ) -> tuple[Blob, list[Write]]:
         """The blob, and the last of its pieces and ``others``; those before are written ahead."""
         era_name = self._places.era(self._job_name, hold.job.era)
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
-        packed, pieces = blobs.pack(self._client, blob, era_name, gc_at)
+        job = hold.job.ref
+        texts = [
+            job.tenant,
+            job.task,
+            job.key,
+            hold.job.run_id,
+            hold.job.submission,
+            *hold.job.failed,
+        ]
+        packed, pieces = blobs.pack(self._client, blob, era_name, gc_at, [*texts, name])
         return packed, blobs.send_ahead(self._client, [*pieces, *others])
 
     def _keep(self, hold: Holding, steps: list[Step]) -> None:

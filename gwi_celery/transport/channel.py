@@ -269,8 +269,8 @@ class Channel(virtual.Channel):
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> _Message | None:
         for delivery in self.connection.receiver.poll(queue, 1):
             message = self._accept(delivery, no_ack)
-            if message is not None and not no_ack:
-                message.begin()
+            if message is not None:
+                message.begun = True
             return message
         return None
 
@@ -281,13 +281,17 @@ class Channel(virtual.Channel):
         one leaves of its share is there for all at the next call.
         """
         delivered = 0
+        # A worker's tasks say themselves when they begin; anybody else begins at once.
+        begun = not self.connection.serves_worker
         consumers = list(self._consuming.items())
         for n, (tag, consumer) in enumerate(consumers):
             room = self._room(consumer)
             limit = min(math.ceil(room / (len(consumers) - n)), most - delivered)
             if not limit or tag not in self._consuming:
                 continue
-            deliveries = self.connection.receiver.poll(consumer.queue, limit, room=room)
+            deliveries = self.connection.receiver.poll(
+                consumer.queue, limit, room=room, begun=begun
+            )
             if deliveries:
                 self._consuming[tag] = self._consuming.pop(tag)
             messages = [self._accept(d, consumer.no_ack) for d in deliveries]
@@ -298,8 +302,7 @@ class Channel(virtual.Channel):
                 if self.connection.serves_worker:
                     handover.hand_over(message, consumer.callback)
                 else:
-                    if not consumer.no_ack:
-                        message.begin()
+                    message.begun = True
                     consumer.callback(message)
         return delivered
 
@@ -337,8 +340,14 @@ class Channel(virtual.Channel):
     def begin(self, delivery_tag: str) -> None:
         """What it holds under this tag is being tried: that counts as an attempt."""
         held = self.held.get(delivery_tag)
-        if held is not None:
-            held.message.begun = True
+        if held is None:
+            return
+        try:
+            self._broker.begin(held.delivery)
+        except BrokerError as exc:
+            logger.warning(
+                "an attempt at message %s could not be counted: %s", held.delivery.message_id, exc
+            )
 
     def _dead_letter(self, delivery: Delivery, reason: str) -> None:
         """Where that can't be done now, the message is delivered again in a while."""

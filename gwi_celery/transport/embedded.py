@@ -34,10 +34,11 @@ from gwi_celery import config
 from gwi_celery.brokers.base import Broker
 from gwi_celery.brokers.embedded import EmbeddedBroker, memory_broker
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.options import NUMBER, WHOLE
 from gwi_celery.transport import base
 
-#: Option -> its type.
-OPTIONS: dict[str, type] = {"lease_seconds": float, "max_deliveries": int, "retention": float}
+#: Option -> how it is read.
+OPTIONS = {"lease_seconds": NUMBER, "max_deliveries": WHOLE.called("a number"), "retention": NUMBER}
 
 
 class Transport(base.Transport):
@@ -58,10 +59,7 @@ def open_broker(url: str, options: dict[str, Any] | None = None) -> Broker:
     parsed = config.parse_embedded_url(url, OPTIONS)
     arguments: dict[str, Any] = {}
     for name, value in {**options, **parsed.options}.items():
-        try:
-            arguments[name] = OPTIONS[name](value)
-        except (TypeError, ValueError):
-            raise ConfigurationError(f"{url!r}: {name} is {value!r}, not a number") from None
+        arguments[name] = OPTIONS[name].convert(value, f"{url!r}: {name}")
         if arguments[name] <= 0:
             raise ConfigurationError(f"{url!r}: {name} must be above 0, not {value!r}")
     if parsed.folder is None:

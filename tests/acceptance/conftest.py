@@ -18,7 +18,7 @@ from tests.workers import Worker
 APP = "tests.acceptance.jobs"
 
 #: The suites that run on Pub/Sub as well as on the embedded broker.
-BOTH = {"test_worker", "test_canvas", "test_kill"}
+BOTH = {"test_worker", "test_canvas", "test_kill", "test_attempts"}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -362,3 +362,26 @@ def odd(self: Any, *args: Any, **kwargs: Any) -> None:
 @app.task(base=ReliableTask, bind=True)
 def odd_reliable(self: Any, *args: Any, **kwargs: Any) -> None:
     audit("ran", id=self.request.id, fuzz=vars(self.request).get("fuzz", kwargs.get("fuzz")))
+
+
+@app.task(bind=True, shared=False, name="kills", acks_late=True, reject_on_worker_lost=True)
+def kills(self: Any) -> None:
+    """Takes its process down, each time."""
+    audit("kills")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(shared=False, name="naps", acks_late=True)
+def naps(label: str, seconds: float) -> None:
+    audit("nap", label=label)
+    time.sleep(seconds)
+
+
+class Unreadable(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("no text")
+
+
+@app.task(shared=False, name="unreadable")
+def unreadable() -> None:
+    raise Unreadable()

@@ -12,6 +12,7 @@ from celery.app.task import Context
 from celery.canvas import signature
 from celery.exceptions import ChordError, Reject, TimeoutError
 from celery.result import AsyncResult, GroupResult
+from celery.utils.functional import regen
 from kombu.exceptions import OperationalError
 
 from gwi_celery import broker_for
@@ -371,6 +372,25 @@ def test_a_chord_waits_for_all_parts_of_a_group_within_it(results: BackendCase, 
         part_returns(results, body, task_id)
     assert results.sent() == 0
     part_returns(results, body, ids[2])
+    assert results.sent() == 1
+
+
+def test_a_header_is_sent_while_a_generator_makes_it(results: BackendCase) -> None:
+    made: list[str] = []
+
+    def parts() -> Any:
+        for n in range(3):
+            made.append(f"part-{n}")
+            yield AsyncResult(f"part-{n}", app=results.app)
+
+    body = signature("sum", app=results.app, task_id="body")
+    results.backend.apply_chord(["g", regen(parts())], body)
+    assert len(made) <= 1
+    part_returns(results, body, "part-0")
+    part_returns(results, body, "part-1")
+    results.backend.set_chord_size("g", 3)
+    assert results.sent() == 0
+    part_returns(results, body, "part-2")
     assert results.sent() == 1
 
 

@@ -16,6 +16,7 @@ from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Query
 from gwi_celery.stores.base import JobStatus, Replay, StoredResult
 from gwi_celery.stores.firestore_blobs import INLINE
+from gwi_celery.testing.twin.firestore import served
 from tests.contract.stores import failure, step, success
 from tests.firestore_wire import Wire
 from tests.unit.test_firestore_store import TTL, request, take
@@ -60,66 +61,13 @@ def use_everything(wire: Wire) -> None:
     store.close()
 
 
-def served(sent: Any) -> bool:
-    """Whether the index file serves a query, by Firestore's rules."""
-    query = sent.structured_query
-    (source,) = query.from_
-    group, scope = (
-        source.collection_id,
-        "COLLECTION_GROUP" if source.all_descendants else "COLLECTION",
-    )
-    order = [
-        (by.field.field_path, by.direction)
-        for by in query.order_by
-        if by.field.field_path != "__name__"
-    ]
-    filters = [query.where] if query.where.HasField("field_filter") else []
-    filters += query.where.composite_filter.filters
-    equal = [f.field_filter.field.field_path for f in filters if f.field_filter.op == EQUAL]
-    for f in filters:
-        # A range is served by the index of its order.
-        if f.field_filter.op != EQUAL:
-            assert order[0][0] == f.field_filter.field.field_path
-    if not equal and not order:
-        return True  # by name, which every collection is kept by
-    if not equal and len(order) == 1:
-        return _single(group, scope, *order[0])
-    # Equalities may be merged from several composite indexes with the same order at their end.
-    return all(
-        any(
-            index["collectionGroup"] == group
-            and index["queryScope"] == scope
-            and index["fields"]
-            == [
-                {"fieldPath": path, "order": "ASCENDING"},
-                *({"fieldPath": p, "order": _order(d)} for p, d in order),
-            ]
-            for index in indexes.load()["indexes"]
-        )
-        for path in equal
-    )
-
-
-def _single(group: str, scope: str, path: str, direction: int) -> bool:
-    (override,) = (
-        field
-        for field in indexes.load()["fieldOverrides"]
-        if (field["collectionGroup"], field["fieldPath"]) == (group, path)
-    )
-    return {"order": _order(direction), "queryScope": scope} in override["indexes"]
-
-
-def _order(direction: int) -> str:
-    return {ASCENDING: "ASCENDING", DESCENDING: "DESCENDING"}[direction]
-
-
 @pytest.mark.emulator
 def test_every_query_is_served_and_every_field_has_its_say(wire: Wire) -> None:
     use_everything(wire)
     queries = [sent for sent in wire.requests if hasattr(sent, "structured_query")]
     assert len(queries) > 10
     for sent in queries:
-        assert served(sent), sent
+        assert served(sent.structured_query), sent
     overrides = {(f["collectionGroup"], f["fieldPath"]) for f in indexes.load()["fieldOverrides"]}
     client = Client(wire.url)
     store = wire.store()

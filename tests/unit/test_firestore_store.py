@@ -518,6 +518,19 @@ def test_blobs_of_any_size_come_back_whole(wire: Wire, store: FirestoreStore, si
     assert listed == answer.record
 
 
+def test_long_names_leave_a_large_blob_less_room(store: FirestoreStore) -> None:
+    """A document of 1 MiB has a key of 200 KB, and 890 KB of outcome are beside it."""
+    key, size = "k" * 200_000, 890_000
+    lease = take(store, key=key, scope=("k",)).lease
+    lease = store.save(lease, step("s" * 200_000, blob_of(size)))
+    store.finish(lease, success(blob_of(size)))
+    answer = store.claim(request(key=key, scope=("k",)))
+    assert isinstance(answer, Completed)
+    assert answer.record.outcome == blob_of(size)
+    (saved,) = store.get_checkpoints(lease.job)
+    assert saved.blob == blob_of(size)
+
+
 def chunk_names(wire: Wire) -> list[str]:
     client = Client(wire.url)
     found = client.query(Query("", "gwi_chunks", descendants=True, mask=[]))

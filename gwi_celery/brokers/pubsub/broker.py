@@ -5,7 +5,8 @@ publish             Publish, one RPC, confirmed; tried again while it fails for 
 poll                what long pulls and streams have brought (see :mod:`.receiver`)
 ack                 Acknowledge, batched in the background
 nack                ModifyAckDeadline to the delay (to 0 with a retry policy: that decides then)
-give back           ModifyAckDeadline to 0. Pub/Sub counts it as a delivery all the same
+give back           Publish a copy, then Acknowledge: Pub/Sub would count ModifyAckDeadline as a
+                    delivery. That it is, where nothing is counted
 extend              ModifyAckDeadline
 dead letter         Publish to the dead letter's topic, then Acknowledge
 a delay             the message says when it may be delivered. Whoever gets it before holds it for
@@ -13,8 +14,10 @@ a delay             the message says when it may be delivered. Whoever gets it b
 size                None: Pub/Sub itself can't say; see :meth:`PubSubBroker.depth`
 ==================  ===============================================================================
 
-Deliveries are counted by Pub/Sub, for queues that have a dead letter. It counts what is given back,
-too, and is allowed to be off; the count of a parked message is kept low by publishing it anew.
+What Pub/Sub counts are deliveries, for queues that have a dead letter. To make attempts of them, what
+was no attempt leaves no trace in its count: a message given back untouched is published anew, and says
+how many attempts there were before; what waiting for its time may have added is taken off. So a
+delivery that is not the first follows one attempt each, or a worker that died holding the message.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -79,6 +83,16 @@ _PIPELINED = 8
 _LOOK = 1000
 #: Seconds that closing waits for what is still to be sent.
 _CLOSE = 2.0
+
+
+@dataclass(frozen=True)
+class _Delivery(Delivery):
+    """What is known of one of ours besides."""
+
+    #: Seconds since the epoch after which it is dropped.
+    expires: float = math.inf
+    #: Whether Pub/Sub counts how often it is delivered.
+    counted: bool = False
 
 
 class PubSubBroker:
@@ -214,7 +228,13 @@ class PubSubBroker:
         return [None] * len(messages)
 
     def _made(
-        self, exchange: str, routing_key: str, message: OutgoingMessage, *, merge: bool = False
+        self,
+        exchange: str,
+        routing_key: str,
+        message: OutgoingMessage,
+        *,
+        merge: bool = False,
+        attempts: int = 0,
     ) -> Any:
         return wire.to_pubsub(
             exchange,
@@ -223,6 +243,7 @@ class PubSubBroker:
             now=time.time(),
             ordering=self.options.ordering,
             merge=merge,
+            attempts=attempts,
         )
 
     def _send(self, topic: str, messages: list[Any]) -> list[str]:
@@ -391,11 +412,12 @@ class PubSubBroker:
                 wait = said.not_before - wall
                 if wait <= _HOLD:
                     held.append((now + wait, delivery))
-                elif delivery.deliveries >= _PARKINGS:
-                    self._acks.run(functools.partial(self._publish_anew, said, delivery))
+                elif item.delivery_attempt >= _PARKINGS:
+                    job = functools.partial(self._publish_anew, [delivery], said.not_before)
+                    self._acks.run(job)
                 else:
                     self._come_again(delivery, wait)
-            elif 0 < limit < delivery.deliveries and not spec.temporary:
+            elif 0 < limit <= delivery.attempts and not spec.temporary:
                 reason = f"delivered {limit} times without an ack"
                 self._acks.run(functools.partial(self._try_to_bury, delivery, reason, limit))
             else:
@@ -404,7 +426,7 @@ class PubSubBroker:
 
     def _delivery(
         self, source: Source, item: Any, said: wire.Received, lease: float, now: float
-    ) -> Delivery:
+    ) -> _Delivery:
         ack_id = f"{source.path} {item.ack_id}"
         self._leases[ack_id] = now + lease
         attributes = said.attributes
@@ -412,35 +434,46 @@ class PubSubBroker:
         if forwarded is not None and DEATH_REASON not in attributes:
             attributes[DEATH_REASON] = f"delivered {forwarded} times without an ack"
             attributes[DEATH_DELIVERIES] = forwarded
-        return Delivery(
+        published_at = wire.timestamp(item.message.publish_time)
+        attempts = said.attempts + max(
+            item.delivery_attempt - 1 - _parkings(said.not_before - published_at), 0
+        )
+        expires = said.expires
+        if source.message_ttl is not None:
+            expires = min(expires, max(published_at, said.not_before) + source.message_ttl)
+        return _Delivery(
             queue=source.queue,
             ack_id=ack_id,
             message_id=item.message.message_id,
             data=item.message.data,
             attributes=attributes,
-            deliveries=max(item.delivery_attempt, 1),
-            published_at=wire.timestamp(item.message.publish_time),
+            deliveries=attempts + 1,
+            published_at=published_at,
             priority=said.priority,
             lease_seconds=lease,
+            attempts=attempts,
+            expires=expires,
+            counted=item.delivery_attempt > 0,
         )
 
-    def _publish_anew(self, said: wire.Received, delivery: Delivery) -> None:
-        """A parked message whose deliveries add up: a copy counts from 1."""
+    def _publish_anew(self, deliveries: Sequence[_Delivery], not_before: float = 0.0) -> None:
+        """Have copies of a queue's messages delivered instead, for which Pub/Sub counts from 1."""
         now = time.time()
-        due = max(said.not_before, now)
-        message = OutgoingMessage(
-            delivery.data,
-            delivery.attributes,
-            delivery.priority,
-            delay=due - now,
-            ttl=None if said.expires == math.inf else max(said.expires - due, 0.001),
-        )
+        due = max(not_before, now)
+        copies = []
+        for delivery in deliveries:
+            ttl = None if delivery.expires == math.inf else max(delivery.expires - due, 0.001)
+            message = OutgoingMessage(
+                delivery.data, delivery.attributes, delivery.priority, delay=due - now, ttl=ttl
+            )
+            copies.append(
+                self._made("", delivery.queue, message, merge=True, attempts=delivery.attempts)
+            )
         # To this queue alone, whatever brought it.
-        self._send(
-            self.topology.route("", delivery.queue),
-            [self._made("", delivery.queue, message, merge=True)],
-        )
-        self.ack([delivery])
+        topic = self.topology.route("", deliveries[0].queue)
+        for chunk in _chunks(list(enumerate(copies))):
+            self._send(topic, [made for _, made in chunk])
+            self.ack([deliveries[n] for n, _ in chunk])
 
     # --- leases ---------------------------------------------------------------------------------
 
@@ -453,8 +486,37 @@ class PubSubBroker:
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
         self._come_again(delivery, 0.0 if self.options.retry_policy is not None else delay)
 
+    def begin(self, delivery: Delivery) -> None:
+        """Nothing to do: Pub/Sub counts each delivery that isn't given back."""
+
     def give_back(self, delivery: Delivery) -> None:
-        self._come_again(delivery, 0.0)
+        self._give_back([delivery])
+
+    def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Of one queue. What a copy can't be published of is delivered once more, and counted."""
+        now = time.monotonic()
+        counted = []
+        for delivery in deliveries:
+            # Of one whose lease is lost there may be another delivery: no copy beside that.
+            leased = self._leases.get(delivery.ack_id, 0.0) > now
+            if isinstance(delivery, _Delivery) and delivery.counted and leased:
+                counted.append(delivery)
+            else:
+                self._come_again(delivery, 0.0)
+        if counted and self.options.ordering:  # a copy would lose its place
+            for delivery in counted:
+                self._come_again(delivery, 0.0)
+        elif counted:
+            self._acks.run(functools.partial(self._try_to_publish_anew, counted))
+
+    def _try_to_publish_anew(self, deliveries: Sequence[_Delivery]) -> None:
+        try:
+            self._publish_anew(deliveries)
+        except (BrokerError, TooLarge) as exc:
+            logger.debug("%d messages are given back as they are: %s", len(deliveries), exc)
+            for delivery in deliveries:
+                if delivery.ack_id in self._leases:  # not acked
+                    self._come_again(delivery, 0.0)
 
     def _come_again(self, delivery: Delivery, seconds: float) -> None:
         subscription, ack_id = _parts(delivery)
@@ -572,10 +634,9 @@ class PubSubBroker:
         return purged
 
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
-        """What is ready. Looking leases it for a moment, and counts as a delivery."""
+        """What is ready. Looking leases it for a moment, and then gives it back."""
         deliveries = self.look(queue, limit)
-        for delivery in deliveries:
-            self.give_back(delivery)
+        self._give_back(deliveries)
         self._acks.flush(_CLOSE)
         return [
             StoredMessage(
@@ -583,7 +644,7 @@ class PubSubBroker:
                 message_id=d.message_id,
                 data=d.data,
                 attributes=d.attributes,
-                deliveries=d.deliveries - 1,
+                deliveries=d.attempts,
                 published_at=d.published_at,
                 priority=d.priority,
                 state="ready",
@@ -662,6 +723,11 @@ def _parts(delivery: Delivery) -> tuple[str, str]:
     """(subscription, Pub/Sub's own ack id)."""
     subscription, _, ack_id = delivery.ack_id.partition(" ")
     return subscription, ack_id
+
+
+def _parkings(wait: float) -> int:
+    """How often a message that was published so long before its time may have been parked."""
+    return 0 if wait <= _HOLD else min(math.ceil(wait / _PARK), _PARKINGS)
 
 
 def _chunks(numbered: list[tuple[int, Any]]) -> Iterable[list[tuple[int, Any]]]:

@@ -35,6 +35,7 @@ from gwi_celery import forks, shield
 from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
+from gwi_celery.jitter import jitter
 
 #: The messages of the wire, without the wrappers that the library puts around them.
 pb = {
@@ -123,6 +124,13 @@ _CHANNEL_OPTIONS = [
     # No look into a proxy for an emulator on loopback; TLS endpoints keep gRPC's default.
 ]
 
+#: Seconds for which what was just created may be unknown to other calls: Pub/Sub spreads the word first.
+_SETTLES = 10.0
+#: What tells a connection of an entity; of one that another made, the age isn't known.
+_FIRST_SEEN_BY = frozenset({"CreateTopic", "CreateSubscription", "GetTopic", "GetSubscription"})
+#: First and longest pause, seconds, between two calls that find it missing.
+_SETTLING_PAUSES = (0.1, 1.0)
+
 #: Channels of parents. They must not be collected: that would touch the parent's connection.
 _inherited: list[Any] = []
 
@@ -141,17 +149,41 @@ class Client:
         self._channel: Any = None
         self._stubs: dict[str, Callable[..., Any]] = {}
         self._metadata: dict[str, Any] = {}
+        #: Path of what was created or first seen lately -> monotonic time when it has surely settled.
+        self._young: dict[str, float] = {}
         #: Called with the name of each RPC that is made; for tests and metrics.
         self.on_call: Callable[[str], None] | None = None
 
     def call(self, rpc: str, request: Any, resource: str, timeout: float | None = None) -> Any:
-        """Make one RPC and wait. Raises as the table above says; names ``resource`` in errors."""
+        """Make one RPC and wait. Raises as the table above says; names ``resource`` in errors.
+
+        What was created a moment ago and can't be found yet is asked for again until it has settled.
+        """
+        pause, longest = _SETTLING_PAUSES
+        while True:
+            try:
+                return self._call_once(rpc, request, resource, timeout)
+            except NotFound:
+                topic = request.topic if rpc == "CreateSubscription" else resource
+                if time.monotonic() + pause > self._young.get(topic, 0.0):
+                    raise
+            time.sleep(jitter(pause, 0.8, 1.2))
+            pause = min(pause * 2, longest)
+
+    def _call_once(self, rpc: str, request: Any, resource: str, timeout: float | None) -> Any:
         stub, metadata = self._stub(rpc), self._routing(resource)
         with shield.section(), forks.call():
             try:
-                return stub(request, timeout=timeout or self._options.timeout, metadata=metadata)
+                answer = stub(request, timeout=timeout or self._options.timeout, metadata=metadata)
             except grpc.RpcError as exc:
+                if exc.code() is grpc.StatusCode.ALREADY_EXISTS:
+                    self._young[resource] = time.monotonic() + _SETTLES
                 raise self.error(exc, rpc, resource) from exc
+        if rpc in _FIRST_SEEN_BY:
+            self._young[resource] = time.monotonic() + _SETTLES
+        elif rpc.startswith("Delete"):
+            self._young.pop(resource, None)
+        return answer
 
     def persist(self, rpc: str, request: Any, resource: str, total: float) -> Any:
         """As :meth:`call`, made again while it fails for now, for ``total`` seconds at most."""

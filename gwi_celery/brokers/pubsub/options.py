@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from gwi_celery.brokers.pubsub.naming import MOST_USER_LABELS
 from gwi_celery.config import nearest
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.options import (
+    BOOLEAN,
+    MAPPING,
+    SECONDS,
+    TEXT,
+    TEXTS,
+    WHOLE,
+    Kind,
+    listed,
+    optional,
+    query,
+    read,
+)
 
 MANAGED = "managed"
 PROVISIONED = "provisioned"
@@ -179,6 +191,11 @@ class PubSubOptions:
         return self.mode == MANAGED
 
 
+def _pair(value: Any) -> tuple[float, float]:
+    shortest, longest = (SECONDS.read(x) for x in TEXTS.read(value))
+    return shortest, longest
+
+
 OPTIONS = {
     f.name: f
     for f in dataclasses.fields(PubSubOptions)
@@ -204,13 +221,8 @@ def parse(
         raise ConfigurationError(
             f"{url!r}: write pubsub://my-project, or pubsub://host:port/my-project"
         )
-    values: dict[str, Any] = {}
-    for name, value in [*dict(options or {}).items(), *parse_qsl(parts.query, True)]:
-        if name not in OPTIONS:
-            raise ConfigurationError(
-                f"{name!r} is no option of pubsub://; {nearest(name, OPTIONS)}"
-            )
-        values[name] = _convert(name, value)
+    given = {**(options or {}), **query(url, parts.query)}
+    values = read(given, _KINDS, "{} is no option of pubsub://")
     if segments[0] == "projects":
         raise ConfigurationError(f"{url!r}: write pubsub://{segments[-1]}")
     endpoint, emulator = _endpoint(segments[:-1], environ.get(EMULATOR_HOST))
@@ -228,71 +240,22 @@ def _endpoint(host: list[str], emulator: str | None) -> tuple[str, bool]:
     return f"{name}:{port or ('443' if google else '8085')}", not google
 
 
-def _convert(name: str, value: Any) -> Any:
-    try:
-        return _KINDS[name](value)
-    except (TypeError, ValueError):
-        raise ConfigurationError(f"{name} is {value!r}, not {_WHAT[name]}") from None
-
-
-def _bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).lower()
-    if text not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
-        raise ValueError(text)
-    return text in ("1", "true", "yes", "on")
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(json.loads(value) if isinstance(value, str) else value)
-
-
-def _list(value: Any) -> tuple[str, ...]:
-    items = [x for x in value.split(",") if x.strip()] if isinstance(value, str) else value
-    return tuple(str(item).strip() for item in items)
-
-
-def _optional(kind: Any) -> Any:
-    return lambda value: None if value in (None, "") else kind(value)
-
-
-def _pair(value: Any) -> tuple[float, float]:
-    shortest, longest = (float(x) for x in _list(value))
-    return shortest, longest
-
-
-_KINDS: dict[str, Any] = {
-    "mode": str,
-    "repair": _bool,
-    "prefix": str,
-    "queues": _mapping,
-    "lease_seconds": float,
-    "max_deliveries": int,
-    "retention": _optional(float),
-    "publisher_confirms": _bool,
-    "publish_timeout": float,
-    "timeout": float,
-    "exactly_once": _bool,
-    "ordering": _bool,
-    "priority_levels": lambda value: tuple(int(x) for x in _list(value)),
-    "retry_policy": _optional(_pair),
-    "kms_key": _optional(str),
-    "storage_regions": _list,
-    "labels": _mapping,
-}
-_WHAT = {
-    **{
-        name: {
-            float: "a number of seconds",
-            int: "a whole number",
-            _bool: "true or false",
-            _mapping: "a mapping (JSON in a URL)",
-            _list: "a list (a,b,c in a URL)",
-        }.get(kind, "")
-        for name, kind in _KINDS.items()
-    },
-    "retention": "a number of seconds",
-    "priority_levels": "a list of whole numbers (0,3,6,9 in a URL)",
-    "retry_policy": "two numbers of seconds (10,600 in a URL)",
+_KINDS: dict[str, Kind] = {
+    "mode": TEXT,
+    "repair": BOOLEAN,
+    "prefix": TEXT,
+    "queues": MAPPING,
+    "lease_seconds": SECONDS,
+    "max_deliveries": WHOLE,
+    "retention": optional(SECONDS),
+    "publisher_confirms": BOOLEAN,
+    "publish_timeout": SECONDS,
+    "timeout": SECONDS,
+    "exactly_once": BOOLEAN,
+    "ordering": BOOLEAN,
+    "priority_levels": listed(WHOLE, "a list of whole numbers (0,3,6,9 in a URL)"),
+    "retry_policy": optional(Kind(_pair, "two numbers of seconds (10,600 in a URL)")),
+    "kms_key": optional(TEXT),
+    "storage_regions": TEXTS,
+    "labels": MAPPING,
 }

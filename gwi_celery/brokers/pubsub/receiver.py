@@ -70,7 +70,7 @@ class PubSubReceiver:
         intake.stop()
         self._broker.leave(queue)
 
-    def poll(self, queue: str, limit: int, *, room: int = 0) -> list[Delivery]:
+    def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
         self._check()
         intake = self._queues.get(queue)
         if intake is None:

@@ -8,6 +8,7 @@ Beside the attributes that the message brings, it carries:
 ``priority``        "1" to "9"; absent for 0
 ``gwi-not-before``  seconds since the epoch before which it is not to be delivered
 ``gwi-expires``     seconds since the epoch after which it is dropped
+``gwi-attempts``    attempts before this copy was published; absent for none
 ``gwi-more-0`` ...  JSON, in pieces: what Pub/Sub would not take as it is. An object with the
                     whole ``exchange`` and ``routing_key``, and ``attributes``
 ==================  ===============================================================================
@@ -33,6 +34,7 @@ from gwi_celery.errors import TooLarge
 
 NOT_BEFORE = "gwi-not-before"
 EXPIRES = "gwi-expires"
+ATTEMPTS = "gwi-attempts"
 ODD = "gwi-more-"
 
 #: Bytes; Pub/Sub refuses a larger publish request, and the emulator hangs on it.
@@ -42,7 +44,7 @@ _MAX_VALUE = 1024
 _MAX_ATTRIBUTES = 100
 _MAX_ORDERING_KEY = 1024
 
-_OWN = frozenset({EXCHANGE, ROUTING_KEY, PRIORITY, NOT_BEFORE, EXPIRES})
+_OWN = frozenset({EXCHANGE, ROUTING_KEY, PRIORITY, NOT_BEFORE, EXPIRES, ATTEMPTS})
 
 #: What Pub/Sub's own dead letter policy adds to what it forwards.
 FORWARDED_FROM = "CloudPubSubDeadLetterSourceSubscription"
@@ -59,6 +61,7 @@ class Received:
     priority: int
     not_before: float
     expires: float
+    attempts: int
 
 
 def to_pubsub(
@@ -69,10 +72,12 @@ def to_pubsub(
     now: float,
     ordering: bool = False,
     merge: bool = False,
+    attempts: int = 0,
 ) -> Any:
     """The message to publish. Raises TooLarge, with both sizes.
 
-    ``merge``: put attributes over Pub/Sub's limit into one of ours, for somebody else's messages.
+    ``attempts``: made already, at what this is a copy of. ``merge``: put attributes over Pub/Sub's
+    limit into one of ours, for somebody else's messages.
     """
     attributes: dict[str, str] = {}
     odd: dict[str, str] = {}
@@ -94,6 +99,8 @@ def to_pubsub(
         attributes[PRIORITY] = str(message.priority)
     if message.delay > 0:
         attributes[NOT_BEFORE] = f"{now + message.delay:.3f}"
+    if attempts:
+        attributes[ATTEMPTS] = str(attempts)
     if message.ttl is not None:
         attributes[EXPIRES] = f"{now + message.delay + message.ttl:.3f}"
     order = ""
@@ -173,6 +180,7 @@ def parse(message: Any) -> Received:
         priority=int(priority) if priority in _DIGITS else 0,
         not_before=_seconds(own.get(NOT_BEFORE), 0.0),
         expires=_seconds(own.get(EXPIRES), float("inf")),
+        attempts=int(own[ATTEMPTS]) if _COUNT.fullmatch(own.get(ATTEMPTS, "")) else 0,
     )
 
 
@@ -186,6 +194,7 @@ def ordering_key(tenant: str, run: str) -> str:
 
 
 _DIGITS = frozenset("0123456789")
+_COUNT = re.compile("[0-9]{1,3}")
 
 
 def _fits(key: str, value: str) -> bool:

@@ -31,24 +31,45 @@ from typing import Any
 
 import grpc
 
-from gwi_celery.testing.emulators import Emulator, free_port
-from gwi_celery.testing.twin.behaviour import LENIENT, STRICT, Behaviour
+from gwi_celery.testing.emulators import FIRESTORE_HOST, PUBSUB_HOST, Emulator, free_port
+from gwi_celery.testing.twin.behaviour import (
+    FIRESTORE_LENIENT,
+    FIRESTORE_STRICT,
+    LENIENT,
+    STRICT,
+    Behaviour,
+    FirestoreBehaviour,
+)
 
-__all__ = ["LENIENT", "STRICT", "Behaviour", "Twin", "start_twin"]
+__all__ = [
+    "FIRESTORE_LENIENT",
+    "FIRESTORE_STRICT",
+    "LENIENT",
+    "STRICT",
+    "Behaviour",
+    "FirestoreBehaviour",
+    "FirestoreTwin",
+    "Twin",
+    "start_firestore_twin",
+    "start_twin",
+]
 
 _CONTROL = "/gwi.testing.Twin/Control"
 
 
-class Twin(Emulator):
-    """A twin that runs as a process. Its verbs raise ValueError for what they don't know."""
+class _Steered(Emulator):
+    """A twin as a process. Its verbs raise ValueError for what they don't know."""
 
-    def __init__(self, port: int | None = None, *, lenient: bool = False, **switches: Any) -> None:
+    def __init__(
+        self, kind: str, variable: str, port: int | None, *options: str, **switches: Any
+    ) -> None:
         endpoint = f"127.0.0.1:{port or free_port()}"
-        LENIENT.changed(**switches)  # an unknown one is told here
         command = [sys.executable, "-m", "gwi_celery.testing.twin"]
-        command += ["--port", endpoint.rpartition(":")[2], *(["--lenient"] if lenient else [])]
+        command += ["--port", endpoint.rpartition(":")[2], *options]
         command += [f"--set={name}={json.dumps(value)}" for name, value in switches.items()]
-        super().__init__("twin", endpoint, command)
+        super().__init__(kind, endpoint, command)
+        #: The environment variable that switches Google's clients to it.
+        self.variable = variable
 
     def _answers(self) -> bool:
         try:
@@ -58,36 +79,12 @@ class Twin(Emulator):
         return True
 
     def switch(self, **switches: Any) -> dict[str, Any]:
-        """Change its :class:`Behaviour` now; all of its switches."""
+        """Change its switches now; all of them."""
         return self._do("switch", **switches)
-
-    def reset(self) -> None:
-        """Forget everything: topics, subscriptions, costs, denials."""
-        self._do("reset")
 
     def cost(self) -> dict[str, Any]:
         """Calls by name, bytes as they are billed, and USD."""
         return self._do("cost")
-
-    def counts(self, subscription: str) -> dict[str, int]:
-        """What became of a subscription's messages: delivered, acked, nacked, expired, waiting, ..."""
-        return self._do("counts", subscription=subscription)
-
-    def certificates(self) -> dict[str, str]:
-        """Key id -> PEM of what signs the tokens of pushes; none before the first token."""
-        return self._do("certificates")
-
-    def deny(self, permission: str, resource: str = "*") -> None:
-        """Answer PERMISSION_DENIED to what needs, say, ``pubsub.topics.publish`` there."""
-        self._do("deny", permission=permission, resource=resource)
-
-    def allow(self, permission: str, resource: str = "*") -> None:
-        """The reverse."""
-        self._do("allow", permission=permission, resource=resource)
-
-    def disable(self, disabled: bool = True) -> None:
-        """The project's Pub/Sub API is switched off."""
-        self._do("disable", disabled=disabled)
 
     def cut_off(self, seconds: float, *, keep: bool = True) -> None:
         """Refuse connections for some seconds; then go on, with what it held or without."""
@@ -118,10 +115,67 @@ class Twin(Emulator):
         return found
 
 
+class Twin(_Steered):
+    """A twin of Pub/Sub; its switches are those of :class:`Behaviour`."""
+
+    def __init__(self, port: int | None = None, *, lenient: bool = False, **switches: Any) -> None:
+        LENIENT.changed(**switches)  # an unknown one is told here
+        options = ["--lenient"] if lenient else []
+        super().__init__("twin", PUBSUB_HOST, port, *options, **switches)
+
+    def reset(self) -> None:
+        """Forget everything: topics, subscriptions, costs, denials."""
+        self._do("reset")
+
+    def counts(self, subscription: str) -> dict[str, int]:
+        """What became of a subscription's messages: delivered, acked, nacked, expired, waiting, ..."""
+        return self._do("counts", subscription=subscription)
+
+    def certificates(self) -> dict[str, str]:
+        """Key id -> PEM of what signs the tokens of pushes; none before the first token."""
+        return self._do("certificates")
+
+    def deny(self, permission: str, resource: str = "*") -> None:
+        """Answer PERMISSION_DENIED to what needs, say, ``pubsub.topics.publish`` there."""
+        self._do("deny", permission=permission, resource=resource)
+
+    def allow(self, permission: str, resource: str = "*") -> None:
+        """The reverse."""
+        self._do("allow", permission=permission, resource=resource)
+
+    def disable(self, disabled: bool = True) -> None:
+        """The project's Pub/Sub API is switched off."""
+        self._do("disable", disabled=disabled)
+
+
+class FirestoreTwin(_Steered):
+    """A twin of Firestore, before an emulator; its switches are those of :class:`FirestoreBehaviour`."""
+
+    def __init__(
+        self, emulator: str, port: int | None = None, *, lenient: bool = False, **switches: Any
+    ) -> None:
+        FIRESTORE_LENIENT.changed(**switches)
+        options = [f"--firestore={emulator}", *(["--lenient"] if lenient else [])]
+        super().__init__("Firestore twin", FIRESTORE_HOST, port, *options, **switches)
+
+
 @contextmanager
 def start_twin(*, lenient: bool = False, **switches: Any) -> Iterator[Twin]:
     """A running twin on a free port of loopback."""
     twin = Twin(lenient=lenient, **switches)
+    twin.start()
+    try:
+        yield twin
+    finally:
+        twin.stop()
+
+
+@contextmanager
+def start_firestore_twin(
+    emulator: str, *, lenient: bool = False, **switches: Any
+) -> Iterator[FirestoreTwin]:
+    """A running twin of Firestore before the emulator at ``emulator`` (``host:port``)."""
+    twin = FirestoreTwin(emulator, lenient=lenient, **switches)
     twin.start()
     try:
         yield twin

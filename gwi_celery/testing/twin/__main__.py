@@ -1,4 +1,7 @@
-"""``python -m gwi_celery.testing.twin [--port 8085] [--lenient] [--set NAME=VALUE] [-- COMMAND]``"""
+"""``python -m gwi_celery.testing.twin [--port 8085] [--lenient] [--set NAME=VALUE] [-- COMMAND]``
+
+With ``--firestore HOST:PORT`` it is a Firestore twin, before the emulator at that address.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,15 @@ import os
 import signal
 import sys
 
-from gwi_celery.testing.emulators import PUBSUB_HOST
-from gwi_celery.testing.twin.behaviour import LENIENT, STRICT, Behaviour
-from gwi_celery.testing.twin.server import Server
+from gwi_celery.testing.emulators import FIRESTORE_HOST, PUBSUB_HOST
+from gwi_celery.testing.twin.behaviour import (
+    FIRESTORE_LENIENT,
+    FIRESTORE_STRICT,
+    LENIENT,
+    STRICT,
+    SomeSwitches,
+)
+from gwi_celery.testing.twin.server import FirestoreServer, PubSubServer, Server
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,21 +35,35 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lenient", action="store_true", help="start with every switch off")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a switch")
     parser.add_argument("--seed", type=int, default=0, help="of its faults (default: %(default)s)")
+    parser.add_argument(
+        "--firestore", metavar="HOST:PORT", help="stand before the Firestore emulator there"
+    )
     parser.add_argument("command", nargs="*", help="run this on it, after --, then stop")
     options = parser.parse_args(argv)
+    address, seed = f"{options.host}:{options.port}", options.seed
+    server: Server
     try:
-        behaviour = _switched(LENIENT if options.lenient else STRICT, options.set)
+        if options.firestore:
+            variable = FIRESTORE_HOST
+            strict = _switched(
+                FIRESTORE_LENIENT if options.lenient else FIRESTORE_STRICT, options.set
+            )
+            server = FirestoreServer(address, strict, seed, options.firestore)
+        else:
+            variable = PUBSUB_HOST
+            server = PubSubServer(
+                address, _switched(LENIENT if options.lenient else STRICT, options.set), seed
+            )
     except ValueError as exc:
         parser.error(str(exc))
-    server = Server(f"{options.host}:{options.port}", behaviour, options.seed)
     try:
-        return asyncio.run(_run(server, options.host, options.command))
+        return asyncio.run(_run(server, options.host, variable, options.command))
     except RuntimeError as exc:
         print(f"{exc}: choose another --port, or 0 for any", file=sys.stderr)
         return 1
 
 
-def _switched(behaviour: Behaviour, settings: list[str]) -> Behaviour:
+def _switched(behaviour: SomeSwitches, settings: list[str]) -> SomeSwitches:
     switches = {}
     for setting in settings:
         name, _, value = setting.partition("=")
@@ -51,7 +74,7 @@ def _switched(behaviour: Behaviour, settings: list[str]) -> Behaviour:
     return behaviour.changed(**switches)
 
 
-async def _run(server: Server, host: str, command: list[str]) -> int:
+async def _run(server: Server, host: str, variable: str, command: list[str]) -> int:
     port = await server.start()
     endpoint = f"{host}:{port}"
     stopping = asyncio.Event()
@@ -59,11 +82,11 @@ async def _run(server: Server, host: str, command: list[str]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     try:
         if not command:
-            print(f"export {PUBSUB_HOST}={endpoint}\n# Ctrl-C stops it.", flush=True)
+            print(f"export {variable}={endpoint}\n# Ctrl-C stops it.", flush=True)
             await stopping.wait()
             return 0
         process = await asyncio.create_subprocess_exec(
-            *command, env={**os.environ, PUBSUB_HOST: endpoint}
+            *command, env={**os.environ, variable: endpoint}
         )
         ended = asyncio.ensure_future(process.wait())
         await asyncio.wait(

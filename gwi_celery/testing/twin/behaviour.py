@@ -8,12 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, TypeVar, get_type_hints
+
+SomeSwitches = TypeVar("SomeSwitches", bound="Switches")
 
 
 @dataclass(frozen=True)
-class Behaviour:
-    """The switches of one twin."""
+class Switches:
+    """What all sets of switches can do."""
+
+    def changed(self: SomeSwitches, **switches: Any) -> SomeSwitches:
+        """With other values. Raises ValueError for an unknown switch or a value of another type."""
+        kinds = get_type_hints(type(self))
+        for name, value in switches.items():
+            if name not in kinds:
+                raise ValueError(f"unknown switch {name!r}; there are: {', '.join(kinds)}")
+            number = kinds[name] is not bool and isinstance(value, (int, float))
+            number = number and not isinstance(value, bool)
+            if not (isinstance(value, bool) if kinds[name] is bool else number):
+                raise ValueError(f"{name} is {value!r}: write a {kinds[name].__name__}")
+        return dataclasses.replace(self, **switches)
+
+
+@dataclass(frozen=True)
+class Behaviour(Switches):
+    """The switches of a Pub/Sub twin."""
 
     #: How long an empty pull is held before it answers with nothing.
     #: https://github.com/googleapis/google-cloud-go/issues/1485
@@ -77,16 +96,29 @@ class Behaviour:
     #: Added to each call: the way to a region.
     latency: float = 0.0
 
-    def changed(self, **switches: Any) -> Behaviour:
-        """With other values. Raises ValueError for an unknown switch or a value of another type."""
-        kinds = get_type_hints(Behaviour)
-        for name, value in switches.items():
-            if name not in kinds:
-                raise ValueError(f"unknown switch {name!r}; there are: {', '.join(kinds)}")
-            number = kinds[name] is not bool and not isinstance(value, bool)
-            if not (isinstance(value, bool) if kinds[name] is bool else number):
-                raise ValueError(f"{name} is {value!r}: write a {kinds[name].__name__}")
-        return dataclasses.replace(self, **switches)
+
+@dataclass(frozen=True)
+class FirestoreBehaviour(Switches):
+    """The switches of a Firestore twin: a proxy before Google's emulator."""
+
+    #: A query without an index in the package's ``firestore.indexes.json`` fails (FAILED_PRECONDITION).
+    #: https://cloud.google.com/firestore/docs/query-data/index-overview
+    indexes: bool = True
+    #: Share of commits that are ABORTED, as under contention: they took no effect.
+    #: https://cloud.google.com/firestore/docs/understand-error-codes
+    aborted: float = 0.005
+    #: Share of commits and reads that fail with UNAVAILABLE, half of the commits after they took effect.
+    faults: float = 0.002
+    #: Share of commits that fail with DEADLINE_EXCEEDED after they took effect.
+    late: float = 0.002
+    #: Share of calls that find a quota used up (RESOURCE_EXHAUSTED).
+    #: https://cloud.google.com/firestore/quotas
+    exhausted: float = 0.0005
+    #: A listen stream is closed after this long; 0: never.
+    #: https://cloud.google.com/firestore/docs/query-data/listen
+    listen_life: float = 300.0
+    #: Added to each call: the way to a region.
+    latency: float = 0.0
 
 
 STRICT: Final = Behaviour()
@@ -107,4 +139,9 @@ LENIENT: Final = Behaviour(
     limits=False,
     admin_quota=0,
     faults=0.0,
+)
+
+FIRESTORE_STRICT: Final = FirestoreBehaviour()
+FIRESTORE_LENIENT: Final = FirestoreBehaviour(
+    indexes=False, aborted=0.0, faults=0.0, late=0.0, exhausted=0.0, listen_life=0.0
 )

@@ -14,7 +14,8 @@ from typing import Any
 
 import grpc
 
-from gwi_celery.testing.twin.behaviour import Behaviour
+from gwi_celery.testing.twin.behaviour import Behaviour, FirestoreBehaviour
+from gwi_celery.testing.twin.firestore import FirestoreProxy
 from gwi_celery.testing.twin.push import Pusher
 from gwi_celery.testing.twin.service import Service
 from gwi_celery.testing.twin.world import World
@@ -30,45 +31,30 @@ _OPTIONS = [
 
 
 class Server:
-    """One twin. Its coroutines run on one event loop, which owns all of its state."""
+    """Listens on one address. Its coroutines run on one event loop, which owns all of its state."""
 
-    def __init__(self, address: str, behaviour: Behaviour, seed: int) -> None:
+    def __init__(self, address: str) -> None:
         self._address = address
-        self._seed = seed
         self._server: Any = None
-        self._control: Any = None
-        self._begin_anew(behaviour)
 
-    def _begin_anew(self, behaviour: Behaviour) -> None:
-        self.world = World(behaviour, self._seed)
-        self.service = Service(self.world)
-        self.pusher = Pusher(self.world)
+    def handlers(self) -> list[Any]:
+        """gRPC's handlers of the services behind it."""
+        raise NotImplementedError  # each twin has its own
 
     async def start(self) -> int:
         """Listen; the port. Raises RuntimeError if it is taken."""
         self._server = grpc.aio.server(options=_OPTIONS)
-        self._server.add_generic_rpc_handlers([*self.service.handlers(), self._control_handler()])
+        self._server.add_generic_rpc_handlers([*self.handlers(), self._control_handler()])
         try:
             port: int = self._server.add_insecure_port(self._address)
         except RuntimeError as exc:
             raise RuntimeError(f"can't listen on {self._address}") from exc
         self._address = f"{self._address.rpartition(':')[0]}:{port}"
         await self._server.start()
-        self.pusher.start()
         return port
 
     async def stop(self) -> None:
-        self.pusher.stop()
         await self._server.stop(None)
-
-    async def serve(self) -> None:
-        """Until cancelled."""
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await self.stop()
-
-    # --- steering -----------------------------------------------------------------------------
 
     def _control_handler(self) -> Any:
         async def control(request: dict[str, Any], context: Any) -> dict[str, Any]:
@@ -94,6 +80,48 @@ class Server:
             },
         )
 
+    async def _cut_off(self, seconds: float, keep: bool) -> None:
+        await asyncio.sleep(0.05)  # this verb's own answer gets out
+        await self.stop()
+        if not keep:
+            self.clear()
+        while True:
+            await asyncio.sleep(seconds)
+            with contextlib.suppress(RuntimeError):  # the port isn't free yet
+                await self.start()
+                return
+
+    def clear(self) -> None:
+        """Forget what it holds."""
+
+    def _do_cut_off(self, seconds: float, keep: bool = True) -> None:
+        asyncio.get_running_loop().create_task(self._cut_off(seconds, keep))
+
+
+class PubSubServer(Server):
+    def __init__(self, address: str, behaviour: Behaviour, seed: int) -> None:
+        super().__init__(address)
+        self.world = World(behaviour, seed)
+        self.service = Service(self.world)
+        self.pusher = Pusher(self.world)
+
+    def handlers(self) -> list[Any]:
+        return self.service.handlers()
+
+    async def start(self) -> int:
+        port = await super().start()
+        self.pusher.start()
+        return port
+
+    async def stop(self) -> None:
+        self.pusher.stop()
+        await super().stop()
+
+    def clear(self) -> None:
+        for name in list(self.world.subscriptions):
+            self.world.delete_subscription(name)  # those who wait on them are told
+        self.world.clear()
+
     def _do_switch(self, **switches: Any) -> dict[str, Any]:
         self.world.behaviour = behaviour = self.world.behaviour.changed(**switches)
         for subscription in self.world.subscriptions.values():
@@ -101,9 +129,7 @@ class Server:
         return dataclasses.asdict(behaviour)
 
     def _do_reset(self) -> None:
-        for name in list(self.world.subscriptions):
-            self.world.delete_subscription(name)  # those who wait on them are told
-        self.world.clear()
+        self.clear()
         self.service.denied.clear()
         self.service.disabled = False
 
@@ -131,16 +157,20 @@ class Server:
     def _do_disable(self, disabled: bool = True) -> None:
         self.service.disabled = disabled
 
-    def _do_cut_off(self, seconds: float, keep: bool = True) -> None:
-        asyncio.get_running_loop().create_task(self._cut_off(seconds, keep))
 
-    async def _cut_off(self, seconds: float, keep: bool) -> None:
-        await asyncio.sleep(0.05)  # this verb's own answer gets out
-        await self.stop()
-        if not keep:
-            self._begin_anew(self.world.behaviour)
-        while True:
-            await asyncio.sleep(seconds)
-            with contextlib.suppress(RuntimeError):  # the port isn't free yet
-                await self.start()
-                return
+class FirestoreServer(Server):
+    def __init__(
+        self, address: str, behaviour: FirestoreBehaviour, seed: int, emulator: str
+    ) -> None:
+        super().__init__(address)
+        self._proxy = FirestoreProxy(emulator, behaviour, seed)
+
+    def handlers(self) -> list[Any]:
+        return [self._proxy]
+
+    def _do_switch(self, **switches: Any) -> dict[str, Any]:
+        self._proxy.behaviour = self._proxy.behaviour.changed(**switches)
+        return dataclasses.asdict(self._proxy.behaviour)
+
+    def _do_cost(self) -> dict[str, Any]:
+        return self._proxy.report()

@@ -1,0 +1,143 @@
+"""Values of settings, of URLs' options and of transport options: read one way wherever they stand.
+
+What is declared has a :class:`Kind`. It takes a value as Python has it and as text (an environment
+variable, a URL), and refuses what is neither, so that nothing wrong counts as false or as zero.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from typing import Any
+from urllib.parse import parse_qsl
+
+from gwi_celery.errors import ConfigurationError
+
+_WORDS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How to read a value (raises TypeError or ValueError), and what it takes, for messages."""
+
+    read: Callable[[Any], Any]
+    what: str
+
+    def convert(self, value: Any, where: str, but: str = "not") -> Any:
+        """The value, or ConfigurationError that names ``where`` it stands."""
+        try:
+            return self.read(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ConfigurationError(f"{where} is {value!r}, {but} {self.what}") from None
+
+    def called(self, what: str) -> Kind:
+        return replace(self, what=what)
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    try:
+        return _WORDS[str(value).strip().lower()]
+    except KeyError:
+        raise ValueError(value) from None
+
+
+def _number(value: Any) -> float:
+    number = float(_not_a_boolean(value))
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
+
+
+def _whole(value: Any) -> int:
+    number = int(_not_a_boolean(value))
+    if number != (value if isinstance(value, (int, float)) else number):
+        raise ValueError(value)
+    return number
+
+
+def _not_a_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, PathLike):
+        value = fspath(value)
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(json.loads(value) if isinstance(value, str) else value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    items = [x for x in value.split(",") if x.strip()] if isinstance(value, str) else value
+    return tuple(str(item).strip() for item in items)
+
+
+BOOLEAN = Kind(_boolean, "true or false")
+NUMBER = Kind(_number, "a number")
+SECONDS = NUMBER.called("a number of seconds")
+WHOLE = Kind(_whole, "a whole number")
+TEXT = Kind(_text, "a text")
+MAPPING = Kind(_mapping, "a mapping (JSON in a URL)")
+TEXTS = Kind(_texts, "a list (a,b,c in a URL)")
+
+
+def listed(kind: Kind, what: str) -> Kind:
+    """A list of values of ``kind``."""
+    return Kind(lambda value: tuple(kind.read(item) for item in _texts(value)), what)
+
+
+def optional(kind: Kind) -> Kind:
+    """``kind``, or None."""
+    return replace(kind, read=lambda value: None if value in (None, "") else kind.read(value))
+
+
+def of(default: Any) -> Kind:
+    """The kind of a setting, by its default."""
+    return {bool: BOOLEAN, float: NUMBER, int: WHOLE, str: TEXT}[type(default)]
+
+
+def read(
+    options: Mapping[str, Any], kinds: Mapping[str, Kind], unknown: str, where: str = "{}"
+) -> dict[str, Any]:
+    """Options by name, each read by its kind.
+
+    Args:
+        unknown: What to say of a name that isn't in ``kinds``; ``{}`` stands for it.
+        where: What to say of a wrong value; ``{}`` stands for its name.
+
+    Raises ConfigurationError.
+    """
+    from gwi_celery.config import nearest
+
+    for name in options:
+        if name not in kinds:
+            raise ConfigurationError(f"{unknown.format(repr(name))}; {nearest(name, kinds)}")
+    return {name: kinds[name].convert(value, where.format(name)) for name, value in options.items()}
+
+
+def query(url: str, text: str) -> dict[str, str]:
+    """The options of a URL, which ``text`` is the query of. Raises ConfigurationError if one is twice."""
+    pairs = parse_qsl(text, keep_blank_values=True)
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        twice = next(name for name in options if _count(name, pairs) > 1)
+        raise ConfigurationError(f"{url!r} has the option {twice!r} twice: leave one out")
+    return options
+
+
+def _count(name: str, pairs: Iterable[tuple[str, str]]) -> int:
+    return sum(1 for key, _ in pairs if key == name)

@@ -1,0 +1,199 @@
+"""A Firestore twin: a proxy before Google's emulator that is as strict, and as faulty, as the service.
+
+It hands every call on as bytes, so that it knows no more of Firestore than it counts and checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import grpc
+from google.cloud.firestore_v1 import types
+
+from gwi_celery.firestore import indexes
+from gwi_celery.testing.twin.behaviour import FirestoreBehaviour
+from gwi_celery.testing.twin.checks import Refused
+
+_SERVICE = "/google.firestore.v1.Firestore/"
+_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_BIDI = frozenset({"Listen", "Write"})
+_SERVER_STREAMS = frozenset({"BatchGetDocuments", "RunQuery", "RunAggregationQuery"})
+
+_CommitRequest: Any = types.CommitRequest.pb()
+_RunQueryRequest: Any = types.RunQueryRequest.pb()
+_RunQueryResponse: Any = types.RunQueryResponse.pb()
+_BatchGetResponse: Any = types.BatchGetDocumentsResponse.pb()
+
+_EQUAL = int(types.StructuredQuery.FieldFilter.Operator.EQUAL)
+_ORDERS = {1: "ASCENDING", 2: "DESCENDING"}
+
+#: USD for each document read, written and deleted, in a multi-region:
+#: https://cloud.google.com/firestore/pricing
+_PRICES = {"reads": 0.06 / 100_000, "writes": 0.18 / 100_000, "deletes": 0.02 / 100_000}
+
+
+class FirestoreProxy(grpc.GenericRpcHandler):  # grpc has no types
+    """Answers all of Firestore's calls with the emulator's answers, or with a fault."""
+
+    def __init__(self, emulator: str, behaviour: FirestoreBehaviour, seed: int) -> None:
+        self.behaviour = behaviour
+        self.rpcs: Counter[str] = Counter()
+        self.documents: Counter[str] = Counter()
+        self._emulator = emulator
+        self._dice = random.Random(seed)  # noqa: S311 faults that can be repeated
+        self._channel: Any = None
+
+    def service(self, handler_call_details: Any) -> Any:
+        method: str = handler_call_details.method
+        if not method.startswith(_SERVICE):
+            return None
+        name = method[len(_SERVICE) :]
+
+        async def handle(requests: Any, context: Any) -> None:
+            try:
+                await self._handle(name, context)
+            except Refused as exc:
+                await context.abort(getattr(grpc.StatusCode, exc.status), str(exc))
+            except grpc.aio.AioRpcError as exc:
+                trailing = tuple(exc.trailing_metadata() or ())
+                await context.abort(exc.code(), exc.details() or "", trailing)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    def report(self) -> dict[str, Any]:
+        """Calls by name, documents as they are billed, and USD."""
+        usd = sum(_PRICES[kind] * count for kind, count in self.documents.items())
+        return {"rpcs": dict(self.rpcs), "documents": dict(self.documents), "usd": usd}
+
+    async def _handle(self, name: str, context: Any) -> None:
+        self.rpcs[name] += 1
+        if self.behaviour.latency:
+            await asyncio.sleep(self.behaviour.latency)
+        # Its auth and routing headers are for the emulator as well.
+        metadata = [(k, v) for k, v in context.invocation_metadata() if not k.startswith("grpc-")]
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._emulator, options=_OPTIONS)
+        if name in _BIDI:
+            await self._join(name, context, metadata)
+            return
+        request = await context.read()
+        self._refuse_before(name, request)
+        if name in _SERVER_STREAMS:
+            async for answer in self._channel.unary_stream(_SERVICE + name)(
+                request, metadata=metadata
+            ):
+                self._count_read(name, answer)
+                await context.write(answer)
+            return
+        answer = await self._channel.unary_unary(_SERVICE + name)(request, metadata=metadata)
+        if name == "Commit":
+            self._count_written(request)
+            self._refuse_after()
+        await context.write(answer)
+
+    async def _join(self, name: str, context: Any, metadata: Any) -> None:
+        """Hand both directions on until one ends, or the stream is old."""
+        call = self._channel.stream_stream(_SERVICE + name)(metadata=metadata)
+
+        async def there() -> None:
+            while (request := await context.read()) is not grpc.aio.EOF:
+                await call.write(request)
+            await call.done_writing()
+
+        async def back() -> None:
+            async for answer in call:
+                await context.write(answer)
+
+        ways = [asyncio.ensure_future(there()), asyncio.ensure_future(back())]
+        try:
+            life = self.behaviour.listen_life or None
+            done, _ = await asyncio.wait(ways[1:], timeout=life)
+            if not done:
+                raise Refused("The stream was reset.", "UNAVAILABLE")
+            ways[1].result()
+        finally:
+            for way in ways:
+                way.cancel()
+            call.cancel()
+
+    # --- faults and checks --------------------------------------------------------------------
+
+    def _chance(self, share: float) -> bool:
+        return self._dice.random() < share
+
+    def _refuse_before(self, name: str, request: bytes) -> None:
+        behaviour = self.behaviour
+        if name == "Commit" and self._chance(behaviour.aborted):
+            raise Refused("Too much contention on these documents. Please try again.", "ABORTED")
+        if self._chance(behaviour.faults * (0.5 if name == "Commit" else 1.0)):
+            raise Refused("The service is temporarily unavailable.", "UNAVAILABLE")
+        if self._chance(behaviour.exhausted):
+            raise Refused("Quota exceeded.", "RESOURCE_EXHAUSTED")
+        if name == "RunQuery" and behaviour.indexes:
+            query = _RunQueryRequest.FromString(request).structured_query
+            if not served(query):
+                raise Refused("The query requires an index.", "FAILED_PRECONDITION")
+
+    def _refuse_after(self) -> None:
+        if self._chance(self.behaviour.faults * 0.5):
+            raise Refused("The service is temporarily unavailable.", "UNAVAILABLE")
+        if self._chance(self.behaviour.late):
+            raise Refused("The deadline passed before the answer.", "DEADLINE_EXCEEDED")
+
+    # --- costs --------------------------------------------------------------------------------
+
+    def _count_read(self, name: str, answer: bytes) -> None:
+        if name == "BatchGetDocuments":
+            # A document that isn't there is billed as well.
+            response = _BatchGetResponse.FromString(answer)
+            self.documents["reads"] += bool(response.missing or response.HasField("found"))
+        elif name == "RunQuery":
+            self.documents["reads"] += _RunQueryResponse.FromString(answer).HasField("document")
+
+    def _count_written(self, request: bytes) -> None:
+        for write in _CommitRequest.FromString(request).writes:
+            self.documents["deletes" if write.delete else "writes"] += 1
+
+
+def served(query: Any) -> bool:
+    """Whether the package's index file serves a structured query, by Firestore's rules.
+
+    https://cloud.google.com/firestore/docs/query-data/index-overview
+    """
+    (source,) = query.from_
+    group = source.collection_id
+    scope = "COLLECTION_GROUP" if source.all_descendants else "COLLECTION"
+    order = [
+        {"fieldPath": by.field.field_path, "order": _ORDERS[by.direction]}
+        for by in query.order_by
+        if by.field.field_path != "__name__"
+    ]
+    filters = [query.where] if query.where.HasField("field_filter") else []
+    filters += query.where.composite_filter.filters
+    equal = [f.field_filter.field.field_path for f in filters if f.field_filter.op == _EQUAL]
+    ranges = [f.field_filter.field.field_path for f in filters if f.field_filter.op != _EQUAL]
+    # A range is served by the index of its order.
+    if any(not order or order[0]["fieldPath"] != path for path in ranges):
+        return False
+    if not equal and not order:
+        return True  # by name, which every collection is kept by
+    content = indexes.load()
+    if not equal and len(order) == 1:
+        wanted = {"order": order[0]["order"], "queryScope": scope}
+        return any(
+            wanted in field["indexes"]
+            for field in content["fieldOverrides"]
+            if (field["collectionGroup"], field["fieldPath"]) == (group, order[0]["fieldPath"])
+        )
+    # Equalities may be merged from several composite indexes with the same order at their end.
+    return all(
+        any(
+            (index["collectionGroup"], index["queryScope"]) == (group, scope)
+            and index["fields"] == [{"fieldPath": path, "order": "ASCENDING"}, *order]
+            for index in content["indexes"]
+        )
+        for path in equal
+    )

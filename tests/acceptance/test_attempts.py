@@ -1,0 +1,103 @@
+"""A message that takes its worker down ends in the dead letter; one that nobody tried never does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from gwi_celery import broker_for
+from gwi_celery.brokers.base import DEATH_DELIVERIES, DEATH_REASON
+from tests.acceptance.jobs import read_audit
+from tests.workers import Worker, dead_letters, drained, eventually
+
+pytestmark = pytest.mark.acceptance
+
+TWICE = {"GWI_MAX_DELIVERIES": "2"}
+
+
+def events(folder: Path, name: str) -> int:
+    return sum(event["event"] == name for event in read_audit(folder))
+
+
+def test_a_message_that_kills_its_pool_child_ends_in_the_dead_letter(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start(pool="prefork", env=TWICE)
+    jobs.kills.delay()
+    broker = broker_for(jobs.app)
+    [dead] = eventually(lambda: dead_letters(broker), 60)
+    assert dead.attributes[DEATH_REASON] == "delivered 2 times without an ack"
+    assert dead.attributes[DEATH_DELIVERIES] == "2"
+    assert events(tmp_path, "kills") == 2
+    assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=60) == 5
+    assert worker.process.poll() is None
+
+
+@pytest.mark.brokers("embedded")
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_a_message_that_kills_its_worker_ends_in_the_dead_letter(
+    pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    jobs.kills.delay()
+    behind = jobs.add.delay(2, 3, tenant_id="acme")
+    for _ in range(2):
+        worker = start(pool=pool, env=TWICE)
+        worker.wait_killed()
+    start(pool=pool, env=TWICE)
+    assert behind.get(timeout=60) == 5
+    broker = broker_for(jobs.app)
+    [dead] = eventually(lambda: dead_letters(broker), 60)
+    assert dead.attributes[DEATH_DELIVERIES] == "2"
+    assert events(tmp_path, "kills") == 2
+
+
+@pytest.mark.brokers("embedded")
+def test_what_a_killed_worker_had_fetched_and_not_begun_is_not_counted(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    args = ("--prefetch-multiplier", "4")
+    jobs.naps.delay("first", 600)
+    results = [jobs.add.delay(n, n, tenant_id="acme") for n in range(3)]
+    for n in range(2):
+        worker = start(pool="solo", env=TWICE, args=args)
+        eventually(lambda n=n: events(tmp_path, "nap") == n + 1)
+        assert broker_for(jobs.app).size("celery").leased == 4
+        worker.kill()
+        eventually(lambda: broker_for(jobs.app).size("celery").leased == 0)
+    start(pool="solo", env=TWICE, args=args)
+    assert [result.get(timeout=60) for result in results] == [0, 2, 4]
+    [dead] = eventually(lambda: dead_letters(broker_for(jobs.app)), 60)
+    assert dead.attributes[DEATH_REASON] == "delivered 2 times without an ack"
+
+
+def test_what_a_stopped_worker_had_fetched_is_not_counted(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    args = ("--prefetch-multiplier", "4")
+    results = []
+    for n in range(3):
+        worker = start(pool="threads", env=TWICE, args=args)
+        results.append(jobs.naps.delay(str(n), 2))
+        eventually(lambda n=n: events(tmp_path, "nap") > n)
+        for _ in range(2):
+            jobs.naps.delay("behind", 0)
+        worker.stop()
+    start(pool="threads", env=TWICE, args=args)
+    eventually(lambda: events(tmp_path, "nap") == 9, 60)
+    broker = broker_for(jobs.app)
+    eventually(lambda: drained(broker), 60)
+    assert dead_letters(broker) == []
+
+
+@pytest.mark.parametrize("pool", ["solo", "prefork", "threads"])
+def test_an_error_without_a_text_takes_no_place(
+    pool: str, jobs: ModuleType, start: Callable[..., Worker]
+) -> None:
+    worker = start(pool=pool, env=TWICE)
+    for _ in range(2):
+        jobs.unreadable.delay()
+    assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=60) == 5
+    assert worker.process.poll() is None

@@ -1,0 +1,92 @@
+"""One reading of a value, wherever it stands: settings, URLs of stores and brokers, transport options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gwi_celery.brokers.pubsub.options import parse as parse_pubsub
+from gwi_celery.config import load
+from gwi_celery.errors import ConfigurationError
+from gwi_celery.firestore.url import parse as parse_firestore
+from gwi_celery.options import MAPPING, NUMBER, TEXT, TEXTS, WHOLE, listed, optional
+from gwi_celery.transport.embedded import open_broker
+
+#: Each place that reads a boolean.
+BOOLEANS = {
+    "environment": lambda v: load({}, {}, {"GWI_TRACING": v}).tracing,
+    "app.conf": lambda v: load({}, {"gwi_tracing": v}, {}).tracing,
+    "setup()": lambda v: load({"tracing": v}, {}, {}).tracing,
+    "firestore://": lambda v: (
+        parse_firestore(f"firestore://p?endpoint=h:1&emulator={v}", {}).emulator
+    ),
+    "pubsub://": lambda v: parse_pubsub(f"pubsub://my-p?ordering={v}", {}, {}).ordering,
+    "transport option": lambda v: parse_pubsub("pubsub://my-p", {"ordering": v}, {}).ordering,
+}
+
+
+@pytest.mark.parametrize("place", BOOLEANS)
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        *((word, True) for word in ("1", "true", "yes", "on", "ON", "True")),
+        *((word, False) for word in ("0", "false", "no", "off", "Off")),
+    ],
+)
+def test_a_boolean_is_read_alike_everywhere(place: str, word: str, value: bool) -> None:
+    assert BOOLEANS[place](word) is value
+
+
+@pytest.mark.parametrize("place", BOOLEANS)
+@pytest.mark.parametrize("word", ["perhaps", "2", "y", "enabled"])
+def test_what_is_no_boolean_is_never_false(place: str, word: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"'{word}'.*true or false"):
+        BOOLEANS[place](word)
+
+
+def test_an_emulator_may_be_switched_off_although_the_environment_names_one() -> None:
+    environ = {"FIRESTORE_EMULATOR_HOST": "h:1"}
+    assert parse_firestore("firestore://p", environ).emulator
+    assert not parse_firestore("firestore://p?emulator=off", environ).emulator
+
+
+@pytest.mark.parametrize("wrong", ["nan", "inf", "", "1s", True, None, [1]])
+def test_what_is_no_number(wrong: Any) -> None:
+    for kind in (NUMBER, WHOLE):
+        with pytest.raises(ConfigurationError, match=r"here is .*, not a "):
+            kind.convert(wrong, "here")
+
+
+def test_numbers_and_lists() -> None:
+    assert [NUMBER.read(v) for v in ("1.5", 2, 3.5)] == [1.5, 2.0, 3.5]
+    assert [WHOLE.read(v) for v in ("15", 2, 3.0)] == [15, 2, 3]
+    with pytest.raises(ConfigurationError, match="not a whole number"):
+        WHOLE.convert(2.5, "here")
+    assert TEXTS.read(" a,b ,") == TEXTS.read(["a", "b"]) == ("a", "b")
+    assert listed(WHOLE, "").read("1,2") == (1, 2)
+    assert optional(NUMBER).read("") is None
+    assert MAPPING.read('{"a": 1}') == MAPPING.read({"a": 1}) == {"a": 1}
+    assert TEXT.read(Path("/x")) == "/x"
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: open_broker("embedded:///x?lease_seconds=1&lease_seconds=2"),
+        lambda: parse_pubsub("pubsub://my-p?timeout=1&timeout=2", {}, {}),
+        lambda: parse_firestore("firestore://p?timeout=1&timeout=2", {}),
+    ],
+)
+def test_an_option_given_twice_is_an_error(refused: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"option '\w+' twice"):
+        refused()
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
+def test_no_setting_is_without_an_end_by_mistake(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="lock_ttl takes a number"):
+        load({}, {}, {"GWI_LOCK_TTL": text})
+    with pytest.raises(ConfigurationError, match="not a number"):
+        open_broker(f"embedded:///x?lease_seconds={text}")
