@@ -28,7 +28,7 @@ from tests.workers import Worker, dead_letters, drained, eventually
 pytestmark = pytest.mark.acceptance
 
 APP = "tests.ends.jobs"
-POOLS = ["prefork", "threads", "gevent", "solo", "push"]
+POOLS = ["prefork", "threads", "gevent", "solo"]
 PROCESSES = frozenset({"prefork", "push"})
 
 
@@ -92,6 +92,8 @@ class Bench:
             assert self.pusher.stdout is not None
             assert "ready." in self.pusher.stdout.readline()
         else:
+            if self.worker is not None:
+                self.worker.close()
             self.worker = Worker(APP, self.folder, pool=self.pool, concurrency=2).ready()
 
     def close(self) -> None:
