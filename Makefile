@@ -15,7 +15,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measurements, as ratios against other brokers"
 	@echo "make mutants breaks the store's promises one by one; the suite must notice each"
-	@echo "make peer-suites     Celery's and Kombu's own integration suites on our transports, beside Redis"
+	@echo "make peer-suites     Celery's and Kombu's own integration suites on our transports and result backends, beside Redis"
 	@echo "make clean   removes what these made"
 
 $(STAMP): pyproject.toml

@@ -8,10 +8,13 @@ outcome. Whichever scheduler beat uses, what it sends is marked with its nominal
 from __future__ import annotations
 
 import contextvars
+import logging
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from celery import signals
+
+logger = logging.getLogger(__name__)
 
 _due: contextvars.ContextVar[str | None] = contextvars.ContextVar("due", default=None)
 
@@ -33,6 +36,16 @@ def nominal_time(entry: Any) -> str:
     return whole.astimezone(timezone.utc).isoformat(timespec="seconds")
 
 
+def _named(entry: Any) -> str:
+    try:
+        return nominal_time(entry)
+    except (
+        Exception
+    ):  # a schedule of the user's own, which can't say: each sending is its own still
+        logger.exception("no nominal time of %s: the time of its sending names it", entry.name)
+        return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
 def mark(sender: Any, **kwargs: Any) -> None:
     """Beat has started: what its scheduler sends is marked from now on."""
     scheduler = sender.scheduler
@@ -41,7 +54,7 @@ def mark(sender: Any, **kwargs: Any) -> None:
     send = scheduler.apply_async
 
     def apply_async(entry: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _due.set(nominal_time(entry))
+        token = _due.set(_named(entry))
         try:
             return send(entry, *args, **kwargs)
         finally:

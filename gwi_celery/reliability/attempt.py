@@ -63,6 +63,7 @@ from gwi_celery.transport.headers import (
     ATTEMPT_PROPERTY,
     DEADLINE_HEADER,
     HOLDS_HEADER,
+    KEY_HEADER,
     PUSH_UNTIL,
 )
 
@@ -130,8 +131,7 @@ class Attempt:
                 raise IdempotencyMismatch(
                     f"{task.name}: this idempotency key was used before with another payload, so "
                     f"the job did not run. Tenant {understood.tenant!r}, run {understood.run!r}: "
-                    "use another run id or key, or send the payload it had. If other arguments are "
-                    'to make another job of the run, give the task Reliable(key="payload")'
+                    f"use another run id or key, or send the payload it had.{self._fan_out(headers)}"
                 )
             case Held():
                 emit("contended")
@@ -141,6 +141,15 @@ class Attempt:
                 # The record's outcome is the operator's reason.
                 self._revoked((answer.record.outcome or b"").decode(errors="replace"))
         return None
+
+    def _fan_out(self, headers: Mapping[str, Any]) -> str:
+        """What to do if the job's key was the default, and so perhaps not meant."""
+        if KEY_HEADER in headers or self._task.reliable.key != "run":
+            return ""
+        return (
+            " If other arguments are to make another job of the run, give the task "
+            'Reliable(key="payload")'
+        )
 
     def _claim(self, store: Store, understood: Call, headers: Mapping[str, Any]) -> ClaimAnswer:
         request = self._request
@@ -220,7 +229,7 @@ class Attempt:
     def _record(self, run: Run, end: End, exc: BaseException) -> None:
         match end.row.record:
             case Record.FAILED:
-                outcome = Outcome(JobStatus.FAILED, dump_failure(self._task.backend, exc))
+                outcome = Outcome(JobStatus.FAILED, dump_failure(exc))
                 if end in (End.REJECTED, End.HARD_LIMIT):  # Celery's request stores that
                     run.finish(outcome)
                 else:

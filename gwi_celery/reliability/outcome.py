@@ -52,7 +52,7 @@ PERMANENT = (
 )
 
 
-def dump_failure(backend: Any, exc: BaseException) -> bytes:
+def dump_failure(exc: BaseException) -> bytes:
     """An exception as a blob, in the form Celery's JSON results have. Never raises."""
     return blobs.dump({"failure": failures.form(exc)}, what="the error", limit=2**63 - 1)
 

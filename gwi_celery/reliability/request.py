@@ -167,7 +167,7 @@ class ReliableRequest(GuardedRequest):
         )
         answer = store.claim(wanted)
         if isinstance(answer, Claimed):
-            blob = dump_failure(self.task.backend, error)
+            blob = dump_failure(error)
             store.finish(answer.lease, Outcome(JobStatus.FAILED, blob))
         if isinstance(answer, Completed) and answer.record.status is JobStatus.SUCCEEDED:
             return answer.record

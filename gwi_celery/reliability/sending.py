@@ -1,7 +1,7 @@
-"""``app.send_task()`` keeps the promises of ``apply_async()``, or refuses what it can't keep.
+"""``app.send_task()`` and canvases keep what ``apply_async()`` promises, or refuse what they can't keep.
 
 Celery would take ``idempotency_key`` and ``deadline`` for properties of the message, where no worker
-looks.
+looks; it would give a chain's to its first task alone, and a group's one key to all of its calls.
 """
 
 from __future__ import annotations
@@ -10,12 +10,20 @@ from functools import wraps
 from typing import Any
 from uuid import uuid4
 
+from celery.canvas import _chain, chord, group
+
 from gwi_celery.errors import InvalidCall
 from gwi_celery.reliability import call
 
 
 def keep_promises(app: Any) -> None:
     """Called by ``setup()``. Safe to call twice."""
+    for verb in ("run", "apply"):
+        _refuse(_chain, verb, ("idempotency_key", "deadline"))
+    for verb in ("apply_async", "apply"):
+        _refuse(group, verb, ("idempotency_key",))
+    _refuse(chord, "apply_async", ("idempotency_key",))
+    _refuse(chord, "apply", ("idempotency_key", "deadline"))
     if "send_task" in vars(app):
         return
     send = app.send_task
@@ -51,3 +59,23 @@ def keep_promises(app: Any) -> None:
         return send(name, args, kwargs, *rest, **options)
 
     app.send_task = send_task
+
+
+def _refuse(canvas: Any, verb: str, options: tuple[str, ...]) -> None:
+    """Have the canvas's ``verb`` refuse these options, whichever way it was given them."""
+    done = getattr(canvas, verb)
+    if hasattr(done, "_gwi_refuses"):
+        return
+
+    @wraps(done)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for option in options:
+            if {**self.options, **kwargs}.get(option) is not None:
+                raise InvalidCall(
+                    f"a {canvas.__name__.strip('_')} as a whole has no {option}: give one to each of "
+                    f"its calls that is to have it, as in task.s(...).set({option}=...)"
+                )
+        return done(self, *args, **kwargs)
+
+    checked._gwi_refuses = True  # type: ignore[attr-defined]
+    setattr(canvas, verb, checked)

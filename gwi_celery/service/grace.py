@@ -54,11 +54,13 @@ class ShutdownGrace(bootsteps.StartStopStep):
         self._grace = settings.worker_grace
         self._without_broker = settings.shutdown_grace
         self._begun = False
+        #: Whether the process is there for this worker alone, and not a test's or a script's.
+        self._own_process = True
         self._broker = _Broker(worker.app)
         signals.worker_shutting_down.connect(self._begin)
 
     def start(self, worker: Any) -> None:
-        """Nothing: it has begun."""
+        self._own_process = threading.current_thread() is threading.main_thread()
 
     def close(self, worker: Any) -> None:
         self._begin()  # control shutdown sends no signal
@@ -67,7 +69,7 @@ class ShutdownGrace(bootsteps.StartStopStep):
         self._begin()
 
     def _begin(self, **kwargs: Any) -> None:
-        if not self._begun:
+        if not self._begun and self._own_process:
             self._begun = True
             start_thread, self._sleep = _native()
             start_thread(self._watch, ())

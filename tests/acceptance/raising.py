@@ -198,6 +198,20 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
+@app.task(shared=False, name="takes_nothing")
+def takes_nothing() -> None: ...
+
+
+@app.task(shared=False, name="total")
+def total(numbers: Any) -> Any:
+    return sum(n if isinstance(n, int) else total(n) for n in numbers)
+
+
+@app.task(shared=False, name="reliable_total", base=ReliableTask)
+def reliable_total(numbers: Any, *, tenant_id: str) -> Any:
+    return total(numbers)
+
+
 class BadHandler(app.Task):  # type: ignore[name-defined,misc]
     def on_failure(self, *args: Any, **kwargs: Any) -> None:
         raise RuntimeError("the handler's own")

@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from celery import states
+from celery import chord, group, states
+from celery.exceptions import ChordError
 from celery.result import AsyncResult
 
 from gwi_celery import broker_for, store_for
@@ -121,5 +122,25 @@ def test_what_can_not_be_stored_is_redelivered_and_every_place_is_free_again(
     assert isinstance(outcome(failed), ValueError)
     assert retried.get(timeout=60) == "done"
     assert [jobs.add.delay(n, 1).get(timeout=30) for n in range(4)] == [1, 2, 3, 4]
+    eventually(lambda: drained(broker_for(jobs.app)))
+    assert running.process.poll() is None
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_chord_whose_body_can_not_be_sent_fails_and_nothing_else_does(
+    jobs: ModuleType, start: Callable[..., Worker], pool: str
+) -> None:
+    running = start(pool)
+    parts = [jobs.add.s(n, n) for n in range(3)]
+    for body, text in (
+        (jobs.takes_nothing.s(), "takes 0 positional arguments"),
+        (jobs.reliable_total.s(), "tenant"),
+    ):
+        refused = chord(parts, body)()
+        with pytest.raises(ChordError, match=text):
+            refused.get(timeout=60)
+    inner = jobs.add.s(1, 2) | group(jobs.add.s(3), jobs.add.s(4))
+    assert chord([inner, jobs.add.s(5, 6)], jobs.total.s())().get(timeout=60) == 24
+    assert chord(parts, jobs.reliable_total.s(tenant_id="acme"))().get(timeout=60) == 6
     eventually(lambda: drained(broker_for(jobs.app)))
     assert running.process.poll() is None

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ import pytest
 from gwi_celery.testing.emulators import Emulator, EmulatorMissing, start_pubsub
 from tests.acceptance.conftest import APP
 from tests.acceptance.jobs import read_audit
-from tests.workers import Worker, eventually
+from tests.workers import ROOT, Worker, eventually
 
 pytestmark = pytest.mark.acceptance
 
@@ -189,3 +191,31 @@ def test_a_worker_whose_broker_answers_waits_for_its_job(
     eventually(lambda: [e for e in read_audit(tmp_path) if e["event"] == "deaf"])
     assert worker.stop() > 9, "longer than a job without its broker has"
     assert result.get(timeout=10) == "done"
+
+
+TEST_SUITE = """
+import time
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from gwi_celery import setup
+from gwi_celery.service.grace import _CLOSING
+app = Celery("tests")
+setup(app, broker_url="embedded://:memory:/x", store_url="embedded://:memory:/x")
+with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=60):
+    pass
+time.sleep(_CLOSING + 2)
+print("goes on")
+"""
+
+
+def test_a_worker_in_a_thread_of_anothers_process_leaves_that_alone(tmp_path: Path) -> None:
+    """As Celery's own fixtures start one within a test suite."""
+    done = subprocess.run(
+        [sys.executable, "-c", TEST_SUITE],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    assert b"goes on" in done.stdout

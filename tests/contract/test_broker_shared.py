@@ -10,8 +10,10 @@ import pytest
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.errors import ConfigurationError, NotDeleted
 from tests.contract.brokers import (
+    PATIENCE,
     bodies,
     drain,
+    readable,
     send,
     take,
     task_queues,
@@ -265,3 +267,58 @@ def test_declaring_and_deleting_at_once(broker_factory):
     last.declare_queue(QueueSpec("q"))
     send(last, b"m")
     assert take(last.receiver()).data == b"m"
+
+
+# --- shared queues that go ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["its maker", "who joined"])
+@pytest.mark.parametrize("declares", [True, False], ids=["declared by both", "used by the other"])
+def test_an_auto_delete_queue_stays_while_another_connection_reads(broker_factory, first, declares):
+    brokers = [broker_factory(), broker_factory()]
+    brokers[0].declare_queue(QueueSpec("q", auto_delete=True))
+    if declares:
+        brokers[1].declare_queue(QueueSpec("q", auto_delete=True))
+    receivers = [broker.receiver() for broker in brokers]
+    for receiver in receivers:
+        receiver.subscribe("q")
+    leaving, staying = brokers[first], brokers[1 - first]
+    leaving.close()
+
+    assert staying.has_queue("q")
+    sent = [b"%d" % n for n in range(6)]
+    for body in sent:
+        staying.publish("", "q", OutgoingMessage(body, reply=True))
+    got = []
+    while len(got) < 6:
+        delivery = wait_for(receivers[1 - first])
+        staying.ack([delivery])
+        got.append(delivery.data)
+    assert sorted(got) == sent
+    staying.close()
+    observer = broker_factory()
+    assert observer.queues() == []
+    assert observer.bindings() == []
+
+
+def test_who_joins_a_queue_takes_nothing_from_the_others(broker_factory):
+    maker, joining = broker_factory(), broker_factory()
+    maker.declare_queue(QueueSpec("q", auto_delete=True))
+    theirs = maker.receiver()
+    theirs.subscribe("q")
+    sent = [b"%d" % n for n in range(6)]
+    send(maker, *sent)
+    time.sleep(0.005)  # the emulator's times have milliseconds
+    joining.declare_queue(QueueSpec("q", auto_delete=True))
+    ours = joining.receiver()
+    ours.subscribe("q")
+    got: list[bytes] = []
+    until = time.monotonic() + 3 * PATIENCE  # what the wrong one got comes back after a second
+    while len(got) < 6 and time.monotonic() < until:
+        for broker, receiver in ((joining, ours), (maker, theirs)):
+            readable(receiver, 0.05)
+            receiver.clear()
+            for delivery in receiver.poll("q", 1):
+                broker.ack([delivery])
+                got.append(delivery.data)
+    assert sorted(got) == sent

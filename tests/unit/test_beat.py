@@ -102,6 +102,17 @@ def test_every_sending_is_a_job_of_its_own_under_one_lock(app: Celery, task: str
     assert (len(jobs), len(locks)) == (3, 1)
 
 
+def test_a_schedule_that_can_not_say_when_it_was_due_is_sent_all_the_same(app: Celery) -> None:
+    class Odd(schedule):
+        def remaining_estimate(self, last_run_at: Any) -> timedelta:
+            raise ZeroDivisionError
+
+    scheduler = beat.Scheduler(app=app)
+    mark(SimpleNamespace(scheduler=scheduler))
+    one = entry(app, Odd(60.0, app=app), NOON)
+    assert sent(app, scheduler, one)["gwi_due"] != sent(app, scheduler, one)["gwi_due"]
+
+
 def test_a_call_beside_beats_is_not_marked(app: Celery) -> None:
     assert due() is None
     app.tasks["t"].delay(**CALL)

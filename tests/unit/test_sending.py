@@ -198,6 +198,38 @@ def test_a_task_of_this_app_that_is_sent_by_name_is_checked_like_any_other(app: 
         app.send_task("t")
 
 
+def test_a_canvas_refuses_what_it_would_give_to_some_of_its_calls_only(
+    app: Celery, ran: Ran
+) -> None:
+    one = app.tasks["t"].s(**TENANT)
+    key, deadline = {"idempotency_key": "k"}, {"deadline": 5}
+    canvases: list[tuple[Any, list[dict[str, Any]]]] = [
+        (lambda: chain(one.clone(), one.clone(), app=app), [key, deadline]),
+        (lambda: group([one.clone(), one.clone()], app=app), [key]),
+        (lambda: chord([one.clone(), one.clone()], one.clone()), [key]),
+        (lambda: group([chain(one.clone(), one.clone(), app=app)], app=app), [deadline]),
+    ]
+    for make, refused in canvases:
+        for option in refused:
+            for call in (
+                lambda make=make, option=option: make().apply_async(**option),
+                lambda make=make, option=option: make().set(**option).apply_async(),
+                lambda make=make, option=option: make().apply(**option),
+            ):
+                with pytest.raises(InvalidCall, match=r"give one to each of its calls"):
+                    call()
+    assert ran == []
+
+
+def test_a_group_gives_its_deadline_to_all_of_its_calls(
+    app: Celery, ran: Ran, worker: None
+) -> None:
+    one = app.tasks["t"].s(**TENANT)
+    group([one.clone(), one.clone()], app=app).apply_async(deadline=600).get(timeout=30)
+    assert all("gwi_deadline" in headers for headers in ran)
+    assert len(ran) == 2
+
+
 def test_a_tasks_own_deadline_counts_for_whoever_calls_it(app: Celery) -> None:
     app.finalize()
     message: dict[str, Any] = {}

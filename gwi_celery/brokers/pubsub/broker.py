@@ -75,6 +75,8 @@ _HOLD = 4.0
 _PARK = 600.0
 #: Deliveries after which a parked message is published anew, so that waiting is not counted as failing.
 _PARKINGS = 5
+#: Seconds for which another reader's message is left to it.
+_SPARE = 1.0
 #: Messages and bytes of one Publish request: Pub/Sub takes 1,000 and 10 MB.
 _BATCH_MESSAGES, _BATCH_BYTES = 1000, 9_000_000
 #: Publish requests on their way at a time.
@@ -101,11 +103,11 @@ class PubSubBroker:
     def __init__(self, options: PubSubOptions) -> None:
         self.options = options
         self.client = Client(options)
-        self.topology = Topology(self.client, options)
+        self._acks = Acknowledger(self.client)
+        self.topology = Topology(self.client, options, self._acks.run_at)
         self.lease_seconds = options.lease_seconds
         self._dead_letters = DeadLetters(self)
         self._monitoring = Monitoring(options.timeout)
-        self._acks = Acknowledger(self.client)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: ack id -> monotonic time at which its lease runs out.
         self._leases: dict[str, float] = {}
@@ -307,12 +309,11 @@ class PubSubBroker:
         return receiver
 
     def leave(self, queue: str) -> None:
-        """A receiver of ours ended its subscription: what is auto_delete and was ours goes."""
-        if any(queue in receiver._queues for receiver in self._receivers):
+        """A receiver of ours ended its subscription: an auto_delete queue goes with its last one."""
+        if any(receiver.reads(queue) for receiver in self._receivers):
             return
         try:
-            if self.topology.knows(queue) and self.topology.spec(queue).auto_delete:
-                self.topology.delete_queue(queue)
+            self.topology.leave(queue)
         except BrokerError as exc:
             logger.info("queue %r was not deleted (%s): it expires by itself", queue, exc)
 
@@ -403,11 +404,14 @@ class PubSubBroker:
             late = source.message_ttl is not None and age > source.message_ttl
             if (
                 not source.takes(said)
-                or delivery.published_at < source.since
                 or said.expires <= wall
                 or late
+                or (delivery.published_at < source.since and wall >= source.spared_until)
             ):
                 self.ack([delivery])
+            elif delivery.published_at < source.since:
+                # Of a reader who was killed, or of one who is still there and may have it.
+                self._come_again(delivery, _SPARE)
             elif said.not_before > wall:
                 wait = said.not_before - wall
                 if wait <= _HOLD:

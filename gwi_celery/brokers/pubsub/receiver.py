@@ -45,6 +45,7 @@ class PubSubReceiver:
         intake = Intake(self, queue, bulk)
         intake.read_from(self._broker.topology.sources(queue))
         self._queues[queue] = intake
+        self._broker.topology.join(queue)
         self.ring()
 
     def reads(self, queue: str) -> bool:

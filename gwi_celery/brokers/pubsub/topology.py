@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,14 +29,10 @@ from gwi_celery import forks
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, Binding, QueueSpec, dead_letter_queue
 from gwi_celery.brokers.checks import check_spec, exists_to_stay
 from gwi_celery.brokers.pubsub import naming, wire
-from gwi_celery.brokers.pubsub.client import (
-    AlreadyExists,
-    Client,
-    FieldMask,
-    ignoring_missing,
-    pb,
-)
+from gwi_celery.brokers.pubsub.admin import Admin
+from gwi_celery.brokers.pubsub.client import Client, FieldMask, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.readers import Readers
 from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES, matches
 from gwi_celery.errors import BrokerError, ConfigurationError, NotDeleted, NotFound
 
@@ -50,10 +46,10 @@ _SHORTEST_DEADLINE = 10.0
 _RETENTION = 7 * 86400
 #: Deliveries counted by Pub/Sub itself before it forwards: its most. Ours come first, with a reason.
 _FORWARD_AFTER = 100
-_PAGE = 1000
 #: Times that a queue is declared while other processes delete it.
 _TRIES = 4
-_DELETED_TOPIC = "_deleted-topic_"
+#: Seconds after joining a queue of others' for which their messages are left to them.
+_SPARED = 60.0
 #: Seconds by which our clock may be ahead of Google's, when old messages are told from new ones.
 _SKEW = 2.0
 
@@ -79,6 +75,8 @@ class Source:
     priorities: range = range(10)
     #: Published before this, seconds since the epoch: not for this queue, which is younger.
     since: float = 0.0
+    #: Until then, seconds since the epoch, such a message may be for another reader of the queue.
+    spared_until: float = 0.0
     #: Seconds after its publish that a message is dropped.
     message_ttl: float | None = None
 
@@ -113,6 +111,10 @@ class _Queue:
     since: float = 0.0
     #: Keys of bindings to the exchange of its own name that others are told of.
     noted: set[str] = field(default_factory=set)
+    #: Made by this connection: others may not know of it, and it goes when this one leaves it.
+    made: bool = False
+    #: Until then what is older than ``since`` may be for another reader.
+    spared_until: float = 0.0
     #: Declared by this connection, and so its to make again.
     declared: bool = False
     #: Making it again failed half way.
@@ -122,8 +124,15 @@ class _Queue:
 class Topology:
     """What exists, and what is made of it, for one connection."""
 
-    def __init__(self, client: Client, options: PubSubOptions) -> None:
+    def __init__(
+        self,
+        client: Client,
+        options: PubSubOptions,
+        later: Callable[[float, Callable[[], object]], None],
+    ) -> None:
         self._client = client
+        self._admin = Admin(client, options)
+        self._readers = Readers(self._admin, later)
         self._options = options
         self._lock = forks.rlock()
         self._exchanges: dict[str, str] = {}
@@ -157,9 +166,6 @@ class Topology:
     def _temporary_topic(self) -> str:
         return self._path("topics", naming.temporary_topic_id(self._options.prefix))
 
-    def _signs_topic(self) -> str:
-        return self._path("topics", naming.signs_topic_id(self._options.prefix))
-
     # --- exchanges ----------------------------------------------------------------------------
 
     def declare_exchange(self, name: str, type: str) -> None:
@@ -185,7 +191,7 @@ class Topology:
             return type
         labels = {naming.EXCHANGE_LABEL: type, **naming.name_labels(name)}
         path = self.topic(name)
-        if self._create_topic(path, labels):
+        if self._admin.create_topic(path, labels):
             return type
         topic = self._client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
         if naming.EXCHANGE_LABEL in topic.labels:  # made by another process just now
@@ -230,13 +236,13 @@ class Topology:
                 queue.noted.clear()
             if self._options.managed:
                 topic, own = self.topic(name), self.subscription(name)
-                for subscription in self._list_subscriptions():
+                for subscription in self._admin.subscriptions():
                     bound = subscription.topic == topic and "~b" in subscription.name
-                    noted = subscription.topic == self._signs_topic()
+                    noted = subscription.topic == self._admin.signs_topic
                     if bound or (noted and subscription.name.startswith(own + "~b")):
-                        self._delete_subscription(subscription.name)
-                if self._get_subscription(own) is None:
-                    self._delete_topic(topic)
+                        self._admin.delete_subscription(subscription.name)
+                if self._admin.get_subscription(own) is None:
+                    self._admin.delete_topic(topic)
             return [queue.spec.name for queue in were_bound]
 
     def _refuse_if_bound(self, exchange: str) -> None:
@@ -271,7 +277,8 @@ class Topology:
             queue = _Queue(spec, topic, declared=True)
             if known is not None:
                 queue.bound, queue.discovered = known.bound, known.discovered
-                queue.noted, queue.since = known.noted, known.since
+                queue.noted, queue.made = known.noted, known.made
+                queue.since, queue.spared_until = known.since, known.spared_until
             if self._options.managed:
                 if spec.temporary:
                     self._make_temporary(queue, first=known is None)
@@ -292,20 +299,22 @@ class Topology:
     def _make_temporary(self, queue: _Queue, *, first: bool) -> None:
         wanted = self._wanted(queue)
         try:
-            made = self._create_subscription(wanted)
+            made = self._admin.create_subscription(wanted)
         except NotFound:
-            self._create_topic(queue.topic, {})
-            made = self._create_subscription(wanted)
+            self._admin.create_topic(queue.topic, {})
+            made = self._admin.create_subscription(wanted)
         if not made:
             made = self._take_over(queue, wanted)
+        queue.made = queue.made or made
         if first and (self._options.emulator or not made):
             queue.since = self._now()
+            queue.spared_until = 0.0 if made else time.time() + _SPARED
 
     def _take_over(self, queue: _Queue, wanted: Any) -> bool:
         """A subscription of that name is there; whether it had to be made anew."""
-        found = self._get_subscription(wanted.name)
+        found = self._admin.get_subscription(wanted.name)
         if found is None:  # its topic was deleted, or another process deleted it just now
-            return self._create_subscription(wanted)
+            return self._admin.create_subscription(wanted)
         if found.topic != wanted.topic:
             raise exists_to_stay(queue.spec.name)
         return False
@@ -332,18 +341,18 @@ class Topology:
     def _try_to_make_durable(self, queue: _Queue) -> None:
         name = queue.spec.name
         for level, wanted in self._wanted_levels(queue):
-            found = self._get_subscription(wanted.name)
+            found = self._admin.get_subscription(wanted.name)
             if level == 0:
                 if found is None:
-                    self._create_topic(queue.topic, naming.name_labels(name))
+                    self._admin.create_topic(queue.topic, naming.name_labels(name))
                 self._compare_topic(queue.topic)
             if found is not None:
                 self._compare(name, wanted, found)
                 continue
             if level == 0 and not name.endswith(DEAD_LETTER_SUFFIX):
                 self.dead_topic(name)
-            if not self._create_subscription(wanted):  # another process was faster
-                found = self._get_subscription(wanted.name)
+            if not self._admin.create_subscription(wanted):  # another process was faster
+                found = self._admin.get_subscription(wanted.name)
                 if found is None:
                     raise NotFound(f"queue {name!r} was deleted while it was declared: try again")
                 self._compare(name, wanted, found)
@@ -373,31 +382,31 @@ class Topology:
                 return
             own = self.subscription(name)
             if queue is not None and queue.spec.temporary:
-                self._delete_subscription(own)
+                self._admin.delete_subscription(own)
                 for exchange, keys in queue.bound.items():
                     for key in keys:
-                        self._delete_subscription(self._binding_path(name, exchange, key))
+                        self._admin.delete_subscription(self._binding_path(name, exchange, key))
                 return
-            found = self._get_subscription(own)
+            found = self._admin.get_subscription(own)
             if found is None:
                 return
-            self._delete_subscription(own)
-            for subscription in self._list_subscriptions():
+            self._admin.delete_subscription(own)
+            for subscription in self._admin.subscriptions():
                 if subscription.name.startswith(own + "~"):
-                    self._delete_subscription(subscription.name)
+                    self._admin.delete_subscription(subscription.name)
             if found.topic == self.topic(name) and self.exchange_type(name) is None:
-                self._delete_topic(found.topic)
+                self._admin.delete_topic(found.topic)
 
     def has_queue(self, name: str) -> bool:
         if not self._options.managed:
             return True  # it can't be asked for without an admin call; using it will tell
-        return self._get_subscription(self.subscription(name)) is not None
+        return self._admin.get_subscription(self.subscription(name)) is not None
 
     def queues(self) -> list[str]:
         """Names of all queues, sorted."""
         if not self._options.managed:
             return sorted({*self._options.queues, *self._queues})
-        names = (self._queue_name(s) for s in self._list_subscriptions())
+        names = (self._queue_name(s) for s in self._admin.subscriptions())
         return sorted(name for name in names if name is not None)
 
     def spec(self, name: str) -> QueueSpec:
@@ -444,26 +453,9 @@ class Topology:
         if own == {name} and self.exchange_type(name) == DIRECT and not elsewhere:
             return
         for key in own - queue.noted:
-            self._create_sign(self._binding_path(name, name, key), name, key)
+            labels = {**naming.name_labels(name), **naming.key_labels(key)}
+            self._admin.sign(self._binding_path(name, name, key), labels)
             queue.noted.add(key)
-
-    def _create_sign(self, path: str, queue: str, key: str) -> None:
-        """A subscription that says something and gets nothing: its topic is never published to."""
-        wanted = pb["Subscription"](
-            name=path,
-            topic=self._signs_topic(),
-            labels={
-                **self._options.labels,
-                **naming.name_labels(queue),
-                **naming.key_labels(key),
-            },
-            expiration_policy=pb["ExpirationPolicy"](),
-        )
-        try:
-            self._create_subscription(wanted)
-        except NotFound:
-            self._create_topic(wanted.topic, {})
-            self._create_subscription(wanted)
 
     def _make_binding(self, queue: _Queue, exchange: str, type: str, key: str) -> None:
         name = queue.spec.name
@@ -473,15 +465,15 @@ class Topology:
         wanted.filter = naming.binding_filter(type, key)
         wanted.labels.update(naming.key_labels(key))
         try:
-            if self._create_subscription(wanted):
+            if self._admin.create_subscription(wanted):
                 return
             if queue.spec.temporary:
                 if not self._take_over(queue, wanted) and not queue.since:
                     queue.since = self._now()
                 return
-            found = self._get_subscription(wanted.name)
+            found = self._admin.get_subscription(wanted.name)
             if found is None:  # it was of an exchange that was deleted
-                self._create_subscription(wanted)
+                self._admin.create_subscription(wanted)
             else:
                 self._compare(name, wanted, found)
         except NotFound as exc:
@@ -496,7 +488,7 @@ class Topology:
                 if exchange == queue:
                     known.noted.discard(routing_key)
             if self._options.managed:
-                self._delete_subscription(self._binding_path(queue, exchange, routing_key))
+                self._admin.delete_subscription(self._binding_path(queue, exchange, routing_key))
 
     def bindings(self) -> list[Binding]:
         """All bindings, other processes' as well; of one name, as far as they were made here."""
@@ -508,7 +500,7 @@ class Topology:
         }
         if self._options.managed:
             topics = self._topic_names()
-            for subscription in self._list_subscriptions():
+            for subscription in self._admin.subscriptions():
                 binding = self._binding_of(subscription, topics)
                 if binding is not None:
                     found.add(binding)
@@ -520,14 +512,14 @@ class Topology:
         queue = self._queue_name_of(path, subscription.labels)
         if not parted or key is None or queue is None:
             return None
-        signed = subscription.topic == self._signs_topic()
+        signed = subscription.topic == self._admin.signs_topic
         exchange = queue if signed else topics.get(subscription.topic)
         return None if exchange is None else Binding(queue, exchange, key)
 
     def _topic_names(self) -> dict[str, str]:
         """Path -> the name of each exchange's topic."""
         names = {}
-        for topic in self._list_topics():
+        for topic in self._admin.topics():
             name = naming.name_of(self._options.prefix, _id(topic.name), topic.labels)
             if name is not None and naming.EXCHANGE_LABEL in topic.labels:
                 names[topic.name] = name
@@ -600,9 +592,9 @@ class Topology:
         with self._lock:
             queue = self._queues.get(source.queue)
             if not source.own and queue is not None and not queue.broken:
-                if self._get_subscription(source.path) is not None:
+                if self._admin.get_subscription(source.path) is not None:
                     return
-                if self._get_subscription(self.subscription(source.queue)) is not None:
+                if self._admin.get_subscription(self.subscription(source.queue)) is not None:
                     unbound = {key for key, _ in source.keys}
                     queue.bound.setdefault(source.exchange or "", set()).difference_update(unbound)
                     logger.info("queue %r is no longer bound by %s", source.queue, source.path)
@@ -643,6 +635,26 @@ class Topology:
                 self._discover(queue)
             return list(self._sources(queue))
 
+    def join(self, name: str) -> None:
+        """This connection reads from the queue."""
+        with self._lock:
+            queue = self._find(name)
+            if self._options.managed and queue.spec.temporary and not queue.made:
+                self._readers.join(self.subscription(name))
+
+    def leave(self, name: str) -> None:
+        """It reads no more: an auto_delete queue goes with its last reader."""
+        with self._lock:
+            queue = self._queues.get(name)
+            if queue is None or not self._options.managed or not queue.spec.temporary:
+                return
+            made = queue.made and queue.spec.auto_delete
+            queue.made = False
+            if self._readers.leave(self.subscription(name), made=made):
+                if not made:
+                    del self._queues[name]  # what others have bound it to is not known here
+                self.delete_queue(name)
+
     def rediscover(self, name: str) -> None:
         """Let :meth:`sources` look again for bindings that other connections made."""
         with self._lock:
@@ -656,6 +668,7 @@ class Topology:
         common: dict[str, Any] = {
             "queue": name,
             "since": queue.since,
+            "spared_until": queue.spared_until,
             "message_ttl": queue.spec.message_ttl,
         }
         on_own_topic = self._on_own_topic(queue) if shares_topic else ()
@@ -716,7 +729,7 @@ class Topology:
         """Find the bindings that other connections made."""
         own = self.subscription(queue.spec.name)
         topics: dict[str, str] | None = None
-        for subscription in self._list_subscriptions():
+        for subscription in self._admin.subscriptions():
             if subscription.name.startswith(own + "~b"):
                 topics = self._topic_names() if topics is None else topics
                 binding = self._binding_of(subscription, topics)
@@ -731,7 +744,7 @@ class Topology:
         if not self._options.managed:
             queue = _Queue(QueueSpec(name), self.topic(name))
         else:
-            found = self._get_subscription(self.subscription(name))
+            found = self._admin.get_subscription(self.subscription(name))
             if found is None:
                 raise NotFound(f"there is no queue {name!r}: declare it first")
             queue = _Queue(_spec_of(name, found), found.topic)
@@ -884,79 +897,6 @@ class Topology:
                 if not (self._options.emulator and name in _NOT_UPDATED_BY_EMULATOR):
                     raise
         logger.warning("repaired %s of %s", ", ".join(repaired) or "nothing", resource.name)
-
-    # --- admin calls --------------------------------------------------------------------------
-
-    def _create_topic(self, path: str, labels: dict[str, str]) -> bool:
-        """False if it was there already."""
-        options = self._options
-        topic = pb["Topic"](name=path, labels={**options.labels, **labels})
-        if options.kms_key:
-            topic.kms_key_name = options.kms_key
-        if options.storage_regions:
-            topic.message_storage_policy.allowed_persistence_regions.extend(options.storage_regions)
-        try:
-            self._client.persist("CreateTopic", topic, path, self._options.timeout)
-        except AlreadyExists:
-            return False
-        return True
-
-    def _create_subscription(self, wanted: Any) -> bool:
-        """False if it was there already. Raises NotFound when its topic isn't."""
-        try:
-            self._client.persist("CreateSubscription", wanted, wanted.name, self._options.timeout)
-        except AlreadyExists:
-            return False
-        return True
-
-    def _get_subscription(self, path: str) -> Any:
-        """The subscription; None if there is none, or none on a topic that still exists."""
-        request = pb["GetSubscriptionRequest"](subscription=path)
-        try:
-            found = self._client.persist("GetSubscription", request, path, self._options.timeout)
-        except NotFound:
-            return None
-        if found.topic == _DELETED_TOPIC:
-            # It can never get a message again; a new one must take its name.
-            self._delete_subscription(path)
-            return None
-        return found
-
-    def _delete_subscription(self, path: str) -> None:
-        request = pb["DeleteSubscriptionRequest"](subscription=path)
-        with ignoring_missing():
-            self._client.call("DeleteSubscription", request, path)
-
-    def _delete_topic(self, path: str) -> None:
-        with ignoring_missing():
-            self._client.call("DeleteTopic", pb["DeleteTopicRequest"](topic=path), path)
-
-    def _list_subscriptions(self) -> Iterator[Any]:
-        """Those of our prefix."""
-        project = f"projects/{self._options.project}"
-        ours = f"{project}/subscriptions/{self._options.prefix}"
-        token = ""
-        while True:
-            request = pb["ListSubscriptionsRequest"](
-                project=project, page_size=_PAGE, page_token=token
-            )
-            page = self._client.call("ListSubscriptions", request, project)
-            yield from (s for s in page.subscriptions if s.name.startswith(ours))
-            token = page.next_page_token
-            if not token:
-                return
-
-    def _list_topics(self) -> Iterator[Any]:
-        project = f"projects/{self._options.project}"
-        ours = f"{project}/topics/{self._options.prefix}"
-        token = ""
-        while True:
-            request = pb["ListTopicsRequest"](project=project, page_size=_PAGE, page_token=token)
-            page = self._client.call("ListTopics", request, project)
-            yield from (t for t in page.topics if t.name.startswith(ours))
-            token = page.next_page_token
-            if not token:
-                return
 
     def _queue_name(self, subscription: Any) -> str | None:
         return self._queue_name_of(subscription.name, subscription.labels)

@@ -259,6 +259,33 @@ def test_temporary_queues_go_with_the_connection_that_declared_them(
     assert "gwi-f" in google.topics()
 
 
+def test_a_reader_of_a_queue_of_others_leaves_a_sign_while_it_reads(
+    connect: Connect, google: Google
+) -> None:
+    maker, joining = connect(), connect()
+    declare(maker, "reply", auto_delete=True)
+    declare(joining, "reply", auto_delete=True)
+    receivers = [broker.receiver() for broker in (maker, joining)]
+    for receiver in receivers:
+        receiver.subscribe("reply", bulk=True)
+    [sign] = [id for id in google.subscriptions() if id.startswith("gwi-reply~u")]
+    assert google.subscription(sign).topic == google.topic_path("gwi-~signs")
+    assert google.subscription(sign).expiration_policy.ttl.total_seconds() == DAY
+    # It expires after a day if nobody uses it.
+    path = google.subscription_path(sign)
+    before = joining.calls.copy()  # type: ignore[attr-defined]
+    joining.topology._readers.refresh(joining.topology.subscription("reply"), path)
+    assert (joining.calls - before)["Pull"] == 1  # type: ignore[attr-defined]
+    google.subscriber.delete_subscription(subscription=path)
+    joining.topology._readers.refresh(joining.topology.subscription("reply"), path)
+    assert sign in google.subscriptions()
+
+    receivers[0].close()
+    assert google.subscriptions() == sorted(["gwi-reply", "gwi-reply~left", sign])
+    receivers[1].close()
+    assert google.subscriptions() == []
+
+
 def test_two_queues_of_one_connection_go_one_by_one(connect: Connect, google: Google) -> None:
     broker = connect()
     declare(broker, "a", "b", auto_delete=True)

@@ -1,0 +1,139 @@
+"""The admin calls: topics and subscriptions made, read, listed and deleted.
+
+A *sign* is a subscription that says something and gets nothing: its topic is never published to. By
+signs connections tell one another what Pub/Sub keeps no trace of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from gwi_celery.brokers.pubsub import naming
+from gwi_celery.brokers.pubsub.client import AlreadyExists, Client, ignoring_missing, pb
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.errors import NotFound
+
+_PAGE = 1000
+_DELETED_TOPIC = "_deleted-topic_"
+
+
+class Admin:
+    """Of one connection's project and prefix."""
+
+    def __init__(self, client: Client, options: PubSubOptions) -> None:
+        self._client = client
+        self._options = options
+        id = naming.signs_topic_id(options.prefix)
+        self.signs_topic = f"projects/{options.project}/topics/{id}"
+
+    def create_topic(self, path: str, labels: dict[str, str]) -> bool:
+        """False if it was there already."""
+        options = self._options
+        topic = pb["Topic"](name=path, labels={**options.labels, **labels})
+        if options.kms_key:
+            topic.kms_key_name = options.kms_key
+        if options.storage_regions:
+            topic.message_storage_policy.allowed_persistence_regions.extend(options.storage_regions)
+        try:
+            self._client.persist("CreateTopic", topic, path, self._options.timeout)
+        except AlreadyExists:
+            return False
+        return True
+
+    def create_subscription(self, wanted: Any) -> bool:
+        """False if it was there already. Raises NotFound when its topic isn't."""
+        try:
+            self._client.persist("CreateSubscription", wanted, wanted.name, self._options.timeout)
+        except AlreadyExists:
+            return False
+        return True
+
+    def get_subscription(self, path: str) -> Any:
+        """The subscription; None if there is none, or none on a topic that still exists."""
+        request = pb["GetSubscriptionRequest"](subscription=path)
+        try:
+            found = self._client.persist("GetSubscription", request, path, self._options.timeout)
+        except NotFound:
+            return None
+        if found.topic == _DELETED_TOPIC:
+            # It can never get a message again; a new one must take its name.
+            self.delete_subscription(path)
+            return None
+        return found
+
+    def delete_subscription(self, path: str) -> None:
+        request = pb["DeleteSubscriptionRequest"](subscription=path)
+        with ignoring_missing():
+            self._client.call("DeleteSubscription", request, path)
+
+    def delete_topic(self, path: str) -> None:
+        with ignoring_missing():
+            self._client.call("DeleteTopic", pb["DeleteTopicRequest"](topic=path), path)
+
+    def subscriptions(self) -> Iterator[Any]:
+        """Those of our prefix."""
+        project = f"projects/{self._options.project}"
+        ours = f"{project}/subscriptions/{self._options.prefix}"
+        token = ""
+        while True:
+            request = pb["ListSubscriptionsRequest"](
+                project=project, page_size=_PAGE, page_token=token
+            )
+            page = self._client.call("ListSubscriptions", request, project)
+            yield from (s for s in page.subscriptions if s.name.startswith(ours))
+            token = page.next_page_token
+            if not token:
+                return
+
+    def topics(self) -> Iterator[Any]:
+        project = f"projects/{self._options.project}"
+        ours = f"{project}/topics/{self._options.prefix}"
+        token = ""
+        while True:
+            request = pb["ListTopicsRequest"](project=project, page_size=_PAGE, page_token=token)
+            page = self._client.call("ListTopics", request, project)
+            yield from (t for t in page.topics if t.name.startswith(ours))
+            token = page.next_page_token
+            if not token:
+                return
+
+    # --- signs --------------------------------------------------------------------------------
+
+    def sign(self, path: str, labels: dict[str, str], expiration: int = 0) -> None:
+        """Leave a sign, if it isn't there; it expires after so many seconds without use, 0: never."""
+        wanted = pb["Subscription"](
+            name=path,
+            topic=self.signs_topic,
+            labels={**self._options.labels, **labels},
+            expiration_policy=pb["ExpirationPolicy"](),
+        )
+        if expiration:
+            wanted.expiration_policy.ttl.seconds = expiration
+            wanted.message_retention_duration.seconds = expiration
+        try:
+            self.create_subscription(wanted)
+        except NotFound:
+            self.create_topic(wanted.topic, {})
+            self.create_subscription(wanted)
+
+    def touch(self, path: str) -> None:
+        """Use a sign, so that it doesn't expire. Raises NotFound."""
+        request = pb["PullRequest"](subscription=path, max_messages=1, return_immediately=True)
+        self._client.call("Pull", request, path)
+
+    def signs(self) -> Iterator[str]:
+        """Paths of all signs."""
+        token = ""
+        while True:
+            request = pb["ListTopicSubscriptionsRequest"](
+                topic=self.signs_topic, page_size=_PAGE, page_token=token
+            )
+            try:
+                page = self._client.call("ListTopicSubscriptions", request, self.signs_topic)
+            except NotFound:  # nobody ever left one
+                return
+            yield from page.subscriptions
+            token = page.next_page_token
+            if not token:
+                return
