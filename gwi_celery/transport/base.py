@@ -218,10 +218,10 @@ class Transport(virtual.Transport):
                 self.channels.remove(channel)
                 self.channels.append(channel)
             delivered += served
-        self._return_unwanted()
+        self.return_unwanted()
         return delivered
 
-    def _return_unwanted(self) -> None:
+    def return_unwanted(self) -> None:
         """What was fetched for a queue whose consumers are full, others may have."""
         if self._receiver is not None:
             channels = [channel for channel in self.channels if not channel.closed]

@@ -233,6 +233,8 @@ class Intake:
 
     def looked(self, line: Line, limit: int) -> None:
         """That level has nothing now."""
+        if limit <= 0:
+            return  # nor is there room any more
         levels = [other for other in self.lines if other.source.own]
         self._look(levels[levels.index(line) + 1 :], limit)
 
@@ -242,7 +244,9 @@ class Intake:
             line.want(limit, now)
 
     def return_unpolled(self) -> None:
-        """Hand back what there is no room for: others may have."""
+        """There is no room: hand back what came, which others may have, and ask for no more."""
+        for line in self.lines:
+            line.rest()
         with self._lock:
             unwanted = [d for arrived in self._arrived.values() for d in arrived]
             self._arrived = {}
