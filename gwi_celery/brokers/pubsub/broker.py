@@ -706,6 +706,7 @@ class PubSubBroker:
                 request.push_config.oidc_token.service_account_email = service_account
                 request.push_config.oidc_token.audience = audience
             self.client.persist("ModifyPushConfig", request, source.path, self.options.timeout)
+            self.topology.note_push(source.path, url)
 
     def redrive(self, queue: str, limit: int | None = None) -> int:
         moved = self._dead_letters.redrive(queue, limit)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gwi_celery import forks
 from gwi_celery.brokers.base import Delivery
+from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.lines import ENDS_BY_ITSELF, MOST, Line, Pull, Stream
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.brokers.wakeups import bell
@@ -42,8 +43,14 @@ class PubSubReceiver:
         self._check()
         if queue in self._queues:
             return
+        topology = self._broker.topology
+        sources = topology.sources(queue)
+        for source in sources:
+            endpoint = topology.pushed_to(source.path)
+            if endpoint is not None:
+                raise BrokerUnusable(advice.pushed(queue, source.path, endpoint))
         intake = Intake(self, queue, bulk)
-        intake.read_from(self._broker.topology.sources(queue))
+        intake.read_from(sources)
         self._queues[queue] = intake
         self._broker.topology.join(queue)
         self.ring()

@@ -403,6 +403,14 @@ class Topology:
             if found.topic == self.topic(name) and self.exchange_type(name) is None:
                 self._admin.delete_topic(found.topic)
 
+    def note_push(self, path: str, endpoint: str) -> None:
+        """Where Pub/Sub posts a subscription's messages from now on; empty: it is pulled."""
+        self._admin.note_push(path, endpoint)
+
+    def pushed_to(self, path: str) -> str | None:
+        """The endpoint of a subscription that was last seen to be a push one."""
+        return self._admin.pushed.get(path)
+
     def has_queue(self, name: str) -> bool:
         if not self._options.managed:
             return True  # it can't be asked for without an admin call; using it will tell
