@@ -17,7 +17,7 @@ from gwi_celery.pools import PoolCheck
 from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.service.grace import ShutdownGrace
-from gwi_celery.service.worker import HealthServer
+from gwi_celery.service.worker import FolderWatch, HealthServer
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.stores.url import check_store_url, open_store
@@ -124,6 +124,7 @@ def setup(app: Any, **settings: Any) -> Settings:
             StopFlag,
             HealthServer,
             ShutdownGrace,
+            FolderWatch,
             Upkeep,
             "gwi_celery.provisioned:NoEvents",
         )

@@ -1,4 +1,4 @@
-"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|worker|firestore|results]``.
+"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|handover|worker|...]``.
 
 Each is put into a copy of the tree, and the store's contract, its state machine and the tests of keys
 run there; those of Firestore on one emulator for all; those of the worker with real ones. Exits with 1
@@ -607,6 +607,59 @@ RESULT_MUTANTS = [
     ),
 ]
 
+HANDOVER_SUITE = [
+    *("-m", "not emulator", "-k", "not pool and not push and not worker"),
+    "tests/unit/test_handover.py",
+    "tests/unit/test_consumer.py",
+    "tests/unit/test_depth.py",
+    "tests/unit/test_pubsub_wire.py",
+    "tests/contract/test_attempts.py",
+]
+HANDOVER_MUTANTS = [
+    Mutant(
+        "what a message makes its handler raise ends the worker",
+        "gwi_celery/transport/handover.py",
+        "        settle_error(message, exc)\n\n",
+        "        raise\n\n",
+    ),
+    Mutant(
+        "a started message is given back uncounted",
+        "gwi_celery/transport/channel.py",
+        "if held.message.begun:",
+        "if False:",
+    ),
+    Mutant(
+        "a begun attempt isn't stated",
+        "gwi_celery/brokers/embedded.py",
+        "tables.set_attempts(c, *_lease_of(delivery), delivery.attempts + 1)",
+        "pass",
+    ),
+    Mutant(
+        "an untouched message counts",
+        "gwi_celery/brokers/embedded.py",
+        "tables.set_attempts(change.c, id, lease, delivery.attempts)",
+        "pass",
+    ),
+    Mutant(
+        "a dead letter drops attributes",
+        "gwi_celery/brokers/pubsub/wire.py",
+        'more.setdefault("attributes", {})[key] = attributes.pop(key)',
+        "attributes.pop(key)",
+    ),
+    Mutant(
+        "a call nested too deep is sent",
+        "gwi_celery/transport/envelope.py",
+        'if message.get("content-type") == _JSON and depth.too_deep(body):',
+        "if False:",
+    ),
+    Mutant(
+        "times may be anything",
+        "gwi_celery/reliability/fields.py",
+        "return isinstance(when, datetime) and 1 < when.year < 2200",
+        "return True",
+    ),
+]
+
 
 def survives(mutant: Mutant, suite: list[str]) -> bool:
     """Whether the suite stays green. Raises LookupError if the code to mutate is gone."""
@@ -653,6 +706,8 @@ def main(which: list[str]) -> int:
     survivors = 0
     if not which or "sqlite" in which:
         survivors += run(SQLITE_MUTANTS, SUITE)
+    if not which or "handover" in which:
+        survivors += run(HANDOVER_MUTANTS, HANDOVER_SUITE)
     if not which or "worker" in which:
         survivors += run(WORKER_MUTANTS, WORKER_SUITE)
         survivors += run(SHIELD_MUTANTS, SHIELD_SUITE)

@@ -78,8 +78,6 @@ class ReliableBackend(KeyValueStoreBackend):
     def __init__(self, app: Any, url: str | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("expires_type", int)
         super().__init__(app=app, url=url, **kwargs)
-        #: Group id -> results of a chord's header that is being made by a generator.
-        self._unrolled: dict[str, Any] = {}
         if not self.always_retry:
             # A store that is away for a moment is worth some more tries.
             self.always_retry, self.max_retries = True, _RETRIES
@@ -178,6 +176,8 @@ class ReliableBackend(KeyValueStoreBackend):
             result=result, state=state, traceback=traceback, request=request
         )
         meta["task_id"] = bytes_to_str(task_id)
+        if getattr(request, "group_index", None) is not None:
+            meta["group_index"] = request.group_index  # its place in the results of a chord
         return meta
 
     def _or_come_again(self, request: Any, operation: Callable[[], Any]) -> Any:
@@ -257,17 +257,15 @@ class ReliableBackend(KeyValueStoreBackend):
         self.ensure_chords_allowed()
         group_id, results = header_result_args
         if isinstance(results, _regen):
-            # A generator's tasks are sent while it makes them: who they are is known with the last.
-            self._unrolled[group_id] = results
+            # A generator's tasks are sent while it makes them, with ids of their own. Who they are is
+            # known as they return; how many, with the last.
+            self._open_chord(group_id, [])
             self.retried(self.keep_chord_size, group_id, _SIZE_TO_COME)
         else:
             self._open_chord(group_id, results)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Celery tells how many parts there are, before it sends the last one."""
-        results = self._unrolled.pop(group_id, None)
-        if results is not None:
-            self._open_chord(group_id, results)
         self.retried(self.keep_chord_size, group_id, chord_size)
 
     def _open_chord(self, group_id: str, results: Any) -> None:
@@ -306,8 +304,11 @@ class ReliableBackend(KeyValueStoreBackend):
             leaves = list(_leaves(group))
             if size is None and parts < len(leaves) + counted.extra:
                 return
-            joined = set(self.parts(group_id)) - set(leaves) if counted.extra else set()
-            self._send_body(group, leaves, sorted(joined), body)
+            if counted.extra or not leaves:
+                joined = [part for part in self.parts(group_id) if part not in {*leaves}]
+            else:
+                joined = []
+            self._send_body(group, leaves, joined, body)
         self.retried(self.mark_sent, group_id)
 
     def _send_body(self, group: Any, leaves: list[str], joined: list[str], body: Any) -> None:
@@ -324,6 +325,7 @@ class ReliableBackend(KeyValueStoreBackend):
                 cause = meta["result"]
                 self._fail_body(body, f"Dependency {task_id} raised {_repr(cause)}", cause)
                 return
+        joined.sort(key=lambda task_id: found[task_id].get("group_index") or 0)
         try:
             body.delay([*_values(group, found), *(found[task_id]["result"] for task_id in joined)])
         except (Reject, SoftTimeLimitExceeded):

@@ -343,30 +343,31 @@ class FirestoreBackend(ReliableBackend):
     def open_chord(self, group_id: str, key: str, value: Any) -> None:
         name = self._chord_name(group_id)
         group = self._write(key, value, "", self.expires, None)
-        begun = documents.create(name, self._chord_fields(renewed=self.client.about_now()))
+        fields = self._chord_fields(renewed=self.client.about_now())
+        begun = [documents.create(name, fields)]
         tries = Tries("keep a chord's group")
         for _ in tries:
             with tries.once():
                 try:
-                    self.client.commit([group.write_over(), *group.pieces, begun])
+                    self.client.commit([group.write_over(), *group.pieces, *begun])
                 except Conflict:  # it was applied before, or by this very commit
-                    begun = self._begun_again(name, begun)
+                    begun = self._begun_again(name, fields)
                     raise
                 return
 
-    def _begun_again(self, name: str, begun: Write) -> Write:
-        """The chord's count over the one that is there: anew, if that one is over."""
+    def _begun_again(self, name: str, fields: Mapping[str, Any]) -> list[Write]:
+        """What begins the chord anew, if the one that is there is over; else nothing: it goes on."""
         read = self.client.read([name])
         document = read.documents.get(name)
-        if document is None or begun.fields is None:
-            return begun
+        if document is None:
+            return [documents.create(name, fields)]
         data = document.fields["data"]
         if not (data.get("sent") or has_expired(data["ttl"], document.update_time, read.read_time)):
-            return documents.check(name, document.update_time)
+            return []
         parts = self.client.query(Query(name, PARTS, mask=[])).documents
         for group in blobs.batches([documents.delete(part) for part in parts], _BATCH):
             self.client.commit_surely(group, tries=_TRIES)
-        return documents.replace(name, begun.fields, document.update_time)
+        return [documents.replace(name, fields, document.update_time)]
 
     def keep_chord_size(self, group_id: str, size: int) -> None:
         fields = self._chord_fields(size=size)

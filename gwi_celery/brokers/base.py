@@ -166,7 +166,7 @@ class Receiver(Protocol):
         """There is room for ``limit`` messages: a broker that fetches may do so ahead of the poll."""
 
     def return_unpolled(self, queue: str) -> None:
-        """Give back what was fetched and not polled: there is no room for it."""
+        """There is no room: give back what was fetched and not polled, and fetch nothing."""
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when a poll of a subscribed queue may find something.

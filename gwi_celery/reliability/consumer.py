@@ -7,6 +7,7 @@ to. Here such a message is rejected, and so kept in the dead letter, with the re
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,14 @@ logger = logging.getLogger(__name__)
 
 class Consumer(consumer.Consumer):
     """In force by ``app.conf.worker_consumer``, which ``setup()`` sets."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        processes = getattr(self.pool, "_pool", None)
+        if hasattr(processes, "maintain_pool"):
+            # Celery ends a worker that lost a child while it started: start that child again instead.
+            # One that can't start any is ended by the pool itself, by how often it starts them.
+            self.pool.did_start_ok = functools.partial(_all_started, processes)
 
     def connection_for_read(self, heartbeat: Any = None) -> Any:
         """Celery's own, also for gossip and events."""
@@ -75,6 +84,11 @@ def _named(message: Any) -> tuple[Any, dict[str, Any]]:
     kwargs = fields.get("kwargs")
     name = message.headers.get("task", fields.get("task"))
     return name, kwargs if isinstance(kwargs, dict) else {}
+
+
+def _all_started(processes: Any) -> bool:
+    processes.maintain_pool()
+    return True
 
 
 def oddity(message: Any) -> str | None:

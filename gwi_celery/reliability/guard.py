@@ -87,6 +87,8 @@ def _begun(execute: Callable[..., Any]) -> Callable[..., Any]:
         except (BrokerError, TaskRevokedError):
             raise
         except Exception as exc:
+            if self.time_start is None:  # the pool could not take it: that is what it asks for
+                self.message.begun = False
             self.settle_error(exc)
             # What tells Celery that the place in the pool is free again.
             raise TaskRevokedError(self.id) from exc

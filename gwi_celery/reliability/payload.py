@@ -33,13 +33,14 @@ class Payload:
         cls, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Payload:
         try:
-            parameters = inspect.signature(function).parameters
-            bound = inspect.signature(function).bind_partial(*args, **kwargs).arguments
+            signature = inspect.signature(function)
+            bound = signature.bind_partial(*args, **kwargs).arguments
         except (TypeError, ValueError):
             # Wrong arguments: Celery's own check, or the call itself, says so better than we could.
             named = {**{f"*{i}": value for i, value in enumerate(args)}, **kwargs}
             return cls(named, {}, frozenset())
         named, places = {}, {}
+        parameters = signature.parameters
         for place, (name, parameter) in enumerate(parameters.items()):
             if name not in bound:
                 continue

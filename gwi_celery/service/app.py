@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 #: Request bodies that may be in memory at a time, in units of the largest.
 _BODIES = 8
+#: Deliveries of a message for which there is no place before it is published anew: Pub/Sub counts a
+#: refusal as an attempt, and its own dead letter takes a message after 100 at most.
+_REFUSALS = 50
 #: Share of the push deadline that a request may wait for in which its message is due.
 _HOLD_AT_MOST = 0.5
 #: Share of the push deadline after which a job is handed back, and its request answered.
@@ -183,11 +186,19 @@ class Service:
             settlement = await self._until_due(pushed, _HOLD_AT_MOST * settings.push_deadline)
             if settlement is not None:
                 return settlement
-            return await self._intake.run(
-                pushed.delivery,
-                hand_back_at=received_at + _HAND_BACK_AT * settings.push_deadline,
-                answer_by=received_at + _ANSWER_AT * settings.push_deadline,
-            )
+            try:
+                return await self._intake.run(
+                    pushed.delivery,
+                    hand_back_at=received_at + _HAND_BACK_AT * settings.push_deadline,
+                    answer_by=received_at + _ANSWER_AT * settings.push_deadline,
+                )
+            except Refused as exc:
+                if exc.status != 429 or pushed.delivery.deliveries < _REFUSALS:
+                    raise
+                # Nobody has tried it: a copy counts from 1.
+                return await asyncio.to_thread(
+                    self._executor.park, pushed.delivery, float(exc.retry_after or 1)
+                )
 
     async def _until_due(self, pushed: Pushed, at_most: float) -> Settlement | None:
         """Hold a message that came too early: its request waits, without a place in the pool.

@@ -112,7 +112,7 @@ class ShutdownGrace(bootsteps.StartStopStep):
 
     def _exit_soon(self) -> None:
         self._sleep(_REST if pool_processes(self._worker.pool) else _LOOK_EVERY)
-        os._exit(0)
+        os._exit(int(state.should_stop or 0))
 
 
 class _Broker:

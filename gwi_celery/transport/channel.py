@@ -296,13 +296,16 @@ class Channel(virtual.Channel):
                 self._consuming[tag] = self._consuming.pop(tag)
             messages = [self._accept(d, consumer.no_ack) for d in deliveries]
             delivered += len(messages)
+            if messages and not self._room(consumer):
+                # Before a task that keeps this very thread busy: others may have what comes now.
+                self.connection.return_unwanted()
             for message in messages:
                 if message is None:
                     continue
                 if self.connection.serves_worker:
                     handover.hand_over(message, consumer.callback)
                 else:
-                    message.begun = True
+                    message.begun = not _takes_for_later(consumer.callback)
                     consumer.callback(message)
         return delivered
 
@@ -461,6 +464,11 @@ class Channel(virtual.Channel):
 
     def after_reply_message_received(self, queue: str) -> None:
         self._broker.delete_queue(queue)
+
+
+def _takes_for_later(callback: Callable[..., object]) -> bool:
+    """Whether it is a Celery worker's without :func:`gwi_celery.setup`: it doesn't say when it begins."""
+    return getattr(getattr(callback, "__self__", None), "on_message", None) is not None
 
 
 def requeue_delay(deliveries: int) -> float:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 import gwi_celery.app
@@ -371,10 +371,28 @@ def kills(self: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@app.task(bind=True, shared=False, name="told", acks_late=True)
+def told(self: Any, n: int) -> None:
+    """Notes what it is told of its message."""
+    redelivered = self.request.delivery_info["redelivered"]
+    count = self.request.properties["delivery_count"]
+    audit("told", n=n, redelivered=redelivered, count=count)
+
+
 @app.task(shared=False, name="naps", acks_late=True)
 def naps(label: str, seconds: float) -> None:
     audit("nap", label=label)
     time.sleep(seconds)
+
+
+@signals.worker_process_init.connect
+def die_young(**kwargs: Any) -> None:
+    """The first pool child dies as it starts, where a file says so."""
+    try:
+        (FOLDER / "die-young").unlink()
+    except FileNotFoundError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Unreadable(Exception):

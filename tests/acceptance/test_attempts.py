@@ -101,3 +101,26 @@ def test_an_error_without_a_text_takes_no_place(
         jobs.unreadable.delay()
     assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=60) == 5
     assert worker.process.poll() is None
+
+
+@pytest.mark.brokers("embedded")
+def test_a_pool_child_that_dies_as_it_starts_is_started_again(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    (tmp_path / "die-young").touch()
+    worker = start(pool="prefork")
+    eventually(lambda: not (tmp_path / "die-young").exists())
+    assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=60) == 5
+    assert worker.process.poll() is None
+
+
+def test_a_worker_that_replaces_its_children_all_the_time_adds_nothing(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    start(pool="prefork", concurrency=2, args=("--max-tasks-per-child", "1"))
+    for n in range(20):
+        jobs.told.delay(n)
+    eventually(lambda: events(tmp_path, "told") >= 20, 120)
+    told = [event for event in read_audit(tmp_path) if event["event"] == "told"]
+    assert sorted(event["n"] for event in told) == list(range(20))
+    assert {(event["count"], event["redelivered"]) for event in told} == {(1, False)}

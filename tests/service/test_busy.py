@@ -355,3 +355,21 @@ def test_a_service_that_is_killed_leaves_its_port_free(
             running.result(timeout=10)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{service.url}/health", timeout=5)
+
+
+def test_a_message_that_is_refused_again_and_again_is_published_anew(
+    serve: Callable[..., Service], jobs: ModuleType, tmp_path: Path
+) -> None:
+    """Pub/Sub would bury it after a hundred refusals, tried by nobody."""
+    service = serve(pool="threads", env={"GWI_PUSH_WAIT": "0"})
+    with ThreadPoolExecutor(1) as threads:
+        body = {"id": "long", "type": "naps", "payload": {"label": "long", "seconds": 3}}
+        running = threads.submit(service.push, json.dumps(body).encode())
+        eventually(lambda: events(tmp_path, "nap"))
+        waiting = json.dumps({"id": "n", "type": "record", "payload": {"label": "n"}}).encode()
+        refused = service.http.post("/push", json=envelope(waiting, attempt=49))
+        assert refused.status_code == 429
+        assert service.http.post("/push", json=envelope(waiting, attempt=50)).status_code == 204
+        [copy] = broker_for(jobs.app).peek("celery")
+        assert copy.data == waiting
+        assert running.result().status_code == 204

@@ -309,6 +309,18 @@ def test_a_job_with_a_key_is_replayed_by_it(app: Celery) -> None:
     assert (record.generation, record.submission) == (2, "mine")
 
 
+def test_a_job_of_beats_is_replayed_by_the_time_it_was_due(app: Celery) -> None:
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str, run_id: str) -> list[Any]:
+        return [self.generation, self.request.headers[DUE_HEADER]]
+
+    first, second = ({DUE_HEADER: f"2026-11-2{day}T03:00:00+00:00"} for day in (6, 7))
+    for due in (first, second):
+        assert t.apply_async(kwargs=CALL, headers=due).get() == [1, due[DUE_HEADER]]
+    assert t.replay(kwargs=CALL, headers=first).get() == [2, first[DUE_HEADER]]
+    assert t.apply_async(kwargs=CALL, headers=second).get() == [1, second[DUE_HEADER]]
+
+
 # --- deadlines while waiting ----------------------------------------------------------------------
 
 

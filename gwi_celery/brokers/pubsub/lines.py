@@ -89,6 +89,9 @@ class Line:
         """Ask what is there now; False if this line is busy, or can't."""
         return False
 
+    def rest(self) -> None:
+        """There is no room: ask for nothing until told what is wanted."""
+
     def stop(self) -> None:
         raise NotImplementedError  # each kind's own
 
@@ -249,6 +252,12 @@ class Pull(Line):
             self.intake.looked(self, self._wanted)
         if error is not None and not self._stopped:
             self._broke(error)
+
+    def rest(self) -> None:
+        with self._lock:
+            self._wanted = 0
+        if not self.receiver.broker.options.emulator:  # there a cancelled pull lives on
+            self._cancel(0.0)
 
     def stop(self) -> None:
         with self._lock:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gwi_celery import forks
 from gwi_celery.brokers.base import Delivery
+from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.lines import ENDS_BY_ITSELF, MOST, Line, Pull, Stream
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.brokers.wakeups import bell
@@ -42,8 +43,14 @@ class PubSubReceiver:
         self._check()
         if queue in self._queues:
             return
+        topology = self._broker.topology
+        sources = topology.sources(queue)
+        for source in sources:
+            endpoint = topology.pushed_to(source.path)
+            if endpoint is not None:
+                raise BrokerUnusable(advice.pushed(queue, source.path, endpoint))
         intake = Intake(self, queue, bulk)
-        intake.read_from(self._broker.topology.sources(queue))
+        intake.read_from(sources)
         self._queues[queue] = intake
         self._broker.topology.join(queue)
         self.ring()
@@ -233,6 +240,8 @@ class Intake:
 
     def looked(self, line: Line, limit: int) -> None:
         """That level has nothing now."""
+        if limit <= 0:
+            return  # nor is there room any more
         levels = [other for other in self.lines if other.source.own]
         self._look(levels[levels.index(line) + 1 :], limit)
 
@@ -242,7 +251,9 @@ class Intake:
             line.want(limit, now)
 
     def return_unpolled(self) -> None:
-        """Hand back what there is no room for: others may have."""
+        """There is no room: hand back what came, which others may have, and ask for no more."""
+        for line in self.lines:
+            line.rest()
         with self._lock:
             unwanted = [d for arrived in self._arrived.values() for d in arrived]
             self._arrived = {}
