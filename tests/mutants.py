@@ -114,6 +114,12 @@ class Mutant:
 
 SQLITE_MUTANTS = [
     Mutant(
+        "a second outcome of a generation is accepted in silence",
+        STORE,
+        'if stored["fence"] != lease.fence or same:',
+        'if stored["fence"] != lease.fence or same or True:',
+    ),
+    Mutant(
         "tokens start again with each lock",
         STORE,
         "token = max(last + 1, int(now * 1_000_000))",
@@ -500,6 +506,46 @@ WORKER_MUTANTS = [
     ),
 ]
 
+SHIELD_SUITE = ["-m", "not emulator", "tests/unit/test_shield.py"]
+
+SHIELD_MUTANTS = [
+    Mutant(
+        "between claim and end a signal is raised at once",
+        ATTEMPT,
+        "        with shield.section():\n            return self._run(",
+        "        with shield.window():\n            return self._run(",
+    ),
+    Mutant(
+        "a transaction that was left stays open",
+        "gwi_celery/sqlite.py",
+        "        _rollback(c)\n        self._database._give_back(c)",
+        "        self._database._give_back(c)",
+    ),
+    Mutant(
+        "a limit that comes after the outcome is raised",
+        "gwi_celery/shield.py",
+        "        finally:\n            state.idle = True",
+        "        finally:\n            state.idle = False",
+    ),
+]
+
+ENDS_SUITE = ["-m", "not emulator", "-k", "sqlite-prefork", "tests/ends"]
+
+ENDS_MUTANTS = [
+    Mutant(
+        "a killed attempt's lock is freed whoever holds it",
+        "gwi_celery/reliability/request.py",
+        "nonce=self._attempt,",
+        "nonce=None,",
+    ),
+    Mutant(
+        "what was replaced answers None",
+        "gwi_celery/reliability/outcome.py",
+        "return blobs.load(blob[1:]) if blob[:1] == _REPLACED else None",
+        "return None",
+    ),
+]
+
 
 BROKER_MUTANTS = [
     Mutant(
@@ -762,6 +808,8 @@ def main(which: list[str]) -> int:
         survivors += run(HANDOVER_MUTANTS, HANDOVER_SUITE)
     if not which or "worker" in which:
         survivors += run(WORKER_MUTANTS, WORKER_SUITE)
+        survivors += run(SHIELD_MUTANTS, SHIELD_SUITE)
+        survivors += run(ENDS_MUTANTS, ENDS_SUITE)
     if not which or "broker" in which:
         survivors += run(BROKER_MUTANTS, BROKER_SUITE)
     if not which or {"firestore", "results"} & set(which):

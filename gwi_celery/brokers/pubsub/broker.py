@@ -78,6 +78,8 @@ _PARK = 600.0
 _PARKINGS = 5
 #: Seconds for which another reader's message is left to it.
 _SPARE = 1.0
+#: Times that what a message goes to is made again, while others delete it.
+_RESTORES = 3
 #: Messages and bytes of one Publish request: Pub/Sub takes 1,000 and 10 MB.
 _BATCH_MESSAGES, _BATCH_BYTES = 1000, 9_000_000
 #: Publish requests on their way at a time.
@@ -185,15 +187,34 @@ class PubSubBroker:
             return
         topic = self.topology.route(exchange, routing_key)
         if not self.options.publisher_confirms:
-            self._publish_unconfirmed(topic, made)
+            self._publish_unconfirmed(topic, (exchange, routing_key, message), made)
             return
         try:
             self._send(topic, [made])
         except NotFound:
-            # Deleted, or an emulator that was started anew.
-            self.topology.restore(exchange, routing_key)
-            if not self._reader_is_gone(exchange, routing_key, message):
-                self._send(self.topology.route(exchange, routing_key), [made])
+            self._send_again([((exchange, routing_key, message), made)])
+
+    def _send_again(
+        self, addressed: Sequence[tuple[tuple[str, str, OutgoingMessage], Any]]
+    ) -> None:
+        """Make again what these were sent to, and send them.
+
+        Somebody deleted it, maybe just now and more than once, or an emulator was started anew.
+        """
+        for left in reversed(range(_RESTORES)):
+            for exchange, routing_key in dict.fromkeys(to[:2] for to, _ in addressed):
+                self.topology.restore(exchange, routing_key)
+            by_topic: dict[str, list[Any]] = {}
+            for to, made in addressed:
+                if not self._reader_is_gone(*to):
+                    by_topic.setdefault(self.topology.route(*to[:2]), []).append(made)
+            try:
+                for topic, some in by_topic.items():
+                    self._send(topic, some)
+                return
+            except NotFound:
+                if not left:
+                    raise
 
     def _reader_is_gone(self, exchange: str, routing_key: str, message: OutgoingMessage) -> bool:
         """Whether to drop an answer, rather than to make a queue that nobody would ever read."""
@@ -222,7 +243,7 @@ class PubSubBroker:
         def settle() -> None:
             topic, chunk, future = pending.pop(0)
             try:
-                self._settle(topic, messages[chunk[0][0]], [m for _, m in chunk], future)
+                self._settle(topic, [(messages[n], m) for n, m in chunk], future)
             except BrokerError as exc:
                 errors.update({n: exc for n, _ in chunk})
 
@@ -274,7 +295,10 @@ class PubSubBroker:
         return future
 
     def _settle(
-        self, topic: str, address: tuple[str, str, Any], made: list[Any], future: Any
+        self,
+        topic: str,
+        addressed: Sequence[tuple[tuple[str, str, OutgoingMessage], Any]],
+        future: Any,
     ) -> None:
         """Wait for a request that was begun, and make it again if that can help."""
         try:
@@ -283,30 +307,37 @@ class PubSubBroker:
         except grpc.RpcError as exc:
             error = self.client.error(exc, "Publish", topic)
         if isinstance(error, NotFound):
-            self.topology.restore(*address[:2])
-            topic = self.topology.route(*address[:2])
-        elif not isinstance(error, BrokerUnavailable):
+            self._send_again(addressed)
+        elif isinstance(error, BrokerUnavailable):
+            self._send(topic, [made for _, made in addressed])
+        else:
             raise error
-        self._send(topic, made)
 
-    def _publish_unconfirmed(self, topic: str, made: Any) -> None:
+    def _publish_unconfirmed(
+        self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any
+    ) -> None:
         future = self._begin(topic, [made])
         with self._unconfirmed_changed:
             self._unconfirmed.add(future)
-        future.add_done_callback(functools.partial(self._unconfirmed_done, topic, made))
+        future.add_done_callback(functools.partial(self._unconfirmed_done, topic, to, made))
 
-    def _unconfirmed_done(self, topic: str, made: Any, future: Any) -> None:
+    def _unconfirmed_done(
+        self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any, future: Any
+    ) -> None:
         error = None if future.cancelled() else future.exception()
         with self._unconfirmed_changed:
             if error is not None:
                 self._late += 1
-                self._jobs.run(functools.partial(self._send_late, topic, made))
+                self._jobs.run(functools.partial(self._send_late, topic, to, made))
             self._unconfirmed.discard(future)
             self._unconfirmed_changed.notify_all()
 
-    def _send_late(self, topic: str, made: Any) -> None:
+    def _send_late(self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any) -> None:
         try:
-            self._send(topic, [made])
+            try:
+                self._send(topic, [made])
+            except NotFound:
+                self._send_again([(to, made)])
         except BrokerError as exc:
             logger.error("a message for %s was lost, as publisher_confirms is off: %s", topic, exc)
         finally:

@@ -298,11 +298,7 @@ class Topology:
 
     def _make_temporary(self, queue: _Queue, *, first: bool) -> None:
         wanted = self._wanted(queue)
-        try:
-            made = self._admin.create_subscription(wanted)
-        except NotFound:
-            self._admin.create_topic(queue.topic, {})
-            made = self._admin.create_subscription(wanted)
+        made = self._create_temporary(wanted)
         if not made:
             made = self._take_over(queue, wanted)
         queue.made = queue.made or made
@@ -310,11 +306,21 @@ class Topology:
             queue.since = self._now()
             queue.spared_until = 0.0 if made else time.time() + _SPARED
 
+    def _create_temporary(self, wanted: Any) -> bool:
+        """False if it was there already. The topic that such queues share is made with the first."""
+        try:
+            return self._admin.create_subscription(wanted)
+        except NotFound:
+            if wanted.topic != self._temporary_topic():
+                raise  # an exchange's
+            self._admin.create_topic(wanted.topic, {})
+            return self._admin.create_subscription(wanted)
+
     def _take_over(self, queue: _Queue, wanted: Any) -> bool:
         """A subscription of that name is there; whether it had to be made anew."""
         found = self._admin.get_subscription(wanted.name)
         if found is None:  # its topic was deleted, or another process deleted it just now
-            return self._admin.create_subscription(wanted)
+            return self._create_temporary(wanted)
         if found.topic != wanted.topic:
             raise exists_to_stay(queue.spec.name)
         return False
@@ -838,10 +844,25 @@ class Topology:
         if not different:
             return
         what = f"queue {queue!r}: subscription {wanted.name}"
+        if "filter" in different:
+            what = self._levels_left(queue) + what
         self._refuse_or_repair(what, different, _IMMUTABLE)
         wanted.labels.clear()
         wanted.labels.update(labels)
         self._update("Subscription", wanted, different)
+
+    def _levels_left(self, queue: str) -> str:
+        """Names levels of ``priority_levels`` as it was, which nobody would read from."""
+        own = self.subscription(queue)
+        read = {path for _, path, _ in self._levels(_Queue(QueueSpec(queue), self.topic(queue)))}
+        found = {s.name for s in self._admin.subscriptions() if s.name.startswith(f"{own}~p")}
+        left = sorted(_id(path) for path in found - read)
+        if not left:
+            return ""
+        return (
+            f"priority_levels was another: once they are drained, delete {', '.join(left)}, which "
+            "nobody reads from any more. "
+        )
 
     def _compare_topic(self, path: str) -> None:
         """The same for a topic, as far as the options say anything of topics."""
