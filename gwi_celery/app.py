@@ -101,8 +101,8 @@ def setup(app: Any, **settings: Any) -> Settings:
     Args:
         app: A Celery app. Settings it was given before stay, and one that would break the promise
             is an error.
-        settings: See :class:`gwi_celery.config.Settings`; they go before ``app.conf.gwi_*``, which
-            goes before the environment.
+        settings: See :class:`gwi_celery.config.Settings`; they take precedence over
+            ``app.conf.gwi_*``, and those over the environment.
 
     Returns:
         The settings in force.

@@ -313,6 +313,6 @@ def unknown_options(options: dict[str, Any], known: Any) -> None:
     for option in options:
         if option not in known:
             raise ConfigurationError(
-                f"broker_transport_options has {option!r}, which is none of ours; "
+                f"broker_transport_options has {option!r}, which is unknown; "
                 + nearest(option, known)
             )
