@@ -5,13 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-emulator test lint bench mutants peer-suites clean
+.PHONY: help demo demo-emulator test test-floor test-matrix lint bench mutants peer-suites clean
 .DEFAULT_GOAL := help
+.SECONDARY:
 
 help:
 	@echo "make demo    real jobs in a real worker, killed twice; ends with a proof (under a minute)"
 	@echo "make demo-emulator   the same on the Pub/Sub and Firestore emulators"
 	@echo "make test    all tests"
+	@echo "make test-floor    what Celery's oldest supported release decides, on that release (3 minutes)"
+	@echo "make test-matrix   the same on each release of Celery, and on each Python that is there"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measurements, as ratios against other brokers"
 	@echo "make mutants breaks the store's promises one by one; the suite must notice each"
@@ -32,6 +35,36 @@ demo-emulator: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 4 --dist loadgroup $(ARGS)
 
+# Tests that stand or fall with Celery's own code: tasks, backends, workers, canvas.
+RELEASE_TESTS := tests/unit/test_config.py tests/unit/test_task.py tests/unit/test_call.py \
+	tests/unit/test_consumer.py tests/unit/test_transport.py tests/unit/test_tracebacks.py \
+	tests/contract/test_backend.py tests/acceptance/test_worker.py tests/acceptance/test_canvas.py
+
+# Releases as "celery kombu"; the first is the floor.
+FLOOR := 5.4.0-5.4.0
+RELEASES := $(FLOOR) 5.5.3-5.5.4 5.6.3-5.6.2 5.7.0-5.7.0
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[0-3].*/bin/python)
+
+# A virtualenv with a release of Celery and Kombu: make .venv-celery-5.4.0-5.4.0/.installed
+.venv-celery-%/.installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,redis,testing,bench]' \
+		'celery==$(firstword $(subst -, ,$*))' 'kombu==$(lastword $(subst -, ,$*))'
+	@touch $@
+
+test-release-%: .venv-celery-%/.installed
+	.venv-celery-$*/bin/python -m pytest -q -n 2 -m "not emulator" $(RELEASE_TESTS) $(ARGS)
+
+test-floor: test-release-$(FLOOR)
+
+test-matrix: $(RELEASES:%=test-release-%)
+	@done=; for python in $(PYTHONS); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+		case " $$done " in *" $$version "*) continue;; esac; done="$$done $$version"; \
+		$(MAKE) PYTHON=$$python VENV=.venv-python$$version .venv-python$$version/.installed && \
+		.venv-python$$version/bin/python -m pytest -q -n 2 -m "not emulator" $(RELEASE_TESTS) $(ARGS) || exit 1; \
+	done; echo "tested with Python$$done"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --exclude '*.md' .
@@ -48,5 +81,5 @@ peer-suites: $(STAMP)
 	$(BIN)/python -m tests.peers $(ARGS)
 
 clean:
-	rm -rf $(VENV) demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-celery-* .venv-python* demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

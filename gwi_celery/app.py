@@ -17,7 +17,7 @@ from gwi_celery.pools import PoolCheck
 from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.service.grace import ShutdownGrace
-from gwi_celery.service.worker import HealthServer
+from gwi_celery.service.worker import FolderWatch, HealthServer
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.stores.url import check_store_url, open_store
@@ -101,8 +101,8 @@ def setup(app: Any, **settings: Any) -> Settings:
     Args:
         app: A Celery app. Settings it was given before stay, and one that would break the promise
             is an error.
-        settings: See :class:`gwi_celery.config.Settings`; they go before ``app.conf.gwi_*``, which
-            goes before the environment.
+        settings: See :class:`gwi_celery.config.Settings`; they take precedence over
+            ``app.conf.gwi_*``, and those over the environment.
 
     Returns:
         The settings in force.
@@ -124,6 +124,7 @@ def setup(app: Any, **settings: Any) -> Settings:
             StopFlag,
             HealthServer,
             ShutdownGrace,
+            FolderWatch,
             Upkeep,
             "gwi_celery.provisioned:NoEvents",
         )

@@ -3,6 +3,9 @@
 Each ``.delay()`` inside returns its AsyncResult at once; the messages go out in a few large requests,
 at the latest at the end, where the broker has confirmed them all or an error says which it hasn't.
 Celery's ``group`` and ``chunks`` inside a batch are published the same way.
+
+A batch belongs to the block, and to what the block starts with a copy of its context: asyncio tasks,
+``asyncio.to_thread``. What such a one publishes once the block is over is published by itself.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import contextvars
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gwi_celery import forks
 from gwi_celery.brokers.base import Broker, OutgoingMessage
 from gwi_celery.errors import BatchFailed, BrokerError, PublishFailed
 
@@ -26,22 +30,31 @@ class Batch:
     """The messages of one ``with publish_batch()``."""
 
     def __init__(self) -> None:
+        self._lock = forks.rlock()
+        self._finished = False
         self._waiting: dict[Broker, list[_Message]] = {}
         #: Published and confirmed so far.
         self.published = 0
         #: Task id (or "message N", counted from 1, where there is none) -> why it was not published.
         self.errors: dict[str, Exception] = {}
 
-    def add(self, broker: Broker, message: _Message) -> None:
-        waiting = self._waiting.setdefault(broker, [])
-        waiting.append(message)
-        if len(waiting) >= _FLUSH_AT:
-            self._flush(broker)
+    def add(self, broker: Broker, message: _Message) -> bool:
+        """Have it published with the batch. False: the batch is over, and takes nothing more."""
+        with self._lock:
+            if self._finished:
+                return False
+            waiting = self._waiting.setdefault(broker, [])
+            waiting.append(message)
+            if len(waiting) >= _FLUSH_AT:
+                self._flush(broker)
+            return True
 
     def finish(self) -> None:
         """Publish what waits. Raises BatchFailed if any message of the batch was not published."""
-        for broker in list(self._waiting):
-            self._flush(broker)
+        with self._lock:
+            self._finished = True
+            for broker in list(self._waiting):
+                self._flush(broker)
         if self.errors:
             raise BatchFailed(self.errors, self.published)
 

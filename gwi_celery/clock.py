@@ -1,6 +1,6 @@
 """Time, as a thing that can be handed in.
 
-Every deadline of ours goes through a :class:`Clock`, so that a test can hold it.
+The embedded broker and store decide every expiry by a :class:`Clock`, so that a test can hold it.
 """
 
 from __future__ import annotations

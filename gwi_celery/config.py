@@ -1,4 +1,6 @@
-"""One frozen :class:`Settings` object, and the only place that reads the environment.
+"""One frozen :class:`Settings` object.
+
+The addresses of emulators and Google's credentials are read from the environment where they are used.
 
 Each setting is taken from the first of: the argument to ``setup()``, ``app.conf.gwi_<name>``, its
 environment variable, its default.

@@ -26,7 +26,7 @@
         │   └── VersionConflict     a value has changed since its writer, without a lock, read it
         └── BrokerError
             ├── BrokerUnavailable   temporary: worth trying again
-            ├── BrokerUnusable      permanent: not a database, read-only, wrong version
+            ├── BrokerUnusable      permanent: not a database, read-only, wrong version, no permission
             ├── NotFound            no such queue or exchange
             ├── NotDeleted          in use, not empty, or that can't be known
             ├── PublishFailed       some of many messages were not published
@@ -42,6 +42,8 @@
 """
 
 from __future__ import annotations
+
+from kombu.exceptions import OperationalError
 
 __all__ = [
     "BatchFailed",
@@ -183,8 +185,9 @@ class BrokerUnavailable(BrokerError):
     """Temporary: the broker can't be reached, is locked, or its disk is full. Try again."""
 
 
-class BrokerUnusable(BrokerError):
-    """Permanent: the broker's file is not a database, is read-only, or of another version."""
+class BrokerUnusable(BrokerError, OperationalError):
+    """Permanent: the broker's file is not a database, is read-only, or of another version; or Pub/Sub
+    refuses this account. A call raises it as it is; to Kombu's callers it is an OperationalError."""
 
 
 class NotFound(BrokerError):

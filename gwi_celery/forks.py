@@ -4,8 +4,8 @@ gRPC survives a fork of an idle process, and now and then hangs or crashes the c
 calls in flight (https://github.com/grpc/grpc/issues/31885). A prefork worker forks whenever it
 replaces a child, from the process that pulls and extends leases. So every call passes a gate: while
 a fork is under way new calls wait, long ones are told to end, and the fork waits for what is in
-flight. Channels stay open in the parent. The child must make its own client (see :func:`process_id`
-in a client's cache key) and never touches, or closes, an inherited one.
+flight. Channels stay open in the parent. The child must make its own client, and never touch or close
+an inherited one.
 
 ``GRPC_ENABLE_FORK_SUPPORT`` must stay unset: either value of it deadlocks here.
 

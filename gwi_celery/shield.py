@@ -172,6 +172,12 @@ def ends_greenlet(exc: BaseException) -> bool:
     return greenlet is not None and isinstance(exc, greenlet.GreenletExit)
 
 
+def is_time_limit(exc: BaseException) -> bool:
+    """Whether a greenlet is ended by it at its hard time limit."""
+    gevent = sys.modules.get("gevent")
+    return gevent is not None and isinstance(exc, gevent.Timeout) and from_outside(exc)
+
+
 def from_outside(exc: BaseException) -> bool:
     """Whether a signal's handler or a kill raised it, and not the code that it passed through."""
     return bool(getattr(exc, "_gwi_from_outside", False))

@@ -346,6 +346,18 @@ class Database:
             self._orphaned = True
 
 
+def displaced() -> str | None:
+    """Of this process's databases: what is wrong with one whose file was deleted or replaced."""
+    for database in list(_databases):
+        try:
+            database.check_place()
+        except database._unusable as exc:
+            return str(exc)
+        except database._unavailable:
+            continue
+    return None
+
+
 class Transaction:
     """``with`` it: the connection, in a transaction that is over at the end, whatever happens.
 

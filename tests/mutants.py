@@ -1,4 +1,4 @@
-"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|handover|worker|...]``.
+"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|handover|broker|...]``.
 
 Each is put into a copy of the tree, and the store's contract, its state machine and the tests of keys
 run there; those of Firestore on one emulator for all; those of the worker with real ones. Exits with 1
@@ -82,6 +82,28 @@ RESULT_SUITE = [
 ]
 
 
+#: The way from a broker to its user and back: on the embedded broker, and on one Pub/Sub emulator.
+CHANNEL, LEASES, EXITS = (
+    "gwi_celery/transport/channel.py",
+    "gwi_celery/transport/leases.py",
+    "gwi_celery/exits.py",
+)
+PUBSUB, INTAKE, TOPOLOGY = (
+    "gwi_celery/brokers/pubsub/broker.py",
+    "gwi_celery/brokers/pubsub/receiver.py",
+    "gwi_celery/brokers/pubsub/topology.py",
+)
+BROKER_SUITE = [
+    "-k",
+    "test_turns or test_leases or (test_background and not closes_nothing) or made_again",
+    "tests/unit/test_turns.py",
+    "tests/unit/test_leases.py",
+    "tests/pubsub/test_leases.py",
+    "tests/pubsub/test_background.py",
+    "tests/pubsub/features/test_topology.py",
+]
+
+
 @dataclass(frozen=True)
 class Mutant:
     name: str
@@ -91,6 +113,12 @@ class Mutant:
 
 
 SQLITE_MUTANTS = [
+    Mutant(
+        "a second outcome of a generation is accepted in silence",
+        STORE,
+        'if stored["fence"] != lease.fence or same:',
+        'if stored["fence"] != lease.fence or same or True:',
+    ),
     Mutant(
         "tokens start again with each lock",
         STORE,
@@ -478,6 +506,122 @@ WORKER_MUTANTS = [
     ),
 ]
 
+SHIELD_SUITE = ["-m", "not emulator", "tests/unit/test_shield.py"]
+
+SHIELD_MUTANTS = [
+    Mutant(
+        "between claim and end a signal is raised at once",
+        ATTEMPT,
+        "        with shield.section():\n            return self._run(",
+        "        with shield.window():\n            return self._run(",
+    ),
+    Mutant(
+        "a transaction that was left stays open",
+        "gwi_celery/sqlite.py",
+        "        _rollback(c)\n        self._database._give_back(c)",
+        "        self._database._give_back(c)",
+    ),
+    Mutant(
+        "a limit that comes after the outcome is raised",
+        "gwi_celery/shield.py",
+        "        finally:\n            state.idle = True",
+        "        finally:\n            state.idle = False",
+    ),
+]
+
+ENDS_SUITE = ["-m", "not emulator", "-k", "sqlite-prefork", "tests/ends"]
+
+ENDS_MUTANTS = [
+    Mutant(
+        "a killed attempt's lock is freed whoever holds it",
+        "gwi_celery/reliability/request.py",
+        "nonce=self._attempt,",
+        "nonce=None,",
+    ),
+    Mutant(
+        "what was replaced answers None",
+        "gwi_celery/reliability/outcome.py",
+        "return blobs.load(blob[1:]) if blob[:1] == _REPLACED else None",
+        "return None",
+    ),
+]
+
+
+BROKER_MUTANTS = [
+    Mutant(
+        "what needs no ack is never acked",
+        CHANNEL,
+        "lost = {d.ack_id for d in self._broker.ack([delivery for delivery, _ in ours])}",
+        "lost: set[str] = set()",
+    ),
+    Mutant(
+        "what may be another's is handed over",
+        CHANNEL,
+        "if self.connection.leases.holds(delivery):",
+        "if True:",
+    ),
+    Mutant(
+        "one more is held than fits",
+        CHANNEL,
+        "max(self.prefetch_count - len(self._channel.held), 0)",
+        "max(self.prefetch_count + 1 - len(self._channel.held), 0)",
+    ),
+    Mutant(
+        "the first queue is served first each time",
+        CHANNEL,
+        "self._consuming[tag] = self._consuming.pop(tag)",
+        "pass",
+    ),
+    Mutant(
+        "leases are not extended",
+        LEASES,
+        "lost = {d.ack_id for d in self._broker.extend([k.delivery for k in group], seconds)}",
+        "lost: set[str] = set()",
+    ),
+    Mutant(
+        "a message that waited past its lease is given out",
+        INTAKE,
+        "(taken if now < delivery.held_until() else lapsed).append(delivery)",
+        "taken.append(delivery)",
+    ),
+    Mutant(
+        "a busy user keeps what it doesn't poll",
+        INTAKE,
+        "old = self._drop(lambda d: waits_for_long(d) and d.ack_id not in early)",
+        "old: list[Delivery] = []",
+    ),
+    Mutant(
+        "one holds all that is delayed",
+        INTAKE,
+        "delayed, parked = delayed[:room], delayed[room:]",
+        "parked = []",
+    ),
+    Mutant(
+        "a message that is redelivered waits twice",
+        INTAKE,
+        "replaced = self._drop(lambda d: (_path(d), d.message_id) in again)",
+        "pass",
+    ),
+    Mutant(
+        "acks wait for other work",
+        PUBSUB,
+        "            self._acks.ack(subscription, ack_id, until)",
+        "            self._jobs.run(functools.partial(self._acks.ack, subscription, ack_id, until))",
+    ),
+    Mutant(
+        "a pool's child ends without what it has to send",
+        EXITS,
+        "signals.worker_process_shutdown.connect(_flush, weak=False)",
+        "pass",
+    ),
+    Mutant(
+        "a queue that is made again is not bound again",
+        TOPOLOGY,
+        "        self.declare_queue(queue.spec)\n        for name, keys in queue.bound.items():",
+        "        self.declare_queue(queue.spec)\n        for name, keys in {}.items():",
+    ),
+]
+
 
 RESULT_MUTANTS = [
     Mutant(
@@ -664,6 +808,10 @@ def main(which: list[str]) -> int:
         survivors += run(HANDOVER_MUTANTS, HANDOVER_SUITE)
     if not which or "worker" in which:
         survivors += run(WORKER_MUTANTS, WORKER_SUITE)
+        survivors += run(SHIELD_MUTANTS, SHIELD_SUITE)
+        survivors += run(ENDS_MUTANTS, ENDS_SUITE)
+    if not which or "broker" in which:
+        survivors += run(BROKER_MUTANTS, BROKER_SUITE)
     if not which or {"firestore", "results"} & set(which):
         with start_firestore() as emulator:
             os.environ[FIRESTORE_HOST] = emulator.endpoint

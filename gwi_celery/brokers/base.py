@@ -16,6 +16,7 @@ Foreign exceptions stop here: an implementation raises :mod:`gwi_celery.errors` 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -32,6 +33,10 @@ DEATH_TIME = "gwi-death-time"
 #: Attribute of a message taken back out of a dead letter: unique to that redrive, so that a job
 #: which failed runs again rather than being answered with its failure.
 REDRIVE = "gwi-redrive"
+
+
+#: Share of a lease for which its holder relies on it.
+SURE = 0.9
 
 
 def dead_letter_queue(queue: str) -> str:
@@ -99,6 +104,15 @@ class Delivery:
     lease_seconds: float
     #: Attempts before this one.
     attempts: int = 0
+    #: Monotonic time, in the process that got it, from which the first lease counts.
+    leased_at: float = field(default_factory=time.monotonic, compare=False)
+
+    def held_until(self) -> float:
+        """Monotonic time up to which it is surely ours, if it was never extended.
+
+        Somewhat before its lease is over: a message is not handed over at the last moment.
+        """
+        return self.leased_at + SURE * self.lease_seconds
 
 
 @dataclass(frozen=True)
@@ -267,8 +281,12 @@ class Broker(Protocol):
 
     def receiver(self) -> Receiver: ...
 
-    def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """The messages are done with. One whose lease was lost is left alone, without an error."""
+    def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """The messages are done with.
+
+        One whose lease was lost is left alone, without an error. Returns the deliveries that the
+        broker says are another's: it has delivered them again, or will.
+        """
 
     def begin(self, delivery: Delivery) -> None:
         """Its user begins with the message now: an attempt, whatever becomes of it."""

@@ -340,10 +340,11 @@ class EmbeddedBroker:
         own = queue.spec.lease_seconds
         return self.lease_seconds if own is None else own
 
-    def ack(self, deliveries: Sequence[Delivery]) -> None:
-        if deliveries:
-            with self._database.write(durable=False) as c:
-                tables.delete_leased(c, [_lease_of(delivery) for delivery in deliveries])
+    def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        if not deliveries:
+            return []
+        with self._database.write(durable=False) as c:
+            return [d for d in deliveries if not tables.delete_leased(c, *_lease_of(d))]
 
     def begin(self, delivery: Delivery) -> None:
         with self._database.write(durable=False) as c:

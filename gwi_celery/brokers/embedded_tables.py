@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -425,12 +425,12 @@ def move(
     c.execute("UPDATE bodies SET attributes = ? WHERE id = ?", (write_attributes(attributes), id))
 
 
-def delete_leased(c: sqlite3.Connection, leases: Iterable[tuple[int, int]]) -> None:
-    """Delete the messages that are still under these (id, lease)."""
-    for id, lease in leases:
-        gone = c.execute("DELETE FROM messages WHERE id = ? AND lease = ?", (id, lease))
-        if gone.rowcount:
-            c.execute("DELETE FROM bodies WHERE id = ?", (id,))
+def delete_leased(c: sqlite3.Connection, id: int, lease: int) -> bool:
+    """Delete the message if it is still under this lease; whether it was."""
+    gone = c.execute("DELETE FROM messages WHERE id = ? AND lease = ?", (id, lease))
+    if gone.rowcount:
+        c.execute("DELETE FROM bodies WHERE id = ?", (id,))
+    return gone.rowcount > 0
 
 
 def delete(c: sqlite3.Connection, id: int) -> None:

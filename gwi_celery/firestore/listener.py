@@ -5,7 +5,7 @@ document is a target of its own, as Google's own clients have it: a target of ma
 a message for each of its missing ones whenever any changes.
 
 A stream that breaks is opened again by whoever waits, at their next look. Until then, and until the
-server has said where a target stands, a :class:`Watch` is not ``live``, and who waits should read
+server has stated where a target stands, a :class:`Watch` is not ``live``, and who waits should read
 instead, now and then. What changed meanwhile comes with the new stream's first answer.
 """
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
+from billiard.exceptions import TimeLimitExceeded
 from celery import states
 from celery._state import _task_stack
 from celery.canvas import maybe_signature
@@ -211,8 +212,11 @@ class Attempt:
             exc = JobExited(
                 f"{self._task.name} raised {safe_error(exc)}: a job ends by returning, or by an Exception"
             )
+        recorded: BaseException = exc
+        if end is End.HARD_LIMIT:
+            recorded = TimeLimitExceeded(getattr(exc, "seconds", None))
         try:
-            self._record(run, end, exc)
+            self._record(run, end, recorded)
         except LeaseLost as lost:
             # Another attempt decides the outcome now; ours must not be reported as one.
             end, exc = End.LEASE_LOST, lost
@@ -226,7 +230,7 @@ class Attempt:
         match end.row.record:
             case Record.FAILED:
                 outcome = Outcome(JobStatus.FAILED, dump_failure(exc))
-                if end is End.REJECTED:  # has no result
+                if end in (End.REJECTED, End.HARD_LIMIT):  # Celery's request stores that
                     run.finish(outcome)
                 else:
                     self._finish(run, outcome, exc)

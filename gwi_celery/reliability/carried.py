@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextvars
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from gwi_celery import forks
 from gwi_celery.errors import OutsideAttempt
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _carried: contextvars.ContextVar[Mapping[Any, Run] | None] = contextvars.Context
 )
 #: How many attempts of each task this process is running.
 _running: Counter[Any] = Counter()
-_lock = threading.Lock()
+_lock = forks.lock()
 
 
 @contextmanager

@@ -189,4 +189,6 @@ def end_of(exc: BaseException) -> End:
     for kind, end in _BY_EXCEPTION:
         if isinstance(exc, kind):
             return end
+    if shield.is_time_limit(exc):
+        return End.HARD_LIMIT
     return End.ENDED if shield.from_outside(exc) else End.EXITED

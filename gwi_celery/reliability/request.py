@@ -24,7 +24,7 @@ from gwi_celery.reliability.call import Call, callers_headers, submission
 from gwi_celery.reliability.guard import GuardedRequest
 from gwi_celery.reliability.outcome import dump_failure, load_replaced
 from gwi_celery.shield import shielded
-from gwi_celery.stores.base import Claimed, Completed, Held, JobRecord, JobStatus, Outcome
+from gwi_celery.stores.base import Claimed, Completed, JobRecord, JobStatus, Outcome
 from gwi_celery.text import safe_error, safe_text
 from gwi_celery.transport.headers import ATTEMPT_PROPERTY
 
@@ -130,11 +130,8 @@ class ReliableRequest(GuardedRequest):
 
         False, unless the job has succeeded meanwhile: then that is its outcome.
         """
-        understood = self._free_lock()
-        if understood is None:
-            return False
         try:
-            record = self._end_job(understood, error)
+            record = self._end_job(self._understand(), error)
         except (Exception, Interrupt) as exc:
             why = safe_text(exc)
             logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, why)
@@ -159,14 +156,16 @@ class ReliableRequest(GuardedRequest):
     def _end_job(self, understood: Call, error: Exception) -> JobRecord | None:
         """Record the job as failed, unless another holds it. Its record if it has succeeded."""
         store = store_for(self._app)
+        # By the attempt's own name: what its process holds, this claim holds as well.
         wanted = self.task.claim_request(
-            understood, self._request_dict, self.id, self.worker_pid or 0, redelivered=True
+            understood,
+            self._request_dict,
+            self.id,
+            self.worker_pid or 0,
+            redelivered=True,
+            nonce=self._attempt,
         )
         answer = store.claim(wanted)
-        while isinstance(answer, Held) and store.force_release(
-            understood.lock, owner_nonce=self._attempt
-        ):
-            answer = store.claim(wanted)  # its process claimed it only now
         if isinstance(answer, Claimed):
             blob = dump_failure(error)
             store.finish(answer.lease, Outcome(JobStatus.FAILED, blob))
@@ -174,16 +173,13 @@ class ReliableRequest(GuardedRequest):
             return answer.record
         return None
 
-    def _free_lock(self) -> Call | None:
-        """Free the job's lock if this very attempt holds it. The call; None if it isn't known."""
+    def _free_lock(self) -> None:
+        """Free the job's lock if this very attempt holds it."""
         try:
-            understood = self._understand()
-            store_for(self._app).force_release(understood.lock, owner_nonce=self._attempt)
+            store_for(self._app).force_release(self._understand().lock, owner_nonce=self._attempt)
         except (Exception, Interrupt) as exc:  # lock= and idempotency= are the user's
             why = safe_text(exc)
             logger.warning("could not free the lock of %s[%s]: %s", self.name, self.id, why)
-            return None
-        return understood
 
     def _understand(self) -> Call:
         understood: Call = self.task.understand(self.args, self.kwargs, self._request_dict, self.id)

@@ -62,7 +62,7 @@ def create_app(
         fetch_certs: Gives the certificates (key id -> PEM) that tokens are checked with; by
             default they come from Google.
 
-    Raises ConfigurationError: tokens are to be checked, and it isn't said whose.
+    Raises ConfigurationError: tokens are to be checked, and no setting names whose.
     """
     service = Service(app, settings or settings_for(app), fetch_certs)
     return Starlette(

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gwi_celery import sqlite
 from gwi_celery.app import broker_for, settings_for, store_for
 from gwi_celery.errors import GwiError
 from gwi_celery.service.auth import Denied, require_token
@@ -111,7 +112,7 @@ class Health:
         self._draining = draining
         self._mode = mode
         self._probes = {
-            "broker": Probe(lambda: broker_for(app).connect()),
+            "broker": Probe(broker_for(app).connect),
             "store": Probe(lambda: store_for(app).get_job(_NOBODY)),
         }
 
@@ -131,6 +132,9 @@ class Health:
     async def ready(self, request: Request) -> Response:
         if self._draining():
             return JSONResponse({"status": "unready", "reason": "shutting down"}, 503)
+        displaced = sqlite.displaced()
+        if displaced is not None:  # a probe would begin another file
+            return JSONResponse({"status": "unready", "reason": displaced}, 503)
         answers = dict(
             zip(
                 self._probes,

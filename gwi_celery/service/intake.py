@@ -59,7 +59,7 @@ class Intake:
         """What became of the message. Raises Refused.
 
         A job that is still running at ``answer_by`` (both are monotonic) keeps its place, and goes
-        on; its message is refused, so that it comes again and finds the outcome or the job.
+        on; its message is refused, so that it is redelivered and finds the outcome or the job.
         """
         if self.draining:
             raise _stopping()
@@ -87,7 +87,7 @@ class Intake:
             return answer.result()
         if self.draining:
             raise _stopping()
-        raise Refused(503, "the job is still running: its message has to come again")
+        raise Refused(503, "the job is still running: its message has to be redelivered")
 
     async def hold(self, seconds: float) -> bool:
         """Wait; True if the time was up, False if the shutdown came before."""

@@ -98,9 +98,9 @@ def _when(delivery: Delivery) -> Pushed:
     """Take the attributes that our own Pub/Sub transport sends along for what they are."""
     from gwi_celery.brokers.pubsub import wire
 
-    said = wire.parse(SimpleNamespace(attributes=delivery.attributes))
-    delivery = replace(delivery, attributes=said.attributes, priority=said.priority)
-    return Pushed(delivery, said.not_before, said.expires)
+    parsed = wire.parse(SimpleNamespace(attributes=delivery.attributes))
+    delivery = replace(delivery, attributes=parsed.attributes, priority=parsed.priority)
+    return Pushed(delivery, parsed.not_before, parsed.expires)
 
 
 def _delivery(
@@ -128,14 +128,8 @@ def _unwrapped_attributes(headers: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in headers.items() if k.startswith(_OURS)}
 
 
-def subscription(body: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
-    """The subscription that pushed, without its project; None if the request doesn't say."""
-    name = headers.get(f"{_META}subscription-name") or body.get("subscription")
-    return name.rpartition("/")[2] if isinstance(name, str) and name else None
-
-
 def _json(data: bytes) -> Any:
-    """The parsed JSON, or None: what is no JSON is none of a push envelope's business."""
+    """The parsed JSON, or None: what is no JSON is no push envelope."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):

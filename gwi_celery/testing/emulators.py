@@ -89,9 +89,9 @@ class Emulator:
             if self._answers():
                 return
             if self._process.poll() is not None or time.monotonic() > deadline:
-                said = self.log()[-2000:]
+                printed = self.log()[-2000:]
                 self.kill()
-                raise EmulatorMissing(f"the {self.kind} emulator did not start:\n{said}")
+                raise EmulatorMissing(f"the {self.kind} emulator did not start:\n{printed}")
             time.sleep(0.05)
 
     def _answers(self) -> bool:

@@ -58,7 +58,7 @@ class Machine:
         self._command = [part.replace("%h", self.hostname) for part in _of_this_python(command)]
         self._env = {k: v for k, v in (env or {}).items() if k not in _CONTAINER_ONLY}
         self._process: subprocess.Popen[bytes] | None = None
-        #: Size of the log when the process was last started: what it said before is not its own.
+        #: Size of the log when the process was last started; before it is what an earlier start printed.
         self._log_start = 0
         folder.mkdir(parents=True, exist_ok=True)
         for path, data in (content or {}).items():

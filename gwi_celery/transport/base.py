@@ -21,7 +21,16 @@ from kombu.transport import base, virtual
 
 from gwi_celery.brokers.base import Broker, Receiver
 from gwi_celery.brokers.wakeups import Intake, bell
-from gwi_celery.errors import BrokerError, BrokerUnavailable, ConfigurationError
+from gwi_celery.errors import (
+    BatchFailed,
+    BrokerUnavailable,
+    BrokerUnusable,
+    ConfigurationError,
+    MalformedMessage,
+    NotDeleted,
+    NotFound,
+    PublishFailed,
+)
 from gwi_celery.transport.channel import Channel as _Channel
 from gwi_celery.transport.connection import REFUSED_OPTION
 from gwi_celery.transport.leases import LeaseKeeper
@@ -62,7 +71,12 @@ class Transport(virtual.Transport):
     polling_interval = None
 
     connection_errors = (*base.Transport.connection_errors, BrokerUnavailable, OSError)
-    channel_errors = (*base.Transport.channel_errors, BrokerError)
+    # Kombu connects again for each of these. What can't get better (no credentials, a read-only file)
+    # is raised as it is; and a file that was deleted must not be begun anew in silence.
+    channel_errors = (
+        *base.Transport.channel_errors,
+        *(BatchFailed, MalformedMessage, NotDeleted, NotFound, PublishFailed),
+    )
 
     implements = base.Transport.implements.extend(
         asynchronous=True,
@@ -122,7 +136,12 @@ class Transport(virtual.Transport):
     # --- Kombu's connection verbs -------------------------------------------------------------
 
     def establish_connection(self) -> Transport:
-        self.broker.connect()
+        try:
+            self.broker.connect()
+        except BrokerUnusable as exc:
+            if len(getattr(self.client, "alt", None) or ()) > 1:
+                raise BrokerUnavailable(str(exc)) from exc  # another URL may be better
+            raise
         return self
 
     def create_channel(self, connection: Transport) -> _Channel:
@@ -294,6 +313,6 @@ def unknown_options(options: dict[str, Any], known: Any) -> None:
     for option in options:
         if option not in known:
             raise ConfigurationError(
-                f"broker_transport_options has {option!r}, which is none of ours; "
+                f"broker_transport_options has {option!r}, which is unknown; "
                 + nearest(option, known)
             )

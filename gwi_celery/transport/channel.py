@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -234,10 +235,9 @@ class Channel(virtual.Channel):
             reply=envelope.is_reply(message, routing_key or ""),
         )
         batch = current_batch()
-        if batch is not None:
-            batch.add(self._broker, (exchange or "", routing_key or "", outgoing))
-        else:
-            self._broker.publish(exchange or "", routing_key or "", outgoing)
+        address = (exchange or "", routing_key or "")
+        if batch is None or not batch.add(self._broker, (*address, outgoing)):
+            self._broker.publish(*address, outgoing)
 
     # --- consuming ----------------------------------------------------------------------------
 
@@ -267,10 +267,8 @@ class Channel(virtual.Channel):
         return any(c.queue == queue for c in self._consuming.values())
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> _Message | None:
-        for delivery in self.connection.receiver.poll(queue, 1):
-            message = self._accept(delivery, no_ack)
-            if message is not None:
-                message.begun = True
+        for _, message in self._accept(self.connection.receiver.poll(queue, 1), no_ack):
+            message.begun = True
             return message
         return None
 
@@ -294,13 +292,13 @@ class Channel(virtual.Channel):
             )
             if deliveries:
                 self._consuming[tag] = self._consuming.pop(tag)
-            messages = [self._accept(d, consumer.no_ack) for d in deliveries]
-            delivered += len(messages)
-            if messages and not self._room(consumer):
+            delivered += len(deliveries)
+            accepted = self._accept(deliveries, consumer.no_ack)
+            if accepted and not self._room(consumer):
                 # Before a task that keeps this very thread busy: others may have what comes now.
                 self.connection.return_unwanted()
-            for message in messages:
-                if message is None:
+            for delivery, message in accepted:
+                if not (consumer.no_ack or self._still_ours(delivery)):
                     continue
                 if self.connection.serves_worker:
                     handover.hand_over(message, consumer.callback)
@@ -320,25 +318,50 @@ class Channel(virtual.Channel):
     def _room(self, consumer: _Consumer) -> int:
         return _UNLIMITED_BATCH if consumer.no_ack else self._prefetch.capacity()
 
-    def _accept(self, delivery: Delivery, no_ack: bool) -> _Message | None:
-        """Decode and hold a delivery; None if it is no message, and is in the dead letter now."""
-        try:
-            message = handover.decode(delivery, self)
-        except MalformedMessage as exc:
-            logger.error(
-                "message %s of queue %r is not a Celery message: %s; it is kept in the dead letter",
-                delivery.message_id,
-                delivery.queue,
-                exc,
-            )
-            self._dead_letter(delivery, f"not a Celery message: {exc}")
-            return None
+    def _accept(self, deliveries: list[Delivery], no_ack: bool) -> list[tuple[Delivery, _Message]]:
+        """Decode deliveries and hold them from now on, or ack them; those that may be handed over.
+
+        What is no message is in the dead letter then, and what is not surely ours is left alone.
+        """
+        accepted = []
+        for delivery in deliveries:
+            try:
+                accepted.append((delivery, handover.decode(delivery, self)))
+            except MalformedMessage as exc:
+                logger.error(
+                    "message %s of queue %r is not a Celery message: %s; it is kept in the dead "
+                    "letter",
+                    delivery.message_id,
+                    delivery.queue,
+                    exc,
+                )
+                self._dead_letter(delivery, f"not a Celery message: {exc}")
         if no_ack:
-            self._broker.ack([delivery])
-        else:
+            return self._acked(accepted)
+        for delivery, message in accepted:
             self.held[delivery.ack_id] = _Held(delivery, message)
             message.properties[LEASE_PROPERTY] = self.connection.leases.keep(delivery)
-        return message
+        return accepted
+
+    def _acked(self, accepted: list[tuple[Delivery, _Message]]) -> list[tuple[Delivery, _Message]]:
+        """Ack them before any is handed over, which may take long; those that were still ours."""
+        now = time.monotonic()
+        ours = [pair for pair in accepted if now < pair[0].held_until()]
+        lost = {d.ack_id for d in self._broker.ack([delivery for delivery, _ in ours])}
+        return [pair for pair in ours if pair[0].ack_id not in lost]
+
+    def _still_ours(self, delivery: Delivery) -> bool:
+        """Whether what is held may be handed over; else it is let go, as it may be another's now."""
+        if self.connection.leases.holds(delivery):
+            return True
+        if self._settle(delivery.ack_id) is not None:
+            logger.warning(
+                "message %s of queue %r is not handed over, as its lease may be over: it is "
+                "delivered again",
+                delivery.message_id,
+                delivery.queue,
+            )
+        return False
 
     def begin(self, delivery_tag: str) -> None:
         """What it holds under this tag is being tried: that counts as an attempt."""
@@ -463,7 +486,7 @@ class Channel(virtual.Channel):
         self.exchange_types = None
 
     def after_reply_message_received(self, queue: str) -> None:
-        self._broker.delete_queue(queue)
+        """Kombu's replies are collected. Their queue goes with its consumer, as it was declared."""
 
 
 def _takes_for_later(callback: Callable[..., object]) -> bool:

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from gwi_celery import forks
-from gwi_celery.brokers.base import Broker, Delivery
+from gwi_celery.brokers.base import SURE, Broker, Delivery
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +70,11 @@ class LeaseKeeper:
 
     def keep(self, delivery: Delivery) -> int:
         """Extend it from now on. Returns its place in the board, for the message to carry."""
-        now = time.monotonic()
-        due = now + delivery.lease_seconds * _EXTEND_AT
+        due = delivery.leased_at + delivery.lease_seconds * _EXTEND_AT
         place = next(_places) % len(_board)
         _board[place] = 0
         with self._changed:
-            self._kept[delivery.ack_id] = _Kept(delivery, place, since=now, due=due)
+            self._kept[delivery.ack_id] = _Kept(delivery, place, due)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="gwi-lease-keeper", daemon=True
@@ -90,6 +89,12 @@ class LeaseKeeper:
         with self._changed:
             self._kept.pop(delivery.ack_id, None)
             self._lost.discard(delivery.ack_id)
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether it is kept, and surely still ours: nobody else may have been given it."""
+        with self._changed:
+            kept = self._kept.get(delivery.ack_id)
+            return kept is not None and time.monotonic() < kept.until
 
     def lost(self, delivery: Delivery) -> bool:
         """Whether this delivery's lease is known to be gone."""
@@ -130,7 +135,8 @@ class LeaseKeeper:
     def _extend(self, due: list[_Kept]) -> None:
         by_length: dict[float, list[_Kept]] = {}
         for k in due:
-            if self._max_seconds is not None and time.monotonic() - k.since > self._max_seconds:
+            held = time.monotonic() - k.delivery.leased_at
+            if self._max_seconds is not None and held > self._max_seconds:
                 logger.warning(
                     "message %s of queue %r has been held for more than %g s: its lease is no "
                     "longer extended",
@@ -147,7 +153,7 @@ class LeaseKeeper:
             lost = {d.ack_id for d in self._broker.extend([k.delivery for k in group], seconds)}
             with self._changed:
                 for k in group:
-                    k.due = now + seconds * _EXTEND_AT
+                    k.due, k.until = now + seconds * _EXTEND_AT, now + seconds * SURE
                     if k.delivery.ack_id in lost and k.delivery.ack_id in self._kept:
                         del self._kept[k.delivery.ack_id]
                         self._lost.add(k.delivery.ack_id)
@@ -160,10 +166,11 @@ class LeaseKeeper:
 
 
 class _Kept:
-    __slots__ = ("delivery", "due", "place", "since")
+    __slots__ = ("delivery", "due", "place", "until")
 
-    def __init__(self, delivery: Delivery, place: int, *, since: float, due: float) -> None:
+    def __init__(self, delivery: Delivery, place: int, due: float) -> None:
         self.delivery = delivery
         self.place = place
-        self.since = since
         self.due = due
+        #: Monotonic time up to which it is surely ours.
+        self.until = delivery.held_until()

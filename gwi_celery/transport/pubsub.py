@@ -32,7 +32,9 @@ import grpc
 from gwi_celery.brokers.base import Broker
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.options import parse
-from gwi_celery.transport import base
+from gwi_celery.transport import base, control
+
+control.prepare_workers()
 
 
 class Transport(base.Transport):

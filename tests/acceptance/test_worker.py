@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -269,21 +268,3 @@ def test_a_store_that_can_not_be_used_parks_its_jobs_until_it_can(
     assert store.list_locks("acme") == []
     assert result.get(timeout=30)["total"] == 6
     assert dead_letters(broker_for(jobs.app)) == []
-
-
-def test_a_worker_deletes_what_has_expired_by_itself(
-    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
-) -> None:
-    worker = start(env={"GWI_RESULT_TTL": "1.5", "GWI_CLEANUP_INTERVAL": "1"})
-    assert jobs.add.delay(1, 2, **CALL).get(timeout=60) == 3
-
-    def left() -> int:
-        c = sqlite3.connect(tmp_path / "gwi" / "store.sqlite3")
-        try:
-            return int(c.execute("SELECT count(*) FROM jobs").fetchone()[0])
-        finally:
-            c.close()
-
-    eventually(lambda: left() == 0)
-    assert status(jobs, "add") is None
-    assert worker.process.poll() is None

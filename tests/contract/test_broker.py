@@ -178,6 +178,16 @@ def test_an_ack_ends_a_message_for_good(broker, broker_factory, receiver):
     assert receiver.poll("q", 2) == []
 
 
+@pytest.mark.needs("held_clock")
+def test_an_ack_tells_what_is_anothers(broker, broker_factory, receiver):
+    send(broker, b"a", b"b")
+    first, second = receiver.poll("q", 2)
+    broker_factory.advance(broker_factory.lease_seconds)
+    [again] = broker_factory().receiver().poll("q", 1)
+    assert broker.ack([first, second]) == [first]
+    assert broker.ack([again]) == []
+
+
 def test_acking_nothing_or_twice_is_no_error(broker, receiver):
     send(broker, b"m")
     delivery = take(receiver)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.testing.emulators import Emulator
 from tests.workers import Worker
@@ -63,3 +65,17 @@ def start(tmp_path: Path, jobs: ModuleType) -> Iterator[Callable[..., Worker]]:
     yield start_worker
     for worker in started:
         worker.close()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Every RPC of this process, by name."""
+    counted: Counter[str] = Counter()
+    made = Client.__init__
+
+    def counting(self: Client, options: Any) -> None:
+        made(self, options)
+        self.on_call = lambda name: counted.update([name])
+
+    monkeypatch.setattr(Client, "__init__", counting)
+    return counted

@@ -19,6 +19,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     broker_transport_options={
         "lease_seconds": 10,
+        "publisher_confirms": os.environ.get("PUBSUB_CONFIRMS", "1") == "1",
         "max_lease_seconds": float(os.environ.get("PUBSUB_MAX_LEASE", "0")) or None,
     },
     worker_prefetch_multiplier=1,

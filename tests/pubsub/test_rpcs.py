@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import pytest
 from celery import group
@@ -15,25 +14,10 @@ from celery import group
 from gwi_celery import publish_batch
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
-from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.errors import BatchFailed, TooLarge
 from tests.workers import eventually
 
 pytestmark = pytest.mark.emulator
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Every RPC of this process, by name."""
-    counted: Counter[str] = Counter()
-    made = Client.__init__
-
-    def counting(self: Client, options: Any) -> None:
-        made(self, options)
-        self.on_call = lambda name: counted.update([name])
-
-    monkeypatch.setattr(Client, "__init__", counting)
-    return counted
 
 
 def test_a_call_to_a_known_queue_is_one_rpc(jobs: ModuleType, calls: Counter[str]) -> None:

@@ -14,7 +14,8 @@ from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.testing.emulators import Emulator
-from tests.workers import ROOT
+from tests.workers import ROOT, Worker
+from tests.workers import worker as worker_of
 
 
 def gwi(folder: Path, broker_url: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +44,20 @@ def test_a_queue_is_pushed_and_pulled_again(pubsub_emulator: Emulator, tmp_path:
     assert config.push_endpoint == endpoint
     assert config.oidc_token.service_account_email == "push@p.example"
 
+    env = {"JOBS_FOLDER": str(tmp_path), "JOBS_BROKER_URL": url, "JOBS_LEASE_SECONDS": "10"}
+    worker = Worker("tests.acceptance.jobs", tmp_path, pool="solo", env=env)
+    try:
+        worker.wait_for(
+            f"queue 'celery' is not pulled: .* posts to {endpoint}.*push-to '' -Q celery"
+        )
+        assert worker.process.wait(timeout=30) == 1
+        assert "ready." not in worker.log
+    finally:
+        worker.close()
+
     assert gwi(tmp_path, url, "push-to", "").returncode == 0
+    with worker_of("tests.acceptance.jobs", tmp_path, pool="solo", env=env):
+        pass  # ready
     assert not broker.client.call("GetSubscription", request, path).push_config.push_endpoint
     broker.close()
 

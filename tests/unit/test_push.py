@@ -19,7 +19,7 @@ from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import SETTINGS
 from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.service.intake import MAX_WAITING, Intake, Refused
-from gwi_celery.service.push import NotAMessage, Pushed, parse, subscription
+from gwi_celery.service.push import NotAMessage, Pushed, parse
 
 JOB = b'{"id": "1", "type": "t"}'
 
@@ -121,14 +121,6 @@ def test_any_json_is_a_delivery_or_not_a_message(envelope: Any) -> None:
         delivery = exc.delivery
     assert delivery.queue == "q"
     assert delivery.deliveries >= 1
-
-
-def test_the_subscription_is_known_by_its_name() -> None:
-    assert subscription({"subscription": "projects/p/subscriptions/s"}, {}) == "s"
-    assert (
-        subscription({}, {"x-goog-pubsub-subscription-name": "projects/p/subscriptions/t"}) == "t"
-    )
-    assert subscription({}, {}) is None
 
 
 # --- places ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.common import itermessages
 
+from gwi_celery.errors import BrokerUnavailable
 from gwi_celery.transport import register
 
 register()
@@ -125,3 +127,54 @@ def test_no_wake_up_stays_behind(connection: Connection) -> None:
     assert select.select(transport._descriptors(), [], [], 0)[0] == []
     transport.wake()
     assert select.select(transport._descriptors(), [], [], 5)[0], "and it still wakes"
+
+
+def test_no_more_are_handed_over_than_fit(connection: Connection) -> None:
+    queue, got = put(connection, "q", *range(9)), []
+    with Consumer(connection, [queue], callbacks=[lambda body, m: got.append(m)], prefetch_count=3):
+        for _ in range(4):
+            connection.transport.on_readable()
+        assert len(got) == 3
+        got.pop().ack()
+        for _ in range(4):
+            connection.transport.on_readable()
+        assert len(got) == 3
+
+
+def test_what_needs_no_ack_is_gone_before_its_callback(connection: Connection) -> None:
+    """However long that takes, or if it ends the process: nobody is given it again."""
+    queue, left = put(connection, "q", *range(3)), []
+    broker = connection.transport.broker
+
+    def slow(body: int, message: Any) -> None:
+        left.append(broker.size("q").total)
+
+    with Consumer(connection, [queue], callbacks=[slow], no_ack=True):
+        connection.transport.on_readable()
+        put(connection, "q", 3)
+        connection.drain_events(timeout=5)
+    assert left == [0, 0, 0, 0]
+
+
+def test_what_waits_behind_a_slow_callback_is_not_handed_over_once_it_may_be_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Connection(f"embedded://{tmp_path}?lease_seconds=0.5") as connection:
+        queue, got = put(connection, "q", "first", "second"), []
+        transport = connection.transport
+
+        def no_extension(*args: Any) -> Any:
+            raise BrokerUnavailable("for now")
+
+        monkeypatch.setattr(transport.broker, "extend", no_extension)
+
+        def slow(body: str, message: Any) -> None:
+            got.append(body)
+            time.sleep(0.6)
+
+        with Consumer(connection, [queue], callbacks=[slow], prefetch_count=2):
+            transport.on_readable()
+            assert got == ["first"]
+            with Connection(f"embedded://{tmp_path}") as other:
+                taken = {other.default_channel.basic_get("q").payload for _ in range(2)}
+            assert taken == {"first", "second"}, "it is the other's"

@@ -22,6 +22,7 @@ from gwi_celery.sqlite import Database
 from gwi_celery.stores.base import Checkpoint, CheckpointKind, Claimed, JobStatus, Outcome
 from gwi_celery.upkeep import clean
 from tests.contract.contender import request
+from tests.workers import Worker, eventually
 
 #: Of each kind.
 COUNT = 210
@@ -84,9 +85,10 @@ def test_what_has_expired_goes_and_its_space_with_it(app: Celery, tmp_path: Path
     time.sleep(0.05)
     clean(app)
     assert rows(tmp_path) == dict.fromkeys(rows(tmp_path), 0)
-    for database in (store_for(app).database, broker_for(app).database):
-        with database._connection() as c:
-            c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    for file in TABLES:
+        c = sqlite3.connect(tmp_path / file)
+        c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        c.close()
     small = sizes(tmp_path)
     assert all(after < before / 2 for after, before in zip(small, large, strict=True))
     assert clean(app) == 0
@@ -162,3 +164,37 @@ def test_a_file_of_an_earlier_release_is_cleaned_and_used_again(
         fill(app, ttl=0.01, name=str(n))
         grown.append((tmp_path / "store.sqlite3").stat().st_size)
     assert grown[-1] < grown[0] * 1.05
+
+
+APP = """
+from celery import Celery
+from gwi_celery import ReliableTask, setup
+
+app = Celery("upkeep")
+setup(app, folder="gwi", result_ttl=1.5, cleanup_interval=1)
+
+@app.task(base=ReliableTask)
+def add(x, y, *, tenant_id):
+    return x + y
+"""
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_worker_does_it_by_itself(tmp_path: Path, pool: str) -> None:
+    (tmp_path / "upkeep_app.py").write_text(APP)
+    worker = Worker("upkeep_app", tmp_path, pool=pool)
+    app = Celery(f"upkeep-{uuid4().hex}", set_as_current=False)
+    setup(app, folder=str(tmp_path / "gwi"))
+    try:
+        worker.ready()
+        headers = {"tenant_id": "acme"}
+        result = app.send_task("upkeep_app.add", (1, 2), {"tenant_id": "acme"}, headers=headers)
+        assert result.get(timeout=60) == 3
+        eventually(lambda: rows(tmp_path / "gwi")["jobs"] == 0)
+        worker.stop()
+    finally:
+        worker.close()
+        store_for(app).close()
+        app.backend.database.close()
+        app.close()

@@ -1,8 +1,9 @@
 """Acks and nacks, sent in the background: batched, tried again, never in the worker's way.
 
-One thread per broker and process. While one request is on its way the next ones gather, so that a
-busy worker makes fewer of them than it has messages. What fails for now is sent again until the
-message's lease is surely over; then it is delivered again anyway, and that is logged.
+One thread per broker and process, which does nothing else that takes time. While one request is on
+its way the next ones gather, so that a busy worker makes fewer of them than it has messages. What fails
+for now is sent again until the message's lease is surely over; then it is delivered again anyway, and
+that is logged.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from gwi_celery import forks
@@ -23,8 +24,10 @@ from gwi_celery.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
-#: Ids in one request: it may have 512 KB, and an id about 200 bytes.
-_BATCH = 1000
+#: Ids in one request, and their bytes: Pub/Sub takes 512 KB (an id has about 200).
+_BATCH, _BATCH_BYTES = 1000, 480_000
+#: Bytes that an id costs in a request beside itself.
+_FRAME = 4
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _NEVER = float("inf")
 
@@ -40,6 +43,20 @@ class _Item:
     until: float
 
 
+def fitting(ack_ids: Iterable[str]) -> Iterator[list[str]]:
+    """The same ids, in parts that each fit one request."""
+    part: list[str] = []
+    size = 0
+    for ack_id in ack_ids:
+        if part and (len(part) >= _BATCH or size >= _BATCH_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(ack_id)
+        size += len(ack_id) + _FRAME
+    if part:
+        yield part
+
+
 class Acknowledger:
     """Sends what it is told to, soon."""
 
@@ -51,7 +68,6 @@ class Acknowledger:
         self._pid = os.getpid()
         self._changed = forks.condition()
         self._waiting: deque[_Item] = deque()
-        self._jobs: deque[Callable[[], object]] = deque()
         self._timed: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
         self._wakes_at = _NEVER
@@ -69,16 +85,11 @@ class Acknowledger:
         whole = min(max(-int(-seconds // 1), 0), 600)
         self._add(_Item(subscription, ack_id, whole, until))
 
-    def run(self, job: Callable[[], object]) -> None:
-        """Call ``job`` on the thread, between requests. What it raises is logged."""
-        if self._pid != os.getpid():
-            self._reset()
-        with self._changed:
-            self._jobs.append(job)
-            self._wake()
-
     def run_at(self, when: float, job: Callable[[], object]) -> None:
-        """Call ``job`` on the thread at that monotonic time, or soon after. A flush leaves it out."""
+        """Call ``job`` on the thread at that monotonic time, or soon after. A flush leaves it out.
+
+        Only what takes no time: acks wait for it. What it raises is logged.
+        """
         if self._pid != os.getpid():
             self._reset()
         with self._changed:
@@ -92,7 +103,7 @@ class Acknowledger:
             return True
         deadline = time.monotonic() + timeout
         with self._changed:
-            while self._waiting or self._sending or self._jobs:
+            while self._waiting or self._sending:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
@@ -136,7 +147,7 @@ class Acknowledger:
         while True:
             with self._changed:
                 due = self._due()
-                while not (self._waiting or self._jobs or due or self._stopped):
+                while not (self._waiting or due or self._stopped):
                     self._asleep = True
                     self._wakes_at = self._timed[0][0] if self._timed else _NEVER
                     left = None if not self._timed else self._wakes_at - time.monotonic()
@@ -146,13 +157,13 @@ class Acknowledger:
                 if self._stopped:
                     return
                 self._wakes_at = 0.0  # awake: nobody need wake it
-                job = self._jobs.popleft() if self._jobs and not due else None
-                batch = self._take() if self._waiting and not due and job is None else []
-                self._sending = len(batch) + (job is not None)
-            for timed in due:
-                self._do(timed)
-            if job is not None:
-                self._do(job)
+                batch = self._take() if self._waiting else []
+                self._sending = len(batch)
+            for job in due:
+                try:
+                    job()
+                except Exception:
+                    logger.exception("a task in the background failed")
             if not batch:
                 continue
             failed: list[_Item] = []
@@ -194,23 +205,16 @@ class Acknowledger:
             due.append(heapq.heappop(self._timed)[2])
         return due
 
-    def _do(self, job: Callable[[], object]) -> None:
-        try:
-            job()
-        except Exception:
-            logger.exception("a task in the background failed")
-        with self._changed:
-            self._sending = 0
-            self._changed.notify_all()
-
     def _take(self) -> list[_Item]:
         """The oldest, and those that can go with it in one request."""
         first = self._waiting[0]
         batch: list[_Item] = []
         rest: deque[_Item] = deque()
-        while self._waiting and len(batch) < _BATCH:
+        size = 0
+        while self._waiting and len(batch) < _BATCH and size < _BATCH_BYTES:
             item = self._waiting.popleft()
             same = (item.subscription, item.seconds) == (first.subscription, first.seconds)
+            size += same * (len(item.ack_id) + _FRAME)
             (batch if same else rest).append(item)
         rest.extend(self._waiting)
         self._waiting = rest

@@ -26,6 +26,8 @@ class Admin:
         self._options = options
         id = naming.signs_topic_id(options.prefix)
         self.signs_topic = f"projects/{options.project}/topics/{id}"
+        #: Path of a subscription -> the endpoint that it is pushed to, as last seen.
+        self.pushed: dict[str, str] = {}
 
     def create_topic(self, path: str, labels: dict[str, str]) -> bool:
         """False if it was there already."""
@@ -60,7 +62,14 @@ class Admin:
             # It can never get a message again; a new one must take its name.
             self.delete_subscription(path)
             return None
+        self.note_push(path, found.push_config.push_endpoint)
         return found
+
+    def note_push(self, path: str, endpoint: str) -> None:
+        if endpoint:
+            self.pushed[path] = endpoint
+        else:
+            self.pushed.pop(path, None)
 
     def delete_subscription(self, path: str) -> None:
         request = pb["DeleteSubscriptionRequest"](subscription=path)

@@ -35,6 +35,15 @@ def unavailable(options: PubSubOptions) -> str:
     )
 
 
+def pushed(queue: str, resource: str, endpoint: str) -> str:
+    """For who wants to pull what Pub/Sub pushes."""
+    return (
+        f"queue {queue!r} is not pulled: {resource} is a push subscription, whose messages Pub/Sub posts "
+        f"to {endpoint}. Run the push service there (celery gwi serve), or have the queue pulled "
+        f"again by `celery -A APP gwi push-to '' -Q {queue}`"
+    )
+
+
 def no_project(options: PubSubOptions, details: str) -> str:
     """For NOT_FOUND of the project itself."""
     return (

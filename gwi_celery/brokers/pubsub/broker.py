@@ -22,7 +22,6 @@ delivery that is not the first follows one attempt each, or a worker that died h
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import logging
@@ -50,7 +49,8 @@ from gwi_celery.brokers.base import (
     dead_letter_queue,
 )
 from gwi_celery.brokers.pubsub import naming, wire
-from gwi_celery.brokers.pubsub.acks import Acknowledger
+from gwi_celery.brokers.pubsub.acks import Acknowledger, fitting
+from gwi_celery.brokers.pubsub.background import Background
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters, joined
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
@@ -65,6 +65,7 @@ from gwi_celery.errors import (
     PublishFailed,
     TooLarge,
 )
+from gwi_celery.exits import at_exit
 from gwi_celery.text import REASON_BYTES, cut
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ _PARK = 600.0
 _PARKINGS = 5
 #: Seconds for which another reader's message is left to it.
 _SPARE = 1.0
+#: Times that what a message goes to is made again, while others delete it.
+_RESTORES = 3
 #: Messages and bytes of one Publish request: Pub/Sub takes 1,000 and 10 MB.
 _BATCH_MESSAGES, _BATCH_BYTES = 1000, 9_000_000
 #: Publish requests on their way at a time.
@@ -85,6 +88,8 @@ _PIPELINED = 8
 _LOOK = 1000
 #: Seconds that closing waits for what is still to be sent.
 _CLOSE = 2.0
+#: Seconds for which queues that were left are not deleted once Pub/Sub didn't answer to that.
+_STALLED = 10.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ class PubSubBroker:
         self.options = options
         self.client = Client(options)
         self._acks = Acknowledger(self.client)
-        self.topology = Topology(self.client, options, self._acks.run_at)
+        self._jobs = Background()
+        self.topology = Topology(self.client, options, self._run_at)
         self.lease_seconds = options.lease_seconds
         self._dead_letters = DeadLetters(self)
         self._monitoring = Monitoring(options.timeout)
@@ -112,6 +118,10 @@ class PubSubBroker:
         #: ack id -> monotonic time at which its lease runs out.
         self._leases: dict[str, float] = {}
         self._unconfirmed: set[Any] = set()
+        #: Of these, how many failed and are sent again.
+        self._late = 0
+        #: Monotonic time up to which queues that were left are not deleted: they expire by themselves.
+        self._stalled_until = 0.0
         self._unconfirmed_changed = forks.condition()
         _brokers.add(self)
 
@@ -177,15 +187,34 @@ class PubSubBroker:
             return
         topic = self.topology.route(exchange, routing_key)
         if not self.options.publisher_confirms:
-            self._publish_unconfirmed(topic, made)
+            self._publish_unconfirmed(topic, (exchange, routing_key, message), made)
             return
         try:
             self._send(topic, [made])
         except NotFound:
-            # Deleted, or an emulator that was started anew.
-            self.topology.restore(exchange, routing_key)
-            if not self._reader_is_gone(exchange, routing_key, message):
-                self._send(self.topology.route(exchange, routing_key), [made])
+            self._send_again([((exchange, routing_key, message), made)])
+
+    def _send_again(
+        self, addressed: Sequence[tuple[tuple[str, str, OutgoingMessage], Any]]
+    ) -> None:
+        """Make again what these were sent to, and send them.
+
+        Somebody deleted it, maybe just now and more than once, or an emulator was started anew.
+        """
+        for left in reversed(range(_RESTORES)):
+            for exchange, routing_key in dict.fromkeys(to[:2] for to, _ in addressed):
+                self.topology.restore(exchange, routing_key)
+            by_topic: dict[str, list[Any]] = {}
+            for to, made in addressed:
+                if not self._reader_is_gone(*to):
+                    by_topic.setdefault(self.topology.route(*to[:2]), []).append(made)
+            try:
+                for topic, some in by_topic.items():
+                    self._send(topic, some)
+                return
+            except NotFound:
+                if not left:
+                    raise
 
     def _reader_is_gone(self, exchange: str, routing_key: str, message: OutgoingMessage) -> bool:
         """Whether to drop an answer, rather than to make a queue that nobody would ever read."""
@@ -214,7 +243,7 @@ class PubSubBroker:
         def settle() -> None:
             topic, chunk, future = pending.pop(0)
             try:
-                self._settle(topic, messages[chunk[0][0]], [m for _, m in chunk], future)
+                self._settle(topic, [(messages[n], m) for n, m in chunk], future)
             except BrokerError as exc:
                 errors.update({n: exc for n, _ in chunk})
 
@@ -266,7 +295,10 @@ class PubSubBroker:
         return future
 
     def _settle(
-        self, topic: str, address: tuple[str, str, Any], made: list[Any], future: Any
+        self,
+        topic: str,
+        addressed: Sequence[tuple[tuple[str, str, OutgoingMessage], Any]],
+        future: Any,
     ) -> None:
         """Wait for a request that was begun, and make it again if that can help."""
         try:
@@ -275,31 +307,42 @@ class PubSubBroker:
         except grpc.RpcError as exc:
             error = self.client.error(exc, "Publish", topic)
         if isinstance(error, NotFound):
-            self.topology.restore(*address[:2])
-            topic = self.topology.route(*address[:2])
-        elif not isinstance(error, BrokerUnavailable):
+            self._send_again(addressed)
+        elif isinstance(error, BrokerUnavailable):
+            self._send(topic, [made for _, made in addressed])
+        else:
             raise error
-        self._send(topic, made)
 
-    def _publish_unconfirmed(self, topic: str, made: Any) -> None:
+    def _publish_unconfirmed(
+        self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any
+    ) -> None:
         future = self._begin(topic, [made])
         with self._unconfirmed_changed:
             self._unconfirmed.add(future)
-        future.add_done_callback(functools.partial(self._unconfirmed_done, topic, made))
+        future.add_done_callback(functools.partial(self._unconfirmed_done, topic, to, made))
 
-    def _unconfirmed_done(self, topic: str, made: Any, future: Any) -> None:
+    def _unconfirmed_done(
+        self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any, future: Any
+    ) -> None:
         error = None if future.cancelled() else future.exception()
-        if error is not None:
-            self._acks.run(functools.partial(self._send_late, topic, made))
         with self._unconfirmed_changed:
+            if error is not None:
+                self._late += 1
+                self._jobs.run(functools.partial(self._send_late, topic, to, made))
             self._unconfirmed.discard(future)
             self._unconfirmed_changed.notify_all()
 
-    def _send_late(self, topic: str, made: Any) -> None:
+    def _send_late(self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any) -> None:
         try:
-            self._send(topic, [made])
+            try:
+                self._send(topic, [made])
+            except NotFound:
+                self._send_again([(to, made)])
         except BrokerError as exc:
             logger.error("a message for %s was lost, as publisher_confirms is off: %s", topic, exc)
+        finally:
+            with self._unconfirmed_changed:
+                self._late -= 1
 
     # --- receive --------------------------------------------------------------------------------
 
@@ -312,9 +355,14 @@ class PubSubBroker:
         """A receiver of ours ended its subscription: an auto_delete queue goes with its last one."""
         if any(receiver.reads(queue) for receiver in self._receivers):
             return
+        if time.monotonic() < self._stalled_until:
+            return  # a stop must not wait for each
         try:
-            self.topology.leave(queue)
+            with self.client.within(_CLOSE):
+                self.topology.leave(queue)
         except BrokerError as exc:
+            if isinstance(exc, BrokerUnavailable):
+                self._stalled_until = time.monotonic() + _STALLED
             logger.info("queue %r was not deleted (%s): it expires by itself", queue, exc)
 
     def look(self, queue: str, limit: int) -> list[Delivery]:
@@ -323,7 +371,7 @@ class PubSubBroker:
             sources = self.topology.sources(queue)
         except NotFound:
             return []
-        self._acks.flush(_CLOSE)  # what was handed back just now is there, too
+        self.flush(_CLOSE)  # what was handed back just now is there, too
         found: list[Delivery] = []
         for source in sources:
             while len(found) < limit:
@@ -337,8 +385,12 @@ class PubSubBroker:
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
 
     def later(self, when: float, job: Callable[[], object]) -> None:
-        """Call ``job`` in the background at a monotonic time."""
+        """Call ``job``, which takes no time, in the background at a monotonic time."""
         self._acks.run_at(when, job)
+
+    def _run_at(self, when: float, job: Callable[[], object]) -> None:
+        """As :meth:`later`, for what may take time."""
+        self.later(when, functools.partial(self._jobs.run, job))
 
     def rediscover(self, queue: str) -> None:
         """In the background, look for bindings that other connections made."""
@@ -349,7 +401,7 @@ class PubSubBroker:
                 self._reread(queue)
 
         if self.options.managed:
-            self._acks.run(job)
+            self._jobs.run(job)
 
     def recover(self, source: Source, then: Callable[[], None]) -> None:
         """In the background: a subscription that is read from is gone, and so is what it was for."""
@@ -364,7 +416,7 @@ class PubSubBroker:
                 )
             then()
 
-        self._acks.run(job)
+        self._jobs.run(job)
 
     def _reread(self, queue: str, *, again: bool = False) -> None:
         """Receivers of ours read from what the queue consists of now."""
@@ -383,9 +435,11 @@ class PubSubBroker:
         return list(response.received_messages)
 
     def sort(
-        self, source: Source, received: Iterable[Any]
+        self, source: Source, received: Iterable[Any], lease: float | None = None
     ) -> tuple[list[Delivery], list[tuple[float, Delivery]]]:
         """Of what came: deliveries, and those to hold until a monotonic time.
+
+        ``lease``: seconds that they are leased for, where that isn't the subscription's ack deadline.
 
         Everything else is dealt with here: what is not for this queue or has expired is acked, what
         was delivered too often is buried, and what comes long before its time is parked.
@@ -394,7 +448,7 @@ class PubSubBroker:
         held: list[tuple[float, Delivery]] = []
         now, wall = time.monotonic(), time.time()
         spec = self.topology.spec(source.queue)
-        lease = self.topology.first_lease(spec)
+        lease = lease or self.topology.first_lease(spec)
         limit = self.topology.max_deliveries(spec)
         for item in received:
             said = wire.parse(item.message)
@@ -418,12 +472,14 @@ class PubSubBroker:
                     held.append((now + wait, delivery))
                 elif item.delivery_attempt >= _PARKINGS:
                     job = functools.partial(self._publish_anew, [delivery], said.not_before)
-                    self._acks.run(job)
+                    self._if_ours(delivery, job)
                 else:
                     self._come_again(delivery, wait)
             elif 0 < limit <= delivery.attempts and not spec.temporary:
                 reason = f"delivered {limit} times without an ack"
-                self._acks.run(functools.partial(self._try_to_bury, delivery, reason, limit))
+                self._if_ours(
+                    delivery, functools.partial(self._try_to_bury, delivery, reason, limit)
+                )
             else:
                 ready.append(delivery)
         return ready, held
@@ -455,10 +511,22 @@ class PubSubBroker:
             published_at=published_at,
             priority=said.priority,
             lease_seconds=lease,
+            leased_at=now,
             attempts=attempts,
             expires=expires,
             counted=item.delivery_attempt > 0,
         )
+
+    def _if_ours(self, delivery: Delivery, job: Callable[[], object]) -> None:
+        """Settle it in the background, unless its lease may be over when its turn comes."""
+
+        def settle() -> None:
+            if time.monotonic() < delivery.held_until():
+                job()
+            else:
+                self.forget([delivery])
+
+        self._jobs.run(settle)
 
     def _publish_anew(self, deliveries: Sequence[_Delivery], not_before: float = 0.0) -> None:
         """Have copies of a queue's messages delivered instead, for which Pub/Sub counts from 1."""
@@ -481,11 +549,22 @@ class PubSubBroker:
 
     # --- leases ---------------------------------------------------------------------------------
 
-    def ack(self, deliveries: Sequence[Delivery]) -> None:
+    def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Sent in the background, again and again while the lease lasts. What is lost isn't told."""
         for delivery in deliveries:
             subscription, ack_id = _parts(delivery)
             until = self._leases.pop(delivery.ack_id, 0.0)
             self._acks.ack(subscription, ack_id, until)
+        return []
+
+    def forget(self, deliveries: Iterable[Delivery]) -> None:
+        """Their leases are over, or may be: they are redelivered, and nobody is given them here."""
+        for delivery in deliveries:
+            self._leases.pop(delivery.ack_id, None)
+
+    def park(self, delivery: Delivery, seconds: float) -> None:
+        """Leave it leased to nobody for that time; then whoever has room gets it."""
+        self._come_again(delivery, max(seconds, 0.0))
 
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
         self._come_again(delivery, 0.0 if self.options.retry_policy is not None else delay)
@@ -511,9 +590,13 @@ class PubSubBroker:
             for delivery in counted:
                 self._come_again(delivery, 0.0)
         elif counted:
-            self._acks.run(functools.partial(self._try_to_publish_anew, counted))
+            self._jobs.run(functools.partial(self._try_to_publish_anew, counted))
 
     def _try_to_publish_anew(self, deliveries: Sequence[_Delivery]) -> None:
+        now = time.monotonic()
+        deliveries = [d for d in deliveries if self._leases.get(d.ack_id, 0.0) > now]
+        if not deliveries:
+            return
         try:
             self._publish_anew(deliveries)
         except (BrokerError, TooLarge) as exc:
@@ -538,14 +621,15 @@ class PubSubBroker:
             if delivery not in lost:
                 by_subscription.setdefault(_parts(delivery)[0], []).append(delivery)
         for subscription, group in by_subscription.items():
-            lost += self._extend(subscription, group, seconds, now)
+            ids = {_parts(delivery)[1]: delivery for delivery in group}
+            for part in fitting(ids):
+                lost += self._extend(subscription, [ids[id] for id in part], seconds)
         for delivery in lost:
             self._leases.pop(delivery.ack_id, None)
         return lost
 
-    def _extend(
-        self, subscription: str, group: list[Delivery], seconds: float, now: float
-    ) -> list[Delivery]:
+    def _extend(self, subscription: str, group: list[Delivery], seconds: float) -> list[Delivery]:
+        now = time.monotonic()
         request = pb["ModifyAckDeadlineRequest"](
             subscription=subscription,
             ack_ids=[_parts(d)[1] for d in group],
@@ -559,7 +643,9 @@ class PubSubBroker:
             # An exactly-once subscription says that a lease is lost; of many, not which one.
             if len(group) == 1:
                 return group
-            return [d for d in group if self._extend(subscription, [d], seconds, now)]
+            half = len(group) // 2
+            first = self._extend(subscription, group[:half], seconds)
+            return first + self._extend(subscription, group[half:], seconds)
         for delivery in group:
             if delivery.ack_id in self._leases:  # it may have been acked meanwhile
                 self._leases[delivery.ack_id] = now + seconds
@@ -627,7 +713,7 @@ class PubSubBroker:
         What is delayed goes as well, once it is delivered for the first time; not what is parked.
         """
         purged = 0
-        self._acks.flush(_CLOSE)
+        self.flush(_CLOSE)
         for source in self.topology.sources(queue):
             while received := self._pull_now(source, _LOOK):
                 request = pb["AcknowledgeRequest"](
@@ -641,7 +727,7 @@ class PubSubBroker:
         """What is ready. Looking leases it for a moment, and then gives it back."""
         deliveries = self.look(queue, limit)
         self._give_back(deliveries)
-        self._acks.flush(_CLOSE)
+        self.flush(_CLOSE)
         return [
             StoredMessage(
                 queue=queue,
@@ -675,10 +761,11 @@ class PubSubBroker:
                 request.push_config.oidc_token.service_account_email = service_account
                 request.push_config.oidc_token.audience = audience
             self.client.persist("ModifyPushConfig", request, source.path, self.options.timeout)
+            self.topology.note_push(source.path, url)
 
     def redrive(self, queue: str, limit: int | None = None) -> int:
         moved = self._dead_letters.redrive(queue, limit)
-        self._acks.flush(_CLOSE)
+        self.flush(_CLOSE)
         return moved
 
     def flush(self, timeout: float = _CLOSE) -> bool:
@@ -686,20 +773,30 @@ class PubSubBroker:
         deadline = time.monotonic() + timeout
         with self._unconfirmed_changed:
             self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, timeout)
-        return self._acks.flush(max(deadline - time.monotonic(), 0)) and not self._unconfirmed
+        # What failed is a job now, and a job may ack.
+        done = self._jobs.flush(max(deadline - time.monotonic(), 0))
+        return self._acks.flush(max(deadline - time.monotonic(), 0)) and done
 
     def close(self) -> None:
         for receiver in list(self._receivers):
             receiver.close()
-        with self._unconfirmed_changed:
-            self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, _CLOSE)
-        self._acks.stop(_CLOSE)
+        self._flush_at_end()
+        self._jobs.stop(0.0)
+        self._acks.stop(0.0)
         self._monitoring.close()
         self.client.close()
 
+    def _flush_at_end(self) -> None:
+        """Messages that were not confirmed are waited for as if they had been; all else for a moment."""
+        if self._unconfirmed or self._late:
+            if not self.flush(self.options.publish_timeout):
+                logger.error("unconfirmed messages may not have been published")
+        else:
+            self.flush(_CLOSE)
+
     def _after_fork(self) -> None:
         """What is on its way, leased and received is the parent's."""
-        self._unconfirmed, self._leases = set(), {}
+        self._unconfirmed, self._late, self._leases = set(), 0, {}
         self._receivers = weakref.WeakSet()
 
 
@@ -715,12 +812,13 @@ def _in_child() -> None:
 os.register_at_fork(after_in_child=_in_child)
 
 
-@atexit.register
-def _at_exit() -> None:
-    """Unconfirmed messages of brokers that nobody closed."""
+def _flush_all() -> None:
+    """Acks and unconfirmed messages of brokers that nobody closed."""
     for broker in list(_brokers):
-        if broker._unconfirmed and not broker.flush(broker.options.publish_timeout):
-            logger.error("%d messages may not have been published", len(broker._unconfirmed))
+        broker._flush_at_end()
+
+
+at_exit(_flush_all)
 
 
 def _parts(delivery: Delivery) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -148,6 +149,7 @@ class Client:
     def __init__(self, options: PubSubOptions) -> None:
         self._options = options
         self._lock = forks.lock()
+        self._hurry = threading.local()
         self._pid = os.getpid()
         self._channel: Any = None
         self._stubs: dict[str, Callable[..., Any]] = {}
@@ -173,11 +175,16 @@ class Client:
             time.sleep(jitter(pause, 0.8, 1.2))
             pause = min(pause * 2, longest)
 
+    def settling(self, resource: str) -> bool:
+        """Whether it was created or first seen so lately that it may be there and not be found."""
+        return time.monotonic() < self._young.get(resource, 0.0)
+
     def _call_once(self, rpc: str, request: Any, resource: str, timeout: float | None) -> Any:
         stub, metadata = self._stub(rpc), self._routing(resource)
         with shield.section(), forks.call():
             try:
-                answer = stub(request, timeout=timeout or self._options.timeout, metadata=metadata)
+                wanted = self._timeout(timeout or self._options.timeout)
+                answer = stub(request, timeout=wanted, metadata=metadata)
             except grpc.RpcError as exc:
                 if exc.code() is grpc.StatusCode.ALREADY_EXISTS:
                     self._young[resource] = time.monotonic() + _SETTLES
@@ -188,8 +195,22 @@ class Client:
             self._young.pop(resource, None)
         return answer
 
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Calls of this thread inside take no longer than that altogether."""
+        self._hurry.until = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            del self._hurry.until
+
+    def _timeout(self, wanted: float) -> float:
+        until = getattr(self._hurry, "until", None)
+        return wanted if until is None else max(min(wanted, until - time.monotonic()), 0.05)
+
     def persist(self, rpc: str, request: Any, resource: str, total: float) -> Any:
         """As :meth:`call`, made again while it fails for now, for ``total`` seconds at most."""
+        total = self._timeout(total)
         timeout = min(total, self._options.timeout)
         began = time.monotonic()
         try:

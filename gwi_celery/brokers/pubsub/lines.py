@@ -59,6 +59,10 @@ _STREAM_ENDS = 1.0
 #: Messages in one pull or in the hands of one stream at most.
 MOST = 100
 
+#: Seconds for which what a stream brings is leased. Google's shortest: what a process held that was
+#: killed is soon delivered again.
+STREAM_LEASE = 10
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
@@ -81,6 +85,8 @@ class Line:
 
     #: Whether a look is on its way.
     looking = False
+    #: Seconds for which what it brings is leased; None: the subscription's own ack deadline.
+    lease: float | None = None
 
     def want(self, limit: int, now: float) -> None:
         raise NotImplementedError  # each kind's own
@@ -132,10 +138,16 @@ class Line:
 
 
 class Pull(Line):
-    """Long unary pulls, one at a time."""
+    """Long unary pulls, one at a time.
 
-    def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
+    ``patient``: hardly anything comes this way, so that an emulator is not asked again and again.
+    """
+
+    def __init__(
+        self, receiver: PubSubReceiver, intake: Intake, source: Source, *, patient: bool = False
+    ) -> None:
         super().__init__(receiver, intake, source)
+        self._patient = patient
         self._future: Any = None
         self._wanted = 0
         self._paused = False
@@ -197,7 +209,8 @@ class Pull(Line):
     def _plan(self, now: float) -> float:
         """How the next call is made; its deadline, seconds."""
         idle = now - self._active
-        lately = self.receiver.broker.options.emulator and idle < EMULATOR_LATELY
+        asks = self.receiver.broker.options.emulator and not self._patient
+        lately = asks and idle < EMULATOR_LATELY
         self._asks = self.looking or lately
         again = lately and not self.looking
         self.ask_at = now + _ASK_EVERY + _ASK_RARER * idle if again else None
@@ -291,6 +304,8 @@ class Pull(Line):
 class Stream(Line):
     """A StreamingPull that is always open, read by a thread of its own."""
 
+    lease = float(STREAM_LEASE)
+
     def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
         super().__init__(receiver, intake, source)
         self._requests: queue.SimpleQueue[Any] | None = None
@@ -314,7 +329,7 @@ class Stream(Line):
         requests.put(
             pb["StreamingPullRequest"](
                 subscription=self.source.path,
-                stream_ack_deadline_seconds=10,
+                stream_ack_deadline_seconds=STREAM_LEASE,
                 max_outstanding_messages=MOST,
             )
         )

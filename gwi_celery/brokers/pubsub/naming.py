@@ -82,7 +82,7 @@ def signs_topic_id(prefix: str) -> str:
 
 
 def name_of(prefix: str, id: str, labels: Mapping[str, str]) -> str | None:
-    """The name behind an id that :func:`topic_id` made; None if it is none of ours."""
+    """The name behind an id that :func:`topic_id` made; None if it is unknown."""
     if not id.startswith(prefix):
         return None
     stored = _from_labels(_NAME_LABEL, labels)

@@ -10,10 +10,12 @@ import contextlib
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gwi_celery import forks
 from gwi_celery.brokers.base import Delivery
+from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.lines import ENDS_BY_ITSELF, MOST, Line, Pull, Stream
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.brokers.wakeups import bell
@@ -22,6 +24,9 @@ from gwi_celery.errors import BrokerUnusable, NotFound
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.broker import PubSubBroker
 
+#: Seconds that what arrived waits to be polled by a user who is busy; then others may have it.
+#: Well under the shortest lease.
+_LONGEST_WAIT = 5.0
 #: Seconds between two looks for bindings that other connections made.
 _REDISCOVER = 60.0
 
@@ -42,8 +47,14 @@ class PubSubReceiver:
         self._check()
         if queue in self._queues:
             return
+        topology = self._broker.topology
+        sources = topology.sources(queue)
+        for source in sources:
+            endpoint = topology.pushed_to(source.path)
+            if endpoint is not None:
+                raise BrokerUnusable(advice.pushed(queue, source.path, endpoint))
         intake = Intake(self, queue, bulk)
-        intake.read_from(self._broker.topology.sources(queue))
+        intake.read_from(sources)
         self._queues[queue] = intake
         self._broker.topology.join(queue)
         self.ring()
@@ -145,7 +156,11 @@ class PubSubReceiver:
 
 
 class Intake:
-    """One queue: its lines, and what came by them and was not taken yet."""
+    """One queue: its lines, and what came by them and was not taken yet.
+
+    Nothing is taken whose lease may be over. What waits for long is given back; only what a stream
+    brought stays, as it would come back by the same stream: it is replaced when it is redelivered.
+    """
 
     def __init__(self, receiver: PubSubReceiver, queue: str, bulk: bool) -> None:
         self.receiver = receiver
@@ -156,6 +171,9 @@ class Intake:
         self._lock = forks.lock()
         self._arrived: dict[Line, deque[Delivery]] = {}
         self._delayed: list[tuple[float, Delivery]] = []
+        #: How many its user last wanted.
+        self._room = 0
+        self._watched = False
         self._error: Exception | None = None
         self._stopped = False
 
@@ -172,7 +190,11 @@ class Intake:
                 line = known.pop(source.path, None)
                 if line is None:
                     streamed = self._bulk and not (bound and source.own)
-                    line = (Stream if streamed else Pull)(self.receiver, self, source)
+                    line = (
+                        Stream(self.receiver, self, source)
+                        if streamed
+                        else Pull(self.receiver, self, source, patient=self._bulk)
+                    )
                 line.source = source
                 lines.append(line)
             self.lines = lines
@@ -196,26 +218,68 @@ class Intake:
                 raise error
             taken: list[Delivery] = []
             now = time.monotonic()
+            lapsed: list[Delivery] = []
             # What was bound before is the queue's: an unbound line's messages are delivered as well.
             unbound = [line for line in self._arrived if line not in self.lines]
             for line in [*self.lines, *unbound]:
                 arrived = self._arrived.get(line)
                 while arrived and len(taken) < limit:
-                    taken.append(arrived.popleft())
+                    delivery = arrived.popleft()
+                    (taken if now < delivery.held_until() else lapsed).append(delivery)
                 if not arrived:
                     self._arrived.pop(line, None)
-            due = [item for item in self._delayed if item[0] <= now]
-            for item in due[: limit - len(taken)]:
-                self._delayed.remove(item)
-                taken.append(item[1])
+            for item in [item for item in self._delayed if item[0] <= now]:
+                if len(taken) < limit:
+                    self._delayed.remove(item)
+                    (taken if now < item[1].held_until() else lapsed).append(item[1])
             left = sum(map(len, self._arrived.values()))
+        self.receiver.broker.forget(lapsed)
         self.want(room - len(taken) - left)
         return taken
+
+    def _drop(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
+        """With the lock held: take these out of what waits."""
+        dropped = [d for arrived in self._arrived.values() for d in arrived if unwanted(d)]
+        dropped += [d for _, d in self._delayed if unwanted(d)]
+        if dropped:
+            gone = {d.ack_id for d in dropped}
+            for line, arrived in self._arrived.items():
+                self._arrived[line] = deque(d for d in arrived if d.ack_id not in gone)
+            self._delayed = [item for item in self._delayed if item[1].ack_id not in gone]
+        return dropped
+
+    def _watch(self) -> None:
+        """With the lock held: see to what waits for long, also while our user is busy."""
+        if not self._watched:
+            self._watched = True
+            self.receiver.broker.later(time.monotonic() + _LONGEST_WAIT, self._review)
+
+    def _review(self) -> None:
+        now = time.monotonic()
+        streamed = {line.source.path for line in self.lines if line.lease is not None}
+
+        def waits_for_long(delivery: Delivery) -> bool:
+            return delivery.leased_at + _LONGEST_WAIT <= now and _path(delivery) not in streamed
+
+        with self._lock:
+            self._watched = False
+            lapsed = self._drop(lambda delivery: delivery.held_until() <= now)
+            early = self._early(now)
+            old = self._drop(lambda d: waits_for_long(d) and d.ack_id not in early)
+            if any(self._arrived.values()) or self._delayed:
+                self._watch()
+        self.receiver.broker.forget(lapsed)
+        for delivery in old:
+            self.receiver.broker.give_back(delivery)
+
+    def _early(self, now: float) -> set[str]:
+        """With the lock held: what is held for a time that hasn't come."""
+        return {delivery.ack_id for due, delivery in self._delayed if due > now}
 
     def want(self, limit: int) -> None:
         if limit <= 0 or self._stopped:
             return
-        limit = min(limit, MOST)
+        self._room = limit = min(limit, MOST)
         levels = [line for line in self.lines if line.source.own]
         if len(levels) > 1:
             self._look(levels, limit)
@@ -248,8 +312,8 @@ class Intake:
         for line in self.lines:
             line.rest()
         with self._lock:
-            unwanted = [d for arrived in self._arrived.values() for d in arrived]
-            self._arrived = {}
+            early = self._early(time.monotonic())
+            unwanted = self._drop(lambda delivery: delivery.ack_id not in early)
         for delivery in unwanted:
             self.receiver.broker.give_back(delivery)
 
@@ -278,20 +342,33 @@ class Intake:
     def arrived(self, line: Line, received: list[Any]) -> int:
         """Take in what a call brought; how many of them are for delivery now or soon."""
         broker = self.receiver.broker
-        ready, delayed = broker.sort(line.source, received)
+        ready, delayed = broker.sort(line.source, received, line.lease)
+        parked: list[tuple[float, Delivery]] = []
+        replaced: list[Delivery] = []
         with self._lock:
             stopped = self._stopped
             if not stopped:
+                # Delivered again while it waits here: its earlier lease is over.
+                again = {(_path(d), d.message_id) for d in [*ready, *(d for _, d in delayed)]}
+                replaced = self._drop(lambda d: (_path(d), d.message_id) in again)
                 waiting = [*self._arrived.get(line, ()), *ready]
                 if not broker.options.ordering:
                     # What one subscription brings at once is in no order of priority.
                     waiting.sort(key=lambda delivery: -delivery.priority)
                 self._arrived[line] = deque(waiting)
+                # What is held takes a place: one must not hoard what others could have.
+                room = max(self._room - len(self._delayed), 0)
+                delayed, parked = delayed[:room], delayed[room:]
                 self._delayed += delayed
+                if ready or delayed:
+                    self._watch()
         if stopped:
             for delivery in [*ready, *(delivery for _, delivery in delayed)]:
                 broker.give_back(delivery)
             return 0
+        broker.forget(replaced)
+        for due, delivery in parked:
+            broker.park(delivery, due - time.monotonic())
         if ready or delayed:
             self.receiver.ring()
         return len(ready)
@@ -301,3 +378,8 @@ class Intake:
         with self._lock:
             self._error = error
         self.receiver.ring()
+
+
+def _path(delivery: Delivery) -> str:
+    """Of the subscription that it came by."""
+    return delivery.ack_id.partition(" ")[0]

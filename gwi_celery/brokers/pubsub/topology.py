@@ -298,11 +298,7 @@ class Topology:
 
     def _make_temporary(self, queue: _Queue, *, first: bool) -> None:
         wanted = self._wanted(queue)
-        try:
-            made = self._admin.create_subscription(wanted)
-        except NotFound:
-            self._admin.create_topic(queue.topic, {})
-            made = self._admin.create_subscription(wanted)
+        made = self._create_temporary(wanted)
         if not made:
             made = self._take_over(queue, wanted)
         queue.made = queue.made or made
@@ -310,11 +306,21 @@ class Topology:
             queue.since = self._now()
             queue.spared_until = 0.0 if made else time.time() + _SPARED
 
+    def _create_temporary(self, wanted: Any) -> bool:
+        """False if it was there already. The topic that such queues share is made with the first."""
+        try:
+            return self._admin.create_subscription(wanted)
+        except NotFound:
+            if wanted.topic != self._temporary_topic():
+                raise  # an exchange's
+            self._admin.create_topic(wanted.topic, {})
+            return self._admin.create_subscription(wanted)
+
     def _take_over(self, queue: _Queue, wanted: Any) -> bool:
         """A subscription of that name is there; whether it had to be made anew."""
         found = self._admin.get_subscription(wanted.name)
         if found is None:  # its topic was deleted, or another process deleted it just now
-            return self._admin.create_subscription(wanted)
+            return self._create_temporary(wanted)
         if found.topic != wanted.topic:
             raise exists_to_stay(queue.spec.name)
         return False
@@ -396,6 +402,14 @@ class Topology:
                     self._admin.delete_subscription(subscription.name)
             if found.topic == self.topic(name) and self.exchange_type(name) is None:
                 self._admin.delete_topic(found.topic)
+
+    def note_push(self, path: str, endpoint: str) -> None:
+        """Where Pub/Sub posts a subscription's messages from now on; empty: it is pulled."""
+        self._admin.note_push(path, endpoint)
+
+    def pushed_to(self, path: str) -> str | None:
+        """The endpoint of a subscription that was last seen to be a push one."""
+        return self._admin.pushed.get(path)
 
     def has_queue(self, name: str) -> bool:
         if not self._options.managed:
@@ -592,6 +606,8 @@ class Topology:
         with self._lock:
             queue = self._queues.get(source.queue)
             if not source.own and queue is not None and not queue.broken:
+                if self._client.settling(source.path):
+                    return  # it is asked again, and by then it is there or it isn't
                 if self._admin.get_subscription(source.path) is not None:
                     return
                 if self._admin.get_subscription(self.subscription(source.queue)) is not None:
@@ -830,10 +846,25 @@ class Topology:
         if not different:
             return
         what = f"queue {queue!r}: subscription {wanted.name}"
+        if "filter" in different:
+            what = self._levels_left(queue) + what
         self._refuse_or_repair(what, different, _IMMUTABLE)
         wanted.labels.clear()
         wanted.labels.update(labels)
         self._update("Subscription", wanted, different)
+
+    def _levels_left(self, queue: str) -> str:
+        """Names levels of ``priority_levels`` as it was, which nobody would read from."""
+        own = self.subscription(queue)
+        read = {path for _, path, _ in self._levels(_Queue(QueueSpec(queue), self.topic(queue)))}
+        found = {s.name for s in self._admin.subscriptions() if s.name.startswith(f"{own}~p")}
+        left = sorted(_id(path) for path in found - read)
+        if not left:
+            return ""
+        return (
+            f"priority_levels was another: once they are drained, delete {', '.join(left)}, which "
+            "nobody reads from any more. "
+        )
 
     def _compare_topic(self, path: str) -> None:
         """The same for a topic, as far as the options say anything of topics."""

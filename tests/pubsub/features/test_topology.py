@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from google.api_core.exceptions import NotFound as GoogleNotFound
 
-from gwi_celery.brokers.base import QueueSpec
+from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.errors import ConfigurationError
@@ -489,6 +489,34 @@ def test_a_new_binding_takes_the_place_of_one_on_a_deleted_topic(
     broker.bind("reply", "f", "")
     publish(broker, "f", "", b"m")
     assert (read(broker, "q"), read(broker, "reply")) == ([b"m"], [b"m"])
+
+
+def test_a_batch_for_several_queues_of_a_deleted_topic_reaches_all(
+    connect: Connect, google: Google
+) -> None:
+    broker = connect()
+    declare(broker, "a", "b", auto_delete=True)
+    google.publisher.delete_topic(topic=google.topic_path("gwi-~temporary"))
+    broker.publish_many([("", queue, OutgoingMessage(queue.encode())) for queue in ("a", "b")])
+    assert (read(broker, "a"), read(broker, "b")) == ([b"a"], [b"b"])
+
+
+def test_an_unconfirmed_message_for_a_deleted_queue_arrives(
+    connect: Connect, google: Google
+) -> None:
+    broker = connect(publisher_confirms=False)
+    declare(broker, "q")
+    google.publisher.delete_topic(topic=google.topic_path("gwi-q"))
+    publish(broker, "", "q", b"m")
+    assert broker.flush(10)
+    assert read(broker, "q") == [b"m"]
+
+
+def test_levels_that_nobody_reads_any_more_are_named(connect: Connect) -> None:
+    declare(connect(priority_levels=[0, 5, 9]), "q")
+    for levels, left in (([], "gwi-q~p5, gwi-q~p9"), ([0, 5], "gwi-q~p9")):
+        with pytest.raises(ConfigurationError, match=f"delete {left}, which nobody reads"):
+            declare(connect(priority_levels=levels), "q")
 
 
 def test_a_deleted_dead_letter_is_made_again(connect: Connect, google: Google) -> None:

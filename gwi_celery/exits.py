@@ -1,0 +1,47 @@
+"""What a process still has to send when it ends.
+
+``atexit`` is not run in a child of Celery's prefork pool, nor in one of ``multiprocessing``: both leave
+by ``os._exit``, after hooks of their own. A process that is killed, or calls ``os._exit`` itself, sends
+nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from collections.abc import Callable
+from multiprocessing import util
+from typing import Any
+
+from celery import signals
+
+logger = logging.getLogger(__name__)
+
+_flushes: list[Callable[[], object]] = []
+
+
+def at_exit(flush: Callable[[], object]) -> None:
+    """Have ``flush`` called at the end of this process and of its forks. It may be called twice."""
+    _flushes.append(flush)
+
+
+def _flush(*args: Any, **kwargs: Any) -> None:
+    for flush in _flushes:
+        try:
+            flush()
+        except Exception:
+            logger.exception("something may not have been sent at exit")
+
+
+class _Process:
+    """For ``multiprocessing``, which calls what was registered for a living object in each fork."""
+
+    def finalize(self) -> None:
+        util.Finalize(None, _flush, exitpriority=0)
+
+
+_process = _Process()
+_process.finalize()  # spawned children import this anew
+util.register_after_fork(_process, _Process.finalize)
+atexit.register(_flush)
+signals.worker_process_shutdown.connect(_flush, weak=False)

@@ -1,0 +1,35 @@
+"""Remote control answers from a worker's first moment.
+
+A worker replies by a connection of the app's pool, which is otherwise opened by its first reply, and
+looks for the exchange of replies then. On a busy machine that takes longer than the second for which
+Celery's commands wait by default.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import signals
+
+from gwi_celery.transport.base import Transport
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_workers() -> None:
+    """Have each worker of this process open that connection, and declare that exchange, as it starts."""
+    signals.worker_ready.connect(_prepare, weak=False, dispatch_uid="gwi-prepare-replies")
+
+
+def _prepare(sender: Any = None, **kwargs: Any) -> None:
+    connection, app = getattr(sender, "connection", None), getattr(sender, "app", None)
+    if connection is None or app is None or not app.conf.worker_enable_remote_control:
+        return
+    if not isinstance(connection.transport, Transport):
+        return
+    try:
+        with app.amqp.producer_pool.acquire(block=True, timeout=5) as producer:
+            app.control.mailbox.reply_exchange(producer.channel).declare()
+    except Exception as exc:
+        logger.info("the first reply to a control command may take longer: %s", exc)

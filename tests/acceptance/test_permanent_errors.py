@@ -1,0 +1,53 @@
+"""What can't get better ends a worker at its start, and a call, at once, with what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from gwi_celery import setup
+from gwi_celery.errors import BrokerUnusable
+from tests.acceptance.conftest import APP
+from tests.workers import Worker
+
+pytestmark = pytest.mark.acceptance
+
+
+def no_credentials(folder: Path) -> tuple[dict[str, str], str]:
+    env = {
+        "JOBS_BROKER_URL": "pubsub://my-project",
+        "JOBS_LEASE_SECONDS": "10",
+        "PUBSUB_EMULATOR_HOST": "",
+        "GOOGLE_APPLICATION_CREDENTIALS": str(folder / "missing.json"),
+    }
+    return env, "no Google Cloud credentials: run `gcloud auth application-default login`"
+
+
+def not_a_database(folder: Path) -> tuple[dict[str, str], str]:
+    (folder / "gwi").mkdir()
+    (folder / "gwi" / "broker.sqlite3").write_bytes(b"not a database, and long enough" * 100)
+    return {}, "is not a SQLite database, or is damaged"
+
+
+@pytest.mark.parametrize("what", [no_credentials, not_a_database])
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_worker_does_not_try_again(pool: str, what: object, tmp_path: Path) -> None:
+    env, text = what(tmp_path)  # type: ignore[operator]
+    worker = Worker(APP, tmp_path, pool=pool, env={"JOBS_FOLDER": str(tmp_path), **env})
+    try:
+        worker.wait_for(text)
+        assert worker.process.wait(timeout=30) == 1
+        assert "Trying again" not in worker.log
+    finally:
+        worker.close()
+
+
+def test_a_call_does_not_try_again(tmp_path: Path) -> None:
+    not_a_database(tmp_path)
+    app = Celery("broken", set_as_current=False)
+    setup(app, folder=str(tmp_path / "gwi"))
+    with pytest.raises(BrokerUnusable, match="is not a SQLite database"):
+        app.send_task("t")
+    app.close()

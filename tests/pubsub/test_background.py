@@ -1,0 +1,172 @@
+"""What is sent in the background arrives, however its process ends, and acks wait for nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from gwi_celery import publish_batch
+from gwi_celery.brokers.base import Delivery, OutgoingMessage
+from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from gwi_celery.errors import BrokerError
+from tests.pubsub.jobs import trail
+from tests.workers import ROOT, Worker, eventually
+
+pytestmark = pytest.mark.emulator
+
+
+def test_unconfirmed_messages_of_children_that_are_replaced_arrive(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each child publishes once, in its last moment."""
+    monkeypatch.setenv("PUBSUB_TASKS_PER_CHILD", "1")
+    monkeypatch.setenv("PUBSUB_CONFIRMS", "0")
+    start(concurrency=2)
+    for n in range(10):
+        jobs.relay.delay(n)
+    eventually(lambda: len(set(trail(tmp_path, "marks"))) == 10, timeout=60)
+
+
+_CONSUME = """
+import multiprocessing, sys
+from tests.pubsub.jobs import app
+
+def consume():
+    # Not closed, and not collected before the end.
+    global connection, queue
+    connection = app.connection()
+    queue = connection.SimpleQueue("q")
+    for _ in range(5):
+        queue.get(timeout=20).ack()
+
+if __name__ == "__main__":
+    how = sys.argv[1]
+    if how == "script":
+        consume()
+    else:
+        child = multiprocessing.get_context(how).Process(target=consume)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "fork", "spawn"])
+def test_acks_of_a_process_that_closes_nothing_arrive(
+    how: str, jobs: ModuleType, connect: Callable[..., PubSubBroker], tmp_path: Path
+) -> None:
+    (tmp_path / "consume.py").write_text(_CONSUME)
+    with jobs.app.connection() as connection, connection.SimpleQueue("q") as queue:
+        for n in range(5):
+            queue.put(n)
+    subprocess.run(
+        [sys.executable, "consume.py", how],
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    time.sleep(11)  # longer than a lease
+    assert connect().look("q", 10) == []
+
+
+def test_acks_do_not_wait_for_other_work(connect: Callable[..., PubSubBroker]) -> None:
+    broker = connect()
+    broker.publish("", "q", OutgoingMessage(b"a"))
+    [delivery] = broker.look("q", 1)
+    counted: Counter[str] = Counter()
+    broker.client.on_call = lambda name: counted.update([name])
+    release = threading.Event()
+    try:
+        for _ in range(4):  # queues that are restored, say
+            broker._jobs.run(lambda: release.wait(30))
+        broker.ack([delivery])
+        assert broker._acks.flush(10)
+        assert counted["Acknowledge"] == 1
+        assert not release.is_set()
+    finally:
+        release.set()
+    assert broker.flush(10)
+
+
+def _held(broker: PubSubBroker, count: int) -> list[Delivery]:
+    """Deliveries with ack ids as long as Google's."""
+    path = "projects/p/subscriptions/gwi-q"
+    made = [
+        Delivery("q", f"{path} {n:0220d}", str(n), b"", {}, 1, 0.0, 0, 60.0) for n in range(count)
+    ]
+    for delivery in made:
+        broker._leases[delivery.ack_id] = time.monotonic() + 60
+    return made
+
+
+def test_many_leases_are_extended_by_requests_that_are_not_too_large(
+    connect: Callable[..., PubSubBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = connect()
+    requests: list[Any] = []
+    monkeypatch.setattr(broker.client, "call", lambda rpc, request, path: requests.append(request))
+    held = _held(broker, 3000)
+    assert broker.extend(held, 60) == []
+    assert sum(len(request.ack_ids) for request in requests) == 3000
+    assert max(request.ByteSize() for request in requests) < 512 * 1024
+    assert len(requests) <= 4
+    requests.clear()
+    broker.ack(held)
+    assert broker.flush(10)
+    assert sum(len(request.ack_ids) for request in requests) == 3000
+    assert max(request.ByteSize() for request in requests) < 512 * 1024
+
+
+def test_a_lost_lease_among_many_is_found_by_a_few_calls(
+    connect: Callable[..., PubSubBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exactly-once subscription refuses the request, whichever of its ids is lost."""
+    broker = connect()
+    held = _held(broker, 3000)
+    lost = {held[n].ack_id.split()[1] for n in (7, 1500)}
+    calls = 0
+
+    def call(rpc: str, request: Any, path: str) -> None:
+        nonlocal calls
+        calls += 1
+        if lost & set(request.ack_ids):
+            raise BrokerError("PERMANENT_FAILURE_INVALID_ACK_ID")
+
+    monkeypatch.setattr(broker.client, "call", call)
+    assert {d.ack_id.split()[1] for d in broker.extend(held, 60)} == lost
+    assert calls < 60
+
+
+def test_a_call_after_the_batch_that_it_inherited_is_published_by_itself(
+    jobs: ModuleType, connect: Callable[..., PubSubBroker]
+) -> None:
+    async def run() -> list[str]:
+        over = asyncio.Event()
+
+        async def later() -> str:
+            inside = jobs.mark.delay("inside").id
+            await over.wait()
+            return f"{inside} {jobs.mark.delay('after').id}"
+
+        with publish_batch() as batch:
+            task = asyncio.create_task(later())
+            thread = asyncio.create_task(asyncio.to_thread(lambda: jobs.mark.delay("thread").id))
+            first = jobs.mark.delay("first").id
+            await thread
+        assert batch.published == 3
+        over.set()
+        return [first, await thread, *(await task).split()]
+
+    ids = asyncio.run(run())
+    assert sorted(d.attributes["task_id"] for d in connect().look("celery", 10)) == sorted(ids)

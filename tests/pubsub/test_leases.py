@@ -1,0 +1,108 @@
+"""What waits between arrival and its user: never given to two, never kept from others for long."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from gwi_celery.brokers.base import QueueSpec
+from gwi_celery.brokers.pubsub import lines
+from gwi_celery.brokers.pubsub import receiver as intakes
+from tests.contract.brokers import bodies, readable, send, wait_for
+from tests.workers import eventually
+
+pytestmark = pytest.mark.emulator
+
+
+@pytest.fixture
+def broker(connect):
+    made = connect()
+    made.declare_queue(QueueSpec("q"))
+    return made
+
+
+def test_what_a_busy_user_does_not_poll_is_given_back(broker, connect, monkeypatch):
+    """A worker that is in a task sees nothing; others are not kept waiting by its prefetch."""
+    monkeypatch.setattr(intakes, "_LONGEST_WAIT", 0.5)
+    busy = broker.receiver()
+    busy.subscribe("q")
+    busy.clear()
+    assert busy.poll("q", 4) == []
+    send(broker, b"a")
+    assert readable(busy), "it has arrived, and is not polled"
+    other = connect()
+    began = time.monotonic()
+    receiver = other.receiver()
+    receiver.subscribe("q")
+    assert wait_for(receiver).data == b"a"
+    assert time.monotonic() - began < 6, "not only when its lease of 10 s is over"
+    assert busy.poll("q", 4) == []
+
+
+@pytest.mark.parametrize("bulk", [False, True], ids=["pull", "stream"])
+def test_what_waited_past_its_lease_is_not_given_out(broker, monkeypatch, bulk):
+    monkeypatch.setattr(intakes, "_LONGEST_WAIT", 60.0)  # even if nobody looks after it
+    receiver = broker.receiver()
+    receiver.subscribe("q", bulk=bulk)
+    receiver.clear()
+    assert receiver.poll("q", 1) == []
+    send(broker, b"a")
+    assert readable(receiver)
+    intake = receiver._queues["q"]
+    eventually(lambda: sum(map(len, intake._arrived.values())))
+    (waiting,) = [d for arrived in intake._arrived.values() for d in arrived]
+    age = time.monotonic() - waiting.leased_at
+    assert waiting.lease_seconds == 10
+    time.sleep(max(9.1 - age, 0))
+    now_held = [d for arrived in intake._arrived.values() for d in arrived]
+    found = receiver.poll("q", 1)
+    assert all(d.ack_id != waiting.ack_id for d in found)
+    assert waiting in now_held or len(now_held) == 1
+    delivery = found[0] if found else wait_for(receiver)
+    assert delivery.data == b"a"
+    assert delivery.ack_id != waiting.ack_id, "delivered again, under a lease of its own"
+
+
+def test_what_a_stream_redelivers_replaces_what_waits(broker, monkeypatch):
+    """A user who is away for several leases finds each message once."""
+    broker.declare_queue(QueueSpec("control", auto_delete=True))
+    receiver = broker.receiver()
+    receiver.subscribe("control", bulk=True)
+    receiver.clear()
+    assert receiver.poll("control", 1) == []
+    intake = receiver._queues["control"]
+    arrivals = []
+    arrived = intake.arrived
+
+    def counted(line, received):
+        arrivals.extend(item.message.message_id for item in received)
+        return arrived(line, received)
+
+    monkeypatch.setattr(intake, "arrived", counted)
+    send(broker, b"a", b"b", queue="control")
+    eventually(lambda: len(arrivals) >= 4, timeout=40, what="redelivered by the emulator")
+    found = receiver.poll("control", 100)
+    deadline = time.monotonic() + 5
+    while len(found) < 2 and time.monotonic() < deadline:  # one may have lapsed just now
+        found += receiver.poll("control", 100)
+    assert sorted(bodies(found)) == [b"a", b"b"]
+    broker.ack(found)
+    assert broker.flush(10)
+    time.sleep(lines.STREAM_LEASE + 1)
+    assert receiver.poll("control", 100) == []
+
+
+def test_one_does_not_hoard_what_is_delayed(broker, connect):
+    """Twelve messages for later, one place: at most one is held, the rest is for whoever has room."""
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    receiver.clear()
+    assert receiver.poll("q", 1) == []
+    send(broker, *(b"%d" % n for n in range(12)), delay=3.0)
+    time.sleep(1.5)
+    assert len(receiver._queues["q"]._delayed) <= 1
+    other = connect().receiver()
+    other.subscribe("q")
+    found = [wait_for(other) for _ in range(11)]
+    assert len(set(bodies(found))) == 11
