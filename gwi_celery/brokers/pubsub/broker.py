@@ -448,8 +448,8 @@ class PubSubBroker:
         held: list[tuple[float, Delivery]] = []
         now, wall = time.monotonic(), time.time()
         spec = self.topology.spec(source.queue)
-        lease = lease or self.topology.first_lease(spec)
-        limit = self.topology.max_deliveries(spec)
+        lease = lease or self.topology.desired.first_lease(spec)
+        limit = self.topology.desired.max_deliveries(spec)
         for item in received:
             said = wire.parse(item.message)
             delivery = self._delivery(source, item, said, lease, now)
