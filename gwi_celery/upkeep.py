@@ -42,7 +42,7 @@ class Upkeep(bootsteps.StartStopStep):
     label = "Upkeep"
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
-        from gwi_celery.app import settings_for
+        from gwi_celery.integration import settings_for
 
         super().__init__(worker, **kwargs)
         self._interval = settings_for(worker.app).cleanup_interval
@@ -103,8 +103,8 @@ _Chore = tuple[Database, Callable[[int], int]]
 
 def _chores(app: Any) -> dict[Path | None, list[_Chore]]:
     """Folder (None: memory) -> what there is to do in it."""
-    from gwi_celery.app import broker_for, integration
     from gwi_celery.backends.embedded import EmbeddedBackend
+    from gwi_celery.integration import broker_for, integration
 
     found: dict[Path | None, list[_Chore]] = {}
 

@@ -18,11 +18,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gwi_celery.app import settings_for
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError, MalformedMessage
-from gwi_celery.reliability.outcome import Settlement
+from gwi_celery.integration import settings_for
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.service import push
 from gwi_celery.service.auth import GOOGLE_CERTS, Denied, Fetch, PushAuth, fetch_from, require_token
@@ -35,6 +34,7 @@ from gwi_celery.service.shutdown import Shutdown
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
 from gwi_celery.transport import envelope
+from gwi_celery.transport.settlement import Settlement
 
 logger = logging.getLogger(__name__)
 

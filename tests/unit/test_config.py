@@ -15,12 +15,12 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from gwi_celery import ReliableTask, setup, store_for, versions
-from gwi_celery.app import broker_for, settings_for
 from gwi_celery.config import load, parse_embedded_url, quote_folder
 from gwi_celery.errors import BrokerUnusable, ConfigurationError, StoreUnusable
+from gwi_celery.integration import broker_for, settings_for
 from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.url import open_store
-from gwi_celery.transport.embedded import OPTIONS, open_broker
+from gwi_celery.transport.embedded import open_broker
 
 
 def memory() -> str:
@@ -89,16 +89,16 @@ def test_results_go_where_the_store_is() -> None:
 
 @pytest.mark.parametrize("folder", ["/a/b", "/a b/ä#?%;x", "/UPPER/Case:8"])
 def test_any_folder_goes_through_a_url(folder: str) -> None:
-    assert parse_embedded_url(f"embedded://{quote_folder(folder)}", OPTIONS).folder == Path(folder)
+    assert parse_embedded_url(f"embedded://{quote_folder(folder)}").folder == Path(folder)
 
 
 def test_the_forms_of_an_embedded_url(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse_embedded_url("embedded://", OPTIONS).folder == tmp_path / ".gwi"
-    assert parse_embedded_url("embedded://Sub/dir", OPTIONS).folder == tmp_path / "Sub/dir"
-    assert parse_embedded_url("embedded://:memory:", OPTIONS).memory == "default"
-    assert parse_embedded_url("embedded://:memory:/x", OPTIONS).memory == "x"
-    options = parse_embedded_url("embedded:///x?lease_seconds=5", OPTIONS).options
+    assert parse_embedded_url("embedded://").folder == tmp_path / ".gwi"
+    assert parse_embedded_url("embedded://Sub/dir").folder == tmp_path / "Sub/dir"
+    assert parse_embedded_url("embedded://:memory:").memory == "default"
+    assert parse_embedded_url("embedded://:memory:/x").memory == "x"
+    options = parse_embedded_url("embedded:///x?lease_seconds=5").options
     assert options == {"lease_seconds": "5"}
 
 
