@@ -210,6 +210,16 @@ class ReliableBackend(KeyValueStoreBackend):
     def exception_to_python(self, exc: Any) -> Any:
         return failures.rebuild(exc, super().exception_to_python)
 
+    @staticmethod
+    def arrived(meta: Any, on_interval: Callable[[], Any] | None) -> Any:
+        """A result that was waited for. Of a failure, a parent's own error goes first.
+
+        Celery looks for that at each interval, and both may have come within one.
+        """
+        if on_interval and meta["status"] in states.PROPAGATE_STATES:
+            on_interval()
+        return meta
+
     def ahead(
         self, task: Any, store: Store, state: str, result: Any, traceback: str | None = None
     ) -> StoredResult | None:

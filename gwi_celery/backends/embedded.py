@@ -108,7 +108,7 @@ class EmbeddedBackend(ReliableBackend):
         while True:
             meta = self.get_task_meta(task_id)
             if meta["status"] in states.READY_STATES:
-                return meta
+                return self.arrived(meta, on_interval)
             if on_interval:
                 on_interval()
             if deadline is not None and time.monotonic() >= deadline:

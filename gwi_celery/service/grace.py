@@ -26,6 +26,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.worker import state
 
+from gwi_celery import sqlite
 from gwi_celery.errors import GwiError
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ class _Broker:
         broker = broker_for(self._app)
         while True:
             with contextlib.suppress(GwiError, OSError):
+                if sqlite.displaced() is not None:
+                    return  # connecting would begin another file
                 broker.connect()
                 self._answered_at = time.monotonic()
             time.sleep(_ASK_EVERY)

@@ -606,6 +606,8 @@ class Topology:
         with self._lock:
             queue = self._queues.get(source.queue)
             if not source.own and queue is not None and not queue.broken:
+                if self._client.settling(source.path):
+                    return  # it is asked again, and by then it is there or it isn't
                 if self._admin.get_subscription(source.path) is not None:
                     return
                 if self._admin.get_subscription(self.subscription(source.queue)) is not None:
