@@ -106,8 +106,8 @@ class Settings:
 
     cleanup_interval: float = _setting(
         "GWI_CLEANUP_INTERVAL",
-        "seconds between two times that a worker deletes what has expired from the embedded files; "
-        "0: never. On Firestore a TTL policy does it",
+        "seconds between two times that a worker or push service deletes what has expired from the "
+        "embedded files; 0: never. On Firestore a TTL policy does it",
         60.0,
     )
 

@@ -35,6 +35,7 @@ from gwi_celery.service.shutdown import Shutdown
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
 from gwi_celery.transport import envelope
+from gwi_celery.upkeep import Cleaner
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Service:
         self._intake = Intake(self._executor, wait=settings.push_wait)
         self._budget = Budget(_BODIES * settings.max_body_bytes)
         self._shutdown = Shutdown(self._intake, self._executor, settings.shutdown_grace)
+        self._cleaner = Cleaner(app, settings.cleanup_interval)
         self._health = Health(
             app,
             self._stats,
@@ -120,9 +122,10 @@ class Service:
         lower_flag()
         events.listen(self._stats)
         await asyncio.to_thread(self._executor.start)
+        self._cleaner.start()
         with self._shutdown.on_signals():
             yield
-        await self._shutdown.finish()
+        await asyncio.gather(self._shutdown.finish(), asyncio.to_thread(self._cleaner.stop))
         events.ignore(self._stats)
 
     # --- endpoints ----------------------------------------------------------------------------
