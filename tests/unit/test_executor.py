@@ -17,7 +17,6 @@ from celery.worker import state
 from gwi_celery import ReliableTask, broker_for, setup, store_for
 from gwi_celery.brokers.base import Broker, Delivery, QueueSpec
 from gwi_celery.errors import BrokerUnavailable
-from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.service.execute import Executor
 from gwi_celery.stores.base import JobStatus
 from gwi_celery.transport.settlement import Settlement
@@ -58,14 +57,6 @@ def executor(app: Celery) -> Iterator[Executor]:
     executor.start()
     yield executor
     executor.stop(10)
-
-
-@pytest.fixture(autouse=True)
-def no_shutdown() -> Iterator[None]:
-    """Nobody stops: the flag is the process's, and a service that an earlier test stopped raised it."""
-    lower_flag()
-    yield
-    lower_flag()
 
 
 @pytest.fixture
