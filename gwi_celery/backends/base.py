@@ -33,9 +33,8 @@ from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 from kombu.utils.uuid import uuid
 
-from gwi_celery import failures
+from gwi_celery import blobs, failures
 from gwi_celery.errors import BrokerUnavailable, NotSerializable, StoreError, StoreUnavailable
-from gwi_celery.reliability import blobs
 from gwi_celery.stores.base import Store, StoredResult
 
 logger = logging.getLogger(__name__)

@@ -23,8 +23,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import Ignore, Reject
 from celery.result import ResultBase
 
-from gwi_celery import failures, shield
-from gwi_celery.app import integration, settings_for
+from gwi_celery import blobs, failures, shield
 from gwi_celery.backends.base import ReliableBackend, came_before
 from gwi_celery.errors import (
     CrashLimitExceeded,
@@ -37,8 +36,16 @@ from gwi_celery.errors import (
     StoreError,
 )
 from gwi_celery.failures import ENDS_THE_WORKER
+from gwi_celery.headers import (
+    ATTEMPT_PROPERTY,
+    DEADLINE_HEADER,
+    HOLDS_HEADER,
+    KEY_HEADER,
+    PUSH_UNTIL,
+)
+from gwi_celery.integration import integration, settings_for
 from gwi_celery.jitter import jitter
-from gwi_celery.reliability import blobs, call, carried, wording
+from gwi_celery.reliability import call, carried, wording
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
 from gwi_celery.reliability.options import first
@@ -59,13 +66,6 @@ from gwi_celery.stores.base import (
 from gwi_celery.telemetry import tracing
 from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_error
-from gwi_celery.transport.headers import (
-    ATTEMPT_PROPERTY,
-    DEADLINE_HEADER,
-    HOLDS_HEADER,
-    KEY_HEADER,
-    PUSH_UNTIL,
-)
 
 if TYPE_CHECKING:
     from gwi_celery.reliability.task import ReliableTask

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from gwi_celery import forks
+from gwi_celery import blobs, forks
 from gwi_celery.errors import (
     CursorWentBack,
     DeadlinePassed,
@@ -34,7 +34,6 @@ from gwi_celery.errors import (
 )
 from gwi_celery.ids import digest
 from gwi_celery.jitter import jitter
-from gwi_celery.reliability import blobs
 from gwi_celery.reliability.renewal import renewer
 from gwi_celery.reliability.stopping import worker_is_stopping
 from gwi_celery.reliability.wording import where_resumed

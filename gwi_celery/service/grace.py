@@ -47,7 +47,7 @@ class ShutdownGrace(bootsteps.StartStopStep):
     label = "Grace"
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
-        from gwi_celery.app import settings_for
+        from gwi_celery.integration import settings_for
 
         super().__init__(worker, **kwargs)
         settings = settings_for(worker.app)
@@ -133,7 +133,7 @@ class _Broker:
         return time.monotonic() - self._answered_at > _SILENCE
 
     def _ask(self) -> None:
-        from gwi_celery.app import broker_for
+        from gwi_celery.integration import broker_for
 
         broker = broker_for(self._app)
         while True:

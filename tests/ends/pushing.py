@@ -10,8 +10,8 @@ from typing import Any
 from celery.worker import state
 
 from gwi_celery import broker_for
-from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.service.execute import Executor
+from gwi_celery.transport.settlement import Settlement
 from tests.ends.jobs import app
 
 
