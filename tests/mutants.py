@@ -91,7 +91,7 @@ CHANNEL, LEASES, EXITS = (
 PUBSUB, INTAKE, TOPOLOGY = (
     "gwi_celery/brokers/pubsub/broker.py",
     "gwi_celery/brokers/pubsub/receiver.py",
-    "gwi_celery/brokers/pubsub/topology.py",
+    "gwi_celery/brokers/pubsub/topology/memory.py",
 )
 BROKER_SUITE = [
     "-k",

@@ -33,9 +33,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
-
-from gwi_celery import forks
 from gwi_celery.brokers.base import (
     DEAD_LETTER_SUFFIX,
     DEATH_DELIVERIES,
@@ -55,6 +52,7 @@ from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters, joined
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.publisher import Publisher, chunks
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.topology import Source, Topology
 from gwi_celery.errors import (
@@ -62,7 +60,6 @@ from gwi_celery.errors import (
     BrokerUnavailable,
     BrokerUnusable,
     NotFound,
-    PublishFailed,
     TooLarge,
 )
 from gwi_celery.exits import at_exit
@@ -78,12 +75,6 @@ _PARK = 600.0
 _PARKINGS = 5
 #: Seconds for which another reader's message is left to it.
 _SPARE = 1.0
-#: Times that what a message goes to is made again, while others delete it.
-_RESTORES = 3
-#: Messages and bytes of one Publish request: Pub/Sub takes 1,000 and 10 MB.
-_BATCH_MESSAGES, _BATCH_BYTES = 1000, 9_000_000
-#: Publish requests on their way at a time.
-_PIPELINED = 8
 #: Messages in one look into a queue.
 _LOOK = 1000
 #: Seconds that closing waits for what is still to be sent.
@@ -112,17 +103,14 @@ class PubSubBroker:
         self._jobs = Background()
         self.topology = Topology(self.client, options, self._run_at)
         self.lease_seconds = options.lease_seconds
+        self.publisher = Publisher(self.client, options, self.topology, self._jobs)
         self._dead_letters = DeadLetters(self)
         self._monitoring = Monitoring(options.timeout)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: ack id -> monotonic time at which its lease runs out.
         self._leases: dict[str, float] = {}
-        self._unconfirmed: set[Any] = set()
-        #: Of these, how many failed and are sent again.
-        self._late = 0
         #: Monotonic time up to which queues that were left are not deleted: they expire by themselves.
         self._stalled_until = 0.0
-        self._unconfirmed_changed = forks.condition()
         _brokers.add(self)
 
     def connect(self) -> None:
@@ -182,167 +170,11 @@ class PubSubBroker:
         Raises TooLarge over 10 MB, with both sizes, and BrokerUnavailable after
         ``publish_timeout`` seconds.
         """
-        made = self._made(exchange, routing_key, message, merge=merge)
-        if self._reader_is_gone(exchange, routing_key, message):
-            return
-        topic = self.topology.route(exchange, routing_key)
-        if not self.options.publisher_confirms:
-            self._publish_unconfirmed(topic, (exchange, routing_key, message), made)
-            return
-        try:
-            self._send(topic, [made])
-        except NotFound:
-            self._send_again([((exchange, routing_key, message), made)])
-
-    def _send_again(
-        self, addressed: Sequence[tuple[tuple[str, str, OutgoingMessage], Any]]
-    ) -> None:
-        """Make again what these were sent to, and send them.
-
-        Somebody deleted it, maybe just now and more than once, or an emulator was started anew.
-        """
-        for left in reversed(range(_RESTORES)):
-            for exchange, routing_key in dict.fromkeys(to[:2] for to, _ in addressed):
-                self.topology.restore(exchange, routing_key)
-            by_topic: dict[str, list[Any]] = {}
-            for to, made in addressed:
-                if not self._reader_is_gone(*to):
-                    by_topic.setdefault(self.topology.route(*to[:2]), []).append(made)
-            try:
-                for topic, some in by_topic.items():
-                    self._send(topic, some)
-                return
-            except NotFound:
-                if not left:
-                    raise
-
-    def _reader_is_gone(self, exchange: str, routing_key: str, message: OutgoingMessage) -> bool:
-        """Whether to drop an answer, rather than to make a queue that nobody would ever read."""
-        return message.reply and not exchange and not self.topology.finds(routing_key)
+        self.publisher.publish(exchange, routing_key, message, merge=merge)
 
     def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[None]:
         """Publish all of them, many at a time. Raises PublishFailed with an error for each failed."""
-        errors: dict[int, Exception] = {}
-        made: dict[int, Any] = {}
-        for n, message in enumerate(messages):
-            try:
-                made[n] = self._made(*message)
-            except TooLarge as exc:
-                errors[n] = exc
-        # A missing exchange is known before anything is made or sent.
-        for exchange in {exchange for exchange, _, _ in messages if exchange}:
-            self.topology.route(exchange, "")
-        by_topic: dict[str, list[tuple[int, Any]]] = {}
-        for n, message in made.items():
-            if self._reader_is_gone(*messages[n]):
-                continue
-            topic = self.topology.route(*messages[n][:2])
-            by_topic.setdefault(topic, []).append((n, message))
-        pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
-
-        def settle() -> None:
-            topic, chunk, future = pending.pop(0)
-            try:
-                self._settle(topic, [(messages[n], m) for n, m in chunk], future)
-            except BrokerError as exc:
-                errors.update({n: exc for n, _ in chunk})
-
-        for topic, numbered in by_topic.items():
-            for chunk in _chunks(numbered):
-                if len(pending) >= _PIPELINED:
-                    settle()
-                pending.append((topic, chunk, self._begin(topic, [m for _, m in chunk])))
-        while pending:
-            settle()
-        if errors:
-            raise PublishFailed(errors, len(messages))
-        return [None] * len(messages)
-
-    def _made(
-        self,
-        exchange: str,
-        routing_key: str,
-        message: OutgoingMessage,
-        *,
-        merge: bool = False,
-        attempts: int = 0,
-    ) -> Any:
-        return wire.to_pubsub(
-            exchange,
-            routing_key,
-            message,
-            now=time.time(),
-            ordering=self.options.ordering,
-            merge=merge,
-            attempts=attempts,
-        )
-
-    def _send(self, topic: str, messages: list[Any]) -> list[str]:
-        """Publish, confirmed; Pub/Sub's ids of the messages."""
-        request = pb["PublishRequest"](topic=topic, messages=messages)
-        answer = self.client.persist("Publish", request, topic, self.options.publish_timeout)
-        return list(answer.message_ids)
-
-    def _begin(self, topic: str, messages: list[Any]) -> Any:
-        request = pb["PublishRequest"](topic=topic, messages=messages)
-        forks.enter()
-        try:
-            future = self.client.start("Publish", request, topic, self.options.publish_timeout)
-        except BaseException:
-            forks.leave()
-            raise
-        future.add_done_callback(lambda _: forks.leave())
-        return future
-
-    def _settle(
-        self,
-        topic: str,
-        addressed: Sequence[tuple[tuple[str, str, OutgoingMessage], Any]],
-        future: Any,
-    ) -> None:
-        """Wait for a request that was begun, and make it again if that can help."""
-        try:
-            future.result()
-            return
-        except grpc.RpcError as exc:
-            error = self.client.error(exc, "Publish", topic)
-        if isinstance(error, NotFound):
-            self._send_again(addressed)
-        elif isinstance(error, BrokerUnavailable):
-            self._send(topic, [made for _, made in addressed])
-        else:
-            raise error
-
-    def _publish_unconfirmed(
-        self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any
-    ) -> None:
-        future = self._begin(topic, [made])
-        with self._unconfirmed_changed:
-            self._unconfirmed.add(future)
-        future.add_done_callback(functools.partial(self._unconfirmed_done, topic, to, made))
-
-    def _unconfirmed_done(
-        self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any, future: Any
-    ) -> None:
-        error = None if future.cancelled() else future.exception()
-        with self._unconfirmed_changed:
-            if error is not None:
-                self._late += 1
-                self._jobs.run(functools.partial(self._send_late, topic, to, made))
-            self._unconfirmed.discard(future)
-            self._unconfirmed_changed.notify_all()
-
-    def _send_late(self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any) -> None:
-        try:
-            try:
-                self._send(topic, [made])
-            except NotFound:
-                self._send_again([(to, made)])
-        except BrokerError as exc:
-            logger.error("a message for %s was lost, as publisher_confirms is off: %s", topic, exc)
-        finally:
-            with self._unconfirmed_changed:
-                self._late -= 1
+        return self.publisher.publish_many(messages)
 
     # --- receive --------------------------------------------------------------------------------
 
@@ -379,7 +211,7 @@ class PubSubBroker:
                 ready, delayed = self.sort(source, received)
                 found += ready
                 for due, delivery in delayed:
-                    self._come_again(delivery, due - time.monotonic())
+                    self._release(delivery, due - time.monotonic())
                 if not received:
                     break
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
@@ -448,33 +280,33 @@ class PubSubBroker:
         held: list[tuple[float, Delivery]] = []
         now, wall = time.monotonic(), time.time()
         spec = self.topology.spec(source.queue)
-        lease = lease or self.topology.first_lease(spec)
-        limit = self.topology.max_deliveries(spec)
+        lease = lease or self.topology.desired.first_lease(spec)
+        limit = self.topology.desired.max_deliveries(spec)
         for item in received:
-            said = wire.parse(item.message)
-            delivery = self._delivery(source, item, said, lease, now)
+            parsed = wire.parse(item.message)
+            delivery = self._delivery(source, item, parsed, lease, now)
             # A queue's time to live is that of waiting for a worker, not of waiting for its time.
-            age = wall - max(delivery.published_at, said.not_before)
+            age = wall - max(delivery.published_at, parsed.not_before)
             late = source.message_ttl is not None and age > source.message_ttl
             if (
-                not source.takes(said)
-                or said.expires <= wall
+                not source.takes(parsed)
+                or parsed.expires <= wall
                 or late
                 or (delivery.published_at < source.since and wall >= source.spared_until)
             ):
                 self.ack([delivery])
             elif delivery.published_at < source.since:
                 # Of a reader who was killed, or of one who is still there and may have it.
-                self._come_again(delivery, _SPARE)
-            elif said.not_before > wall:
-                wait = said.not_before - wall
+                self._release(delivery, _SPARE)
+            elif parsed.not_before > wall:
+                wait = parsed.not_before - wall
                 if wait <= _HOLD:
                     held.append((now + wait, delivery))
                 elif item.delivery_attempt >= _PARKINGS:
-                    job = functools.partial(self._publish_anew, [delivery], said.not_before)
+                    job = functools.partial(self._publish_anew, [delivery], parsed.not_before)
                     self._if_ours(delivery, job)
                 else:
-                    self._come_again(delivery, wait)
+                    self._release(delivery, wait)
             elif 0 < limit <= delivery.attempts and not spec.temporary:
                 reason = f"delivered {limit} times without an ack"
                 self._if_ours(
@@ -485,22 +317,22 @@ class PubSubBroker:
         return ready, held
 
     def _delivery(
-        self, source: Source, item: Any, said: wire.Received, lease: float, now: float
+        self, source: Source, item: Any, parsed: wire.Received, lease: float, now: float
     ) -> _Delivery:
         ack_id = f"{source.path} {item.ack_id}"
         self._leases[ack_id] = now + lease
-        attributes = said.attributes
+        attributes = parsed.attributes
         forwarded = attributes.pop(wire.FORWARDED_COUNT, None)
         if forwarded is not None and DEATH_REASON not in attributes:
             attributes[DEATH_REASON] = f"delivered {forwarded} times without an ack"
             attributes[DEATH_DELIVERIES] = forwarded
         published_at = wire.timestamp(item.message.publish_time)
-        attempts = said.attempts + max(
-            item.delivery_attempt - 1 - _parkings(said.not_before - published_at), 0
+        attempts = parsed.attempts + max(
+            item.delivery_attempt - 1 - _parkings(parsed.not_before - published_at), 0
         )
-        expires = said.expires
+        expires = parsed.expires
         if source.message_ttl is not None:
-            expires = min(expires, max(published_at, said.not_before) + source.message_ttl)
+            expires = min(expires, max(published_at, parsed.not_before) + source.message_ttl)
         return _Delivery(
             queue=source.queue,
             ack_id=ack_id,
@@ -509,7 +341,7 @@ class PubSubBroker:
             attributes=attributes,
             deliveries=attempts + 1,
             published_at=published_at,
-            priority=said.priority,
+            priority=parsed.priority,
             lease_seconds=lease,
             leased_at=now,
             attempts=attempts,
@@ -539,12 +371,14 @@ class PubSubBroker:
                 delivery.data, delivery.attributes, delivery.priority, delay=due - now, ttl=ttl
             )
             copies.append(
-                self._made("", delivery.queue, message, merge=True, attempts=delivery.attempts)
+                self.publisher.made(
+                    "", delivery.queue, message, merge=True, attempts=delivery.attempts
+                )
             )
         # To this queue alone, whatever brought it.
         topic = self.topology.route("", deliveries[0].queue)
-        for chunk in _chunks(list(enumerate(copies))):
-            self._send(topic, [made for _, made in chunk])
+        for chunk in chunks(list(enumerate(copies))):
+            self.publisher.send(topic, [made for _, made in chunk])
             self.ack([deliveries[n] for n, _ in chunk])
 
     # --- leases ---------------------------------------------------------------------------------
@@ -564,10 +398,10 @@ class PubSubBroker:
 
     def park(self, delivery: Delivery, seconds: float) -> None:
         """Leave it leased to nobody for that time; then whoever has room gets it."""
-        self._come_again(delivery, max(seconds, 0.0))
+        self._release(delivery, max(seconds, 0.0))
 
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
-        self._come_again(delivery, 0.0 if self.options.retry_policy is not None else delay)
+        self._release(delivery, 0.0 if self.options.retry_policy is not None else delay)
 
     def begin(self, delivery: Delivery) -> None:
         """Nothing to do: Pub/Sub counts each delivery that isn't given back."""
@@ -585,10 +419,10 @@ class PubSubBroker:
             if isinstance(delivery, _Delivery) and delivery.counted and leased:
                 counted.append(delivery)
             else:
-                self._come_again(delivery, 0.0)
+                self._release(delivery, 0.0)
         if counted and self.options.ordering:  # a copy would lose its place
             for delivery in counted:
-                self._come_again(delivery, 0.0)
+                self._release(delivery, 0.0)
         elif counted:
             self._jobs.run(functools.partial(self._try_to_publish_anew, counted))
 
@@ -603,9 +437,9 @@ class PubSubBroker:
             logger.debug("%d messages are given back as they are: %s", len(deliveries), exc)
             for delivery in deliveries:
                 if delivery.ack_id in self._leases:  # not acked
-                    self._come_again(delivery, 0.0)
+                    self._release(delivery, 0.0)
 
-    def _come_again(self, delivery: Delivery, seconds: float) -> None:
+    def _release(self, delivery: Delivery, seconds: float) -> None:
         subscription, ack_id = _parts(delivery)
         until = self._leases.pop(delivery.ack_id, 0.0)
         self._acks.nack(subscription, ack_id, min(seconds, _PARK), until)
@@ -659,7 +493,7 @@ class PubSubBroker:
             self.ack([delivery])
         elif delivery.queue == dead_letter_queue(delivery.queue.removesuffix(".dead")):
             # Nothing dies in a dead letter; back at once, it would keep its consumer busy.
-            self._come_again(delivery, delivery.lease_seconds)
+            self._release(delivery, delivery.lease_seconds)
         else:
             self._try_to_bury(delivery, reason, delivery.deliveries)
 
@@ -676,7 +510,7 @@ class PubSubBroker:
                 cut(reason, REASON_BYTES),
                 exc,
             )
-            self._come_again(delivery, delivery.lease_seconds)
+            self._release(delivery, delivery.lease_seconds)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         self._dead_letters.keep(delivery, reason, delivery.deliveries)
@@ -771,8 +605,7 @@ class PubSubBroker:
     def flush(self, timeout: float = _CLOSE) -> bool:
         """Wait until acks and unconfirmed messages are with Pub/Sub; False if that took longer."""
         deadline = time.monotonic() + timeout
-        with self._unconfirmed_changed:
-            self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, timeout)
+        self.publisher.wait(timeout)
         # What failed is a job now, and a job may ack.
         done = self._jobs.flush(max(deadline - time.monotonic(), 0))
         return self._acks.flush(max(deadline - time.monotonic(), 0)) and done
@@ -788,7 +621,7 @@ class PubSubBroker:
 
     def _flush_at_end(self) -> None:
         """Messages that were not confirmed are waited for as if they had been; all else for a moment."""
-        if self._unconfirmed or self._late:
+        if self.publisher.unsettled():
             if not self.flush(self.options.publish_timeout):
                 logger.error("unconfirmed messages may not have been published")
         else:
@@ -796,7 +629,8 @@ class PubSubBroker:
 
     def _after_fork(self) -> None:
         """What is on its way, leased and received is the parent's."""
-        self._unconfirmed, self._late, self._leases = set(), 0, {}
+        self.publisher.after_fork()
+        self._leases = {}
         self._receivers = weakref.WeakSet()
 
 
@@ -830,17 +664,3 @@ def _parts(delivery: Delivery) -> tuple[str, str]:
 def _parkings(wait: float) -> int:
     """How often a message that was published so long before its time may have been parked."""
     return 0 if wait <= _HOLD else min(math.ceil(wait / _PARK), _PARKINGS)
-
-
-def _chunks(numbered: list[tuple[int, Any]]) -> Iterable[list[tuple[int, Any]]]:
-    chunk: list[tuple[int, Any]] = []
-    size = 0
-    for item in numbered:
-        bytes = item[1].ByteSize()
-        if chunk and (len(chunk) >= _BATCH_MESSAGES or size + bytes > _BATCH_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(item)
-        size += bytes
-    if chunk:
-        yield chunk
