@@ -15,7 +15,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make test-floor    what Celery's oldest supported release decides, on that release (3 minutes)"
 	@echo "make test-matrix   the same on each release of Celery, and on each Python that is there"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, mypy, and which module may import which"
 	@echo "make bench   measurements, as ratios against other brokers"
 	@echo "make mutants breaks the store's promises one by one; the suite must notice each"
 	@echo "make peer-suites     Celery's and Kombu's own integration suites on our transports and result backends, beside Redis"
@@ -68,6 +68,7 @@ test-matrix: $(RELEASES:%=test-release-%)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --exclude '*.md' .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/mypy -p examples --allow-untyped-decorators
 
@@ -81,5 +82,5 @@ peer-suites: $(STAMP)
 	$(BIN)/python -m tests.peers $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-celery-* .venv-python* demo-output build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-celery-* .venv-python* demo-output build dist .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

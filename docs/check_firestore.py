@@ -162,8 +162,12 @@ class Check:
         else:
             self.say(False, "the former holder's finish is refused", "it was accepted")
         if isinstance(over, Claimed):
-            (loaded,) = self.store.load(over.lease)
-            self.say(loaded.blob == b"x" * 2_000_000, "a step of 2 MB comes back whole")
+            (outline,) = self.store.load(over.lease)
+            whole = self.store.fetch(over.lease, outline.name)
+            self.say(
+                whole is not None and whole.blob == b"x" * 2_000_000,
+                "a step of 2 MB comes back whole",
+            )
             self.store.finish(over.lease, Outcome(JobStatus.SUCCEEDED, b"done"))
             again = self.store.claim(self.request("job", "job"))
             self.say(isinstance(again, Completed), "a duplicate is answered from the record")

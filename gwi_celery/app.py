@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import weakref
 from typing import Any
 
 from celery import current_app, signals
 
-from gwi_celery import beat, config, forks, tracebacks, versions
-from gwi_celery.brokers.base import Broker
+from gwi_celery import beat, config, tracebacks, versions
+from gwi_celery import integration as integrations
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.integration import (
+    Integration,
+    broker_for,
+    integration,
+    settings_for,
+    store_for,
+    unwrapped,
+)
 from gwi_celery.pools import PoolCheck
 from gwi_celery.reliability import sending
 from gwi_celery.reliability.stopping import StopFlag
 from gwi_celery.service.grace import ShutdownGrace
 from gwi_celery.service.worker import FolderWatch, HealthServer
-from gwi_celery.stores.base import Store
-from gwi_celery.stores.sqlite import SqliteStore
-from gwi_celery.stores.url import check_store_url, open_store
+from gwi_celery.stores.url import check_store_url
 from gwi_celery.telemetry import logs, tracing
 from gwi_celery.transport import register
 from gwi_celery.transport.connection import REFUSED_OPTION, Connection
 from gwi_celery.upkeep import Upkeep
+
+#: The rest was here in 0.1: ``gwi_celery.integration`` has it.
+__all__ = ["broker_for", "integration", "settings_for", "setup", "store_for"]
 
 #: What a reliable app needs of Celery: setting -> (its value, what would happen otherwise).
 _REQUIRED: dict[str, tuple[Any, str]] = {
@@ -50,49 +58,8 @@ _BACKENDS = {
 _CONSUMER = "gwi_celery.reliability.consumer:Consumer"
 
 
-class Integration:
-    """What belongs to one app: its settings, and its stores, opened when first used."""
-
-    def __init__(self, settings: Settings, applied: dict[str, Any]) -> None:
-        self.settings = settings
-        #: Celery's settings that ``setup()`` gave the app, which another ``setup()`` may change.
-        self.applied = applied
-        self._store: Store | None = None
-        self._eager_store: Store | None = None
-        self._eager_pid = 0
-        self._lock = forks.lock()
-
-    @property
-    def store(self) -> Store:
-        with self._lock:
-            if self._store is None:
-                self._store = open_store(self.settings.effective_store_url)
-            return self._store
-
-    @property
-    def eager_store(self) -> Store:
-        """Where eager calls keep their jobs: in this process's memory, unless a store is named.
-
-        An eager call is a test's, or a script's: what an earlier process left in the default
-        store must not answer it.
-        """
-        if self.settings.store_url or self.settings.store_backend:
-            return self.store
-        with self._lock:
-            if self._eager_store is None or self._eager_pid != os.getpid():
-                self._eager_store, self._eager_pid = SqliteStore(None), os.getpid()
-            return self._eager_store
-
-    def forget_eager_jobs(self) -> None:
-        with self._lock:
-            self._eager_store = None
-
-
-_integrations: weakref.WeakKeyDictionary[Any, Integration] = weakref.WeakKeyDictionary()
 #: What ``setup()`` was called with last.
 _arguments: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
-#: Why a configuration that was loaded after ``setup()`` can't be used.
-_refused: weakref.WeakKeyDictionary[Any, ConfigurationError] = weakref.WeakKeyDictionary()
 
 
 def setup(app: Any, **settings: Any) -> Settings:
@@ -113,7 +80,7 @@ def setup(app: Any, **settings: Any) -> Settings:
     register()
     tracebacks.install()
     versions.warn_outside()
-    app = _unwrapped(app)
+    app = unwrapped(app)
     _arguments[app] = dict(settings)
     loaded = _configure(app)
     logs.configure(loaded)
@@ -142,8 +109,8 @@ def setup(app: Any, **settings: Any) -> Settings:
 
 def _trace_in_child(**kwargs: Any) -> None:
     """A pool process has just made itself Celery's own tracers."""
-    app = _unwrapped(current_app)
-    if app in _integrations and app.conf.worker_consumer == _CONSUMER:
+    app = unwrapped(current_app)
+    if integrations.known(app) is not None and app.conf.worker_consumer == _CONSUMER:
         from gwi_celery.reliability import tracer  # producers do without it
 
         tracer.install(app)
@@ -154,8 +121,7 @@ def _configured_again(sender: Any, **kwargs: Any) -> None:
     try:
         _configure(sender)
     except ConfigurationError as exc:
-        _integrations.pop(sender, None)
-        _refused[sender] = exc
+        integrations.refuse(sender, exc)
         conf = sender.conf
         if not config.urls(conf.broker_url):
             conf.broker_url = "embedded://"
@@ -167,7 +133,7 @@ def _configured_again(sender: Any, **kwargs: Any) -> None:
 
 def _configure(app: Any) -> Settings:
     conf = app.conf
-    known = _integrations.get(app)
+    known = integrations.known(app)
     if known is not None:
         # What an earlier setup() chose is not the app's own choice.
         for name, value in known.applied.items():
@@ -211,14 +177,13 @@ def _configure(app: Any) -> Settings:
         ours["result_backend"] = _where_results_go(store_url)
     elif str(conf.result_backend).startswith(("redis:", "rediss:")):
         _check_redis(conf.result_backend)
-    if app in _refused or (
+    if integrations.refused(app) or (
         known is not None and known.applied.get("broker_url") != ours.get("broker_url")
     ):
         _forget_connections(app)
     for name, value in ours.items():
         conf[name] = value
-    _refused.pop(app, None)
-    _integrations[app] = Integration(loaded, ours)
+    integrations.keep(app, Integration(loaded, ours))
     return loaded
 
 
@@ -228,8 +193,7 @@ def _forget_connections(app: Any) -> None:
         app._pool.force_close_all()
         app._pool = None
     app.amqp._producer_pool = None
-    if known := _brokers.pop(app, None):
-        known.close()
+    integrations.close_broker(app)
 
 
 def _check_redis(url: str) -> None:
@@ -268,84 +232,3 @@ def _own_settings(app: Any) -> tuple[dict[str, Any], str]:
         if own.startswith("gwi_") or (own.startswith("GWI_") and (own != key or not prefix)):
             found[own.lower()] = conf[key]
     return found, prefix
-
-
-def _unwrapped(app: Any) -> Any:
-    """The app itself, where ``celery.current_app`` hands out a proxy."""
-    return app._get_current_object() if hasattr(app, "_get_current_object") else app
-
-
-def integration(app: Any) -> Integration:
-    """What ``setup(app)`` made.
-
-    Raises ConfigurationError before it was called, and when what was loaded later can't be used.
-    """
-    app = _unwrapped(app)
-    if not app.configured:
-        _ = app.conf.broker_url  # loads what config_from_object() named
-    if app in _refused:
-        raise ConfigurationError(str(_refused[app])) from _refused[app]
-    try:
-        return _integrations[app]
-    except KeyError:
-        raise ConfigurationError(
-            f"the Celery app {app.main!r} is not set up for reliable jobs: call "
-            "gwi_celery.setup(app) right after making it"
-        ) from None
-
-
-def settings_for(app: Any) -> Settings:
-    """The settings of an app that was set up."""
-    return integration(app).settings
-
-
-def store_for(app: Any) -> Store:
-    """The store of an app that was set up; with ``task_always_eager`` that of its eager calls."""
-    if app.conf.task_always_eager:
-        return integration(app).eager_store
-    return integration(app).store
-
-
-def forget_eager_jobs() -> None:
-    """Empty the memory that eager calls keep their jobs in, of every app of this process."""
-    for known in list(_integrations.values()):
-        known.forget_eager_jobs()
-
-
-class _AppBroker:
-    """An app's broker in this process, for operators: made when first asked for, closed at exit."""
-
-    def __init__(self, app: Any) -> None:
-        self.connection = app.connection_for_write()
-        self.pid = os.getpid()
-        broker: Broker | None = getattr(self.connection.transport, "broker", None)
-        if broker is None:
-            raise ConfigurationError(
-                f"the broker {self.connection.transport_cls!r} has no sizes, dead letters or "
-                "redrives of this package's: use embedded:// or pubsub://"
-            )
-        self.broker = broker
-        self.close = weakref.finalize(self, _close, broker, self.pid)
-
-
-def _close(broker: Broker, pid: int) -> None:
-    if os.getpid() == pid:  # a fork's is its parent's
-        broker.close()
-
-
-_brokers: weakref.WeakKeyDictionary[Any, _AppBroker] = weakref.WeakKeyDictionary()
-_brokers_lock = forks.lock()
-
-
-def broker_for(app: Any) -> Broker:
-    """The app's broker, for operators and tests: sizes, dead letters, redrives.
-
-    One for each app and process, however often it is asked for; closed at the process's end. A fork
-    gets its own.
-    """
-    app = _unwrapped(app)
-    with _brokers_lock:
-        known = _brokers.get(app)
-        if known is None or known.pid != os.getpid():
-            known = _brokers[app] = _AppBroker(app)
-        return known.broker

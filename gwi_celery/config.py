@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from gwi_celery import options
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.text import nearest
 
 DAY = 86400.0
 MEGABYTE = 1024 * 1024
@@ -106,8 +107,8 @@ class Settings:
 
     cleanup_interval: float = _setting(
         "GWI_CLEANUP_INTERVAL",
-        "seconds between two times that a worker deletes what has expired from the embedded files; "
-        "0: never. On Firestore a TTL policy does it",
+        "seconds between two times that a worker or push service deletes what has expired from the "
+        "embedded files; 0: never. On Firestore a TTL policy does it",
         60.0,
     )
 
@@ -350,16 +351,6 @@ def _convert(name: str, value: Any, default: Any, source: str) -> Any:
     return options.of(default).convert(value, source, f"but {name} takes")
 
 
-def nearest(name: str, known: Any) -> str:
-    """The end of an error message: the nearest known name, and all of them."""
-    names = sorted(known)
-    match = difflib.get_close_matches(name, names, n=1) or [
-        known_name for known_name in names if name and known_name.startswith(name)
-    ]
-    hint = f"did you mean {match[0]!r}? " if match else ""
-    return f"{hint}Known: {', '.join(names)}"
-
-
 def firestore_emulator(environ: Mapping[str, str] | None = None) -> str:
     """``host:port`` of the Firestore emulator that the environment names; "" for Google's own."""
     return (os.environ if environ is None else environ).get("FIRESTORE_EMULATOR_HOST", "")
@@ -393,12 +384,18 @@ class EmbeddedURL:
     options: Mapping[str, str]
 
 
+#: What the embedded broker takes in its URL, which may be the store's as well: option -> how it is read.
+EMBEDDED_OPTIONS = {
+    "lease_seconds": options.NUMBER,
+    "max_deliveries": options.WHOLE.called("a number"),
+    "retention": options.NUMBER,
+}
 #: Folder of ``embedded://``.
 DEFAULT_FOLDER = ".gwi"
 _MEMORY = ":memory:"
 
 
-def parse_embedded_url(url: str, known_options: Any) -> EmbeddedURL:
+def parse_embedded_url(url: str) -> EmbeddedURL:
     """Take an ``embedded://`` URL apart. Raises ConfigurationError, naming what is wrong."""
     scheme, found, _ = url.partition("://")
     if not found or scheme != "embedded":
@@ -413,9 +410,9 @@ def parse_embedded_url(url: str, known_options: Any) -> EmbeddedURL:
         raise ConfigurationError(f"{url!r}: write '#' in a folder's name as %23")
     given = options.query(url, parts.query)
     for option in given:
-        if option not in known_options:
+        if option not in EMBEDDED_OPTIONS:
             raise ConfigurationError(
-                f"{url!r}: unknown option {option!r}; {nearest(option, known_options)}"
+                f"{url!r}: unknown option {option!r}; {nearest(option, EMBEDDED_OPTIONS)}"
             )
     path = unquote(parts.path[1:])
     if path == _MEMORY or path.startswith(_MEMORY + "/"):

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.text import nearest
 
 _WORDS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -121,8 +122,6 @@ def read(
 
     Raises ConfigurationError.
     """
-    from gwi_celery.config import nearest
-
     for name in options:
         if name not in kinds:
             raise ConfigurationError(f"{unknown.format(repr(name))}; {nearest(name, kinds)}")

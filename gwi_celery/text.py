@@ -1,7 +1,9 @@
-"""Text of values that others made, whatever their ``__str__`` does."""
+"""Words for messages: of values whatever their ``__str__`` does, and of the name that was meant."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any, Final
 
 #: Bytes of UTF-8 that a reason may have: what one attribute of a Pub/Sub message holds, less a margin.
@@ -37,6 +39,16 @@ def cut(text: str, limit: int) -> str:
     room = max(limit - len(_note(len(text))), 0)
     kept = data[:room].decode("utf-8", "ignore")
     return kept + _note(max(len(text) - len(kept), 0))[: limit - len(kept.encode())]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known name, and all of them."""
+    names = sorted(known)
+    match = difflib.get_close_matches(name, names, n=1) or [
+        known_name for known_name in names if name and known_name.startswith(name)
+    ]
+    hint = f"did you mean {match[0]!r}? " if match else ""
+    return f"{hint}Known: {', '.join(names)}"
 
 
 def _note(missing: int) -> str:

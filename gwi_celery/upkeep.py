@@ -1,8 +1,9 @@
 """What has expired is deleted by the workers themselves, so that the embedded files stop growing.
 
-Each worker's main process has a thread for it. About once in ``cleanup_interval`` seconds one of them,
-whichever comes first, goes through broker, store and results in small transactions, and gives pages
-that stay free back to the file system. Firestore has a TTL policy for it.
+Each worker's main process has a thread for it, and so has each push service. About once in
+``cleanup_interval`` seconds one of them, whichever comes first, goes through broker, store and results
+in small transactions, and gives pages that stay free back to the file system. Firestore has a TTL
+policy for it.
 """
 
 from __future__ import annotations
@@ -42,34 +43,44 @@ class Upkeep(bootsteps.StartStopStep):
     label = "Upkeep"
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
-        from gwi_celery.app import settings_for
+        from gwi_celery.integration import settings_for
 
         super().__init__(worker, **kwargs)
-        self._interval = settings_for(worker.app).cleanup_interval
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def include_if(self, worker: Any) -> bool:
-        return self._interval > 0
+        self._cleaner = Cleaner(worker.app, settings_for(worker.app).cleanup_interval)
 
     def start(self, worker: Any) -> None:
-        self._thread = threading.Thread(
-            target=self._run, args=(worker.app,), name="gwi-upkeep", daemon=True
-        )
-        self._thread.start()
+        self._cleaner.start()
 
     def stop(self, worker: Any) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
+        self._cleaner.stop()
 
     def terminate(self, worker: Any) -> None:
-        self.stop(worker)
+        self._cleaner.stop()
 
-    def _run(self, app: Any) -> None:
+
+class Cleaner:
+    """The thread. Args: interval: about how many seconds lie between two of its turns; 0: no turn."""
+
+    def __init__(self, app: Any, interval: float) -> None:
+        self._app = app
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gwi-upkeep", daemon=True)
+
+    def start(self) -> None:
+        if self._interval > 0:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """No turn begins any more; the one under way ends within its transaction."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
         while not self._stop.wait(jitter(self._interval, 0.5, 1.0)):
             try:
-                clean(app, interval=self._interval, stopping=self._stop)
+                clean(self._app, interval=self._interval, stopping=self._stop)
             except GwiError as exc:
                 logger.warning("what has expired is not deleted yet: %s", exc)
             except Exception:
@@ -80,7 +91,7 @@ def clean(app: Any, *, interval: float = 0.0, stopping: threading.Event | None =
     """Delete what has expired in the app's embedded files, and shrink them; how many records.
 
     Args:
-        interval: A folder that another worker has cleaned within half of this time is left alone.
+        interval: A folder that another process has cleaned within half of this time is left alone.
         stopping: Once it is set, no more than the transaction under way is done.
     """
     stopping = stopping or threading.Event()
@@ -103,8 +114,8 @@ _Chore = tuple[Database, Callable[[int], int]]
 
 def _chores(app: Any) -> dict[Path | None, list[_Chore]]:
     """Folder (None: memory) -> what there is to do in it."""
-    from gwi_celery.app import broker_for, integration
     from gwi_celery.backends.embedded import EmbeddedBackend
+    from gwi_celery.integration import broker_for, integration
 
     found: dict[Path | None, list[_Chore]] = {}
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
+from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
@@ -10,6 +11,11 @@ __all__ = ["firestore_emulator", "pubsub_emulator"]
 # How long an example takes measures the machine, and what else it does.
 settings.register_profile("gwi", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gwi")
+
+
+def pytest_runtest_setup() -> None:
+    """No test begins in a process that stops: an earlier one may have raised the flag."""
+    lower_flag()
 
 
 @pytest.hookimpl(trylast=True)

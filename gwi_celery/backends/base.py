@@ -33,9 +33,8 @@ from kombu.exceptions import EncodeError, OperationalError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 from kombu.utils.uuid import uuid
 
-from gwi_celery import failures
+from gwi_celery import blobs, failures
 from gwi_celery.errors import BrokerUnavailable, NotSerializable, StoreError, StoreUnavailable
-from gwi_celery.reliability import blobs
 from gwi_celery.stores.base import Store, StoredResult
 
 logger = logging.getLogger(__name__)
@@ -79,7 +78,7 @@ class ReliableBackend(KeyValueStoreBackend):
         kwargs.setdefault("expires_type", int)
         super().__init__(app=app, url=url, **kwargs)
         if not self.always_retry:
-            # A store that is away for a moment is worth some more tries.
+            # A store that is unavailable for a moment is worth some more tries.
             self.always_retry, self.max_retries = True, _RETRIES
 
     # --- each kind's own ----------------------------------------------------------------------
@@ -209,6 +208,16 @@ class ReliableBackend(KeyValueStoreBackend):
 
     def exception_to_python(self, exc: Any) -> Any:
         return failures.rebuild(exc, super().exception_to_python)
+
+    @staticmethod
+    def arrived(meta: Any, on_interval: Callable[[], Any] | None) -> Any:
+        """A result that was waited for. Of a failure, a parent's own error goes first.
+
+        Celery looks for that at each interval, and both may have come within one.
+        """
+        if on_interval and meta["status"] in states.PROPAGATE_STATES:
+            on_interval()
+        return meta
 
     def ahead(
         self, task: Any, store: Store, state: str, result: Any, traceback: str | None = None

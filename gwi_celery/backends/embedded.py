@@ -18,7 +18,6 @@ from gwi_celery.backends.base import RENEW_CHORD_AFTER, Counted, ReliableBackend
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.sqlite import SqliteStore, memory_store
-from gwi_celery.transport.embedded import OPTIONS
 
 #: Pauses between looks at a result that isn't there yet, seconds: short at first, then longer.
 _FIRST_LOOK, _LONGEST_LOOK = 0.002, 0.05
@@ -38,7 +37,7 @@ class EmbeddedBackend(ReliableBackend):
         self, app: Any, url: str | None = None, *, clock: Clock = SYSTEM_CLOCK, **kwargs: Any
     ) -> None:
         super().__init__(app=app, url=url, **kwargs)
-        parsed = config.parse_embedded_url(url or "embedded://", OPTIONS)
+        parsed = config.parse_embedded_url(url or "embedded://")
         store = memory_store(parsed.memory) if parsed.folder is None else SqliteStore(parsed.folder)
         self._db = store.database
         self._clock = clock
@@ -108,7 +107,7 @@ class EmbeddedBackend(ReliableBackend):
         while True:
             meta = self.get_task_meta(task_id)
             if meta["status"] in states.READY_STATES:
-                return meta
+                return self.arrived(meta, on_interval)
             if on_interval:
                 on_interval()
             if deadline is not None and time.monotonic() >= deadline:

@@ -241,9 +241,9 @@ class FirestoreBackend(ReliableBackend):
         self._ensure_not_eager()
         meta = self.get_task_meta(task_id)
         if meta["status"] in states.READY_STATES:
-            return meta
+            return self.arrived(meta, on_interval)
         for _, meta in self._waited([task_id], timeout, interval, on_interval):
-            return meta
+            return self.arrived(meta, on_interval)
         raise AssertionError  # it came, or the time was up
 
     def get_many(

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from gwi_celery.app import broker_for
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.errors import ConfigurationError, GwiError
+from gwi_celery.integration import broker_for
 
 
 @click.command("push-to")

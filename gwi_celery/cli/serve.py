@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from gwi_celery.app import settings_for
 from gwi_celery.errors import ConfigurationError, GwiError
+from gwi_celery.integration import settings_for
 
 
 @click.command()

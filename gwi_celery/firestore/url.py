@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from gwi_celery.config import firestore_emulator, nearest
+from gwi_celery.config import firestore_emulator
 from gwi_celery.errors import ConfigurationError, InvalidCall
 from gwi_celery.ids import digest
 from gwi_celery.options import BOOLEAN, SECONDS, query
+from gwi_celery.text import nearest
 
 #: Database id of a project's first database.
 DEFAULT_DATABASE: Final = "(default)"

@@ -23,8 +23,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import Ignore, Reject
 from celery.result import ResultBase
 
-from gwi_celery import failures, shield
-from gwi_celery.app import integration, settings_for
+from gwi_celery import blobs, failures, shield
 from gwi_celery.backends.base import ReliableBackend, came_before
 from gwi_celery.errors import (
     CrashLimitExceeded,
@@ -37,8 +36,16 @@ from gwi_celery.errors import (
     StoreError,
 )
 from gwi_celery.failures import ENDS_THE_WORKER
+from gwi_celery.headers import (
+    ATTEMPT_PROPERTY,
+    DEADLINE_HEADER,
+    HOLDS_HEADER,
+    KEY_HEADER,
+    PUSH_UNTIL,
+)
+from gwi_celery.integration import integration, settings_for
 from gwi_celery.jitter import jitter
-from gwi_celery.reliability import blobs, call, carried, wording
+from gwi_celery.reliability import call, carried, wording
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
 from gwi_celery.reliability.options import first
@@ -59,13 +66,6 @@ from gwi_celery.stores.base import (
 from gwi_celery.telemetry import tracing
 from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_error
-from gwi_celery.transport.headers import (
-    ATTEMPT_PROPERTY,
-    DEADLINE_HEADER,
-    HOLDS_HEADER,
-    KEY_HEADER,
-    PUSH_UNTIL,
-)
 
 if TYPE_CHECKING:
     from gwi_celery.reliability.task import ReliableTask
@@ -110,7 +110,7 @@ class Attempt:
             store = self._store
             answer = self._claim(store, understood, headers)
         except StoreError as exc:
-            self._store_away(exc)
+            self._store_unavailable(exc)
         match answer:
             case Claimed():
                 facts: dict[str, Any] = {
@@ -262,7 +262,7 @@ class Attempt:
                 raise Reject(exc, requeue=True) from None
             case End.UNRECORDED:
                 assert isinstance(exc, StoreError)
-                self._store_away(exc)
+                self._store_unavailable(exc)
             case End.STOPPING:
                 emit("stopping")
                 logger.info("%s[%s] is handed back: %s", name, id, exc)
@@ -344,7 +344,7 @@ class Attempt:
         raise load_failure(self._task.backend, record.outcome)
 
     def _wait(self, exc: Exception, why: str, at_most: float | None = None) -> NoReturn:
-        """Let the job come again later, at no cost: a delayed copy, then this message is acked."""
+        """Put the job off, at no cost: a delayed copy, then this message is acked."""
         if self._request.is_eager:
             raise exc
         headers = dict(self._request.headers or {})
@@ -373,7 +373,7 @@ class Attempt:
         try:
             signature.apply_async(add_to_parent=False)
         except Exception as exc:
-            # Nothing is lost: this very message comes again.
+            # Nothing is lost: this very message is redelivered.
             raise Reject(exc, requeue=True) from exc
 
     def _not_started(self) -> None:
@@ -386,7 +386,7 @@ class Attempt:
         except Exception as exc:
             logger.info("%s[%s] still shows STARTED: %s", task.name, request.id, safe_error(exc))
 
-    def _store_away(self, exc: StoreError) -> NoReturn:
+    def _store_unavailable(self, exc: StoreError) -> NoReturn:
         why = f"the store can't be used ({exc})"
         if PUSH_UNTIL in (self._request.properties or {}):
             # Pub/Sub itself sends a refused push again, more and more slowly.

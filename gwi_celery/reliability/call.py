@@ -16,10 +16,7 @@ from celery.app.task import Context
 
 from gwi_celery import beat
 from gwi_celery.errors import ConflictingIds, InvalidCall, MissingTenant, NotSerializable
-from gwi_celery.reliability.options import Reliable
-from gwi_celery.reliability.payload import Payload
-from gwi_celery.stores.base import JobRef, LockRef
-from gwi_celery.transport.headers import (
+from gwi_celery.headers import (
     DEADLINE_HEADER,
     DUE_HEADER,
     KEY_HEADER,
@@ -29,6 +26,9 @@ from gwi_celery.transport.headers import (
     RUN_HEADER,
     TENANT_HEADER,
 )
+from gwi_celery.reliability.options import Reliable
+from gwi_celery.reliability.payload import Payload
+from gwi_celery.stores.base import JobRef, LockRef
 
 #: Bytes of a tenant, run or key at most: they stand in records beside what else these hold.
 _LONGEST = 10_000

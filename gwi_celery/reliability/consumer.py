@@ -14,10 +14,10 @@ from typing import Any
 
 from celery.worker import consumer
 
+from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
 from gwi_celery.reliability import fields, tracer
 from gwi_celery.reliability.guard import guarded
 from gwi_celery.text import safe_text
-from gwi_celery.transport.headers import RUN_HEADER, TENANT_HEADER
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from gwi_celery import shield
 from gwi_celery.errors import DeadlinePassed, JobCancelled, LeaseLost, WorkerStopping
-from gwi_celery.reliability.outcome import Settlement
+from gwi_celery.transport.settlement import Settlement
 
 
 class Record(Enum):

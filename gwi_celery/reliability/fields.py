@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from celery.utils.time import maybe_iso8601
 
-from gwi_celery.transport.headers import (
+from gwi_celery.headers import (
     DEADLINE_HEADER,
     HOLDS_HEADER,
     KEY_HEADER,

@@ -1,11 +1,10 @@
-"""What becomes of a message, and the bytes of an outcome. Every end of a run is a row in ``ends.py``."""
+"""The bytes of an outcome, and which errors are final."""
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 
-from gwi_celery import failures
+from gwi_celery import blobs, failures
 from gwi_celery.errors import (
     CrashLimitExceeded,
     CursorWentBack,
@@ -17,27 +16,6 @@ from gwi_celery.errors import (
     StepNameReused,
     TooLarge,
 )
-from gwi_celery.reliability import blobs
-
-
-class Settlement(Enum):
-    """What becomes of a message: what a pull worker does to it, and what a push is answered with."""
-
-    ACKED = ("acked", 204)
-    #: Kept in the dead letter first; then it is done with as well.
-    DEAD_LETTERED = ("dead-lettered", 204)
-    NACKED = ("nacked", 503)
-
-    def __init__(self, text: str, push_status: int) -> None:
-        self.text = text
-        #: HTTP status. Pub/Sub takes 102, 200, 201, 202 and 204 for an ack, all else for a nack.
-        self.push_status = push_status
-
-    @classmethod
-    def of_reject(cls, requeue: bool) -> Settlement:
-        """What Celery's ``message.reject(requeue=...)`` means."""
-        return cls.NACKED if requeue else cls.DEAD_LETTERED
-
 
 #: Trying again can't help: Celery's retry, autoretry too, gives these up at once.
 PERMANENT = (

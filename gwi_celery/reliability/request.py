@@ -17,16 +17,16 @@ from celery.concurrency.base import BasePool
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from celery.worker.state import task_ready
 
-from gwi_celery.app import store_for
+from gwi_celery import blobs
 from gwi_celery.errors import Interrupt
-from gwi_celery.reliability import blobs
+from gwi_celery.headers import ATTEMPT_PROPERTY
+from gwi_celery.integration import store_for
 from gwi_celery.reliability.call import Call, callers_headers, submission
 from gwi_celery.reliability.guard import GuardedRequest
 from gwi_celery.reliability.outcome import dump_failure, load_replaced
 from gwi_celery.shield import shielded
 from gwi_celery.stores.base import Claimed, Completed, JobRecord, JobStatus, Outcome
 from gwi_celery.text import safe_error, safe_text
-from gwi_celery.transport.headers import ATTEMPT_PROPERTY
 
 logger = logging.getLogger(__name__)
 

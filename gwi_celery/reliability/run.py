@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from gwi_celery import forks
+from gwi_celery import blobs, forks
 from gwi_celery.errors import (
     CursorWentBack,
     DeadlinePassed,
@@ -34,7 +34,6 @@ from gwi_celery.errors import (
 )
 from gwi_celery.ids import digest
 from gwi_celery.jitter import jitter
-from gwi_celery.reliability import blobs
 from gwi_celery.reliability.renewal import renewer
 from gwi_celery.reliability.stopping import worker_is_stopping
 from gwi_celery.reliability.wording import where_resumed
@@ -321,7 +320,7 @@ class Run:
         return fetched.blob
 
     def _persist(self, operation: Callable[[], T]) -> T:
-        """Do a store operation, again and again while the store is away and the lease may last."""
+        """Do a store operation, again and again while the store is unavailable and the lease may last."""
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -329,7 +328,7 @@ class Run:
             except StoreUnavailable as exc:
                 if time.monotonic() + pause > self._ends_at():
                     raise LeaseLost(
-                        f"the store stayed away until the lease was over ({exc})"
+                        f"the store was unavailable until the lease was over ({exc})"
                     ) from exc
                 time.sleep(jitter(pause, 0.5, 1.0))
                 pause = min(pause * 2, 2.0)

@@ -17,14 +17,22 @@ from celery.exceptions import Reject
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
-from gwi_celery import shield
-from gwi_celery.app import integration, settings_for, store_for
+from gwi_celery import blobs, shield
 from gwi_celery.errors import (
     ConfigurationError,
     InvalidCall,
     NotSerializable,
 )
-from gwi_celery.reliability import blobs, call, carried, plain
+from gwi_celery.headers import (
+    HOLDS_HEADER,
+    MAX_RETRIES_HEADER,
+    PAYLOAD_HEADER,
+    REPLAY_HEADER,
+    RUN_HEADER,
+    TENANT_HEADER,
+)
+from gwi_celery.integration import integration, settings_for, store_for
+from gwi_celery.reliability import call, carried, plain
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.ends import Replaced
@@ -36,14 +44,6 @@ from gwi_celery.stores.base import (
     ClaimRequest,
     Replay,
     Store,
-)
-from gwi_celery.transport.headers import (
-    HOLDS_HEADER,
-    MAX_RETRIES_HEADER,
-    PAYLOAD_HEADER,
-    REPLAY_HEADER,
-    RUN_HEADER,
-    TENANT_HEADER,
 )
 
 P = ParamSpec("P")

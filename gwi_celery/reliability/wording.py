@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 
-from gwi_celery.reliability import blobs
+from gwi_celery import blobs
 from gwi_celery.stores.base import Checkpoint, CheckpointKind, Held, JobRecord, LockRef
 
 #: Names that one sentence lists at most, and characters of one name or place.

@@ -18,11 +18,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gwi_celery.app import settings_for
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError, MalformedMessage
-from gwi_celery.reliability.outcome import Settlement
+from gwi_celery.integration import settings_for
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.service import push
 from gwi_celery.service.auth import GOOGLE_CERTS, Denied, Fetch, PushAuth, fetch_from, require_token
@@ -35,6 +34,8 @@ from gwi_celery.service.shutdown import Shutdown
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
 from gwi_celery.transport import envelope
+from gwi_celery.transport.settlement import Settlement
+from gwi_celery.upkeep import Cleaner
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Service:
         self._intake = Intake(self._executor, wait=settings.push_wait)
         self._budget = Budget(_BODIES * settings.max_body_bytes)
         self._shutdown = Shutdown(self._intake, self._executor, settings.shutdown_grace)
+        self._cleaner = Cleaner(app, settings.cleanup_interval)
         self._health = Health(
             app,
             self._stats,
@@ -120,9 +122,10 @@ class Service:
         lower_flag()
         events.listen(self._stats)
         await asyncio.to_thread(self._executor.start)
+        self._cleaner.start()
         with self._shutdown.on_signals():
             yield
-        await self._shutdown.finish()
+        await asyncio.gather(self._shutdown.finish(), asyncio.to_thread(self._cleaner.stop))
         events.ignore(self._stats)
 
     # --- endpoints ----------------------------------------------------------------------------

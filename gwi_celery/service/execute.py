@@ -33,15 +33,15 @@ from kombu.asynchronous.timer import Timer
 from kombu.serialization import prepare_accept_content
 
 from gwi_celery import forks
-from gwi_celery.app import broker_for
 from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage
 from gwi_celery.errors import BrokerError, MalformedMessage
+from gwi_celery.headers import PUSH_UNTIL
+from gwi_celery.integration import broker_for
 from gwi_celery.reliability.consumer import Consumer
-from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.telemetry.events import emit
 from gwi_celery.transport import envelope, handover
-from gwi_celery.transport.headers import PUSH_UNTIL
 from gwi_celery.transport.message import Message
+from gwi_celery.transport.settlement import Settlement
 
 logger = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.worker import state
 
+from gwi_celery import sqlite
 from gwi_celery.errors import GwiError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class ShutdownGrace(bootsteps.StartStopStep):
     label = "Grace"
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
-        from gwi_celery.app import settings_for
+        from gwi_celery.integration import settings_for
 
         super().__init__(worker, **kwargs)
         settings = settings_for(worker.app)
@@ -132,11 +133,13 @@ class _Broker:
         return time.monotonic() - self._answered_at > _SILENCE
 
     def _ask(self) -> None:
-        from gwi_celery.app import broker_for
+        from gwi_celery.integration import broker_for
 
         broker = broker_for(self._app)
         while True:
             with contextlib.suppress(GwiError, OSError):
+                if sqlite.displaced() is not None:
+                    return  # connecting would begin another file
                 broker.connect()
                 self._answered_at = time.monotonic()
             time.sleep(_ASK_EVERY)

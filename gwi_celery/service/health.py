@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gwi_celery import sqlite
-from gwi_celery.app import broker_for, settings_for, store_for
 from gwi_celery.errors import GwiError
+from gwi_celery.integration import broker_for, settings_for, store_for
 from gwi_celery.service.auth import Denied, require_token
 from gwi_celery.stores.base import JobRef
 from gwi_celery.telemetry.events import emit

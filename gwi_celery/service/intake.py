@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from gwi_celery.brokers.base import Delivery
-from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.service.execute import Executor
+from gwi_celery.transport.settlement import Settlement
 
 #: Requests that wait for a place at a time; the next one is refused at once.
 MAX_WAITING = 100

@@ -33,7 +33,7 @@ class HealthServer(bootsteps.StartStopStep):
     label = "Health"
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
-        from gwi_celery.app import settings_for
+        from gwi_celery.integration import settings_for
 
         super().__init__(worker, **kwargs)
         self._settings: Settings = settings_for(worker.app)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gwi_celery import config
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.stores.base import Store
+from gwi_celery.text import nearest
 
 
 def check_store_url(url: str) -> None:
@@ -15,12 +16,10 @@ def check_store_url(url: str) -> None:
 
         parse(url)
     elif scheme == "embedded":
-        from gwi_celery.transport.embedded import OPTIONS
-
-        config.parse_embedded_url(url, OPTIONS)
+        config.parse_embedded_url(url)
     else:
         raise ConfigurationError(
-            f"unknown store {url!r}; {config.nearest(scheme, ['embedded', 'firestore'])} "
+            f"unknown store {url!r}; {nearest(scheme, ['embedded', 'firestore'])} "
             "(embedded:///path/to/folder, embedded:// for .gwi/, embedded://:memory:, "
             "firestore://project)"
         )
@@ -40,9 +39,8 @@ def open_store(url: str) -> Store:
         return FirestoreStore(parse(url))
     # A broker's options may stand in the same URL: they are not the store's business.
     from gwi_celery.stores.sqlite import SqliteStore, memory_store
-    from gwi_celery.transport.embedded import OPTIONS
 
-    parsed = config.parse_embedded_url(url, OPTIONS)
+    parsed = config.parse_embedded_url(url)
     if parsed.folder is None:
         return memory_store(parsed.memory)
     return SqliteStore(parsed.folder)

@@ -16,7 +16,7 @@ from celery import signals
 from celery._state import get_current_task
 
 from gwi_celery.config import Settings
-from gwi_celery.transport.headers import RUN_HEADER, TENANT_HEADER
+from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
 
 #: Python's level -> Cloud Logging's severity, where the names differ.
 _SEVERITIES = {"NOTSET": "DEFAULT", "WARN": "WARNING", "FATAL": "CRITICAL"}

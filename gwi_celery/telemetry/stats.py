@@ -13,6 +13,7 @@ import celery
 import kombu
 
 from gwi_celery import forks
+from gwi_celery._version import __version__
 from gwi_celery.telemetry.events import Event
 
 #: Upper bounds of the durations counted, seconds.
@@ -137,8 +138,6 @@ class Stats:
 
 
 def versions() -> dict[str, str]:
-    from gwi_celery import __version__
-
     return {
         "gwi_celery": __version__,
         "celery": celery.__version__,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gwi_celery.app import forget_eager_jobs
+from gwi_celery.integration import forget_eager_jobs
 
 
 @pytest.fixture(autouse=True)

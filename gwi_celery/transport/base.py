@@ -31,6 +31,7 @@ from gwi_celery.errors import (
     NotFound,
     PublishFailed,
 )
+from gwi_celery.text import nearest
 from gwi_celery.transport.channel import Channel as _Channel
 from gwi_celery.transport.connection import REFUSED_OPTION
 from gwi_celery.transport.leases import LeaseKeeper
@@ -308,8 +309,6 @@ def _url(client: Any) -> str:
 
 def unknown_options(options: dict[str, Any], known: Any) -> None:
     """Raise ConfigurationError if ``broker_transport_options`` has one that we don't know."""
-    from gwi_celery.config import nearest
-
     for option in options:
         if option not in known:
             raise ConfigurationError(

@@ -25,12 +25,12 @@ from kombu.utils.uuid import uuid
 from gwi_celery.batch import current_batch
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
 from gwi_celery.errors import BrokerError, MalformedMessage, NotDeleted, NotFound
-from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_text
 from gwi_celery.transport import envelope, handover
 from gwi_celery.transport.leases import LEASE_PROPERTY
 from gwi_celery.transport.message import Message as _Message
+from gwi_celery.transport.settlement import Settlement
 
 if TYPE_CHECKING:
     from gwi_celery.transport.base import Transport

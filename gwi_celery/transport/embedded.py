@@ -34,11 +34,7 @@ from gwi_celery import config
 from gwi_celery.brokers.base import Broker
 from gwi_celery.brokers.embedded import EmbeddedBroker, memory_broker
 from gwi_celery.errors import ConfigurationError
-from gwi_celery.options import NUMBER, WHOLE
 from gwi_celery.transport import base
-
-#: Option -> how it is read.
-OPTIONS = {"lease_seconds": NUMBER, "max_deliveries": WHOLE.called("a number"), "retention": NUMBER}
 
 
 class Transport(base.Transport):
@@ -55,11 +51,11 @@ class Transport(base.Transport):
 def open_broker(url: str, options: dict[str, Any] | None = None) -> Broker:
     """The broker an ``embedded://`` URL names. Raises ConfigurationError."""
     options = dict(options or {})
-    base.unknown_options(options, OPTIONS)
-    parsed = config.parse_embedded_url(url, OPTIONS)
+    base.unknown_options(options, config.EMBEDDED_OPTIONS)
+    parsed = config.parse_embedded_url(url)
     arguments: dict[str, Any] = {}
     for name, value in {**options, **parsed.options}.items():
-        arguments[name] = OPTIONS[name].convert(value, f"{url!r}: {name}")
+        arguments[name] = config.EMBEDDED_OPTIONS[name].convert(value, f"{url!r}: {name}")
         if arguments[name] <= 0:
             raise ConfigurationError(f"{url!r}: {name} must be above 0, not {value!r}")
     if parsed.folder is None:

@@ -23,9 +23,9 @@ from kombu.utils import json
 
 from gwi_celery.brokers.base import REDRIVE, Delivery
 from gwi_celery.errors import MalformedMessage, NotSerializable
+from gwi_celery.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
 from gwi_celery.text import safe_text
 from gwi_celery.transport import depth, jobformat
-from gwi_celery.transport.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
 
 #: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
 MAX_ATTRIBUTE_BYTES = 1024

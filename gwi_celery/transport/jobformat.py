@@ -20,7 +20,7 @@ from celery.utils.time import maybe_iso8601
 from kombu.utils import json
 
 from gwi_celery.errors import MalformedMessage
-from gwi_celery.transport.headers import (
+from gwi_celery.headers import (
     DEADLINE_HEADER,
     MAX_RETRIES_HEADER,
     RUN_HEADER,

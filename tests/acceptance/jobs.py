@@ -144,7 +144,7 @@ def parallel(self: Any, *, tenant_id: str) -> dict[str, Any]:
     }
 
 
-@app.task(base=ReliableTask, bind=True)
+@app.task(shared=False, base=ReliableTask, bind=True)
 def tick(self: Any, *, tenant_id: str, run_id: str) -> None:
     audit("tick", due=self.request.headers["gwi_due"])
 
@@ -353,13 +353,13 @@ def plain_retry(self: Any, fail_times: int) -> int:
     return int(self.request.retries)
 
 
-@app.task(bind=True)
+@app.task(shared=False, bind=True)
 def odd(self: Any, *args: Any, **kwargs: Any) -> None:
     """Takes anything, and notes by which message it was called."""
     audit("ran", id=self.request.id, fuzz=vars(self.request).get("fuzz", kwargs.get("fuzz")))
 
 
-@app.task(base=ReliableTask, bind=True)
+@app.task(shared=False, base=ReliableTask, bind=True)
 def odd_reliable(self: Any, *args: Any, **kwargs: Any) -> None:
     audit("ran", id=self.request.id, fuzz=vars(self.request).get("fuzz", kwargs.get("fuzz")))
 

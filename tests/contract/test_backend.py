@@ -221,6 +221,20 @@ def test_a_wait_ends_when_the_result_is_there(results: BackendCase) -> None:
     assert result_of(results).get(timeout=60) == 3
 
 
+def test_of_a_failure_its_parents_is_raised(results: BackendCase) -> None:
+    """Both came between two looks: the caller learns of the cause."""
+    writer = results.another()
+    body = AsyncResult("t1", app=results.app, backend=results.another())
+    body.parent = AsyncResult("t0", app=results.app, backend=results.another())
+
+    def on_interval(*args: Any) -> None:
+        writer.mark_as_failure("t0", ValueError("the cause"))
+        writer.mark_as_failure("t1", ChordError("what became of it"))
+
+    with pytest.raises(ValueError, match="the cause"):
+        body.get(timeout=60, interval=0.05, on_interval=on_interval)
+
+
 def test_a_wait_may_end_before(results: BackendCase) -> None:
     for timeout in (0, 0.1):
         with pytest.raises(TimeoutError):

@@ -21,8 +21,8 @@ from celery import states
 from gwi_celery import broker_for, store_for
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.reliability.ends import Counts, End, Record
-from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.stores.base import JobRef, JobStatus, LockRef
+from gwi_celery.transport.settlement import Settlement
 from tests.service.pushing import PushSubscription, Service
 from tests.workers import Worker, dead_letters, drained, eventually
 

@@ -49,7 +49,7 @@ def test_a_message_of_any_size_is_kept_and_comes_back(
     broker = connect()
     broker.declare_queue(QueueSpec("q"))
     message = pb["PubsubMessage"](data=data, attributes=attributes)
-    broker._send(broker.topology.route("", "q"), [message])
+    broker.publisher.send(broker.topology.route("", "q"), [message])
     receiver = broker.receiver()
     receiver.subscribe("q")
 
@@ -82,7 +82,7 @@ def test_what_can_take_nothing_more_is_not_redriven_twice_in_one_go(
     broker = connect()
     broker.declare_queue(QueueSpec("q"))
     topic = broker.topology.route("", "q")
-    broker._send(topic, [pb["PubsubMessage"](data=b"data", attributes=FULL)])
+    broker.publisher.send(topic, [pb["PubsubMessage"](data=b"data", attributes=FULL)])
     receiver = broker.receiver()
     receiver.subscribe("q")
     for _ in range(3):

@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from gwi_celery import ReliableTask, setup, store_for
-from gwi_celery.app import forget_eager_jobs
+from gwi_celery.integration import forget_eager_jobs
 from gwi_celery.stores.base import JobRef
 from tests.workers import ROOT, Worker
 

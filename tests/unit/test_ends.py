@@ -15,13 +15,13 @@ from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore
 
 from gwi_celery import ReliableTask, broker_for, setup, store_for
-from gwi_celery.app import integration
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import BrokerUnusable, StoreUnavailable, StoreUnusable
+from gwi_celery.headers import HOLDS_HEADER
+from gwi_celery.integration import integration
 from gwi_celery.reliability.ends import Counts, End
-from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.stores.base import JobRef, JobStatus, LockRef, Store
-from gwi_celery.transport.headers import HOLDS_HEADER
+from gwi_celery.transport.settlement import Settlement
 from tests.workers import dead_letters, drained, eventually
 
 LOCK_TTL = 1.0

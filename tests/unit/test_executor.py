@@ -17,10 +17,9 @@ from celery.worker import state
 from gwi_celery import ReliableTask, broker_for, setup, store_for
 from gwi_celery.brokers.base import Broker, Delivery, QueueSpec
 from gwi_celery.errors import BrokerUnavailable
-from gwi_celery.reliability.outcome import Settlement
-from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.service.execute import Executor
 from gwi_celery.stores.base import JobStatus
+from gwi_celery.transport.settlement import Settlement
 
 DONE: dict[str, Any] = {}
 
@@ -58,7 +57,6 @@ def executor(app: Celery) -> Iterator[Executor]:
     executor.start()
     yield executor
     executor.stop(10)
-    lower_flag()
 
 
 @pytest.fixture
@@ -169,7 +167,7 @@ def test_nobody_but_the_endpoint_says_when_a_push_ends(
 def test_what_can_not_be_kept_is_refused(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker is away: a message that should be dead, or wait, has to come again."""
+    """The broker is unavailable: a message that should be dead, or wait, has to be redelivered."""
 
     class Away:
         def publish(self, *args: Any) -> None:

@@ -15,11 +15,11 @@ from celery.app.task import Context
 from celery.exceptions import Ignore
 
 from gwi_celery import ReliableTask, forks, setup
-from gwi_celery.app import integration
 from gwi_celery.backends.firestore import FirestoreBackend
 from gwi_celery.errors import ConfigurationError, LeaseLost, StoreUnusable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.listener import listener_of
+from gwi_celery.integration import integration
 from gwi_celery.stores.base import JobStatus, Outcome, StoredResult
 from gwi_celery.stores.firestore_results import result_name
 from tests.firestore_wire import ABORTED, LATE, LOST_ANSWER, LOST_REQUEST, Wire

@@ -98,10 +98,10 @@ def test_an_object_that_is_gone_or_changed_is_an_error_and_no_cut_value(
     (name,) = storage.objects
     storage.objects[name] = LARGE[:-1]
     with pytest.raises(StoreUnusable, match="checksum"):
-        store.load(lease)
+        store.fetch(lease, "large")
     del storage.objects[name]
     with pytest.raises(StoreUnusable, match=f"gone from bucket {BUCKET}"):
-        store.load(lease)
+        store.fetch(lease, "large")
     bare = FirestoreStore(replace(wire.url, gcs_bucket=""), intercept=wire)
     with pytest.raises(StoreUnusable, match="gcs_bucket"):
         bare.get_checkpoints(lease.job)

@@ -10,10 +10,10 @@ import pytest
 from celery import Celery
 
 from gwi_celery import ReliableTask, setup
-from gwi_celery.app import integration
 from gwi_celery.backends.base import came_before
 from gwi_celery.firestore.client import ServerError
-from gwi_celery.transport.headers import HOLDS_HEADER, REPLAY_HEADER
+from gwi_celery.headers import HOLDS_HEADER, REPLAY_HEADER
+from gwi_celery.integration import integration
 from tests.firestore_wire import LOST_REQUEST, Code, Wire
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]

@@ -49,7 +49,8 @@ def fetch(channel: Channel, broker: EmbeddedBroker) -> Any:
     """One message, held by the channel and handed to nobody yet."""
     broker.publish("", "q", OutgoingMessage(DATA))
     [delivery] = channel.connection.receiver.poll("q", 1, begun=False)
-    return channel._accept(delivery, no_ack=False)
+    [(_, message)] = channel._accept([delivery], no_ack=False)
+    return message
 
 
 class NoText(Exception):

@@ -10,8 +10,7 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 
-from gwi_celery import ReliableTask, setup, store_for
-from gwi_celery.reliability import blobs
+from gwi_celery import ReliableTask, blobs, setup, store_for
 from gwi_celery.stores.base import JobRef
 from tests.workers import ROOT
 

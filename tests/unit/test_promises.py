@@ -19,9 +19,9 @@ from gwi_celery.errors import (
     InvalidCall,
     NotSerializable,
 )
+from gwi_celery.headers import DUE_HEADER
 from gwi_celery.reliability.call import own_lock
 from gwi_celery.stores.base import Claimed, ClaimRequest, JobRef, JobStatus, LockRef
-from gwi_celery.transport.headers import DUE_HEADER
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 JOB = JobRef("acme", "t", "run:r1")

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import SETTINGS
-from gwi_celery.reliability.outcome import Settlement
 from gwi_celery.service.intake import MAX_WAITING, Intake, Refused
 from gwi_celery.service.push import NotAMessage, Pushed, parse
+from gwi_celery.transport.settlement import Settlement
 
 JOB = b'{"id": "1", "type": "t"}'
 

@@ -14,6 +14,7 @@ from celery.exceptions import Retry
 from pydantic import BaseModel
 
 from gwi_celery import Reliable, ReliableTask, setup, store_for
+from gwi_celery.blobs import dump
 from gwi_celery.errors import (
     ConfigurationError,
     ConflictingIds,
@@ -26,7 +27,6 @@ from gwi_celery.errors import (
     StepNameReused,
     TooLarge,
 )
-from gwi_celery.reliability.blobs import dump
 from gwi_celery.stores.base import CheckpointKind, JobRef, JobStatus, LockRef
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from gwi_celery.sqlite import Database
 from gwi_celery.stores.base import Checkpoint, CheckpointKind, Claimed, JobStatus, Outcome
 from gwi_celery.upkeep import clean
 from tests.contract.contender import request
+from tests.service.pushing import Service
 from tests.workers import Worker, eventually
 
 #: Of each kind.
@@ -179,22 +181,49 @@ def add(x, y, *, tenant_id):
 """
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "upkeep_app.py").write_text(APP)
+    return tmp_path
+
+
+@pytest.fixture
+def producer(folder: Path) -> Iterator[Celery]:
+    app = Celery(f"upkeep-{uuid4().hex}", set_as_current=False)
+    setup(app, folder=str(folder / "gwi"))
+    broker_for(app).declare_queue(QueueSpec("celery"))
+    yield app
+    store_for(app).close()
+    app.backend.database.close()
+    app.close()
+
+
 @pytest.mark.acceptance
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_a_worker_does_it_by_itself(tmp_path: Path, pool: str) -> None:
-    (tmp_path / "upkeep_app.py").write_text(APP)
-    worker = Worker("upkeep_app", tmp_path, pool=pool)
-    app = Celery(f"upkeep-{uuid4().hex}", set_as_current=False)
-    setup(app, folder=str(tmp_path / "gwi"))
+def test_a_worker_does_it_by_itself(folder: Path, producer: Celery, pool: str) -> None:
+    worker = Worker("upkeep_app", folder, pool=pool)
     try:
         worker.ready()
         headers = {"tenant_id": "acme"}
-        result = app.send_task("upkeep_app.add", (1, 2), {"tenant_id": "acme"}, headers=headers)
+        result = producer.send_task(
+            "upkeep_app.add", (1, 2), {"tenant_id": "acme"}, headers=headers
+        )
         assert result.get(timeout=60) == 3
-        eventually(lambda: rows(tmp_path / "gwi")["jobs"] == 0)
+        eventually(lambda: rows(folder / "gwi")["jobs"] == 0)
         worker.stop()
     finally:
         worker.close()
-        store_for(app).close()
-        app.backend.database.close()
-        app.close()
+
+
+@pytest.mark.acceptance
+def test_a_push_service_does_it_by_itself(folder: Path, producer: Celery) -> None:
+    service = Service("upkeep_app", folder)
+    try:
+        service.ready()
+        job = {"id": "j", "type": "upkeep_app.add", "tenantId": "acme", "payload": {"x": 1, "y": 2}}
+        assert service.push(json.dumps(job).encode()).status_code == 204
+        assert producer.AsyncResult("j").get(timeout=60) == 3
+        eventually(lambda: rows(folder / "gwi")["jobs"] == 0)
+        service.stop()
+    finally:
+        service.close()

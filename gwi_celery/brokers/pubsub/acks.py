@@ -37,7 +37,7 @@ class _Item:
     #: projects/P/subscriptions/S
     subscription: str
     ack_id: str
-    #: None: ack. Else: the message comes again after that many seconds.
+    #: None: ack. Else: the message is redelivered after that many seconds.
     seconds: int | None
     #: Monotonic time after which sending it is no use.
     until: float
@@ -80,7 +80,7 @@ class Acknowledger:
         self._add(_Item(subscription, ack_id, None, until))
 
     def nack(self, subscription: str, ack_id: str, seconds: float, until: float) -> None:
-        """Let it come again in ``seconds``, 0 to 600."""
+        """Have it redelivered in ``seconds``, 0 to 600."""
         # Rounded up: a message must not be delivered before its time.
         whole = min(max(-int(-seconds // 1), 0), 600)
         self._add(_Item(subscription, ack_id, whole, until))

@@ -25,21 +25,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import grpc
-
-from gwi_celery import forks
 from gwi_celery.brokers.base import (
     DEAD_LETTER_SUFFIX,
-    DEATH_DELIVERIES,
-    DEATH_REASON,
     Binding,
     Delivery,
     OutgoingMessage,
@@ -49,12 +42,14 @@ from gwi_celery.brokers.base import (
     dead_letter_queue,
 )
 from gwi_celery.brokers.pubsub import naming, wire
-from gwi_celery.brokers.pubsub.acks import Acknowledger, fitting
+from gwi_celery.brokers.pubsub.acks import Acknowledger
 from gwi_celery.brokers.pubsub.background import Background
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters, joined
+from gwi_celery.brokers.pubsub.deliveries import Deliveries
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.publisher import Publisher
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.topology import Source, Topology
 from gwi_celery.errors import (
@@ -62,7 +57,6 @@ from gwi_celery.errors import (
     BrokerUnavailable,
     BrokerUnusable,
     NotFound,
-    PublishFailed,
     TooLarge,
 )
 from gwi_celery.exits import at_exit
@@ -70,36 +64,12 @@ from gwi_celery.text import REASON_BYTES, cut
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a message which comes too early is held rather than parked.
-_HOLD = 4.0
-#: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is parked at a time.
-_PARK = 600.0
-#: Deliveries after which a parked message is published anew, so that waiting is not counted as failing.
-_PARKINGS = 5
-#: Seconds for which another reader's message is left to it.
-_SPARE = 1.0
-#: Times that what a message goes to is made again, while others delete it.
-_RESTORES = 3
-#: Messages and bytes of one Publish request: Pub/Sub takes 1,000 and 10 MB.
-_BATCH_MESSAGES, _BATCH_BYTES = 1000, 9_000_000
-#: Publish requests on their way at a time.
-_PIPELINED = 8
 #: Messages in one look into a queue.
 _LOOK = 1000
 #: Seconds that closing waits for what is still to be sent.
 _CLOSE = 2.0
 #: Seconds for which queues that were left are not deleted once Pub/Sub didn't answer to that.
 _STALLED = 10.0
-
-
-@dataclass(frozen=True)
-class _Delivery(Delivery):
-    """What is known of one of ours besides."""
-
-    #: Seconds since the epoch after which it is dropped.
-    expires: float = math.inf
-    #: Whether Pub/Sub counts how often it is delivered.
-    counted: bool = False
 
 
 class PubSubBroker:
@@ -112,17 +82,21 @@ class PubSubBroker:
         self._jobs = Background()
         self.topology = Topology(self.client, options, self._run_at)
         self.lease_seconds = options.lease_seconds
+        self.publisher = Publisher(self.client, options, self.topology, self._jobs)
+        self._deliveries = Deliveries(
+            self.client,
+            options,
+            self.topology,
+            self.publisher,
+            self._acks,
+            self._jobs,
+            self._try_to_bury,
+        )
         self._dead_letters = DeadLetters(self)
         self._monitoring = Monitoring(options.timeout)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
-        #: ack id -> monotonic time at which its lease runs out.
-        self._leases: dict[str, float] = {}
-        self._unconfirmed: set[Any] = set()
-        #: Of these, how many failed and are sent again.
-        self._late = 0
         #: Monotonic time up to which queues that were left are not deleted: they expire by themselves.
         self._stalled_until = 0.0
-        self._unconfirmed_changed = forks.condition()
         _brokers.add(self)
 
     def connect(self) -> None:
@@ -182,167 +156,11 @@ class PubSubBroker:
         Raises TooLarge over 10 MB, with both sizes, and BrokerUnavailable after
         ``publish_timeout`` seconds.
         """
-        made = self._made(exchange, routing_key, message, merge=merge)
-        if self._reader_is_gone(exchange, routing_key, message):
-            return
-        topic = self.topology.route(exchange, routing_key)
-        if not self.options.publisher_confirms:
-            self._publish_unconfirmed(topic, (exchange, routing_key, message), made)
-            return
-        try:
-            self._send(topic, [made])
-        except NotFound:
-            self._send_again([((exchange, routing_key, message), made)])
-
-    def _send_again(
-        self, addressed: Sequence[tuple[tuple[str, str, OutgoingMessage], Any]]
-    ) -> None:
-        """Make again what these were sent to, and send them.
-
-        Somebody deleted it, maybe just now and more than once, or an emulator was started anew.
-        """
-        for left in reversed(range(_RESTORES)):
-            for exchange, routing_key in dict.fromkeys(to[:2] for to, _ in addressed):
-                self.topology.restore(exchange, routing_key)
-            by_topic: dict[str, list[Any]] = {}
-            for to, made in addressed:
-                if not self._reader_is_gone(*to):
-                    by_topic.setdefault(self.topology.route(*to[:2]), []).append(made)
-            try:
-                for topic, some in by_topic.items():
-                    self._send(topic, some)
-                return
-            except NotFound:
-                if not left:
-                    raise
-
-    def _reader_is_gone(self, exchange: str, routing_key: str, message: OutgoingMessage) -> bool:
-        """Whether to drop an answer, rather than to make a queue that nobody would ever read."""
-        return message.reply and not exchange and not self.topology.finds(routing_key)
+        self.publisher.publish(exchange, routing_key, message, merge=merge)
 
     def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[None]:
         """Publish all of them, many at a time. Raises PublishFailed with an error for each failed."""
-        errors: dict[int, Exception] = {}
-        made: dict[int, Any] = {}
-        for n, message in enumerate(messages):
-            try:
-                made[n] = self._made(*message)
-            except TooLarge as exc:
-                errors[n] = exc
-        # A missing exchange is known before anything is made or sent.
-        for exchange in {exchange for exchange, _, _ in messages if exchange}:
-            self.topology.route(exchange, "")
-        by_topic: dict[str, list[tuple[int, Any]]] = {}
-        for n, message in made.items():
-            if self._reader_is_gone(*messages[n]):
-                continue
-            topic = self.topology.route(*messages[n][:2])
-            by_topic.setdefault(topic, []).append((n, message))
-        pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
-
-        def settle() -> None:
-            topic, chunk, future = pending.pop(0)
-            try:
-                self._settle(topic, [(messages[n], m) for n, m in chunk], future)
-            except BrokerError as exc:
-                errors.update({n: exc for n, _ in chunk})
-
-        for topic, numbered in by_topic.items():
-            for chunk in _chunks(numbered):
-                if len(pending) >= _PIPELINED:
-                    settle()
-                pending.append((topic, chunk, self._begin(topic, [m for _, m in chunk])))
-        while pending:
-            settle()
-        if errors:
-            raise PublishFailed(errors, len(messages))
-        return [None] * len(messages)
-
-    def _made(
-        self,
-        exchange: str,
-        routing_key: str,
-        message: OutgoingMessage,
-        *,
-        merge: bool = False,
-        attempts: int = 0,
-    ) -> Any:
-        return wire.to_pubsub(
-            exchange,
-            routing_key,
-            message,
-            now=time.time(),
-            ordering=self.options.ordering,
-            merge=merge,
-            attempts=attempts,
-        )
-
-    def _send(self, topic: str, messages: list[Any]) -> list[str]:
-        """Publish, confirmed; Pub/Sub's ids of the messages."""
-        request = pb["PublishRequest"](topic=topic, messages=messages)
-        answer = self.client.persist("Publish", request, topic, self.options.publish_timeout)
-        return list(answer.message_ids)
-
-    def _begin(self, topic: str, messages: list[Any]) -> Any:
-        request = pb["PublishRequest"](topic=topic, messages=messages)
-        forks.enter()
-        try:
-            future = self.client.start("Publish", request, topic, self.options.publish_timeout)
-        except BaseException:
-            forks.leave()
-            raise
-        future.add_done_callback(lambda _: forks.leave())
-        return future
-
-    def _settle(
-        self,
-        topic: str,
-        addressed: Sequence[tuple[tuple[str, str, OutgoingMessage], Any]],
-        future: Any,
-    ) -> None:
-        """Wait for a request that was begun, and make it again if that can help."""
-        try:
-            future.result()
-            return
-        except grpc.RpcError as exc:
-            error = self.client.error(exc, "Publish", topic)
-        if isinstance(error, NotFound):
-            self._send_again(addressed)
-        elif isinstance(error, BrokerUnavailable):
-            self._send(topic, [made for _, made in addressed])
-        else:
-            raise error
-
-    def _publish_unconfirmed(
-        self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any
-    ) -> None:
-        future = self._begin(topic, [made])
-        with self._unconfirmed_changed:
-            self._unconfirmed.add(future)
-        future.add_done_callback(functools.partial(self._unconfirmed_done, topic, to, made))
-
-    def _unconfirmed_done(
-        self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any, future: Any
-    ) -> None:
-        error = None if future.cancelled() else future.exception()
-        with self._unconfirmed_changed:
-            if error is not None:
-                self._late += 1
-                self._jobs.run(functools.partial(self._send_late, topic, to, made))
-            self._unconfirmed.discard(future)
-            self._unconfirmed_changed.notify_all()
-
-    def _send_late(self, topic: str, to: tuple[str, str, OutgoingMessage], made: Any) -> None:
-        try:
-            try:
-                self._send(topic, [made])
-            except NotFound:
-                self._send_again([(to, made)])
-        except BrokerError as exc:
-            logger.error("a message for %s was lost, as publisher_confirms is off: %s", topic, exc)
-        finally:
-            with self._unconfirmed_changed:
-                self._late -= 1
+        return self.publisher.publish_many(messages)
 
     # --- receive --------------------------------------------------------------------------------
 
@@ -379,7 +197,7 @@ class PubSubBroker:
                 ready, delayed = self.sort(source, received)
                 found += ready
                 for due, delivery in delayed:
-                    self._come_again(delivery, due - time.monotonic())
+                    self._deliveries.release(delivery, due - time.monotonic())
                 if not received:
                     break
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
@@ -437,219 +255,35 @@ class PubSubBroker:
     def sort(
         self, source: Source, received: Iterable[Any], lease: float | None = None
     ) -> tuple[list[Delivery], list[tuple[float, Delivery]]]:
-        """Of what came: deliveries, and those to hold until a monotonic time.
-
-        ``lease``: seconds that they are leased for, where that isn't the subscription's ack deadline.
-
-        Everything else is dealt with here: what is not for this queue or has expired is acked, what
-        was delivered too often is buried, and what comes long before its time is parked.
-        """
-        ready: list[Delivery] = []
-        held: list[tuple[float, Delivery]] = []
-        now, wall = time.monotonic(), time.time()
-        spec = self.topology.spec(source.queue)
-        lease = lease or self.topology.first_lease(spec)
-        limit = self.topology.max_deliveries(spec)
-        for item in received:
-            said = wire.parse(item.message)
-            delivery = self._delivery(source, item, said, lease, now)
-            # A queue's time to live is that of waiting for a worker, not of waiting for its time.
-            age = wall - max(delivery.published_at, said.not_before)
-            late = source.message_ttl is not None and age > source.message_ttl
-            if (
-                not source.takes(said)
-                or said.expires <= wall
-                or late
-                or (delivery.published_at < source.since and wall >= source.spared_until)
-            ):
-                self.ack([delivery])
-            elif delivery.published_at < source.since:
-                # Of a reader who was killed, or of one who is still there and may have it.
-                self._come_again(delivery, _SPARE)
-            elif said.not_before > wall:
-                wait = said.not_before - wall
-                if wait <= _HOLD:
-                    held.append((now + wait, delivery))
-                elif item.delivery_attempt >= _PARKINGS:
-                    job = functools.partial(self._publish_anew, [delivery], said.not_before)
-                    self._if_ours(delivery, job)
-                else:
-                    self._come_again(delivery, wait)
-            elif 0 < limit <= delivery.attempts and not spec.temporary:
-                reason = f"delivered {limit} times without an ack"
-                self._if_ours(
-                    delivery, functools.partial(self._try_to_bury, delivery, reason, limit)
-                )
-            else:
-                ready.append(delivery)
-        return ready, held
-
-    def _delivery(
-        self, source: Source, item: Any, said: wire.Received, lease: float, now: float
-    ) -> _Delivery:
-        ack_id = f"{source.path} {item.ack_id}"
-        self._leases[ack_id] = now + lease
-        attributes = said.attributes
-        forwarded = attributes.pop(wire.FORWARDED_COUNT, None)
-        if forwarded is not None and DEATH_REASON not in attributes:
-            attributes[DEATH_REASON] = f"delivered {forwarded} times without an ack"
-            attributes[DEATH_DELIVERIES] = forwarded
-        published_at = wire.timestamp(item.message.publish_time)
-        attempts = said.attempts + max(
-            item.delivery_attempt - 1 - _parkings(said.not_before - published_at), 0
-        )
-        expires = said.expires
-        if source.message_ttl is not None:
-            expires = min(expires, max(published_at, said.not_before) + source.message_ttl)
-        return _Delivery(
-            queue=source.queue,
-            ack_id=ack_id,
-            message_id=item.message.message_id,
-            data=item.message.data,
-            attributes=attributes,
-            deliveries=attempts + 1,
-            published_at=published_at,
-            priority=said.priority,
-            lease_seconds=lease,
-            leased_at=now,
-            attempts=attempts,
-            expires=expires,
-            counted=item.delivery_attempt > 0,
-        )
-
-    def _if_ours(self, delivery: Delivery, job: Callable[[], object]) -> None:
-        """Settle it in the background, unless its lease may be over when its turn comes."""
-
-        def settle() -> None:
-            if time.monotonic() < delivery.held_until():
-                job()
-            else:
-                self.forget([delivery])
-
-        self._jobs.run(settle)
-
-    def _publish_anew(self, deliveries: Sequence[_Delivery], not_before: float = 0.0) -> None:
-        """Have copies of a queue's messages delivered instead, for which Pub/Sub counts from 1."""
-        now = time.time()
-        due = max(not_before, now)
-        copies = []
-        for delivery in deliveries:
-            ttl = None if delivery.expires == math.inf else max(delivery.expires - due, 0.001)
-            message = OutgoingMessage(
-                delivery.data, delivery.attributes, delivery.priority, delay=due - now, ttl=ttl
-            )
-            copies.append(
-                self._made("", delivery.queue, message, merge=True, attempts=delivery.attempts)
-            )
-        # To this queue alone, whatever brought it.
-        topic = self.topology.route("", deliveries[0].queue)
-        for chunk in _chunks(list(enumerate(copies))):
-            self._send(topic, [made for _, made in chunk])
-            self.ack([deliveries[n] for n, _ in chunk])
+        """See :meth:`Deliveries.sort`."""
+        return self._deliveries.sort(source, received, lease)
 
     # --- leases ---------------------------------------------------------------------------------
 
     def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Sent in the background, again and again while the lease lasts. What is lost isn't told."""
-        for delivery in deliveries:
-            subscription, ack_id = _parts(delivery)
-            until = self._leases.pop(delivery.ack_id, 0.0)
-            self._acks.ack(subscription, ack_id, until)
+        self._deliveries.ack(deliveries)
         return []
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """Their leases are over, or may be: they are redelivered, and nobody is given them here."""
-        for delivery in deliveries:
-            self._leases.pop(delivery.ack_id, None)
+        self._deliveries.forget(deliveries)
 
     def park(self, delivery: Delivery, seconds: float) -> None:
         """Leave it leased to nobody for that time; then whoever has room gets it."""
-        self._come_again(delivery, max(seconds, 0.0))
+        self._deliveries.release(delivery, max(seconds, 0.0))
 
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
-        self._come_again(delivery, 0.0 if self.options.retry_policy is not None else delay)
+        self._deliveries.release(delivery, 0.0 if self.options.retry_policy is not None else delay)
 
     def begin(self, delivery: Delivery) -> None:
         """Nothing to do: Pub/Sub counts each delivery that isn't given back."""
 
     def give_back(self, delivery: Delivery) -> None:
-        self._give_back([delivery])
-
-    def _give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Of one queue. What a copy can't be published of is delivered once more, and counted."""
-        now = time.monotonic()
-        counted = []
-        for delivery in deliveries:
-            # Of one whose lease is lost there may be another delivery: no copy beside that.
-            leased = self._leases.get(delivery.ack_id, 0.0) > now
-            if isinstance(delivery, _Delivery) and delivery.counted and leased:
-                counted.append(delivery)
-            else:
-                self._come_again(delivery, 0.0)
-        if counted and self.options.ordering:  # a copy would lose its place
-            for delivery in counted:
-                self._come_again(delivery, 0.0)
-        elif counted:
-            self._jobs.run(functools.partial(self._try_to_publish_anew, counted))
-
-    def _try_to_publish_anew(self, deliveries: Sequence[_Delivery]) -> None:
-        now = time.monotonic()
-        deliveries = [d for d in deliveries if self._leases.get(d.ack_id, 0.0) > now]
-        if not deliveries:
-            return
-        try:
-            self._publish_anew(deliveries)
-        except (BrokerError, TooLarge) as exc:
-            logger.debug("%d messages are given back as they are: %s", len(deliveries), exc)
-            for delivery in deliveries:
-                if delivery.ack_id in self._leases:  # not acked
-                    self._come_again(delivery, 0.0)
-
-    def _come_again(self, delivery: Delivery, seconds: float) -> None:
-        subscription, ack_id = _parts(delivery)
-        until = self._leases.pop(delivery.ack_id, 0.0)
-        self._acks.nack(subscription, ack_id, min(seconds, _PARK), until)
+        self._deliveries.give_back([delivery])
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
-        # Where the subscription's own ack deadline isn't known, the first lease is taken for short.
-        if not self.options.managed:
-            seconds = max(seconds, self.options.lease_seconds)
-        now = time.monotonic()
-        lost = [d for d in deliveries if self._leases.get(d.ack_id, 0.0) < now]
-        by_subscription: dict[str, list[Delivery]] = {}
-        for delivery in deliveries:
-            if delivery not in lost:
-                by_subscription.setdefault(_parts(delivery)[0], []).append(delivery)
-        for subscription, group in by_subscription.items():
-            ids = {_parts(delivery)[1]: delivery for delivery in group}
-            for part in fitting(ids):
-                lost += self._extend(subscription, [ids[id] for id in part], seconds)
-        for delivery in lost:
-            self._leases.pop(delivery.ack_id, None)
-        return lost
-
-    def _extend(self, subscription: str, group: list[Delivery], seconds: float) -> list[Delivery]:
-        now = time.monotonic()
-        request = pb["ModifyAckDeadlineRequest"](
-            subscription=subscription,
-            ack_ids=[_parts(d)[1] for d in group],
-            ack_deadline_seconds=min(max(round(seconds), 10), 600),
-        )
-        try:
-            self.client.call("ModifyAckDeadline", request, subscription)
-        except BrokerUnavailable:
-            raise
-        except BrokerError:
-            # An exactly-once subscription says that a lease is lost; of many, not which one.
-            if len(group) == 1:
-                return group
-            half = len(group) // 2
-            first = self._extend(subscription, group[:half], seconds)
-            return first + self._extend(subscription, group[half:], seconds)
-        for delivery in group:
-            if delivery.ack_id in self._leases:  # it may have been acked meanwhile
-                self._leases[delivery.ack_id] = now + seconds
-        return []
+        return self._deliveries.extend(deliveries, seconds)
 
     # --- dead letters ---------------------------------------------------------------------------
 
@@ -659,7 +293,7 @@ class PubSubBroker:
             self.ack([delivery])
         elif delivery.queue == dead_letter_queue(delivery.queue.removesuffix(".dead")):
             # Nothing dies in a dead letter; back at once, it would keep its consumer busy.
-            self._come_again(delivery, delivery.lease_seconds)
+            self._deliveries.release(delivery, delivery.lease_seconds)
         else:
             self._try_to_bury(delivery, reason, delivery.deliveries)
 
@@ -676,7 +310,7 @@ class PubSubBroker:
                 cut(reason, REASON_BYTES),
                 exc,
             )
-            self._come_again(delivery, delivery.lease_seconds)
+            self._deliveries.release(delivery, delivery.lease_seconds)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         self._dead_letters.keep(delivery, reason, delivery.deliveries)
@@ -726,7 +360,7 @@ class PubSubBroker:
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
         """What is ready. Looking leases it for a moment, and then gives it back."""
         deliveries = self.look(queue, limit)
-        self._give_back(deliveries)
+        self._deliveries.give_back(deliveries)
         self.flush(_CLOSE)
         return [
             StoredMessage(
@@ -771,8 +405,7 @@ class PubSubBroker:
     def flush(self, timeout: float = _CLOSE) -> bool:
         """Wait until acks and unconfirmed messages are with Pub/Sub; False if that took longer."""
         deadline = time.monotonic() + timeout
-        with self._unconfirmed_changed:
-            self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, timeout)
+        self.publisher.wait(timeout)
         # What failed is a job now, and a job may ack.
         done = self._jobs.flush(max(deadline - time.monotonic(), 0))
         return self._acks.flush(max(deadline - time.monotonic(), 0)) and done
@@ -788,7 +421,7 @@ class PubSubBroker:
 
     def _flush_at_end(self) -> None:
         """Messages that were not confirmed are waited for as if they had been; all else for a moment."""
-        if self._unconfirmed or self._late:
+        if self.publisher.unsettled():
             if not self.flush(self.options.publish_timeout):
                 logger.error("unconfirmed messages may not have been published")
         else:
@@ -796,7 +429,8 @@ class PubSubBroker:
 
     def _after_fork(self) -> None:
         """What is on its way, leased and received is the parent's."""
-        self._unconfirmed, self._late, self._leases = set(), 0, {}
+        self.publisher.after_fork()
+        self._deliveries.leases = {}
         self._receivers = weakref.WeakSet()
 
 
@@ -819,28 +453,3 @@ def _flush_all() -> None:
 
 
 at_exit(_flush_all)
-
-
-def _parts(delivery: Delivery) -> tuple[str, str]:
-    """(subscription, Pub/Sub's own ack id)."""
-    subscription, _, ack_id = delivery.ack_id.partition(" ")
-    return subscription, ack_id
-
-
-def _parkings(wait: float) -> int:
-    """How often a message that was published so long before its time may have been parked."""
-    return 0 if wait <= _HOLD else min(math.ceil(wait / _PARK), _PARKINGS)
-
-
-def _chunks(numbered: list[tuple[int, Any]]) -> Iterable[list[tuple[int, Any]]]:
-    chunk: list[tuple[int, Any]] = []
-    size = 0
-    for item in numbered:
-        bytes = item[1].ByteSize()
-        if chunk and (len(chunk) >= _BATCH_MESSAGES or size + bytes > _BATCH_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(item)
-        size += bytes
-    if chunk:
-        yield chunk

@@ -175,6 +175,10 @@ class Client:
             time.sleep(jitter(pause, 0.8, 1.2))
             pause = min(pause * 2, longest)
 
+    def settling(self, resource: str) -> bool:
+        """Whether it was created or first seen so lately that it may be there and not be found."""
+        return time.monotonic() < self._young.get(resource, 0.0)
+
     def _call_once(self, rpc: str, request: Any, resource: str, timeout: float | None) -> Any:
         stub, metadata = self._stub(rpc), self._routing(resource)
         with shield.section(), forks.call():

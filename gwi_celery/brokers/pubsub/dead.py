@@ -26,7 +26,7 @@ from gwi_celery.brokers.base import (
     dead_letter_queue,
 )
 from gwi_celery.brokers.pubsub import wire
-from gwi_celery.errors import NotFound, TooLarge
+from gwi_celery.errors import TooLarge
 from gwi_celery.text import REASON_BYTES, cut
 
 if TYPE_CHECKING:
@@ -67,21 +67,13 @@ class DeadLetters:
         as_it_came = wire.as_it_came(message)
         if as_it_came is None:
             raise TooLarge("there is no room in it for anything of ours, and it is not as it came")
-        (id,) = self._send(delivery.queue, as_it_came)
+        id = self._broker.publisher.send_dead(delivery.queue, as_it_came)
         self._publish(delivery.queue, OutgoingMessage(b"", {**short, NOTE_OF: id}))
 
     def _publish(self, queue: str, message: OutgoingMessage) -> None:
-        made = self._broker._made("", dead_letter_queue(queue), message, merge=True)
-        self._send(queue, made)
-
-    def _send(self, queue: str, made: Any) -> list[str]:
-        """Their ids."""
-        topology = self._broker.topology
-        try:
-            return self._broker._send(topology.dead_topic(queue), [made])
-        except NotFound:
-            topology.restore("", queue)
-            return self._broker._send(topology.dead_topic(queue), [made])
+        publisher = self._broker.publisher
+        made = publisher.made("", dead_letter_queue(queue), message, merge=True)
+        publisher.send_dead(queue, made)
 
     def redrive(self, queue: str, limit: int | None) -> int:
         broker = self._broker
@@ -125,7 +117,7 @@ class DeadLetters:
             as_it_came = wire.as_it_came(message)
             if as_it_came is None:
                 raise
-            self._broker._send(self._broker.topology.route("", queue), [as_it_came])
+            self._broker.publisher.send(self._broker.topology.route("", queue), [as_it_came])
             return False
         return True
 

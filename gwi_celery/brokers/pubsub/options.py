@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from gwi_celery.brokers.pubsub.naming import MOST_USER_LABELS
-from gwi_celery.config import nearest
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.options import (
     BOOLEAN,
@@ -26,6 +25,7 @@ from gwi_celery.options import (
     query,
     read,
 )
+from gwi_celery.text import nearest
 
 MANAGED = "managed"
 PROVISIONED = "provisioned"

@@ -1,0 +1,265 @@
+"""Publishing: one message or many, confirmed or not, to what is there or is made again."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import grpc
+
+from gwi_celery import forks
+from gwi_celery.brokers.base import OutgoingMessage
+from gwi_celery.brokers.pubsub import wire
+from gwi_celery.brokers.pubsub.background import Background
+from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.topology import Topology
+from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound, PublishFailed, TooLarge
+
+logger = logging.getLogger(__name__)
+
+#: Times that what a message goes to is made again, while others delete it.
+_RESTORES = 3
+#: Messages and bytes of one Publish request: Pub/Sub takes 1,000 and 10 MB.
+_BATCH_MESSAGES, _BATCH_BYTES = 1000, 9_000_000
+#: Publish requests on their way at a time.
+_PIPELINED = 8
+
+#: Exchange, routing key and message.
+_To: TypeAlias = tuple[str, str, OutgoingMessage]
+#: And the message as Pub/Sub gets it.
+_Addressed: TypeAlias = tuple[_To, Any]
+
+
+class Publisher:
+    """That of one connection. ``jobs``: where what failed unconfirmed is sent again."""
+
+    def __init__(
+        self, client: Client, options: PubSubOptions, topology: Topology, jobs: Background
+    ) -> None:
+        self._client = client
+        self._options = options
+        self._topology = topology
+        self._jobs = jobs
+        self._unconfirmed: set[Any] = set()
+        #: Of these, how many failed and are sent again.
+        self._late = 0
+        self._unconfirmed_changed = forks.condition()
+
+    def made(
+        self,
+        exchange: str,
+        routing_key: str,
+        message: OutgoingMessage,
+        *,
+        merge: bool = False,
+        attempts: int = 0,
+    ) -> Any:
+        """The message as Pub/Sub gets it. Raises TooLarge."""
+        return wire.to_pubsub(
+            exchange,
+            routing_key,
+            message,
+            now=time.time(),
+            ordering=self._options.ordering,
+            merge=merge,
+            attempts=attempts,
+        )
+
+    def publish(
+        self, exchange: str, routing_key: str, message: OutgoingMessage, *, merge: bool = False
+    ) -> None:
+        """As :meth:`Broker.publish`. None: how many queues it reaches is Pub/Sub's business.
+
+        ``merge``: somebody else's message, with any number of attributes.
+
+        Raises TooLarge over 10 MB, with both sizes, and BrokerUnavailable after
+        ``publish_timeout`` seconds.
+        """
+        made = self.made(exchange, routing_key, message, merge=merge)
+        if self._reader_is_gone(exchange, routing_key, message):
+            return
+        topic = self._topology.route(exchange, routing_key)
+        if not self._options.publisher_confirms:
+            self._publish_unconfirmed(topic, (exchange, routing_key, message), made)
+            return
+        try:
+            self.send(topic, [made])
+        except NotFound:
+            self._send_again([((exchange, routing_key, message), made)])
+
+    def publish_many(self, messages: Sequence[_To]) -> list[None]:
+        """Publish all of them, many at a time. Raises PublishFailed with an error for each failed."""
+        errors: dict[int, Exception] = {}
+        made: dict[int, Any] = {}
+        for n, message in enumerate(messages):
+            try:
+                made[n] = self.made(*message)
+            except TooLarge as exc:
+                errors[n] = exc
+        # A missing exchange is known before anything is made or sent.
+        for exchange in {exchange for exchange, _, _ in messages if exchange}:
+            self._topology.route(exchange, "")
+        by_topic: dict[str, list[tuple[int, Any]]] = {}
+        for n, message in made.items():
+            if self._reader_is_gone(*messages[n]):
+                continue
+            topic = self._topology.route(*messages[n][:2])
+            by_topic.setdefault(topic, []).append((n, message))
+        pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
+
+        def settle() -> None:
+            topic, chunk, future = pending.pop(0)
+            try:
+                self._settle(topic, [(messages[n], m) for n, m in chunk], future)
+            except BrokerError as exc:
+                errors.update({n: exc for n, _ in chunk})
+
+        for topic, numbered in by_topic.items():
+            for chunk in chunks(numbered):
+                if len(pending) >= _PIPELINED:
+                    settle()
+                pending.append((topic, chunk, self._begin(topic, [m for _, m in chunk])))
+        while pending:
+            settle()
+        if errors:
+            raise PublishFailed(errors, len(messages))
+        return [None] * len(messages)
+
+    def send(self, topic: str, messages: list[Any]) -> list[str]:
+        """Publish, confirmed; Pub/Sub's ids of the messages."""
+        request = pb["PublishRequest"](topic=topic, messages=messages)
+        answer = self._client.persist("Publish", request, topic, self._options.publish_timeout)
+        return list(answer.message_ids)
+
+    def _send_again(self, addressed: Sequence[_Addressed]) -> None:
+        """Make again what these were sent to, and send them."""
+
+        def restore() -> dict[str, list[Any]]:
+            for exchange, routing_key in dict.fromkeys(to[:2] for to, _ in addressed):
+                self._topology.restore(exchange, routing_key)
+            by_topic: dict[str, list[Any]] = {}
+            for to, made in addressed:
+                if not self._reader_is_gone(*to):
+                    by_topic.setdefault(self._topology.route(*to[:2]), []).append(made)
+            return by_topic
+
+        self._send_restored(restore)
+
+    def _send_restored(self, restore: Callable[[], dict[str, list[Any]]]) -> list[str]:
+        """Call ``restore`` and send the messages by topic that it returns; Pub/Sub's ids of them.
+
+        What they were sent to was deleted by somebody, maybe just now and more than once, or an emulator
+        was started anew. ``restore`` makes it again.
+        """
+        left = _RESTORES
+        while True:
+            by_topic = restore()
+            left -= 1
+            try:
+                return [id for topic, some in by_topic.items() for id in self.send(topic, some)]
+            except NotFound:
+                if not left:
+                    raise
+
+    def send_dead(self, queue: str, made: Any) -> str:
+        """Publish, confirmed, to the dead letter of ``queue``; Pub/Sub's id of the message."""
+
+        def restore() -> dict[str, list[Any]]:
+            self._topology.restore("", queue)
+            return {self._topology.dead_topic(queue): [made]}
+
+        try:
+            [id] = self.send(self._topology.dead_topic(queue), [made])
+        except NotFound:
+            [id] = self._send_restored(restore)
+        return id
+
+    def _reader_is_gone(self, exchange: str, routing_key: str, message: OutgoingMessage) -> bool:
+        """Whether to drop an answer, rather than to make a queue that nobody would ever read."""
+        return message.reply and not exchange and not self._topology.finds(routing_key)
+
+    def _begin(self, topic: str, messages: list[Any]) -> Any:
+        request = pb["PublishRequest"](topic=topic, messages=messages)
+        forks.enter()
+        try:
+            future = self._client.start("Publish", request, topic, self._options.publish_timeout)
+        except BaseException:
+            forks.leave()
+            raise
+        future.add_done_callback(lambda _: forks.leave())
+        return future
+
+    def _settle(self, topic: str, addressed: Sequence[_Addressed], future: Any) -> None:
+        """Wait for a request that was begun, and make it again if that can help."""
+        try:
+            future.result()
+            return
+        except grpc.RpcError as exc:
+            error = self._client.error(exc, "Publish", topic)
+        if isinstance(error, NotFound):
+            self._send_again(addressed)
+        elif isinstance(error, BrokerUnavailable):
+            self.send(topic, [made for _, made in addressed])
+        else:
+            raise error
+
+    # --- unconfirmed ----------------------------------------------------------------------------
+
+    def _publish_unconfirmed(self, topic: str, to: _To, made: Any) -> None:
+        future = self._begin(topic, [made])
+        with self._unconfirmed_changed:
+            self._unconfirmed.add(future)
+        future.add_done_callback(functools.partial(self._unconfirmed_done, topic, to, made))
+
+    def _unconfirmed_done(self, topic: str, to: _To, made: Any, future: Any) -> None:
+        error = None if future.cancelled() else future.exception()
+        with self._unconfirmed_changed:
+            if error is not None:
+                self._late += 1
+                self._jobs.run(functools.partial(self._send_late, topic, to, made))
+            self._unconfirmed.discard(future)
+            self._unconfirmed_changed.notify_all()
+
+    def _send_late(self, topic: str, to: _To, made: Any) -> None:
+        try:
+            try:
+                self.send(topic, [made])
+            except NotFound:
+                self._send_again([(to, made)])
+        except BrokerError as exc:
+            logger.error("a message for %s was lost, as publisher_confirms is off: %s", topic, exc)
+        finally:
+            with self._unconfirmed_changed:
+                self._late -= 1
+
+    def unsettled(self) -> bool:
+        """Whether anything unconfirmed is on its way, or failed and is sent again."""
+        return bool(self._unconfirmed or self._late)
+
+    def wait(self, timeout: float) -> None:
+        """Until what is unconfirmed was confirmed, or became a job in the background."""
+        with self._unconfirmed_changed:
+            self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, timeout)
+
+    def after_fork(self) -> None:
+        """What is on its way is the parent's."""
+        self._unconfirmed, self._late = set(), 0
+
+
+def chunks(numbered: list[tuple[int, Any]]) -> Iterable[list[tuple[int, Any]]]:
+    """As many in one as a Publish request takes."""
+    chunk: list[tuple[int, Any]] = []
+    size = 0
+    for item in numbered:
+        bytes = item[1].ByteSize()
+        if chunk and (len(chunk) >= _BATCH_MESSAGES or size + bytes > _BATCH_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
+        size += bytes
+    if chunk:
+        yield chunk

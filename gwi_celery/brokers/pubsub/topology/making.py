@@ -1,0 +1,130 @@
+"""Making the topics and subscriptions of queues, while other processes make and delete them, too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX
+from gwi_celery.brokers.checks import exists_to_stay
+from gwi_celery.brokers.pubsub import naming
+from gwi_celery.brokers.pubsub.admin import Admin
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.topology.desired import Desired
+from gwi_celery.brokers.pubsub.topology.drift import Drift
+from gwi_celery.brokers.pubsub.topology.paths import Paths
+from gwi_celery.brokers.pubsub.topology.sources import Queue
+from gwi_celery.errors import NotFound
+
+#: Times that a queue is declared while other processes delete it.
+_TRIES = 4
+#: Seconds after joining a queue of others' for which their messages are left to them.
+_SPARED = 60.0
+#: Seconds by which our clock may be ahead of Google's, when old messages are told from new ones.
+_SKEW = 2.0
+
+
+class Making:
+    """For one connection. ``make_dead_letter`` makes that of the queue it is given."""
+
+    def __init__(
+        self,
+        admin: Admin,
+        options: PubSubOptions,
+        paths: Paths,
+        desired: Desired,
+        drift: Drift,
+        make_dead_letter: Callable[[str], object],
+    ) -> None:
+        self._admin = admin
+        self._options = options
+        self._paths = paths
+        self._desired = desired
+        self._drift = drift
+        self._make_dead_letter = make_dead_letter
+
+    def durable(self, queue: Queue) -> None:
+        """Make a queue that stays, with its dead letter."""
+        for left in reversed(range(_TRIES)):
+            try:
+                self._try(queue)
+                return
+            except NotFound:  # another process deleted part of it just now
+                if not left:
+                    raise
+
+    def _try(self, queue: Queue) -> None:
+        name = queue.spec.name
+        for level, wanted in self._desired.subscriptions(queue.spec, queue.topic):
+            found = self._admin.get_subscription(wanted.name)
+            if level == 0:
+                if found is None:
+                    self._admin.create_topic(queue.topic, naming.name_labels(name))
+                self._drift.compare_topic(queue.topic)
+            if found is not None:
+                self._drift.compare(name, wanted, found)
+                continue
+            if level == 0 and not name.endswith(DEAD_LETTER_SUFFIX):
+                self._make_dead_letter(name)
+            if not self._admin.create_subscription(wanted):  # another process was faster
+                found = self._admin.get_subscription(wanted.name)
+                if found is None:
+                    raise NotFound(f"queue {name!r} was deleted while it was declared: try again")
+                self._drift.compare(name, wanted, found)
+
+    def temporary(self, queue: Queue, *, first: bool) -> None:
+        """Make a queue that comes and goes; ``first``: this connection knew nothing of it."""
+        wanted = self._desired.subscription(queue.spec, queue.topic)
+        made = self._create_temporary(wanted)
+        if not made:
+            made = self._take_over(queue, wanted)
+        queue.made = queue.made or made
+        if first and (self._options.emulator or not made):
+            queue.since = self._beginning()
+            queue.spared_until = 0.0 if made else time.time() + _SPARED
+
+    def binding(self, queue: Queue, exchange: str, type: str, key: str) -> None:
+        """Make the subscription of a binding. Raises NotFound if the exchange's topic is missing."""
+        name = queue.spec.name
+        wanted = self._desired.binding(queue.spec, exchange, type, key)
+        if self._admin.create_subscription(wanted):
+            return
+        if queue.spec.temporary:
+            if not self._take_over(queue, wanted) and not queue.since:
+                queue.since = self._beginning()
+            return
+        found = self._admin.get_subscription(wanted.name)
+        if found is None:  # it was of an exchange that was deleted
+            self._admin.create_subscription(wanted)
+        else:
+            self._drift.compare(name, wanted, found)
+
+    def _create_temporary(self, wanted: Any) -> bool:
+        """False if it was there already. The topic that such queues share is made with the first."""
+        try:
+            return self._admin.create_subscription(wanted)
+        except NotFound:
+            if wanted.topic != self._paths.temporary_topic():
+                raise  # an exchange's
+            self._admin.create_topic(wanted.topic, {})
+            return self._admin.create_subscription(wanted)
+
+    def _take_over(self, queue: Queue, wanted: Any) -> bool:
+        """A subscription of that name is there; whether it had to be made anew."""
+        found = self._admin.get_subscription(wanted.name)
+        if found is None:  # its topic was deleted, or another process deleted it just now
+            return self._create_temporary(wanted)
+        if found.topic != wanted.topic:
+            raise exists_to_stay(queue.spec.name)
+        return False
+
+    def _beginning(self) -> float:
+        """What was published before now is not for a queue of which this is the beginning.
+
+        The emulator gives a new subscription a topic's retained messages; and one that a killed
+        process left behind may hold what was meant for that one.
+        """
+        # The emulator's own times are in whole milliseconds, and its clock is ours.
+        now = int(time.time() * 1000) / 1000
+        return now if self._options.emulator else now - _SKEW

@@ -1,0 +1,392 @@
+"""What exists, as one connection knows it: declared, looked up, and made again when it is gone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from gwi_celery import forks
+from gwi_celery.brokers.base import Binding, QueueSpec, dead_letter_queue
+from gwi_celery.brokers.checks import check_spec
+from gwi_celery.brokers.pubsub.admin import Admin
+from gwi_celery.brokers.pubsub.client import Client
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.readers import Readers
+from gwi_celery.brokers.pubsub.topology.bindings import Bindings
+from gwi_celery.brokers.pubsub.topology.desired import Desired, spec_of
+from gwi_celery.brokers.pubsub.topology.drift import Drift
+from gwi_celery.brokers.pubsub.topology.exchanges import Exchanges
+from gwi_celery.brokers.pubsub.topology.making import Making
+from gwi_celery.brokers.pubsub.topology.paths import Paths
+from gwi_celery.brokers.pubsub.topology.sources import Queue, Source, Sources
+from gwi_celery.errors import ConfigurationError, NotDeleted, NotFound
+
+logger = logging.getLogger(__name__)
+
+
+class Topology:
+    """What exists, and what is made of it, for one connection."""
+
+    def __init__(
+        self,
+        client: Client,
+        options: PubSubOptions,
+        later: Callable[[float, Callable[[], object]], None],
+    ) -> None:
+        self._client = client
+        self._admin = Admin(client, options)
+        self._readers = Readers(self._admin, later)
+        self._options = options
+        self._lock = forks.rlock()
+        self._paths = paths = Paths(options)
+        self.desired = desired = Desired(options, paths)
+        drift = Drift(client, self._admin, options, paths, desired)
+        self._exchanges = Exchanges(client, self._admin, options, paths, drift)
+        self._bindings = Bindings(self._admin, paths, self._exchanges)
+        self._sources = Sources(options, paths, desired, self._exchanges.type_of)
+        self._making = Making(self._admin, options, paths, desired, drift, self.dead_topic)
+        self._queues: dict[str, Queue] = {}
+        self._dead: set[str] = set()
+
+    def subscription(self, queue: str) -> str:
+        """Path of a queue's own subscription."""
+        return self._paths.subscription(queue)
+
+    # --- exchanges ----------------------------------------------------------------------------
+
+    def declare_exchange(self, name: str, type: str) -> None:
+        with self._lock:
+            self._exchanges.declare(name, type)
+
+    def exchange_type(self, name: str) -> str | None:
+        """The type of an exchange; None if there is none."""
+        return self._exchanges.type_of(name)
+
+    def delete_exchange(self, name: str, *, if_unused: bool = False) -> list[str]:
+        """The queues, of those known here, that were bound to it."""
+        with self._lock:
+            if if_unused:
+                self._refuse_if_bound(name)
+            self._exchanges.forget(name)
+            were_bound = [queue for queue in self._queues.values() if name in queue.bound]
+            for queue in were_bound:
+                queue.bound[name] = set()
+                queue.noted.clear()
+            if self._options.managed:
+                self._exchanges.delete(name)
+            return [queue.spec.name for queue in were_bound]
+
+    def _refuse_if_bound(self, exchange: str) -> None:
+        if self._exchanges.type_of(exchange) is None:
+            return
+        bound = [binding.queue for binding in self.bindings() if binding.exchange == exchange]
+        if bound:
+            raise NotDeleted(f"exchange {exchange!r} is used: queue {bound[0]!r} is bound to it")
+        if not self._options.managed or self.has_queue(exchange):
+            raise NotDeleted(
+                f"nobody can say whether exchange {exchange!r} is used: a queue may be bound to it "
+                "without a trace in Pub/Sub; delete it without if_unused"
+            )
+
+    # --- queues -------------------------------------------------------------------------------
+
+    def declare_queue(self, spec: QueueSpec) -> bool:
+        """False if that is what was known."""
+        check_spec(spec)
+        with self._lock:
+            known = self._queues.get(spec.name)
+            if known is not None and known.spec == spec:
+                known.declared = True
+                return False
+            if not self._options.managed:
+                self._refuse_temporary(spec)
+                topic = self._paths.topic(spec.name)
+            elif spec.temporary:
+                topic = self._paths.temporary_topic()
+            else:
+                topic = self._paths.topic(spec.name)
+            queue = Queue(spec, topic, declared=True)
+            if known is not None:
+                queue.bound, queue.discovered = known.bound, known.discovered
+                queue.noted, queue.made = known.noted, known.made
+                queue.since, queue.spared_until = known.since, known.spared_until
+            if self._options.managed:
+                if spec.temporary:
+                    self._making.temporary(queue, first=known is None)
+                else:
+                    self._making.durable(queue)
+            self._queues[spec.name] = queue
+            return True
+
+    def _refuse_temporary(self, spec: QueueSpec) -> None:
+        if spec.temporary and spec.name not in self._options.queues:
+            raise ConfigurationError(
+                f"queue {spec.name!r} would have to be made, and mode='provisioned' makes nothing: "
+                "switch remote control off (worker_enable_remote_control=False, and start workers "
+                "--without-gossip --without-mingle), or name its topic and subscription in the "
+                "transport option 'queues'"
+            )
+
+    def dead_topic(self, queue: str) -> str:
+        """Path of the topic of a queue's dead letter, made with a subscription that keeps it."""
+        mapped = self._paths.mapped_dead_topic(queue)
+        if mapped is not None:
+            return mapped
+        dead = dead_letter_queue(queue)
+        if self._options.managed and dead not in self._dead:
+            self.declare_queue(QueueSpec(dead))
+            self._dead.add(dead)
+        return self._paths.topic(dead)
+
+    def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
+        with self._lock:
+            if (if_unused or if_empty) and self.has_queue(name):
+                # A consumer may be any process's, and messages are not counted.
+                what = "is used" if if_unused else "is empty"
+                raise NotDeleted(
+                    f"Pub/Sub can't say whether queue {name!r} {what}: look with peek() or "
+                    "depth(), and delete it without if_unused and if_empty"
+                )
+            queue = self._queues.pop(name, None)
+            if not self._options.managed:
+                return
+            own = self._paths.subscription(name)
+            if queue is not None and queue.spec.temporary:
+                self._admin.delete_subscription(own)
+                for exchange, keys in queue.bound.items():
+                    for key in keys:
+                        self._admin.delete_subscription(self._paths.binding(name, exchange, key))
+                return
+            found = self._admin.get_subscription(own)
+            if found is None:
+                return
+            self._admin.delete_subscription(own)
+            for subscription in self._admin.subscriptions():
+                if subscription.name.startswith(own + "~"):
+                    self._admin.delete_subscription(subscription.name)
+            if found.topic == self._paths.topic(name) and self._exchanges.type_of(name) is None:
+                self._admin.delete_topic(found.topic)
+
+    def note_push(self, path: str, endpoint: str) -> None:
+        """Where Pub/Sub posts a subscription's messages from now on; empty: it is pulled."""
+        self._admin.note_push(path, endpoint)
+
+    def pushed_to(self, path: str) -> str | None:
+        """The endpoint of a subscription that was last seen to be a push one."""
+        return self._admin.pushed.get(path)
+
+    def has_queue(self, name: str) -> bool:
+        if not self._options.managed:
+            return True  # it can't be asked for without an admin call; using it will tell
+        return self._admin.get_subscription(self._paths.subscription(name)) is not None
+
+    def queues(self) -> list[str]:
+        """Names of all queues, sorted."""
+        if not self._options.managed:
+            return sorted({*self._options.queues, *self._queues})
+        names = (self._paths.name_of(s.name, s.labels) for s in self._admin.subscriptions())
+        return sorted(name for name in names if name is not None)
+
+    def spec(self, name: str) -> QueueSpec:
+        """What a queue was declared with, here or elsewhere. Raises NotFound."""
+        return self._find(name).spec
+
+    # --- bindings -----------------------------------------------------------------------------
+
+    def bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        if exchange == "":
+            if routing_key == queue:
+                return
+            raise ConfigurationError(
+                f"queue {queue!r} can't be bound to the default exchange under {routing_key!r}: "
+                "it has every queue under its own name; declare another exchange"
+            )
+        with self._lock:
+            type = self._exchanges.type_of(exchange)
+            if type is None:
+                raise NotFound(f"there is no exchange {exchange!r}: declare it first")
+            found = self._find(queue)
+            keys = found.bound.setdefault(exchange, set())
+            if routing_key in keys:
+                return
+            if self._options.managed and self._paths.topic(exchange) != found.topic:
+                try:
+                    self._making.binding(found, exchange, type, routing_key)
+                except NotFound as exc:
+                    self._exchanges.look_again(exchange)
+                    raise NotFound(f"there is no exchange {exchange!r}: declare it first") from exc
+            keys.add(routing_key)
+            if self._options.managed:
+                self._bindings.note(found)
+
+    def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
+        with self._lock:
+            known = self._queues.get(queue)
+            if known is not None:
+                known.bound.setdefault(exchange, set()).discard(routing_key)
+                if exchange == queue:
+                    known.noted.discard(routing_key)
+            if self._options.managed:
+                self._admin.delete_subscription(self._paths.binding(queue, exchange, routing_key))
+
+    def bindings(self) -> list[Binding]:
+        """All bindings, other processes' as well; of one name, as far as they were made here."""
+        found = {
+            Binding(name, exchange, key)
+            for name, queue in self._queues.items()
+            for exchange, keys in queue.bound.items()
+            for key in keys
+        }
+        if self._options.managed:
+            found.update(self._bindings.all())
+        return sorted(found, key=lambda b: (b.queue, b.exchange, b.routing_key))
+
+    # --- where messages go, and come from -----------------------------------------------------
+
+    def route(self, exchange: str, routing_key: str) -> str:
+        """Path of the topic to publish to. Raises NotFound for a missing exchange."""
+        if exchange:
+            if self._exchanges.type_of(exchange) is None and self._options.managed:
+                raise NotFound(f"there is no exchange {exchange!r}: declare it first")
+            return self._paths.topic(exchange)
+        if not routing_key:
+            raise NotFound("the default exchange needs a queue's name as the routing key")
+        known = self._queues.get(routing_key)
+        if known is not None:
+            return known.topic
+        with self._lock:
+            try:
+                return self._find(routing_key).topic
+            except NotFound:
+                self.declare_queue(QueueSpec(routing_key))
+                return self._queues[routing_key].topic
+
+    def finds(self, queue: str) -> bool:
+        """Whether the queue is known here, or is found."""
+        try:
+            self._find(queue)
+        except NotFound:
+            return False
+        return True
+
+    def restore(self, exchange: str, routing_key: str) -> None:
+        """What was known turned out to be gone: make it again as it was declared here.
+
+        Deleted by somebody, or an emulator that was started anew. What wasn't declared here is
+        forgotten, to be looked up again.
+        """
+        with self._lock:
+            if exchange:
+                if self._exchanges.restore(exchange):
+                    self._bind_again(exchange)
+                return
+            queue = self._queues.pop(routing_key, None)
+            self._dead.discard(dead_letter_queue(routing_key))
+            self._queues.pop(dead_letter_queue(routing_key), None)
+            if queue is None or not self._options.managed:
+                return
+            if not queue.declared:
+                return
+            try:
+                self._make_again(queue)
+            except BaseException:
+                # Half of it may be there; what it was bound to must not be forgotten.
+                queue.broken = True
+                self._queues[routing_key] = queue
+                raise
+
+    def recover(self, source: Source) -> None:
+        """A subscription that is read from is gone: one binding, or the queue.
+
+        While the queue is there, somebody undid the binding, or deleted its exchange: it is forgotten.
+        Otherwise the queue is made again as it was declared here, with what it was bound to.
+        """
+        with self._lock:
+            queue = self._queues.get(source.queue)
+            if not source.own and queue is not None and not queue.broken:
+                if self._client.settling(source.path):
+                    return  # it is asked again, and by then it is there or it isn't
+                if self._admin.get_subscription(source.path) is not None:
+                    return
+                if self._admin.get_subscription(self._paths.subscription(source.queue)) is not None:
+                    unbound = {key for key, _ in source.keys}
+                    queue.bound.setdefault(source.exchange or "", set()).difference_update(unbound)
+                    logger.info("queue %r is no longer bound by %s", source.queue, source.path)
+                    return
+            self.restore("", source.queue)
+
+    def _make_again(self, queue: Queue) -> None:
+        self.declare_queue(queue.spec)
+        for name, keys in queue.bound.items():
+            if self._exchanges.declared(name):
+                self._exchanges.restore(name)  # it may be gone as well
+            for key in keys:
+                try:
+                    self.bind(queue.spec.name, name, key)
+                except NotFound:
+                    if self._exchanges.declared(name):
+                        raise
+                    # Another connection's exchange, which is gone: so is what was bound to it.
+
+    def _bind_again(self, exchange: str) -> None:
+        """What is bound to an exchange by a topic that was deleted gets nothing by it any more."""
+        for queue in list(self._queues.values()):
+            if queue.declared:
+                queue.noted.clear()
+                for key in queue.bound.pop(exchange, ()):
+                    self.bind(queue.spec.name, exchange, key)
+
+    def forget_queue(self, name: str) -> None:
+        with self._lock:
+            self._queues.pop(name, None)
+
+    def sources(self, name: str) -> list[Source]:
+        """The subscriptions of a queue, most urgent first. Raises NotFound."""
+        with self._lock:
+            queue = self._find(name)
+            if not queue.discovered and self._options.managed and not queue.spec.temporary:
+                for binding in self._bindings.of_queue(name):
+                    queue.bound.setdefault(binding.exchange, set()).add(binding.routing_key)
+                queue.discovered = True
+            return list(self._sources.of(queue))
+
+    def join(self, name: str) -> None:
+        """This connection reads from the queue."""
+        with self._lock:
+            queue = self._find(name)
+            if self._options.managed and queue.spec.temporary and not queue.made:
+                self._readers.join(self._paths.subscription(name))
+
+    def leave(self, name: str) -> None:
+        """It reads no more: an auto_delete queue goes with its last reader."""
+        with self._lock:
+            queue = self._queues.get(name)
+            if queue is None or not self._options.managed or not queue.spec.temporary:
+                return
+            made = queue.made and queue.spec.auto_delete
+            queue.made = False
+            if self._readers.leave(self._paths.subscription(name), made=made):
+                if not made:
+                    del self._queues[name]  # what others have bound it to is not known here
+                self.delete_queue(name)
+
+    def rediscover(self, name: str) -> None:
+        """Let :meth:`sources` look again for bindings that other connections made."""
+        with self._lock:
+            queue = self._queues.get(name)
+            if queue is not None:
+                queue.discovered = False
+
+    def _find(self, name: str) -> Queue:
+        known = self._queues.get(name)
+        if known is not None:
+            return known
+        if not self._options.managed:
+            queue = Queue(QueueSpec(name), self._paths.topic(name))
+        else:
+            found = self._admin.get_subscription(self._paths.subscription(name))
+            if found is None:
+                raise NotFound(f"there is no queue {name!r}: declare it first")
+            queue = Queue(spec_of(name, found), found.topic)
+        self._queues[name] = queue
+        return queue

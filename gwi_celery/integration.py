@@ -1,0 +1,166 @@
+"""What ``setup()`` made of an app: its settings, its store, its broker."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any
+
+from gwi_celery import forks
+from gwi_celery.brokers.base import Broker
+from gwi_celery.config import Settings
+from gwi_celery.errors import ConfigurationError
+from gwi_celery.stores.base import Store
+from gwi_celery.stores.sqlite import SqliteStore
+from gwi_celery.stores.url import open_store
+
+
+class Integration:
+    """What belongs to one app: its settings, and its stores, opened when first used."""
+
+    def __init__(self, settings: Settings, applied: dict[str, Any]) -> None:
+        self.settings = settings
+        #: Celery's settings that ``setup()`` gave the app, which another ``setup()`` may change.
+        self.applied = applied
+        self._store: Store | None = None
+        self._eager_store: Store | None = None
+        self._eager_pid = 0
+        self._lock = forks.lock()
+
+    @property
+    def store(self) -> Store:
+        with self._lock:
+            if self._store is None:
+                self._store = open_store(self.settings.effective_store_url)
+            return self._store
+
+    @property
+    def eager_store(self) -> Store:
+        """Where eager calls keep their jobs: in this process's memory, unless a store is named.
+
+        An eager call is a test's, or a script's: what an earlier process left in the default
+        store must not answer it.
+        """
+        if self.settings.store_url or self.settings.store_backend:
+            return self.store
+        with self._lock:
+            if self._eager_store is None or self._eager_pid != os.getpid():
+                self._eager_store, self._eager_pid = SqliteStore(None), os.getpid()
+            return self._eager_store
+
+    def forget_eager_jobs(self) -> None:
+        with self._lock:
+            self._eager_store = None
+
+
+_integrations: weakref.WeakKeyDictionary[Any, Integration] = weakref.WeakKeyDictionary()
+#: Why a configuration that was loaded after ``setup()`` can't be used.
+_refused: weakref.WeakKeyDictionary[Any, ConfigurationError] = weakref.WeakKeyDictionary()
+
+
+def unwrapped(app: Any) -> Any:
+    """The app itself, where ``celery.current_app`` hands out a proxy."""
+    return app._get_current_object() if hasattr(app, "_get_current_object") else app
+
+
+def known(app: Any) -> Integration | None:
+    """What the last ``setup()`` made of the app; None if there was none, or it was refused since."""
+    return _integrations.get(app)
+
+
+def keep(app: Any, made: Integration) -> None:
+    """From now on that is the app's."""
+    _refused.pop(app, None)
+    _integrations[app] = made
+
+
+def refuse(app: Any, why: ConfigurationError) -> None:
+    """From now on the app can't be used."""
+    _integrations.pop(app, None)
+    _refused[app] = why
+
+
+def refused(app: Any) -> bool:
+    return app in _refused
+
+
+def integration(app: Any) -> Integration:
+    """What ``setup(app)`` made.
+
+    Raises ConfigurationError before it was called, and when what was loaded later can't be used.
+    """
+    app = unwrapped(app)
+    if not app.configured:
+        _ = app.conf.broker_url  # loads what config_from_object() named
+    if app in _refused:
+        raise ConfigurationError(str(_refused[app])) from _refused[app]
+    try:
+        return _integrations[app]
+    except KeyError:
+        raise ConfigurationError(
+            f"the Celery app {app.main!r} is not set up for reliable jobs: call "
+            "gwi_celery.setup(app) right after making it"
+        ) from None
+
+
+def settings_for(app: Any) -> Settings:
+    """The settings of an app that was set up."""
+    return integration(app).settings
+
+
+def store_for(app: Any) -> Store:
+    """The store of an app that was set up; with ``task_always_eager`` that of its eager calls."""
+    if app.conf.task_always_eager:
+        return integration(app).eager_store
+    return integration(app).store
+
+
+def forget_eager_jobs() -> None:
+    """Empty the memory that eager calls keep their jobs in, of every app of this process."""
+    for made in list(_integrations.values()):
+        made.forget_eager_jobs()
+
+
+class _AppBroker:
+    """An app's broker in this process, for operators: made when first asked for, closed at exit."""
+
+    def __init__(self, app: Any) -> None:
+        self.connection = app.connection_for_write()
+        self.pid = os.getpid()
+        broker: Broker | None = getattr(self.connection.transport, "broker", None)
+        if broker is None:
+            raise ConfigurationError(
+                f"the broker {self.connection.transport_cls!r} has no sizes, dead letters or "
+                "redrives of this package's: use embedded:// or pubsub://"
+            )
+        self.broker = broker
+        self.close = weakref.finalize(self, _close, broker, self.pid)
+
+
+def _close(broker: Broker, pid: int) -> None:
+    if os.getpid() == pid:  # a fork's is its parent's
+        broker.close()
+
+
+_brokers: weakref.WeakKeyDictionary[Any, _AppBroker] = weakref.WeakKeyDictionary()
+_brokers_lock = forks.lock()
+
+
+def broker_for(app: Any) -> Broker:
+    """The app's broker, for operators and tests: sizes, dead letters, redrives.
+
+    One for each app and process, however often it is asked for; closed at the process's end. A fork
+    gets its own.
+    """
+    app = unwrapped(app)
+    with _brokers_lock:
+        ours = _brokers.get(app)
+        if ours is None or ours.pid != os.getpid():
+            ours = _brokers[app] = _AppBroker(app)
+        return ours.broker
+
+
+def close_broker(app: Any) -> None:
+    """The app goes to another broker: the next :func:`broker_for` opens that."""
+    if ours := _brokers.pop(app, None):
+        ours.close()
