@@ -265,6 +265,7 @@ def _wrap_throw(state: _State) -> Callable[[], None]:
     from gevent import GreenletExit
     from greenlet import getcurrent
 
+    _tell_timeouts_apart()
     current = getcurrent()
     throw, before = current.throw, vars(current).get("throw")
 
@@ -284,6 +285,28 @@ def _wrap_throw(state: _State) -> Callable[[], None]:
 
     current.throw = hold_back
     return undo
+
+
+def _tell_timeouts_apart() -> None:
+    """Those that begin in a section are its own waits': they end at once, as without the section."""
+    from gevent import Timeout
+
+    if hasattr(Timeout, "_gwi_within"):
+        return
+    start, expire = Timeout.start, Timeout._on_expiration
+
+    def start_noting(self: Any) -> None:
+        self._gwi_within = _mine().closed
+        start(self)
+
+    def expire_at_once(self: Any, waiting: Any, exc: Any) -> None:
+        if self._gwi_within:
+            type(waiting).throw(waiting, exc)
+        else:
+            expire(self, waiting, exc)
+
+    Timeout._gwi_within = False
+    Timeout.start, Timeout._on_expiration = start_noting, expire_at_once
 
 
 def _raise(state: _State, exc: BaseException) -> None:

@@ -527,9 +527,19 @@ SHIELD_MUTANTS = [
         "        finally:\n            state.idle = True",
         "        finally:\n            state.idle = False",
     ),
+    Mutant(
+        "under gevent a wait of the library's own is held back as well",
+        "gwi_celery/shield.py",
+        "        if self._gwi_within:",
+        "        if False:",
+    ),
 ]
 
-ENDS_SUITE = ["-m", "not emulator", "-k", "sqlite-prefork", "tests/ends"]
+ENDS_SUITE = [
+    *("-m", "not emulator", "-k", "sqlite-prefork or unit"),
+    "tests/unit/test_ends.py",
+    "tests/ends",
+]
 
 ENDS_MUTANTS = [
     Mutant(
@@ -543,6 +553,18 @@ ENDS_MUTANTS = [
         "gwi_celery/reliability/outcome.py",
         "return blobs.load(blob[1:]) if blob[:1] == _REPLACED else None",
         "return None",
+    ),
+    Mutant(
+        "a job whose success can't be recorded has failed",
+        ATTEMPT,
+        "unrecorded = finishing and isinstance(exc, StoreError)",
+        "unrecorded = False",
+    ),
+    Mutant(
+        "what can't be recorded is acked without a copy",
+        ATTEMPT,
+        "                self._store_unavailable(exc)\n            case End.STOPPING",
+        "                raise Ignore\n            case End.STOPPING",
     ),
 ]
 

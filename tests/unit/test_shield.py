@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -32,6 +33,7 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.everyline import at, lines_of, short
+from tests.workers import ROOT
 
 
 class Struck(BaseException):
@@ -295,3 +297,41 @@ def test_an_operation_of_the_broker_may_be_left_at_any_line(tmp_path: Path, oper
     receiver.close()
     broker.close()
     other.close()
+
+
+_WAITS = """
+from gevent import monkey; monkey.patch_all()
+import threading, gevent
+from gwi_celery import shield
+
+def work():
+    with shield.task():
+        assert not threading.Event().wait(0.01), "a wait of the section's own ends in time"
+        with shield.window():
+            outer = gevent.Timeout.start_new(0.01)
+        gevent.sleep(0.05)
+        held.append("until the end")
+        try:
+            with shield.window():
+                held.append("raised too late")
+        except gevent.Timeout as exc:
+            assert exc is outer
+
+held = []
+with gevent.Timeout(20):
+    gevent.spawn(work).get()
+assert held == ["until the end"], held
+"""
+
+
+def test_a_sections_own_waits_end_in_time_under_gevent(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WAITS],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
