@@ -1,4 +1,4 @@
-"""Random pauses, so that many who failed together don't come again together."""
+"""Random pauses, so that many who failed together don't try again together."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class ReliableBackend(KeyValueStoreBackend):
         kwargs.setdefault("expires_type", int)
         super().__init__(app=app, url=url, **kwargs)
         if not self.always_retry:
-            # A store that is away for a moment is worth some more tries.
+            # A store that is unavailable for a moment is worth some more tries.
             self.always_retry, self.max_retries = True, _RETRIES
 
     # --- each kind's own ----------------------------------------------------------------------

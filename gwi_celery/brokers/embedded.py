@@ -320,7 +320,7 @@ class EmbeddedBroker:
 
     def _deliver(self, change: _Change, queue: Queue, row: sqlite3.Row, begun: bool) -> Delivery:
         seconds = self._lease_seconds(queue)
-        # Not from a counter: it must not come again, should the file be replaced under a worker.
+        # Not from a counter: it must not be used again, should the file be replaced under a worker.
         lease = int.from_bytes(os.urandom(8), "big") >> 1
         tables.take(change.c, row["id"], lease, change.now + seconds, begun=begun)
         return Delivery(

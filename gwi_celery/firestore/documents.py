@@ -12,10 +12,8 @@ from typing import Any, Final
 
 from google.cloud.firestore_v1 import types as _types
 
-#: The messages themselves, without the wrappers of the generated library, which cost more than
-#: the rest of a call.
-WriteMessage: Any = _types.Write.pb()
-QueryMessage: Any = _types.StructuredQuery.pb()
+#: The message itself, without the wrapper of the generated library, which costs more than the rest
+#: of a call.
 ValueMessage: Any = _types.Value.pb()
 
 _MILLION: Final = 1_000_000

@@ -110,7 +110,7 @@ class Attempt:
             store = self._store
             answer = self._claim(store, understood, headers)
         except StoreError as exc:
-            self._store_away(exc)
+            self._store_unavailable(exc)
         match answer:
             case Claimed():
                 facts: dict[str, Any] = {
@@ -222,8 +222,8 @@ class Attempt:
             end, exc = End.LEASE_LOST, lost
         except JobCancelled as cancelled:
             end, exc = End.CANCELLED, cancelled
-        except StoreError as away:
-            self._store_away(away)
+        except StoreError as unavailable:
+            self._store_unavailable(unavailable)
         self._leave(end, exc)
 
     def _record(self, run: Run, end: End, exc: BaseException) -> None:
@@ -337,7 +337,7 @@ class Attempt:
         raise load_failure(self._task.backend, record.outcome)
 
     def _wait(self, exc: Exception, why: str, at_most: float | None = None) -> NoReturn:
-        """Let the job come again later, at no cost: a delayed copy, then this message is acked."""
+        """Put the job off, at no cost: a delayed copy, then this message is acked."""
         if self._request.is_eager:
             raise exc
         headers = dict(self._request.headers or {})
@@ -366,7 +366,7 @@ class Attempt:
         try:
             signature.apply_async(add_to_parent=False)
         except Exception as exc:
-            # Nothing is lost: this very message comes again.
+            # Nothing is lost: this very message is redelivered.
             raise Reject(exc, requeue=True) from exc
 
     def _not_started(self) -> None:
@@ -379,7 +379,7 @@ class Attempt:
         except Exception as exc:
             logger.info("%s[%s] still shows STARTED: %s", task.name, request.id, safe_error(exc))
 
-    def _store_away(self, exc: StoreError) -> NoReturn:
+    def _store_unavailable(self, exc: StoreError) -> NoReturn:
         why = f"the store can't be used ({exc})"
         if PUSH_UNTIL in (self._request.properties or {}):
             # Pub/Sub itself sends a refused push again, more and more slowly.

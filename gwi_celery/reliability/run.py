@@ -320,7 +320,7 @@ class Run:
         return fetched.blob
 
     def _persist(self, operation: Callable[[], T]) -> T:
-        """Do a store operation, again and again while the store is away and the lease may last."""
+        """Do a store operation, again and again while the store is unavailable and the lease may last."""
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -328,7 +328,7 @@ class Run:
             except StoreUnavailable as exc:
                 if time.monotonic() + pause > self._ends_at():
                     raise LeaseLost(
-                        f"the store stayed away until the lease was over ({exc})"
+                        f"the store was unavailable until the lease was over ({exc})"
                     ) from exc
                 time.sleep(jitter(pause, 0.5, 1.0))
                 pause = min(pause * 2, 2.0)

@@ -167,7 +167,7 @@ def test_nobody_but_the_endpoint_says_when_a_push_ends(
 def test_what_can_not_be_kept_is_refused(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker is away: a message that should be dead, or wait, has to come again."""
+    """The broker is unavailable: a message that should be dead, or wait, has to be redelivered."""
 
     class Away:
         def publish(self, *args: Any) -> None:

@@ -47,7 +47,6 @@ _MAX_ORDERING_KEY = 1024
 _OWN = frozenset({EXCHANGE, ROUTING_KEY, PRIORITY, NOT_BEFORE, EXPIRES, ATTEMPTS})
 
 #: What Pub/Sub's own dead letter policy adds to what it forwards.
-FORWARDED_FROM = "CloudPubSubDeadLetterSourceSubscription"
 FORWARDED_COUNT = "CloudPubSubDeadLetterSourceDeliveryCount"
 
 

@@ -32,7 +32,6 @@ class Entry:
     deliveries: int = 0
     #: Of its lease; None: it isn't leased.
     ack_id: str | None = None
-    lease_ends: float = 0.0
     #: Acked, and kept only because an earlier one of its ordering key isn't.
     done: bool = False
     #: Told when it is settled or its lease is over.
@@ -251,7 +250,6 @@ class Backlog:
     def _set_lease(self, entry: Entry, ends: float) -> None:
         # The ack id stays: it names the delivery, and the turn only the place in the heap.
         entry.turn += 1
-        entry.lease_ends = ends
         heapq.heappush(self._leases, (ends, entry.number, entry.turn))
 
     def _unlease(self, entry: Entry) -> None:

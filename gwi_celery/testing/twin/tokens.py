@@ -7,9 +7,6 @@ import time
 from typing import Any
 
 ISSUER = "https://accounts.google.com"
-#: What Cloud Run's IAM leaves of a token's signature once it has checked it.
-#: https://cloud.google.com/run/docs/troubleshooting#signature-removed
-REMOVED = "SIGNATURE_REMOVED_BY_GOOGLE"
 _LIFE = 3600
 _KEY_ID = "twin"
 
@@ -65,8 +62,3 @@ class Tokens:
         self.certificates = {_KEY_ID: certificate.public_bytes(serialization.Encoding.PEM).decode()}
         self._signer = RSASigner.from_string(pem, key_id=_KEY_ID)
         return self._signer
-
-
-def remove_signature(token: str) -> str:
-    """What a container behind Cloud Run's IAM sees of a token."""
-    return f"{token.rpartition('.')[0]}.{REMOVED}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 CELERY_PUBSUB_BROKER = "celery_pubsub_broker"
 CELERY_PUBSUB_PROCESS_BROKER = "celery_pubsub_process_broker"
-DEFAULT_PUBSUB_BROKER = "default_pubsub_broker"
 PUBSUB_PORT = "8085/tcp"
 #: Seconds; the image starts a JVM.
 PUBSUB_CONTAINER_TIMEOUT = 120
