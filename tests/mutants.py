@@ -88,8 +88,8 @@ CHANNEL, LEASES, EXITS = (
     "gwi_celery/transport/leases.py",
     "gwi_celery/exits.py",
 )
-PUBSUB, INTAKE, TOPOLOGY = (
-    "gwi_celery/brokers/pubsub/broker.py",
+DELIVERIES, INTAKE, TOPOLOGY = (
+    "gwi_celery/brokers/pubsub/deliveries.py",
     "gwi_celery/brokers/pubsub/receiver.py",
     "gwi_celery/brokers/pubsub/topology/memory.py",
 )
@@ -604,7 +604,7 @@ BROKER_MUTANTS = [
     ),
     Mutant(
         "acks wait for other work",
-        PUBSUB,
+        DELIVERIES,
         "            self._acks.ack(subscription, ack_id, until)",
         "            self._jobs.run(functools.partial(self._acks.ack, subscription, ack_id, until))",
     ),

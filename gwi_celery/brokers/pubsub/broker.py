@@ -25,18 +25,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gwi_celery.brokers.base import (
     DEAD_LETTER_SUFFIX,
-    DEATH_DELIVERIES,
-    DEATH_REASON,
     Binding,
     Delivery,
     OutgoingMessage,
@@ -46,13 +42,14 @@ from gwi_celery.brokers.base import (
     dead_letter_queue,
 )
 from gwi_celery.brokers.pubsub import naming, wire
-from gwi_celery.brokers.pubsub.acks import Acknowledger, fitting
+from gwi_celery.brokers.pubsub.acks import Acknowledger
 from gwi_celery.brokers.pubsub.background import Background
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters, joined
+from gwi_celery.brokers.pubsub.deliveries import Deliveries
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
-from gwi_celery.brokers.pubsub.publisher import Publisher, chunks
+from gwi_celery.brokers.pubsub.publisher import Publisher
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.topology import Source, Topology
 from gwi_celery.errors import (
@@ -67,30 +64,12 @@ from gwi_celery.text import REASON_BYTES, cut
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a message which comes too early is held rather than parked.
-_HOLD = 4.0
-#: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is parked at a time.
-_PARK = 600.0
-#: Deliveries after which a parked message is published anew, so that waiting is not counted as failing.
-_PARKINGS = 5
-#: Seconds for which another reader's message is left to it.
-_SPARE = 1.0
 #: Messages in one look into a queue.
 _LOOK = 1000
 #: Seconds that closing waits for what is still to be sent.
 _CLOSE = 2.0
 #: Seconds for which queues that were left are not deleted once Pub/Sub didn't answer to that.
 _STALLED = 10.0
-
-
-@dataclass(frozen=True)
-class _Delivery(Delivery):
-    """What is known of one of ours besides."""
-
-    #: Seconds since the epoch after which it is dropped.
-    expires: float = math.inf
-    #: Whether Pub/Sub counts how often it is delivered.
-    counted: bool = False
 
 
 class PubSubBroker:
@@ -104,11 +83,18 @@ class PubSubBroker:
         self.topology = Topology(self.client, options, self._run_at)
         self.lease_seconds = options.lease_seconds
         self.publisher = Publisher(self.client, options, self.topology, self._jobs)
+        self._deliveries = Deliveries(
+            self.client,
+            options,
+            self.topology,
+            self.publisher,
+            self._acks,
+            self._jobs,
+            self._try_to_bury,
+        )
         self._dead_letters = DeadLetters(self)
         self._monitoring = Monitoring(options.timeout)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
-        #: ack id -> monotonic time at which its lease runs out.
-        self._leases: dict[str, float] = {}
         #: Monotonic time up to which queues that were left are not deleted: they expire by themselves.
         self._stalled_until = 0.0
         _brokers.add(self)
@@ -211,7 +197,7 @@ class PubSubBroker:
                 ready, delayed = self.sort(source, received)
                 found += ready
                 for due, delivery in delayed:
-                    self._release(delivery, due - time.monotonic())
+                    self._deliveries.release(delivery, due - time.monotonic())
                 if not received:
                     break
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
@@ -269,221 +255,35 @@ class PubSubBroker:
     def sort(
         self, source: Source, received: Iterable[Any], lease: float | None = None
     ) -> tuple[list[Delivery], list[tuple[float, Delivery]]]:
-        """Of what came: deliveries, and those to hold until a monotonic time.
-
-        ``lease``: seconds that they are leased for, where that isn't the subscription's ack deadline.
-
-        Everything else is dealt with here: what is not for this queue or has expired is acked, what
-        was delivered too often is buried, and what comes long before its time is parked.
-        """
-        ready: list[Delivery] = []
-        held: list[tuple[float, Delivery]] = []
-        now, wall = time.monotonic(), time.time()
-        spec = self.topology.spec(source.queue)
-        lease = lease or self.topology.desired.first_lease(spec)
-        limit = self.topology.desired.max_deliveries(spec)
-        for item in received:
-            parsed = wire.parse(item.message)
-            delivery = self._delivery(source, item, parsed, lease, now)
-            # A queue's time to live is that of waiting for a worker, not of waiting for its time.
-            age = wall - max(delivery.published_at, parsed.not_before)
-            late = source.message_ttl is not None and age > source.message_ttl
-            if (
-                not source.takes(parsed)
-                or parsed.expires <= wall
-                or late
-                or (delivery.published_at < source.since and wall >= source.spared_until)
-            ):
-                self.ack([delivery])
-            elif delivery.published_at < source.since:
-                # Of a reader who was killed, or of one who is still there and may have it.
-                self._release(delivery, _SPARE)
-            elif parsed.not_before > wall:
-                wait = parsed.not_before - wall
-                if wait <= _HOLD:
-                    held.append((now + wait, delivery))
-                elif item.delivery_attempt >= _PARKINGS:
-                    job = functools.partial(self._publish_anew, [delivery], parsed.not_before)
-                    self._if_ours(delivery, job)
-                else:
-                    self._release(delivery, wait)
-            elif 0 < limit <= delivery.attempts and not spec.temporary:
-                reason = f"delivered {limit} times without an ack"
-                self._if_ours(
-                    delivery, functools.partial(self._try_to_bury, delivery, reason, limit)
-                )
-            else:
-                ready.append(delivery)
-        return ready, held
-
-    def _delivery(
-        self, source: Source, item: Any, parsed: wire.Received, lease: float, now: float
-    ) -> _Delivery:
-        ack_id = f"{source.path} {item.ack_id}"
-        self._leases[ack_id] = now + lease
-        attributes = parsed.attributes
-        forwarded = attributes.pop(wire.FORWARDED_COUNT, None)
-        if forwarded is not None and DEATH_REASON not in attributes:
-            attributes[DEATH_REASON] = f"delivered {forwarded} times without an ack"
-            attributes[DEATH_DELIVERIES] = forwarded
-        published_at = wire.timestamp(item.message.publish_time)
-        attempts = parsed.attempts + max(
-            item.delivery_attempt - 1 - _parkings(parsed.not_before - published_at), 0
-        )
-        expires = parsed.expires
-        if source.message_ttl is not None:
-            expires = min(expires, max(published_at, parsed.not_before) + source.message_ttl)
-        return _Delivery(
-            queue=source.queue,
-            ack_id=ack_id,
-            message_id=item.message.message_id,
-            data=item.message.data,
-            attributes=attributes,
-            deliveries=attempts + 1,
-            published_at=published_at,
-            priority=parsed.priority,
-            lease_seconds=lease,
-            leased_at=now,
-            attempts=attempts,
-            expires=expires,
-            counted=item.delivery_attempt > 0,
-        )
-
-    def _if_ours(self, delivery: Delivery, job: Callable[[], object]) -> None:
-        """Settle it in the background, unless its lease may be over when its turn comes."""
-
-        def settle() -> None:
-            if time.monotonic() < delivery.held_until():
-                job()
-            else:
-                self.forget([delivery])
-
-        self._jobs.run(settle)
-
-    def _publish_anew(self, deliveries: Sequence[_Delivery], not_before: float = 0.0) -> None:
-        """Have copies of a queue's messages delivered instead, for which Pub/Sub counts from 1."""
-        now = time.time()
-        due = max(not_before, now)
-        copies = []
-        for delivery in deliveries:
-            ttl = None if delivery.expires == math.inf else max(delivery.expires - due, 0.001)
-            message = OutgoingMessage(
-                delivery.data, delivery.attributes, delivery.priority, delay=due - now, ttl=ttl
-            )
-            copies.append(
-                self.publisher.made(
-                    "", delivery.queue, message, merge=True, attempts=delivery.attempts
-                )
-            )
-        # To this queue alone, whatever brought it.
-        topic = self.topology.route("", deliveries[0].queue)
-        for chunk in chunks(list(enumerate(copies))):
-            self.publisher.send(topic, [made for _, made in chunk])
-            self.ack([deliveries[n] for n, _ in chunk])
+        """See :meth:`Deliveries.sort`."""
+        return self._deliveries.sort(source, received, lease)
 
     # --- leases ---------------------------------------------------------------------------------
 
     def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Sent in the background, again and again while the lease lasts. What is lost isn't told."""
-        for delivery in deliveries:
-            subscription, ack_id = _parts(delivery)
-            until = self._leases.pop(delivery.ack_id, 0.0)
-            self._acks.ack(subscription, ack_id, until)
+        self._deliveries.ack(deliveries)
         return []
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """Their leases are over, or may be: they are redelivered, and nobody is given them here."""
-        for delivery in deliveries:
-            self._leases.pop(delivery.ack_id, None)
+        self._deliveries.forget(deliveries)
 
     def park(self, delivery: Delivery, seconds: float) -> None:
         """Leave it leased to nobody for that time; then whoever has room gets it."""
-        self._release(delivery, max(seconds, 0.0))
+        self._deliveries.release(delivery, max(seconds, 0.0))
 
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
-        self._release(delivery, 0.0 if self.options.retry_policy is not None else delay)
+        self._deliveries.release(delivery, 0.0 if self.options.retry_policy is not None else delay)
 
     def begin(self, delivery: Delivery) -> None:
         """Nothing to do: Pub/Sub counts each delivery that isn't given back."""
 
     def give_back(self, delivery: Delivery) -> None:
-        self._give_back([delivery])
-
-    def _give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Of one queue. What a copy can't be published of is delivered once more, and counted."""
-        now = time.monotonic()
-        counted = []
-        for delivery in deliveries:
-            # Of one whose lease is lost there may be another delivery: no copy beside that.
-            leased = self._leases.get(delivery.ack_id, 0.0) > now
-            if isinstance(delivery, _Delivery) and delivery.counted and leased:
-                counted.append(delivery)
-            else:
-                self._release(delivery, 0.0)
-        if counted and self.options.ordering:  # a copy would lose its place
-            for delivery in counted:
-                self._release(delivery, 0.0)
-        elif counted:
-            self._jobs.run(functools.partial(self._try_to_publish_anew, counted))
-
-    def _try_to_publish_anew(self, deliveries: Sequence[_Delivery]) -> None:
-        now = time.monotonic()
-        deliveries = [d for d in deliveries if self._leases.get(d.ack_id, 0.0) > now]
-        if not deliveries:
-            return
-        try:
-            self._publish_anew(deliveries)
-        except (BrokerError, TooLarge) as exc:
-            logger.debug("%d messages are given back as they are: %s", len(deliveries), exc)
-            for delivery in deliveries:
-                if delivery.ack_id in self._leases:  # not acked
-                    self._release(delivery, 0.0)
-
-    def _release(self, delivery: Delivery, seconds: float) -> None:
-        subscription, ack_id = _parts(delivery)
-        until = self._leases.pop(delivery.ack_id, 0.0)
-        self._acks.nack(subscription, ack_id, min(seconds, _PARK), until)
+        self._deliveries.give_back([delivery])
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
-        # Where the subscription's own ack deadline isn't known, the first lease is taken for short.
-        if not self.options.managed:
-            seconds = max(seconds, self.options.lease_seconds)
-        now = time.monotonic()
-        lost = [d for d in deliveries if self._leases.get(d.ack_id, 0.0) < now]
-        by_subscription: dict[str, list[Delivery]] = {}
-        for delivery in deliveries:
-            if delivery not in lost:
-                by_subscription.setdefault(_parts(delivery)[0], []).append(delivery)
-        for subscription, group in by_subscription.items():
-            ids = {_parts(delivery)[1]: delivery for delivery in group}
-            for part in fitting(ids):
-                lost += self._extend(subscription, [ids[id] for id in part], seconds)
-        for delivery in lost:
-            self._leases.pop(delivery.ack_id, None)
-        return lost
-
-    def _extend(self, subscription: str, group: list[Delivery], seconds: float) -> list[Delivery]:
-        now = time.monotonic()
-        request = pb["ModifyAckDeadlineRequest"](
-            subscription=subscription,
-            ack_ids=[_parts(d)[1] for d in group],
-            ack_deadline_seconds=min(max(round(seconds), 10), 600),
-        )
-        try:
-            self.client.call("ModifyAckDeadline", request, subscription)
-        except BrokerUnavailable:
-            raise
-        except BrokerError:
-            # An exactly-once subscription says that a lease is lost; of many, not which one.
-            if len(group) == 1:
-                return group
-            half = len(group) // 2
-            first = self._extend(subscription, group[:half], seconds)
-            return first + self._extend(subscription, group[half:], seconds)
-        for delivery in group:
-            if delivery.ack_id in self._leases:  # it may have been acked meanwhile
-                self._leases[delivery.ack_id] = now + seconds
-        return []
+        return self._deliveries.extend(deliveries, seconds)
 
     # --- dead letters ---------------------------------------------------------------------------
 
@@ -493,7 +293,7 @@ class PubSubBroker:
             self.ack([delivery])
         elif delivery.queue == dead_letter_queue(delivery.queue.removesuffix(".dead")):
             # Nothing dies in a dead letter; back at once, it would keep its consumer busy.
-            self._release(delivery, delivery.lease_seconds)
+            self._deliveries.release(delivery, delivery.lease_seconds)
         else:
             self._try_to_bury(delivery, reason, delivery.deliveries)
 
@@ -510,7 +310,7 @@ class PubSubBroker:
                 cut(reason, REASON_BYTES),
                 exc,
             )
-            self._release(delivery, delivery.lease_seconds)
+            self._deliveries.release(delivery, delivery.lease_seconds)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         self._dead_letters.keep(delivery, reason, delivery.deliveries)
@@ -560,7 +360,7 @@ class PubSubBroker:
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
         """What is ready. Looking leases it for a moment, and then gives it back."""
         deliveries = self.look(queue, limit)
-        self._give_back(deliveries)
+        self._deliveries.give_back(deliveries)
         self.flush(_CLOSE)
         return [
             StoredMessage(
@@ -630,7 +430,7 @@ class PubSubBroker:
     def _after_fork(self) -> None:
         """What is on its way, leased and received is the parent's."""
         self.publisher.after_fork()
-        self._leases = {}
+        self._deliveries.leases = {}
         self._receivers = weakref.WeakSet()
 
 
@@ -653,14 +453,3 @@ def _flush_all() -> None:
 
 
 at_exit(_flush_all)
-
-
-def _parts(delivery: Delivery) -> tuple[str, str]:
-    """(subscription, Pub/Sub's own ack id)."""
-    subscription, _, ack_id = delivery.ack_id.partition(" ")
-    return subscription, ack_id
-
-
-def _parkings(wait: float) -> int:
-    """How often a message that was published so long before its time may have been parked."""
-    return 0 if wait <= _HOLD else min(math.ceil(wait / _PARK), _PARKINGS)

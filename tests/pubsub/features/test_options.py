@@ -90,7 +90,7 @@ def test_a_lost_lease_is_known_by_the_error(
     lost, held = sorted(broker.receiver().poll("q", 2), key=lambda d: d.data == b"held")
     # The lease ends behind the broker's back, and another one takes the message.
     other = connect(exactly_once=True, lease_seconds=10)
-    other._leases[lost.ack_id] = time.monotonic() + 10
+    other._deliveries.leases[lost.ack_id] = time.monotonic() + 10
     other.nack(lost)
     assert other.flush(5)
     [taken] = until(lambda: other.receiver().poll("q", 1), "the message for the other one")

@@ -1,0 +1,283 @@
+"""What was received from Pub/Sub: what of it is given out, and how each is settled while it is leased."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gwi_celery.brokers.base import DEATH_DELIVERIES, DEATH_REASON, Delivery, OutgoingMessage
+from gwi_celery.brokers.pubsub import wire
+from gwi_celery.brokers.pubsub.acks import Acknowledger, fitting
+from gwi_celery.brokers.pubsub.background import Background
+from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.publisher import Publisher, chunks
+from gwi_celery.brokers.pubsub.topology import Source, Topology
+from gwi_celery.errors import BrokerError, BrokerUnavailable, TooLarge
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a message which comes too early is held rather than parked.
+_HOLD = 4.0
+#: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is parked at a time.
+_PARK = 600.0
+#: Deliveries after which a parked message is published anew, so that waiting is not counted as failing.
+_PARKINGS = 5
+#: Seconds for which another reader's message is left to it.
+_SPARE = 1.0
+
+
+@dataclass(frozen=True)
+class _Delivery(Delivery):
+    """What is known of one of ours besides."""
+
+    #: Seconds since the epoch after which it is dropped.
+    expires: float = math.inf
+    #: Whether Pub/Sub counts how often it is delivered.
+    counted: bool = False
+
+
+class Deliveries:
+    """Those of one connection. ``bury`` is given what was delivered too often, why, and how often."""
+
+    def __init__(
+        self,
+        client: Client,
+        options: PubSubOptions,
+        topology: Topology,
+        publisher: Publisher,
+        acks: Acknowledger,
+        jobs: Background,
+        bury: Callable[[Delivery, str, int], None],
+    ) -> None:
+        self._client = client
+        self._options = options
+        self._topology = topology
+        self._publisher = publisher
+        self._acks = acks
+        self._jobs = jobs
+        self._bury = bury
+        #: ack id -> monotonic time at which its lease runs out.
+        self.leases: dict[str, float] = {}
+
+    def sort(
+        self, source: Source, received: Iterable[Any], lease: float | None = None
+    ) -> tuple[list[Delivery], list[tuple[float, Delivery]]]:
+        """Of what came: deliveries, and those to hold until a monotonic time.
+
+        ``lease``: seconds that they are leased for, where that isn't the subscription's ack deadline.
+
+        Everything else is dealt with here: what is not for this queue or has expired is acked, what
+        was delivered too often is buried, and what comes long before its time is parked.
+        """
+        ready: list[Delivery] = []
+        held: list[tuple[float, Delivery]] = []
+        now, wall = time.monotonic(), time.time()
+        spec = self._topology.spec(source.queue)
+        lease = lease or self._topology.desired.first_lease(spec)
+        limit = self._topology.desired.max_deliveries(spec)
+        for item in received:
+            parsed = wire.parse(item.message)
+            delivery = self._delivery(source, item, parsed, lease, now)
+            # A queue's time to live is that of waiting for a worker, not of waiting for its time.
+            age = wall - max(delivery.published_at, parsed.not_before)
+            late = source.message_ttl is not None and age > source.message_ttl
+            if (
+                not source.takes(parsed)
+                or parsed.expires <= wall
+                or late
+                or (delivery.published_at < source.since and wall >= source.spared_until)
+            ):
+                self.ack([delivery])
+            elif delivery.published_at < source.since:
+                # Of a reader who was killed, or of one who is still there and may have it.
+                self.release(delivery, _SPARE)
+            elif parsed.not_before > wall:
+                wait = parsed.not_before - wall
+                if wait <= _HOLD:
+                    held.append((now + wait, delivery))
+                elif item.delivery_attempt >= _PARKINGS:
+                    job = functools.partial(self._publish_anew, [delivery], parsed.not_before)
+                    self._if_ours(delivery, job)
+                else:
+                    self.release(delivery, wait)
+            elif 0 < limit <= delivery.attempts and not spec.temporary:
+                reason = f"delivered {limit} times without an ack"
+                self._if_ours(delivery, functools.partial(self._bury, delivery, reason, limit))
+            else:
+                ready.append(delivery)
+        return ready, held
+
+    def _delivery(
+        self, source: Source, item: Any, parsed: wire.Received, lease: float, now: float
+    ) -> _Delivery:
+        ack_id = f"{source.path} {item.ack_id}"
+        self.leases[ack_id] = now + lease
+        attributes = parsed.attributes
+        forwarded = attributes.pop(wire.FORWARDED_COUNT, None)
+        if forwarded is not None and DEATH_REASON not in attributes:
+            attributes[DEATH_REASON] = f"delivered {forwarded} times without an ack"
+            attributes[DEATH_DELIVERIES] = forwarded
+        published_at = wire.timestamp(item.message.publish_time)
+        attempts = parsed.attempts + max(
+            item.delivery_attempt - 1 - _parkings(parsed.not_before - published_at), 0
+        )
+        expires = parsed.expires
+        if source.message_ttl is not None:
+            expires = min(expires, max(published_at, parsed.not_before) + source.message_ttl)
+        return _Delivery(
+            queue=source.queue,
+            ack_id=ack_id,
+            message_id=item.message.message_id,
+            data=item.message.data,
+            attributes=attributes,
+            deliveries=attempts + 1,
+            published_at=published_at,
+            priority=parsed.priority,
+            lease_seconds=lease,
+            leased_at=now,
+            attempts=attempts,
+            expires=expires,
+            counted=item.delivery_attempt > 0,
+        )
+
+    def _if_ours(self, delivery: Delivery, job: Callable[[], object]) -> None:
+        """Settle it in the background, unless its lease may be over when its turn comes."""
+
+        def settle() -> None:
+            if time.monotonic() < delivery.held_until():
+                job()
+            else:
+                self.forget([delivery])
+
+        self._jobs.run(settle)
+
+    # --- settling -------------------------------------------------------------------------------
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Sent in the background, again and again while the lease lasts. What is lost isn't told."""
+        for delivery in deliveries:
+            subscription, ack_id = _parts(delivery)
+            until = self.leases.pop(delivery.ack_id, 0.0)
+            self._acks.ack(subscription, ack_id, until)
+
+    def forget(self, deliveries: Iterable[Delivery]) -> None:
+        """Their leases are over, or may be: they are redelivered, and nobody is given them here."""
+        for delivery in deliveries:
+            self.leases.pop(delivery.ack_id, None)
+
+    def release(self, delivery: Delivery, seconds: float) -> None:
+        """Have it redelivered after that time, 600 s at most."""
+        subscription, ack_id = _parts(delivery)
+        until = self.leases.pop(delivery.ack_id, 0.0)
+        self._acks.nack(subscription, ack_id, min(seconds, _PARK), until)
+
+    def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Of one queue. What a copy can't be published of is delivered once more, and counted."""
+        now = time.monotonic()
+        counted = []
+        for delivery in deliveries:
+            # Of one whose lease is lost there may be another delivery: no copy beside that.
+            leased = self.leases.get(delivery.ack_id, 0.0) > now
+            if isinstance(delivery, _Delivery) and delivery.counted and leased:
+                counted.append(delivery)
+            else:
+                self.release(delivery, 0.0)
+        if counted and self._options.ordering:  # a copy would lose its place
+            for delivery in counted:
+                self.release(delivery, 0.0)
+        elif counted:
+            self._jobs.run(functools.partial(self._try_to_publish_anew, counted))
+
+    def _try_to_publish_anew(self, deliveries: Sequence[_Delivery]) -> None:
+        now = time.monotonic()
+        deliveries = [d for d in deliveries if self.leases.get(d.ack_id, 0.0) > now]
+        if not deliveries:
+            return
+        try:
+            self._publish_anew(deliveries)
+        except (BrokerError, TooLarge) as exc:
+            logger.debug("%d messages are given back as they are: %s", len(deliveries), exc)
+            for delivery in deliveries:
+                if delivery.ack_id in self.leases:  # not acked
+                    self.release(delivery, 0.0)
+
+    def _publish_anew(self, deliveries: Sequence[_Delivery], not_before: float = 0.0) -> None:
+        """Have copies of a queue's messages delivered instead, for which Pub/Sub counts from 1."""
+        now = time.time()
+        due = max(not_before, now)
+        copies = []
+        for delivery in deliveries:
+            ttl = None if delivery.expires == math.inf else max(delivery.expires - due, 0.001)
+            message = OutgoingMessage(
+                delivery.data, delivery.attributes, delivery.priority, delay=due - now, ttl=ttl
+            )
+            copies.append(
+                self._publisher.made(
+                    "", delivery.queue, message, merge=True, attempts=delivery.attempts
+                )
+            )
+        # To this queue alone, whatever brought it.
+        topic = self._topology.route("", deliveries[0].queue)
+        for chunk in chunks(list(enumerate(copies))):
+            self._publisher.send(topic, [made for _, made in chunk])
+            self.ack([deliveries[n] for n, _ in chunk])
+
+    # --- leases ---------------------------------------------------------------------------------
+
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
+        # Where the subscription's own ack deadline isn't known, the first lease is taken for short.
+        if not self._options.managed:
+            seconds = max(seconds, self._options.lease_seconds)
+        now = time.monotonic()
+        lost = [d for d in deliveries if self.leases.get(d.ack_id, 0.0) < now]
+        by_subscription: dict[str, list[Delivery]] = {}
+        for delivery in deliveries:
+            if delivery not in lost:
+                by_subscription.setdefault(_parts(delivery)[0], []).append(delivery)
+        for subscription, group in by_subscription.items():
+            ids = {_parts(delivery)[1]: delivery for delivery in group}
+            for part in fitting(ids):
+                lost += self._extend(subscription, [ids[id] for id in part], seconds)
+        for delivery in lost:
+            self.leases.pop(delivery.ack_id, None)
+        return lost
+
+    def _extend(self, subscription: str, group: list[Delivery], seconds: float) -> list[Delivery]:
+        now = time.monotonic()
+        request = pb["ModifyAckDeadlineRequest"](
+            subscription=subscription,
+            ack_ids=[_parts(d)[1] for d in group],
+            ack_deadline_seconds=min(max(round(seconds), 10), 600),
+        )
+        try:
+            self._client.call("ModifyAckDeadline", request, subscription)
+        except BrokerUnavailable:
+            raise
+        except BrokerError:
+            # An exactly-once subscription says that a lease is lost; of many, not which one.
+            if len(group) == 1:
+                return group
+            half = len(group) // 2
+            first = self._extend(subscription, group[:half], seconds)
+            return first + self._extend(subscription, group[half:], seconds)
+        for delivery in group:
+            if delivery.ack_id in self.leases:  # it may have been acked meanwhile
+                self.leases[delivery.ack_id] = now + seconds
+        return []
+
+
+def _parts(delivery: Delivery) -> tuple[str, str]:
+    """(subscription, Pub/Sub's own ack id)."""
+    subscription, _, ack_id = delivery.ack_id.partition(" ")
+    return subscription, ack_id
+
+
+def _parkings(wait: float) -> int:
+    """How often a message that was published so long before its time may have been parked."""
+    return 0 if wait <= _HOLD else min(math.ceil(wait / _PARK), _PARKINGS)
