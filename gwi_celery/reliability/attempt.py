@@ -189,6 +189,7 @@ class Attempt:
         # A retry sends what came with the message, whatever the job does to its arguments.
         request.args, request.kwargs = copy.deepcopy((request.args, request.kwargs))
         run.start_renewing()
+        finishing = False
         try:
             self._begin(run)
             with carried.carrying(self._task, run), shield.window():
@@ -197,10 +198,13 @@ class Attempt:
             blob = blobs.dump(result, what=f"the result of {self._task.name}", limit=limit)
             if isinstance(result, ResultBase):
                 result = blobs.load(blob)  # what duplicates are answered
+            finishing = True
             self._finish(run, Outcome(JobStatus.SUCCEEDED, blob), result)
             return result
         except BaseException as exc:
-            self._end(run, end_of(exc), exc)
+            # The job has done its part: what the store raises then is no failure of it.
+            unrecorded = finishing and isinstance(exc, StoreError)
+            self._end(run, End.UNRECORDED if unrecorded else end_of(exc), exc)
         finally:
             run.abandon()
 
@@ -222,8 +226,8 @@ class Attempt:
             end, exc = End.LEASE_LOST, lost
         except JobCancelled as cancelled:
             end, exc = End.CANCELLED, cancelled
-        except StoreError as unavailable:
-            self._store_unavailable(unavailable)
+        except StoreError as unusable:
+            end, exc = End.UNRECORDED, unusable
         self._leave(end, exc)
 
     def _record(self, run: Run, end: End, exc: BaseException) -> None:
@@ -256,6 +260,9 @@ class Attempt:
                 emit("lease lost")
                 logger.warning("%s[%s] lost its lease: %s", name, id, exc)
                 raise Reject(exc, requeue=True) from None
+            case End.UNRECORDED:
+                assert isinstance(exc, StoreError)
+                self._store_unavailable(exc)
             case End.STOPPING:
                 emit("stopping")
                 logger.info("%s[%s] is handed back: %s", name, id, exc)

@@ -1,14 +1,17 @@
 """The one table: every way in which a run can end, and what then becomes of it.
 
-``Attempt`` and ``ReliableRequest`` go by these rows, and ``tests/ends/`` drives each of them through
-every pool and store. ``record`` is what the job's record says, ``caller`` what the caller's result
+``Attempt`` and ``ReliableRequest`` go by these rows. ``tests/ends/`` drives them through every pool, push
+and each store; ``tests/unit/test_ends.py`` those of a store or a broker that fails, at each point of an
+attempt; ``tests/acceptance/test_kill.py`` and ``test_attempts.py`` those of a worker that is killed.
+``record`` is what the job's record says, ``caller`` what the caller's result
 does (Celery's state; PENDING: it is still to come), ``message`` what becomes of the message. A copy
 has the same task id and the same retries; it is published before the original is acked, so that a
 message is outstanding at every moment. A pulled message whose whole worker died is redelivered once
 its lease has run out; a pushed one, when its request breaks off.
 
-An attempt begins with a claim. A crash is an attempt whose process vanished; only attempts and
-crashes ever end a job. Deliveries are the broker's to count, and waiting for a lock, a store, or
+An attempt begins with a claim. A crash is an attempt that vanished, its process or its lease, before it
+could say how it ended; a step that is saved afterwards takes the count back. Only attempts and crashes
+ever end a job. Deliveries are the broker's to count, and waiting for a lock, a store, or
 another worker costs none of the three.
 
 Not every pool can do everything: time limits need prefork (gevent knows hard ones), and a revoke with
@@ -132,6 +135,7 @@ class End(Enum):
         Record.KEPT,
         _OPEN,
         _NACKED,
+        Counts.CRASH,
     )
 
     # --- the store and the broker
@@ -145,7 +149,12 @@ class End(Enum):
         copy=True,
     )
     UNRECORDED = Row(
-        "the store can't be used at its end", Record.RUNNING, _OPEN, _ACKED, Counts.CRASH, copy=True
+        "the store can't be used at its end; if pushed, it is nacked",
+        Record.RUNNING,
+        _OPEN,
+        _ACKED,
+        Counts.CRASH,
+        copy=True,
     )
     NO_COPY = Row("a copy, or what replaces it, can't be published", Record.KEPT, _OPEN, _NACKED)
     NO_CALLBACK = Row(

@@ -155,6 +155,7 @@ def in_a_transaction(store: Any) -> list[sqlite3.Connection]:
     return [c for c in store.database._open_connections if c.in_transaction]
 
 
+@pytest.mark.timeout(600)  # hundreds of jobs, each traced line by line
 def test_a_soft_time_limit_at_any_line_leaves_one_outcome_and_no_lock(
     tmp_path: Path, handlers: None
 ) -> None:
