@@ -201,6 +201,12 @@ class ReliableBackend(KeyValueStoreBackend):
             raise EncodeError(str(exc)) from exc  # which Celery makes a failure
         return encoded
 
+    def encode_result(self, result: Any, state: str) -> Any:
+        # Celery's own sees an exception in an Exception only, before 5.7.
+        if state in self.EXCEPTION_STATES and isinstance(result, BaseException):
+            return self.prepare_exception(result)
+        return super().encode_result(result, state)
+
     def prepare_exception(self, exc: Any, serializer: Any = None) -> Any:
         if (serializer or self.serializer) in EXCEPTION_ABLE_CODECS:
             return super().prepare_exception(failures.presentable(exc), serializer)

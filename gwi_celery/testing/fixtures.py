@@ -82,6 +82,7 @@ __all__ = [
     "celery_pubsub_broker",
     "celery_pubsub_process_broker",
     "celery_setup_app",
+    "celery_setup_cls",
     "default_firestore_backend",
     "default_firestore_backend_cls",
     "default_firestore_backend_command",
@@ -165,6 +166,19 @@ def celery_backend_cluster(
 def gwi_settings() -> dict[str, Any]:
     """Settings for ``gwi_celery.setup()``, in the test's app and in its workers' apps."""
     return {}
+
+
+class _Setup(CeleryTestSetup):
+    """Makes the test's own app the current one: pytest-celery makes others on its way."""
+
+    def __init__(self, *args: Any, app: Celery, **kwargs: Any) -> None:
+        super().__init__(*args, app=app, **kwargs)
+        app.set_current()
+
+
+@pytest.fixture
+def celery_setup_cls() -> type[CeleryTestSetup]:
+    return _Setup
 
 
 @pytest.fixture

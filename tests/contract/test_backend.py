@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from asyncio import CancelledError
 from typing import Any
 
 import pytest
@@ -144,6 +145,15 @@ def test_an_exception_comes_back_with_its_traceback(results: BackendCase) -> Non
     assert isinstance(result_of(results).get(timeout=10, propagate=False), ValueError)
     results.backend.mark_as_revoked("t2", "not wanted")
     assert result_of(results, "t2").state == states.REVOKED
+
+
+def test_one_that_is_no_exception_is_a_failure_too(results: BackendCase) -> None:
+    """A job may raise asyncio.CancelledError, or a kind of its own."""
+    results.backend.mark_as_failure("t1", CancelledError("stopped"))
+    found = result_of(results)
+    assert found.state == FAILURE
+    assert "CancelledError" in repr(found.result)
+    assert "stopped" in str(found.result)
 
 
 def test_extended_results_and_children(results: BackendCase) -> None:
