@@ -77,7 +77,7 @@ def gather(folder: Path, project: str = "") -> Evidence:
     jobs = {s.job for s in submissions}
     stored = {
         JobName(tenant, record.run_id): StoredJob(
-            record.status.value, record.generation, record.attempt, record.crashes, record.fence
+            record.status.value, record.generation, record.attempt, record.fence
         )
         for tenant in {job.tenant for job in jobs}
         for record in store.list_jobs(tenant).jobs

@@ -80,8 +80,8 @@ def good() -> Evidence:
         ],
         kills=[Kill(*A, 1), Kill(*B, 3)],
         stored={
-            A: StoredJob("succeeded", 1, 2, 1, 8),
-            B: StoredJob("succeeded", 1, 2, 1, 10),
+            A: StoredJob("succeeded", 1, 2, 8),
+            B: StoredJob("succeeded", 1, 2, 10),
         },
         reports={A: report, B: report},
         facts={"/repo": facts},
