@@ -103,12 +103,13 @@ class Publisher:
         # A missing exchange is known before anything is made or sent.
         for exchange in {exchange for exchange, _, _ in messages if exchange}:
             self._topology.route(exchange, "")
-        by_topic: dict[str, list[tuple[int, Any]]] = {}
+        # Pub/Sub refuses a request with two ordering keys.
+        by_topic: dict[tuple[str, str], list[tuple[int, Any]]] = {}
         for n, message in made.items():
             if self._reader_is_gone(*messages[n]):
                 continue
             topic = self._topology.route(*messages[n][:2])
-            by_topic.setdefault(topic, []).append((n, message))
+            by_topic.setdefault((topic, message.ordering_key), []).append((n, message))
         pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
 
         def settle() -> None:
@@ -118,7 +119,7 @@ class Publisher:
             except BrokerError as exc:
                 errors.update({n: exc for n, _ in chunk})
 
-        for topic, numbered in by_topic.items():
+        for (topic, _), numbered in by_topic.items():
             for chunk in chunks(numbered):
                 if len(pending) >= _PIPELINED:
                     settle()
@@ -130,10 +131,14 @@ class Publisher:
         return [None] * len(messages)
 
     def send(self, topic: str, messages: list[Any]) -> list[str]:
-        """Publish, confirmed; Pub/Sub's ids of the messages."""
-        request = pb["PublishRequest"](topic=topic, messages=messages)
-        answer = self._client.persist("Publish", request, topic, self._options.publish_timeout)
-        return list(answer.message_ids)
+        """Publish, confirmed; Pub/Sub's ids of the messages, by their ordering keys."""
+        ids: list[str] = []
+        for key in dict.fromkeys(message.ordering_key for message in messages):
+            same = [message for message in messages if message.ordering_key == key]
+            request = pb["PublishRequest"](topic=topic, messages=same)
+            answer = self._client.persist("Publish", request, topic, self._options.publish_timeout)
+            ids += answer.message_ids
+        return ids
 
     def _send_again(self, addressed: Sequence[_Addressed]) -> None:
         """Make again what these were sent to, and send them."""
