@@ -25,19 +25,19 @@ from gwi_celery.testing.emulators import (
 @pytest.fixture(scope="session")
 def pubsub_emulator() -> Iterator[Emulator]:
     """A running Pub/Sub emulator. Use a project of your own for each test: it is shared."""
-    with _named(start_pubsub(), PUBSUB_HOST) as emulator:
+    with named(start_pubsub(), PUBSUB_HOST) as emulator:
         yield emulator
 
 
 @pytest.fixture(scope="session")
 def firestore_emulator() -> Iterator[Emulator]:
     """A running Firestore emulator. Use a project of your own for each test: it is shared."""
-    with _named(start_firestore(), FIRESTORE_HOST) as emulator:
+    with named(start_firestore(), FIRESTORE_HOST) as emulator:
         yield emulator
 
 
 @contextmanager
-def _named(starting: AbstractContextManager[Emulator], variable: str) -> Iterator[Emulator]:
+def named(starting: AbstractContextManager[Emulator], variable: str) -> Iterator[Emulator]:
     """The emulator, with its variable set; a missing one skips the test, or fails it in CI."""
     try:
         emulator = starting.__enter__()

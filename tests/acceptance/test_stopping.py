@@ -19,7 +19,8 @@ from types import ModuleType
 
 import pytest
 
-from gwi_celery.testing.emulators import Emulator, EmulatorMissing, start_pubsub
+from gwi_celery.testing.emulator_fixtures import named
+from gwi_celery.testing.emulators import PUBSUB_HOST, Emulator, start_pubsub
 from tests.acceptance.conftest import APP
 from tests.acceptance.jobs import read_audit
 from tests.workers import ROOT, Worker, eventually
@@ -34,18 +35,10 @@ POOLS = ["prefork", "threads", "solo", "gevent"]
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """A Pub/Sub emulator that the test may stop; the app's broker is on it."""
-    starting = start_pubsub(fresh=True)
-    try:
-        emulator = starting.__enter__()
-    except EmulatorMissing as exc:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(exc))
-    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", emulator.endpoint)
-    monkeypatch.setenv("JOBS_BROKER_URL", f"pubsub://p-{uuid.uuid4().hex[:20]}")
-    monkeypatch.setenv("JOBS_LEASE_SECONDS", "10")
-    yield emulator
-    starting.__exit__(None, None, None)
+    with named(start_pubsub(fresh=True), PUBSUB_HOST) as emulator:
+        monkeypatch.setenv("JOBS_BROKER_URL", f"pubsub://p-{uuid.uuid4().hex[:20]}")
+        monkeypatch.setenv("JOBS_LEASE_SECONDS", "10")
+        yield emulator
 
 
 @pytest.fixture
