@@ -109,6 +109,7 @@ def test_a_pool_child_that_dies_as_it_starts_is_started_again(
 ) -> None:
     (tmp_path / "die-young").touch()
     worker = start(pool="prefork")
+    (tmp_path / "die-young").write_text("now")
     eventually(lambda: not (tmp_path / "die-young").exists())
     assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=60) == 5
     assert worker.process.poll() is None
