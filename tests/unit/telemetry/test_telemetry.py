@@ -241,7 +241,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from gwi_celery import ReliableTask, setup
-from tests.machine import 60
 
 exporter = InMemorySpanExporter()
 provider = TracerProvider()
