@@ -21,7 +21,7 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.listener import listener_of
 from gwi_celery.integration import integration
 from gwi_celery.stores.base import JobStatus, Outcome, StoredResult
-from gwi_celery.stores.firestore_results import result_name
+from gwi_celery.stores.firestore.results import result_name
 from tests.firestore_wire import ABORTED, LATE, LOST_ANSWER, LOST_REQUEST, Wire
 from tests.workers import ROOT, eventually
 
