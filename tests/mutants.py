@@ -71,7 +71,7 @@ RESULTS, BACKEND, COMMON, TRACER = (
     "gwi_celery/stores/firestore/results.py",
     "gwi_celery/backends/firestore.py",
     "gwi_celery/backends/base.py",
-    "gwi_celery/reliability/tracer.py",
+    "gwi_celery/worker/tracer.py",
 )
 RESULT_SUITE = [
     "-m",
@@ -544,7 +544,7 @@ ENDS_SUITE = [
 ENDS_MUTANTS = [
     Mutant(
         "a killed attempt's lock is freed whoever holds it",
-        "gwi_celery/reliability/request.py",
+        "gwi_celery/worker/request.py",
         "nonce=self._attempt,",
         "nonce=None,",
     ),
