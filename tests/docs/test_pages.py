@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -70,7 +71,9 @@ def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         return done
 
     monkeypatch.setattr(gwi_celery, "setup", eager)
-    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")  # nobody's: no page may need an answer
+    monkeypatch.setenv(
+        "PUBSUB_EMULATOR_HOST", "127.0.0.1:1"
+    )  # nobody's: no page may need an answer
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     modules = set(sys.modules)
@@ -136,7 +139,7 @@ def test_commands_exist(page: Path) -> None:
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if words[:1] == ["make"]:
                 assert words[1] in targets, line
-            for word, following in zip(words, words[1:], strict=False):
+            for word, following in itertools.pairwise(words):
                 if word == "-m":
                     assert importlib.util.find_spec(following), line
                 elif word == "gwi" and "celery" in words:

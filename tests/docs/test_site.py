@@ -1,4 +1,4 @@
-"""The documentation's site: it builds without a warning, each link leads somewhere, each page is in it."""
+"""The documentation's site: it builds without a warning, and each link leads somewhere."""
 
 from __future__ import annotations
 
