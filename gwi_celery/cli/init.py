@@ -269,11 +269,11 @@ def _firestore(needed: Deployment) -> Iterator[str]:
         )
     for field in content["fieldOverrides"]:
         name = _name(f"{field['collectionGroup']}-{field['fieldPath']}")
-        orders = [
+        orders: list[Any] = [
             ("indexes", {"order": i["order"], "query_scope": i["queryScope"]}, [])
             for i in field["indexes"]
         ]
-        ttl = [("ttl_config", {}, [])] if field.get("ttl") else []
+        ttl: list[Any] = [("ttl_config", {}, [])] if field.get("ttl") else []
         yield from _block(
             f'resource "google_firestore_field" "{name}"',
             {

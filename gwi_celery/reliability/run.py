@@ -159,11 +159,13 @@ class Run:
             return blobs.load(self._bytes(recorded))
         with self._free_again(name):
             self.check()
+            began = time.monotonic()
             with span(f"step {name}"):
                 with window():
                     result = function()
                 blob = self._dump(name, result)
                 self._save(Checkpoint(name, CheckpointKind.STEP, blob))
+            emit("step", seconds=round(time.monotonic() - began, 6))
         return blobs.load(blob)
 
     @contextmanager

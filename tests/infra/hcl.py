@@ -109,6 +109,6 @@ def references(module: Module) -> Iterator[str]:
     used = set(re.findall(r"\blocal\.(\w+)", text))
     yield from (f"local.{name} is not there" for name in used - set(module.locals))
     yield from (f"local.{name} is not used" for name in set(module.locals) - used)
-    for type, name in re.findall(r"\b(google_\w+)\.(\w+)", text):
+    for type, name in re.findall(r"(?<!data\.)\b(google_\w+)\.(\w+)", text):
         if (type, name) not in module.resources:
             yield f"{type}.{name} is not there"
