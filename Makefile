@@ -5,14 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-emulator test test-floor test-matrix lint bench mutants peer-suites clean
+.PHONY: help demo demo-emulator test test-all test-floor test-matrix lint bench mutants peer-suites clean
 .DEFAULT_GOAL := help
 .SECONDARY:
 
 help:
 	@echo "make demo    real jobs in a real worker, killed twice; ends with a proof (under a minute)"
 	@echo "make demo-emulator   the same on the Pub/Sub and Firestore emulators"
-	@echo "make test    all tests"
+	@echo "make test    every promise once (under five minutes on two idle cores)"
+	@echo "make test-all      the slow tests too, as CI does"
 	@echo "make test-floor    what Celery's oldest supported release decides, on that release (3 minutes)"
 	@echo "make test-matrix   the same on each release of Celery, and on each Python that is there"
 	@echo "make lint    ruff, mypy, and which module may import which"
@@ -32,8 +33,13 @@ demo: $(STAMP)
 demo-emulator: $(STAMP)
 	@$(BIN)/python -m gwi_celery.testing.emulators -- $(BIN)/python -m examples.repo_insight.demo --project local
 
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 4 --dist loadgroup $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(STAMP)
+	$(PYTEST) $(ARGS)
 
 # Tests that stand or fall with Celery's own code: tasks, backends, workers, canvas.
 RELEASE_TESTS := tests/unit/test_config.py tests/unit/test_task.py tests/unit/test_call.py \

@@ -19,19 +19,19 @@ from gwi_celery.testing.emulators import FIRESTORE_HOST, start_firestore
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE, RULES, ROWS, IDS = (
-    "gwi_celery/stores/sqlite.py",
-    "gwi_celery/stores/rules.py",
-    "gwi_celery/stores/sqlite_rows.py",
+    "gwi_celery/stores/sqlite/store.py",
+    "gwi_celery/stores/protocol.py",
+    "gwi_celery/stores/sqlite/rows.py",
     "gwi_celery/ids.py",
 )
-DOCUMENTS, WIRE = "gwi_celery/stores/firestore_documents.py", "gwi_celery/firestore/documents.py"
+DOCUMENTS, WIRE = "gwi_celery/stores/firestore/records.py", "gwi_celery/firestore/documents.py"
 FIRESTORE, HOLDER, VALUES, CLAIM, UPKEEP, BLOBS = (
-    "gwi_celery/stores/firestore.py",
-    "gwi_celery/stores/firestore_holder.py",
-    "gwi_celery/stores/firestore_values.py",
-    "gwi_celery/stores/firestore_claim.py",
-    "gwi_celery/stores/firestore_upkeep.py",
-    "gwi_celery/stores/firestore_blobs.py",
+    "gwi_celery/stores/firestore/store.py",
+    "gwi_celery/stores/firestore/holder.py",
+    "gwi_celery/stores/firestore/values.py",
+    "gwi_celery/stores/firestore/claim.py",
+    "gwi_celery/stores/firestore/upkeep.py",
+    "gwi_celery/stores/firestore/blobs.py",
 )
 SUITE = [
     "-m",
@@ -68,10 +68,10 @@ WORKER_SUITE = [
 ]
 
 RESULTS, BACKEND, COMMON, TRACER = (
-    "gwi_celery/stores/firestore_results.py",
+    "gwi_celery/stores/firestore/results.py",
     "gwi_celery/backends/firestore.py",
     "gwi_celery/backends/base.py",
-    "gwi_celery/reliability/tracer.py",
+    "gwi_celery/worker/tracer.py",
 )
 RESULT_SUITE = [
     "-m",
@@ -235,19 +235,19 @@ SQLITE_MUTANTS = [
     ),
     Mutant(
         "a step may be overwritten",
-        "gwi_celery/stores/rules.py",
+        "gwi_celery/stores/protocol.py",
         "if kind is CheckpointKind.STEP:\n        raise StepNameReused(",
         "if False:\n        raise StepNameReused(",
     ),
     Mutant(
         "a value is put whatever its version",
-        "gwi_celery/stores/rules.py",
+        "gwi_celery/stores/protocol.py",
         "    if there == expected:",
         "    if there >= 0:",
     ),
     Mutant(
         "a value is put over a step",
-        "gwi_celery/stores/rules.py",
+        "gwi_celery/stores/protocol.py",
         "    if stored is not None and stored.kind is not CheckpointKind.VALUE:",
         "    if False:",
     ),
@@ -473,7 +473,7 @@ FIRESTORE_MUTANTS = [
     Mutant(
         "a corrected payload keeps the old steps",
         CLAIM,
-        "return not rules.same_payload(job.fingerprint, request.fingerprint)",
+        "return not protocol.same_payload(job.fingerprint, request.fingerprint)",
         "return False",
     ),
     Mutant(
@@ -544,7 +544,7 @@ ENDS_SUITE = [
 ENDS_MUTANTS = [
     Mutant(
         "a killed attempt's lock is freed whoever holds it",
-        "gwi_celery/reliability/request.py",
+        "gwi_celery/worker/request.py",
         "nonce=self._attempt,",
         "nonce=None,",
     ),

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.message import Message
 
-from gwi_celery.reliability.consumer import oddity
 from gwi_celery.reliability.fields import HEADERS
+from gwi_celery.worker.consumer import oddity
 
 GOOD: list[Any] = [[1, 2], {}, {"callbacks": None}]
 

@@ -14,14 +14,15 @@ from celery import Celery, chain, states
 from celery.app.task import Context
 from celery.exceptions import Ignore
 
-from gwi_celery import ReliableTask, forks, setup
+from gwi_celery import ReliableTask, setup
 from gwi_celery.backends.firestore import FirestoreBackend
 from gwi_celery.errors import ConfigurationError, LeaseLost, StoreUnusable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.listener import listener_of
+from gwi_celery.gcp import fork_gate
 from gwi_celery.integration import integration
 from gwi_celery.stores.base import JobStatus, Outcome, StoredResult
-from gwi_celery.stores.firestore_results import result_name
+from gwi_celery.stores.firestore.results import result_name
 from tests.firestore_wire import ABORTED, LATE, LOST_ANSWER, LOST_REQUEST, Wire
 from tests.workers import ROOT, eventually
 
@@ -387,14 +388,14 @@ def test_a_stream_nobody_needs_is_closed(
     backend: Any, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gwi_celery.firestore.listener._IDLE", 0.05)
-    before = forks.in_flight()
+    before = fork_gate.in_flight()
     got: list[Any] = []
     thread = waiting(backend, "t1", got)
     eventually(lambda: live(backend))
     backend.store_result("t1", 1, SUCCESS)
     thread.join(timeout=60)
     eventually(lambda: listener_of(backend.client)._call is None)
-    assert forks.in_flight() == before
+    assert fork_gate.in_flight() == before
     thread = waiting(backend, "t2", got)
     backend.store_result("t2", 2, SUCCESS)
     thread.join(timeout=60)

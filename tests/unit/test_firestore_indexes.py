@@ -15,7 +15,7 @@ from gwi_celery.firestore import indexes
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Query
 from gwi_celery.stores.base import JobStatus, Replay, StoredResult
-from gwi_celery.stores.firestore_blobs import INLINE
+from gwi_celery.stores.firestore.blobs import INLINE
 from gwi_celery.testing.twin.firestore import served
 from tests.contract.stores import failure, step, success
 from tests.firestore_wire import Wire

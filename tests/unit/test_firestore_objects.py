@@ -12,7 +12,7 @@ from gwi_celery.errors import ConfigurationError, LeaseLost, StoreUnavailable, S
 from gwi_celery.firestore.url import parse
 from gwi_celery.stores.base import Completed, Replay
 from gwi_celery.stores.firestore import FirestoreStore
-from gwi_celery.stores.firestore_blobs import INLINE
+from gwi_celery.stores.firestore.blobs import INLINE
 from tests.contract.stores import cursor, failure, step, success
 from tests.fake_gcs import BUCKET, FakeStorage, fake_storage
 from tests.firestore_wire import Wire, fresh_url

@@ -35,7 +35,7 @@ from gwi_celery.stores.base import (
     Replay,
 )
 from gwi_celery.stores.firestore import FirestoreStore
-from gwi_celery.stores.firestore_blobs import INLINE
+from gwi_celery.stores.firestore.blobs import INLINE
 from tests.contract.stores import cursor, failure, step, success, value
 from tests.firestore_wire import ABORTED, FAULTS, LATE, LOST_ANSWER, LOST_REQUEST, Wire, fresh_url
 

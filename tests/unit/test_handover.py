@@ -16,10 +16,10 @@ from gwi_celery import ReliableTask, setup
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.embedded import EmbeddedBroker, forget_memory, memory_broker
 from gwi_celery.errors import BrokerUnavailable, NotSerializable
-from gwi_celery.reliability.guard import GuardedRequest, guarded
 from gwi_celery.transport import handover
 from gwi_celery.transport.channel import Channel
 from gwi_celery.transport.depth import MAX_DEPTH
+from gwi_celery.worker.guard import GuardedRequest, guarded
 
 DATA = b'{"body": "[[], {}, {}]", "headers": {"task": "t", "id": "1"}, "properties": {}}'
 

@@ -10,7 +10,7 @@ import pytest
 
 from gwi_celery.ids import fingerprint
 from gwi_celery.reliability.payload import Payload
-from gwi_celery.stores.rules import same_payload
+from gwi_celery.stores.protocol import same_payload
 
 
 def job(

@@ -17,7 +17,6 @@ import pytest
 
 import gwi_celery.sqlite
 from gwi_celery.errors import LeaseLost, StoreUnavailable, StoreUnusable
-from gwi_celery.stores import sqlite_schema as schema
 from gwi_celery.stores.base import (
     Claimed,
     ClaimRequest,
@@ -27,11 +26,12 @@ from gwi_celery.stores.base import (
     JobStatus,
     LockRef,
 )
-from gwi_celery.stores.rules import CANCELLED_TTL, FAILED_KEPT
+from gwi_celery.stores.protocol import CANCELLED_TTL, FAILED_KEPT
 from gwi_celery.stores.sqlite import (
     SqliteStore,
     forget_memory_store,
     memory_store,
+    schema,
 )
 from tests.clocks import FakeClock
 from tests.contract.stores import failure, step, success

@@ -11,8 +11,8 @@ from celery import Celery, states
 
 from gwi_celery import ReliableTask, broker_for, setup, store_for
 from gwi_celery.errors import WorkerStopping
-from gwi_celery.reliability import tracer
 from gwi_celery.stores.base import Claimed
+from gwi_celery.worker import tracer
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 

@@ -22,9 +22,9 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Micros, Write
 from gwi_celery.ids import digest
-from gwi_celery.stores import firestore_blobs as blobs
 from gwi_celery.stores.base import StoredResult
-from gwi_celery.stores.firestore_documents import DAY, SECOND, Blob, Places, blob_of
+from gwi_celery.stores.firestore import blobs
+from gwi_celery.stores.firestore.records import DAY, SECOND, Blob, Places, blob_of
 
 RESULTS: Final = "gwi_results"
 PARTS: Final = "gwi_parts"

@@ -22,11 +22,11 @@ from gwi_celery.errors import Interrupt
 from gwi_celery.headers import ATTEMPT_PROPERTY
 from gwi_celery.integration import store_for
 from gwi_celery.reliability.call import Call, callers_headers, submission
-from gwi_celery.reliability.guard import GuardedRequest
 from gwi_celery.reliability.outcome import dump_failure, load_replaced
 from gwi_celery.shield import shielded
 from gwi_celery.stores.base import Claimed, Completed, JobRecord, JobStatus, Outcome
 from gwi_celery.text import safe_error, safe_text
+from gwi_celery.worker.guard import GuardedRequest
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gwi_celery.stores import rules
+from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
     Cancelled,
     ClaimRequest,
@@ -16,7 +16,7 @@ from gwi_celery.stores.base import (
     JobStatus,
     Mismatch,
 )
-from gwi_celery.stores.firestore_documents import SECOND, Job, Lock, Step
+from gwi_celery.stores.firestore.records import SECOND, Job, Lock, Step
 
 
 class SameClaim:
@@ -31,8 +31,8 @@ def settled(request: ClaimRequest, job: Job | None) -> Settled | None:
     """The answer if the record decides; ``job`` is None if there is none or it has expired."""
     if job is None:
         return None
-    same = rules.same_payload(job.fingerprint, request.fingerprint)
-    if not (same or rules.corrects(job.status, job.failed, request)):
+    same = protocol.same_payload(job.fingerprint, request.fingerprint)
+    if not (same or protocol.corrects(job.status, job.failed, request)):
         return Mismatch
     if job.status.terminal and not _opens_next_generation(request, job):
         return Cancelled if job.status is JobStatus.CANCELLED else Completed
@@ -83,7 +83,7 @@ def granted(
         result_of=None,
     )
     if not job.status.terminal:
-        crashes = rules.crashes_after_takeover(job.crashes, job.status)
+        crashes = protocol.crashes_after_takeover(job.crashes, job.status)
         return replace(running, attempt=job.attempt + 1, crashes=crashes)
     running = replace(running, generation=job.generation + 1, attempt=1, crashes=0)
     if begins_anew(request, job):
@@ -114,7 +114,7 @@ def unclaimed(job: JobRef, expired: Job | None) -> Job:
         ref=job,
         run_id=None,
         status=JobStatus.RUNNING,
-        fingerprint=rules.ANY_PAYLOAD,
+        fingerprint=protocol.ANY_PAYLOAD,
         submission="",
         failed=(),
         generation=1,
@@ -138,7 +138,7 @@ def new_era() -> str:
 
 def replays(request: ClaimRequest, job: Job) -> bool:
     """Whether this claim, if granted, replays."""
-    return rules.replays_next(job.status, job.generation, request)
+    return protocol.replays_next(job.status, job.generation, request)
 
 
 def begins_anew(request: ClaimRequest, job: Job) -> bool:
@@ -149,11 +149,11 @@ def begins_anew(request: ClaimRequest, job: Job) -> bool:
     if replays(request, job):
         assert request.replay is not None
         return request.replay.from_step is None
-    return not rules.same_payload(job.fingerprint, request.fingerprint)
+    return not protocol.same_payload(job.fingerprint, request.fingerprint)
 
 
 def _opens_next_generation(request: ClaimRequest, job: Job) -> bool:
     if replays(request, job):
         return True
     failed = job.status is JobStatus.FAILED
-    return failed and rules.submission_id(request.submission) not in job.failed
+    return failed and protocol.submission_id(request.submission) not in job.failed

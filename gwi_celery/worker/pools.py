@@ -1,4 +1,4 @@
-"""Which of Celery's pools can keep the promise."""
+"""Celery's pools: which can keep the promise, and what is asked of one that runs."""
 
 from __future__ import annotations
 
@@ -22,3 +22,14 @@ class PoolCheck(bootsteps.Step):
                 "renewed and messages are acked with, gRPC doesn't know it, and its tasks stop half-way. "
                 "Start the worker with -P gevent, threads, prefork or solo"
             )
+
+
+def pool_processes(pool: Any) -> list[Any]:
+    """A pool's children; none where it has threads."""
+    return list(getattr(getattr(pool, "_pool", None), "_pool", None) or ())
+
+
+def pool_lives(pool: Any) -> bool:
+    """Whether a job could run: False once all processes of a prefork pool are gone."""
+    processes = pool_processes(pool)
+    return not processes or any(process.is_alive() for process in processes)

@@ -11,10 +11,11 @@ from dataclasses import replace
 
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Write
-from gwi_celery.stores import firestore_blobs as blobs
-from gwi_celery.stores import rules
+from gwi_celery.stores import protocol
 from gwi_celery.stores.base import Checkpoint, CheckpointKind, JobRef
-from gwi_celery.stores.firestore_documents import (
+from gwi_celery.stores.firestore import blobs
+from gwi_celery.stores.firestore.holder import Tries, recording, step_gc_at
+from gwi_celery.stores.firestore.records import (
     Blob,
     Job,
     Places,
@@ -23,7 +24,6 @@ from gwi_celery.stores.firestore_documents import (
     job_of,
     step_of,
 )
-from gwi_celery.stores.firestore_holder import Tries, recording, step_gc_at
 
 
 def put_value(
@@ -40,8 +40,8 @@ def put_value(
         stored = _stored(client, places, job, name)
         there = None
         if stored is not None:
-            there = rules.Stored(stored.kind, stored.number, stored.blob.sha == sha)
-        if not rules.must_put(ref.task, name, there, expected):
+            there = protocol.Stored(stored.kind, stored.number, stored.blob.sha == sha)
+        if not protocol.must_put(ref.task, name, there, expected):
             assert stored is not None
             return stored.checkpoint(blob)
         gc_at = step_gc_at(client, job.result_ttl)
@@ -65,9 +65,9 @@ def _open_job(client: Client, places: Places, ref: JobRef) -> Job:
     document = read.documents.get(job_name)
     job = None if document is None else job_of(document)
     if job is None or job.expired(read.read_time):
-        raise rules.not_open(ref, None)
+        raise protocol.not_open(ref, None)
     if job.status.terminal:
-        raise rules.not_open(ref, job.status)
+        raise protocol.not_open(ref, job.status)
     return job
 
 

@@ -37,10 +37,7 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
 from gwi_celery.firestore.documents import Micros
 from gwi_celery.firestore.url import FirestoreURL, parse
-from gwi_celery.stores import firestore_blobs as blobs
-from gwi_celery.stores import firestore_claim as claims
-from gwi_celery.stores import firestore_lists as lists
-from gwi_celery.stores import rules
+from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
     Checkpoint,
     ClaimAnswer,
@@ -58,17 +55,9 @@ from gwi_celery.stores.base import (
     Store,
     StoredResult,
 )
-from gwi_celery.stores.firestore_documents import (
-    CREATED,
-    UPDATED,
-    Job,
-    Lock,
-    Places,
-    Step,
-    job_of,
-    lock_of,
-)
-from gwi_celery.stores.firestore_holder import (
+from gwi_celery.stores.firestore import blobs, lists
+from gwi_celery.stores.firestore import claim as claims
+from gwi_celery.stores.firestore.holder import (
     Holder,
     Holding,
     Tries,
@@ -80,9 +69,19 @@ from gwi_celery.stores.firestore_holder import (
     step_gc_at,
     steps_of,
 )
-from gwi_celery.stores.firestore_upkeep import Upkeep
-from gwi_celery.stores.firestore_values import put_value
-from gwi_celery.stores.rules import ANY_PAYLOAD, CANCELLED_TTL
+from gwi_celery.stores.firestore.records import (
+    CREATED,
+    UPDATED,
+    Job,
+    Lock,
+    Places,
+    Step,
+    job_of,
+    lock_of,
+)
+from gwi_celery.stores.firestore.upkeep import Upkeep
+from gwi_celery.stores.firestore.values import put_value
+from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
 
 
 class FirestoreStore(Store):
@@ -116,7 +115,7 @@ class FirestoreStore(Store):
         Raises InvalidCall, and changes nothing, when ``replay.from_step`` names no checkpoint of
         the job, or when the job and the lock are of different tenants.
         """
-        rules.check_tenants(request)
+        protocol.check_tenants(request)
         client = self.client_of(request.job.tenant)
         tries = Tries("claim a job")
         if not request.redelivered:
@@ -220,7 +219,7 @@ class FirestoreStore(Store):
         recorded = steps_of(client, self._places, job, outline=True)
         names = [step.name for step in recorded]
         if first not in names:
-            raise rules.unknown_step(request, first, names)
+            raise protocol.unknown_step(request, first, names)
         return recorded[names.index(first) :]
 
     def _own_lock(self, client: Client, request: ClaimRequest, job: Job | None) -> Lock | None:

@@ -15,9 +15,10 @@ from typing import Any
 from celery.worker import consumer
 
 from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
-from gwi_celery.reliability import fields, tracer
-from gwi_celery.reliability.guard import guarded
+from gwi_celery.reliability import fields
 from gwi_celery.text import safe_text
+from gwi_celery.worker import tracer
+from gwi_celery.worker.guard import guarded
 
 logger = logging.getLogger(__name__)
 

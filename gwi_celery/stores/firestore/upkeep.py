@@ -13,8 +13,8 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Unsettled
 from gwi_celery.firestore.documents import Document, Filter, Micros, Query
 from gwi_celery.stores.base import JobStatus
-from gwi_celery.stores.firestore_blobs import batches
-from gwi_celery.stores.firestore_documents import (
+from gwi_celery.stores.firestore.blobs import batches
+from gwi_celery.stores.firestore.records import (
     CHUNKS,
     JOB_KEPT,
     JOBS,

@@ -28,6 +28,7 @@ from celery.worker import state
 
 from gwi_celery import sqlite
 from gwi_celery.errors import GwiError
+from gwi_celery.worker.pools import pool_processes
 
 logger = logging.getLogger(__name__)
 
@@ -143,11 +144,6 @@ class _Broker:
                 broker.connect()
                 self._answered_at = time.monotonic()
             time.sleep(_ASK_EVERY)
-
-
-def pool_processes(pool: Any) -> list[Any]:
-    """A pool's children; none where it has threads."""
-    return list(getattr(getattr(pool, "_pool", None), "_pool", None) or ())
 
 
 def _native() -> tuple[Callable[..., object], Callable[[float], object]]:

@@ -24,9 +24,7 @@ from gwi_celery.errors import (
     StoreUnusable,
 )
 from gwi_celery.sqlite import Database
-from gwi_celery.stores import rules
-from gwi_celery.stores import sqlite_rows as rows
-from gwi_celery.stores import sqlite_schema as schema
+from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
     Cancelled,
     Checkpoint,
@@ -48,8 +46,9 @@ from gwi_celery.stores.base import (
     StoredResult,
 )
 from gwi_celery.stores.paging import list_id, place_of, token_after
-from gwi_celery.stores.rules import ANY_PAYLOAD, CANCELLED_TTL, FAILED_KEPT
-from gwi_celery.stores.sqlite_rows import raw, raw_or_none
+from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL, FAILED_KEPT
+from gwi_celery.stores.sqlite import rows, schema
+from gwi_celery.stores.sqlite.rows import raw, raw_or_none
 
 
 class SqliteStore(Store):
@@ -94,7 +93,7 @@ class SqliteStore(Store):
         Raises InvalidCall, and changes nothing, when ``replay.from_step`` names no checkpoint of
         the job, or when the job and the lock are of different tenants.
         """
-        rules.check_tenants(request)
+        protocol.check_tenants(request)
         # A power cut that undoes a claim takes its worker down too, and what the attempt saves is
         # synced together with its claim. The next token is larger all the same: it follows the clock.
         with self._database.write(durable=False) as c:
@@ -142,7 +141,7 @@ class SqliteStore(Store):
                 generation = job["generation"] + 1
                 _update_job(c, job, generation=generation, attempt=1, crashes=0, **running)
             else:
-                crashes = rules.crashes_after_takeover(job["crashes"], JobStatus(job["status"]))
+                crashes = protocol.crashes_after_takeover(job["crashes"], JobStatus(job["status"]))
                 _update_job(c, job, attempt=job["attempt"] + 1, crashes=crashes, **running)
             if own is not None:
                 _free_lock(c, own["lock_id"], own["token"])
@@ -173,7 +172,7 @@ class SqliteStore(Store):
             job = _check_holder(c, lease, now)
             written = _write_checkpoint(c, lease.job, checkpoint, now)
             _extend(c, lease.lock, lease.fence, now + lease.ttl)
-            crashes = 0 if written and rules.is_progress(checkpoint) else job["crashes"]
+            crashes = 0 if written and protocol.is_progress(checkpoint) else job["crashes"]
             _update_job(c, job, updated_at=now, crashes=crashes)
         return lease
 
@@ -181,7 +180,7 @@ class SqliteStore(Store):
         """As :meth:`Store.load`. Raises LeaseLost once a later attempt has begun."""
         with self._database.read() as c:
             _check_last(c, lease)
-            return rows.checkpoints(c, lease.job, at_most=rules.LOADED_AT_ONCE)
+            return rows.checkpoints(c, lease.job, at_most=protocol.LOADED_AT_ONCE)
 
     def fetch(self, lease: Lease, name: str) -> Checkpoint | None:
         with self._database.read() as c:
@@ -201,7 +200,7 @@ class SqliteStore(Store):
                 same = (stored["status"], stored["outcome"]) == (outcome.status.value, outcome.blob)
                 if stored["fence"] != lease.fence or same:  # a later claim's by now, or sent again
                     return
-                raise rules.finished_otherwise(lease, JobStatus(stored["status"]))
+                raise protocol.finished_otherwise(lease, JobStatus(stored["status"]))
             job = _check_holder(c, lease, now)
             _update_job(
                 c,
@@ -280,9 +279,9 @@ class SqliteStore(Store):
             known = rows.unless_expired(rows.job_row(c, job), now)
             status = None if known is None else JobStatus(known["status"])
             if known is None or status is None or status.terminal:
-                raise rules.not_open(job, status)
+                raise protocol.not_open(job, status)
             there = _stored_checkpoint(c, job, name, blob)
-            if rules.must_put(job.task, name, there, expected_version):
+            if protocol.must_put(job.task, name, there, expected_version):
                 new = Checkpoint(name, CheckpointKind.VALUE, blob, expected_version + 1)
                 _put_checkpoint(c, job, new, now, known=there is not None)
                 _update_job(c, known, updated_at=now)
@@ -415,11 +414,11 @@ def forget_memory_store(name: str) -> None:
 
 
 def _same_payload(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    return rules.same_payload(job["fingerprint"], request.fingerprint)
+    return protocol.same_payload(job["fingerprint"], request.fingerprint)
 
 
 def _corrects(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    return rules.corrects(JobStatus(job["status"]), job["failed"].split(), request)
+    return protocol.corrects(JobStatus(job["status"]), job["failed"].split(), request)
 
 
 def _opens_next_generation(job: sqlite3.Row, request: ClaimRequest) -> bool:
@@ -427,11 +426,11 @@ def _opens_next_generation(job: sqlite3.Row, request: ClaimRequest) -> bool:
     if _replays_next(job, request):
         return True
     failed = job["status"] == JobStatus.FAILED.value
-    return failed and rules.submission_id(request.submission) not in job["failed"].split()
+    return failed and protocol.submission_id(request.submission) not in job["failed"].split()
 
 
 def _replays_next(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    return rules.replays_next(JobStatus(job["status"]), job["generation"], request)
+    return protocol.replays_next(JobStatus(job["status"]), job["generation"], request)
 
 
 def _forgotten_checkpoints(
@@ -453,7 +452,7 @@ def _forgotten_checkpoints(
     if first is None:
         return recorded
     if raw(first) not in recorded:
-        raise rules.unknown_step(request, first, [rows.text(name) for name in recorded])
+        raise protocol.unknown_step(request, first, [rows.text(name) for name in recorded])
     return recorded[recorded.index(raw(first)) :]
 
 
@@ -525,7 +524,7 @@ def _check_holder(c: sqlite3.Connection, lease: Lease, now: float) -> sqlite3.Ro
     if job is None:
         raise _lease_lost(c, lease)
     if job["status"] == JobStatus.CANCELLED.value and job["generation"] == lease.generation:
-        raise rules.cancelled(lease, rows.text(job["outcome"]))
+        raise protocol.cancelled(lease, rows.text(job["outcome"]))
     lock = rows.lock_row(c, lease.lock)
     owns_record = job["status"] == JobStatus.RUNNING.value and job["fence"] == lease.fence
     owns_lock = lock is not None and lock["token"] == lease.fence
@@ -544,8 +543,8 @@ def _check_last(c: sqlite3.Connection, lease: Lease) -> None:
 def _lease_lost(c: sqlite3.Connection, lease: Lease) -> LeaseLost:
     lock = rows.lock_row(c, lease.lock)
     if lock is None:
-        return rules.lease_lost(lease, None, 0)
-    return rules.lease_lost(lease, rows.text(lock["owner"]), lock["token"])
+        return protocol.lease_lost(lease, None, 0)
+    return protocol.lease_lost(lease, rows.text(lock["owner"]), lock["token"])
 
 
 def _write_checkpoint(
@@ -553,7 +552,7 @@ def _write_checkpoint(
 ) -> bool:
     """Whether it was written, and not there as it is."""
     there = _stored_checkpoint(c, job, checkpoint.name, checkpoint.blob)
-    if not rules.must_write(job.task, there, checkpoint):
+    if not protocol.must_write(job.task, there, checkpoint):
         return False
     _put_checkpoint(c, job, checkpoint, now, known=there is not None)
     return True
@@ -561,7 +560,7 @@ def _write_checkpoint(
 
 def _stored_checkpoint(
     c: sqlite3.Connection, job: JobRef, name: str, blob: bytes
-) -> rules.Stored | None:
+) -> protocol.Stored | None:
     """What is there under the name, beside the ``blob`` that is to be written."""
     row = c.execute(
         "SELECT kind, blob, version FROM checkpoints WHERE job_id = ? AND name = ?",
@@ -569,7 +568,7 @@ def _stored_checkpoint(
     ).fetchone()
     if row is None:
         return None
-    return rules.Stored(CheckpointKind(row["kind"]), row["version"], row["blob"] == blob)
+    return protocol.Stored(CheckpointKind(row["kind"]), row["version"], row["blob"] == blob)
 
 
 def _put_checkpoint(
@@ -597,7 +596,7 @@ def _failed_after(job: sqlite3.Row, status: JobStatus) -> str:
     """The failed submissions that the record remembers once its attempt has ended as ``status``."""
     failed: list[str] = job["failed"].split()
     if status is JobStatus.FAILED:
-        failed.append(rules.submission_id(rows.text(job["submission"])))
+        failed.append(protocol.submission_id(rows.text(job["submission"])))
     return " ".join(failed[-FAILED_KEPT:])
 
 

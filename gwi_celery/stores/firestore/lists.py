@@ -12,7 +12,7 @@ from gwi_celery.errors import InvalidCall
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Filter, Micros, Query
 from gwi_celery.stores.base import JobRecord, JobStatus, LockRecord, Page
-from gwi_celery.stores.firestore_documents import (
+from gwi_celery.stores.firestore.records import (
     JOBS,
     LOCKS,
     SECOND,

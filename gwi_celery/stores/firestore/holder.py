@@ -27,8 +27,7 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Unsettled
 from gwi_celery.firestore.documents import Document, Micros, Query, Write
 from gwi_celery.jitter import jitter
-from gwi_celery.stores import firestore_blobs as blobs
-from gwi_celery.stores import rules
+from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
     Checkpoint,
     CheckpointKind,
@@ -39,7 +38,8 @@ from gwi_celery.stores.base import (
     Outcome,
     StoredResult,
 )
-from gwi_celery.stores.firestore_documents import (
+from gwi_celery.stores.firestore import blobs
+from gwi_celery.stores.firestore.records import (
     JOB_KEPT,
     LOCK_KEPT,
     SAVED,
@@ -59,8 +59,8 @@ from gwi_celery.stores.firestore_documents import (
     put_text,
     step_of,
 )
-from gwi_celery.stores.firestore_results import ResultWrite
-from gwi_celery.stores.rules import FAILED_KEPT
+from gwi_celery.stores.firestore.results import ResultWrite
+from gwi_celery.stores.protocol import FAILED_KEPT
 
 #: Times that a write is decided anew after a conflict or without an answer. Each time but the first
 #: has just read what it depends on, so a conflict means that somebody was quicker within it.
@@ -264,7 +264,7 @@ class Holder:
         if job.fence != self._lease.fence or there is None or not job.status.terminal:
             return
         if (job.status, there.sha) != (outcome.status, checksum(outcome.blob)):
-            raise rules.finished_otherwise(self._lease, job.status)
+            raise protocol.finished_otherwise(self._lease, job.status)
 
     def release(self) -> None:
         fields = {"status": JobStatus.PENDING.value, "data": {"fence": self._lease.fence}}
@@ -397,7 +397,7 @@ class Holder:
         if job is None:
             raise _lost(lease, lock)
         if job.status is JobStatus.CANCELLED and job.generation == lease.generation:
-            raise rules.cancelled(lease, reason_of(self._client, self._places, job))
+            raise protocol.cancelled(lease, reason_of(self._client, self._places, job))
         owns_record = job.status is JobStatus.RUNNING and job.fence == lease.fence
         owns_lock = lock is not None and lock.fence == lease.fence
         if lock is None or not (owns_record and owns_lock):
@@ -407,11 +407,11 @@ class Holder:
     def _must_write(self, hold: Holding, checkpoint: Checkpoint, sha: bytes) -> bool:
         task = self._lease.job.task
         try:
-            return rules.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
+            return protocol.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
         except (StepNameReused, CursorWentBack):
             # One who holds the lease no more is told that instead.
             self._look(hold, checkpoint.name)
-            return rules.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
+            return protocol.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
 
     def _pack(
         self, hold: Holding, blob: bytes, others: Sequence[Write] = (), name: str = ""
@@ -494,7 +494,7 @@ def recording(
         job,
         steps=job.steps + (stored is None),
         ordinal=max(job.ordinal, step.ordinal),
-        crashes=0 if rules.is_progress(checkpoint) else job.crashes,
+        crashes=0 if protocol.is_progress(checkpoint) else job.crashes,
     )
     data: dict[str, Any] = {
         "steps": after.steps,
@@ -544,7 +544,7 @@ def steps_of(client: Client, places: Places, job: Job, *, outline: bool = False)
     if job.inline_bytes is None:
         few = job.steps <= _WHOLE_PER_READ
     else:
-        few = job.inline_bytes <= rules.LOADED_AT_ONCE
+        few = job.inline_bytes <= protocol.LOADED_AT_ONCE
     mask = _OUTLINE if outline or not few else None
     found = client.query(Query(era_name, STEPS, mask=mask))
     return sorted(map(step_of, found.documents.values()), key=lambda step: step.ordinal)
@@ -616,8 +616,8 @@ def _nothing_known(lease: Lease) -> Holding:
 
 def _lost(lease: Lease, lock: Lock | None) -> LeaseLost:
     if lock is None or lock.fence is None:
-        return rules.lease_lost(lease, None, 0)
-    return rules.lease_lost(lease, lock.owner, lock.fence)
+        return protocol.lease_lost(lease, None, 0)
+    return protocol.lease_lost(lease, lock.owner, lock.fence)
 
 
 def _without_bytes(step: Step) -> Step:
@@ -627,14 +627,14 @@ def _without_bytes(step: Step) -> Step:
     return replace(step, blob=replace(step.blob, inline=b""))
 
 
-def _stored(hold: Holding, name: str, sha: bytes) -> rules.Stored | None:
+def _stored(hold: Holding, name: str, sha: bytes) -> protocol.Stored | None:
     step = hold.steps.get(name)
-    return None if step is None else rules.Stored(step.kind, step.number, step.blob.sha == sha)
+    return None if step is None else protocol.Stored(step.kind, step.number, step.blob.sha == sha)
 
 
 def _failed_after(job: Job, status: JobStatus) -> list[str]:
     """The failed submissions that the record remembers once its attempt has ended as ``status``."""
     failed = list(job.failed)
     if status is JobStatus.FAILED:
-        failed.append(rules.submission_id(job.submission))
+        failed.append(protocol.submission_id(job.submission))
     return failed[-FAILED_KEPT:]
