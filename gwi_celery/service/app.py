@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gwi_celery import required
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import Settings
 from gwi_celery.errors import MalformedMessage
@@ -64,8 +65,10 @@ def create_app(
         fetch_certs: Gives the certificates (key id -> PEM) that tokens are checked with; by
             default they come from Google.
 
-    Raises ConfigurationError: tokens are to be checked, and no setting names whose.
+    Raises ConfigurationError: tokens are to be checked, and no setting names whose; or one of Celery's
+    settings was changed after ``setup()`` to what jobs must not have.
     """
+    required.check(app.conf)  # it may have been changed since setup()
     service = Service(app, settings or settings_for(app), fetch_certs)
     return _application(service.routes(), service.lifespan)
 

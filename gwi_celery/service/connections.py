@@ -69,7 +69,8 @@ class LimitedProtocol(H11Protocol):
     @property
     def _idle(self) -> bool:
         """No request is being answered, or none whose answer its caller takes."""
-        return self.cycle is None or self.cycle.response_complete or self.flow.write_paused
+        cycle: Any = self.cycle  # None before the first request
+        return cycle is None or cycle.response_complete or self.flow.write_paused
 
     def _expect_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._too_slow)
@@ -93,6 +94,7 @@ class LimitedProtocol(H11Protocol):
         if now - LimitedProtocol._warned_at > _WARN_EVERY:
             LimitedProtocol._warned_at = now
             logger.warning(
-                "over %d connections at once: %s", self._most,
+                "over %d connections at once: %s",
+                self._most,
                 "new ones are refused" if victim is self else "those idle for longest are closed",
             )

@@ -153,9 +153,7 @@ class Health:
     async def stats(self, request: Request) -> Response:
         if self._settings.service_token or not self._settings.development:
             require_token(request.headers.get("authorization"), self._settings.service_token)
-        return Json(
-            {"mode": self._mode, "draining": self._draining(), **self._stats.snapshot()}
-        )
+        return Json({"mode": self._mode, "draining": self._draining(), **self._stats.snapshot()})
 
     async def metrics(self, request: Request) -> Response:
         if self._settings.service_token:

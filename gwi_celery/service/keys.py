@@ -200,15 +200,13 @@ def fetch_from(url: str, deadline: float = _DEADLINE) -> Fetch:
         try:
             with opener.open(url, timeout=deadline) as response:
                 data = response.read(_LARGEST + 1)
-        except Exception as exc:
-            if call.ended:
-                raise TimeoutError(f"no answer in {deadline:g} s") from exc
-            raise
+            if len(data) > _LARGEST:
+                raise ValueError(f"an answer of more than {_LARGEST} bytes")
         finally:
             timer.cancel()
             call.close()
-        if call.ended or len(data) > _LARGEST:
-            raise ValueError("the answer is not whole")
+            if call.ended:  # in place of what ending it has caused
+                raise TimeoutError(f"no answer in {deadline:g} s")
         found = json.loads(data)
         if not isinstance(found, dict) or not all(isinstance(pem, str) for pem in found.values()):
             raise ValueError("the answer is no JSON object of texts")

@@ -22,7 +22,7 @@ _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "
 #: Ends of names that nobody can point elsewhere: reserved for this machine and for private networks.
 _PRIVATE = (".localhost", ".internal")
 
-_TOKEN = "or send the service token"
+_OR_ELSE = "or send the service token"
 
 
 def check(request: Request, settings: Settings) -> None:
@@ -35,49 +35,51 @@ def check(request: Request, settings: Settings) -> None:
         return
     found = next((name for name in _FORWARDED if name in headers), None)
     if found is not None:
-        raise Denied(403, f"it came through a proxy ({found}): call directly, {_TOKEN}")
+        raise Denied(403, f"it came through a proxy ({found}): call directly, {_OR_ELSE}")
     host = headers.get("host", "")
     if not _is_ours(host, settings):
         raise Denied(
-            403, f"it was called by a name that is not this machine's: use 127.0.0.1, {_TOKEN}"
+            403, f"it was called by a name that is not this machine's: use 127.0.0.1, {_OR_ELSE}"
         )
     origin = headers.get("origin")
     site = headers.get("sec-fetch-site", "none")
     if site not in ("none", "same-origin") or (
         origin is not None and origin.lower() != f"http://{host}".lower()
     ):
-        raise Denied(403, f"it comes from another web page: call without a browser, {_TOKEN}")
+        raise Denied(403, f"it comes from another web page: call without a browser, {_OR_ELSE}")
     kind = headers.get("content-type")
     browser = origin is not None or "sec-fetch-site" in headers
     if (kind is None and browser) or (
         kind is not None and kind.partition(";")[0].strip().lower() != "application/json"
     ):
-        raise Denied(403, f"send it with Content-Type: application/json, {_TOKEN}")
+        raise Denied(403, f"send it with Content-Type: application/json, {_OR_ELSE}")
 
 
 def _is_ours(host: str, settings: Settings) -> bool:
-    """Whether nobody else can have this name point here: see "DNS rebinding"."""
+    """Whether nobody on the Internet can have this name point here: see "DNS rebinding"."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
-    if name == "localhost" or name == settings.effective_host.lower() or name.endswith(_PRIVATE):
-        return True
-    listens_here = _is_loopback(settings.effective_host)
+    # An address points nowhere else, and a container's name has no dot: no name of the Internet is so.
+    without_dot = bool(name) and "." not in name
+    return (
+        without_dot
+        or _is_address(name)
+        or name.endswith(_PRIVATE)
+        or name == settings.effective_host.lower()
+    )
+
+
+def _is_address(name: str) -> bool:
     try:
-        address = ipaddress.ip_address(name)
+        ipaddress.ip_address(name)
     except ValueError:
-        # A container's name has no dot, and no name of the Internet is without.
-        return bool(name) and "." not in name and not listens_here
-    return address.is_loopback or not listens_here
+        return False
+    return True
 
 
 def is_loopback(request: Request) -> bool:
-    return request.client is not None and _is_loopback(request.client.host)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    """Whether who connects is on this machine."""
+    host = request.client.host if request.client is not None else ""
+    return _is_address(host) and ipaddress.ip_address(host).is_loopback

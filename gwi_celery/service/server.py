@@ -75,8 +75,7 @@ def _config(application: ASGIApp, host: str, port: int, connections: int) -> uvi
         host=host,
         port=port,
         http=limited(most),  # on h11, which limits a request's head
-        # Accepted in one go, before any of them can be closed.
-        backlog=most // 2,
+        backlog=most,  # accepted in one go, before any of them can be closed
         proxy_headers=False,  # who connects is who calls: anybody can send X-Forwarded-For
         h11_max_incomplete_event_size=2 * MAX_HEAD,
         ws="none",
