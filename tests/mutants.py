@@ -216,7 +216,7 @@ SQLITE_MUTANTS = [
             (
                 "gwi_celery/reliability/carried.py",
                 "a stranger's step is a plain call's",
-                "if run is None and task in _running:",
+                "if job is None and task in _running:",
                 "if False:",
             ),
             (
