@@ -37,10 +37,10 @@ SUITE = [
     "-m",
     "not emulator",
     "tests/unit/test_call.py",
-    "tests/unit/test_payload.py",
-    "tests/unit/test_carried.py",
-    "tests/unit/test_promises.py",
-    "tests/unit/test_known_bugs.py",
+    "tests/unit/reliability/test_payload.py",
+    "tests/unit/reliability/test_carried.py",
+    "tests/unit/reliability/test_promises.py",
+    "tests/unit/reliability/test_known_bugs.py",
     "tests/contract/test_store.py",
     "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
@@ -49,8 +49,8 @@ SUITE = [
 FIRESTORE_SUITE = [
     "-m",
     "emulator",
-    "tests/unit/test_known_bugs.py",
-    "tests/unit/test_firestore_store.py",
+    "tests/unit/reliability/test_known_bugs.py",
+    "tests/firestore/test_store.py",
     "tests/contract/test_store.py",
     "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
@@ -78,7 +78,7 @@ RESULT_SUITE = [
     "emulator",
     "tests/contract/test_backend.py",
     "tests/contract/test_unstorable.py",
-    "tests/unit/test_firestore_backend.py",
+    "tests/firestore/test_backend.py",
 ]
 
 
@@ -96,8 +96,8 @@ DELIVERIES, ARRIVALS, TOPOLOGY = (
 BROKER_SUITE = [
     "-k",
     "test_turns or test_leases or (test_background and not closes_nothing) or made_again",
-    "tests/unit/test_turns.py",
-    "tests/unit/test_leases.py",
+    "tests/unit/transport/test_turns.py",
+    "tests/unit/transport/test_leases.py",
     "tests/pubsub/test_leases.py",
     "tests/pubsub/test_background.py",
     "tests/pubsub/features/test_topology.py",
@@ -537,7 +537,7 @@ SHIELD_MUTANTS = [
 
 ENDS_SUITE = [
     *("-m", "not emulator", "-k", "sqlite-prefork or unit"),
-    "tests/unit/test_ends.py",
+    "tests/unit/reliability/test_ends.py",
     "tests/ends",
 ]
 
@@ -729,10 +729,10 @@ RESULT_MUTANTS = [
 
 HANDOVER_SUITE = [
     *("-m", "not emulator", "-k", "not pool and not push and not worker"),
-    "tests/unit/test_handover.py",
-    "tests/unit/test_consumer.py",
-    "tests/unit/test_depth.py",
-    "tests/unit/test_pubsub_wire.py",
+    "tests/unit/transport/test_handover.py",
+    "tests/unit/worker/test_consumer.py",
+    "tests/unit/transport/test_depth.py",
+    "tests/unit/brokers/pubsub/test_wire.py",
     "tests/contract/test_attempts.py",
 ]
 HANDOVER_MUTANTS = [

@@ -28,7 +28,7 @@ from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, ConfigurationEr
 from tests.clocks import FakeClock
 from tests.contract.brokers import PATIENCE, bodies, drain, readable, send, take
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.firestore.blobs import INLINE
 from tests.contract.stores import cursor, failure, step, success
 from tests.fake_gcs import BUCKET, FakeStorage, fake_storage
+from tests.firestore.test_store import COMMIT, TTL, chunk_names, request, take
 from tests.firestore_wire import Wire, fresh_url
-from tests.unit.test_firestore_store import COMMIT, TTL, chunk_names, request, take
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
 

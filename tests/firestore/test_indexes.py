@@ -18,8 +18,8 @@ from gwi_celery.stores.base import JobStatus, Replay, StoredResult
 from gwi_celery.stores.firestore.blobs import INLINE
 from gwi_celery.testing.twin.firestore import served
 from tests.contract.stores import failure, step, success
+from tests.firestore.test_store import TTL, request, take
 from tests.firestore_wire import Wire
-from tests.unit.test_firestore_store import TTL, request, take
 
 ASCENDING, DESCENDING, EQUAL = 1, 2, 5
 GROUPS = ("gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks", "gwi_results", "gwi_parts")

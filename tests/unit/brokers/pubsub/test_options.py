@@ -11,7 +11,7 @@ import pytest
 from gwi_celery.brokers.pubsub.options import OPTIONS, parse
 from gwi_celery.errors import ConfigurationError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.mark.parametrize(

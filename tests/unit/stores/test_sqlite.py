@@ -391,7 +391,7 @@ import os, sys
 from pathlib import Path
 from gwi_celery.errors import StoreUnusable
 from gwi_celery.stores.sqlite import SqliteStore
-from tests.unit.test_sqlite_store import request
+from tests.unit.stores.test_sqlite import request
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
@@ -432,7 +432,7 @@ def test_a_store_that_may_not_be_written(open_folder, read_only):
         capture_output=True,
         text=True,
         timeout=60,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         check=False,
     )
 

@@ -267,6 +267,6 @@ def test_what_is_due_soon_is_held_until_then() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    docs = Path(__file__).parent.parent.parent / "docs"
+    docs = Path(__file__).parents[3] / "docs"
     text = "".join((docs / name).read_text() for name in ("operating.md", "service.md"))
     assert [name for name in SETTINGS if f"`{name}`" not in text] == []
