@@ -5,20 +5,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-emulator test test-floor test-matrix lint bench mutants peer-suites clean
+.PHONY: help docs docs-serve demo demo-emulator test test-all test-floor test-matrix lint bench mutants peer-suites clean
 .DEFAULT_GOAL := help
 .SECONDARY:
 
 help:
 	@echo "make demo    real jobs in a real worker, killed twice; ends with a proof (under a minute)"
 	@echo "make demo-emulator   the same on the Pub/Sub and Firestore emulators"
-	@echo "make test    all tests"
+	@echo "make test    every promise once (under five minutes on two idle cores)"
+	@echo "make test-all      the slow tests too, as CI does"
 	@echo "make test-floor    what Celery's oldest supported release decides, on that release (3 minutes)"
 	@echo "make test-matrix   the same on each release of Celery, and on each Python that is there"
 	@echo "make lint    ruff, mypy, and which module may import which"
 	@echo "make bench   measurements, as ratios against other brokers"
 	@echo "make mutants breaks the store's promises one by one; the suite must notice each"
 	@echo "make peer-suites     Celery's and Kombu's own integration suites on our transports and result backends, beside Redis"
+	@echo "make docs    builds the documentation's site into build/site; docs-serve shows it while you write"
 	@echo "make clean   removes what these made"
 
 $(STAMP): pyproject.toml
@@ -32,12 +34,17 @@ demo: $(STAMP)
 demo-emulator: $(STAMP)
 	@$(BIN)/python -m gwi_celery.testing.emulators -- $(BIN)/python -m examples.repo_insight.demo --project local
 
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 4 --dist loadgroup $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(STAMP)
+	$(PYTEST) $(ARGS)
 
 # Tests that stand or fall with Celery's own code: tasks, backends, workers, canvas.
-RELEASE_TESTS := tests/unit/test_config.py tests/unit/test_task.py tests/unit/test_call.py \
-	tests/unit/test_consumer.py tests/unit/test_transport.py tests/unit/test_tracebacks.py \
+RELEASE_TESTS := tests/unit/test_config.py tests/unit/reliability/test_task.py tests/unit/test_call.py \
+	tests/unit/worker/test_consumer.py tests/unit/test_transport.py tests/unit/test_tracebacks.py \
 	tests/contract/test_backend.py tests/acceptance/test_worker.py tests/acceptance/test_canvas.py
 
 # Releases as "celery kombu"; the first is the floor.
@@ -83,6 +90,12 @@ mutants: $(STAMP)
 
 peer-suites: $(STAMP)
 	$(BIN)/python -m tests.peers $(ARGS)
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+docs-serve: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 clean:
 	rm -rf $(VENV) .venv-celery-* .venv-python* demo-output build dist .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis

@@ -40,8 +40,8 @@ from gwi_celery.stores.base import (
     Outcome,
 )
 from gwi_celery.stores.firestore import FirestoreStore
-from gwi_celery.stores.firestore_documents import JOBS, LOCKS, Places, job_of
-from gwi_celery.stores.firestore_upkeep import Upkeep
+from gwi_celery.stores.firestore.records import JOBS, LOCKS, Places, job_of
+from gwi_celery.stores.firestore.upkeep import Upkeep
 
 #: Seconds of each of the two measurements under load.
 SECONDS = 10.0

@@ -20,16 +20,16 @@ from gwi_celery.integration import (
     store_for,
     unwrapped,
 )
-from gwi_celery.pools import PoolCheck
 from gwi_celery.reliability import sending
-from gwi_celery.reliability.stopping import StopFlag
-from gwi_celery.service.grace import ShutdownGrace
-from gwi_celery.service.worker import FolderWatch, HealthServer
+from gwi_celery.service.worker import HealthServer
 from gwi_celery.stores.url import check_store_url
 from gwi_celery.telemetry import logs, tracing
 from gwi_celery.transport import register
 from gwi_celery.transport.connection import REFUSED_OPTION, Connection
 from gwi_celery.upkeep import Upkeep
+from gwi_celery.worker.grace import ShutdownGrace
+from gwi_celery.worker.pools import PoolCheck
+from gwi_celery.worker.stopping import FolderWatch, StopFlag
 
 #: The rest was here in 0.1: ``gwi_celery.integration`` has it.
 __all__ = ["broker_for", "integration", "settings_for", "setup", "store_for"]
@@ -55,7 +55,7 @@ _BACKENDS = {
 
 
 #: Celery's worker with it answers whatever a message is, and whatever its job raises.
-_CONSUMER = "gwi_celery.reliability.consumer:Consumer"
+_CONSUMER = "gwi_celery.worker.consumer:Consumer"
 
 
 #: What ``setup()`` was called with last.
@@ -111,7 +111,7 @@ def _trace_in_child(**kwargs: Any) -> None:
     """A pool process has just made itself Celery's own tracers."""
     app = unwrapped(current_app)
     if integrations.known(app) is not None and app.conf.worker_consumer == _CONSUMER:
-        from gwi_celery.reliability import tracer  # producers do without it
+        from gwi_celery.worker import tracer  # producers do without it
 
         tracer.install(app)
 

@@ -19,28 +19,28 @@ from gwi_celery.testing.emulators import FIRESTORE_HOST, start_firestore
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE, RULES, ROWS, IDS = (
-    "gwi_celery/stores/sqlite.py",
-    "gwi_celery/stores/rules.py",
-    "gwi_celery/stores/sqlite_rows.py",
+    "gwi_celery/stores/sqlite/store.py",
+    "gwi_celery/stores/protocol.py",
+    "gwi_celery/stores/sqlite/rows.py",
     "gwi_celery/ids.py",
 )
-DOCUMENTS, WIRE = "gwi_celery/stores/firestore_documents.py", "gwi_celery/firestore/documents.py"
+DOCUMENTS, WIRE = "gwi_celery/stores/firestore/records.py", "gwi_celery/firestore/documents.py"
 FIRESTORE, HOLDER, VALUES, CLAIM, UPKEEP, BLOBS = (
-    "gwi_celery/stores/firestore.py",
-    "gwi_celery/stores/firestore_holder.py",
-    "gwi_celery/stores/firestore_values.py",
-    "gwi_celery/stores/firestore_claim.py",
-    "gwi_celery/stores/firestore_upkeep.py",
-    "gwi_celery/stores/firestore_blobs.py",
+    "gwi_celery/stores/firestore/store.py",
+    "gwi_celery/stores/firestore/holder.py",
+    "gwi_celery/stores/firestore/values.py",
+    "gwi_celery/stores/firestore/claim.py",
+    "gwi_celery/stores/firestore/upkeep.py",
+    "gwi_celery/stores/firestore/blobs.py",
 )
 SUITE = [
     "-m",
     "not emulator",
     "tests/unit/test_call.py",
-    "tests/unit/test_payload.py",
-    "tests/unit/test_carried.py",
-    "tests/unit/test_promises.py",
-    "tests/unit/test_known_bugs.py",
+    "tests/unit/reliability/test_payload.py",
+    "tests/unit/reliability/test_carried.py",
+    "tests/unit/reliability/test_promises.py",
+    "tests/unit/reliability/test_known_bugs.py",
     "tests/contract/test_store.py",
     "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
@@ -49,8 +49,8 @@ SUITE = [
 FIRESTORE_SUITE = [
     "-m",
     "emulator",
-    "tests/unit/test_known_bugs.py",
-    "tests/unit/test_firestore_store.py",
+    "tests/unit/reliability/test_known_bugs.py",
+    "tests/firestore/test_store.py",
     "tests/contract/test_store.py",
     "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
@@ -68,17 +68,17 @@ WORKER_SUITE = [
 ]
 
 RESULTS, BACKEND, COMMON, TRACER = (
-    "gwi_celery/stores/firestore_results.py",
+    "gwi_celery/stores/firestore/results.py",
     "gwi_celery/backends/firestore.py",
     "gwi_celery/backends/base.py",
-    "gwi_celery/reliability/tracer.py",
+    "gwi_celery/worker/tracer.py",
 )
 RESULT_SUITE = [
     "-m",
     "emulator",
     "tests/contract/test_backend.py",
     "tests/contract/test_unstorable.py",
-    "tests/unit/test_firestore_backend.py",
+    "tests/firestore/test_backend.py",
 ]
 
 
@@ -96,8 +96,8 @@ DELIVERIES, INTAKE, TOPOLOGY = (
 BROKER_SUITE = [
     "-k",
     "test_turns or test_leases or (test_background and not closes_nothing) or made_again",
-    "tests/unit/test_turns.py",
-    "tests/unit/test_leases.py",
+    "tests/unit/transport/test_turns.py",
+    "tests/unit/transport/test_leases.py",
     "tests/pubsub/test_leases.py",
     "tests/pubsub/test_background.py",
     "tests/pubsub/features/test_topology.py",
@@ -235,19 +235,19 @@ SQLITE_MUTANTS = [
     ),
     Mutant(
         "a step may be overwritten",
-        "gwi_celery/stores/rules.py",
+        "gwi_celery/stores/protocol.py",
         "if kind is CheckpointKind.STEP:\n        raise StepNameReused(",
         "if False:\n        raise StepNameReused(",
     ),
     Mutant(
         "a value is put whatever its version",
-        "gwi_celery/stores/rules.py",
+        "gwi_celery/stores/protocol.py",
         "    if there == expected:",
         "    if there >= 0:",
     ),
     Mutant(
         "a value is put over a step",
-        "gwi_celery/stores/rules.py",
+        "gwi_celery/stores/protocol.py",
         "    if stored is not None and stored.kind is not CheckpointKind.VALUE:",
         "    if False:",
     ),
@@ -473,7 +473,7 @@ FIRESTORE_MUTANTS = [
     Mutant(
         "a corrected payload keeps the old steps",
         CLAIM,
-        "return not rules.same_payload(job.fingerprint, request.fingerprint)",
+        "return not protocol.same_payload(job.fingerprint, request.fingerprint)",
         "return False",
     ),
     Mutant(
@@ -537,14 +537,14 @@ SHIELD_MUTANTS = [
 
 ENDS_SUITE = [
     *("-m", "not emulator", "-k", "sqlite-prefork or unit"),
-    "tests/unit/test_ends.py",
+    "tests/unit/reliability/test_ends.py",
     "tests/ends",
 ]
 
 ENDS_MUTANTS = [
     Mutant(
         "a killed attempt's lock is freed whoever holds it",
-        "gwi_celery/reliability/request.py",
+        "gwi_celery/worker/request.py",
         "nonce=self._attempt,",
         "nonce=None,",
     ),
@@ -729,10 +729,10 @@ RESULT_MUTANTS = [
 
 HANDOVER_SUITE = [
     *("-m", "not emulator", "-k", "not pool and not push and not worker"),
-    "tests/unit/test_handover.py",
-    "tests/unit/test_consumer.py",
-    "tests/unit/test_depth.py",
-    "tests/unit/test_pubsub_wire.py",
+    "tests/unit/transport/test_handover.py",
+    "tests/unit/worker/test_consumer.py",
+    "tests/unit/transport/test_depth.py",
+    "tests/unit/brokers/pubsub/test_wire.py",
     "tests/contract/test_attempts.py",
 ]
 HANDOVER_MUTANTS = [

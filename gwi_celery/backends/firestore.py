@@ -40,11 +40,11 @@ from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
 from gwi_celery.firestore.documents import Document, Query, Write
 from gwi_celery.firestore.listener import Listener, Watch, listener_of, stop_listening
 from gwi_celery.firestore.url import FirestoreURL, parse
-from gwi_celery.stores import firestore_blobs as blobs
 from gwi_celery.stores.base import StoredResult
-from gwi_celery.stores.firestore_documents import SECOND, Places, blob_of
-from gwi_celery.stores.firestore_holder import Tries
-from gwi_celery.stores.firestore_results import (
+from gwi_celery.stores.firestore import blobs
+from gwi_celery.stores.firestore.holder import Tries
+from gwi_celery.stores.firestore.records import SECOND, Places, blob_of
+from gwi_celery.stores.firestore.results import (
     PARTS,
     RESULTS,
     ResultWrite,

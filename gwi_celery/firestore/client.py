@@ -47,6 +47,8 @@ from gwi_celery.firestore.documents import (
 )
 from gwi_celery.firestore.objects import Bucket
 from gwi_celery.firestore.url import FirestoreURL
+from gwi_celery.gcp import fork_gate
+from gwi_celery.gcp.channel import befriend_gevent
 from gwi_celery.gcp.credentials import Access, NoCredentials
 from gwi_celery.jitter import jitter
 
@@ -209,8 +211,8 @@ class Client:
     def listen(self, requests: Iterator[Any]) -> Any:
         """An open Listen call: what ``requests`` ask for comes by it until it is cancelled.
 
-        For a LongCall of :mod:`gwi_celery.forks`, which enters the gate before and leaves it when the
-        call has ended. Raises StoreUnusable, and while it is read grpc.RpcError.
+        For a LongCall of :mod:`gwi_celery.gcp.fork_gate`, which enters the gate before and leaves it
+        when the call has ended. Raises StoreUnusable, and while it is read grpc.RpcError.
         """
         if self._intercept is None:
             return self._listen(requests)
@@ -234,7 +236,7 @@ class Client:
 
     def close(self) -> None:
         """Close this process's connection. Safe to call twice; the next call opens another."""
-        with forks.call():
+        with fork_gate.call():
             self._connection.close()
 
     # --- how ----------------------------------------------------------------------------------
@@ -270,7 +272,7 @@ class Client:
 
     def _send(self, method: str, request: Any) -> Any:
         # An exception from outside, raised in gRPC, would leave gRPC's own lock held for good.
-        with shield.section(), forks.call():
+        with shield.section(), fork_gate.call():
             stub, streams = self._connection.stub(method)
             # By this the request finds its database's region, as the generated library has it.
             place = {"parent": request.parent} if method == "RunQuery" else {"database": self.path}
@@ -407,7 +409,7 @@ class _Connection:
             self._channel, self._stubs, self._pid = channel, stubs, os.getpid()
 
     def _make_channel(self) -> Any:
-        forks.befriend_gevent()
+        befriend_gevent()
         if self._url.emulator:
             return grpc.insecure_channel(self._url.endpoint, options=_CHANNEL_OPTIONS)
         try:

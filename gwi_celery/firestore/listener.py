@@ -27,6 +27,7 @@ from gwi_celery import forks
 from gwi_celery.errors import StoreError
 from gwi_celery.firestore.client import LISTEN_REQUEST, Client
 from gwi_celery.firestore.documents import Document, micros
+from gwi_celery.gcp import fork_gate
 from gwi_celery.jitter import jitter
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class Watch:
 
 
 class Listener:
-    """One process's stream. A LongCall of :mod:`gwi_celery.forks`; a child makes its own."""
+    """One process's stream. A LongCall of :mod:`gwi_celery.gcp.fork_gate`; a child makes its own."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -115,7 +116,7 @@ class Listener:
         self._pause = _FIRST_PAUSE
         self._used_at = 0.0
         self._timer: threading.Timer | None = None
-        forks.register(self)
+        fork_gate.register(self)
 
     # --- what a watch needs -------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ class Listener:
         """With the lock held. During a fork nothing starts: resume() does."""
         if self._paused or time.monotonic() < self._retry_at:
             return
-        if not forks.try_enter():
+        if not fork_gate.try_enter():
             self._paused = True
             return
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -176,11 +177,11 @@ class Listener:
         try:
             call = self._client.listen(iter(requests.get, None))
         except StoreError as exc:
-            forks.leave()
+            fork_gate.leave()
             self._later(exc)
             return
         except BaseException:
-            forks.leave()
+            fork_gate.leave()
             raise
         self._call, self._requests = call, requests
         threading.Thread(
@@ -208,7 +209,7 @@ class Listener:
         finally:
             requests.put(None)  # ends the thread that sends the requests
             self._ended(error)
-            forks.leave()
+            fork_gate.leave()
 
     def _ended(self, error: Exception | None) -> None:
         with self._lock:

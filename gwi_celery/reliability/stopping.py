@@ -9,9 +9,7 @@ from __future__ import annotations
 import mmap
 from typing import Any
 
-from celery import bootsteps, signals
-
-from gwi_celery import shield
+from celery import signals
 
 _flag = mmap.mmap(-1, 1)
 
@@ -28,23 +26,6 @@ def raise_flag(**kwargs: Any) -> None:
 def lower_flag(**kwargs: Any) -> None:
     """This worker has started."""
     _flag[0] = 0
-
-
-class StopFlag(bootsteps.StartStopStep):
-    """Worker bootstep: lowers the flag at start, raises it as soon as the worker begins to stop.
-
-    From its start on, the process holds signals back where library code is at work.
-    """
-
-    def start(self, worker: Any) -> None:
-        lower_flag()
-        shield.arm()
-
-    def close(self, worker: Any) -> None:
-        raise_flag()
-
-    def terminate(self, worker: Any) -> None:
-        raise_flag()
 
 
 signals.worker_shutting_down.connect(raise_flag, weak=False)

@@ -68,7 +68,7 @@ class ReliableTask(Task):
     """
 
     abstract = True
-    Request = "gwi_celery.reliability.request:ReliableRequest"
+    Request = "gwi_celery.worker.request:ReliableRequest"
 
     #: Options of ours.
     reliable: Reliable = Reliable()

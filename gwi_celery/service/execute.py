@@ -37,11 +37,11 @@ from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage
 from gwi_celery.errors import BrokerError, MalformedMessage
 from gwi_celery.headers import PUSH_UNTIL
 from gwi_celery.integration import broker_for
-from gwi_celery.reliability.consumer import Consumer
 from gwi_celery.telemetry.events import emit
 from gwi_celery.transport import envelope, handover
 from gwi_celery.transport.message import Message
 from gwi_celery.transport.settlement import Settlement
+from gwi_celery.worker.consumer import Consumer
 
 logger = logging.getLogger(__name__)
 

@@ -191,7 +191,7 @@ import time
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from gwi_celery import setup
-from gwi_celery.service.grace import _CLOSING
+from gwi_celery.worker.grace import _CLOSING
 app = Celery("tests")
 setup(app, broker_url="embedded://:memory:/x", store_url="embedded://:memory:/x")
 with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=60):

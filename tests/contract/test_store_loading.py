@@ -10,7 +10,7 @@ import pytest
 
 from gwi_celery.errors import LeaseLost
 from gwi_celery.stores.base import Claimed, JobStatus, Lease, Outcome, Replay
-from gwi_celery.stores.rules import LOADED_AT_ONCE
+from gwi_celery.stores.protocol import LOADED_AT_ONCE
 from tests.contract.stores import CASES, StoreCase, cursor, step, value
 
 

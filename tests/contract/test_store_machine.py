@@ -32,7 +32,7 @@ from gwi_celery.stores.base import (
     Outcome,
     Replay,
 )
-from gwi_celery.stores.rules import CANCELLED_TTL
+from gwi_celery.stores.protocol import CANCELLED_TTL
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.clocks import FakeClock
 

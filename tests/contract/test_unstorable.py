@@ -13,7 +13,7 @@ from kombu.exceptions import EncodeError
 from gwi_celery import failures
 from gwi_celery.backends.base import _RETRIES
 from gwi_celery.errors import StoreUnavailable, StoreUnusable
-from gwi_celery.reliability import tracer
+from gwi_celery.worker import tracer
 from tests.contract.backends import BackendCase
 
 

@@ -10,7 +10,7 @@ from celery import Celery, concurrency
 
 from gwi_celery import setup
 from gwi_celery.errors import ConfigurationError
-from gwi_celery.pools import PoolCheck
+from gwi_celery.worker.pools import PoolCheck
 
 
 @pytest.fixture

@@ -36,6 +36,8 @@ from gwi_celery import forks, shield
 from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
+from gwi_celery.gcp import fork_gate
+from gwi_celery.gcp.channel import befriend_gevent
 from gwi_celery.gcp.credentials import Access, NoCredentials
 from gwi_celery.jitter import jitter
 
@@ -184,7 +186,7 @@ class Client:
 
     def _call_once(self, rpc: str, request: Any, resource: str, timeout: float | None) -> Any:
         stub, metadata = self._stub(rpc), self._routing(resource)
-        with shield.section(), forks.call():
+        with shield.section(), fork_gate.call():
             try:
                 wanted = self._timeout(timeout or self._options.timeout)
                 answer = stub(request, timeout=wanted, metadata=metadata)
@@ -280,7 +282,7 @@ class Client:
 
     def ready(self, timeout: float) -> None:
         """Wait until the endpoint can be talked to, without any RPC. Raises BrokerUnavailable."""
-        with forks.call():
+        with fork_gate.call():
             future = grpc.channel_ready_future(self._open())
             try:
                 future.result(timeout=timeout)
@@ -329,7 +331,7 @@ class Client:
 
     def _connect(self) -> Any:
         options = self._options
-        forks.befriend_gevent()
+        befriend_gevent()
         if options.emulator:
             return grpc.insecure_channel(
                 options.endpoint, [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]

@@ -33,6 +33,7 @@ from gwi_celery import forks
 from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound
+from gwi_celery.gcp import fork_gate
 from gwi_celery.jitter import jitter
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
 class Line:
-    """One subscription, however it is read. A LongCall of :mod:`gwi_celery.forks`."""
+    """One subscription, however it is read. A LongCall of :mod:`gwi_celery.gcp.fork_gate`."""
 
     def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
         self.receiver = receiver
@@ -81,7 +82,7 @@ class Line:
         # A future that is done already calls back at once, on the thread that asks it to.
         self._lock = forks.rlock()
         self._stopped = False
-        forks.register(self)
+        fork_gate.register(self)
 
     #: Whether a look is on its way.
     looking = False
@@ -179,7 +180,7 @@ class Pull(Line):
 
     def _start(self) -> None:
         """With the lock held. During a fork nothing starts: resume() does."""
-        if not forks.try_enter():
+        if not fork_gate.try_enter():
             self._paused = True
             return
         self._started = time.monotonic()
@@ -194,7 +195,7 @@ class Pull(Line):
                 "Pull", request, self.source.path, seconds
             )
         except BaseException:
-            forks.leave()
+            fork_gate.leave()
             raise
         self._future.add_done_callback(self._done)
 
@@ -239,7 +240,7 @@ class Pull(Line):
             ):
                 error = self.receiver.broker.client.error(exc, "Pull", self.source.path)
         finally:
-            forks.leave()
+            fork_gate.leave()
         received = [] if response is None else list(response.received_messages)
         with self._lock:
             # Before its user is woken, who may want more at once.
@@ -322,7 +323,7 @@ class Stream(Line):
 
     def _open(self) -> None:
         """With the lock held."""
-        if not forks.try_enter():
+        if not fork_gate.try_enter():
             self._paused = True
             return
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -338,7 +339,7 @@ class Stream(Line):
                 iter(requests.get, None), self.source.path
             )
         except BaseException:
-            forks.leave()
+            fork_gate.leave()
             raise
         self._requests = requests
         threading.Thread(
@@ -359,7 +360,7 @@ class Stream(Line):
             error = BrokerUnavailable(f"receiving from {self.source.path} failed: {exc}")
         finally:
             requests.put(None)  # ends the thread that sends the requests
-            forks.leave()
+            fork_gate.leave()
         with self._lock:
             self._call = self._requests = None
             done = self._stopped or self._paused

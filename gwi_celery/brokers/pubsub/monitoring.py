@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gwi_celery import forks
+from gwi_celery.gcp import fork_gate
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Monitoring:
             "view": "FULL",
         }
         try:
-            with forks.call():
+            with fork_gate.call():
                 answer = self._open().list_time_series(
                     request=request, retry=None, timeout=self._timeout
                 )

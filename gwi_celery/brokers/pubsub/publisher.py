@@ -18,6 +18,7 @@ from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology import Topology
 from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound, PublishFailed, TooLarge
+from gwi_celery.gcp import fork_gate
 
 logger = logging.getLogger(__name__)
 
@@ -189,13 +190,13 @@ class Publisher:
 
     def _begin(self, topic: str, messages: list[Any]) -> Any:
         request = pb["PublishRequest"](topic=topic, messages=messages)
-        forks.enter()
+        fork_gate.enter()
         try:
             future = self._client.start("Publish", request, topic, self._options.publish_timeout)
         except BaseException:
-            forks.leave()
+            fork_gate.leave()
             raise
-        future.add_done_callback(lambda _: forks.leave())
+        future.add_done_callback(lambda _: fork_gate.leave())
         return future
 
     def _settle(self, topic: str, addressed: Sequence[_Addressed], future: Any) -> None:

@@ -74,9 +74,7 @@ def _switched(behaviour: SomeSwitches, settings: list[str]) -> SomeSwitches:
     return behaviour.changed(**switches)
 
 
-async def _run(
-    server: Server, host: str, variables: tuple[str, ...], command: list[str]
-) -> int:
+async def _run(server: Server, host: str, variables: tuple[str, ...], command: list[str]) -> int:
     port = await server.start()
     endpoint = f"{host}:{port}"
     stopping = asyncio.Event()

@@ -1,0 +1,640 @@
+"""What a lease's holder writes: each is one commit that names the versions of lock and record.
+
+Both are named because one alone is not enough: the same job may have been claimed under another
+lock meanwhile, and another job may have taken the lock. A renewal names the record too, by a write
+that changes nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from gwi_celery import forks
+from gwi_celery.errors import (
+    CursorWentBack,
+    JobCancelled,
+    LeaseLost,
+    StepNameReused,
+    StoreUnavailable,
+    StoreUnusable,
+)
+from gwi_celery.firestore import documents
+from gwi_celery.firestore.client import Client, Conflict, Unsettled
+from gwi_celery.firestore.documents import Document, Micros, Query, Write
+from gwi_celery.jitter import jitter
+from gwi_celery.stores import protocol
+from gwi_celery.stores.base import (
+    Checkpoint,
+    CheckpointKind,
+    JobRef,
+    JobStatus,
+    Lease,
+    LockRef,
+    Outcome,
+    StoredResult,
+)
+from gwi_celery.stores.firestore import blobs
+from gwi_celery.stores.firestore.records import (
+    JOB_KEPT,
+    LOCK_KEPT,
+    SAVED,
+    SECOND,
+    STEP_KEPT,
+    STEPS,
+    UPDATED,
+    Blob,
+    Job,
+    Lock,
+    Places,
+    Step,
+    checksum,
+    get_text,
+    job_of,
+    lock_of,
+    put_text,
+    step_of,
+)
+from gwi_celery.stores.firestore.results import ResultWrite
+from gwi_celery.stores.protocol import FAILED_KEPT
+
+#: Times that a write is decided anew after a conflict or without an answer. Each time but the first
+#: has just read what it depends on, so a conflict means that somebody was quicker within it.
+_TRIES: Final = 8
+#: Pause before the third try and those after it, seconds: a random share of it, and it doubles.
+_PAUSE: Final = 0.01
+
+
+class Tries:
+    """The tries at one write. The last one's failure raises StoreUnavailable."""
+
+    def __init__(self, doing: str, look: Callable[[], None] | None = None) -> None:
+        self._doing = doing
+        #: Done before each try but the first.
+        self._look = look
+        self._made = 0
+        self._failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        if self._made >= _TRIES:
+            raise StoreUnavailable(f"could not {self._doing}: {self._failure}") from self._failure
+        if self._made > 1:
+            most = _PAUSE * 2.0 ** (self._made - 2)
+            time.sleep(jitter(most, 0.0, 1.0))
+        if self._made and self._look is not None:
+            self._look()
+        self._made += 1
+        return self._made
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """Around a commit: one that was refused, or has no answer, is for the next try."""
+        try:
+            yield
+        except (Conflict, Unsettled) as exc:
+            self._failure = exc
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The record and the lock, expired or not, as of one moment."""
+
+    job: Job | None
+    lock: Lock | None
+    #: The server's time of the read, microseconds.
+    now: int
+    others: Sequence[Document] = ()
+
+    @property
+    def live_job(self) -> Job | None:
+        return None if self.job is None or self.job.expired(self.now) else self.job
+
+
+def see(
+    client: Client, places: Places, job: JobRef, lock: LockRef, others: Sequence[str] = ()
+) -> Seen:
+    """One read of a job's record and a lock, and of other documents with them."""
+    job_name, lock_name = places.job(job), places.lock(lock)
+    read = client.read([job_name, lock_name, *others])
+    found = dict(read.documents)
+    job_document, lock_document = found.pop(job_name, None), found.pop(lock_name, None)
+    return Seen(
+        None if job_document is None else job_of(job_document),
+        None if lock_document is None else lock_of(lock_document),
+        read.read_time,
+        list(found.values()),
+    )
+
+
+@dataclass
+class Holding:
+    """What a holder knows of its documents: shared by all leases of one claim in this process."""
+
+    job: Job
+    lock: Lock
+    #: By name; those saved or read here.
+    steps: dict[str, Step] = field(default_factory=dict)
+    #: Whether ``steps`` has all that there are.
+    complete: bool = False
+    #: Renewals and saves both move the versions on: one at a time.
+    mutex: Any = field(default_factory=forks.rlock)
+
+
+class Holder:
+    """A lease's holder, for one operation."""
+
+    def __init__(self, client: Client, places: Places, lease: Lease) -> None:
+        self._client = client
+        self._places = places
+        self._lease = lease
+        self._job_name = places.job(lease.job)
+        self._lock_name = places.lock(lease.lock)
+
+    # --- operations ---------------------------------------------------------------------------
+
+    def renew(self) -> Lease:
+        with self._holding("renew a lease") as (hold, tries):
+            for _ in tries:
+                with tries.once():
+                    self._renew(hold)
+                    return self._renewed(hold)
+        raise AssertionError
+
+    def save(self, checkpoint: Checkpoint) -> Lease:
+        name, sha = checkpoint.name, checksum(checkpoint.blob)
+        packed: tuple[Blob, list[Write]] | None = None
+        with self._holding("save a checkpoint", step=name) as (hold, tries):
+            for _ in tries:
+                if name not in hold.steps and not hold.complete and checkpoint.version > 1:
+                    self._look(hold, name)  # saved before, but not by what is known here
+                wanted = self._must_write(hold, checkpoint, sha)
+                stored = hold.steps.get(name)
+                if not wanted:
+                    with tries.once():
+                        self._renew(hold)
+                        return self._renewed(hold)
+                    continue
+                if packed is None:
+                    packed = self._pack(hold, checkpoint.blob, name=checkpoint.name)
+                with tries.once():
+                    self._save(hold, checkpoint, stored, *packed)
+                    return self._renewed(hold)
+        raise AssertionError
+
+    def load(self) -> list[Checkpoint]:
+        with self._holding("load checkpoints") as (hold, _):
+            steps = steps_of(self._client, self._places, hold.job)
+            if len(steps) != hold.job.steps:
+                self._look(hold)  # a holder no more may find its steps replaced
+                steps = steps_of(self._client, self._places, hold.job)
+            if len(steps) < hold.job.steps:  # more are a value's that was put just now
+                raise StoreUnusable(
+                    f"{hold.job.steps - len(steps)} of {hold.job.steps} checkpoints of "
+                    f"{self._lease.job.task} are gone: the TTL policy deletes those that no "
+                    f"attempt has loaded for {STEP_KEPT // (86_400 * SECOND)} days. Replay the job "
+                    "from its start"
+                )
+            self._keep(hold, steps)
+            hold.steps = {step.name: _without_bytes(step) for step in steps}
+            hold.complete = True
+            read = [step for step in steps if step.blob.inline is not None]
+            whole = checkpoints_of(self._client, self._places, hold.job, read)
+            known = {checkpoint.name: checkpoint for checkpoint in whole}
+            return [known.get(step.name) or step.checkpoint(None) for step in steps]
+
+    def fetch(self, name: str) -> Checkpoint | None:
+        with self._holding("load a checkpoint") as (hold, _):
+            step = self._stored(hold, name)
+            if step is None:
+                self._look(hold)  # a holder no more may find its steps replaced
+                step = self._stored(hold, name)
+            if step is None:
+                return None
+            hold.steps[name] = _without_bytes(step)
+            return checkpoints_of(self._client, self._places, hold.job, [step])[0]
+
+    def _stored(self, hold: Holding, name: str) -> Step | None:
+        step_name = self._places.step(self._places.era(self._job_name, hold.job.era), name)
+        document = self._client.read([step_name]).documents.get(step_name)
+        return None if document is None else step_of(document)
+
+    def finish(self, outcome: Outcome, stored_result: StoredResult | None = None) -> None:
+        packed: tuple[Blob, list[Write]] | None = None
+        fence = self._lease.fence
+        result = None
+        if stored_result is not None:
+            result = ResultWrite(self._client, self._places, stored_result)
+        with self._holding("finish a job", finishing=True, result=result) as (hold, tries):
+            for _ in tries:
+                if hold.job.finished == fence:
+                    self._check_same(hold.job, outcome)
+                    return
+                if packed is None:
+                    packed = self._pack(hold, outcome.blob, [] if result is None else result.pieces)
+                blob, pieces = packed
+                data = {
+                    "outcome": blob.fields(),
+                    "finished": fence,
+                    "failed": _failed_after(hold.job, outcome.status),
+                    "result_ttl": float(self._lease.result_ttl),
+                    "fence": fence,
+                }
+                if stored_result is not None:
+                    data["result_of"] = put_text(stored_result.task_id)
+                gc_at = job_gc_at(self._client, self._lease.result_ttl)
+                fields = {"status": outcome.status.value, "gc_at": Micros(gc_at), "data": data}
+                mask = ["status", "gc_at", *(f"data.{key}" for key in data)]
+                with tries.once():
+                    also = [] if result is None else result.writes()
+                    self._end(hold, fields, mask, [*also, *pieces])
+                    if result is not None:
+                        result.written()
+                    return
+
+    def _check_same(self, job: Job, outcome: Outcome) -> None:
+        """Raises LeaseLost when the record ended otherwise; a later claim's says nothing any more."""
+        there = job.outcome
+        if job.fence != self._lease.fence or there is None or not job.status.terminal:
+            return
+        if (job.status, there.sha) != (outcome.status, checksum(outcome.blob)):
+            raise protocol.finished_otherwise(self._lease, job.status)
+
+    def release(self) -> None:
+        fields = {"status": JobStatus.PENDING.value, "data": {"fence": self._lease.fence}}
+        try:
+            with self._holding("release a lock") as (hold, tries):
+                for _ in tries:
+                    with tries.once():
+                        self._end(hold, fields, ["status", "data.fence"])
+                        return
+        except (LeaseLost, JobCancelled):
+            return
+
+    # --- commits ------------------------------------------------------------------------------
+
+    def _renew(self, hold: Holding) -> None:
+        written = self._client.commit(
+            [
+                self._renewal(hold),
+                documents.check(self._job_name, hold.job.version),
+            ]
+        )
+        hold.lock = replace(hold.lock, version=written.versions[0])
+
+    def _save(
+        self,
+        hold: Holding,
+        checkpoint: Checkpoint,
+        stored: Step | None,
+        blob: Blob,
+        pieces: list[Write],
+    ) -> None:
+        gc_at = step_gc_at(self._client, self._lease.result_ttl)
+        job, step, writes = recording(self._places, hold.job, checkpoint, stored, blob, gc_at)
+        written = self._client.commit([self._renewal(hold), *writes, *pieces])
+        hold.lock = replace(hold.lock, version=written.versions[0])
+        hold.job = replace(job, version=written.versions[1])
+        hold.steps[checkpoint.name] = _without_bytes(replace(step, version=written.versions[2]))
+        if stored is not None:
+            blobs.drop(self._client, [stored.blob])
+
+    def _end(
+        self,
+        hold: Holding,
+        fields: Mapping[str, Any],
+        mask: Sequence[str],
+        also: Sequence[Write] = (),
+    ) -> None:
+        self._client.commit(
+            [
+                documents.delete(self._lock_name, hold.lock.version),
+                documents.change(
+                    self._job_name, fields, hold.job.version, mask=mask, server_times=[UPDATED]
+                ),
+                *also,
+            ]
+        )
+
+    def _renewal(self, hold: Holding) -> Write:
+        return renewal(
+            self._client, self._lock_name, hold.lock.version, self._lease.ttl, self._lease.fence
+        )
+
+    # --- how ----------------------------------------------------------------------------------
+
+    def _renewed(self, hold: Holding) -> Lease:
+        return replace(self._lease, version=hold)
+
+    @contextmanager
+    def _holding(
+        self,
+        doing: str,
+        *,
+        step: str | None = None,
+        finishing: bool = False,
+        result: ResultWrite | None = None,
+    ) -> Iterator[tuple[Holding, Tries]]:
+        """What is known, for one operation at a time; looked at before each try but the first."""
+        hold = self._lease.version
+        known = isinstance(hold, Holding)
+        if not known:
+            hold = _nothing_known(self._lease)
+        with hold.mutex:
+
+            def look() -> None:
+                self._look(hold, step, finishing, result)
+
+            if not known or (result is not None and result.unsure):
+                look()
+            yield hold, Tries(doing, look)
+
+    def _look(
+        self,
+        hold: Holding,
+        step: str | None = None,
+        finishing: bool = False,
+        result: ResultWrite | None = None,
+    ) -> None:
+        """Read what is there now. Raises LeaseLost and JobCancelled unless the lease may write.
+
+        With ``finishing``, a lease that has finished is no error: ``hold.job.finished`` tells.
+        """
+        wanted = []
+        if step is not None and hold.job.era:
+            era_name = self._places.era(self._job_name, hold.job.era)
+            wanted.append(self._places.step(era_name, step))
+        if result is not None:
+            wanted.append(result.name)
+        seen = see(self._client, self._places, self._lease.job, self._lease.lock, wanted)
+        if result is not None:
+            there = {document.name: document for document in seen.others}
+            result.look(there.get(result.name), seen.now)
+        if finishing and seen.job is not None and seen.job.finished == self._lease.fence:
+            hold.job = seen.job
+            return
+        job, hold.lock = self._owned(seen)
+        era_changed = job.era != hold.job.era
+        hold.job = job
+        if era_changed:  # this process knew nothing yet
+            hold.steps, hold.complete = {}, job.steps == 0
+            if step is not None:
+                self._look(hold, step)
+        elif step is not None:
+            hold.steps.pop(step, None)
+            for document in seen.others:
+                hold.steps[step] = _without_bytes(step_of(document))
+
+    def _owned(self, seen: Seen) -> tuple[Job, Lock]:
+        """The record and the lock, if the lease's token is both's."""
+        lease, job, lock = self._lease, seen.live_job, seen.lock
+        if job is None:
+            raise _lost(lease, lock)
+        if job.status is JobStatus.CANCELLED and job.generation == lease.generation:
+            raise protocol.cancelled(lease, reason_of(self._client, self._places, job))
+        owns_record = job.status is JobStatus.RUNNING and job.fence == lease.fence
+        owns_lock = lock is not None and lock.fence == lease.fence
+        if lock is None or not (owns_record and owns_lock):
+            raise _lost(lease, lock)
+        return job, lock
+
+    def _must_write(self, hold: Holding, checkpoint: Checkpoint, sha: bytes) -> bool:
+        task = self._lease.job.task
+        try:
+            return protocol.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
+        except (StepNameReused, CursorWentBack):
+            # One who holds the lease no more is told that instead.
+            self._look(hold, checkpoint.name)
+            return protocol.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
+
+    def _pack(
+        self, hold: Holding, blob: bytes, others: Sequence[Write] = (), name: str = ""
+    ) -> tuple[Blob, list[Write]]:
+        """The blob, and the last of its pieces and ``others``; those before are written ahead."""
+        era_name = self._places.era(self._job_name, hold.job.era)
+        gc_at = step_gc_at(self._client, self._lease.result_ttl)
+        job = hold.job.ref
+        texts = [
+            job.tenant,
+            job.task,
+            job.key,
+            hold.job.run_id,
+            hold.job.submission,
+            *hold.job.failed,
+        ]
+        packed, pieces = blobs.pack(self._client, blob, era_name, gc_at, [*texts, name])
+        return packed, blobs.send_ahead(self._client, [*pieces, *others])
+
+    def _keep(self, hold: Holding, steps: list[Step]) -> None:
+        """Put off the collection of checkpoints that are in use, once half of their time is over."""
+        gc_at = step_gc_at(self._client, self._lease.result_ttl)
+        era_name = self._places.era(self._job_name, hold.job.era)
+        old = [n for n, step in enumerate(steps) if step.gc_at < gc_at - STEP_KEPT // 2]
+        for group in blobs.batches(old, 100):
+            writes = []
+            for n in group:
+                names = [self._places.step(era_name, steps[n].name)]
+                names += steps[n].blob.chunk_names(era_name)
+                fields = {"gc_at": Micros(gc_at)}
+                writes += [Write(name, fields, mask=["gc_at"], exists=True) for name in names]
+            try:
+                written = self._client.commit_surely(writes, tries=3)
+            except Conflict:
+                continue  # some of it is gone already, and will be missed when it is read
+            versions = {
+                write.name: version for write, version in zip(writes, written.versions, strict=True)
+            }
+            for n in group:
+                name = self._places.step(era_name, steps[n].name)
+                steps[n] = replace(steps[n], gc_at=gc_at, version=versions[name])
+
+
+# --- what others need too -------------------------------------------------------------------------
+
+
+def renewal(client: Client, lock_name: str, version: int, ttl: float, fence: int) -> Write:
+    """The write that moves a lease's end to its TTL from now."""
+    data = {"beat": os.urandom(6).hex(), "fence": fence, "ttl": float(ttl)}
+    fields = {"gc_at": Micros(lock_gc_at(client, ttl)), "data": data}
+    mask = ["gc_at", *(f"data.{key}" for key in data)]
+    return documents.change(lock_name, fields, version, mask=mask)
+
+
+def recording(
+    places: Places,
+    job: Job,
+    checkpoint: Checkpoint,
+    stored: Step | None,
+    blob: Blob,
+    gc_at: int,
+) -> tuple[Job, Step, list[Write]]:
+    """How a checkpoint is recorded in place of the ``stored`` one, each document at its version.
+
+    Returns the record and the checkpoint as they will be, and the writes: the record's first, then
+    the checkpoint's. The pieces of its blob are to go with them.
+    """
+    job_name = places.job(job.ref)
+    era_name = places.era(job_name, job.era)
+    is_step = checkpoint.kind is CheckpointKind.STEP
+    step = Step(
+        name=checkpoint.name,
+        kind=checkpoint.kind,
+        number=1 if is_step else checkpoint.version,
+        ordinal=job.ordinal + 1 if stored is None else stored.ordinal,
+        blob=blob,
+        gc_at=gc_at,
+    )
+    after = replace(
+        job,
+        steps=job.steps + (stored is None),
+        ordinal=max(job.ordinal, step.ordinal),
+        crashes=0 if protocol.is_progress(checkpoint) else job.crashes,
+    )
+    data: dict[str, Any] = {
+        "steps": after.steps,
+        "ordinal": after.ordinal,
+        "crashes": after.crashes,
+        "fence": job.fence,
+    }
+    if job.inline_bytes is not None:
+        size = blob.size if blob.is_inline else 0
+        if stored is not None and stored.blob.is_inline:
+            size -= stored.blob.size
+        after = replace(after, inline_bytes=job.inline_bytes + size)
+        data["bytes"] = after.inline_bytes
+    writes = [
+        documents.change(
+            job_name,
+            {"data": data},
+            job.version,
+            mask=[f"data.{key}" for key in data],
+            server_times=[UPDATED],
+        ),
+        documents.replace(
+            places.step(era_name, checkpoint.name),
+            step.fields(),
+            None if stored is None else stored.version,
+            server_times=[SAVED],
+        ),
+    ]
+    if stored is not None:
+        writes += blobs.deletions(stored.blob, era_name)
+    return after, step, writes
+
+
+#: What is read of checkpoints without their bytes.
+_OUTLINE = ["gc_at", "data.name", "data.kind", "data.version", "data.ordinal", "data.saved"]
+_OUTLINE += ["data.sha", "data.chunks", "data.count", "data.size", "data.object"]
+#: Documents of at most 900 KB each in one read.
+_WHOLE_PER_READ: Final = 4
+
+
+def steps_of(client: Client, places: Places, job: Job, *, outline: bool = False) -> list[Step]:
+    """The checkpoints of the record's life, in the order they were first saved.
+
+    Those whose bytes are in their documents come with these only if that is little to read.
+    """
+    era_name = places.era(places.job(job.ref), job.era)
+    if job.inline_bytes is None:
+        few = job.steps <= _WHOLE_PER_READ
+    else:
+        few = job.inline_bytes <= protocol.LOADED_AT_ONCE
+    mask = _OUTLINE if outline or not few else None
+    found = client.query(Query(era_name, STEPS, mask=mask))
+    return sorted(map(step_of, found.documents.values()), key=lambda step: step.ordinal)
+
+
+def checkpoints_of(
+    client: Client, places: Places, job: Job, steps: Sequence[Step]
+) -> list[Checkpoint]:
+    """The checkpoints with their bytes, which are read if need be, some at a time."""
+    era_name = places.era(places.job(job.ref), job.era)
+    read = list(steps)
+    unread = [n for n, step in enumerate(read) if step.blob.is_inline and step.blob.inline is None]
+    for group in blobs.batches(unread, _WHOLE_PER_READ):
+        names = [places.step(era_name, read[n].name) for n in group]
+        documents_ = client.read(names).documents
+        for n, name in zip(group, names, strict=True):
+            if name not in documents_:
+                raise StoreUnusable(
+                    f"checkpoint {read[n].name!r} of {job.ref.task} is gone: replay the job from its "
+                    "start"
+                )
+            read[n] = step_of(documents_[name])
+    whole = blobs.unpack(client, era_name, [step.blob for step in read])
+    return [step.checkpoint(blob) for step, blob in zip(read, whole, strict=True)]
+
+
+def reason_of(client: Client, places: Places, job: Job) -> str:
+    """Why a job was cancelled."""
+    assert job.outcome is not None
+    (blob,) = blobs.unpack(client, places.era(places.job(job.ref), job.era), [job.outcome])
+    return get_text(blob)
+
+
+def lock_gc_at(client: Client, ttl: float) -> int:
+    return client.about_now() + round(ttl * SECOND) + LOCK_KEPT
+
+
+def job_gc_at(client: Client, result_ttl: float) -> int:
+    return client.about_now() + round(result_ttl * SECOND) + JOB_KEPT
+
+
+def step_gc_at(client: Client, result_ttl: float) -> int:
+    return client.about_now() + round(result_ttl * SECOND) + STEP_KEPT
+
+
+def _nothing_known(lease: Lease) -> Holding:
+    """For a lease that this process did not claim: to be looked at before anything else."""
+    job = Job(
+        ref=lease.job,
+        run_id=None,
+        status=JobStatus.RUNNING,
+        fingerprint="",
+        submission="",
+        failed=(),
+        generation=lease.generation,
+        attempt=0,
+        crashes=0,
+        fence=lease.fence,
+        lock_id=lease.lock.id,
+        result_ttl=lease.result_ttl,
+        era="",
+        steps=0,
+        ordinal=0,
+        finished=None,
+        outcome=None,
+    )
+    return Holding(job, Lock(lease.lock, "", lease.nonce, lease.job, lease.ttl, lease.fence))
+
+
+def _lost(lease: Lease, lock: Lock | None) -> LeaseLost:
+    if lock is None or lock.fence is None:
+        return protocol.lease_lost(lease, None, 0)
+    return protocol.lease_lost(lease, lock.owner, lock.fence)
+
+
+def _without_bytes(step: Step) -> Step:
+    """What must be known of a checkpoint to write it again: not megabytes for as long as it runs."""
+    if step.blob.inline is None:
+        return step
+    return replace(step, blob=replace(step.blob, inline=b""))
+
+
+def _stored(hold: Holding, name: str, sha: bytes) -> protocol.Stored | None:
+    step = hold.steps.get(name)
+    return None if step is None else protocol.Stored(step.kind, step.number, step.blob.sha == sha)
+
+
+def _failed_after(job: Job, status: JobStatus) -> list[str]:
+    """The failed submissions that the record remembers once its attempt has ended as ``status``."""
+    failed = list(job.failed)
+    if status is JobStatus.FAILED:
+        failed.append(protocol.submission_id(job.submission))
+    return failed[-FAILED_KEPT:]

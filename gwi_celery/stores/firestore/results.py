@@ -1,0 +1,150 @@
+"""Celery's results as documents: the store writes them along with an outcome, the backend otherwise.
+
+::
+
+    {prefix}/v1/gwi_results/{digest of Celery's key}     a task's result, a saved group, a chord's count
+        gwi_chunks/{id}-{n}                              pieces of what is too large for one document
+        gwi_parts/{digest of task id}                    a chord's part, as counted
+
+Results are of no tenant: Celery asks for them by the task's id alone. All but ``gc_at`` is in the map
+``data``, which no index looks at. A result has expired when the server's time of a read is past the
+server's time of its last write plus its ``ttl``; ``gc_at`` is for the TTL policy only.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gwi_celery.firestore import documents
+from gwi_celery.firestore.client import Client
+from gwi_celery.firestore.documents import Document, Micros, Write
+from gwi_celery.ids import digest
+from gwi_celery.stores.base import StoredResult
+from gwi_celery.stores.firestore import blobs
+from gwi_celery.stores.firestore.records import DAY, SECOND, Blob, Places, blob_of
+
+RESULTS: Final = "gwi_results"
+PARTS: Final = "gwi_parts"
+
+#: How long after a result has expired Google may delete its document, microseconds: room for clocks
+#: that are wrong.
+RESULT_KEPT: Final = 1 * DAY
+#: ``gc_at`` of what doesn't expire: Firestore's last moment.
+_NEVER: Final = 253_402_300_799 * SECOND
+
+#: Celery's states that are an end.
+_SUCCESS: Final = "SUCCESS"
+_ENDS: Final = frozenset({_SUCCESS, "FAILURE", "REVOKED"})
+_PLAIN, _ZLIB = b"j", b"z"
+#: Below this, compression costs more than it saves, bytes.
+_COMPRESS_FROM: Final = 512
+
+
+def result_name(places: Places, key: str) -> str:
+    return f"{places.base}/{RESULTS}/{digest('result', key)}"
+
+
+def part_name(chord_name: str, part: str) -> str:
+    return f"{chord_name}/{PARTS}/{digest('part', part)}"
+
+
+def gc_at(client: Client, ttl: float | None) -> Micros:
+    """When the TTL policy may delete what expires ``ttl`` seconds from now; None: it doesn't."""
+    if ttl is None:
+        return Micros(_NEVER)
+    return Micros(min(client.about_now() + round(ttl * SECOND) + RESULT_KEPT, _NEVER))
+
+
+@dataclass(frozen=True)
+class Result:
+    """A value as read."""
+
+    state: str
+    #: Seconds from the last write; None: for good.
+    ttl: float | None
+    #: Names the write it stems from.
+    nonce: str
+    blob: Blob
+    version: int
+
+    def expired(self, now: int) -> bool:
+        return has_expired(self.ttl, self.version, now)
+
+
+def has_expired(ttl: float | None, version: int, now: int) -> bool:
+    return ttl is not None and version + round(ttl * SECOND) <= now
+
+
+def result_of(document: Document) -> Result:
+    data = document.fields["data"]
+    return Result(
+        data["state"], data["ttl"], data["nonce"], blob_of(data), version=document.update_time
+    )
+
+
+class ResultWrite:
+    """One write of a result: over nothing, unless a look has found something.
+
+    A SUCCESS that has not expired stays as it is, and another end unless this is one, too: then there
+    is nothing to write. Most of a large one
+    is written with the making of this: raises StoreUnavailable, StoreUnusable.
+    """
+
+    def __init__(self, client: Client, places: Places, result: StoredResult) -> None:
+        self._client = client
+        self.name = result_name(places, result.key)
+        self._state = result.state
+        self._ttl = result.ttl
+        self._gc_at = gc_at(client, result.ttl)
+        self._nonce = os.urandom(6).hex()
+        self._blob, self.pieces = blobs.pack(client, _packed(result.meta), self.name, self._gc_at)
+        self._version: int | None = result.version
+        self._replaced: Blob | None = None
+        #: Whether to look first: there may be one of which the version isn't known.
+        self.unsure = result.seen_before and result.version is None
+        #: It is there already, or a SUCCESS is.
+        self.settled = False
+
+    def look(self, document: Document | None, now: int) -> None:
+        """What is there, as of a read at the server's time ``now``."""
+        self.unsure = False
+        if document is None:
+            self._version = self._replaced = None
+            return
+        stored = result_of(document)
+        self._version, self._replaced = stored.version, stored.blob
+        over = stored.state == _SUCCESS or (stored.state in _ENDS and self._state not in _ENDS)
+        stays = over and not stored.expired(now)
+        self.settled = stays or stored.nonce == self._nonce
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        data = {"state": self._state, "ttl": self._ttl, "nonce": self._nonce}
+        return {"gc_at": self._gc_at, "data": {**data, **self._blob.fields()}}
+
+    def writes(self) -> list[Write]:
+        """For a commit, with the pieces."""
+        if self.settled:
+            return []
+        write = documents.replace(self.name, self.fields, self._version)
+        return [write, *blobs.deletions(self._replaced, self.name)]
+
+    def written(self) -> None:
+        """The commit is done: what it replaced is seen no more."""
+        blobs.drop(self._client, [self._replaced])
+
+    def write_over(self) -> Write:
+        """Whatever is there."""
+        return Write(self.name, self.fields)
+
+
+def unpacked(packed: bytes) -> bytes:
+    kind, body = packed[:1], packed[1:]
+    return zlib.decompress(body) if kind == _ZLIB else body
+
+
+def _packed(raw: bytes) -> bytes:
+    return _PLAIN + raw if len(raw) < _COMPRESS_FROM else _ZLIB + zlib.compress(raw, 1)

@@ -1,0 +1,77 @@
+"""A value of a job written by one who holds no lease: its version is the etag.
+
+One commit that names the versions of the record and of the value, as they were read: whatever has
+changed meanwhile makes it fail, and then all is read again. A holder's next write fails likewise,
+because the record has a new version; it reads, finds its lease as it was, and goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gwi_celery.firestore.client import Client
+from gwi_celery.firestore.documents import Write
+from gwi_celery.stores import protocol
+from gwi_celery.stores.base import Checkpoint, CheckpointKind, JobRef
+from gwi_celery.stores.firestore import blobs
+from gwi_celery.stores.firestore.holder import Tries, recording, step_gc_at
+from gwi_celery.stores.firestore.records import (
+    Blob,
+    Job,
+    Places,
+    Step,
+    checksum,
+    job_of,
+    step_of,
+)
+
+
+def put_value(
+    client: Client, places: Places, ref: JobRef, name: str, blob: bytes, expected: int
+) -> Checkpoint:
+    """See :meth:`gwi_celery.stores.base.Store.put_value`."""
+    sha = checksum(blob)
+    value = Checkpoint(name, CheckpointKind.VALUE, blob, expected + 1)
+    #: The blob's field and pieces, and the record's life that they were made for.
+    packed: tuple[str, Blob, list[Write]] | None = None
+    tries = Tries("write a value")
+    for _ in tries:
+        job = _open_job(client, places, ref)
+        stored = _stored(client, places, job, name)
+        there = None
+        if stored is not None:
+            there = protocol.Stored(stored.kind, stored.number, stored.blob.sha == sha)
+        if not protocol.must_put(ref.task, name, there, expected):
+            assert stored is not None
+            return stored.checkpoint(blob)
+        gc_at = step_gc_at(client, job.result_ttl)
+        if packed is None or packed[0] != job.era:
+            era_name = places.era(places.job(ref), job.era)
+            packed = job.era, *blobs.pack(client, blob, era_name, gc_at)
+        _, field, pieces = packed
+        _, step, writes = recording(places, job, value, stored, field, gc_at)
+        with tries.once():
+            written = client.commit([*writes, *pieces])
+            if stored is not None:
+                blobs.drop(client, [stored.blob])
+            return replace(step, saved=written.server_times[1][0]).checkpoint(blob)
+    raise AssertionError
+
+
+def _open_job(client: Client, places: Places, ref: JobRef) -> Job:
+    """The record. Raises InvalidCall unless the job is there and has not ended."""
+    job_name = places.job(ref)
+    read = client.read([job_name])
+    document = read.documents.get(job_name)
+    job = None if document is None else job_of(document)
+    if job is None or job.expired(read.read_time):
+        raise protocol.not_open(ref, None)
+    if job.status.terminal:
+        raise protocol.not_open(ref, job.status)
+    return job
+
+
+def _stored(client: Client, places: Places, job: Job, name: str) -> Step | None:
+    step_name = places.step(places.era(places.job(job.ref), job.era), name)
+    document = client.read([step_name]).documents.get(step_name)
+    return None if document is None else step_of(document)

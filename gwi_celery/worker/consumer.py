@@ -1,0 +1,154 @@
+"""Celery's consumer, which survives any message.
+
+Celery's own takes for granted that a message which names a task is otherwise as Celery makes it. One
+without an id, or with a body of another shape, ends the whole worker, and the next one it is delivered
+to. Here such a message is rejected, and so kept in the dead letter, with the reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery.worker import consumer
+
+from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
+from gwi_celery.reliability import fields
+from gwi_celery.text import safe_text
+from gwi_celery.worker import tracer
+from gwi_celery.worker.guard import guarded
+
+logger = logging.getLogger(__name__)
+
+
+class Consumer(consumer.Consumer):
+    """In force by ``app.conf.worker_consumer``, which ``setup()`` sets."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        processes = getattr(self.pool, "_pool", None)
+        if hasattr(processes, "maintain_pool"):
+            # Celery ends a worker that lost a child while it started: start that child again instead.
+            # One that can't start any is ended by the pool itself, by how often it starts them.
+            self.pool.did_start_ok = functools.partial(_all_started, processes)
+
+    def connection_for_read(self, heartbeat: Any = None) -> Any:
+        """Celery's own, also for gossip and events."""
+        connection = super().connection_for_read(heartbeat=heartbeat)
+        connection.transport.serves_worker = True
+        return connection
+
+    def update_strategies(self) -> None:
+        for task in self.app.tasks.values():
+            task.Request = guarded(task.Request)
+        super().update_strategies()
+        tracer.install(self.app)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Any) -> Any:
+        """Celery's own; the dead letter says which task it was, and whose."""
+        name, kwargs = _named(message)
+        message.death_reason = (
+            f"no task is registered as {name!r}: start the worker with the module that defines it "
+            "(celery -A, or app.conf.include), then redrive the message"
+        )
+        for header, argument in ((TENANT_HEADER, "tenant_id"), (RUN_HEADER, "run_id")):
+            if isinstance(kwargs.get(argument), str):
+                message.headers.setdefault(header, kwargs[argument])
+        return super().on_unknown_task(body, message, exc)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Any) -> Any:
+        message.death_reason = f"not a Celery task: {safe_text(exc, 500)}"
+        return super().on_invalid_task(body, message, exc)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_task_received(message: Any) -> Any:
+            reason = oddity(message)
+            if reason is None:
+                return handle(message)
+            logger.error("message %s is no task: %s", message.delivery_tag, reason)
+            message.death_reason = f"not a Celery task: {reason}"
+            return message.reject_log_error(logger, self.connection_errors)
+
+        return on_task_received
+
+
+def _named(message: Any) -> tuple[Any, dict[str, Any]]:
+    """The task that a message names, and its keyword arguments as far as they can be read."""
+    payload = message.payload
+    fields = payload if isinstance(payload, dict) else {}
+    if isinstance(payload, (list, tuple)) and len(payload) > 1:
+        fields = {"kwargs": payload[1]}
+    kwargs = fields.get("kwargs")
+    name = message.headers.get("task", fields.get("task"))
+    return name, kwargs if isinstance(kwargs, dict) else {}
+
+
+def _all_started(processes: Any) -> bool:
+    processes.maintain_pool()
+    return True
+
+
+def oddity(message: Any) -> str | None:
+    """What is wrong with a message that names a task; None if it is as Celery makes it.
+
+    Whatever Celery itself answers well (no task named, an unknown one, a body that can't be decoded)
+    is its own business.
+    """
+    headers = message.headers
+    try:
+        payload = message.payload
+    except Exception:
+        return None  # Celery says so itself
+    if "task" in headers:
+        return (
+            _needed(headers)
+            or fields.wrong(headers, fields.HEADERS, "header")
+            or _properties(message)
+            or _embedded(payload)
+        )
+    if isinstance(payload, dict) and "task" in payload:  # protocol 1
+        return (
+            _needed(payload)
+            or fields.wrong(payload, fields.HEADERS, "field")
+            or fields.wrong(headers, fields.HEADERS, "header")
+            or _properties(message)
+            or _arguments(payload)
+        )
+    return None
+
+
+def _needed(headers: dict[str, Any]) -> str | None:
+    for name in ("task", "id"):
+        if headers.get(name) is None:
+            return f"it has no {name}"
+    return None
+
+
+def _properties(message: Any) -> str | None:
+    return fields.wrong(message.properties, fields.PROPERTIES, "property") or fields.wrong(
+        message.delivery_info, fields.DELIVERY_INFO, "delivery_info"
+    )
+
+
+def _embedded(payload: Any) -> str | None:
+    """Of protocol 2: arguments, keyword arguments, callbacks. Hybrids carry protocol 1's."""
+    if isinstance(payload, dict):
+        return _arguments(payload) if "args" in payload else "its body is not a list of three"
+    if not isinstance(payload, (list, tuple)) or len(payload) != 3:
+        return "its body is not a list of three"
+    args, kwargs, embed = payload
+    if embed is not None and not isinstance(embed, dict):
+        return "its callbacks are not an object"
+    return _arguments({"args": args, "kwargs": kwargs, **(embed or {})})
+
+
+def _arguments(payload: dict[str, Any]) -> str | None:
+    good = isinstance(payload.get("args", []), (list, tuple))
+    good = good and isinstance(payload.get("kwargs", {}), dict)
+    if not good:
+        return "its arguments are not a list and an object"
+    return fields.wrong(payload, fields.CALLBACKS, "field")

@@ -1,0 +1,156 @@
+"""A worker that is told to stop ends in time: with or without its jobs, with or without its broker.
+
+Celery waits for its jobs and for its broker without end, and a platform such as Cloud Run for ten
+seconds. A thread of its own counts the time from the signal on, whatever the worker is doing then:
+
+- Jobs have ``worker_grace`` seconds; 0: as long as they take. But a job whose broker doesn't answer
+  has ``shutdown_grace`` seconds: nobody could be told of its end, so its message is redelivered anyway.
+- Without a job the worker has a few seconds to hand back what it holds and to close.
+
+A pool's processes are killed first, so that the rest of the worker can end as it should; if it
+doesn't, the process ends here. Leases of messages and locks run out then, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.worker import state
+
+from gwi_celery import sqlite
+from gwi_celery.errors import GwiError
+from gwi_celery.worker.pools import pool_processes
+
+logger = logging.getLogger(__name__)
+
+#: Seconds to close in where no job runs.
+_CLOSING = 6.0
+#: Seconds that the rest of the worker has once its pool's processes were killed.
+_REST = 1.0
+#: Seconds between two questions to the broker while jobs are waited for, and without an answer after
+#: which it counts as unavailable.
+_ASK_EVERY, _SILENCE = 1.0, 6.0
+_LOOK_EVERY = 0.1
+
+
+class ShutdownGrace(bootsteps.StartStopStep):
+    """Worker bootstep. It listens from when the worker is made: starting, too, may have to be ended."""
+
+    label = "Grace"
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        from gwi_celery.integration import settings_for
+
+        super().__init__(worker, **kwargs)
+        settings = settings_for(worker.app)
+        self._worker = worker
+        self._grace = settings.worker_grace
+        self._without_broker = settings.shutdown_grace
+        self._begun = False
+        #: Whether the process is there for this worker alone, and not a test's or a script's.
+        self._own_process = True
+        self._broker = _Broker(worker.app)
+        signals.worker_shutting_down.connect(self._begin)
+
+    def start(self, worker: Any) -> None:
+        self._own_process = threading.current_thread() is threading.main_thread()
+
+    def close(self, worker: Any) -> None:
+        self._begin()  # control shutdown sends no signal
+
+    def terminate(self, worker: Any) -> None:
+        self._begin()
+
+    def _begin(self, **kwargs: Any) -> None:
+        if not self._begun and self._own_process:
+            self._begun = True
+            start_thread, self._sleep = _native()
+            start_thread(self._watch, ())
+
+    def _watch(self) -> None:
+        began = closing_since = time.monotonic()
+        while True:
+            self._sleep(_LOOK_EVERY)
+            now = time.monotonic()
+            if self._grace and now - began > self._grace:
+                return self._end(f"the grace of {self._grace:g} s is over")
+            if not self._waits_for_jobs():
+                if now - closing_since > _CLOSING:
+                    return self._end(f"no job runs, and it did not close in {_CLOSING:g} s")
+                continue
+            closing_since = now
+            if not self._grace and self._broker.fails() and now - began > self._without_broker:
+                return self._end(
+                    f"the broker does not answer, and a job did not end in {self._without_broker:g} s"
+                )
+
+    def _waits_for_jobs(self) -> bool:
+        """Whether Celery waits for jobs, rather than for a broker on its way to the pool's end."""
+        if not state.active_requests:
+            return False
+        consumer = getattr(self._worker, "consumer", None)
+        closed = consumer is None or consumer.blueprint.state != bootsteps.RUN
+        # Elsewhere the main thread sees the stop flag at once, unless the broker keeps it. Solo's is
+        # in the job itself.
+        return closed or self._worker.pool.__module__.endswith(".solo")
+
+    def _end(self, why: str) -> None:
+        # Logging may wait for a thread that waits for the broker.
+        _native()[0](self._exit_soon, ())
+        processes = pool_processes(self._worker.pool)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        logger.warning("this worker is ended (%s): what it holds is delivered again", why)
+
+    def _exit_soon(self) -> None:
+        self._sleep(_REST if pool_processes(self._worker.pool) else _LOOK_EVERY)
+        os._exit(int(state.should_stop or 0))
+
+
+class _Broker:
+    """Whether the broker answers, asked in the background and at intervals."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._asking: threading.Thread | None = None
+        self._answered_at = 0.0
+
+    def fails(self) -> bool:
+        """Whether it has not answered for some seconds; False for those after the first question."""
+        if self._asking is None:
+            self._answered_at = time.monotonic()
+            self._asking = threading.Thread(target=self._ask, name="gwi-grace", daemon=True)
+            self._asking.start()
+        return time.monotonic() - self._answered_at > _SILENCE
+
+    def _ask(self) -> None:
+        from gwi_celery.integration import broker_for
+
+        broker = broker_for(self._app)
+        while True:
+            with contextlib.suppress(GwiError, OSError):
+                if sqlite.displaced() is not None:
+                    return  # connecting would begin another file
+                broker.connect()
+                self._answered_at = time.monotonic()
+            time.sleep(_ASK_EVERY)
+
+
+def _native() -> tuple[Callable[..., object], Callable[[float], object]]:
+    """Starts a thread, and sleeps in it: the system's own, where gevent has put its own in place."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        import _thread
+
+        return _thread.start_new_thread, time.sleep
+    return monkey.get_original("_thread", "start_new_thread"), monkey.get_original("time", "sleep")

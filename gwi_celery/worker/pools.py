@@ -1,0 +1,35 @@
+"""Celery's pools: which can keep the promise, and what is asked of one that runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+
+from gwi_celery.errors import ConfigurationError
+
+
+class PoolCheck(bootsteps.Step):
+    """Worker bootstep: refuses a pool that jobs would be lost in, before any is taken."""
+
+    label = "Pool check"
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        if worker.pool_cls.__module__ == "celery.concurrency.eventlet":
+            raise ConfigurationError(
+                "the eventlet pool can't be used: it replaces the threads and locks that leases are "
+                "renewed and messages are acked with, gRPC doesn't know it, and its tasks stop half-way. "
+                "Start the worker with -P gevent, threads, prefork or solo"
+            )
+
+
+def pool_processes(pool: Any) -> list[Any]:
+    """A pool's children; none where it has threads."""
+    return list(getattr(getattr(pool, "_pool", None), "_pool", None) or ())
+
+
+def pool_lives(pool: Any) -> bool:
+    """Whether a job could run: False once all processes of a prefork pool are gone."""
+    processes = pool_processes(pool)
+    return not processes or any(process.is_alive() for process in processes)

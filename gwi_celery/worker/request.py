@@ -1,0 +1,191 @@
+"""What the worker's main process does for a reliable job whose own process can't any more.
+
+A hard time limit, a revoke with terminate and a pool child that was killed all end a job from
+outside: its process writes nothing more. The main process knows at once, so the job's lock need not
+run out first: it is freed here, and the job is recorded as failed where Celery says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from uuid import uuid4
+
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.concurrency.base import BasePool
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from celery.worker.state import task_ready
+
+from gwi_celery import blobs
+from gwi_celery.errors import Interrupt
+from gwi_celery.headers import ATTEMPT_PROPERTY
+from gwi_celery.integration import store_for
+from gwi_celery.reliability.call import Call, callers_headers, submission
+from gwi_celery.reliability.outcome import dump_failure, load_replaced
+from gwi_celery.shield import shielded
+from gwi_celery.stores.base import Claimed, Completed, JobRecord, JobStatus, Outcome
+from gwi_celery.text import safe_error, safe_text
+from gwi_celery.worker.guard import GuardedRequest
+
+logger = logging.getLogger(__name__)
+
+
+class ReliableRequest(GuardedRequest):
+    """Celery's request, which settles the job as well as the message."""
+
+    _timed_out = _failed = False
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)
+        if "headers" in self._request_dict:
+            self._request_dict["headers"] = callers_headers(self._request_dict, self.task.reliable)
+        #: Names the attempt that is made of this message, here and in its pool process.
+        self._attempt = uuid4().hex
+        #: The job's record, once it is known to have succeeded before it was ended.
+        self._succeeded: JobRecord | None = None
+        properties = self._request_dict.get("properties") or {}
+        self._request_dict["properties"] = {**properties, ATTEMPT_PROPERTY: self._attempt}
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        if not soft:
+            error = TimeLimitExceeded(timeout)
+            if self._settle(error):
+                # It was done before its process was killed: delivered again, it is answered.
+                task_ready(self)
+                self.reject(requeue=True)
+                return
+            self._note_reason(error)
+        super().on_timeout(soft, timeout)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, **kwargs: Any) -> Any:
+        exc = exc_info.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        if isinstance(exc, Reject):
+            self._note_reason(exc.reason)
+        else:
+            self._note_reason(exc)
+            self._failed = not isinstance(exc, (Ignore, Retry, Terminated, WorkerLostError))
+        if isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt)):
+            self._free_lock()  # the message is delivered again: let the next attempt begin at once
+        return super().on_failure(exc_info, send_failed_event, **kwargs)
+
+    @shielded
+    def acknowledge(self) -> None:
+        # A job that timed out has failed like any other: its message is kept in the dead letter. So
+        # has one for which Celery asks to ack where ``acks_on_failure`` says no, before 5.7.
+        if (self._timed_out or self._failed) and not self.acknowledged:
+            self.reject(requeue=False)
+        else:
+            super().acknowledge()
+
+    @shielded
+    def reject(self, requeue: bool = False) -> None:
+        super().reject(requeue=requeue)
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        if _can_end_jobs(pool):
+            super().terminate(pool, signal)
+        else:
+            logger.warning("%s[%s] can't be ended in this pool: it goes on", self.name, self.id)
+
+    def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
+        if _can_end_jobs(pool):
+            super().cancel(pool, *args, **kwargs)
+        else:
+            logger.warning("%s[%s] can't be ended in this pool: it goes on", self.name, self.id)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        error = TaskRevokedError(reason)
+        if terminated and self._settle(error):
+            self._announce_success()
+            return
+        if not terminated:
+            self._settle_pending(error)
+        super()._announce_revoked(reason, terminated, signum, expired)
+
+    def _announce_success(self) -> None:
+        """It was done before it could be ended: that is what its caller gets, but no callbacks."""
+        assert self._succeeded is not None
+        assert self._succeeded.outcome is not None
+        task_ready(self)
+        result = blobs.load(self._succeeded.outcome)
+        self.task.backend.mark_as_done(
+            self.id, result, request=self._context, store_result=not self.ignore_result
+        )
+        self.acknowledge()
+        self._already_revoked = True
+
+    # --- the job ------------------------------------------------------------------------------
+
+    def _note_reason(self, exc: Any) -> None:
+        if isinstance(exc, TimeLimitExceeded):
+            self._timed_out = True
+        if exc is not None:
+            self.message.death_reason = safe_error(exc)
+
+    def _settle(self, error: Exception) -> bool:
+        """Record the job as failed with ``error``; whatever its process does, it is over.
+
+        False, unless the job has succeeded meanwhile: then that is its outcome.
+        """
+        try:
+            record = self._end_job(self._understand(), error)
+        except (Exception, Interrupt) as exc:
+            why = safe_text(exc)
+            logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, why)
+            return False
+        if record is None or load_replaced(record.outcome or b"") is not None:
+            return False
+        self._succeeded = record
+        return True
+
+    def _settle_pending(self, error: Exception) -> None:
+        """End what an earlier attempt of this message left, if it did: nobody goes on with it."""
+        try:
+            understood = self._understand()
+            record = store_for(self._app).get_job(understood.job)
+            ours = submission(self.id, self._request_dict)
+            if record is not None and not record.status.terminal and record.submission == ours:
+                self._end_job(understood, error)
+        except (Exception, Interrupt) as exc:
+            why = safe_text(exc)
+            logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, why)
+
+    def _end_job(self, understood: Call, error: Exception) -> JobRecord | None:
+        """Record the job as failed, unless another holds it. Its record if it has succeeded."""
+        store = store_for(self._app)
+        # By the attempt's own name: what its process holds, this claim holds as well.
+        wanted = self.task.claim_request(
+            understood,
+            self._request_dict,
+            self.id,
+            self.worker_pid or 0,
+            redelivered=True,
+            nonce=self._attempt,
+        )
+        answer = store.claim(wanted)
+        if isinstance(answer, Claimed):
+            blob = dump_failure(error)
+            store.finish(answer.lease, Outcome(JobStatus.FAILED, blob))
+        if isinstance(answer, Completed) and answer.record.status is JobStatus.SUCCEEDED:
+            return answer.record
+        return None
+
+    def _free_lock(self) -> None:
+        """Free the job's lock if this very attempt holds it."""
+        try:
+            store_for(self._app).force_release(self._understand().lock, owner_nonce=self._attempt)
+        except (Exception, Interrupt) as exc:  # lock= and idempotency= are the user's
+            why = safe_text(exc)
+            logger.warning("could not free the lock of %s[%s]: %s", self.name, self.id, why)
+
+    def _understand(self) -> Call:
+        understood: Call = self.task.understand(self.args, self.kwargs, self._request_dict, self.id)
+        return understood
+
+
+def _can_end_jobs(pool: Any) -> bool:
+    """Whether the pool can: threads and solo can't."""
+    return getattr(pool.terminate_job, "__func__", None) is not BasePool.terminate_job

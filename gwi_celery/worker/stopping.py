@@ -1,0 +1,66 @@
+"""Tells jobs when their worker begins to stop, and stops a worker whose embedded files have gone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.worker import state
+
+from gwi_celery import shield, sqlite
+from gwi_celery.reliability.stopping import lower_flag, raise_flag
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at the embedded files.
+_LOOK_EVERY = 1.0
+
+
+class StopFlag(bootsteps.StartStopStep):
+    """Worker bootstep: lowers the flag at start, raises it as soon as the worker begins to stop.
+
+    From its start on, the process holds signals back where library code is at work.
+    """
+
+    def start(self, worker: Any) -> None:
+        lower_flag()
+        shield.arm()
+
+    def close(self, worker: Any) -> None:
+        raise_flag()
+
+    def terminate(self, worker: Any) -> None:
+        raise_flag()
+
+
+class FolderWatch(bootsteps.StartStopStep):
+    """Worker bootstep: ends the worker, with exit code 1, once a file it works on has gone.
+
+    Nothing would wake it any more: who publishes from then on makes, or finds, another file.
+    """
+
+    label = "Folder"
+
+    def start(self, worker: Any) -> None:
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, args=(worker,), name="gwi-folder", daemon=True).start()
+
+    def stop(self, worker: Any) -> None:
+        self._over.set()
+
+    def terminate(self, worker: Any) -> None:
+        self._over.set()
+
+    def _watch(self, worker: Any) -> None:
+        while not self._over.wait(_LOOK_EVERY):
+            problem = sqlite.displaced()
+            if problem is not None:
+                logger.critical("this worker stops: %s", problem)
+                # What a SIGTERM does, but for the exit code.
+                state.should_stop = 1
+                signals.worker_shutting_down.send(
+                    sender=worker.hostname, sig="SIGTERM", how="Warm", exitcode=1
+                )
+                return
