@@ -56,8 +56,8 @@ __all__ = [
 ]
 
 #: The variables that name a twin: Google's own, and for this package that it is no emulator of Google's.
-PUBSUB_VARIABLES = (PUBSUB_HOST, STRICT_HOST)
-FIRESTORE_VARIABLES = (FIRESTORE_HOST,)
+PUBSUB_VARIABLES: tuple[str, ...] = (PUBSUB_HOST, STRICT_HOST)
+FIRESTORE_VARIABLES: tuple[str, ...] = (FIRESTORE_HOST,)
 
 _CONTROL = "/gwi.testing.Twin/Control"
 
