@@ -211,12 +211,12 @@ class Pull(Line):
     def _plan(self, now: float) -> float:
         """How the next call is made; its deadline, seconds."""
         idle = now - self._active
-        asks = self.receiver.broker.options.emulator and not self._patient
+        asks = self.receiver.broker.options.lax and not self._patient
         lately = asks and idle < EMULATOR_LATELY
         self._asks = self.probing or lately
         again = lately and not self.probing
         self.ask_at = now + _ASK_EVERY + _ASK_RARER * idle if again else None
-        if not self.receiver.broker.options.emulator:
+        if not self.receiver.broker.options.lax:
             return PULL_SECONDS
         return min(2 * max(idle, EMULATOR_LATELY), EMULATOR_PULL_SECONDS)
 
@@ -271,7 +271,7 @@ class Pull(Line):
     def stop_fetching(self) -> None:
         with self._lock:
             self._wanted = 0
-        if not self.receiver.broker.options.emulator:  # there a cancelled pull lives on
+        if not self.receiver.broker.options.lax:  # there a cancelled pull lives on
             self._cancel(0.0)
 
     def stop(self) -> None:
