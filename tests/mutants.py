@@ -88,9 +88,9 @@ CHANNEL, LEASES, EXITS = (
     "gwi_celery/transport/leases.py",
     "gwi_celery/exits.py",
 )
-DELIVERIES, INTAKE, TOPOLOGY = (
+DELIVERIES, ARRIVALS, TOPOLOGY = (
     "gwi_celery/brokers/pubsub/deliveries.py",
-    "gwi_celery/brokers/pubsub/receiver.py",
+    "gwi_celery/brokers/pubsub/arrivals.py",
     "gwi_celery/brokers/pubsub/topology/memory.py",
 )
 BROKER_SUITE = [
@@ -221,7 +221,7 @@ SQLITE_MUTANTS = [
             (
                 "gwi_celery/reliability/carried.py",
                 "a stranger's step is a plain call's",
-                "if run is None and task in _running:",
+                "if job is None and task in _running:",
                 "if False:",
             ),
             (
@@ -607,25 +607,25 @@ BROKER_MUTANTS = [
     ),
     Mutant(
         "a message that waited past its lease is given out",
-        INTAKE,
+        ARRIVALS,
         "(taken if now < delivery.held_until() else lapsed).append(delivery)",
         "taken.append(delivery)",
     ),
     Mutant(
         "a busy user keeps what it doesn't poll",
-        INTAKE,
+        ARRIVALS,
         "old = self._drop(lambda d: waits_for_long(d) and d.ack_id not in early)",
         "old: list[Delivery] = []",
     ),
     Mutant(
         "one holds all that is delayed",
-        INTAKE,
-        "delayed, parked = delayed[:room], delayed[room:]",
-        "parked = []",
+        ARRIVALS,
+        "delayed, deferred = delayed[:room], delayed[room:]",
+        "deferred = []",
     ),
     Mutant(
         "a message that is redelivered waits twice",
-        INTAKE,
+        ARRIVALS,
         "replaced = self._drop(lambda d: (_path(d), d.message_id) in again)",
         "pass",
     ),
