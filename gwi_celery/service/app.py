@@ -24,11 +24,11 @@ from gwi_celery.errors import MalformedMessage
 from gwi_celery.integration import settings_for
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.service import local, push
+from gwi_celery.service.admission import Admission, Refused
 from gwi_celery.service.answers import Json
 from gwi_celery.service.auth import Denied, push_auth, require_token, warn_if_open
 from gwi_celery.service.execute import Executor
 from gwi_celery.service.health import Health, denied
-from gwi_celery.service.intake import Intake, Refused
 from gwi_celery.service.keys import Fetch
 from gwi_celery.service.limits import Budget, HeadLimit
 from gwi_celery.service.push import Pushed
@@ -106,15 +106,15 @@ class Service:
         self._auth = push_auth(settings, fetch_certs)
         self._stats = Stats()
         self._executor = Executor(app, pool=settings.push_pool, size=settings.push_concurrency)
-        self._intake = Intake(self._executor, wait=settings.push_wait)
+        self._admission = Admission(self._executor, wait=settings.push_wait)
         self._budget = Budget(_BODIES * settings.max_body_bytes)
-        self._shutdown = Shutdown(self._intake, self._executor, settings.shutdown_grace)
+        self._shutdown = Shutdown(self._admission, self._executor, settings.shutdown_grace)
         self._cleaner = Cleaner(app, settings.cleanup_interval)
         self._health = Health(
             app,
             self._stats,
             alive=self._executor.alive,
-            draining=lambda: self._intake.draining,
+            draining=lambda: self._admission.draining,
             mode="push",
         )
 
@@ -189,7 +189,7 @@ class Service:
     ) -> Settlement:
         """Read and run a message. Raises NotAMessage, Refused, HTTPException, and what check does."""
         settings = self._settings
-        if self._intake.draining:
+        if self._admission.draining:
             raise Refused(503, "this instance is shutting down", retry_after=1)
         async with self._budget.body(
             request, limit=settings.max_body_bytes, timeout=settings.body_timeout
@@ -206,7 +206,7 @@ class Service:
             if settlement is not None:
                 return settlement
             try:
-                return await self._intake.run(
+                return await self._admission.run(
                     pushed.delivery,
                     hand_back_at=received_at + _HAND_BACK_AT * settings.push_deadline,
                     answer_by=received_at + _ANSWER_AT * settings.push_deadline,
@@ -216,7 +216,7 @@ class Service:
                     raise
                 # Nobody has tried it: a copy counts from 1.
                 return await asyncio.to_thread(
-                    self._executor.park, pushed.delivery, float(exc.retry_after or 1)
+                    self._executor.defer, pushed.delivery, float(exc.retry_after or 1)
                 )
 
     async def _until_due(self, pushed: Pushed, at_most: float) -> Settlement | None:
@@ -228,14 +228,14 @@ class Service:
         if pushed.expires <= now:
             return Settlement.ACKED
         wait = pushed.not_before - now
-        if wait <= 0 or (wait <= at_most and await self._intake.hold(wait)):
+        if wait <= 0 or (wait <= at_most and await self._admission.hold(wait)):
             return None
         if wait > at_most:
-            await self._intake.hold(at_most)
+            await self._admission.hold(at_most)
         left = max(pushed.not_before - time.time(), 0.0)
         ttl = pushed.expires - pushed.not_before
         return await asyncio.to_thread(
-            self._executor.park, pushed.delivery, left, None if math.isinf(ttl) else ttl
+            self._executor.defer, pushed.delivery, left, None if math.isinf(ttl) else ttl
         )
 
     async def _keep(self, delivery: Delivery, reason: str) -> Settlement:
