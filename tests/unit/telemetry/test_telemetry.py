@@ -23,6 +23,7 @@ from gwi_celery.telemetry import events, logs, tracing
 from gwi_celery.telemetry.events import Event
 from gwi_celery.telemetry.metrics import render
 from gwi_celery.telemetry.stats import COUNTS, Stats
+from tests.workers import eventually
 
 LABELS = "logging.googleapis.com/labels"
 
@@ -150,6 +151,29 @@ def test_an_event_of_a_forked_child_reaches_its_parent_and_a_killed_one_harms_no
     assert [e.task_id for e in children] == ["t-0", "t-1", "t-2"]
     assert all(len(e.facts["tenant"]) < 500 for e in children), "shortened: for people only"
     assert all(e.pid != os.getpid() for e in children)
+
+
+@pytest.mark.parametrize("text", ["x" * 4016, "\U0001f600" * 400, "\ud800" * 3000, "\n" * 5000])
+def test_a_task_with_a_long_id_does_not_run_for_ever(text: str) -> None:
+    """What begins and ends in a child is told whole, whatever its ids are made of."""
+    stats = Stats()
+    events.listen(stats)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            for n in range(2):
+                facts = {"tenant": text, "run": text, "last_checkpoint": text, "x": text}
+                events.emit("started", task_id=text + str(n), task="t")
+                events.emit("claimed", task_id=text + str(n), **facts)
+                events.emit("ended", task_id=text + str(n), task="t", state="SUCCESS")
+            os._exit(0)
+        os.waitpid(pid, 0)
+        eventually(lambda: stats.counts()["processed"] == 2, timeout=10)
+        assert stats.counts()["succeeded"] == 2
+        assert stats.by_task() == {("t", "succeeded"): 2}
+        assert stats.running() == []
+    finally:
+        events.ignore(stats)
 
 
 def test_nobody_who_listens_can_stop_a_job() -> None:
