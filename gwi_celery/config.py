@@ -39,7 +39,7 @@ def _secret(env: str, help: str, default: Any) -> Any:
 _CHOICES = {
     "store_backend": ("", "memory", "sqlite", "firestore"),
     "environment": ("production", "development"),
-    "push_auth": ("", "oidc", "none"),
+    "push_auth": ("", "oidc", "iam", "none"),
     "push_pool": ("prefork", "threads", "solo"),
     "log_format": ("", "json", "text"),
 }
@@ -127,7 +127,8 @@ class Settings:
     )
     push_auth: str = _setting(
         "GWI_PUSH_AUTH",
-        "oidc, or none where the platform checks who calls; empty: oidc, in development none",
+        "oidc; iam behind Cloud Run's own check of tokens, which removes their signature; or none, where "
+        "another one checks who calls; empty: oidc, in development none",
         "",
     )
     push_audience: str = _setting(
@@ -171,7 +172,8 @@ class Settings:
     )
     service_token: str = _secret(
         "GWI_SERVICE_TOKEN",
-        "bearer token for /process, /stats and /metrics; empty: the latter two are open",
+        "bearer token for /process, /stats and /metrics; empty: /metrics is open, and in development "
+        "/stats",
         "",
     )
     shutdown_grace: float = _setting(

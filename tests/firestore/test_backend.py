@@ -259,7 +259,7 @@ def test_a_finish_leaves_a_success_alone(app: Celery, backend: Any, wire: Wire) 
 def test_a_stale_holder_writes_no_result_either(app: Celery, backend: Any, wire: Wire) -> None:
     store = integration(app).store
     job = whole_job(app)
-    claim = job.claim_request(job.understand([], CALL, {}, "t1"), {}, "t1", 1, redelivered=False)
+    claim = job.claim_request(job.resolve_call([], CALL, {}, "t1"), {}, "t1", 1, redelivered=False)
     lease = store.claim(claim).lease
     store.force_release(claim.lock)
     key = backend.get_key_for_task("t1")

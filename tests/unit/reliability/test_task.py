@@ -561,3 +561,27 @@ def test_retry_outside_a_worker_raises_as_celery_does(app: Celery) -> None:
 
     with pytest.raises(Retry):
         t(tenant_id="x")
+
+
+def test_a_plain_call_finds_a_name_used_twice(app: Celery) -> None:
+    tries: list[str] = []
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str, run_id: str, inner: bool = False, name: str = "b") -> Any:
+        def flaky() -> int:
+            tries.append("x")
+            return {1: 1}[len(tries) - 1]
+
+        if not inner:
+            with pytest.raises(KeyError):
+                self.step("a", flaky)
+        kept = self.step("a", flaky if not inner else int)
+        with self.cursor(name) as cursor:
+            cursor.advance(3)
+            self.checkpoint("progress", 1)
+            self.checkpoint("progress", 2)
+        return [kept, self.fence, self.attempt, *([] if inner else self(**CALL, inner=True))]
+
+    assert t(**CALL) == [1, 0, 1, 0, 0, 1]
+    with pytest.raises(StepNameReused, match="'a' is used twice"):
+        t(**CALL, inner=True, name="a")

@@ -56,8 +56,8 @@ def test_while_it_waits_for_its_lock_it_is_pending(app: Celery, seen: list[str])
     @app.task(shared=False, base=ReliableTask, name="other")
     def other(*, tenant_id: str, run_id: str) -> None: ...
 
-    understood = other.understand((), CALL, {}, "t0")
-    claimed = store_for(app).claim(other.claim_request(understood, {}, "t0", 1, redelivered=False))
+    resolved = other.resolve_call((), CALL, {}, "t0")
+    claimed = store_for(app).claim(other.claim_request(resolved, {}, "t0", 1, redelivered=False))
     assert isinstance(claimed, Claimed)
     work_on(app, t, "t1")
     assert seen == [states.STARTED, states.PENDING]

@@ -35,8 +35,26 @@ ROOT = Path(__file__).resolve().parents[4]
             "pubsub://x.googleapis.com.evil.example/p",
             {},
             "p",
-            "x.googleapis.com.evil.example:8085",
-            True,
+            "x.googleapis.com.evil.example:443",
+            False,
+        ),
+        ("pubsub://pubsub-proxy:9000/p", {}, "p", "pubsub-proxy:9000", False),
+        ("pubsub://emulators:9000/p?emulator=true", {}, "p", "emulators:9000", True),
+        ("pubsub://emulators/p?emulator=true", {}, "p", "emulators:8085", True),
+        ("pubsub://127.0.0.2/p?emulator=false", {}, "p", "127.0.0.2:443", False),
+        (
+            "pubsub://p?emulator=false",
+            {"PUBSUB_EMULATOR_HOST": "h:1"},
+            "p",
+            "pubsub.googleapis.com:443",
+            False,
+        ),
+        (
+            "pubsub://p",
+            {"GOOGLE_CLOUD_UNIVERSE_DOMAIN": "example.goog"},
+            "p",
+            "pubsub.example.goog:443",
+            False,
         ),
     ],
 )
@@ -47,6 +65,15 @@ def test_urls(
     assert (options.project, options.endpoint, options.emulator) == (project, endpoint, emulator)
 
 
+def test_an_emulator_may_be_as_strict_as_the_service() -> None:
+    host = {"PUBSUB_EMULATOR_HOST": "h:1"}
+    assert parse("pubsub://p", environ=host).lax
+    assert not parse("pubsub://p", environ={**host, "GWI_PUBSUB_TWIN": "h:1"}).lax
+    assert parse("pubsub://p", environ={**host, "GWI_PUBSUB_TWIN": "h:2"}).lax
+    assert not parse("pubsub://localhost/p?emulator=strict", environ={}).lax
+    assert not parse("pubsub://p", environ={"GWI_PUBSUB_TWIN": "h:1"}).strict
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -55,6 +82,10 @@ def test_urls(
         ("gcpubsub://projects/p", "is no Pub/Sub URL: write pubsub://my-project"),
         ("pubsub://projects/my-project", r"write pubsub://my-project$"),
         ("pubsub://My_Project", "'My_Project' is no Google Cloud project id"),
+        (
+            "pubsub://p?emulator=true",
+            "emulator is true, and nothing names one: write pubsub://host",
+        ),
         ("pubsub://localhost:port/p", "'localhost:port' is no endpoint: write host:port"),
     ],
 )
@@ -65,7 +96,7 @@ def test_wrong_urls(url: str, said: str) -> None:
 
 def test_options_come_from_the_url_and_from_transport_options() -> None:
     query = (
-        "mode=managed&repair=yes&prefix=ab&lease_seconds=60&max_deliveries=5&retention=600"
+        "emulator=false&mode=managed&repair=yes&prefix=ab&lease_seconds=60&max_deliveries=5&retention=600"
         "&publisher_confirms=off&publish_timeout=3&timeout=2.5&exactly_once=1&ordering=true"
         "&priority_levels=0,5&retry_policy=1,60&storage_regions=europe-west1,europe-west4"
         "&kms_key=projects/p/locations/l/keyRings/r/cryptoKeys/k"
@@ -77,6 +108,7 @@ def test_options_come_from_the_url_and_from_transport_options() -> None:
     from_options = parse(
         "pubsub://p",
         {
+            "emulator": False,
             "mode": "managed",
             "repair": True,
             "prefix": "ab",
@@ -113,6 +145,7 @@ def test_options_come_from_the_url_and_from_transport_options() -> None:
         ),
         ({"exactly": 1}, "did you mean 'exactly_once'"),
         ({"mode": "manged"}, "mode is 'manged'; did you mean 'managed'"),
+        ({"emulator": "strikt"}, "emulator is 'strikt', not true, false or strict"),
         ({"repair": "maybe"}, "repair is 'maybe', not true or false"),
         ({"lease_seconds": "long"}, "lease_seconds is 'long', not a number of seconds"),
         ({"lease_seconds": 9}, "lease_seconds is 9: Pub/Sub takes 10 to 600"),
