@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
+from gwi_celery.actions import Action, action
 from gwi_celery.errors import (
     CursorWentBack,
     InvalidCall,
@@ -22,7 +23,9 @@ from gwi_celery.stores.base import (
     JobRef,
     JobStatus,
     Lease,
+    LockRef,
 )
+from gwi_celery.text import safe_text
 
 #: Seconds a cancellation is kept for a job that was never claimed, and so named no TTL itself.
 CANCELLED_TTL: Final = 24 * 3600.0
@@ -189,3 +192,17 @@ def finished_otherwise(lease: Lease, status: JobStatus) -> LeaseLost:
         f"{lease.job.task} has ended as {status.value} already, with fence {lease.fence}: that "
         "outcome stands, and this one is not recorded"
     )
+
+
+# --- what operators do ------------------------------------------------------------------------------
+
+
+def cancelled(job: JobRef, reason: str) -> Action:
+    """For the audit trail."""
+    # The whole reason is the outcome; a document has room for no more than 1 MB.
+    return action("cancel", f"{job.task} {job.key}", job.tenant, reason=safe_text(reason, 1000))
+
+
+def released(lock: LockRef) -> Action:
+    """For the audit trail."""
+    return action("force release", " ".join(lock.scope), lock.tenant)
