@@ -1,4 +1,4 @@
-"""What an operator did: who, when, what, to what, from where. The store keeps it (``gwi_celery.audit``)."""
+"""What an operator did: who, when, what, to what, from where (``gwi_celery.audit``)."""
 
 from __future__ import annotations
 

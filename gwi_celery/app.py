@@ -98,7 +98,6 @@ def setup(app: Any, **settings: Any) -> Settings:
     )
     sending.keep_promises(app)
     beat.install()
-    app.amqp.Connection = Connection
     # The entry point says the same, but only of an installed package, not of a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
     # app.config_from_object() after setup() starts from an empty configuration.
@@ -178,12 +177,18 @@ def _configure(app: Any) -> Settings:
     elif str(conf.result_backend).startswith(("redis:", "rediss:")):
         _check_redis(conf.result_backend)
     if integrations.refused(app) or (
-        known is not None and known.applied.get("broker_url") != ours.get("broker_url")
+        known is not None
+        and (
+            known.applied.get("broker_url") != ours.get("broker_url")
+            or not known.authority.same(loaded)
+        )
     ):
         _forget_connections(app)
     for name, value in ours.items():
         conf[name] = value
-    integrations.keep(app, Integration(loaded, ours))
+    made = Integration(loaded, ours)
+    integrations.keep(app, made)
+    app.amqp.Connection = Connection.of(made.authority)
     return loaded
 
 

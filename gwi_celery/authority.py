@@ -32,14 +32,21 @@ class Authority:
     """
 
     def __init__(self, settings: Settings, store: Callable[[], Store]) -> None:
-        self._rights = settings.queue_rights
+        self._settings = settings
         self.keys = keys_of(settings.signing_keys)
         self._store = store
         self._stores_key: Keys | None = None
         self._lock = forks.lock()
 
+    def same(self, settings: Settings) -> bool:
+        """Whether those settings would make the same authority."""
+        ours, theirs = self._settings, settings
+        return (ours.signing_keys, ours.queue_rights, ours.effective_store_url) == (
+            *(theirs.signing_keys, theirs.queue_rights, theirs.effective_store_url),
+        )
+
     def rights_of(self, queue: str) -> Rights:
-        return rights_of(self._rights, queue)
+        return rights_of(self._settings.queue_rights, queue)
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -111,4 +118,3 @@ class Authority:
             if self._stores_key is None:
                 self._stores_key = Keys({STORE: self._store().operator_key()})
             return self._stores_key
-

@@ -8,6 +8,7 @@ from typing import Any
 
 from gwi_celery import forks
 from gwi_celery.actions import action
+from gwi_celery.authority import Authority
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
@@ -27,6 +28,7 @@ class Integration:
         self._eager_store: Store | None = None
         self._eager_pid = 0
         self._lock = forks.lock()
+        self.authority = Authority(settings, lambda: self.store)
 
     @property
     def store(self) -> Store:
@@ -49,7 +51,9 @@ class Integration:
                 self._eager_store, self._eager_pid = SqliteStore(None), os.getpid()
             return self._eager_store
 
-    def record_action(self, what: str, target: str, tenant: str | None = None, **details: Any) -> None:
+    def record_action(
+        self, what: str, target: str, tenant: str | None = None, **details: Any
+    ) -> None:
         """Keep in the audit trail what an operator is about to do. Raises StoreError."""
         self.store.record_action(action(what, target, tenant, **details))
 
@@ -139,6 +143,7 @@ class _AppBroker:
                 "redrives of this package's: use embedded:// or pubsub://"
             )
         self.broker = broker
+        broker.operators = integration(app).authority
         self.close = weakref.finalize(self, _close, broker, self.pid)
 
 

@@ -65,7 +65,9 @@ def read_rights(given: Any, where: str) -> dict[str, Rights]:
             for name, value in given_rights.items()
         }
         for wrong in {*values.get("formats", ())} - {CELERY, PLAIN}:
-            raise ConfigurationError(f"{place}.formats has {wrong!r}; it takes {CELERY} and {PLAIN}")
+            raise ConfigurationError(
+                f"{place}.formats has {wrong!r}; it takes {CELERY} and {PLAIN}"
+            )
         made[queue] = Rights(**values)
     return made
 

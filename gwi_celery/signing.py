@@ -1,7 +1,7 @@
-"""Signatures: HMAC-SHA256 by one of several keys, each with an id, so that keys can be replaced one by one.
+"""Signatures: HMAC-SHA256 by one of several keys, each with an id, so that keys can be replaced.
 
-A signature is ``<key id>:<MAC>``, the MAC in URL-safe base64 without padding, over the purpose in ASCII, a
-zero byte and the data.
+A signature is ``<key id>:<MAC>``, the MAC in URL-safe base64 without padding, over the purpose in
+ASCII, a zero byte and the data.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read_keys(given: Any, where: str) -> dict[str, str]:
     return found
 
 
-def _pairs(given: Any, where: str) -> dict[str, str]:
+def _pairs(given: Any, where: str) -> dict[Any, Any]:
     if isinstance(given, Mapping):
         return dict(given)
     if not isinstance(given, str):
@@ -95,7 +95,9 @@ def _pairs(given: Any, where: str) -> dict[str, str]:
     for entry in filter(None, (e.strip() for e in re.split("[,\n]", given))):
         key_id, colon, secret = entry.partition(":")
         if not colon or key_id.strip() in found:
-            raise ConfigurationError(f"{where} takes id:secret, each id once, between commas or lines")
+            raise ConfigurationError(
+                f"{where} takes id:secret, each id once, between commas or lines"
+            )
         found[key_id.strip()] = secret.strip()
     return found
 

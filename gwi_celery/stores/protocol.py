@@ -197,12 +197,12 @@ def finished_otherwise(lease: Lease, status: JobStatus) -> LeaseLost:
 # --- what operators do ------------------------------------------------------------------------------
 
 
-def cancelled(job: JobRef, reason: str) -> Action:
+def cancelling(job: JobRef, reason: str) -> Action:
     """For the audit trail."""
     # The whole reason is the outcome; a document has room for no more than 1 MB.
     return action("cancel", f"{job.task} {job.key}", job.tenant, reason=safe_text(reason, 1000))
 
 
-def released(lock: LockRef) -> Action:
+def releasing(lock: LockRef) -> Action:
     """For the audit trail."""
     return action("force release", " ".join(lock.scope), lock.tenant)

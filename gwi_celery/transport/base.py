@@ -19,6 +19,7 @@ from urllib.parse import quote
 from celery import signals
 from kombu.transport import base, virtual
 
+from gwi_celery.authority import Authority
 from gwi_celery.brokers.base import Broker, Receiver
 from gwi_celery.brokers.wakeups import Intake, bell
 from gwi_celery.errors import (
@@ -96,6 +97,8 @@ class Transport(virtual.Transport):
             options.pop(name, None)
         self.url = _url(client)
         self.broker: Broker = self.open_broker(self.url, options)
+        self.authority: Authority | None = getattr(client, "authority", None)
+        self.broker.operators = self.authority
         #: Whether this connection is a Celery worker's, which no message may end.
         self.serves_worker = False
         self._pid = os.getpid()

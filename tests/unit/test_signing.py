@@ -32,7 +32,12 @@ def test_the_last_key_signs_and_all_verify() -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"1": OLD, "2": NEW}, f'{{"1": "{OLD}", "2": "{NEW}"}}', f"1:{OLD},2:{NEW}", f"1: {OLD}\n\n2:{NEW}\n"],
+    [
+        {"1": OLD, "2": NEW},
+        f'{{"1": "{OLD}", "2": "{NEW}"}}',
+        f"1:{OLD},2:{NEW}",
+        f"1: {OLD}\n\n2:{NEW}\n",
+    ],
 )
 def test_keys_are_read_as_people_and_secret_managers_write_them(given: object) -> None:
     assert list(read_keys(given, "here").items()) == [("1", OLD), ("2", NEW)]

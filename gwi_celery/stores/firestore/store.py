@@ -283,7 +283,7 @@ class FirestoreStore(Store):
         client, name = self.client_of(lock.tenant), self._places.lock(lock)
         #: (token, whether it was live) of the lock that a commit without an answer may have freed.
         sent: tuple[int | None, bool] | None = None
-        done = protocol.released(lock)
+        done = protocol.releasing(lock)
         kept = operators.keeping(client, self._places, done)
         for _ in Tries("free a lock"):
             read = client.read([name])
@@ -313,7 +313,7 @@ class FirestoreStore(Store):
         """As :meth:`Store.cancel`. The outcome is ``reason`` in UTF-8."""
         client, name = self.client_of(job.tenant), self._places.job(job)
         by = claims.new_era()  # names this very cancellation
-        done = protocol.cancelled(job, reason)
+        done = protocol.cancelling(job, reason)
         kept = operators.keeping(client, self._places, done)
         tries = Tries("cancel a job")
         for _ in tries:
@@ -407,9 +407,7 @@ class FirestoreStore(Store):
         """As :meth:`Store.list_actions`. With a database for each tenant, ``tenant`` is needed."""
         if tenant is None and self.url.database_per_tenant:
             raise InvalidCall("this store has a database for each tenant: say whose actions")
-        return operators.listed(
-            self.client_of(tenant or ""), self._places, tenant, limit, before
-        )
+        return operators.listed(self.client_of(tenant or ""), self._places, tenant, limit, before)
 
     def put_value(
         self, job: JobRef, name: str, blob: bytes, *, expected_version: int

@@ -238,7 +238,7 @@ class SqliteStore(Store):
             if row is None or owner_nonce not in (None, row["nonce"]):
                 return False
             _free_lock(c, lock.id, row["token"])
-            done = protocol.released(lock)
+            done = protocol.releasing(lock)
             if owner_nonce is None:
                 operators.keep(c, done)
             live = bool(row["expires_at"] > self._clock.time())
@@ -249,7 +249,7 @@ class SqliteStore(Store):
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
         """As :meth:`Store.cancel`. The outcome is ``reason`` in UTF-8."""
         cancelled = {"status": JobStatus.CANCELLED.value, "outcome": raw(reason)}
-        done = protocol.cancelled(job, reason)
+        done = protocol.cancelling(job, reason)
         with self._database.write() as c:
             now = self._clock.time()
             stored = rows.job_row(c, job)
