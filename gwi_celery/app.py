@@ -10,6 +10,7 @@ from celery import current_app, signals
 
 from gwi_celery import beat, config, tracebacks, versions
 from gwi_celery import integration as integrations
+from gwi_celery.authority import AUTHORITY_OPTION
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.integration import (
@@ -98,6 +99,7 @@ def setup(app: Any, **settings: Any) -> Settings:
     )
     sending.keep_promises(app)
     beat.install()
+    app.amqp.Connection = Connection
     # The entry point says the same, but only of an installed package, not of a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
     # app.config_from_object() after setup() starts from an empty configuration.
@@ -154,13 +156,20 @@ def _configure(app: Any) -> Settings:
             f"two brokers: app.conf.broker_url is {conf.broker_url!r}, and the setting is "
             f"{loaded.broker_url!r}; keep one"
         )
+    made = Integration(loaded, ours)
     urls = config.urls(ours.get("broker_url") or conf.broker_url)
     if any(url.startswith(("embedded:", "pubsub:")) for url in urls):
         ours["broker_transport_options"] = {
             "lease_seconds": loaded.lease_seconds,
             "max_deliveries": loaded.max_deliveries,
             **(conf.broker_transport_options or {}),
+            AUTHORITY_OPTION: made.authority.id,
         }
+    elif loaded.signing_keys or loaded.queue_rights:
+        raise ConfigurationError(
+            "signing_keys and queue_rights need a broker of this package's (embedded:// or pubsub://): "
+            f"{urls!r} has its own messages, which nobody would sign or check"
+        )
     for url in urls:
         if url.startswith("pubsub:"):
             from gwi_celery import provisioned
@@ -186,9 +195,7 @@ def _configure(app: Any) -> Settings:
         _forget_connections(app)
     for name, value in ours.items():
         conf[name] = value
-    made = Integration(loaded, ours)
     integrations.keep(app, made)
-    app.amqp.Connection = Connection.of(made.authority)
     return loaded
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -11,7 +12,8 @@ from gwi_celery import forks
 from gwi_celery.actions import action
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import Settings
-from gwi_celery.errors import NotAllowed
+from gwi_celery.errors import ConfigurationError, NotAllowed
+from gwi_celery.ids import digest
 from gwi_celery.rights import CELERY, Rights, rights_of
 from gwi_celery.signing import MARK, MESSAGE, STORE, Keys, keys_of
 from gwi_celery.stores.base import Store
@@ -19,8 +21,25 @@ from gwi_celery.stores.base import Store
 #: Attribute of a message: see ``signing``. It covers the message's data, byte by byte.
 SIGNATURE: Final = "gwi-signature"
 
+#: Transport option that names the authority of an app's connections. Not an attribute of theirs, for
+#: Kombu makes copies of them by their options, and shares those of one URL and the same options.
+AUTHORITY_OPTION: Final = "gwi_authority"
+
 #: Of an operator's marks where there is one between an id and its seal.
 _SEALED: Final = "~"
+
+
+def find(id: str | None) -> Authority | None:
+    """The authority of that id. Raises ConfigurationError if this process has none such."""
+    if id is None:
+        return None
+    found = _made.get(id)
+    if found is None:
+        raise ConfigurationError(
+            "the app's configuration was set up in another process, and not in this one: call "
+            "gwi_celery.setup(app) in the module that makes the app"
+        )
+    return found
 
 
 class Authority:
@@ -37,6 +56,10 @@ class Authority:
         self._store = store
         self._stores_key: Keys | None = None
         self._lock = forks.lock()
+        rights = sorted((queue, repr(own)) for queue, own in settings.queue_rights.items())
+        #: The same in all processes of the app.
+        self.id = digest("authority", settings.effective_store_url, *self.keys, repr(rights))
+        _made[self.id] = self
 
     def same(self, settings: Settings) -> bool:
         """Whether those settings would make the same authority."""
@@ -118,3 +141,6 @@ class Authority:
             if self._stores_key is None:
                 self._stores_key = Keys({STORE: self._store().operator_key()})
             return self._stores_key
+
+
+_made: weakref.WeakValueDictionary[str, Authority] = weakref.WeakValueDictionary()

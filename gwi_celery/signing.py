@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +39,9 @@ class Keys:
 
     def __contains__(self, key_id: str) -> bool:
         return key_id in self._secrets
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._secrets)
 
     def __repr__(self) -> str:
         return f"<Keys {', '.join(self._secrets)}>"

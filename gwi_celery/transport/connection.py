@@ -7,8 +7,6 @@ from typing import Any
 import kombu
 from kombu.transport import get_transport_cls
 
-from gwi_celery.authority import Authority
-
 #: Transport option that says why an app's configuration can't be used. ``setup()`` puts it there when
 #: it has nobody to raise to; connecting raises it.
 REFUSED_OPTION = "gwi_refused"
@@ -20,18 +18,6 @@ class Connection(kombu.Connection):
     Kombu leaves it whole only the first time. Later it takes the URL apart, gives options after ``?``
     to its own initialiser, which has no such arguments, and fills gaps from the URL before.
     """
-
-    #: By what right its messages are sent and taken; None for an app that was not set up.
-    authority: Authority | None = None
-
-    @classmethod
-    def of(cls, authority: Authority) -> type[Connection]:
-        """The connections of one app."""
-        return type("Connection", (cls,), {"authority": authority})
-
-    def __reduce__(self) -> Any:
-        # A class made for one app can't be found by its name.
-        return Connection, tuple(self.info().values()), None
 
     def switch(self, conn_str: str) -> None:
         scheme = conn_str.partition("://")[0]
