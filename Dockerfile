@@ -11,7 +11,7 @@
 
 FROM python:3.12-slim AS build
 WORKDIR /src
-COPY pyproject.toml README.md CHANGELOG.md ./
+COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY gwi_celery ./gwi_celery
 RUN pip install --no-cache-dir --prefix=/install '.[http,metrics,otel]'
 

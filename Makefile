@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-emulator test test-all test-floor test-matrix lint bench mutants peer-suites clean
+.PHONY: help docs docs-serve demo demo-emulator test test-all test-floor test-matrix lint bench mutants peer-suites clean
 .DEFAULT_GOAL := help
 .SECONDARY:
 
@@ -20,6 +20,7 @@ help:
 	@echo "make bench   measurements, as ratios against other brokers"
 	@echo "make mutants breaks the store's promises one by one; the suite must notice each"
 	@echo "make peer-suites     Celery's and Kombu's own integration suites on our transports and result backends, beside Redis"
+	@echo "make docs    builds the documentation's site into build/site; docs-serve shows it while you write"
 	@echo "make clean   removes what these made"
 
 $(STAMP): pyproject.toml
@@ -42,8 +43,8 @@ test-all: $(STAMP)
 	$(PYTEST) $(ARGS)
 
 # Tests that stand or fall with Celery's own code: tasks, backends, workers, canvas.
-RELEASE_TESTS := tests/unit/test_config.py tests/unit/test_task.py tests/unit/test_call.py \
-	tests/unit/test_consumer.py tests/unit/test_transport.py tests/unit/test_tracebacks.py \
+RELEASE_TESTS := tests/unit/test_config.py tests/unit/reliability/test_task.py tests/unit/test_call.py \
+	tests/unit/worker/test_consumer.py tests/unit/test_transport.py tests/unit/test_tracebacks.py \
 	tests/contract/test_backend.py tests/acceptance/test_worker.py tests/acceptance/test_canvas.py
 
 # Releases as "celery kombu"; the first is the floor.
@@ -89,6 +90,12 @@ mutants: $(STAMP)
 
 peer-suites: $(STAMP)
 	$(BIN)/python -m tests.peers $(ARGS)
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+docs-serve: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 clean:
 	rm -rf $(VENV) .venv-celery-* .venv-python* demo-output build dist .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis

@@ -48,7 +48,7 @@ def _mapping(env: str, help: str, read: Callable[[Any, str], Any], *, secret: bo
 _CHOICES = {
     "store_backend": ("", "memory", "sqlite", "firestore"),
     "environment": ("production", "development"),
-    "push_auth": ("", "oidc", "none"),
+    "push_auth": ("", "oidc", "iam", "none"),
     "push_pool": ("prefork", "threads", "solo"),
     "log_format": ("", "json", "text"),
 }
@@ -156,7 +156,8 @@ class Settings:
     )
     push_auth: str = _setting(
         "GWI_PUSH_AUTH",
-        "oidc, or none where the platform checks who calls; empty: oidc, in development none",
+        "oidc; iam behind Cloud Run's own check of tokens, which removes their signature; or none, where "
+        "another one checks who calls; empty: oidc, in development none",
         "",
     )
     push_audience: str = _setting(
@@ -200,7 +201,8 @@ class Settings:
     )
     service_token: str = _secret(
         "GWI_SERVICE_TOKEN",
-        "bearer token for /process, /stats and /metrics; empty: the latter two are open",
+        "bearer token for /process, /stats and /metrics; empty: /metrics is open, and in development "
+        "/stats",
         "",
     )
     shutdown_grace: float = _setting(

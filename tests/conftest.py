@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, settings
 
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
+from gwi_celery.testing.emulators import FIRESTORE_HOST, PUBSUB_HOST
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
 
@@ -16,6 +17,14 @@ settings.load_profile("gwi")
 def pytest_runtest_setup() -> None:
     """No test begins in a process that stops: an earlier one may have raised the flag."""
     lower_flag()
+
+
+@pytest.fixture(autouse=True)
+def _no_emulator_of_others(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulator that an earlier test started is in the environment only of tests that need one."""
+    if request.node.get_closest_marker("emulator") is None:
+        monkeypatch.delenv(PUBSUB_HOST, raising=False)
+        monkeypatch.delenv(FIRESTORE_HOST, raising=False)
 
 
 @pytest.hookimpl(trylast=True)

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         start_firestore_twin(emulator.endpoint, **FIRESTORE) as firestore,
         start_twin(**OFF) as pubsub,
     ):
-        env = {**os.environ, **{twin.variable: twin.endpoint for twin in (firestore, pubsub)}}
+        env = {**os.environ, **firestore.environ, **pubsub.environ}
         command = [sys.executable, "-m", "pytest", "-m", "emulator", *SUITES, *arguments]
         status = subprocess.run(command, check=False, env=env).returncode
         for twin in (firestore, pubsub):

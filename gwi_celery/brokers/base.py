@@ -160,7 +160,7 @@ class Binding:
 
 
 class Receiver(Protocol):
-    """One connection's intake. Used by one thread, except for :meth:`fileno`'s wake-ups."""
+    """What one connection consumes. Used by one thread, except for :meth:`fileno`'s wake-ups."""
 
     def subscribe(self, queue: str, *, bulk: bool = False) -> None:
         """Start to be woken for ``queue``. Raises NotFound for a queue that doesn't exist.

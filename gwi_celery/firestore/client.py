@@ -27,10 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
-import google.auth
-import google.auth.exceptions
 import grpc
-from google.api_core import grpc_helpers
 from google.cloud.firestore_v1 import types as _types
 
 from gwi_celery import forks, shield
@@ -52,6 +49,7 @@ from gwi_celery.firestore.objects import Bucket
 from gwi_celery.firestore.url import FirestoreURL
 from gwi_celery.gcp import fork_gate
 from gwi_celery.gcp.channel import befriend_gevent
+from gwi_celery.gcp.credentials import Access, NoCredentials
 from gwi_celery.jitter import jitter
 
 #: Between this client and the server, for tests: gets the method's name ("Commit"), the request
@@ -283,9 +281,11 @@ class Client:
                 answer = stub(request, timeout=self._url.timeout, metadata=metadata)
                 return list(answer) if streams else answer
             except grpc.RpcError as exc:
-                raise ServerError(exc.code(), exc.details() or "") from exc
-            except google.auth.exceptions.GoogleAuthError as exc:
-                raise StoreUnusable(_no_credentials(exc)) from exc
+                details = exc.details() or ""
+                refused = self._connection.access.refused(details)
+                if refused is not None:
+                    raise StoreUnusable(_no_credentials(refused)) from exc
+                raise ServerError(exc.code(), details) from exc
 
     def _listen(self, requests: Iterator[Any]) -> Any:
         place = urlencode({"database": self.path})
@@ -337,7 +337,7 @@ class Client:
                 f"firestore.googleapis.com --project={self._url.project}"
             )
         if exc.code is _Code.UNAUTHENTICATED:
-            return StoreUnusable(_no_credentials(exc))
+            return StoreUnusable(_no_credentials(str(exc)))
         if exc.code is _Code.RESOURCE_EXHAUSTED and "larger than max" not in exc.details:
             return StoreUnavailable(
                 f"Firestore's quota or capacity is used up for now ({exc.details}): see the "
@@ -363,6 +363,7 @@ class _Connection:
         self._lock = forks.lock()
         self._pid: int | None = None
         self._channel: Any = None
+        self.access = Access(_SCOPES)
         self._stubs: dict[str, tuple[Any, bool]] = {}
         #: The server's time less the monotonic clock's, microseconds.
         self._server_ahead: int | None = None
@@ -412,11 +413,9 @@ class _Connection:
         if self._url.emulator:
             return grpc.insecure_channel(self._url.endpoint, options=_CHANNEL_OPTIONS)
         try:
-            return grpc_helpers.create_channel(
-                self._url.endpoint, default_scopes=_SCOPES, options=_CHANNEL_OPTIONS
-            )
-        except google.auth.exceptions.GoogleAuthError as exc:
-            raise StoreUnusable(_no_credentials(exc)) from exc
+            return self.access.channel(self._url.endpoint, _CHANNEL_OPTIONS)
+        except NoCredentials as exc:
+            raise StoreUnusable(_no_credentials(str(exc))) from exc
 
     def close(self) -> None:
         with self._lock:
@@ -448,9 +447,9 @@ def _wait(pause: float) -> float:
     return pause * 2
 
 
-def _no_credentials(exc: Exception) -> str:
+def _no_credentials(details: str) -> str:
     return (
-        f"no credentials that Firestore takes ({exc}): set GOOGLE_APPLICATION_CREDENTIALS to a "
+        f"no credentials that Firestore takes ({details}): set GOOGLE_APPLICATION_CREDENTIALS to a "
         "service account's key file, run where one is attached, or use gcloud auth "
         "application-default login; for an emulator set FIRESTORE_EMULATOR_HOST"
     )

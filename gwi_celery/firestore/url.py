@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from gwi_celery.config import firestore_emulator
 from gwi_celery.errors import ConfigurationError, InvalidCall
+from gwi_celery.gcp.endpoints import endpoint as google_endpoint
 from gwi_celery.ids import digest
 from gwi_celery.options import BOOLEAN, SECONDS, query
 from gwi_celery.text import nearest
@@ -98,7 +99,7 @@ def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
     database = options.get("database") or DEFAULT_DATABASE
     _check_database(url, database)
     emulator = firestore_emulator(environ)
-    endpoint = options.get("endpoint") or emulator or GOOGLE
+    endpoint = options.get("endpoint") or emulator or google_endpoint("firestore", environ)
     is_emulator = bool(emulator) and endpoint == emulator
     if "emulator" in options:
         is_emulator = BOOLEAN.convert(options["emulator"], f"{url!r}: emulator")

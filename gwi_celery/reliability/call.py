@@ -36,7 +36,7 @@ _LONGEST = 10_000
 
 @dataclass(frozen=True)
 class Call:
-    """A call, understood."""
+    """A call, with whose it is and what it excludes."""
 
     task: str
     tenant: str
@@ -55,7 +55,7 @@ class Call:
             raise NotSerializable(f"the arguments of {self.task} have no JSON form: {exc}") from exc
 
 
-def understand(
+def resolve_call(
     function: Callable[..., Any],
     task: str,
     options: Reliable,

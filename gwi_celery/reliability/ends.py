@@ -1,8 +1,9 @@
 """The one table: every way in which a run can end, and what then becomes of it.
 
 ``Attempt`` and ``ReliableRequest`` go by these rows. ``tests/ends/`` drives them through every pool, push
-and each store; ``tests/unit/test_ends.py`` those of a store or a broker that fails, at each point of an
-attempt; ``tests/acceptance/test_kill.py`` and ``test_attempts.py`` those of a worker that is killed.
+and each store; ``tests/unit/reliability/test_ends.py`` those of a store or a broker that fails, at each
+point of an attempt; ``tests/acceptance/test_kill.py`` and ``test_attempts.py`` those of a worker that is
+killed.
 ``record`` is what the job's record says, ``caller`` what the caller's result
 does (Celery's state; PENDING: it is still to come), ``message`` what becomes of the message. A copy
 has the same task id and the same retries; it is published before the original is acked, so that a

@@ -197,7 +197,7 @@ class Executor:
         wait = self._consumer.wait(message)
         if wait:
             priority = min(max(int(message.properties["priority"] or 0), 0), 9)
-            submission.settle(self.park(replace(delivery, priority=priority), wait))
+            submission.settle(self.defer(replace(delivery, priority=priority), wait))
         else:
             self._consumer.receive(message, submission)
 
@@ -215,7 +215,7 @@ class Executor:
         """The reason with which a message went to the dead letter lately."""
         return dict(self._reasons).get(delivery.ack_id, "")
 
-    def park(self, delivery: Delivery, seconds: float, ttl: float | None = None) -> Settlement:
+    def defer(self, delivery: Delivery, seconds: float, ttl: float | None = None) -> Settlement:
         """Give a message that must wait back to the broker; NACKED if that can't be done now."""
         message = OutgoingMessage(
             delivery.data, delivery.attributes, delivery.priority, delay=seconds, ttl=ttl
@@ -223,7 +223,7 @@ class Executor:
         try:
             self.broker.publish("", delivery.queue, message)
         except BrokerError as exc:
-            logger.error("could not park message %s: %s", delivery.message_id, exc)
+            logger.error("could not defer message %s: %s", delivery.message_id, exc)
             return Settlement.NACKED
         return Settlement.ACKED
 

@@ -9,6 +9,7 @@ While nobody listens an event costs one comparison.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: Longest line, bytes: what POSIX promises to write whole.
 _LONGEST = 4096
-#: Longest text in an event, characters. Events are for people and counters, never for decisions.
+#: Longest text in an event, bytes of JSON: several fit into a line. Events are for people and counters,
+#: never for decisions.
 _LONGEST_TEXT = 400
 
 
@@ -113,7 +115,7 @@ def emit(name: str, *, task_id: str | None = None, **facts: Any) -> None:
         task = get_current_task()
         task_id = task.request.id if task is not None else None
     short = {key: _short(value) for key, value in facts.items() if value is not None}
-    event = Event(name, os.getpid(), task_id, time.time(), short)
+    event = Event(name, os.getpid(), _short(task_id), time.time(), short)
     if event.pid == _hook.pid:
         _hook.deliver(event)
     else:
@@ -121,9 +123,16 @@ def emit(name: str, *, task_id: str | None = None, **facts: Any) -> None:
 
 
 def _short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
-        return value[:_LONGEST_TEXT] + "…"
-    return value
+    """A text in no more bytes than it may have, however they are written; two of them stay two."""
+    if not isinstance(value, str) or len(json.dumps(value[:_LONGEST_TEXT])) <= _LONGEST_TEXT >= len(
+        value
+    ):
+        return value
+    digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    kept = value[: _LONGEST_TEXT - len(digest)]
+    while len(json.dumps(kept)) > _LONGEST_TEXT - len(digest):
+        kept = kept[: len(kept) * 3 // 4]
+    return f"{kept}…{digest}"
 
 
 # --- every task, reliable or not ------------------------------------------------------------------

@@ -72,13 +72,13 @@ def _labels(record: logging.LogRecord) -> dict[str, Any]:
         "run": headers.get(RUN_HEADER),
         "retries": request.retries or None,
     }
-    run = getattr(task, "_current_run", None)
-    if run is not None:
+    job = getattr(task, "_running_job", None)
+    if job is not None:
         labels.update(
-            tenant=run.record.job.tenant,
-            run=run.record.run_id,
-            attempt=run.record.attempt,
-            fence=run.lease.fence,
+            tenant=job.record.job.tenant,
+            run=job.record.run_id,
+            attempt=job.record.attempt,
+            fence=job.lease.fence,
         )
     return labels
 

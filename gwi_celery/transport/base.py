@@ -21,7 +21,7 @@ from kombu.transport import base, virtual
 
 from gwi_celery.authority import AUTHORITY_OPTION, find
 from gwi_celery.brokers.base import Broker, Receiver
-from gwi_celery.brokers.wakeups import Intake, bell
+from gwi_celery.brokers.wakeups import Bell, local_bell
 from gwi_celery.errors import (
     BatchFailed,
     BrokerUnavailable,
@@ -108,7 +108,7 @@ class Transport(virtual.Transport):
         self._leases: LeaseKeeper | None = None
         self._loop: Any = None
         self._timer: Any = None
-        self._bell: Intake | None = None
+        self._bell: Bell | None = None
         self._stopping = False
 
     def open_broker(self, url: str, options: dict[str, Any]) -> Broker:
@@ -282,9 +282,9 @@ class Transport(virtual.Transport):
             fds.append(self._receiver.fileno())
         return fds
 
-    def _open_bell(self) -> Intake:
+    def _open_bell(self) -> Bell:
         if self._bell is None:
-            self._bell = bell()
+            self._bell = local_bell()
             # A signal doesn't end a wait (PEP 475), so that stopping would take its whole time.
             signals.worker_shutting_down.connect(self._on_worker_stopping)
         return self._bell

@@ -66,7 +66,7 @@ class Consumer(consumer.Consumer):
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Any) -> Any:
-            reason = oddity(message)
+            reason = why_malformed(message)
             if reason is None:
                 return handle(message)
             logger.error("message %s is no task: %s", message.delivery_tag, reason)
@@ -92,7 +92,7 @@ def _all_started(processes: Any) -> bool:
     return True
 
 
-def oddity(message: Any) -> str | None:
+def why_malformed(message: Any) -> str | None:
     """What is wrong with a message that names a task; None if it is as Celery makes it.
 
     Whatever Celery itself answers well (no task named, an unknown one, a body that can't be decoded)

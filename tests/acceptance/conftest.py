@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gwi_celery import store_for
+from tests.apps import imported
 from tests.workers import Worker
 
 APP = "tests.acceptance.jobs"
@@ -72,12 +70,8 @@ def jobs_broker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def jobs(tmp_path: Path, jobs_broker: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The jobs module, made anew for this test's folder."""
     monkeypatch.setenv("JOBS_FOLDER", str(tmp_path))
-    sys.modules.pop(APP, None)
-    module = importlib.import_module(APP)
-    yield module
-    store_for(module.app).close()
-    module.app.close()
-    sys.modules.pop(APP, None)
+    with imported(APP) as module:
+        yield module
 
 
 @pytest.fixture

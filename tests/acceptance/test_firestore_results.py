@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from gwi_celery.backends.firestore import FirestoreBackend
 from gwi_celery.stores.base import JobStatus
 from tests.acceptance.conftest import APP
 from tests.acceptance.jobs import read_audit
+from tests.apps import imported
 from tests.workers import Worker, eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.emulator]
@@ -35,14 +34,10 @@ def jobs(
     monkeypatch.setenv("JOBS_FOLDER", str(tmp_path))
     monkeypatch.setenv("JOBS_STORE_URL", url)
     monkeypatch.setenv("JOBS_RESULT_URL", url)
-    sys.modules.pop(APP, None)
-    module = importlib.import_module(APP)
-    assert isinstance(module.app.backend, FirestoreBackend)
-    yield module
-    module.app.backend.close()
-    store_for(module.app).close()
-    module.app.close()
-    sys.modules.pop(APP, None)
+    with imported(APP) as module:
+        assert isinstance(module.app.backend, FirestoreBackend)
+        yield module
+        module.app.backend.close()
 
 
 def reliable(jobs: ModuleType, n: int) -> Any:

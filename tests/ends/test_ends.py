@@ -6,9 +6,7 @@ a good job at the end.
 
 from __future__ import annotations
 
-import importlib
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.reliability.ends import Counts, End, Record
 from gwi_celery.stores.base import JobRef, JobStatus, LockRef
 from gwi_celery.transport.settlement import Settlement
+from tests.apps import imported
 from tests.service.pushing import PushSubscription, Service
 from tests.workers import Worker, dead_letters, drained, eventually
 
@@ -179,18 +178,16 @@ def bench(
     monkeypatch.setenv("ENDS_FOLDER", str(tmp_path))
     if store_url is not None:
         monkeypatch.setenv("ENDS_STORE_URL", store_url)
-    sys.modules.pop(APP, None)
-    jobs = importlib.import_module(APP)
     made: list[Bench] = []
+    with imported(APP) as jobs:
 
-    def make(pool: str) -> Bench:
-        made.append(Bench(pool, tmp_path, jobs))
-        return made[-1]
+        def make(pool: str) -> Bench:
+            made.append(Bench(pool, tmp_path, jobs))
+            return made[-1]
 
-    yield make
-    for one in made:
-        one.close()
-    sys.modules.pop(APP, None)
+        yield make
+        for one in made:
+            one.close()
 
 
 @pytest.mark.timeout(300)

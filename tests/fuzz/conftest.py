@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from gwi_celery import store_for
 from tests.acceptance.conftest import APP, start
+from tests.apps import imported
 from tests.service.conftest import serve
 
 __all__ = ["serve", "start"]
@@ -28,9 +26,5 @@ def jobs(
         monkeypatch.setenv("JOBS_BROKER_URL", f"pubsub://fuzz-{uuid.uuid4().hex[:12]}")
         monkeypatch.setenv("JOBS_LEASE_SECONDS", "10")
     monkeypatch.setenv("JOBS_FOLDER", str(tmp_path))
-    sys.modules.pop(APP, None)
-    module = importlib.import_module(APP)
-    yield module
-    store_for(module.app).close()
-    module.app.close()
-    sys.modules.pop(APP, None)
+    with imported(APP) as module:
+        yield module

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +15,7 @@ from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.testing.emulators import Emulator
+from tests.apps import imported
 from tests.workers import Worker
 
 APP = "tests.pubsub.jobs"
@@ -46,11 +45,8 @@ def jobs(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """The app, made anew for this test's project and folder."""
     monkeypatch.setenv("PUBSUB_FOLDER", str(tmp_path))
     monkeypatch.setenv("PUBSUB_URL", url)
-    sys.modules.pop(APP, None)
-    module = importlib.import_module(APP)
-    yield module
-    module.app.close()
-    sys.modules.pop(APP, None)
+    with imported(APP) as module:
+        yield module
 
 
 @pytest.fixture

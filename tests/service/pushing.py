@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib
 import os
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from gwi_celery import broker_for
 from gwi_celery.brokers.base import Broker, Delivery, QueueSpec
 from gwi_celery.testing.emulators import free_port
 from gwi_celery.transport.leases import LeaseKeeper
+from tests.apps import imported
 from tests.workers import Worker
 
 APP = "tests.acceptance.jobs"
@@ -36,14 +35,11 @@ def jobs_in(folder: Path) -> Iterator[ModuleType]:
     """The jobs module, made anew for ``folder``, for fixtures that outlive a test."""
     before = os.environ.get("JOBS_FOLDER")
     os.environ["JOBS_FOLDER"] = str(folder)
-    sys.modules.pop(APP, None)
     try:
-        jobs = importlib.import_module(APP)
-        broker_for(jobs.app).declare_queue(QueueSpec("celery"))
-        yield jobs
-        jobs.app.close()
+        with imported(APP) as jobs:
+            broker_for(jobs.app).declare_queue(QueueSpec("celery"))
+            yield jobs
     finally:
-        sys.modules.pop(APP, None)
         if before is None:
             os.environ.pop("JOBS_FOLDER", None)
         else:

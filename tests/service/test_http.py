@@ -151,6 +151,21 @@ def test_process_is_for_development_only(guarded: Service, open_service: Service
     assert answer.status_code == 403
 
 
+def test_a_web_page_runs_nothing(open_service: Service, folder: Path) -> None:
+    before = attempts(folder)
+    for path in ("/process", "/push"):
+        for headers in (
+            {"Content-Type": "text/plain"},
+            {"Content-Type": "application/x-www-form-urlencoded"},
+            {"Content-Type": "application/json", "Origin": "https://evil.example"},
+            {"Content-Type": "application/json", "Host": f"evil.example:{open_service.port}"},
+            {"Content-Type": "application/json", "X-Forwarded-For": "127.0.0.1"},
+        ):
+            answer = open_service.http.post(path, content=job("from-a-page"), headers=headers)
+            assert answer.status_code == 403, (path, headers)
+    assert attempts(folder) == before
+
+
 def test_without_knowing_who_may_call_it_does_not_start(folder: Path) -> None:
     env = {"JOBS_FOLDER": str(folder), "GWI_ENVIRONMENT": "production"}
     service = Service(APP, folder, env=env)

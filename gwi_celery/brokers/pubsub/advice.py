@@ -29,9 +29,12 @@ def unavailable(options: PubSubOptions) -> str:
     """Nobody answers at the endpoint."""
     if options.emulator:
         return emulator_unavailable("Pub/Sub", EMULATOR_HOST, options.endpoint)
+    hint = ""
+    if not options.endpoint.endswith(".googleapis.com:443"):
+        hint = "; if that is an emulator, say so: ?emulator=true"
     return (
         f"Pub/Sub at {options.endpoint} does not answer: check this machine's network, and the "
-        "endpoint if the broker's URL names one"
+        f"endpoint if the broker's URL names one{hint}"
     )
 
 
@@ -70,6 +73,15 @@ def forbidden(options: PubSubOptions, rpc: str, resource: str, details: str) -> 
     return (
         f"not allowed to {rpc} on {resource} ({details}): grant {role}, by `{command} "
         f"--member=serviceAccount:NAME --role={role}`{hint}"
+    )
+
+
+def no_credentials(details: str) -> str:
+    """For credentials that are missing, revoked or of the wrong kind."""
+    return (
+        f"no Google Cloud credentials that Pub/Sub takes ({details}): run `gcloud auth "
+        "application-default login`, attach a service account, set GOOGLE_APPLICATION_CREDENTIALS, or, "
+        f"for an emulator, {EMULATOR_HOST}"
     )
 
 

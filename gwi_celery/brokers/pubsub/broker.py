@@ -271,7 +271,7 @@ class PubSubBroker:
         """Their leases are over, or may be: they are redelivered, and nobody is given them here."""
         self._deliveries.forget(deliveries)
 
-    def park(self, delivery: Delivery, seconds: float) -> None:
+    def defer(self, delivery: Delivery, seconds: float) -> None:
         """Leave it leased to nobody for that time; then whoever has room gets it."""
         self._deliveries.release(delivery, max(seconds, 0.0))
 
@@ -346,7 +346,7 @@ class PubSubBroker:
     def purge(self, queue: str) -> int:
         """Take out and ack what is ready, until nothing is left; how many that was.
 
-        What is delayed goes as well, once it is delivered for the first time; not what is parked.
+        What is delayed goes as well, once it is delivered for the first time; not what is deferred.
         """
         if self.operators is not None:
             self.operators.about_to("purge", queue)

@@ -9,7 +9,7 @@ What a status means (https://cloud.google.com/pubsub/docs/reference/error-codes)
 =================================================  =================================================
 NOT_FOUND, ALREADY_EXISTS                          an answer: NotFound, AlreadyExists
 PERMISSION_DENIED, UNAUTHENTICATED; NOT_FOUND      BrokerUnusable, with the role and the command
-in mode "provisioned"
+in mode "provisioned"; no token to be had
 UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED,           BrokerUnavailable: may or may not have happened;
 INTERNAL, UNKNOWN, CANCELLED, RESOURCE_EXHAUSTED   every call of ours may be made again
 anything else                                      BrokerError: making it again can't help
@@ -38,6 +38,7 @@ from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
 from gwi_celery.gcp import fork_gate
 from gwi_celery.gcp.channel import befriend_gevent
+from gwi_celery.gcp.credentials import Access, NoCredentials
 from gwi_celery.jitter import jitter
 
 #: The messages of the wire, without the wrappers that the library puts around them.
@@ -130,6 +131,7 @@ _CHANNEL_OPTIONS = [
     # No look into a proxy for an emulator on loopback; TLS endpoints keep gRPC's default.
 ]
 
+_SCOPES = ("https://www.googleapis.com/auth/pubsub",)
 #: Seconds for which what was just created may be unknown to other calls: Pub/Sub spreads the word first.
 _SETTLES = 10.0
 #: What tells a connection of an entity; of one that another made, the age isn't known.
@@ -154,6 +156,7 @@ class Client:
         self._hurry = threading.local()
         self._pid = os.getpid()
         self._channel: Any = None
+        self._access = Access(_SCOPES)
         self._stubs: dict[str, Callable[..., Any]] = {}
         self._metadata: dict[str, Any] = {}
         #: Path of what was created or first seen lately -> monotonic time when it has surely settled.
@@ -264,6 +267,9 @@ class Client:
             return BrokerUnusable(advice.forbidden(self._options, rpc, resource, details))
         if code is grpc.StatusCode.UNAUTHENTICATED:
             return BrokerUnusable(advice.unauthenticated(rpc, resource, details))
+        refused = self._access.refused(details)
+        if refused is not None:
+            return BrokerUnusable(advice.no_credentials(refused))
         text = f"{rpc} on {resource} at {self._options.endpoint}: {code.name}: {details}"
         if code is grpc.StatusCode.UNAVAILABLE or code is grpc.StatusCode.DEADLINE_EXCEEDED:
             text = f"{advice.unavailable(self._options)} ({text})"
@@ -330,20 +336,10 @@ class Client:
             return grpc.insecure_channel(
                 options.endpoint, [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
             )
-        import google.auth
-        from google.api_core import grpc_helpers
-        from google.auth.exceptions import DefaultCredentialsError
-
         try:
-            credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/pubsub"])
-        except DefaultCredentialsError as exc:
-            raise BrokerUnusable(
-                "no Google Cloud credentials: run `gcloud auth application-default login`, set "
-                "GOOGLE_APPLICATION_CREDENTIALS, or, for an emulator, PUBSUB_EMULATOR_HOST"
-            ) from exc
-        return grpc_helpers.create_channel(
-            options.endpoint, credentials=credentials, options=_CHANNEL_OPTIONS
-        )
+            return self._access.channel(options.endpoint, _CHANNEL_OPTIONS)
+        except NoCredentials as exc:
+            raise BrokerUnusable(advice.no_credentials(str(exc))) from exc
 
     def _routing(self, resource: str) -> Any:
         metadata = self._metadata.get(resource)

@@ -22,11 +22,11 @@ from gwi_celery.errors import BrokerError, BrokerUnavailable, TooLarge
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a message which comes too early is held rather than parked.
+#: Seconds that a message which comes too early is held rather than deferred.
 _HOLD = 4.0
-#: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is parked at a time.
+#: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is deferred at a time.
 _PARK = 600.0
-#: Deliveries after which a parked message is published anew, so that waiting is not counted as failing.
+#: Deliveries after which a deferred message is published anew, so that waiting is not counted as failing.
 _PARKINGS = 5
 #: Seconds for which another reader's message is left to it.
 _SPARE = 1.0
@@ -73,7 +73,7 @@ class Deliveries:
         ``lease``: seconds that they are leased for, where that isn't the subscription's ack deadline.
 
         Everything else is dealt with here: what is not for this queue or has expired is acked, what
-        was delivered too often is buried, and what comes long before its time is parked.
+        was delivered too often is buried, and what comes long before its time is deferred.
         """
         ready: list[Delivery] = []
         held: list[tuple[float, Delivery]] = []
@@ -279,5 +279,5 @@ def _parts(delivery: Delivery) -> tuple[str, str]:
 
 
 def _parkings(wait: float) -> int:
-    """How often a message that was published so long before its time may have been parked."""
+    """How often a message that was published so long before its time may have been deferred."""
     return 0 if wait <= _HOLD else min(math.ceil(wait / _PARK), _PARKINGS)

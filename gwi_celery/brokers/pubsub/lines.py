@@ -37,7 +37,8 @@ from gwi_celery.gcp import fork_gate
 from gwi_celery.jitter import jitter
 
 if TYPE_CHECKING:
-    from gwi_celery.brokers.pubsub.receiver import Intake, PubSubReceiver
+    from gwi_celery.brokers.pubsub.arrivals import Arrivals
+    from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +71,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 class Line:
     """One subscription, however it is read. A LongCall of :mod:`gwi_celery.gcp.fork_gate`."""
 
-    def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
+    def __init__(self, receiver: PubSubReceiver, arrivals: Arrivals, source: Source) -> None:
         self.receiver = receiver
-        self.intake = intake
+        self.arrivals = arrivals
         self.source = source
         #: Monotonic time of the next try after an error; None: there was none.
         self.retry_at: float | None = None
@@ -85,18 +86,18 @@ class Line:
         fork_gate.register(self)
 
     #: Whether a look is on its way.
-    looking = False
+    probing = False
     #: Seconds for which what it brings is leased; None: the subscription's own ack deadline.
     lease: float | None = None
 
-    def want(self, limit: int, now: float) -> None:
+    def fetch(self, limit: int, now: float) -> None:
         raise NotImplementedError  # each kind's own
 
-    def look(self, limit: int) -> bool:
+    def probe(self, limit: int) -> bool:
         """Ask what is there now; False if this line is busy, or can't."""
         return False
 
-    def rest(self) -> None:
+    def stop_fetching(self) -> None:
         """There is no room: ask for nothing until told what is wanted."""
 
     def stop(self) -> None:
@@ -126,7 +127,7 @@ class Line:
         """Try again later, or tell whoever polls that it is no use."""
         missing = isinstance(error, NotFound)
         if not missing and not isinstance(error, BrokerUnavailable):
-            self.intake.failed(error)
+            self.arrivals.failed(error)
             return
         if self.retry_at is None:
             logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
@@ -145,9 +146,9 @@ class Pull(Line):
     """
 
     def __init__(
-        self, receiver: PubSubReceiver, intake: Intake, source: Source, *, patient: bool = False
+        self, receiver: PubSubReceiver, arrivals: Arrivals, source: Source, *, patient: bool = False
     ) -> None:
-        super().__init__(receiver, intake, source)
+        super().__init__(receiver, arrivals, source)
         self._patient = patient
         self._future: Any = None
         self._wanted = 0
@@ -156,7 +157,7 @@ class Pull(Line):
         #: Whether the call in flight asks for what is there, and so ends by itself.
         self._asks = False
 
-    def want(self, limit: int, now: float) -> None:
+    def fetch(self, limit: int, now: float) -> None:
         with self._lock:
             self._wanted = limit
             if self._future is not None or self._stopped or self._paused:
@@ -167,14 +168,14 @@ class Pull(Line):
                 return
             self._start()
 
-    def look(self, limit: int) -> bool:
+    def probe(self, limit: int) -> bool:
         with self._lock:
             if self._future is not None or self._stopped or self._paused:
                 return False
             if self.retry_at is not None:
                 return False
             self._wanted = limit
-            self.looking = True
+            self.probing = True
             self._start()
             return True
 
@@ -210,12 +211,12 @@ class Pull(Line):
     def _plan(self, now: float) -> float:
         """How the next call is made; its deadline, seconds."""
         idle = now - self._active
-        asks = self.receiver.broker.options.emulator and not self._patient
+        asks = self.receiver.broker.options.lax and not self._patient
         lately = asks and idle < EMULATOR_LATELY
-        self._asks = self.looking or lately
-        again = lately and not self.looking
+        self._asks = self.probing or lately
+        again = lately and not self.probing
         self.ask_at = now + _ASK_EVERY + _ASK_RARER * idle if again else None
-        if not self.receiver.broker.options.emulator:
+        if not self.receiver.broker.options.lax:
             return PULL_SECONDS
         return min(2 * max(idle, EMULATOR_LATELY), EMULATOR_PULL_SECONDS)
 
@@ -225,7 +226,7 @@ class Pull(Line):
             self._take_in(future)
         except Exception as exc:
             logger.exception("receiving from %s failed", self.source.path)
-            self.intake.failed(BrokerError(f"receiving from {self.source.path} failed: {exc}"))
+            self.arrivals.failed(BrokerError(f"receiving from {self.source.path} failed: {exc}"))
 
     def _take_in(self, future: Any) -> None:
         response, error = None, None
@@ -244,33 +245,33 @@ class Pull(Line):
         received = [] if response is None else list(response.received_messages)
         with self._lock:
             # Before its user is woken, who may want more at once.
-            looked, self.looking, self._future = self.looking, False, None
-            asked = self._asks and not looked
+            probed, self.probing, self._future = self.probing, False, None
+            asked = self._asks and not probed
             if received:
                 self._active, self.ask_at = time.monotonic(), None
             if error is None:
                 self._worked()
-        arrived = self.intake.arrived(self, received) if received else 0
+        arrived = self.arrivals.arrived(self, received) if received else 0
         with self._lock:
             stays = self._future is None and not self._stopped and not self._paused
             idle = error is None and not arrived and stays
             # Nothing for the loop to do: go on waiting without it. Also at once after a message that
             # was not for now, or that a filter should have kept away: the next may be.
-            again = idle and self._wanted > 0 and (bool(received) or not (looked or asked))
+            again = idle and self._wanted > 0 and (bool(received) or not (probed or asked))
             if again:
-                self.looking = looked
+                self.probing = probed
                 self._start()
             elif idle and asked and self.ask_at is not None and self._wanted > 0:
                 self.receiver.broker.later(self.ask_at, self._ask)
-        if idle and not again and looked:
-            self.intake.looked(self, self._wanted)
+        if idle and not again and probed:
+            self.arrivals.probed(self, self._wanted)
         if error is not None and not self._stopped:
             self._broke(error)
 
-    def rest(self) -> None:
+    def stop_fetching(self) -> None:
         with self._lock:
             self._wanted = 0
-        if not self.receiver.broker.options.emulator:  # there a cancelled pull lives on
+        if not self.receiver.broker.options.lax:  # there a cancelled pull lives on
             self._cancel(0.0)
 
     def stop(self) -> None:
@@ -307,13 +308,13 @@ class Stream(Line):
 
     lease = float(STREAM_LEASE)
 
-    def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
-        super().__init__(receiver, intake, source)
+    def __init__(self, receiver: PubSubReceiver, arrivals: Arrivals, source: Source) -> None:
+        super().__init__(receiver, arrivals, source)
         self._requests: queue.SimpleQueue[Any] | None = None
         self._call: Any = None
         self._paused = False
 
-    def want(self, limit: int, now: float) -> None:
+    def fetch(self, limit: int, now: float) -> None:
         with self._lock:
             if self._call is not None or self._stopped or self._paused:
                 return
@@ -351,7 +352,7 @@ class Stream(Line):
         try:
             for response in call:
                 self._worked()
-                self.intake.arrived(self, list(response.received_messages))
+                self.arrivals.arrived(self, list(response.received_messages))
         except grpc.RpcError as exc:
             if exc.code() is not grpc.StatusCode.CANCELLED:
                 error = self.receiver.broker.client.error(exc, "StreamingPull", self.source.path)

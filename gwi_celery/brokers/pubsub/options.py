@@ -7,11 +7,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from gwi_celery.brokers.pubsub.naming import MOST_USER_LABELS
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.gcp.endpoints import endpoint as google_endpoint
 from gwi_celery.options import (
     BOOLEAN,
     MAPPING,
@@ -29,10 +31,14 @@ from gwi_celery.text import nearest
 
 MANAGED = "managed"
 PROVISIONED = "provisioned"
+#: For the option ``emulator``.
+STRICT = "strict"
 
 #: Google's global endpoint.
 DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
 EMULATOR_HOST = "PUBSUB_EMULATOR_HOST"
+#: Which address is an emulator that behaves as the service does: :mod:`gwi_celery.testing.twin`.
+STRICT_HOST = "GWI_PUBSUB_TWIN"
 
 #: What ``queues`` may say of a queue.
 _QUEUE_KEYS = ("topic", "subscription", "dead_letter_topic")
@@ -56,6 +62,8 @@ class PubSubOptions:
     endpoint: str = DEFAULT_ENDPOINT
     #: No TLS and no credentials.
     emulator: bool = False
+    #: An emulator that holds pulls, closes streams, and forgets as the service does.
+    strict: bool = False
 
     #: "managed" creates and checks what it needs; "provisioned" makes no admin call, ever.
     mode: str = MANAGED
@@ -190,6 +198,11 @@ class PubSubOptions:
     def managed(self) -> bool:
         return self.mode == MANAGED
 
+    @property
+    def lax(self) -> bool:
+        """Whether it is Google's own emulator, which has habits that the service hasn't."""
+        return self.emulator and not self.strict
+
 
 def _pair(value: Any) -> tuple[float, float]:
     shortest, longest = (SECONDS.read(x) for x in TEXTS.read(value))
@@ -199,7 +212,7 @@ def _pair(value: Any) -> tuple[float, float]:
 OPTIONS = {
     f.name: f
     for f in dataclasses.fields(PubSubOptions)
-    if f.name not in ("project", "endpoint", "emulator")
+    if f.name not in ("project", "endpoint", "strict")
 }
 
 
@@ -208,8 +221,9 @@ def parse(
 ) -> PubSubOptions:
     """From ``pubsub://[host[:port]/]project[?option=value]`` and the transport options.
 
-    An emulator is used when the URL names a host that isn't Google's, or when it names none and
-    ``PUBSUB_EMULATOR_HOST`` is set. Raises ConfigurationError.
+    An emulator is used when the URL names a host of loopback, or ``emulator=true``, or when it names no
+    host and ``PUBSUB_EMULATOR_HOST`` is set. Every other host gets TLS and credentials. Raises
+    ConfigurationError.
     """
     environ = os.environ if environ is None else environ
     scheme, found, rest = url.partition("://")
@@ -225,22 +239,53 @@ def parse(
     values = read(given, _KINDS, "{} is no option of pubsub://")
     if segments[0] == "projects":
         raise ConfigurationError(f"{url!r}: write pubsub://{segments[-1]}")
-    endpoint, emulator = _endpoint(segments[:-1], environ.get(EMULATOR_HOST))
-    return PubSubOptions(project=segments[-1], endpoint=endpoint, emulator=emulator, **values)
+    stated = values.pop("emulator", None)
+    endpoint, emulator = _endpoint(segments[:-1], stated, environ)
+    strict = emulator and (stated == STRICT or environ.get(STRICT_HOST) == endpoint)
+    return PubSubOptions(
+        project=segments[-1], endpoint=endpoint, emulator=emulator, strict=strict, **values
+    )
 
 
-def _endpoint(host: list[str], emulator: str | None) -> tuple[str, bool]:
+def _endpoint(
+    host: list[str], stated: bool | str | None, environ: Mapping[str, str]
+) -> tuple[str, bool]:
+    """``host:port``, and whether an emulator is there; ``stated``: what the option ``emulator`` is."""
     if not host:
-        return (emulator, True) if emulator else (DEFAULT_ENDPOINT, False)
+        named = environ.get(EMULATOR_HOST)
+        if named and stated is not False:
+            return named, True
+        if stated:
+            raise ConfigurationError(
+                f"emulator is {_shown(stated)}, and nothing names one: write pubsub://host:port/project, "
+                f"or set {EMULATOR_HOST}"
+            )
+        return google_endpoint("pubsub", environ), False
     found = _HOST.fullmatch(host[0])
     if found is None:
         raise ConfigurationError(f"{host[0]!r} is no endpoint: write host:port")
     name, port = found.groups()
-    google = name == "googleapis.com" or name.endswith(".googleapis.com")
-    return f"{name}:{port or ('443' if google else '8085')}", not google
+    emulator = _loopback(name) if stated is None else bool(stated)
+    return f"{name}:{port or ('8085' if emulator else '443')}", emulator
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _shown(stated: bool | str) -> str:
+    return stated if isinstance(stated, str) else str(stated).lower()
+
+
+def _emulator(value: Any) -> bool | str:
+    return STRICT if value == STRICT else BOOLEAN.read(value)
 
 
 _KINDS: dict[str, Kind] = {
+    "emulator": optional(Kind(_emulator, "true, false or strict")),
     "mode": TEXT,
     "repair": BOOLEAN,
     "prefix": TEXT,

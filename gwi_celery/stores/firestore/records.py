@@ -29,6 +29,7 @@ from typing import Any, Final
 
 from gwi_celery.firestore.documents import Document, Micros
 from gwi_celery.ids import digest
+from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
     Checkpoint,
     CheckpointKind,
@@ -354,6 +355,12 @@ class Lock:
                 "beat": self.beat,
             },
         }
+
+    def known(self, now: int) -> protocol.Lock:
+        """For the protocol's rules."""
+        fence = self.version if self.fence is None else self.fence
+        left = (self.expires - now) / SECOND
+        return protocol.Lock(self.owner, self.nonce, fence, self.job, left)
 
     def record(self, now: int) -> LockRecord:
         return LockRecord(

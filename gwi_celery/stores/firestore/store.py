@@ -125,22 +125,24 @@ class FirestoreStore(Store):
         for _ in tries:
             seen = see(client, self._places, request.job, request.lock)
             job, lock = seen.live_job, seen.lock
-            kind = claims.settled(request, job)
-            if kind is not None:
+            answer = protocol.settled(request, job)
+            if answer is not None:
                 assert job is not None
-                return kind(self._record(client, job))
+                return answer(self._record(client, job))
             forgotten = self._forgotten(client, request, job)
-            own = self._own_lock(client, request, job)
-            held = claims.contended(request, job, lock, own, seen.now)
-            if isinstance(held, Held):
-                return held
+            other = self._other_lock(client, request, job)
+            known = [None if each is None else each.known(seen.now) for each in (lock, other)]
+            decision = protocol.decide(request, job, *known)
+            if isinstance(decision, Held):
+                return decision
             with tries.once():
-                if held is not None:
+                if isinstance(decision, protocol.SameClaim):
                     assert job is not None
                     assert lock is not None
                     return self._same_claim(client, request, job, lock)
-                new = claims.granted(request, seen.job, job, forgotten)
-                return self._take(client, request, new, seen.job, lock, forgotten, own)
+                assert isinstance(decision, protocol.Granted)
+                new = claims.granted_to(request, decision, seen.job, forgotten)
+                return self._take(client, request, new, seen.job, lock, forgotten, other)
         raise AssertionError
 
     def _take(
@@ -212,20 +214,19 @@ class FirestoreStore(Store):
 
     def _forgotten(self, client: Client, request: ClaimRequest, job: Job | None) -> list[Step]:
         """The checkpoints from a replay's step on: to be made anew, beside those that are kept."""
-        if job is None or request.replay is None or not claims.replays(request, job):
-            return []
-        first = request.replay.from_step
-        if first is None:
-            return []
-        recorded = steps_of(client, self._places, job, outline=True)
-        names = [step.name for step in recorded]
-        if first not in names:
-            raise protocol.unknown_step(request, first, names)
-        return recorded[names.index(first) :]
+        recorded: list[Step] = []
 
-    def _own_lock(self, client: Client, request: ClaimRequest, job: Job | None) -> Lock | None:
+        def names() -> list[str]:
+            assert job is not None
+            recorded.extend(steps_of(client, self._places, job, outline=True))
+            return [step.name for step in recorded]
+
+        forgotten = {*protocol.forgotten(request, job, names)}
+        return [step for step in recorded if step.name in forgotten]
+
+    def _other_lock(self, client: Client, request: ClaimRequest, job: Job | None) -> Lock | None:
         """The other lock of the job's last attempt, held or expired; None if that is free."""
-        lock_id = claims.own_lock(request, job)
+        lock_id = protocol.other_lock(request, job)
         if job is None or lock_id is None:
             return None
         name = self._places.lock_by_id(job.ref.tenant, lock_id)
@@ -262,8 +263,6 @@ class FirestoreStore(Store):
         return self._holder(lease).fetch(name)
 
     def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
-        if not outcome.status.terminal:
-            raise ValueError(f"{outcome.status.value} is no end of a job")
         self._holder(lease).finish(outcome, result)
 
     def keeps_results_of(self, url: str) -> bool:

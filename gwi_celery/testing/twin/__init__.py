@@ -8,7 +8,7 @@ what it would bill, and can be cut off: each a switch of :class:`Behaviour`, wit
 ::
 
     with start_twin(faults=0.01) as twin:
-        os.environ["PUBSUB_EMULATOR_HOST"] = twin.endpoint
+        os.environ.update(twin.environ)
         ...
         print(twin.cost())
 
@@ -31,6 +31,7 @@ from typing import Any
 
 import grpc
 
+from gwi_celery.brokers.pubsub.options import STRICT_HOST
 from gwi_celery.testing.emulators import FIRESTORE_HOST, PUBSUB_HOST, Emulator, free_port
 from gwi_celery.testing.twin.behaviour import (
     FIRESTORE_LENIENT,
@@ -54,6 +55,10 @@ __all__ = [
     "start_twin",
 ]
 
+#: The variables that name a twin: Google's own, and for this package that it is no emulator of Google's.
+PUBSUB_VARIABLES: tuple[str, ...] = (PUBSUB_HOST, STRICT_HOST)
+FIRESTORE_VARIABLES: tuple[str, ...] = (FIRESTORE_HOST,)
+
 _CONTROL = "/gwi.testing.Twin/Control"
 
 
@@ -61,15 +66,20 @@ class _Steered(Emulator):
     """A twin as a process. Its verbs raise ValueError for what they don't know."""
 
     def __init__(
-        self, kind: str, variable: str, port: int | None, *options: str, **switches: Any
+        self,
+        kind: str,
+        variables: tuple[str, ...],
+        port: int | None,
+        *options: str,
+        **switches: Any,
     ) -> None:
         endpoint = f"127.0.0.1:{port or free_port()}"
         command = [sys.executable, "-m", "gwi_celery.testing.twin"]
         command += ["--port", endpoint.rpartition(":")[2], *options]
         command += [f"--set={name}={json.dumps(value)}" for name, value in switches.items()]
         super().__init__(kind, endpoint, command)
-        #: The environment variable that switches Google's clients to it.
-        self.variable = variable
+        #: The environment variables that switch Google's clients, and this package, to it.
+        self.environ = dict.fromkeys(variables, endpoint)
 
     def _answers(self) -> bool:
         try:
@@ -121,7 +131,7 @@ class Twin(_Steered):
     def __init__(self, port: int | None = None, *, lenient: bool = False, **switches: Any) -> None:
         LENIENT.changed(**switches)  # an unknown one is told here
         options = ["--lenient"] if lenient else []
-        super().__init__("twin", PUBSUB_HOST, port, *options, **switches)
+        super().__init__("twin", PUBSUB_VARIABLES, port, *options, **switches)
 
     def reset(self) -> None:
         """Forget everything: topics, subscriptions, costs, denials."""
@@ -156,7 +166,7 @@ class FirestoreTwin(_Steered):
     ) -> None:
         FIRESTORE_LENIENT.changed(**switches)
         options = [f"--firestore={emulator}", *(["--lenient"] if lenient else [])]
-        super().__init__("Firestore twin", FIRESTORE_HOST, port, *options, **switches)
+        super().__init__("Firestore twin", FIRESTORE_VARIABLES, port, *options, **switches)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 
-from gwi_celery.testing.emulators import FIRESTORE_HOST, PUBSUB_HOST
+from gwi_celery.testing.twin import FIRESTORE_VARIABLES, PUBSUB_VARIABLES
 from gwi_celery.testing.twin.behaviour import (
     FIRESTORE_LENIENT,
     FIRESTORE_STRICT,
@@ -44,20 +44,20 @@ def main(argv: list[str] | None = None) -> int:
     server: Server
     try:
         if options.firestore:
-            variable = FIRESTORE_HOST
+            variables = FIRESTORE_VARIABLES
             strict = _switched(
                 FIRESTORE_LENIENT if options.lenient else FIRESTORE_STRICT, options.set
             )
             server = FirestoreServer(address, strict, seed, options.firestore)
         else:
-            variable = PUBSUB_HOST
+            variables = PUBSUB_VARIABLES
             server = PubSubServer(
                 address, _switched(LENIENT if options.lenient else STRICT, options.set), seed
             )
     except ValueError as exc:
         parser.error(str(exc))
     try:
-        return asyncio.run(_run(server, options.host, variable, options.command))
+        return asyncio.run(_run(server, options.host, variables, options.command))
     except RuntimeError as exc:
         print(f"{exc}: choose another --port, or 0 for any", file=sys.stderr)
         return 1
@@ -74,7 +74,7 @@ def _switched(behaviour: SomeSwitches, settings: list[str]) -> SomeSwitches:
     return behaviour.changed(**switches)
 
 
-async def _run(server: Server, host: str, variable: str, command: list[str]) -> int:
+async def _run(server: Server, host: str, variables: tuple[str, ...], command: list[str]) -> int:
     port = await server.start()
     endpoint = f"{host}:{port}"
     stopping = asyncio.Event()
@@ -82,11 +82,13 @@ async def _run(server: Server, host: str, variable: str, command: list[str]) -> 
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     try:
         if not command:
-            print(f"export {variable}={endpoint}\n# Ctrl-C stops it.", flush=True)
+            for variable in variables:
+                print(f"export {variable}={endpoint}")
+            print("# Ctrl-C stops it.", flush=True)
             await stopping.wait()
             return 0
         process = await asyncio.create_subprocess_exec(
-            *command, env={**os.environ, variable: endpoint}
+            *command, env={**os.environ, **dict.fromkeys(variables, endpoint)}
         )
         ended = asyncio.ensure_future(process.wait())
         await asyncio.wait(

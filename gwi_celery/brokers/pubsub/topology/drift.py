@@ -160,7 +160,7 @@ class Drift:
                 self._client.call(f"Update{kind}", request, resource.name)
                 repaired.append(name)
             except BrokerError:
-                if not (self._options.emulator and name in _NOT_UPDATED_BY_EMULATOR):
+                if not (self._options.lax and name in _NOT_UPDATED_BY_EMULATOR):
                     raise
         logger.warning("repaired %s of %s", ", ".join(repaired) or "nothing", resource.name)
 

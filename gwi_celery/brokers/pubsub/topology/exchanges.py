@@ -60,7 +60,7 @@ class Exchanges:
         try:
             self._client.call("UpdateTopic", request, path)
         except BrokerError:
-            if not self._options.emulator:  # which can't update a topic's labels
+            if not self._options.lax:  # which can't update a topic's labels
                 raise
         return type
 

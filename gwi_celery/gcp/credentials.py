@@ -1,0 +1,109 @@
+"""Channels with TLS and the environment's credentials, to Google or to another of its universes.
+
+What google-auth knows is taken from it: which credentials there are, client certificates (mTLS), and
+the universe's domain. What gRPC makes of a token that can't be had is UNAVAILABLE, as if the network
+were down; :meth:`Access.refused` tells whether trying again can help.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+import google.auth
+import grpc
+from google.auth import exceptions
+from google.auth.transport.grpc import AuthMetadataPlugin, SslCredentials
+
+from gwi_celery.gcp.endpoints import GOOGLE, UNIVERSE, domain
+
+#: Whether the endpoint for client certificates is used: always, never, or auto (with such a certificate).
+_MTLS_ENDPOINT: Final = "GOOGLE_API_USE_MTLS_ENDPOINT"
+#: How gRPC begins to say that there was no token for a call.
+_NO_TOKEN: Final = "Getting metadata from plugin failed"  # noqa: S105 a beginning of a text
+
+
+class NoCredentials(Exception):
+    """There are none, or none that this endpoint takes. The text says which, and why."""
+
+
+class Access:
+    """The credentials of one client, and the channels made with them.
+
+    Args:
+        scopes: What they are for.
+    """
+
+    def __init__(self, scopes: Sequence[str]) -> None:
+        self._scopes = scopes
+        self._plugin: _Plugin | None = None
+
+    def channel(self, endpoint: str, options: Sequence[tuple[str, Any]]) -> Any:
+        """A gRPC channel. Raises NoCredentials."""
+        from google.auth.transport.requests import (
+            Request,  # not before it is needed: it loads a lot
+        )
+
+        try:
+            credentials, _ = google.auth.default(scopes=self._scopes)
+            ssl = SslCredentials()
+            tls = ssl.ssl_credentials
+        except (exceptions.GoogleAuthError, OSError) as exc:
+            raise NoCredentials(str(exc)) from exc
+        host = endpoint.rpartition(":")[0]
+        _check_universe(host, getattr(credentials, "universe_domain", GOOGLE))
+        wanted = os.environ.get(_MTLS_ENDPOINT, "auto")
+        if host.endswith(f".{GOOGLE}") and (
+            wanted == "always" or (wanted == "auto" and ssl.is_mtls)
+        ):
+            endpoint = endpoint.replace(f".{GOOGLE}", f".mtls.{GOOGLE}")
+        self._plugin = _Plugin(credentials, Request(), default_host=host)
+        calls = grpc.metadata_call_credentials(self._plugin)
+        return grpc.secure_channel(
+            endpoint, grpc.composite_channel_credentials(tls, calls), options=options
+        )
+
+    def refused(self, details: str) -> str | None:
+        """Why there is no token for calls, if that is why one failed and it stays so; else None.
+
+        Args:
+            details: What gRPC says of the call that failed.
+        """
+        error = self._plugin.error if self._plugin is not None else None
+        if error is None or not details.startswith(_NO_TOKEN) or _may_pass(error):
+            return None
+        return str(error)
+
+
+class _Plugin(AuthMetadataPlugin):
+    """google-auth's, which remembers what went wrong: gRPC keeps only the text."""
+
+    error: Exception | None = None
+
+    def __call__(self, context: Any, callback: Any) -> None:
+        try:
+            headers = self._get_authorization_headers(context)
+        except Exception as exc:
+            self.error = exc
+            callback([], exc)  # raised, it would be logged with a traceback for each call
+            return
+        self.error = None
+        callback(headers, None)
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether it is of the network, or of a server that is busy, rather than of the credentials."""
+    while error is not None:
+        if isinstance(error, exceptions.TransportError) or getattr(error, "retryable", False):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _check_universe(host: str, universe: str) -> None:
+    known = host.endswith((f".{GOOGLE}", f".{domain()}"))
+    if known and not host.endswith(f".{universe}"):
+        raise NoCredentials(
+            f"they are of the universe {universe}, and {host} is not: set {UNIVERSE}={universe}"
+        )

@@ -1,0 +1,367 @@
+"""A job while an attempt of it runs: its lease, its steps, and every way it can be told to stop.
+
+When progress is saved, and what a crash loses:
+
+- ``step`` saves once the step's function has returned. Killed inside it, the step runs again.
+- ``cursor`` saves on ``advance``, at most once in ``save_every`` seconds, and at its end. Killed in
+  between, the work since the last save is done again.
+- ``checkpoint`` saves at once.
+
+Each save also renews the lease, and is refused if the lease is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from gwi_celery import blobs, forks
+from gwi_celery.errors import (
+    CursorWentBack,
+    DeadlinePassed,
+    JobCancelled,
+    LeaseLost,
+    StepNameReused,
+    StoreError,
+    StoreUnavailable,
+    StoreUnusable,
+    WorkerStopping,
+)
+from gwi_celery.ids import digest
+from gwi_celery.jitter import jitter
+from gwi_celery.reliability.cursor import Cursor
+from gwi_celery.reliability.renewal import renewer
+from gwi_celery.reliability.step_names import StepNames
+from gwi_celery.reliability.stopping import worker_is_stopping
+from gwi_celery.reliability.wording import where_resumed
+from gwi_celery.shield import shielded, window
+from gwi_celery.stores.base import (
+    Checkpoint,
+    CheckpointKind,
+    Claimed,
+    JobRecord,
+    Lease,
+    Outcome,
+    Store,
+    StoredResult,
+)
+from gwi_celery.telemetry.events import emit
+from gwi_celery.telemetry.tracing import span
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Share of the TTL after which a lease is renewed in the background.
+_RENEW_AT = 1 / 3
+#: Share of the TTL taken off the holder's own idea of its end: its clock may run slower.
+_MARGIN = 0.1
+#: Bytes of a value that are kept for restore() in the same attempt.
+_KEPT = 65_536
+#: First pause, seconds, before a store operation that failed for now is sent again.
+_FIRST_PAUSE = 0.05
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one attempt keeps to."""
+
+    max_checkpoint_bytes: int
+    #: Seconds since the epoch; None: no deadline.
+    deadline: float | None
+    interrupt_on_shutdown: bool
+    #: Monotonic time from which the job is handed back: its push request ends soon. None: pulled.
+    hand_back_at: float | None = None
+
+
+class RunningJob:
+    """What one attempt holds. Used by the job's thread, and by the renewer's under ``_mutex``."""
+
+    def __init__(self, store: Store, claimed: Claimed, limits: Limits, *, asked_at: float) -> None:
+        self._store = store
+        self._lease = claimed.lease
+        self._limits = limits
+        self.record: JobRecord = claimed.record
+        #: Renewals and saves both move the lease on: one at a time.
+        self._mutex = forks.rlock()
+        #: Monotonic time of the request that last renewed it; earlier than the store's own.
+        self._renewed_at = asked_at
+        #: No renewal before this monotonic time: a pause after one that failed for now.
+        self._renew_not_before = 0.0
+        self._interrupt: LeaseLost | JobCancelled | None = None
+        self._finished = False
+        self._names = StepNames()
+        #: What is recorded; that of steps and cursors, once used, without their bytes.
+        self._recorded: dict[str, Checkpoint] = {}
+        self.has_checkpoints = claimed.has_checkpoints
+        #: The process that runs it: a fork of that can't go on with its lease.
+        self.pid = os.getpid()
+
+    # --- facts --------------------------------------------------------------------------------
+
+    @property
+    def fence(self) -> int:
+        return self._lease.fence
+
+    @property
+    def attempt(self) -> int:
+        return self.record.attempt
+
+    @property
+    def generation(self) -> int:
+        return self.record.generation
+
+    @property
+    def lease(self) -> Lease:
+        return self._lease
+
+    @property
+    def lease_lost(self) -> bool:
+        """Whether the lease is known, or must be assumed, to be lost."""
+        return isinstance(self._interrupt, LeaseLost) or time.monotonic() > self._ends_at()
+
+    def derive_key(self, *parts: object) -> str:
+        """An idempotency key for the outside: the same at every attempt of this job."""
+        job = self.record.job
+        return digest("derived", job.id, *(str(part) for part in parts))
+
+    def where_resumed(self) -> str:
+        """For the log: what was recorded when this attempt began."""
+        return where_resumed(self.record, self._recorded.values())
+
+    def load(self) -> None:
+        """Read what earlier attempts have recorded, before the job's own code begins.
+
+        Raises LeaseLost; StoreUnusable when some of it is gone.
+        """
+        if self.has_checkpoints:
+            loaded = self._persist(lambda: self._store.load(self._lease))
+            self._recorded = {checkpoint.name: checkpoint for checkpoint in loaded}
+
+    # --- boundaries ---------------------------------------------------------------------------
+
+    @shielded
+    def check(self) -> None:
+        """Go on, or stop: raises LeaseLost, JobCancelled, DeadlinePassed or WorkerStopping."""
+        if self._interrupt is None and time.monotonic() > self._ends_at():
+            # This process may have been asleep. Nobody else need have noticed: ask.
+            self.renew_now()
+        if self._interrupt is not None:
+            raise self._interrupt
+        if self._finished:  # in a thread that has outlived its job's attempt
+            raise LeaseLost("the attempt that this is a part of has ended")
+        if self._limits.deadline is not None and time.time() > self._limits.deadline:
+            raise DeadlinePassed("the job's deadline has passed")
+        if self._limits.interrupt_on_shutdown and worker_is_stopping():
+            raise WorkerStopping("the worker is stopping: the job goes on elsewhere")
+        hand_back_at = self._limits.hand_back_at
+        if hand_back_at is not None and time.monotonic() > hand_back_at:
+            raise WorkerStopping("its push request ends soon: the job goes on in another one")
+
+    # --- what a job calls ---------------------------------------------------------------------
+
+    @shielded
+    def step(self, name: str, function: Callable[[], Any]) -> Any:
+        recorded = self._use(name, CheckpointKind.STEP)
+        if recorded is not None:
+            return blobs.load(self._bytes(recorded))
+        with self._names.free_after_error(name):
+            self.check()
+            with span(f"step {name}"):
+                with window():
+                    result = function()
+                blob = self._dump(name, result)
+                self._save(Checkpoint(name, CheckpointKind.STEP, blob))
+        return blobs.load(blob)
+
+    @contextmanager
+    def cursor(self, name: str, start: Any, save_every: float) -> Iterator[Cursor]:
+        recorded = self._use(name, CheckpointKind.CURSOR)
+        with self._names.free_after_error(name):
+            value, version = start, 0
+            if recorded is not None:
+                value, version = blobs.load(self._bytes(recorded)), recorded.version
+                if isinstance(start, tuple) and isinstance(value, list):
+                    value = tuple(value)
+            self.check()
+            cursor = Cursor(name, value, version, job=self, save_every=save_every)
+            try:
+                yield cursor
+            except (LeaseLost, JobCancelled):
+                raise
+            except BaseException:
+                cursor.save()
+                raise
+            else:
+                cursor.save()
+
+    @shielded
+    def checkpoint(self, name: str, value: Any) -> None:
+        with self._mutex:
+            recorded = self._recorded.get(name)
+            if recorded is None:
+                self._names.expect_unused(name)
+        if recorded is not None:
+            self._expect(recorded, CheckpointKind.VALUE)
+        self.check()
+        blob = self._dump(name, value)
+        while True:
+            version = recorded.version + 1 if recorded is not None else 1
+            try:
+                self._save(Checkpoint(name, CheckpointKind.VALUE, blob, version))
+                return
+            except CursorWentBack:
+                # Another has written it meanwhile, by Store.put_value(): the holder's goes on top.
+                recorded = self._persist(lambda: self._store.fetch(self._lease, name))
+                if recorded is None or recorded.version < version:
+                    raise
+
+    def restore(self, name: str, default: Any) -> Any:
+        recorded = self._recorded.get(name)
+        if recorded is None:
+            return default
+        self._expect(recorded, CheckpointKind.VALUE)
+        return blobs.load(self._bytes(recorded))
+
+    def save_cursor(self, name: str, value: Any, version: int) -> None:
+        self._save(Checkpoint(name, CheckpointKind.CURSOR, self._dump(name, value), version))
+
+    # --- ends ---------------------------------------------------------------------------------
+
+    def start_renewing(self) -> None:
+        renewer().add(self)
+
+    def finish(self, outcome: Outcome, result: StoredResult | None = None) -> None:
+        """Record the outcome, and the task's result with it, and free the lock.
+
+        Raises LeaseLost, JobCancelled.
+        """
+        renewer().remove(self)
+        with self._mutex:
+            if self._interrupt is not None:
+                raise self._interrupt
+            self._persist(lambda: self._store.finish(self._lease, outcome, result))
+            self._finished = True
+
+    def release(self) -> None:
+        """Leave the job to the next message for it. Never raises: the lease runs out anyhow."""
+        renewer().remove(self)
+        with self._mutex:
+            self._finished = True
+            try:
+                self._store.release(self._lease)
+            except Exception as exc:
+                logger.warning(
+                    "could not release the lock of job %s (%s): it is free in %g s",
+                    self.record.job.id,
+                    exc,
+                    self._lease.ttl,
+                )
+
+    def abandon(self) -> None:
+        """Stop renewing, and write nothing more."""
+        renewer().remove(self)
+        self._finished = True
+
+    # --- renewal (also called by the renewer's thread) ----------------------------------------
+
+    def renew_due(self) -> float:
+        if self._finished or self._interrupt is not None:
+            return float("inf")
+        return max(self._renewed_at + self._lease.ttl * _RENEW_AT, self._renew_not_before)
+
+    def renew_now(self) -> None:
+        with self._mutex:
+            if self._finished or self._interrupt is not None:
+                return
+            asked_at = time.monotonic()
+            # Whatever it ends in: a renewer that is asked again at once would do nothing else.
+            self._renew_not_before = asked_at + min(1.0, self._lease.ttl / 10)
+            try:
+                self._lease = self._store.renew(self._lease)
+                self._renewed_at = asked_at
+            except (LeaseLost, JobCancelled) as exc:
+                logger.warning("job %s: %s", self.record.job.id, exc)
+                self._interrupt = exc
+            except StoreError as exc:
+                if asked_at > self._ends_at():
+                    self._interrupt = LeaseLost(
+                        f"the lease could not be renewed in time ({exc}): another worker may "
+                        "have taken over"
+                    )
+                    return
+                logger.warning(
+                    "could not renew the lease of job %s yet: %s", self.record.job.id, exc
+                )
+
+    def _ends_at(self) -> float:
+        return self._renewed_at + self._lease.ttl * (1 - _MARGIN)
+
+    # --- internals ----------------------------------------------------------------------------
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        with self._mutex:
+            if self._interrupt is not None:
+                raise self._interrupt
+            asked_at = time.monotonic()
+            try:
+                self._lease = self._persist(lambda: self._store.save(self._lease, checkpoint))
+            except (LeaseLost, JobCancelled) as exc:
+                self._interrupt = exc
+                raise
+            self._renewed_at = asked_at
+            if checkpoint.kind is not CheckpointKind.VALUE or len(checkpoint.blob) > _KEPT:
+                checkpoint = replace(checkpoint, blob=b"", deferred=True)
+            self._recorded[checkpoint.name] = checkpoint
+        emit("checkpoint", checkpoint=checkpoint.name)
+
+    def _bytes(self, recorded: Checkpoint) -> bytes:
+        """The checkpoint's bytes, read if need be, and kept no longer than the caller keeps them."""
+        if not recorded.deferred:
+            return recorded.blob
+        fetched = self._persist(lambda: self._store.fetch(self._lease, recorded.name))
+        if fetched is None:
+            raise StoreUnusable(
+                f"checkpoint {recorded.name!r} of {self.record.job.task} is gone: replay the job from "
+                "its start"
+            )
+        return fetched.blob
+
+    def _persist(self, operation: Callable[[], T]) -> T:
+        """Do a store operation, again and again while the store is unavailable and the lease may last."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return operation()
+            except StoreUnavailable as exc:
+                if time.monotonic() + pause > self._ends_at():
+                    raise LeaseLost(
+                        f"the store was unavailable until the lease was over ({exc})"
+                    ) from exc
+                time.sleep(jitter(pause, 0.5, 1.0))
+                pause = min(pause * 2, 2.0)
+
+    def _dump(self, name: str, value: Any) -> bytes:
+        return blobs.dump(value, what=f"{name!r}", limit=self._limits.max_checkpoint_bytes)
+
+    def _use(self, name: str, kind: CheckpointKind) -> Checkpoint | None:
+        """Use the name, once in an attempt; what is recorded under it. Raises StepNameReused."""
+        with self._mutex:
+            recorded = self._recorded.get(name)
+            self._names.expect_unused(name)
+            if recorded is not None:
+                self._expect(recorded, kind)
+            self._names.use(name)
+        return recorded
+
+    def _expect(self, recorded: Checkpoint, kind: CheckpointKind) -> None:
+        if recorded.kind is not kind:
+            raise StepNameReused(
+                f"{recorded.name!r} is recorded as a {recorded.kind.value}, and is used as a "
+                f"{kind.value} now: give it another name"
+            )

@@ -1,0 +1,33 @@
+"""Modules that make an app, imported anew for one test or fixture, as a new process would import them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from celery import _state
+
+from gwi_celery import store_for
+
+
+@contextmanager
+def imported(name: str) -> Iterator[ModuleType]:
+    """The module; its app and store are closed afterwards, and nothing of it stays in the process.
+
+    What ``@app.task`` leaves in Celery's list of shared tasks would otherwise reach the app of every
+    later test: two copies of one module then have two tasks of one name, which Celery 5.7 warns of.
+    """
+    before, current = set(_state._on_app_finalizers), _state._tls.current_app
+    sys.modules.pop(name, None)
+    try:
+        module = importlib.import_module(name)
+        yield module
+        store_for(module.app).close()
+        module.app.close()
+    finally:
+        sys.modules.pop(name, None)
+        _state._on_app_finalizers.intersection_update(before)
+        _state._set_current_app(current)

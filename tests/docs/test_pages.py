@@ -1,0 +1,152 @@
+"""What the pages tell people to type: Python runs, commands exist, data can be parsed."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import hcl2
+import pytest
+import yaml
+
+import gwi_celery
+from gwi_celery.cli import gwi
+from tests.workers import ROOT
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+
+#: What a page takes for granted, run before its first block.
+GIVEN = {
+    "operating.md": "from celery import Celery\nfrom gwi_celery import setup\n"
+    "app = Celery('shop')\nsetup(app)\n",
+    "pubsub.md": "from celery import Celery\nfrom gwi_celery import setup\n",
+    "tasks.md": "from concurrent.futures import ThreadPoolExecutor\n"
+    "from types import SimpleNamespace\n"
+    "from celery.schedules import crontab\n"
+    "self = SimpleNamespace(step=lambda name, function, n: function(n))\n"
+    "pages, fetch = 3, abs\n",
+}
+#: Blocks that other tests run, by a word in them.
+ELSEWHERE = {
+    "put_value": "tests/unit/test_operating.py",
+    "import my_tasks": "tests/integration/test_docs.py",
+    "from my_tasks": "tests/integration/test_docs.py",
+}
+
+
+def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
+    """(the file that the line above names, or "", the block's text) of each block of a page."""
+    found = re.finditer(
+        rf"(?:^`([\w./-]+)`[^\n]*:\n\n)?^```({'|'.join(languages)})[^\n]*\n(.*?)^```",
+        page.read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
+    return [(match[1] or "", match[3]) for match in found]
+
+
+@pytest.fixture
+def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Apps of the pages keep their jobs in memory, and run them where they are called."""
+    setup = gwi_celery.setup
+
+    def eager(app: Any, **settings: Any) -> Any:
+        name = f"embedded://:memory:/{uuid4().hex}"
+        if not app.conf.broker_url:
+            settings.setdefault("broker_url", name)
+        if "store_backend" not in settings:
+            settings.setdefault("store_url", name)
+        done = setup(app, **settings)
+        app.conf.task_always_eager = True
+        return done
+
+    monkeypatch.setattr(gwi_celery, "setup", eager)
+    monkeypatch.setenv(
+        "PUBSUB_EMULATOR_HOST", "127.0.0.1:1"
+    )  # nobody's: no page may need an answer
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    modules = set(sys.modules)
+    yield
+    for name in set(sys.modules) - modules:
+        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(
+            sys.modules[name].__file__
+        ):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
+def test_python_runs(page: Path, in_this_process: None, tmp_path: Path) -> None:
+    own: dict[str, Any] = {"__name__": "page"}
+    exec(GIVEN.get(page.name, ""), own)
+    tests = []
+    for name, code in blocks(page, "python"):
+        if name.endswith(".py"):
+            (tmp_path / name).write_text(code)
+        if any(word in code for word in ELSEWHERE):
+            continue
+        if Path(name).name.startswith("test_"):
+            tests.append(name)
+        else:
+            exec(compile(code, f"{page.name}:{name}", "exec"), own)
+    if tests:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(set(ELSEWHERE.values())))
+def test_what_runs_elsewhere_does(path: str) -> None:
+    assert "docs" in (ROOT / path).read_text()
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "json", "yaml", "hcl", "toml")], ids=lambda p: p.name
+)
+def test_data_can_be_parsed(page: Path) -> None:
+    for _, text in blocks(page, "json"):
+        json.loads(text)
+    for _, text in blocks(page, "yaml"):
+        list(yaml.safe_load_all(text))
+    for _, text in blocks(page, "hcl"):
+        hcl2.loads(text)
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "sh", "console")], ids=lambda p: p.name
+)
+def test_commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for _, text in blocks(page, "sh", "console"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words[:1] == ["make"]:
+                assert words[1] in targets, line
+            for word, following in itertools.pairwise(words):
+                if word == "-m":
+                    assert importlib.util.find_spec(following), line
+                elif word == "gwi" and "celery" in words:
+                    options = {
+                        option
+                        for parameter in gwi.commands[following].params
+                        for option in parameter.opts
+                    }
+                    given = {w for w in words[words.index("gwi") :] if w.startswith("--")}
+                    assert {w.partition("=")[0] for w in given} <= options | {"--help"}, line

@@ -1,0 +1,129 @@
+"""The index file serves every query that the store makes, and nothing is indexed that needn't be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from gwi_celery.backends.firestore import FirestoreBackend
+from gwi_celery.config import DAY
+from gwi_celery.firestore import indexes
+from gwi_celery.firestore.client import Client
+from gwi_celery.firestore.documents import Query
+from gwi_celery.stores.base import JobStatus, Replay, StoredResult
+from gwi_celery.stores.firestore.blobs import INLINE
+from gwi_celery.testing.twin.firestore import served
+from tests.contract.stores import failure, step, success
+from tests.firestore.test_store import TTL, request, take
+from tests.firestore_wire import Wire
+
+ASCENDING, DESCENDING, EQUAL = 1, 2, 5
+GROUPS = (
+    *("gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks", "gwi_results", "gwi_parts"),
+    *("gwi_actions", "gwi_keys"),
+)
+
+
+@pytest.fixture
+def wire(firestore_emulator: Any) -> Iterator[Wire]:
+    wire = Wire()
+    yield wire
+    wire.close()
+
+
+def use_everything(wire: Wire) -> None:
+    store = wire.store()
+    large = b"x" * (INLINE + 1)
+    lease = store.save(take(store).lease, step("a", large))
+    store.finish(store.save(lease, step("b")), failure(large))
+    store.list_locks("acme")
+    store.cancel(request("never").job, "no", in_advance=True)
+    store.operator_key()
+    assert store.list_actions(limit=1, before=store.list_actions()[0].id) == []
+    for status in (None, JobStatus.FAILED):
+        for run_id in (None, "r1"):
+            take(store, key=f"{status}{run_id}1")
+            take(store, key=f"{status}{run_id}2")
+            page = store.list_jobs("acme", status=status, run_id=run_id, limit=1)
+            if page.next_token:
+                of = {"status": status, "run_id": run_id}
+                store.list_jobs("acme", limit=1, token=page.next_token, **of)
+    store.get_checkpoints(request().job)
+    claimed = take(store, replay=Replay(2, "b"))
+    store.load(claimed.lease)
+    store.finish(claimed.lease, success(large))
+    results = FirestoreBackend(
+        Celery(set_as_current=False), url=f"firestore://{wire.url.project}", intercept=wire
+    )
+    results.count_part("g", "a")
+    wire.advance(TTL * 101 + DAY)
+    store.cleanup()
+    results.cleanup()
+    results.close()
+    store.close()
+
+
+@pytest.mark.emulator
+def test_every_query_is_served_and_every_field_has_its_say(wire: Wire) -> None:
+    use_everything(wire)
+    queries = [sent for sent in wire.requests if hasattr(sent, "structured_query")]
+    assert len(queries) > 10
+    for sent in queries:
+        assert served(sent.structured_query), sent
+    overrides = {(f["collectionGroup"], f["fieldPath"]) for f in indexes.load()["fieldOverrides"]}
+    client = Client(wire.url)
+    store = wire.store()
+    lease = take(store, key="again").lease
+    result = StoredResult("t1", "key", "SUCCESS", b"meta", 10.0)
+    store.finish(store.save(lease, step("a", b"x" * (INLINE + 1))), failure(), result)
+    results = FirestoreBackend(
+        Celery(set_as_current=False), url=f"firestore://{wire.url.project}", intercept=wire
+    )
+    results.count_part("g2", "a")
+    store.cancel(request("never").job, "no", in_advance=True)
+    store.operator_key()
+    take(store, key="last")
+    used = set()
+    for group in GROUPS:
+        found = client.query(Query("", group, descendants=True)).documents.values()
+        assert found
+        used |= {(group, path) for document in found for path in document.fields}
+    assert used == overrides
+    results.close()
+    client.close()
+    store.close()
+
+
+def test_the_file_is_what_the_firebase_cli_takes() -> None:
+    content = json.loads(indexes.text())
+    assert set(content) == {"indexes", "fieldOverrides"}
+    assert content == indexes.load()
+    ttl = {f["collectionGroup"] for f in content["fieldOverrides"] if f.get("ttl")}
+    assert ttl == {*GROUPS} - {"gwi_keys"}
+
+
+def test_the_same_for_gcloud() -> None:
+    commands = indexes.commands("proj", "db-1")
+    scopes = [i["queryScope"] for f in indexes.load()["fieldOverrides"] for i in f["indexes"]]
+    assert set(scopes) == {"COLLECTION"}, "gcloud makes no other index of a single field"
+    assert (
+        "gcloud firestore indexes composite create --collection-group gwi_jobs "
+        "--query-scope collection --field-config field-path=status,order=ascending "
+        "--field-config field-path=updated,order=descending --project proj --database db-1 --quiet"
+    ) in commands
+    assert (
+        "gcloud firestore fields ttls update gc_at --collection-group gwi_locks --enable-ttl "
+        "--project proj --database db-1 --quiet"
+    ) in commands
+    assert (
+        "gcloud firestore indexes fields update data --disable-indexes --collection-group "
+        "gwi_steps --project proj --database db-1 --quiet"
+    ) in commands
+    assert (
+        "gcloud firestore indexes fields update updated --index order=descending "
+        "--collection-group gwi_jobs --project proj --database db-1 --quiet"
+    ) in commands

@@ -1,0 +1,139 @@
+"""Values that go to Cloud Storage: made visible by a commit as chunks are, and deleted with theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gwi_celery.errors import ConfigurationError, LeaseLost, StoreUnavailable, StoreUnusable
+from gwi_celery.firestore.url import parse
+from gwi_celery.stores.base import Completed, Replay
+from gwi_celery.stores.firestore import FirestoreStore
+from gwi_celery.stores.firestore.blobs import INLINE
+from tests.contract.stores import cursor, failure, step, success
+from tests.fake_gcs import BUCKET, FakeStorage, fake_storage
+from tests.firestore.test_store import COMMIT, TTL, chunk_names, request, take
+from tests.firestore_wire import Wire, fresh_url
+
+pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
+
+LARGE = bytes(range(256)) * (3 * INLINE // 256 + 1)
+
+
+@pytest.fixture
+def storage() -> Iterator[FakeStorage]:
+    with fake_storage() as storage:
+        yield storage
+
+
+@pytest.fixture
+def wire(storage: FakeStorage) -> Iterator[Wire]:
+    wire = Wire(fresh_url(gcs_bucket=BUCKET, gcs_endpoint=storage.endpoint))
+    yield wire
+    wire.close()
+
+
+@pytest.fixture
+def store(wire: Wire) -> Iterator[FirestoreStore]:
+    store = wire.store()
+    yield store
+    store.close()
+
+
+def test_what_needs_more_than_one_commit_is_an_object(
+    wire: Wire, store: FirestoreStore, storage: FakeStorage
+) -> None:
+    lease = take(store).lease
+    with wire.counting() as calls:
+        lease = store.save(lease, step("large", LARGE))
+        lease = store.save(lease, step("small", LARGE[: 3 * INLINE]))
+        store.finish(lease, success(LARGE))
+    assert calls == [COMMIT] * 3
+    assert len(storage.objects) == 2
+    assert len(chunk_names(wire)) == 3
+    assert [c.blob for c in store.get_checkpoints(lease.job)] == [LARGE, LARGE[: 3 * INLINE]]
+    answer = store.claim(request())
+    assert isinstance(answer, Completed)
+    assert answer.record.outcome == LARGE
+    (listed,) = store.list_jobs("acme").jobs
+    assert listed == answer.record
+
+
+def test_objects_go_with_what_named_them(
+    wire: Wire, store: FirestoreStore, storage: FakeStorage
+) -> None:
+    lease = store.save(take(store).lease, cursor("c", LARGE, 1))
+    lease = store.save(lease, cursor("c", LARGE + b"x", 2))
+    assert len(storage.objects) == 1
+    lease = store.save(lease, step("s", LARGE))
+    store.finish(lease, failure(LARGE))
+    assert len(storage.objects) == 3
+    lease = take(store, submission="s2").lease
+    assert len(storage.objects) == 2
+    store.finish(lease, success(LARGE))
+    claimed = take(store, replay=Replay(3, "s"))
+    assert len(storage.objects) == 1
+    store.finish(claimed.lease, success(LARGE))
+    wire.advance(TTL * 101)
+    assert store.cleanup() == 1
+    assert storage.objects == {}
+
+
+def test_a_stale_holders_object_stays_invisible(wire: Wire, store: FirestoreStore) -> None:
+    lease = take(store).lease
+    wire.advance(TTL + 1)
+    claimed = take(store)
+    with pytest.raises(LeaseLost):
+        store.save(lease, step("large", LARGE))
+    assert store.load(claimed.lease) == []
+
+
+def test_an_object_that_is_gone_or_changed_is_an_error_and_no_cut_value(
+    wire: Wire, store: FirestoreStore, storage: FakeStorage
+) -> None:
+    lease = store.save(take(store).lease, step("large", LARGE))
+    (name,) = storage.objects
+    storage.objects[name] = LARGE[:-1]
+    with pytest.raises(StoreUnusable, match="checksum"):
+        store.fetch(lease, "large")
+    del storage.objects[name]
+    with pytest.raises(StoreUnusable, match=f"gone from bucket {BUCKET}"):
+        store.fetch(lease, "large")
+    bare = FirestoreStore(replace(wire.url, gcs_bucket=""), intercept=wire)
+    with pytest.raises(StoreUnusable, match="gcs_bucket"):
+        bare.get_checkpoints(lease.job)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "match"),
+    [
+        (403, StoreUnusable, r"roles/storage\.objectUser"),
+        (404, StoreUnusable, "gcloud storage buckets create"),
+        (400, StoreUnusable, "refuses the request"),
+    ],
+)
+def test_what_storage_refuses_says_what_to_do(
+    store: FirestoreStore, storage: FakeStorage, status: int, error: Any, match: str
+) -> None:
+    lease = take(store).lease
+    storage.refuses = status
+    with pytest.raises(error, match=match):
+        store.save(lease, step("large", LARGE))
+    storage.refuses = None
+    store.save(lease, step("large", LARGE))
+
+
+def test_storage_that_is_away_is_a_temporary_matter(wire: Wire) -> None:
+    url = replace(wire.url, gcs_endpoint="http://127.0.0.1:1", timeout=0.2)
+    store = FirestoreStore(url, intercept=wire)
+    with pytest.raises(StoreUnavailable):
+        store.save(take(store).lease, step("large", LARGE))
+
+
+def test_without_the_extra_the_store_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"gwi-celery\[gcs\]"):
+        FirestoreStore(parse("firestore://p?gcs_bucket=b"))

@@ -1,0 +1,79 @@
+"""A job that waits, or was handed back, is not shown as begun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from celery import Celery, states
+
+from gwi_celery import ReliableTask, broker_for, setup, store_for
+from gwi_celery.errors import WorkerStopping
+from gwi_celery.stores.base import Claimed
+from gwi_celery.worker import tracer
+
+CALL = {"tenant_id": "acme", "run_id": "r1"}
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
+    url = f"embedded://:memory:/{uuid4().hex}"
+    setup(app, broker_url=url, store_url=url)
+    yield app
+    app.close()
+
+
+def work_on(app: Celery, task: Any, task_id: str) -> None:
+    request = {"id": task_id, "task": task.name, "retries": 0, "delivery_info": {}, "headers": {}}
+    tracer.build(app, task, "w")(task_id, (), CALL, {**request, "args": (), "kwargs": CALL})
+
+
+@pytest.fixture
+def seen(app: Celery, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The states that were stored."""
+    seen: list[str] = []
+    put = app.backend.put
+
+    def noted(key: str, value: Any, state: str, *rest: Any) -> None:
+        put(key, value, state, *rest)
+        seen.append(state)
+
+    app.backend.thread_safe = True
+    app._backend = app.backend
+    monkeypatch.setattr(app._backend, "put", noted)
+    return seen
+
+
+def test_while_it_waits_for_its_lock_it_is_pending(app: Celery, seen: list[str]) -> None:
+    @app.task(shared=False, base=ReliableTask, name="t", track_started=True)
+    def t(*, tenant_id: str, run_id: str) -> int:
+        return 3
+
+    @app.task(shared=False, base=ReliableTask, name="other")
+    def other(*, tenant_id: str, run_id: str) -> None: ...
+
+    resolved = other.resolve_call((), CALL, {}, "t0")
+    claimed = store_for(app).claim(other.claim_request(resolved, {}, "t0", 1, redelivered=False))
+    assert isinstance(claimed, Claimed)
+    work_on(app, t, "t1")
+    assert seen == [states.STARTED, states.PENDING]
+    assert app.AsyncResult("t1").state == states.PENDING
+    size = broker_for(app).size("celery")
+    assert size is not None
+    assert size.total == 1, "a copy waits in its place"
+    store_for(app).release(claimed.lease)
+    work_on(app, t, "t1")
+    assert app.AsyncResult("t1").get(timeout=10) == 3
+
+
+def test_handed_back_it_is_pending(app: Celery, seen: list[str]) -> None:
+    @app.task(shared=False, base=ReliableTask, name="t", track_started=True)
+    def t(*, tenant_id: str, run_id: str) -> int:
+        raise WorkerStopping("now")
+
+    work_on(app, t, "t1")
+    assert app.AsyncResult("t1").state == states.PENDING
+    assert seen == [states.STARTED, states.PENDING]

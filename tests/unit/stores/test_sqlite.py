@@ -1,0 +1,557 @@
+"""What is SQLite's own about its store: exact moments, the file, its errors, its indexes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import gwi_celery.sqlite
+from gwi_celery.errors import LeaseLost, StoreUnavailable, StoreUnusable
+from gwi_celery.stores.base import (
+    Claimed,
+    ClaimRequest,
+    Completed,
+    Held,
+    JobRef,
+    JobStatus,
+    LockRef,
+)
+from gwi_celery.stores.protocol import CANCELLED_TTL, FAILED_KEPT
+from gwi_celery.stores.sqlite import (
+    SqliteStore,
+    forget_memory_store,
+    memory_store,
+    schema,
+)
+from tests.clocks import FakeClock
+from tests.contract.stores import failure, step, success
+
+LEASE_TTL = 30.0
+RESULT_TTL = 3600.0
+#: Less than any two moments that matter here are apart, seconds.
+INSTANT = 0.001
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> Iterator[SqliteStore]:
+    store = SqliteStore(None, clock=clock)
+    yield store
+    store.close()
+
+
+def request(
+    key: str = "k", *, nonce: str = "n", submission: str = "s", scope: str = ""
+) -> ClaimRequest:
+    return ClaimRequest(
+        job=JobRef("acme", "review", key),
+        lock=LockRef("acme", (scope or key,)),
+        run_id="r",
+        fingerprint="f",
+        submission=submission,
+        owner="host:1",
+        nonce=nonce,
+        lease_ttl=LEASE_TTL,
+        result_ttl=RESULT_TTL,
+    )
+
+
+def take(store: SqliteStore, of: ClaimRequest) -> Claimed:
+    answer = store.claim(of)
+    assert isinstance(answer, Claimed), answer
+    return answer
+
+
+# --- exact moments --------------------------------------------------------------------------------
+
+
+def test_a_lease_is_held_until_its_last_instant_and_gone_at_its_end(store, clock):
+    take(store, request())
+    clock.advance(LEASE_TTL - INSTANT)
+    answer = store.claim(request(nonce="m"))
+    assert isinstance(answer, Held)
+    assert answer.retry_after == pytest.approx(INSTANT)
+    lock = store.get_lock(request().lock)
+    assert lock is not None
+    assert not lock.expired
+
+    clock.advance(INSTANT)
+
+    lock = store.get_lock(request().lock)
+    assert lock is not None
+    assert lock.expired
+    assert lock.expires_at == clock.now
+    assert isinstance(store.claim(request(nonce="m")), Claimed)
+
+
+@pytest.mark.parametrize("write", ["renew", "save", "finish"])
+@pytest.mark.parametrize("late", [0.0, INSTANT])
+def test_at_the_end_of_a_lease_its_holder_writes_until_another_has_claimed(
+    store, clock, write, late
+):
+    def write_with(lease):
+        if write == "renew":
+            store.renew(lease)
+        elif write == "save":
+            store.save(lease, step("late"))
+        else:
+            store.finish(lease, success())
+
+    in_time = take(store, request("one")).lease
+    too_late = take(store, request("two")).lease
+    clock.advance(LEASE_TTL + late)
+    successor = take(store, request("two", nonce="m")).lease
+
+    write_with(in_time)
+    with pytest.raises(LeaseLost, match=f"host:1 took over with fence {successor.fence}"):
+        write_with(too_late)
+    store.renew(successor)
+
+
+@pytest.mark.parametrize("late", [0.0, INSTANT])
+def test_a_release_at_the_end_of_a_lease(store, clock, late):
+    in_time = take(store, request("one")).lease
+    too_late = take(store, request("two")).lease
+    clock.advance(LEASE_TTL + late)
+    take(store, request("two", nonce="m"))
+
+    store.release(in_time)
+    store.release(too_late)
+
+    assert store.get_lock(in_time.lock) is None
+    assert take(store, request("one", nonce="m")).record.crashes == 0
+    lock = store.get_lock(too_late.lock)
+    assert lock is not None
+    assert not lock.expired
+
+
+def test_an_outcome_is_kept_until_its_last_instant_and_gone_at_its_end(store, clock):
+    store.finish(take(store, request()).lease, success())
+    clock.advance(RESULT_TTL - INSTANT)
+    assert isinstance(store.claim(request(nonce="m")), Completed)
+    assert store.cleanup() == 0
+    assert len(store.list_jobs("acme").jobs) == 1
+
+    clock.advance(INSTANT)
+
+    assert store.get_job(request().job) is None
+    assert store.list_jobs("acme").jobs == []
+    assert store.cleanup() == 1
+
+
+def test_a_cancellation_of_an_unknown_job_is_kept_for_a_day(store, clock):
+    job = request().job
+    store.cancel(job, "no", in_advance=True)
+    clock.advance(CANCELLED_TTL - INSTANT)
+    assert store.get_job(job) is not None
+    clock.advance(INSTANT)
+    assert store.get_job(job) is None
+
+
+def test_times_are_the_stores(store, clock):
+    first = take(store, request())
+    assert (first.record.created_at, first.record.updated_at) == (clock.now, clock.now)
+    clock.advance(1)
+    store.save(first.lease, step("list"))
+    clock.advance(1)
+    store.finish(first.lease, success())
+
+    record = store.get_job(request().job)
+    assert record is not None
+    assert (record.created_at, record.updated_at) == (clock.now - 2, clock.now)
+    assert record.expires_at == clock.now + RESULT_TTL
+    assert [c.saved_at for c in store.get_checkpoints(request().job)] == [clock.now - 1]
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def test_tokens_grow_though_the_clock_goes_back(store, clock):
+    first = take(store, request()).lease
+    store.release(first)
+    clock.advance(-3600)
+    assert take(store, request(nonce="m")).lease.fence == first.fence + 1
+
+
+def test_tokens_grow_though_the_file_is_made_anew(tmp_path, clock):
+    store = SqliteStore(tmp_path / "store", clock=clock)
+    first = take(store, request()).lease
+    store.close()
+    shutil.rmtree(tmp_path / "store")
+    clock.advance(INSTANT)
+
+    store = SqliteStore(tmp_path / "store", clock=clock)
+    assert take(store, request()).lease.fence > first.fence
+    store.close()
+
+
+# --- what is bounded ------------------------------------------------------------------------------
+
+
+def test_the_last_failed_submissions_are_remembered_and_no_more(store):
+    submissions = [f"s{i}" for i in range(FAILED_KEPT + 1)]
+    for submission in submissions:
+        store.finish(take(store, request(submission=submission)).lease, failure())
+
+    for submission in submissions[1:]:
+        assert isinstance(store.claim(request(submission=submission)), Completed)
+    assert isinstance(store.claim(request(submission=submissions[0])), Claimed)
+
+
+def test_cleanup_deletes_locks_that_nobody_can_write_under(store, clock):
+    """Version 0.1 left one behind when a job was claimed under another lock."""
+    second = take(store, request(scope="two")).lease
+    with store.database.write() as c:
+        columns = "tenant, owner, nonce, job_id, task, key, expires_at"
+        c.execute(
+            f"INSERT INTO locks (lock_id, scope, token, {columns})"
+            f" SELECT 'old', CAST('[\"one\"]' AS BLOB), token - 1, {columns} FROM locks"
+        )
+    assert [lock.scope for lock in store.list_locks("acme")] == [("one",), ("two",)]
+    assert store.cleanup() == 0
+    clock.advance(LEASE_TTL)
+
+    assert store.cleanup(limit=0) == 0
+    assert store.cleanup() == 1
+
+    assert [lock.scope for lock in store.list_locks("acme")] == [("two",)]
+    store.finish(second, success())
+
+
+def test_a_page_costs_the_same_among_100000_jobs_as_among_1000(store, clock):
+    def steps_of_a_page(**of) -> int:
+        """Steps of SQLite's machine to read the second page of ten."""
+        token = store.list_jobs("acme", limit=10, **of).next_token
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        with store.database.read() as c:
+            connection = c  # memory: the one connection there is
+        connection.set_progress_handler(count, 1)
+        try:
+            page = store.list_jobs("acme", limit=10, token=token, **of)
+        finally:
+            connection.set_progress_handler(None, 0)
+        assert len(page.jobs) == 10
+        return steps
+
+    lists = [
+        {},
+        {"status": JobStatus.PENDING},
+        {"run_id": "r7"},
+        {"run_id": "r7", "status": JobStatus.PENDING},
+    ]
+    _insert_jobs(store, 0, 1_000)
+    few = [steps_of_a_page(**of) for of in lists]
+    _insert_jobs(store, 1_000, 100_000)
+    many = [steps_of_a_page(**of) for of in lists]
+
+    assert all(m <= f * 1.5 for f, m in zip(few, many, strict=True)), (few, many)
+
+
+def _insert_jobs(store: SqliteStore, start: int, end: int) -> None:
+    with store.database.write() as c:
+        c.execute(
+            "WITH RECURSIVE n(i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)"
+            " INSERT INTO jobs SELECT printf('%064x', i), CAST('acme' AS BLOB), x'', x'',"
+            " CAST(printf('r%d', i % 50) AS BLOB), 'pending', 'f', x'', '', 1, 1, 0, i, NULL, '',"
+            " 60, i, i, NULL, NULL FROM n",
+            (start, end),
+        )
+
+
+def test_no_list_is_sorted_or_scanned(store):
+    """Each list has an index that gives its order, whatever the number of jobs."""
+    statements: list[str] = []
+    with store.database.read() as c:
+        connection = c
+    take(store, request("a"))
+    take(store, request("b"))
+    for of in ({}, {"status": JobStatus.RUNNING}, {"run_id": "r"}):
+        token = store.list_jobs("acme", limit=1, **of).next_token
+        connection.set_trace_callback(statements.append)
+        store.list_jobs("acme", limit=1, token=token, **of)
+        store.list_locks("acme")
+        connection.set_trace_callback(None)
+
+    plans = [
+        row["detail"]
+        for statement in statements
+        if statement.startswith("SELECT")
+        for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}")
+    ]
+    assert len(plans) == 6
+    assert all(plan.startswith("SEARCH") and "INDEX" in plan for plan in plans), plans
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def test_the_result_backend_finds_its_tables_in_the_same_file(tmp_path):
+    store = SqliteStore(tmp_path)
+    with store.database.write() as c:
+        c.execute("INSERT INTO results VALUES ('t', 'SUCCESS', x'00', 1.0, 2.0)")
+        c.execute("INSERT INTO groups VALUES ('g', x'00', 2.0)")
+        c.execute("INSERT INTO chord_parts VALUES ('g', 'p')")
+        c.execute("INSERT INTO chords VALUES ('g', 1.0, 2.0)")
+    assert store.database.path == tmp_path / "store.sqlite3"
+    store.close()
+
+
+def test_the_file_may_have_another_name(tmp_path):
+    store = SqliteStore(tmp_path / "made" / "as needed", file_name="jobs.db")
+    take(store, request())
+    store.close()
+    assert (tmp_path / "made" / "as needed" / "jobs.db").exists()
+
+
+def test_a_closed_store_opens_its_file_again(tmp_path, clock):
+    store = SqliteStore(tmp_path, clock=clock)
+    lease = take(store, request()).lease
+    store.close()
+    store.finish(lease, success())
+    store.close()
+
+
+def test_a_file_that_is_no_database(tmp_path):
+    (tmp_path / "store.sqlite3").write_bytes(b"This is a diary, and not a database." * 100)
+    store = SqliteStore(tmp_path)
+    with pytest.raises(StoreUnusable, match=r"not a SQLite database.*move the file away"):
+        store.claim(request())
+    store.close()
+    assert (tmp_path / "store.sqlite3").read_bytes().startswith(b"This is a diary")
+
+
+def test_a_database_of_something_else(tmp_path):
+    c = sqlite3.connect(tmp_path / "store.sqlite3")
+    c.execute("CREATE TABLE songs (title TEXT)")
+    c.commit()
+    c.close()
+    store = SqliteStore(tmp_path)
+    with pytest.raises(StoreUnusable, match="not a gwi_celery store"):
+        store.claim(request())
+    store.close()
+
+
+def test_a_store_of_another_version(tmp_path):
+    store = SqliteStore(tmp_path)
+    with store.database.write() as c:
+        c.execute("PRAGMA user_version=99")
+    store.close()
+    store = SqliteStore(tmp_path)
+    with pytest.raises(StoreUnusable, match="schema version 99"):
+        store.claim(request())
+    store.close()
+
+
+def test_a_file_of_version_1_is_brought_up_in_place(tmp_path, clock):
+    c = sqlite3.connect(tmp_path / "store.sqlite3")
+    c.executescript(schema._FIRST)
+    c.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
+    c.execute("PRAGMA user_version=1")
+    c.execute("INSERT INTO chord_parts VALUES ('g', 'p')")
+    c.commit()
+    c.close()
+    store = SqliteStore(tmp_path, clock=clock)
+    take(store, request())
+    with store.database.read() as c:
+        assert c.execute("SELECT count(*) FROM chord_sizes").fetchone()[0] == 0
+        assert c.execute("SELECT part FROM chord_parts").fetchone()["part"] == "p"
+        assert c.execute("PRAGMA user_version").fetchone()[0] == schema.VERSION
+    store.close()
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = SqliteStore(tmp_path / "file")
+    with pytest.raises(StoreUnusable, match="can't make the folder"):
+        store.claim(request())
+
+
+_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from gwi_celery.errors import StoreUnusable
+from gwi_celery.stores.sqlite import SqliteStore
+from tests.unit.stores.test_sqlite import request
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    SqliteStore(Path(sys.argv[1])).claim(request())
+except StoreUnusable as exc:
+    print(exc)
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder whose parents anyone may enter, unlike pytest's."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("read_only", ["file and folder", "file", "empty folder"])
+def test_a_store_that_may_not_be_written(open_folder, read_only):
+    """In a process that may not: root may write anywhere."""
+    folder = open_folder / "store"
+    if read_only == "empty folder":
+        folder.mkdir()
+    else:
+        store = SqliteStore(folder)
+        store.claim(request())
+        store.close()
+        (folder / "store.sqlite3").chmod(0o444)
+    folder.chmod(0o777 if read_only == "file" else 0o555)
+
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_NOBODY, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[3],
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert str(folder / "store.sqlite3") in done.stdout, done.stderr
+    assert "writ" in done.stdout
+
+
+def test_a_store_that_stays_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(gwi_celery.sqlite, "BUSY_TIMEOUT", 0.05)
+    store = SqliteStore(tmp_path)
+    lease = take(store, request()).lease
+    other = sqlite3.connect(tmp_path / "store.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    for write in (
+        lambda: store.claim(request("other")),
+        lambda: store.renew(lease),
+        lambda: store.save(lease, step("list")),
+        lambda: store.finish(lease, success()),
+        store.cleanup,
+    ):
+        with pytest.raises(StoreUnavailable, match="locked by another process"):
+            write()
+    assert store.get_job(lease.job) is not None
+
+    other.execute("ROLLBACK")
+    other.close()
+    store.save(lease, step("list"))
+    store.finish(lease, success())
+    store.close()
+
+
+def test_a_full_disk_loses_nothing_and_the_same_requests_go_through_afterwards(tmp_path, clock):
+    store = SqliteStore(tmp_path, clock=clock)
+    lease = take(store, request("first")).lease
+    store.save(lease, step("small"))
+
+    def limit_pages(pages: int) -> None:
+        with store.database.write() as c:  # one thread: always the same connection
+            c.execute(f"PRAGMA max_page_count={pages}")
+
+    with store.database.read() as c:
+        pages = c.execute("PRAGMA page_count").fetchone()[0]
+    limit_pages(pages + 4)
+    waiting = _fill(store)
+    before = store.get_job(lease.job)
+    assert store.get_job(waiting.job) is None
+
+    for write in (
+        lambda: store.claim(waiting),
+        lambda: store.save(lease, step("large", b"x" * 100_000)),
+        lambda: store.finish(lease, success(b"x" * 100_000)),
+    ):
+        with pytest.raises(StoreUnavailable, match="no space left"):
+            write()
+    assert store.get_job(waiting.job) is None
+    assert store.get_lock(waiting.lock) is None
+    assert store.get_job(lease.job) == before
+    assert [c.name for c in store.load(lease)] == ["small"]
+
+    limit_pages(1_000_000)
+    claimed = take(store, waiting)
+    assert take(store, waiting).lease == claimed.lease
+    assert (claimed.record.attempt, claimed.record.crashes) == (1, 0)
+    store.save(lease, step("large", b"x" * 100_000))
+    store.finish(lease, success(b"x" * 100_000))
+    assert isinstance(store.claim(request("first", nonce="m")), Completed)
+    store.close()
+
+
+def _fill(store: SqliteStore) -> ClaimRequest:
+    """Claim until there is no space; the claim that was refused."""
+    for number in range(10_000):
+        claim = replace(request(f"{number}"), run_id="r" * 2000, nonce=f"n{number}")
+        try:
+            take(store, claim)
+        except StoreUnavailable:
+            return claim
+    raise AssertionError("the disk never got full")
+
+
+def test_a_files_permissions_follow_the_umask(tmp_path):
+    """Results and ids are in it: it is as private as the user's other files."""
+    before = os.umask(0o077)
+    try:
+        store = SqliteStore(tmp_path / "store")
+        take(store, request())
+        mode = stat.S_IMODE((tmp_path / "store" / "store.sqlite3").stat().st_mode)
+        store.close()
+    finally:
+        os.umask(before)
+    assert mode == 0o600
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_all_who_know_a_memory_stores_name_share_it():
+    store = memory_store("shared")
+    try:
+        lease = take(store, request()).lease
+        store.close()  # others may still be using it
+        assert memory_store("shared") is store
+        memory_store("shared").finish(lease, success())
+        assert memory_store("other").get_job(lease.job) is None
+    finally:
+        forget_memory_store("shared")
+        forget_memory_store("other")
+
+
+def test_a_forgotten_memory_store_begins_empty_and_its_old_users_are_told():
+    store = memory_store("shared")
+    lease = take(store, request()).lease
+    forget_memory_store("shared")
+    forget_memory_store("shared")
+    try:
+        assert memory_store("shared").get_job(lease.job) is None
+        with pytest.raises(StoreUnusable, match="was closed"):
+            store.renew(lease)
+    finally:
+        forget_memory_store("shared")
