@@ -36,7 +36,7 @@ from gwi_celery import forks, shield
 from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
-from gwi_celery.gcp import fork_gate
+from gwi_celery.gcp import fork_gate, rpcs
 from gwi_celery.gcp.channel import befriend_gevent
 from gwi_celery.gcp.credentials import Access, NoCredentials
 from gwi_celery.jitter import jitter
@@ -245,6 +245,7 @@ class Client:
         """Open a StreamingPull; an iterator of answers. The caller has passed the gate."""
         if self.on_call is not None:
             self.on_call("StreamingPull")
+        rpcs.count("StreamingPull")
         stub = self._open().stream_stream(
             "/google.pubsub.v1.Subscriber/StreamingPull",
             request_serializer=_serialize,
@@ -307,6 +308,7 @@ class Client:
     def _stub(self, rpc: str) -> Any:
         if self.on_call is not None:
             self.on_call(rpc)
+        rpcs.count(rpc)
         channel = self._open()
         stub = self._stubs.get(rpc)
         if stub is None:
