@@ -394,7 +394,7 @@ def test_a_stream_nobody_needs_is_closed(
     eventually(lambda: live(backend))
     backend.store_result("t1", 1, SUCCESS)
     thread.join(timeout=60)
-    eventually(lambda: listener_of(backend.client)._call is None)
+    eventually(lambda: listener_of(backend.client)._stream is None)
     assert fork_gate.in_flight() == before
     thread = waiting(backend, "t2", got)
     backend.store_result("t2", 2, SUCCESS)
