@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from gwi_celery.cli.init import init
 from gwi_celery.cli.push_to import push_to
 from gwi_celery.cli.serve import serve
 
@@ -13,5 +14,6 @@ def gwi() -> None:
     """Reliable jobs on Google Cloud."""
 
 
+gwi.add_command(init)
 gwi.add_command(serve)
 gwi.add_command(push_to)

@@ -48,7 +48,7 @@ from gwi_celery.firestore.documents import (
 )
 from gwi_celery.firestore.objects import Bucket
 from gwi_celery.firestore.url import FirestoreURL
-from gwi_celery.gcp import fork_gate
+from gwi_celery.gcp import fork_gate, rpcs
 from gwi_celery.gcp.channel import Channel
 from gwi_celery.gcp.credentials import Access, NoCredentials
 
@@ -273,6 +273,7 @@ class Client:
     def _send(self, method: str, request: Any) -> Any:
         # An exception from outside, raised in gRPC, would leave gRPC's own lock held for good.
         with shield.section(), fork_gate.call():
+            rpcs.count(method)
             stub, streams = self._connection.stub(method)
             # By this the request finds its database's region, as the generated library has it.
             place = {"parent": request.parent} if method == "RunQuery" else {"database": self.path}
@@ -288,6 +289,7 @@ class Client:
                 raise ServerError(exc.code(), details) from exc
 
     def _listen(self, requests: Iterator[Any]) -> Any:
+        rpcs.count("Listen")
         place = urlencode({"database": self.path})
         stub = self._connection.channel.stream_stream(
             _SERVICE + "Listen",

@@ -34,6 +34,7 @@ from gwi_celery.errors import (
     JobExited,
     JobHeld,
     LeaseLost,
+    NotAllowed,
     StoreError,
 )
 from gwi_celery.failures import ENDS_THE_WORKER
@@ -109,6 +110,9 @@ class Attempt:
         try:
             store = self._store
             answer = self._claim(store, resolved, headers)
+        except NotAllowed as exc:
+            # Its publisher gets no outcome written either, under an id of another's perhaps.
+            raise Reject(exc, requeue=False) from exc
         except StoreError as exc:
             self._store_unavailable(exc)
         match answer:

@@ -172,11 +172,13 @@ class RunningJob:
             return blobs.load(self._bytes(recorded))
         with self._names.free_after_error(name):
             self.check()
+            began = time.monotonic()
             with span(f"step {name}"):
                 with window():
                     result = function()
                 blob = self._dump(name, result)
                 self._save(Checkpoint(name, CheckpointKind.STEP, blob))
+            emit("step", seconds=round(time.monotonic() - began, 6))
         return blobs.load(blob)
 
     @contextmanager

@@ -37,7 +37,7 @@ from gwi_celery.backoff import Backoff
 from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
-from gwi_celery.gcp import fork_gate
+from gwi_celery.gcp import fork_gate, rpcs
 from gwi_celery.gcp.channel import Channel
 from gwi_celery.gcp.credentials import Access, NoCredentials
 
@@ -239,6 +239,7 @@ class Client:
         """Open a StreamingPull; an iterator of answers. The caller has passed the gate."""
         if self.on_call is not None:
             self.on_call("StreamingPull")
+        rpcs.count("StreamingPull")
         stub = self._channel.get().stream_stream(
             "/google.pubsub.v1.Subscriber/StreamingPull",
             request_serializer=_serialize,
@@ -296,6 +297,7 @@ class Client:
     def _stub(self, rpc: str) -> Any:
         if self.on_call is not None:
             self.on_call(rpc)
+        rpcs.count(rpc)
         return self._channel.stub(rpc, partial(_unary, rpc))
 
     def _routing(self, resource: str) -> Any:

@@ -58,9 +58,7 @@ class Monitoring:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._client: PerProcess[Any] = PerProcess(
-            lambda: connect(), lambda made: made.transport.close()
-        )
+        self._client: PerProcess[Any] = PerProcess(connect, _disconnect)
         self._told: set[str] = set()
 
     def depth(self, subscriptions: Iterable[str]) -> QueueDepth | None:

@@ -60,7 +60,6 @@ from gwi_celery.stores.firestore.records import (
     step_of,
 )
 from gwi_celery.stores.firestore.results import ResultWrite
-from gwi_celery.stores.protocol import FAILED_KEPT
 
 #: Times that a write is decided anew after a conflict or without an answer. Each time but the first
 #: has just read what it depends on, so a conflict means that somebody was quicker within it.
@@ -233,8 +232,7 @@ class Holder:
             result = ResultWrite(self._client, self._places, stored_result)
         with self._holding("finish a job", finishing=True, result=result) as (hold, tries):
             for _ in tries:
-                if hold.job.finished == fence:
-                    self._check_same(hold.job, outcome)
+                if self._is_finished(hold.job, outcome):
                     return
                 if packed is None:
                     packed = self._pack(hold, outcome.blob, [] if result is None else result.pieces)
@@ -242,7 +240,7 @@ class Holder:
                 data = {
                     "outcome": blob.fields(),
                     "finished": fence,
-                    "failed": _failed_after(hold.job, outcome.status),
+                    "failed": protocol.failed_after(hold.job, outcome.status),
                     "result_ttl": float(self._lease.result_ttl),
                     "fence": fence,
                 }
@@ -258,13 +256,12 @@ class Holder:
                         result.written()
                     return
 
-    def _check_same(self, job: Job, outcome: Outcome) -> None:
-        """Raises LeaseLost when the record ended otherwise; a later claim's says nothing any more."""
+    def _is_finished(self, job: Job, outcome: Outcome) -> bool:
         there = job.outcome
-        if job.fence != self._lease.fence or there is None or not job.status.terminal:
-            return
-        if (job.status, there.sha) != (outcome.status, checksum(outcome.blob)):
-            raise protocol.finished_otherwise(self._lease, job.status)
+        # A record that has been claimed anew has no outcome: it says nothing more of this one.
+        same_bytes = there is None or there.sha == checksum(outcome.blob)
+        finished = job.finished
+        return protocol.is_finished(self._lease, job, finished, outcome, same_bytes=same_bytes)
 
     def release(self) -> None:
         fields = {"status": JobStatus.PENDING.value, "data": {"fence": self._lease.fence}}
@@ -393,15 +390,17 @@ class Holder:
 
     def _owned(self, seen: Seen) -> tuple[Job, Lock]:
         """The record and the lock, if the lease's token is both's."""
-        lease, job, lock = self._lease, seen.live_job, seen.lock
-        if job is None:
-            raise _lost(lease, lock)
-        if job.status is JobStatus.CANCELLED and job.generation == lease.generation:
-            raise protocol.cancelled(lease, reason_of(self._client, self._places, job))
-        owns_record = job.status is JobStatus.RUNNING and job.fence == lease.fence
-        owns_lock = lock is not None and lock.fence == lease.fence
-        if lock is None or not (owns_record and owns_lock):
-            raise _lost(lease, lock)
+        job, lock = seen.live_job, seen.lock
+
+        def reason() -> str:
+            assert job is not None
+            return reason_of(self._client, self._places, job)
+
+        protocol.check_holder(
+            self._lease, job, None if lock is None else lock.known(seen.now), reason
+        )
+        assert job is not None
+        assert lock is not None
         return job, lock
 
     def _must_write(self, hold: Holding, checkpoint: Checkpoint, sha: bytes) -> bool:
@@ -614,12 +613,6 @@ def _nothing_known(lease: Lease) -> Holding:
     return Holding(job, Lock(lease.lock, "", lease.nonce, lease.job, lease.ttl, lease.fence))
 
 
-def _lost(lease: Lease, lock: Lock | None) -> LeaseLost:
-    if lock is None or lock.fence is None:
-        return protocol.lease_lost(lease, None, 0)
-    return protocol.lease_lost(lease, lock.owner, lock.fence)
-
-
 def _without_bytes(step: Step) -> Step:
     """What must be known of a checkpoint to write it again: not megabytes for as long as it runs."""
     if step.blob.inline is None:
@@ -630,11 +623,3 @@ def _without_bytes(step: Step) -> Step:
 def _stored(hold: Holding, name: str, sha: bytes) -> protocol.Stored | None:
     step = hold.steps.get(name)
     return None if step is None else protocol.Stored(step.kind, step.number, step.blob.sha == sha)
-
-
-def _failed_after(job: Job, status: JobStatus) -> list[str]:
-    """The failed submissions that the record remembers once its attempt has ended as ``status``."""
-    failed = list(job.failed)
-    if status is JobStatus.FAILED:
-        failed.append(protocol.submission_id(job.submission))
-    return failed[-FAILED_KEPT:]

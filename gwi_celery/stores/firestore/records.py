@@ -8,6 +8,8 @@
             gwi_eras/{era}/                      an era is one life of the record, until it expires
                 gwi_steps/{digest of name}       checkpoints
                 gwi_chunks/{id}-{n}              pieces of what is too large for one document
+    {prefix}/v1/gwi_actions/{time to go}-{id}    what operators did
+    {prefix}/v1/gwi_keys/operator                the key that proves who is one
 
 All is in the map ``data``, which no index looks at, but for what lists and TTL policies need:
 ``status``, ``run``, ``updated`` and ``gc_at``. Documents are never Firestore maps of a job's own
@@ -27,6 +29,7 @@ from typing import Any, Final
 
 from gwi_celery.firestore.documents import Document, Micros
 from gwi_celery.ids import digest
+from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
     Checkpoint,
     CheckpointKind,
@@ -352,6 +355,12 @@ class Lock:
                 "beat": self.beat,
             },
         }
+
+    def known(self, now: int) -> protocol.Lock:
+        """For the protocol's rules."""
+        fence = self.version if self.fence is None else self.fence
+        left = (self.expires - now) / SECOND
+        return protocol.Lock(self.owner, self.nonce, fence, self.job, left)
 
     def record(self, now: int) -> LockRecord:
         return LockRecord(

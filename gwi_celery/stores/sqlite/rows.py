@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Collection
+from dataclasses import dataclass
 
+from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
     Checkpoint,
     CheckpointKind,
-    Held,
     JobRecord,
     JobRef,
     JobStatus,
@@ -121,5 +123,42 @@ def lock_record(row: sqlite3.Row, now: float) -> LockRecord:
     )
 
 
-def held(row: sqlite3.Row, now: float) -> Held:
-    return Held(text(row["owner"]), ref(row), retry_after=max(0.0, row["expires_at"] - now))
+# --- for the protocol's rules ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the rules look at: :class:`gwi_celery.stores.protocol.Job`."""
+
+    status: JobStatus
+    fingerprint: str
+    submission: str
+    failed: Collection[str]
+    generation: int
+    attempt: int
+    crashes: int
+    fence: int
+    lock_id: str | None
+
+
+def known_job(row: sqlite3.Row | None) -> Job | None:
+    if row is None:
+        return None
+    return Job(
+        status=JobStatus(row["status"]),
+        fingerprint=row["fingerprint"],
+        submission=text(row["submission"]),
+        failed=row["failed"].split(),
+        generation=row["generation"],
+        attempt=row["attempt"],
+        crashes=row["crashes"],
+        fence=row["fence"],
+        lock_id=row["lock_id"],
+    )
+
+
+def known_lock(row: sqlite3.Row | None, now: float) -> protocol.Lock | None:
+    if row is None:
+        return None
+    left = row["expires_at"] - now
+    return protocol.Lock(text(row["owner"]), row["nonce"], row["token"], ref(row), left)

@@ -11,10 +11,12 @@ locks, so it goes on growing although the rows of locks and jobs come and go.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gwi_celery import forks
+from gwi_celery.actions import Action
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
 from gwi_celery.errors import (
     InvalidCall,
@@ -26,28 +28,26 @@ from gwi_celery.errors import (
 from gwi_celery.sqlite import Database
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
-    Cancelled,
     Checkpoint,
     CheckpointKind,
     ClaimAnswer,
     Claimed,
     ClaimRequest,
-    Completed,
+    Held,
     JobRecord,
     JobRef,
     JobStatus,
     Lease,
     LockRecord,
     LockRef,
-    Mismatch,
     Outcome,
     Page,
     Store,
     StoredResult,
 )
 from gwi_celery.stores.paging import list_id, place_of, token_after
-from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL, FAILED_KEPT
-from gwi_celery.stores.sqlite import rows, schema
+from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
+from gwi_celery.stores.sqlite import operators, rows, schema
 from gwi_celery.stores.sqlite.rows import raw, raw_or_none
 
 
@@ -99,34 +99,33 @@ class SqliteStore(Store):
         with self._database.write(durable=False) as c:
             now = self._clock.time()
             stored = rows.job_row(c, request.job)
-            job = rows.unless_expired(stored, now)
-            corrects = job is not None and _corrects(job, request)
-            if job is not None and not (corrects or _same_payload(job, request)):
-                return Mismatch(rows.job_record(job))
-            ended = job is not None and JobStatus(job["status"]).terminal
-            if job is not None and ended and not _opens_next_generation(job, request):
-                record = rows.job_record(job)
-                cancelled = record.status is JobStatus.CANCELLED
-                return Cancelled(record) if cancelled else Completed(record)
-            forgotten = _forgotten_checkpoints(c, job, request)
-            lock = rows.lock_row(c, request.lock)
-            if lock is not None:
-                sent_again = lock["nonce"] == request.nonce and lock["job_id"] == request.job.id
-                if sent_again and job is not None and job["fence"] == lock["token"]:
-                    # Renewed too: the caller counts the lease's time from this sending.
-                    _extend(c, request.lock, lock["token"], now + request.lease_ttl)
-                    return _claimed(c, request, job)
-                if lock["expires_at"] > now:
-                    return rows.held(lock, now)
-            own = _own_lock(c, job, request)
-            if own is not None and own["expires_at"] > now:
-                return rows.held(own, now)
+            row = rows.unless_expired(stored, now)
+            job = rows.known_job(row)
+            answer = protocol.settled(request, job)
+            if answer is not None:
+                assert row is not None
+                return answer(rows.job_record(row))
+            forgotten = protocol.forgotten(request, job, lambda: _checkpoint_names(c, request.job))
+            lock = rows.known_lock(rows.lock_row(c, request.lock), now)
+            other = _other_lock(c, request, job)
+            match protocol.decide(request, job, lock, rows.known_lock(other, now)):
+                case Held() as held:
+                    return held
+                case protocol.SameClaim():
+                    assert row is not None
+                    _extend(c, request.lock, row["fence"], now + request.lease_ttl)
+                    return _claimed(c, request, row)
+                case protocol.Granted() as granted:
+                    pass
+                case _:
+                    raise AssertionError
             token = _next_token(c, now)
             running: dict[str, Any] = {
                 "status": JobStatus.RUNNING.value,
                 "fingerprint": request.fingerprint,
                 "run_id": raw_or_none(request.run_id),
                 "submission": raw(request.submission),
+                "attempt": granted.attempt,
                 "fence": token,
                 "lock_id": request.lock.id,
                 "result_ttl": request.result_ttl,
@@ -134,17 +133,14 @@ class SqliteStore(Store):
                 "expires_at": None,
                 "outcome": None,
             }
-            if job is None:
-                _insert_job(c, request.job, stored, now, attempt=1, **running)
-            elif ended:
-                _delete_checkpoints(c, request.job, forgotten)
-                generation = job["generation"] + 1
-                _update_job(c, job, generation=generation, attempt=1, crashes=0, **running)
+            if row is None:
+                _insert_job(c, request.job, stored, now, **running)
             else:
-                crashes = protocol.crashes_after_takeover(job["crashes"], JobStatus(job["status"]))
-                _update_job(c, job, attempt=job["attempt"] + 1, crashes=crashes, **running)
-            if own is not None:
-                _free_lock(c, own["lock_id"], own["token"])
+                _delete_checkpoints(c, request.job, None if granted.anew else forgotten)
+                running |= {"generation": granted.generation, "crashes": granted.crashes}
+                _update_job(c, row, **running)
+            if other is not None:
+                _free_lock(c, other["lock_id"], other["token"])
             _take_lock(c, request, token, now + request.lease_ttl)
             taken = rows.job_row(c, request.job)
             assert taken is not None
@@ -191,24 +187,22 @@ class SqliteStore(Store):
             return None if row is None else rows.checkpoint(row)
 
     def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
-        if not outcome.status.terminal:
-            raise ValueError(f"{outcome.status.value} is no end of a job")
         with self._database.write() as c:
             now = self._clock.time()
-            stored = rows.job_row(c, lease.job)
-            if stored is not None and stored["finished_fence"] == lease.fence:
-                same = (stored["status"], stored["outcome"]) == (outcome.status.value, outcome.blob)
-                if stored["fence"] != lease.fence or same:  # a later claim's by now, or sent again
-                    return
-                raise protocol.finished_otherwise(lease, JobStatus(stored["status"]))
-            job = _check_holder(c, lease, now)
+            row = rows.job_row(c, lease.job)
+            finished = None if row is None else row["finished_fence"]
+            same_bytes = row is not None and row["outcome"] == outcome.blob
+            job = rows.known_job(row)
+            if protocol.is_finished(lease, job, finished, outcome, same_bytes=same_bytes):
+                return
+            row = _check_holder(c, lease, now)
             _update_job(
                 c,
-                job,
+                row,
                 status=outcome.status.value,
                 outcome=outcome.blob,
                 finished_fence=lease.fence,
-                failed=_failed_after(job, outcome.status),
+                failed=_failed_after(row, outcome.status),
                 updated_at=now,
                 expires_at=now + lease.result_ttl,
             )
@@ -237,11 +231,18 @@ class SqliteStore(Store):
             if row is None or owner_nonce not in (None, row["nonce"]):
                 return False
             _free_lock(c, lock.id, row["token"])
-            return bool(row["expires_at"] > self._clock.time())
+            done = protocol.releasing(lock)
+            if owner_nonce is None:
+                operators.keep(c, done)
+            live = bool(row["expires_at"] > self._clock.time())
+        if owner_nonce is None:
+            done.log()
+        return live
 
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
         """As :meth:`Store.cancel`. The outcome is ``reason`` in UTF-8."""
         cancelled = {"status": JobStatus.CANCELLED.value, "outcome": raw(reason)}
+        done = protocol.cancelling(job, reason)
         with self._database.write() as c:
             now = self._clock.time()
             stored = rows.job_row(c, job)
@@ -263,13 +264,30 @@ class SqliteStore(Store):
                     expires_at=now + CANCELLED_TTL,
                     **cancelled,
                 )
-                return True
-            if JobStatus(known["status"]).terminal:
+            elif JobStatus(known["status"]).terminal:
                 return False
-            kept_until = now + known["result_ttl"]
-            _update_job(c, known, updated_at=now, expires_at=kept_until, **cancelled)
-            _free_lock(c, known["lock_id"], known["fence"])
-            return True
+            else:
+                kept_until = now + known["result_ttl"]
+                _update_job(c, known, updated_at=now, expires_at=kept_until, **cancelled)
+                _free_lock(c, known["lock_id"], known["fence"])
+            operators.keep(c, done)
+        done.log()
+        return True
+
+    def operator_key(self) -> bytes:
+        with self._database.write() as c:
+            return operators.key(c)
+
+    def record_action(self, action: Action) -> None:
+        with self._database.write() as c:
+            operators.keep(c, action)
+        action.log()
+
+    def list_actions(
+        self, *, tenant: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[Action]:
+        with self._database.read() as c:
+            return operators.listed(c, tenant, limit, before)
 
     def put_value(
         self, job: JobRef, name: str, blob: bytes, *, expected_version: int
@@ -376,7 +394,8 @@ class SqliteStore(Store):
                 " LIMIT ?)",
                 (now, max(limit - len(expired), 0)),
             ).rowcount
-            return len(expired) + abandoned
+            done = len(expired) + abandoned
+            return done + operators.delete_old(c, now, max(limit - done, 0))
 
     def close(self) -> None:
         self._database.close()
@@ -413,61 +432,22 @@ def forget_memory_store(name: str) -> None:
 # --- parts of a claim -----------------------------------------------------------------------------
 
 
-def _same_payload(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    return protocol.same_payload(job["fingerprint"], request.fingerprint)
+def _checkpoint_names(c: sqlite3.Connection, job: JobRef) -> list[str]:
+    """In the order they were first saved."""
+    return [each.name for each in rows.checkpoints(c, job, at_most=-1)]
 
 
-def _corrects(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    return protocol.corrects(JobStatus(job["status"]), job["failed"].split(), request)
-
-
-def _opens_next_generation(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    """Whether a job that has ended runs again for this request."""
-    if _replays_next(job, request):
-        return True
-    failed = job["status"] == JobStatus.FAILED.value
-    return failed and protocol.submission_id(request.submission) not in job["failed"].split()
-
-
-def _replays_next(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    return protocol.replays_next(JobStatus(job["status"]), job["generation"], request)
-
-
-def _forgotten_checkpoints(
-    c: sqlite3.Connection, job: sqlite3.Row | None, request: ClaimRequest
-) -> list[bytes]:
-    """The names of those that the next generation is to make anew. Raises InvalidCall."""
-    if job is None:
-        return []
-    replays = _replays_next(job, request)
-    if not replays and _same_payload(job, request):
-        return []
-    recorded = [
-        row["name"]
-        for row in c.execute(
-            "SELECT name FROM checkpoints WHERE job_id = ? ORDER BY ordinal", (request.job.id,)
-        )
-    ]
-    first = request.replay.from_step if request.replay is not None and replays else None
-    if first is None:
-        return recorded
-    if raw(first) not in recorded:
-        raise protocol.unknown_step(request, first, [rows.text(name) for name in recorded])
-    return recorded[recorded.index(raw(first)) :]
-
-
-def _own_lock(
-    c: sqlite3.Connection, job: sqlite3.Row | None, request: ClaimRequest
+def _other_lock(
+    c: sqlite3.Connection, request: ClaimRequest, job: rows.Job | None
 ) -> sqlite3.Row | None:
     """The other lock under which the job's last attempt holds it, or has let it expire."""
-    if job is None or job["status"] != JobStatus.RUNNING.value:
+    lock_id = protocol.other_lock(request, job)
+    if job is None or lock_id is None:
         return None
-    if job["lock_id"] == request.lock.id:
-        return None
-    own: sqlite3.Row | None = c.execute(
-        "SELECT * FROM locks WHERE lock_id = ? AND token = ?", (job["lock_id"], job["fence"])
+    other: sqlite3.Row | None = c.execute(
+        "SELECT * FROM locks WHERE lock_id = ? AND token = ?", (lock_id, job.fence)
     ).fetchone()
-    return own
+    return other
 
 
 def _next_token(c: sqlite3.Connection, now: float) -> int:
@@ -515,36 +495,24 @@ def _claimed(c: sqlite3.Connection, request: ClaimRequest, job: sqlite3.Row) -> 
 
 
 def _check_holder(c: sqlite3.Connection, lease: Lease, now: float) -> sqlite3.Row:
-    """The job's row, if the lease may write: its fence is both the lock's and the record's.
+    """The job's row, if the lease may write. Raises LeaseLost, JobCancelled."""
+    row = rows.unless_expired(rows.job_row(c, lease.job), now)
+    lock = rows.known_lock(rows.lock_row(c, lease.lock), now)
 
-    One alone is not enough. The same job may have been claimed under another lock meanwhile; and
-    another job may have taken the lock, which leaves this job's record as it was.
-    """
-    job = rows.unless_expired(rows.job_row(c, lease.job), now)
-    if job is None:
-        raise _lease_lost(c, lease)
-    if job["status"] == JobStatus.CANCELLED.value and job["generation"] == lease.generation:
-        raise protocol.cancelled(lease, rows.text(job["outcome"]))
-    lock = rows.lock_row(c, lease.lock)
-    owns_record = job["status"] == JobStatus.RUNNING.value and job["fence"] == lease.fence
-    owns_lock = lock is not None and lock["token"] == lease.fence
-    if not (owns_record and owns_lock):
-        raise _lease_lost(c, lease)
-    return job
+    def reason() -> str:
+        assert row is not None
+        return rows.text(row["outcome"])
+
+    protocol.check_holder(lease, rows.known_job(row), lock, reason)
+    assert row is not None
+    return row
 
 
 def _check_last(c: sqlite3.Connection, lease: Lease) -> None:
     """Raises LeaseLost unless the lease's claim is the job's last."""
     job = rows.job_row(c, lease.job)
     if job is None or job["fence"] != lease.fence:
-        raise _lease_lost(c, lease)
-
-
-def _lease_lost(c: sqlite3.Connection, lease: Lease) -> LeaseLost:
-    lock = rows.lock_row(c, lease.lock)
-    if lock is None:
-        return protocol.lease_lost(lease, None, 0)
-    return protocol.lease_lost(lease, rows.text(lock["owner"]), lock["token"])
+        raise protocol.lease_lost(lease, rows.known_lock(rows.lock_row(c, lease.lock), 0.0))
 
 
 def _write_checkpoint(
@@ -592,12 +560,10 @@ def _put_checkpoint(
     )
 
 
-def _failed_after(job: sqlite3.Row, status: JobStatus) -> str:
-    """The failed submissions that the record remembers once its attempt has ended as ``status``."""
-    failed: list[str] = job["failed"].split()
-    if status is JobStatus.FAILED:
-        failed.append(protocol.submission_id(rows.text(job["submission"])))
-    return " ".join(failed[-FAILED_KEPT:])
+def _failed_after(row: sqlite3.Row, status: JobStatus) -> str:
+    job = rows.known_job(row)
+    assert job is not None
+    return " ".join(protocol.failed_after(job, status))
 
 
 # --- writing rows ---------------------------------------------------------------------------------
@@ -640,11 +606,15 @@ def _delete_job(c: sqlite3.Connection, job_id: str) -> None:
     c.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
 
 
-def _delete_checkpoints(c: sqlite3.Connection, job: JobRef, names: list[bytes]) -> None:
-    c.executemany(
-        "DELETE FROM checkpoints WHERE job_id = ? AND name = ?",
-        [(job.id, name) for name in names],
-    )
+def _delete_checkpoints(c: sqlite3.Connection, job: JobRef, names: Sequence[str] | None) -> None:
+    """Those of these names; None: all."""
+    if names is None:
+        c.execute("DELETE FROM checkpoints WHERE job_id = ?", (job.id,))
+    else:
+        c.executemany(
+            "DELETE FROM checkpoints WHERE job_id = ? AND name = ?",
+            [(job.id, raw(name)) for name in names],
+        )
 
 
 def _extend(c: sqlite3.Connection, lock: LockRef, token: int, expires_at: float) -> None:
