@@ -20,6 +20,7 @@ from gwi_celery.testing.process import Machine, WorkerProcess
 from gwi_celery.testing.vendors.embedded.container import EmbeddedContainer
 from gwi_celery.testing.vendors.firestore.container import FirestoreContainer, FirestoreProcess
 from gwi_celery.testing.vendors.pubsub.container import PubSubContainer, PubSubProcess
+from tests.machine import PATIENCE
 from tests.workers import eventually
 
 #: Starts a child, says both are there, and ends on SIGTERM with code 7.
@@ -77,7 +78,7 @@ def test_another_signal_reaches_the_main_process_alone(machine: Machine) -> None
     machine.start()
     child = child_of(machine)
     machine.kill(signal="SIGTERM")
-    assert machine.wait(timeout=20) == 7
+    assert machine.wait(timeout=PATIENCE) == 7
     eventually(lambda: gone(child), what="what outlived it")
 
 
@@ -168,14 +169,14 @@ def test_the_command_prints_what_to_export_and_ends_on_a_signal() -> None:
         java = psutil.Process(process.pid).children(recursive=True)
         assert len(java) >= 2
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=PATIENCE) == 0
         deadline = time.monotonic() + 20
         while any(p.is_running() and not gone(p.pid) for p in java):
             assert time.monotonic() < deadline, "an emulator outlived the command"
             time.sleep(0.05)
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE)
         process.stdout.close()
 
 
