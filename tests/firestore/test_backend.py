@@ -395,8 +395,8 @@ def test_a_stream_nobody_needs_is_closed(
     eventually(lambda: live(backend))
     backend.store_result("t1", 1, SUCCESS)
     thread.join(timeout=PATIENCE)
-    eventually(lambda: listener_of(backend.client)._call is None)
-    assert fork_gate.in_flight() == before
+    eventually(lambda: listener_of(backend.client)._stream is None)
+    eventually(lambda: fork_gate.in_flight() == before)
     thread = waiting(backend, "t2", got)
     backend.store_result("t2", 2, SUCCESS)
     thread.join(timeout=PATIENCE)
