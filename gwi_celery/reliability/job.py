@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from gwi_celery import blobs, forks
+from gwi_celery.backoff import jitter
 from gwi_celery.errors import (
     CursorWentBack,
     DeadlinePassed,
@@ -33,7 +34,6 @@ from gwi_celery.errors import (
     WorkerStopping,
 )
 from gwi_celery.ids import digest
-from gwi_celery.jitter import jitter
 from gwi_celery.reliability.cursor import Cursor
 from gwi_celery.reliability.renewal import renewer
 from gwi_celery.reliability.step_names import StepNames
