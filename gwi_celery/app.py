@@ -10,6 +10,7 @@ from celery import current_app, signals
 
 from gwi_celery import beat, config, required, tracebacks, versions
 from gwi_celery import integration as integrations
+from gwi_celery.authority import AUTHORITY_OPTION
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.integration import (
@@ -137,13 +138,20 @@ def _configure(app: Any) -> Settings:
             f"two brokers: app.conf.broker_url is {conf.broker_url!r}, and the setting is "
             f"{loaded.broker_url!r}; keep one"
         )
+    made = Integration(loaded, ours)
     urls = config.urls(ours.get("broker_url") or conf.broker_url)
     if any(url.startswith(("embedded:", "pubsub:")) for url in urls):
         ours["broker_transport_options"] = {
             "lease_seconds": loaded.lease_seconds,
             "max_deliveries": loaded.max_deliveries,
             **(conf.broker_transport_options or {}),
+            AUTHORITY_OPTION: made.authority.id,
         }
+    elif loaded.signing_keys or loaded.queue_rights:
+        raise ConfigurationError(
+            "signing_keys and queue_rights need a broker of this package's (embedded:// or pubsub://): "
+            f"{urls!r} has its own messages, which nobody would sign or check"
+        )
     for url in urls:
         if url.startswith("pubsub:"):
             from gwi_celery import provisioned
@@ -160,12 +168,16 @@ def _configure(app: Any) -> Settings:
     elif str(conf.result_backend).startswith(("redis:", "rediss:")):
         _check_redis(conf.result_backend)
     if integrations.refused(app) or (
-        known is not None and known.applied.get("broker_url") != ours.get("broker_url")
+        known is not None
+        and (
+            known.applied.get("broker_url") != ours.get("broker_url")
+            or not known.authority.same(loaded)
+        )
     ):
         _forget_connections(app)
     for name, value in ours.items():
         conf[name] = value
-    integrations.keep(app, Integration(loaded, ours))
+    integrations.keep(app, made)
     return loaded
 
 

@@ -13,7 +13,7 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from urllib.parse import unquote, urlsplit
 
 from gwi_celery import options
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.rights import Rights, read_rights
+from gwi_celery.signing import read_file, read_keys
 from gwi_celery.text import nearest
 
 DAY = 86400.0
@@ -33,6 +35,13 @@ def _setting(env: str, help: str, default: Any) -> Any:
 
 def _secret(env: str, help: str, default: Any) -> Any:
     return field(default=default, repr=False, metadata={"env": env, "help": help})
+
+
+def _mapping(env: str, help: str, read: Callable[[Any, str], Any], *, secret: bool = False) -> Any:
+    """One that is empty by default. ``read`` takes the value and where it stands."""
+    return field(
+        default_factory=dict, repr=not secret, metadata={"env": env, "help": help, "read": read}
+    )
 
 
 #: Settings that are one of a few words.
@@ -110,6 +119,26 @@ class Settings:
         "seconds between two times that a worker or push service deletes what has expired from the "
         "embedded files; 0: never. On Firestore a TTL policy does it",
         60.0,
+    )
+
+    # --- who may do what (docs/security.md) ---------------------------------------------------
+
+    signing_keys: Mapping[str, str] = _mapping(
+        "GWI_SIGNING_KEYS",
+        "secrets that messages are signed with, by id (id:secret,...): the last signs, all verify; "
+        "empty: no message is signed, and none has to be",
+        read_keys,
+        secret=True,
+    )
+    signing_keys_file: str = _setting(
+        "GWI_SIGNING_KEYS_FILE",
+        "file that holds the signing keys instead, such as a secret that is mounted",
+        "",
+    )
+    queue_rights: Mapping[str, Rights] = _mapping(
+        "GWI_QUEUE_RIGHTS",
+        "what messages of a queue may ask for, by queue (* for the others), as JSON",
+        read_rights,
     )
 
     # --- the service (docs/service.md) --------------------------------------------------------
@@ -227,6 +256,13 @@ class Settings:
         for name in ("push_wait", "worker_grace", "cleanup_interval"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
+        if self.signing_keys_file:
+            if self.signing_keys:
+                raise ConfigurationError(
+                    "both signing_keys and signing_keys_file are set: keep one of them"
+                )
+            keys = read_file(self.signing_keys_file, "signing_keys_file")
+            object.__setattr__(self, "signing_keys", keys)
 
     @property
     def development(self) -> bool:
@@ -302,12 +338,12 @@ def load(
     for name, f in SETTINGS.items():
         env = f.metadata["env"]
         if overrides.get(name) is not None:
-            values[name] = _convert(name, overrides[name], f.default, f"setup({name}=...)")
+            values[name] = _convert(f, overrides[name], f"setup({name}=...)")
         elif conf.get(f"gwi_{name}") is not None:
             source = f"app.conf.{spelt(name)}"
-            values[name] = _convert(name, conf[f"gwi_{name}"], f.default, source)
+            values[name] = _convert(f, conf[f"gwi_{name}"], source)
         elif environ.get(env):
-            values[name] = _convert(name, environ[env], f.default, env)
+            values[name] = _convert(f, environ[env], env)
     return Settings(**values)
 
 
@@ -351,8 +387,10 @@ def urls(broker_url: Any) -> list[str]:
     return [str(url) for url in several if url]
 
 
-def _convert(name: str, value: Any, default: Any, source: str) -> Any:
-    return options.of(default).convert(value, source, f"but {name} takes")
+def _convert(setting: dataclasses.Field[Any], value: Any, source: str) -> Any:
+    if "read" in setting.metadata:
+        return setting.metadata["read"](value, source)
+    return options.of(setting.default).convert(value, source, f"but {setting.name} takes")
 
 
 def firestore_emulator(environ: Mapping[str, str] | None = None) -> str:

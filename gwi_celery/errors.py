@@ -32,6 +32,7 @@
             ├── PublishFailed       some of many messages were not published
             ├── BatchFailed         the same of a publish_batch(), by task id
             └── MalformedMessage    on a queue, but not a Celery message
+                └── NotAllowed      it asks for what its publisher may not have
 
     BaseException
     └── Interrupt                   stops a job at once; ``except Exception`` can't swallow it
@@ -68,6 +69,7 @@ __all__ = [
     "LeaseLost",
     "MalformedMessage",
     "MissingTenant",
+    "NotAllowed",
     "NotDeleted",
     "NotFound",
     "NotSerializable",
@@ -234,6 +236,10 @@ class BatchFailed(BrokerError):
 
 class MalformedMessage(BrokerError):
     """What arrived on a queue is not a Celery message. It goes to the dead letter."""
+
+
+class NotAllowed(MalformedMessage):
+    """What a message asks for, its publisher has no right to. It goes to the dead letter."""
 
 
 class Interrupt(BaseException):

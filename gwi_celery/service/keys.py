@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from cryptography.x509 import load_pem_x509_certificate
 
 from gwi_celery import forks
+from gwi_celery.backoff import jitter
 from gwi_celery.errors import ConfigurationError
-from gwi_celery.jitter import jitter
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 from celery import signals
 from celery._state import get_current_task
+
+from gwi_celery.gcp import rpcs
 
 logger = logging.getLogger(__name__)
 
@@ -141,11 +144,32 @@ def _short(value: Any) -> Any:
 def _watch_tasks() -> None:
     signals.task_prerun.connect(_started, weak=False)
     signals.task_postrun.connect(_ended, weak=False)
+    signals.task_failure.connect(_failed, weak=False)
 
 
 def _started(task_id: str, task: Any, **kwargs: Any) -> None:
-    emit("started", task_id=task_id, task=task.name, retries=task.request.retries)
+    late = _late(task.request.eta)
+    emit("started", task_id=task_id, task=task.name, retries=task.request.retries, late=late)
+
+
+def _late(eta: str | None) -> float | None:
+    """Seconds by which a task begins after the time that it was asked for; None: it wasn't."""
+    if not isinstance(eta, str):
+        return None
+    try:
+        due = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    if due.tzinfo is None:
+        due = due.replace(tzinfo=timezone.utc)
+    return round(max(0.0, time.time() - due.timestamp()), 3)
+
+
+def _failed(task_id: str, exception: BaseException, sender: Any, **kwargs: Any) -> None:
+    emit("failed", task_id=task_id, task=sender.name, error=type(exception).__name__)
 
 
 def _ended(task_id: str, task: Any, state: str | None = None, **kwargs: Any) -> None:
-    emit("ended", task_id=task_id, task=task.name, state=state)
+    # The main process counts its own.
+    made = rpcs.news() if os.getpid() != _hook.pid else {}
+    emit("ended", task_id=task_id, task=task.name, state=state, rpcs=made or None)

@@ -158,6 +158,7 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     # A publisher's word on these would reach Kombu's codecs, or ReliableTask.
     for name in ("body_encoding", PUSH_UNTIL):
         properties.pop(name, None)
+    # A copy that a worker made has it as a header. Whether an operator set either, its claim finds out.
     redrive = delivery.attributes.get(REDRIVE)
     if redrive:
         headers[REDRIVE_HEADER] = redrive

@@ -17,6 +17,7 @@ import schemathesis
 from gwi_celery import broker_for, store_for
 from gwi_celery.service.openapi import describe
 from tests.acceptance.jobs import read_audit
+from tests.machine import PATIENCE
 from tests.service.pushing import APP, Service, envelope, jobs_in
 from tests.service.tokens import ACCOUNT, AUDIENCE, Issuer, published
 from tests.workers import eventually
@@ -170,7 +171,7 @@ def test_without_knowing_who_may_call_it_does_not_start(folder: Path) -> None:
     env = {"JOBS_FOLDER": str(folder), "GWI_ENVIRONMENT": "production"}
     service = Service(APP, folder, env=env)
     try:
-        service.process.wait(timeout=60)
+        service.process.wait(timeout=PATIENCE)
         service.wait_for("push_audience is not set: set push_audience and push_service_account")
         assert service.process.returncode != 0
     finally:

@@ -6,15 +6,23 @@ from typing import Final
 
 #: Marks the file as a store of ours: "gwis" in ASCII.
 APPLICATION_ID: Final = 0x67776973
-VERSION: Final = 2
+VERSION: Final = 3
 
 #: What the size of a chord is, where Celery told it, and how many parts joined it later.
 _CHORD_SIZES: Final = """
 CREATE TABLE chord_sizes (group_id TEXT PRIMARY KEY, size INTEGER, extra INTEGER NOT NULL)
 """
 
+#: What operators did, and the key that proves who is one.
+_OPERATORS: Final = """
+CREATE TABLE operator_key (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), secret BLOB NOT NULL);
+CREATE TABLE actions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, tenant BLOB, entry TEXT NOT NULL
+)
+"""
+
 #: Version -> what makes the next one of it.
-MIGRATIONS: Final = {1: _CHORD_SIZES}
+MIGRATIONS: Final = {1: _CHORD_SIZES, 2: _OPERATORS}
 
 # Ids that users choose are BLOBs, because UTF-8 text can't carry a lone surrogate.
 # All but the last four tables are the store's; those four, and _CHORD_SIZES, are the result backend's.
@@ -87,4 +95,4 @@ CREATE TABLE chord_parts (group_id TEXT, part TEXT, PRIMARY KEY (group_id, part)
 CREATE TABLE chords (group_id TEXT PRIMARY KEY, dispatched REAL, expires REAL);
 CREATE INDEX chords_by_expiry ON chords (expires);
 """
-SCHEMA: Final = _FIRST + _CHORD_SIZES
+SCHEMA: Final = _FIRST + _CHORD_SIZES + ";" + _OPERATORS
