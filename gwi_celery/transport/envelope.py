@@ -24,7 +24,7 @@ from kombu.utils import json
 from gwi_celery.brokers.base import REDRIVE, Delivery
 from gwi_celery.errors import MalformedMessage, NotSerializable
 from gwi_celery.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
-from gwi_celery.text import safe_text
+from gwi_celery.text import public_error
 from gwi_celery.transport import depth, jobformat
 from gwi_celery.transport.source import FOREIGN, Source
 
@@ -134,7 +134,7 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     try:
         raw = json.loads(delivery.data)
     except Exception as exc:  # Kombu's own types in JSON have decoders that raise anything
-        raise MalformedMessage(f"not JSON ({safe_text(exc, _SHORT)})") from exc
+        raise MalformedMessage(f"not JSON ({public_error(exc, _SHORT)})") from exc
     plain = jobformat.is_job(raw)
     if plain:
         raw = jobformat.to_message(raw, delivery.queue)
