@@ -200,7 +200,7 @@ def _celery():
 def test_a_worker_learns_of_a_binding_that_another_process_makes(
     connect: Callable[..., PubSubBroker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gwi_celery.brokers.pubsub.receiver._REDISCOVER", 0.5)
+    monkeypatch.setattr("gwi_celery.brokers.pubsub.arrivals._REDISCOVER", 0.5)
     worker, other = connect(), connect()
     worker.declare_queue(_celery())
     receiver = worker.receiver()
