@@ -21,9 +21,9 @@ from typing import Any
 
 from celery import bootsteps
 
+from gwi_celery.backoff import jitter
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import GwiError
-from gwi_celery.jitter import jitter
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.sqlite import SqliteStore
 

@@ -25,7 +25,6 @@ import contextlib
 import math
 import os
 import sqlite3
-import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,11 +41,13 @@ from gwi_celery.brokers.base import (
     REDRIVE,
     Binding,
     Delivery,
+    Operators,
     OutgoingMessage,
     QueueSize,
     QueueSpec,
     StoredMessage,
     dead_letter_queue,
+    redriving,
 )
 from gwi_celery.brokers.checks import above_zero, check_spec, exists_to_stay
 from gwi_celery.brokers.embedded_tables import Queue
@@ -62,6 +63,7 @@ from gwi_celery.errors import (
     NotFound,
 )
 from gwi_celery.sqlite import Database
+from gwi_celery.text import REASON_BYTES, cut
 
 #: Seconds a message is kept: a week, as Pub/Sub does.
 RETENTION = 7 * 86400.0
@@ -98,6 +100,7 @@ class EmbeddedBroker:
         if max_deliveries < 0:
             raise ConfigurationError(f"max_deliveries is {max_deliveries}; 0 is without a limit")
         self.lease_seconds = lease_seconds
+        self.operators: Operators | None = None
         self._max_deliveries = max_deliveries
         self._retention = retention
         self._clock = clock
@@ -393,7 +396,7 @@ class EmbeddedBroker:
     def bury(self, delivery: Delivery, reason: str) -> None:
         attributes = {
             **delivery.attributes,
-            DEATH_REASON: reason,
+            DEATH_REASON: cut(reason, REASON_BYTES),
             DEATH_QUEUE: delivery.queue,
             DEATH_DELIVERIES: str(delivery.deliveries),
             DEATH_TIME: f"{self._clock.time():.6f}",
@@ -421,7 +424,7 @@ class EmbeddedBroker:
         attributes = {
             **more,
             **tables.read_attributes(row["attributes"]),
-            DEATH_REASON: reason,
+            DEATH_REASON: cut(reason, REASON_BYTES),
             DEATH_QUEUE: queue.spec.name,
             DEATH_DELIVERIES: str(row["deliveries"]),
             DEATH_TIME: f"{change.now:.6f}",
@@ -442,6 +445,8 @@ class EmbeddedBroker:
 
     def purge(self, queue: str) -> int:
         """Delete what is ready or delayed, not what is leased; how many. 0 for a missing queue."""
+        if self.operators is not None:
+            self.operators.about_to("purge", queue)
         with self._change(durable=True) as change:
             found = tables.find_queue(change.c, queue, change.now)
             return 0 if found is None else tables.delete_unleased(change.c, found, change.now)
@@ -466,7 +471,7 @@ class EmbeddedBroker:
             # No more than there are now: some may die again meanwhile.
             left = tables.size(c, found, self._clock.time()).ready
         left = left if limit is None else min(limit, left)
-        redrive = uuid.uuid4().hex
+        redrive = redriving(self.operators, queue)
         moved = 0
         while left > moved:
             batch = self._redrive(queue, dead, min(_REDRIVE_BATCH, left - moved), redrive)

@@ -25,6 +25,7 @@ from celery.result import ResultBase
 
 from gwi_celery import blobs, failures, shield
 from gwi_celery.backends.base import ReliableBackend, came_before
+from gwi_celery.backoff import jitter
 from gwi_celery.errors import (
     CrashLimitExceeded,
     DeadlineExceeded,
@@ -33,6 +34,7 @@ from gwi_celery.errors import (
     JobExited,
     JobHeld,
     LeaseLost,
+    NotAllowed,
     StoreError,
 )
 from gwi_celery.failures import ENDS_THE_WORKER
@@ -44,7 +46,6 @@ from gwi_celery.headers import (
     PUSH_UNTIL,
 )
 from gwi_celery.integration import integration, settings_for
-from gwi_celery.jitter import jitter
 from gwi_celery.reliability import call, carried, wording
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
@@ -104,11 +105,15 @@ class Attempt:
             # Sent by one who knows no more than the task's name: counted from here on.
             headers = {**headers, DEADLINE_HEADER: time.time() + options.deadline}
             request.headers = headers
-        resolved = task.resolve_call(args, kwargs, headers, request.id)
+        with call.for_logs():
+            resolved = task.resolve_call(args, kwargs, headers, request.id)
         asked_at = time.monotonic()
         try:
             store = self._store
             answer = self._claim(store, resolved, headers)
+        except NotAllowed as exc:
+            # Its publisher gets no outcome written either, under an id of another's perhaps.
+            raise Reject(exc, requeue=False) from exc
         except StoreError as exc:
             self._store_unavailable(exc)
         match answer:

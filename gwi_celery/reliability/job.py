@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from gwi_celery import blobs, forks
+from gwi_celery.backoff import jitter
 from gwi_celery.errors import (
     CursorWentBack,
     DeadlinePassed,
@@ -33,7 +34,6 @@ from gwi_celery.errors import (
     WorkerStopping,
 )
 from gwi_celery.ids import digest
-from gwi_celery.jitter import jitter
 from gwi_celery.reliability.cursor import Cursor
 from gwi_celery.reliability.renewal import renewer
 from gwi_celery.reliability.step_names import StepNames
@@ -172,11 +172,13 @@ class RunningJob:
             return blobs.load(self._bytes(recorded))
         with self._names.free_after_error(name):
             self.check()
+            began = time.monotonic()
             with span(f"step {name}"):
                 with window():
                     result = function()
                 blob = self._dump(name, result)
                 self._save(Checkpoint(name, CheckpointKind.STEP, blob))
+            emit("step", seconds=round(time.monotonic() - began, 6))
         return blobs.load(blob)
 
     @contextmanager

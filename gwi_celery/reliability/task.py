@@ -18,6 +18,7 @@ from kombu.exceptions import EncodeError
 from kombu.utils import json
 
 from gwi_celery import shield
+from gwi_celery.actions import action
 from gwi_celery.errors import (
     ConfigurationError,
     InvalidCall,
@@ -32,7 +33,7 @@ from gwi_celery.headers import (
     TENANT_HEADER,
 )
 from gwi_celery.integration import integration, settings_for, store_for
-from gwi_celery.reliability import call, carried, direct, verbs
+from gwi_celery.reliability import call, carried, direct, marks, verbs
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.cursor import Cursor
@@ -229,8 +230,9 @@ class ReliableTask(Task):
                 f"{self.name}.replay(): a call without a run or a key is named by its task id: pass "
                 "task_id=..., as result.id had it"
             )
-        if not resolved.job.key.startswith("task:"):
-            options["task_id"] = task_id
+        # A job that its task's id names is replayed under another id: that is another submission.
+        named = resolved.job.key.startswith("task:") or task_id is None
+        options["task_id"] = str(uuid4()) if named else task_id
         record = self._store.get_job(resolved.job)
         if from_step is not None:
             found = self._store.get_checkpoints(resolved.job, outline=True)
@@ -242,6 +244,11 @@ class ReliableTask(Task):
                 )
         if record is not None:
             headers[REPLAY_HEADER]["generation"] = record.generation + 1
+        if not self.app.conf.task_always_eager:
+            self._store.record_action(
+                action("replay", f"{self.name} {resolved.job.key}", resolved.tenant, step=from_step)
+            )
+            headers = marks.sealed(self.app, self.name, options["task_id"], headers)
         return self.apply_async(args, kwargs, headers=headers, **options)
 
     @shielded
@@ -296,7 +303,8 @@ class ReliableTask(Task):
         job = self._running_job
         if job is None:
             return headers
-        resolved = self.resolve_call(args, kwargs, headers, request.id)
+        with call.for_logs():
+            resolved = self.resolve_call(args, kwargs, headers, request.id)
         if resolved.job != job.record.job:
             raise InvalidCall(
                 f"{self.name}: a retry is the same job, so its tenant, run and idempotency key can't "
@@ -449,8 +457,12 @@ class ReliableTask(Task):
         redelivered: bool,
         nonce: str | None = None,
     ) -> ClaimRequest:
-        """What to ask the store for, for the attempt of process ``pid``."""
+        """What to ask the store for, for the attempt of process ``pid``.
+
+        Raises NotAllowed for a replay or redrive that no operator asked for.
+        """
         replay = headers.get(REPLAY_HEADER)
+        marks.check(self.app, self.name, task_id, headers)
         return ClaimRequest(
             job=resolved.job,
             lock=resolved.lock,

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from gwi_celery.actions import Action
 from gwi_celery.ids import digest
 
 
@@ -487,7 +488,8 @@ class Store(Protocol):
     def force_release(self, lock: LockRef, *, owner_nonce: str | None = None) -> bool:
         """Operator's tool: free the lock whoever holds it; the holder's writes fail from then on.
 
-        With ``owner_nonce``: only if that attempt holds it. True if a live lock was freed.
+        With ``owner_nonce``: only if that attempt holds it; that is a worker's own, and no action
+        that is recorded. True if a live lock was freed.
         """
 
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
@@ -512,6 +514,21 @@ class Store(Protocol):
         StepNameReused when the name is a step's or cursor's, and InvalidCall when the job is
         unknown or has ended: what ended stays as it was recorded.
         """
+
+    def operator_key(self) -> bytes:
+        """A secret that all who open this store have in common, and nobody else: 32 bytes.
+
+        Made when first asked for. What is signed with it comes from one who may use the store.
+        Raises InvalidCall where the store is a database for each tenant.
+        """
+
+    def record_action(self, action: Action) -> None:
+        """Keep what an operator did. :meth:`cancel` and :meth:`force_release` do so by themselves."""
+
+    def list_actions(
+        self, *, tenant: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[Action]:
+        """What operators did, latest first: to one tenant's or to all; those before an ``id``."""
 
     def get_job(self, job: JobRef) -> JobRecord | None:
         """The record; None when there is none or it has expired."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from gwi_celery.actions import Action, action
 from gwi_celery.errors import (
     CursorWentBack,
     InvalidCall,
@@ -29,10 +30,12 @@ from gwi_celery.stores.base import (
     JobRef,
     JobStatus,
     Lease,
+    LockRef,
     Mismatch,
     Outcome,
     Wait,
 )
+from gwi_celery.text import safe_text
 
 #: Seconds a cancellation is kept for a job that was never claimed, and so named no TTL itself.
 CANCELLED_TTL: Final = 24 * 3600.0
@@ -405,3 +408,17 @@ def check_open(job: JobRef, known: Job | None) -> None:
         raise InvalidCall(
             f"{which} has ended ({known.status.value}): what it recorded stays as it is"
         )
+
+
+# --- what operators do ------------------------------------------------------------------------------
+
+
+def cancelling(job: JobRef, reason: str) -> Action:
+    """For the audit trail."""
+    # The whole reason is the outcome; a document has room for no more than 1 MB.
+    return action("cancel", f"{job.task} {job.key}", job.tenant, reason=safe_text(reason, 1000))
+
+
+def releasing(lock: LockRef) -> Action:
+    """For the audit trail."""
+    return action("force release", " ".join(lock.scope), lock.tenant)

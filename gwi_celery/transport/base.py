@@ -19,6 +19,7 @@ from urllib.parse import quote
 from celery import signals
 from kombu.transport import base, virtual
 
+from gwi_celery.authority import AUTHORITY_OPTION, find
 from gwi_celery.brokers.base import Broker, Receiver
 from gwi_celery.brokers.wakeups import Bell, local_bell
 from gwi_celery.errors import (
@@ -94,8 +95,12 @@ class Transport(virtual.Transport):
         self._max_lease_seconds: float | None = options.pop("max_lease_seconds", None)
         for name in _KOMBU_OPTIONS:
             options.pop(name, None)
+        authority = find(options.pop(AUTHORITY_OPTION, None))
         self.url = _url(client)
         self.broker: Broker = self.open_broker(self.url, options)
+        #: By what right its messages are sent and taken; None for an app that was not set up.
+        self.authority = authority
+        self.broker.operators = self.authority
         #: Whether this connection is a Celery worker's, which no message may end.
         self.serves_worker = False
         self._pid = os.getpid()

@@ -24,7 +24,7 @@ from kombu.utils import json
 from gwi_celery.brokers.base import REDRIVE, Delivery
 from gwi_celery.errors import MalformedMessage, NotSerializable
 from gwi_celery.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
-from gwi_celery.text import safe_text
+from gwi_celery.text import public_error
 from gwi_celery.transport import depth, jobformat
 
 #: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
@@ -129,7 +129,7 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     try:
         raw = json.loads(delivery.data)
     except Exception as exc:  # Kombu's own types in JSON have decoders that raise anything
-        raise MalformedMessage(f"not JSON ({safe_text(exc, _SHORT)})") from exc
+        raise MalformedMessage(f"not JSON ({public_error(exc, _SHORT)})") from exc
     if jobformat.is_job(raw):
         raw = jobformat.to_message(raw, delivery.queue)
     if not isinstance(raw, dict) or not {"body", "properties", "headers"} <= raw.keys():
@@ -158,6 +158,7 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     # A publisher's word on these would reach Kombu's codecs, or ReliableTask.
     for name in ("body_encoding", PUSH_UNTIL):
         properties.pop(name, None)
+    # A copy that a worker made has it as a header. Whether an operator set either, its claim finds out.
     redrive = delivery.attributes.get(REDRIVE)
     if redrive:
         headers[REDRIVE_HEADER] = redrive

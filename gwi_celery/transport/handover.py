@@ -17,7 +17,7 @@ from celery.exceptions import BackendError
 
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.errors import BrokerError, MalformedMessage, StoreError
-from gwi_celery.text import safe_error
+from gwi_celery.text import public_error, safe_error
 from gwi_celery.transport import envelope
 from gwi_celery.transport.message import Message
 
@@ -31,7 +31,7 @@ def decode(delivery: Delivery, channel: Any) -> Message:
     except MalformedMessage:
         raise
     except Exception as exc:
-        raise MalformedMessage(safe_error(exc)) from exc
+        raise MalformedMessage(public_error(exc)) from exc
 
 
 def hand_over(message: Message, receive: Callable[[Message], object]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import virtual
 
-from gwi_celery.text import safe_text
+from gwi_celery.text import public_error
 from gwi_celery.transport import depth
 
 
@@ -63,4 +63,4 @@ class Message(virtual.Message):
 
 
 def _undecodable(exc: Any) -> str:
-    return f"its body can't be decoded: {safe_text(exc, 500)}"
+    return f"its body can't be decoded: {public_error(exc, 500)}"

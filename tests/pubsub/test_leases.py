@@ -22,21 +22,21 @@ def broker(connect):
     return made
 
 
-def test_what_a_busy_user_does_not_poll_is_given_back(broker, connect, monkeypatch):
+def test_what_a_busy_user_does_not_poll_is_given_back(connect, monkeypatch):
     """A worker that is in a task sees nothing; others are not kept waiting by its prefetch."""
     monkeypatch.setattr(module, "_LONGEST_WAIT", 0.5)
+    broker = connect(lease_seconds=600)
+    broker.declare_queue(QueueSpec("q"))
     busy = broker.receiver()
     busy.subscribe("q")
     busy.clear()
     assert busy.poll("q", 4) == []
     send(broker, b"a")
     assert readable(busy), "it has arrived, and is not polled"
-    other = connect()
-    began = time.monotonic()
+    other = connect(lease_seconds=600)
     receiver = other.receiver()
     receiver.subscribe("q")
-    assert wait_for(receiver).data == b"a"
-    assert time.monotonic() - began < 6, "not only when its lease of 10 s is over"
+    assert wait_for(receiver).data == b"a", "and not when its lease is over"
     assert busy.poll("q", 4) == []
 
 
@@ -81,7 +81,7 @@ def test_what_a_stream_redelivers_replaces_what_waits(broker, monkeypatch):
 
     monkeypatch.setattr(queue, "arrived", counted)
     send(broker, b"a", b"b", queue="control")
-    eventually(lambda: len(arrivals) >= 4, timeout=40, what="redelivered by the emulator")
+    eventually(lambda: len(arrivals) >= 4, what="redelivered by the emulator")
     found = receiver.poll("control", 100)
     deadline = time.monotonic() + 5
     while len(found) < 2 and time.monotonic() < deadline:  # one may have lapsed just now

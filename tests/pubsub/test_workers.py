@@ -80,7 +80,7 @@ def test_a_task_longer_than_the_lease_is_not_delivered_again(
     """Also one that keeps the interpreter busy, under prefork. The lease is 10 s."""
     worker = start(pool=pool)
     (jobs.busy if pool == "prefork" else jobs.began).delay("long", 14)
-    eventually(lambda: trail(tmp_path, "ended"), timeout=40)
+    eventually(lambda: trail(tmp_path, "ended"))
     jobs.mark.delay("after")
     eventually(lambda: trail(tmp_path, "marks"))
     assert trail(tmp_path, "began") == ["long"]
@@ -98,7 +98,7 @@ def test_a_task_can_see_that_its_message_is_no_longer_its_workers(
     monkeypatch.setenv("PUBSUB_MAX_LEASE", "1")
     worker = start(pool=pool)
     jobs.watchful.delay(30)
-    eventually(lambda: trail(tmp_path, "ended"), timeout=20)
+    eventually(lambda: trail(tmp_path, "ended"))
     assert trail(tmp_path, "ended")[0] == "True"
     worker.wait_for("its lease is no longer extended")
 
@@ -118,18 +118,19 @@ def test_every_pool_works_and_stops_at_once_when_idle(
 
 
 def test_a_busy_worker_that_stops_hands_back_what_it_has_not_started(
-    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PUBSUB_LEASE", "600")
+    jobs.app.conf.broker_transport_options["lease_seconds"] = 600
     worker = start(concurrency=1, args=("--prefetch-multiplier", "4"))
     jobs.began.delay("first", 3)
     eventually(lambda: trail(tmp_path, "began"))
     for n in range(3):
         jobs.began.delay(n, 0)
     time.sleep(0.5)  # they are in its hands by now, or soon
-    worker.stop(timeout=20)
+    worker.stop()
     start()
-    # At once: not after the lease of 10 s.
-    eventually(lambda: len(trail(tmp_path, "ended")) == 4, timeout=8)
+    eventually(lambda: len(trail(tmp_path, "ended")) == 4, "and not when their leases are over")
 
 
 def test_remote_control_stays_alive(
@@ -159,7 +160,7 @@ def test_remote_control_stays_alive(
         done.set()
         loader.join()
     assert answered == [True] * 100
-    eventually(lambda: len(set(trail(tmp_path, "marks"))) == sent, timeout=40)
+    eventually(lambda: len(set(trail(tmp_path, "marks"))) == sent)
 
 
 def test_children_that_are_replaced_can_publish(
@@ -170,7 +171,7 @@ def test_children_that_are_replaced_can_publish(
     worker = start(concurrency=2)
     for n in range(100):
         jobs.relay.delay(n)  # and the mark that it publishes: two children for each
-    eventually(lambda: len(set(trail(tmp_path, "marks"))) == 100, timeout=100)
+    eventually(lambda: len(set(trail(tmp_path, "marks"))) == 100)
     for sign in ("WorkerLostError", "SIGSEGV", "Traceback", "forking with"):
         assert sign not in worker.log
     assert len(trail(tmp_path, "marks")) == 100

@@ -239,9 +239,9 @@ def run_all(folder: Path, way: str) -> Seen:
         }
         for name, (_, states) in CASES.items():
             for result, _state in zip(results[name], states, strict=False):
-                eventually(lambda r=result: r.ready(), timeout=60, what=name)
+                eventually(lambda r=result: r.ready(), what=name)
         if way in ("pull", "push"):
-            eventually(lambda: broker.size("celery").total == 0, timeout=60, what="empty queue")
+            eventually(lambda: broker.size("celery").total == 0, what="empty queue")
         else:
             eventually(lambda: len(broker.peek("celery.dead")) >= DEAD, what="the dead letter")
         if way != "pull":

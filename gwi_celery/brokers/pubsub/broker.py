@@ -35,6 +35,7 @@ from gwi_celery.brokers.base import (
     DEAD_LETTER_SUFFIX,
     Binding,
     Delivery,
+    Operators,
     OutgoingMessage,
     QueueSize,
     QueueSpec,
@@ -77,6 +78,7 @@ class PubSubBroker:
 
     def __init__(self, options: PubSubOptions) -> None:
         self.options = options
+        self.operators: Operators | None = None
         self.client = Client(options)
         self._acks = Acknowledger(self.client)
         self._jobs = Background()
@@ -346,6 +348,8 @@ class PubSubBroker:
 
         What is delayed goes as well, once it is delivered for the first time; not what is deferred.
         """
+        if self.operators is not None:
+            self.operators.about_to("purge", queue)
         purged = 0
         self.flush(_CLOSE)
         for source in self.topology.sources(queue):

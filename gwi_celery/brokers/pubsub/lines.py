@@ -22,19 +22,18 @@ forks.
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from gwi_celery import forks
+from gwi_celery.backoff import Backoff
 from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound
 from gwi_celery.gcp import fork_gate
-from gwi_celery.jitter import jitter
+from gwi_celery.gcp.stream import BidiStream
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.arrivals import Arrivals
@@ -79,7 +78,7 @@ class Line:
         self.retry_at: float | None = None
         #: Monotonic time at which to ask an emulator again; None: it will answer by itself.
         self.ask_at: float | None = None
-        self._pause = _FIRST_PAUSE
+        self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         # A future that is done already calls back at once, on the thread that asks it to.
         self._lock = forks.rlock()
         self._stopped = False
@@ -121,7 +120,8 @@ class Line:
     def _worked(self) -> None:
         if self.retry_at is not None:
             logger.info("receiving from %s again", self.source.path)
-        self.retry_at, self._pause = None, _FIRST_PAUSE
+        self.retry_at = None
+        self._pauses.reset()
 
     def _broke(self, error: Exception) -> None:
         """Try again later, or tell whoever polls that it is no use."""
@@ -131,8 +131,7 @@ class Line:
             return
         if self.retry_at is None:
             logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
-        self.retry_at = time.monotonic() + jitter(self._pause, 0.8, 1.2)
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        self.retry_at = time.monotonic() + self._pauses.next()
         if missing:
             self.receiver.broker.recover(self.source, then=self.receiver.ring)
         else:
@@ -310,13 +309,12 @@ class Stream(Line):
 
     def __init__(self, receiver: PubSubReceiver, arrivals: Arrivals, source: Source) -> None:
         super().__init__(receiver, arrivals, source)
-        self._requests: queue.SimpleQueue[Any] | None = None
-        self._call: Any = None
+        self._stream: BidiStream | None = None
         self._paused = False
 
     def fetch(self, limit: int, now: float) -> None:
         with self._lock:
-            if self._call is not None or self._stopped or self._paused:
+            if self._stream is not None or self._stopped or self._paused:
                 return
             if self.retry_at is not None and now < self.retry_at:
                 return
@@ -324,47 +322,35 @@ class Stream(Line):
 
     def _open(self) -> None:
         """With the lock held."""
-        if not fork_gate.try_enter():
-            self._paused = True
-            return
-        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        requests.put(
-            pb["StreamingPullRequest"](
-                subscription=self.source.path,
-                stream_ack_deadline_seconds=STREAM_LEASE,
-                max_outstanding_messages=MOST,
-            )
+        path = self.source.path
+        first = pb["StreamingPullRequest"](
+            subscription=path,
+            stream_ack_deadline_seconds=STREAM_LEASE,
+            max_outstanding_messages=MOST,
         )
-        try:
-            self._call = self.receiver.broker.client.stream(
-                iter(requests.get, None), self.source.path
-            )
-        except BaseException:
-            fork_gate.leave()
-            raise
-        self._requests = requests
-        threading.Thread(
-            target=self._read, args=(self._call, requests), name="gwi-stream", daemon=True
-        ).start()
+        self._stream = BidiStream.open(
+            lambda requests: self.receiver.broker.client.stream(requests, path),
+            [first],
+            on_response=self._take_in,
+            on_end=self._ended,
+            thread_name="gwi-stream",
+        )
+        if self._stream is None:
+            self._paused = True
 
-    def _read(self, call: Any, requests: queue.SimpleQueue[Any]) -> None:
-        error: Exception | None = None
-        try:
-            for response in call:
-                self._worked()
-                self.arrivals.arrived(self, list(response.received_messages))
-        except grpc.RpcError as exc:
-            if exc.code() is not grpc.StatusCode.CANCELLED:
-                error = self.receiver.broker.client.error(exc, "StreamingPull", self.source.path)
-        except Exception as exc:
-            logger.exception("receiving from %s failed", self.source.path)
-            error = BrokerUnavailable(f"receiving from {self.source.path} failed: {exc}")
-        finally:
-            requests.put(None)  # ends the thread that sends the requests
-            fork_gate.leave()
+    def _take_in(self, response: Any) -> None:
+        self._worked()
+        self.arrivals.arrived(self, list(response.received_messages))
+
+    def _ended(self, error: Exception | None) -> None:
         with self._lock:
-            self._call = self._requests = None
+            self._stream = None
             done = self._stopped or self._paused
+        if isinstance(error, grpc.RpcError):
+            error = self.receiver.broker.client.error(error, "StreamingPull", self.source.path)
+        elif error is not None:
+            logger.error("receiving from %s failed", self.source.path, exc_info=error)
+            error = BrokerUnavailable(f"receiving from {self.source.path} failed: {error}")
         if done:
             return
         if error is None:  # Pub/Sub ends every stream now and then: open the next one
@@ -376,29 +362,26 @@ class Stream(Line):
     def stop(self) -> None:
         with self._lock:
             self._stopped = True
-        self._half_close()
+            stream = self._stream
+        if stream is not None:
+            stream.half_close()
 
     def idle(self) -> bool:
-        return self._call is None
+        return self._stream is None
 
     def pause(self, waited: float) -> None:
         with self._lock:
             self._paused = True
-            call = self._call
+            stream = self._stream
+        if stream is None:
+            return
         if waited <= 0:
-            self._half_close()
-        elif waited > _STREAM_ENDS and call is not None:
-            call.cancel()
-
-    def _half_close(self) -> None:
-        """The server sends what it has, and ends."""
-        with self._lock:
-            requests = self._requests
-        if requests is not None:
-            requests.put(None)
+            stream.half_close()
+        elif waited > _STREAM_ENDS:
+            stream.cancel()
 
     def resume(self) -> None:
         with self._lock:
             self._paused = False
-            if self._call is None and not self._stopped:
+            if self._stream is None and not self._stopped:
                 self._open()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gwi_celery import forks
+from gwi_celery.backoff import jitter
 from gwi_celery.errors import (
     CursorWentBack,
     JobCancelled,
@@ -26,7 +27,6 @@ from gwi_celery.errors import (
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Unsettled
 from gwi_celery.firestore.documents import Document, Micros, Query, Write
-from gwi_celery.jitter import jitter
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
     AttemptEnd,

@@ -8,6 +8,8 @@
             gwi_eras/{era}/                      an era is one life of the record, until it expires
                 gwi_steps/{digest of name}       checkpoints
                 gwi_chunks/{id}-{n}              pieces of what is too large for one document
+    {prefix}/v1/gwi_actions/{time to go}-{id}    what operators did
+    {prefix}/v1/gwi_keys/operator                the key that proves who is one
 
 All is in the map ``data``, which no index looks at, but for what lists and TTL policies need:
 ``status``, ``run``, ``task``, ``error``, ``labels``, ``call``, ``parent`` (digests, but for the first and

@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from gwi_celery.actions import Action
 from gwi_celery.errors import InvalidCall, StoreError, StoreUnavailable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
@@ -60,7 +61,7 @@ from gwi_celery.stores.base import (
     StoredResult,
     Wait,
 )
-from gwi_celery.stores.firestore import blobs, lists
+from gwi_celery.stores.firestore import blobs, lists, operators
 from gwi_celery.stores.firestore import claim as claims
 from gwi_celery.stores.firestore.holder import (
     Holder,
@@ -344,6 +345,8 @@ class FirestoreStore(Store):
         client, name = self.client_of(lock.tenant), self._places.lock(lock)
         #: (token, whether it was live) of the lock that a commit without an answer may have freed.
         sent: tuple[int | None, bool] | None = None
+        done = protocol.releasing(lock)
+        kept = operators.keeping(client, self._places, done)
         for _ in Tries("free a lock"):
             read = client.read([name])
             document = read.documents.get(name)
@@ -353,13 +356,18 @@ class FirestoreStore(Store):
             if stored is None or owner_nonce not in (None, stored.nonce):
                 return False
             live = not stored.expired(read.read_time)
+            writes = [documents.delete(name, stored.version)]
+            if owner_nonce is None:
+                writes.append(kept)
             try:
-                client.commit([documents.delete(name, stored.version)])
+                client.commit(writes)
             except Conflict:
                 continue
             except Unsettled:
                 sent = stored.fence, live
                 continue
+            if owner_nonce is None:
+                done.log()
             return live
         raise AssertionError
 
@@ -367,6 +375,8 @@ class FirestoreStore(Store):
         """As :meth:`Store.cancel`. The outcome is ``reason`` in UTF-8."""
         client, name = self.client_of(job.tenant), self._places.job(job)
         by = claims.new_era()  # names this very cancellation
+        done = protocol.cancelling(job, reason)
+        kept = operators.keeping(client, self._places, done)
         tries = Tries("cancel a job")
         for _ in tries:
             read = client.read([name])
@@ -379,14 +389,15 @@ class FirestoreStore(Store):
                 return False
             with tries.once():
                 if known is None:
-                    self._cancel_unknown(client, job, stored, reason, by)
+                    self._cancel_unknown(client, job, stored, reason, by, kept)
                 else:
-                    self._cancel(client, known, reason, by, read.read_time)
+                    self._cancel(client, known, reason, by, kept, read.read_time)
+                done.log()
                 return True
         raise AssertionError
 
     def _cancel_unknown(
-        self, client: Client, job: JobRef, expired: Job | None, reason: str, by: str
+        self, client: Client, job: JobRef, expired: Job | None, reason: str, by: str, kept: Write
     ) -> None:
         name = self._places.job(job)
         record = replace(
@@ -404,11 +415,13 @@ class FirestoreStore(Store):
         fields["gc_at"] = Micros(job_gc_at(client, CANCELLED_TTL))
         version = None if expired is None else expired.version
         write = documents.replace(name, fields, version, server_times=[UPDATED, CREATED])
-        client.commit([write, *pieces])
+        client.commit([write, *pieces, kept])
         if expired is not None:
             self._sweep(client, name, expired)
 
-    def _cancel(self, client: Client, job: Job, reason: str, by: str, now: int) -> None:
+    def _cancel(
+        self, client: Client, job: Job, reason: str, by: str, kept: Write, now: int
+    ) -> None:
         """Write the outcome over the record as it was read, and free its lock if it holds it."""
         name, lock_name = (
             self._places.job(job.ref),
@@ -441,7 +454,30 @@ class FirestoreStore(Store):
         lock_document = client.read([lock_name]).documents.get(lock_name)
         if lock_document is not None and lock_of(lock_document).fence == job.fence:
             writes.append(documents.delete(lock_name, lock_document.update_time))
-        client.commit([*writes, *pieces])
+        client.commit([*writes, *pieces, kept])
+
+    def operator_key(self) -> bytes:
+        if self.url.database_per_tenant:
+            raise InvalidCall(
+                "this store has a database for each tenant, and no place for a key of all: set "
+                "gwi_signing_keys, the same for workers and operators"
+            )
+        return operators.key(self.client_of(""), self._places)
+
+    def record_action(self, action: Action) -> None:
+        """As :meth:`Store.record_action`. With a database for each tenant, a queue's are only logged."""
+        if action.tenant is not None or not self.url.database_per_tenant:
+            client = self.client_of(action.tenant or "")
+            client.commit_surely([operators.keeping(client, self._places, action)], tries=3)
+        action.log()
+
+    def list_actions(
+        self, *, tenant: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[Action]:
+        """As :meth:`Store.list_actions`. With a database for each tenant, ``tenant`` is needed."""
+        if tenant is None and self.url.database_per_tenant:
+            raise InvalidCall("this store has a database for each tenant: say whose actions")
+        return operators.listed(self.client_of(tenant or ""), self._places, tenant, limit, before)
 
     def put_value(
         self, job: JobRef, name: str, blob: bytes, *, expected_version: int

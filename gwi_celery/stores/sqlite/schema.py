@@ -6,11 +6,19 @@ from typing import Final
 
 #: Marks the file as a store of ours: "gwis" in ASCII.
 APPLICATION_ID: Final = 0x67776973
-VERSION: Final = 3
+VERSION: Final = 4
 
 #: What the size of a chord is, where Celery told it, and how many parts joined it later.
 _CHORD_SIZES: Final = """
 CREATE TABLE chord_sizes (group_id TEXT PRIMARY KEY, size INTEGER, extra INTEGER NOT NULL);
+"""
+
+#: What operators did, and the key that proves who is one.
+_OPERATORS: Final = """
+CREATE TABLE operator_key (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), secret BLOB NOT NULL);
+CREATE TABLE actions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, tenant BLOB, entry TEXT NOT NULL
+);
 """
 
 # Ids that users choose are BLOBs, because UTF-8 text can't carry a lone surrogate.
@@ -124,7 +132,8 @@ CREATE TABLE envelopes (job_id TEXT PRIMARY KEY, blob BLOB NOT NULL);
 #: Version -> what makes the next one of it.
 MIGRATIONS: Final = {
     1: _CHORD_SIZES,
-    2: f"""
+    2: _OPERATORS,
+    3: f"""
 ALTER TABLE jobs RENAME TO former_jobs;
 DROP INDEX jobs_by_tenant;
 DROP INDEX jobs_by_status;
@@ -138,4 +147,4 @@ INSERT INTO jobs ({_FORMER}, task_id, lock_scope)
 DROP TABLE former_jobs;
 """,  # noqa: S608 - constants
 }
-SCHEMA: Final = _FIRST + _CHORD_SIZES + _JOBS
+SCHEMA: Final = _FIRST + _CHORD_SIZES + _OPERATORS + _JOBS

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gwi_celery import forks
+from gwi_celery.actions import Action
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
 from gwi_celery.errors import (
     JobCancelled,
@@ -48,7 +49,7 @@ from gwi_celery.stores.base import (
     Wait,
 )
 from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
-from gwi_celery.stores.sqlite import lists, rows, schema, writes
+from gwi_celery.stores.sqlite import lists, operators, rows, schema, writes
 from gwi_celery.stores.sqlite.rows import raw, raw_or_none
 
 
@@ -264,11 +265,18 @@ class SqliteStore(Store):
             if row is None or owner_nonce not in (None, row["nonce"]):
                 return False
             writes.free_lock(c, lock.id, row["token"])
-            return bool(row["expires_at"] > self._clock.time())
+            done = protocol.releasing(lock)
+            if owner_nonce is None:
+                operators.keep(c, done)
+            live = bool(row["expires_at"] > self._clock.time())
+        if owner_nonce is None:
+            done.log()
+        return live
 
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
         """As :meth:`Store.cancel`. The outcome is ``reason`` in UTF-8."""
         cancelled = {"status": JobStatus.CANCELLED.value, "outcome": raw(reason)}
+        done = protocol.cancelling(job, reason)
         with self._database.write() as c:
             now = self._clock.time()
             stored = rows.job_row(c, job)
@@ -290,14 +298,31 @@ class SqliteStore(Store):
                     expires_at=now + CANCELLED_TTL,
                     **cancelled,
                 )
-                return True
-            if JobStatus(known["status"]).terminal:
+            elif JobStatus(known["status"]).terminal:
                 return False
-            kept_until = now + known["result_ttl"]
-            cancelled |= rows.over(known, AttemptEnd("cancelled"), now)
-            writes.update_job(c, known, updated_at=now, expires_at=kept_until, **cancelled)
-            writes.free_lock(c, known["lock_id"], known["fence"])
-            return True
+            else:
+                kept_until = now + known["result_ttl"]
+                cancelled |= rows.over(known, AttemptEnd("cancelled"), now)
+                writes.update_job(c, known, updated_at=now, expires_at=kept_until, **cancelled)
+                writes.free_lock(c, known["lock_id"], known["fence"])
+            operators.keep(c, done)
+        done.log()
+        return True
+
+    def operator_key(self) -> bytes:
+        with self._database.write() as c:
+            return operators.key(c)
+
+    def record_action(self, action: Action) -> None:
+        with self._database.write() as c:
+            operators.keep(c, action)
+        action.log()
+
+    def list_actions(
+        self, *, tenant: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[Action]:
+        with self._database.read() as c:
+            return operators.listed(c, tenant, limit, before)
 
     def put_value(
         self, job: JobRef, name: str, blob: bytes, *, expected_version: int
@@ -390,7 +415,8 @@ class SqliteStore(Store):
                 " LIMIT ?)",
                 (now, max(limit - len(expired), 0)),
             ).rowcount
-            return len(expired) + abandoned
+            done = len(expired) + abandoned
+            return done + operators.delete_old(c, now, max(limit - done, 0))
 
     def close(self) -> None:
         self._database.close()

@@ -28,6 +28,7 @@ from gwi_celery.errors import (
     TooLarge,
 )
 from gwi_celery.stores.base import CheckpointKind, JobRef, JobStatus, LockRef
+from tests.machine import PATIENCE
 
 
 @pytest.fixture
@@ -355,7 +356,7 @@ def test_a_lock_of_another_job_of_the_run_is_waited_for(app: Celery) -> None:
     @app.task(shared=False, base=ReliableTask, name="one")
     def one(*, tenant_id: str, run_id: str) -> None:
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(PATIENCE)
 
     @app.task(shared=False, base=ReliableTask, name="two")
     def two(*, tenant_id: str, run_id: str) -> int:
@@ -367,7 +368,7 @@ def test_a_lock_of_another_job_of_the_run_is_waited_for(app: Celery) -> None:
 
     thread = threading.Thread(target=lambda: one.apply(kwargs=CALL))
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(PATIENCE)
     with pytest.raises(JobHeld, match=r"lock run/r1 of tenant 'acme' is held by one \(job run:r1"):
         two.apply(kwargs=CALL).get()
     assert free.apply(kwargs=CALL).get() == 3
