@@ -9,6 +9,7 @@ from kombu.transport import virtual
 
 from gwi_celery.text import public_error
 from gwi_celery.transport import depth
+from gwi_celery.transport.source import Source
 
 
 class Message(virtual.Message):
@@ -18,6 +19,8 @@ class Message(virtual.Message):
     message goes to the dead letter, with the reason.
     """
 
+    #: Where it is from; None for one that didn't come over a broker of ours.
+    source: Source | None = None
     undecodable: str | None = None
     #: Why the message is about to be rejected, for the dead letter; whoever rejects may set it.
     death_reason: str | None = None
