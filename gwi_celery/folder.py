@@ -67,8 +67,8 @@ def make(folder: Path) -> None:
             os.mkdir(folder, 0o700)
             if folder in _by_chance:
                 logger.warning(
-                    "an empty queue begins in %s, which follows from the current directory: a process that "
-                    "is started in another one has another queue. Set GWI_FOLDER to an absolute path",
+                    "an empty queue begins in %s, which follows from the current directory: a process "
+                    "started in another one has another queue. Set GWI_FOLDER to an absolute path",
                     folder,
                 )
         found = os.lstat(folder)
