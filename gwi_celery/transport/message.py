@@ -32,6 +32,7 @@ class Message(virtual.Message):
     death_reason: str | None = None
     #: Whether its task was begun: what goes wrong from then on is the run's, not the message's.
     begun = False
+    body: Any
 
     def __init__(self, payload: Any, channel: Any = None, *, limit: int = 0, **kwargs: Any) -> None:
         #: Bytes of memory that its body may take, decompressed and parsed.
