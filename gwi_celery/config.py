@@ -219,7 +219,9 @@ class Settings:
         "",
     )
     tracing: bool = _setting("GWI_TRACING", "OpenTelemetry spans of attempts and steps", False)
-    log_arguments: bool = _setting("GWI_LOG_ARGUMENTS", "whether logs show tasks' arguments", False)
+    log_arguments: bool = _setting(
+        "GWI_LOG_ARGUMENTS", "whether logs show tasks' arguments and results", False
+    )
 
     def __post_init__(self) -> None:
         for name in (

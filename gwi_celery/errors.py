@@ -102,7 +102,14 @@ class MissingTenant(InvalidCall):
 
 
 class ConflictingIds(InvalidCall):
-    """The arguments and the headers of one call name different tenants or runs."""
+    """The arguments and the headers of one call name different tenants or runs.
+
+    ``public`` is the message without them, for logs.
+    """
+
+    def __init__(self, message: str, public: str = "") -> None:
+        super().__init__(message)
+        self.public = public or message
 
 
 class NotSerializable(InvalidCall, TypeError):

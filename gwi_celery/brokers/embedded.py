@@ -63,6 +63,7 @@ from gwi_celery.errors import (
     NotFound,
 )
 from gwi_celery.sqlite import Database
+from gwi_celery.text import REASON_BYTES, cut
 
 #: Seconds a message is kept: a week, as Pub/Sub does.
 RETENTION = 7 * 86400.0
@@ -395,7 +396,7 @@ class EmbeddedBroker:
     def bury(self, delivery: Delivery, reason: str) -> None:
         attributes = {
             **delivery.attributes,
-            DEATH_REASON: reason,
+            DEATH_REASON: cut(reason, REASON_BYTES),
             DEATH_QUEUE: delivery.queue,
             DEATH_DELIVERIES: str(delivery.deliveries),
             DEATH_TIME: f"{self._clock.time():.6f}",
@@ -423,7 +424,7 @@ class EmbeddedBroker:
         attributes = {
             **more,
             **tables.read_attributes(row["attributes"]),
-            DEATH_REASON: reason,
+            DEATH_REASON: cut(reason, REASON_BYTES),
             DEATH_QUEUE: queue.spec.name,
             DEATH_DELIVERIES: str(row["deliveries"]),
             DEATH_TIME: f"{change.now:.6f}",

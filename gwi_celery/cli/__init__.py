@@ -6,6 +6,7 @@ import click
 
 from gwi_celery.cli.init import init
 from gwi_celery.cli.push_to import push_to
+from gwi_celery.cli.scaler import scaler
 from gwi_celery.cli.serve import serve
 
 
@@ -15,5 +16,6 @@ def gwi() -> None:
 
 
 gwi.add_command(init)
+gwi.add_command(scaler)
 gwi.add_command(serve)
 gwi.add_command(push_to)

@@ -105,7 +105,8 @@ class Attempt:
             # Sent by one who knows no more than the task's name: counted from here on.
             headers = {**headers, DEADLINE_HEADER: time.time() + options.deadline}
             request.headers = headers
-        resolved = task.resolve_call(args, kwargs, headers, request.id)
+        with call.for_logs():
+            resolved = task.resolve_call(args, kwargs, headers, request.id)
         asked_at = time.monotonic()
         try:
             store = self._store

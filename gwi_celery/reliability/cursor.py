@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from gwi_celery.errors import CursorWentBack
 from gwi_celery.shield import shielded
+from gwi_celery.text import shown
 
 
 class _Job(Protocol):
@@ -47,12 +48,13 @@ class Cursor:
             back = _comparable(value) < _comparable(self._value)
         except TypeError:
             raise CursorWentBack(
-                f"cursor {self._name!r} is at {self._value!r} and can't be compared with "
-                f"{value!r}: use numbers, texts, or lists of them"
+                f"cursor {self._name!r} is at {shown(self._value)} and can't be compared with "
+                f"{shown(value)}: use numbers, texts, or lists of them"
             ) from None
         if back:
             raise CursorWentBack(
-                f"cursor {self._name!r} is at {self._value!r} and can't go back to {value!r}"
+                f"cursor {self._name!r} is at {shown(self._value)} and can't go back to "
+                f"{shown(value)}"
             )
         self._value = value
         self._dirty = True

@@ -303,7 +303,8 @@ class ReliableTask(Task):
         job = self._running_job
         if job is None:
             return headers
-        resolved = self.resolve_call(args, kwargs, headers, request.id)
+        with call.for_logs():
+            resolved = self.resolve_call(args, kwargs, headers, request.id)
         if resolved.job != job.record.job:
             raise InvalidCall(
                 f"{self.name}: a retry is the same job, so its tenant, run and idempotency key can't "

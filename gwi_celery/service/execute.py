@@ -36,7 +36,7 @@ from gwi_celery import forks
 from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage
 from gwi_celery.errors import BrokerError, MalformedMessage
 from gwi_celery.headers import PUSH_UNTIL
-from gwi_celery.integration import broker_for
+from gwi_celery.integration import broker_for, integration
 from gwi_celery.telemetry.events import emit
 from gwi_celery.transport import envelope, handover
 from gwi_celery.transport.message import Message
@@ -184,7 +184,7 @@ class Executor:
             channel.message = message
             handover.hand_over(message, lambda m: self._receive(delivery, m, submission))
         except MalformedMessage as exc:
-            reason = f"not a Celery message: {exc}"
+            reason = handover.why_refused(exc)
             logger.error("pushed message %s is %s", delivery.message_id, reason)
             submission.settle(self.dead_letter(delivery, reason))
         except Exception:
@@ -307,6 +307,7 @@ class _PushChannel:
         self._executor = executor
         self._delivery = delivery
         self._submission = submission
+        self.authority = integration(executor.app).authority
         self.message: Message | None = None
 
     def decode_body(self, body: Any, encoding: str | None = None) -> Any:
@@ -322,7 +323,9 @@ class _PushChannel:
         settlement = Settlement.of_reject(requeue)
         if settlement is Settlement.DEAD_LETTERED:
             assert self.message is not None
-            described = envelope.described(self._delivery, self.message.headers)
+            described = envelope.described(
+                self._delivery, self.message.headers, self.message.source
+            )
             settlement = self._executor.dead_letter(described, self.message.reason)
         self._submission.settle(settlement)
 

@@ -21,7 +21,7 @@ from gwi_celery import blobs
 from gwi_celery.errors import Interrupt
 from gwi_celery.headers import ATTEMPT_PROPERTY
 from gwi_celery.integration import store_for
-from gwi_celery.reliability.call import Call, callers_headers, submission
+from gwi_celery.reliability.call import Call, callers_headers, for_logs, submission
 from gwi_celery.reliability.outcome import dump_failure, load_replaced
 from gwi_celery.shield import shielded
 from gwi_celery.stores.base import Claimed, Completed, JobRecord, JobStatus, Outcome
@@ -182,7 +182,10 @@ class ReliableRequest(GuardedRequest):
             logger.warning("could not free the lock of %s[%s]: %s", self.name, self.id, why)
 
     def _resolve_call(self) -> Call:
-        resolved: Call = self.task.resolve_call(self.args, self.kwargs, self._request_dict, self.id)
+        with for_logs():
+            resolved: Call = self.task.resolve_call(
+                self.args, self.kwargs, self._request_dict, self.id
+            )
         return resolved
 
 

@@ -180,6 +180,27 @@ def test_the_command_prints_what_to_export_and_ends_on_a_signal() -> None:
         process.stdout.close()
 
 
+_STARTS = """
+import signal, sys
+from gwi_celery.testing.emulators import Emulator, free_port
+port = free_port()
+command = [sys.executable, "-m", "http.server", str(port)]
+emulator = Emulator("python", f"127.0.0.1:{port}", command)
+emulator.start()
+print(emulator.pid, flush=True)
+signal.pause()
+"""
+
+
+def test_an_emulator_ends_with_the_process_that_started_it_even_a_killed_one() -> None:
+    with subprocess.Popen([sys.executable, "-c", _STARTS], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert not gone(pid)
+        process.kill()
+    eventually(lambda: gone(pid))
+
+
 @pytest.mark.emulator
 def test_the_command_runs_another_on_the_emulators_and_ends_as_it_does(
     capfd: pytest.CaptureFixture[str],

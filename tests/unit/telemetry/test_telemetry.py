@@ -111,6 +111,32 @@ def test_message_bodies_are_taken_out_of_celerys_own_lines() -> None:
         assert "s3cret" not in told.getMessage()
 
 
+def test_a_line_is_bounded_and_is_one_line_whatever_is_in_it() -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise ValueError("s3cret")
+
+    text = logs.LineFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
+    for told in (
+        record("%s", "x\n[INFO] forged" * 300_000),
+        record("%s", Odd()),
+        record("%d", "s3cret"),
+    ):
+        try:
+            raise ValueError("y\n[INFO] forged" * 300_000)
+        except ValueError:
+            told.exc_info = sys.exc_info()
+        for one in (text.format(told), logs.CloudFormatter("p").format(told)):
+            assert len(one) < 80_000
+            assert "s3cret" not in one
+            assert one.endswith(("forged", "}"))
+        for one in text.format(told).split("\n")[1:]:
+            assert one.startswith("  ")
+    escapes = text.format(record("%s", "a\x1b[31m\r\x85\u2028\ud800\tb é"))
+    assert escapes == "[INFO] a\\x1b[31m\\r\\x85\\u2028\\ud800\tb é"
+    assert record("%s", "x").getMessage() == "x", "a record is others' as well"
+
+
 @pytest.mark.parametrize(
     ("settings", "terminal", "expected"),
     [
