@@ -10,7 +10,7 @@ from types import ModuleType
 
 from celery import _state
 
-from gwi_celery import store_for
+from gwi_celery import integration, store_for
 
 
 @contextmanager
@@ -25,7 +25,8 @@ def imported(name: str) -> Iterator[ModuleType]:
     try:
         module = importlib.import_module(name)
         yield module
-        store_for(module.app).close()
+        if integration.known(module.app) is not None:
+            store_for(module.app).close()
         module.app.close()
     finally:
         sys.modules.pop(name, None)
