@@ -33,6 +33,7 @@ from gwi_celery.stores.base import (
     LockRef,
     Mismatch,
     Outcome,
+    Wait,
 )
 from gwi_celery.text import safe_text
 
@@ -241,6 +242,25 @@ def _replays(job: Job, request: ClaimRequest) -> bool:
     )
 
 
+# --- waiting --------------------------------------------------------------------------------------
+
+
+def waits_for_lock(request: ClaimRequest, held: Held, now: float) -> Wait:
+    """What a claim that is Held is to record; ``now`` is in seconds since the epoch."""
+    scope = "/".join(request.lock.scope)
+    return Wait("lock", scope, held.by, held.job, until=now + held.retry_after)
+
+
+def may_wait(job: Job | None) -> bool:
+    """Whether the record can say that the job waits: it is running's, or an outcome's, otherwise."""
+    return job is None or job.status in (JobStatus.PENDING, JobStatus.WAITING)
+
+
+def never_begun(job: Job) -> bool:
+    """Whether it has only waited so far. Its record is for people: it expires, and fits any payload."""
+    return job.status is JobStatus.WAITING and not job.attempt
+
+
 # --- what a lease's holder may do -----------------------------------------------------------------
 
 
@@ -379,12 +399,15 @@ def _at(version: int) -> str:
     return f"at version {version}" if version else "not there"
 
 
-def not_open(job: JobRef, status: JobStatus | None) -> InvalidCall:
-    """A value was put to a job that is unknown (None), or has ended as ``status``."""
+def check_open(job: JobRef, known: Job | None) -> None:
+    """Raises InvalidCall unless the job has begun and has not ended: else it takes no values."""
     which = f"the job of {job.task} with key {job.key!r} of tenant {job.tenant!r}"
-    if status is None:
-        return InvalidCall(f"{which} is unknown: it can be given values once a worker has begun it")
-    return InvalidCall(f"{which} has ended ({status.value}): what it recorded stays as it is")
+    if known is None or never_begun(known):
+        raise InvalidCall(f"{which} is unknown: it can be given values once a worker has begun it")
+    if known.status.terminal:
+        raise InvalidCall(
+            f"{which} has ended ({known.status.value}): what it recorded stays as it is"
+        )
 
 
 # --- what operators do ------------------------------------------------------------------------------

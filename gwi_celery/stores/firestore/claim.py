@@ -7,19 +7,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gwi_celery.stores import protocol
-from gwi_celery.stores.base import ClaimRequest, JobRef, JobStatus
-from gwi_celery.stores.firestore.records import Job, Step
+from gwi_celery.stores.base import ClaimRequest, JobRef, JobStatus, Origin, Wait
+from gwi_celery.stores.firestore.records import SECOND, Job, Step
+from gwi_celery.stores.history import History
 
 
 def granted_to(
     request: ClaimRequest,
     granted: protocol.Granted,
     stored: Job | None,
+    now: int,
     forgotten: Sequence[Step] = (),
 ) -> Job:
     """The record of a claim that is granted, but for what the server sets.
 
-    ``stored`` is the record as it is, expired or not; its next generation makes ``forgotten`` anew.
+    ``stored`` is the record as it is at the server's time ``now``, expired or not; its next generation
+    makes ``forgotten`` anew.
     """
     if granted.fresh or stored is None:
         return first_generation(request, stored)
@@ -38,6 +41,14 @@ def granted_to(
         outcome=None,
         cancelled_by="",
         result_of=None,
+        origin=origin_of(request, stored),
+        history=stored.history.claimed(
+            request.owner,
+            request.lock,
+            stored.running,
+            first=granted.attempt == 1,
+            now=now / SECOND,
+        ),
     )
     if granted.anew:
         return replace(running, era=new_era(), steps=0, ordinal=0, inline_bytes=0)
@@ -58,7 +69,46 @@ def first_generation(request: ClaimRequest, expired: Job | None = None) -> Job:
         fence=None,
         lock_id=request.lock.id,
         result_ttl=request.result_ttl,
+        origin=origin_of(request, None),
+        history=History().claimed(request.owner, request.lock, None, first=True, now=0.0),
     )
+
+
+def origin_of(request: ClaimRequest, stored: Job | None) -> Origin:
+    """Where the record's call comes from: that of another submission takes the former one's place."""
+    if is_another(request, stored):
+        assert request.origin is not None
+        return replace(request.origin, envelope=None)
+    return Origin() if stored is None else stored.origin
+
+
+def is_another(request: ClaimRequest, stored: Job | None) -> bool:
+    """Whether the record is to keep the request's call in place of what it has."""
+    if request.origin is None or stored is None:
+        return request.origin is not None
+    return stored.origin == Origin() or stored.submission != request.submission
+
+
+def waiting(
+    request: ClaimRequest, wait: Wait, stored: Job | None, job: Job | None, now: int
+) -> Job:
+    """The record of a job that waits, but for what the server sets.
+
+    ``stored`` is the record as it is at the server's time ``now``; ``job`` is that unless it has expired.
+    One that has never begun fits any payload, and is forgotten if nobody asks for it any more.
+    """
+    if job is None or not job.attempt:
+        begun = unclaimed(request.job, stored) if job is None else job
+        job = replace(
+            begun,
+            run_id=request.run_id,
+            fingerprint=protocol.ANY_PAYLOAD,
+            submission=request.submission,
+            result_ttl=request.result_ttl,
+            origin=origin_of(request, job),
+        )
+    told = job.history.waiting(wait, request.lock, now / SECOND)
+    return replace(job, status=JobStatus.WAITING, lock_id=request.lock.id, history=told)
 
 
 def unclaimed(job: JobRef, expired: Job | None) -> Job:

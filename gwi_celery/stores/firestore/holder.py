@@ -29,6 +29,7 @@ from gwi_celery.firestore.client import Client, Conflict, Unsettled
 from gwi_celery.firestore.documents import Document, Micros, Query, Write
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
+    AttemptEnd,
     Checkpoint,
     CheckpointKind,
     JobRef,
@@ -36,6 +37,7 @@ from gwi_celery.stores.base import (
     Lease,
     LockRef,
     Outcome,
+    Progress,
     StoredResult,
 )
 from gwi_celery.stores.firestore import blobs
@@ -60,6 +62,7 @@ from gwi_celery.stores.firestore.records import (
     step_of,
 )
 from gwi_celery.stores.firestore.results import ResultWrite
+from gwi_celery.stores.history import History, dump_origin, end_of
 
 #: Times that a write is decided anew after a conflict or without an answer. Each time but the first
 #: has just read what it depends on, so a conflict means that somebody was quicker within it.
@@ -237,9 +240,11 @@ class Holder:
                 if packed is None:
                     packed = self._pack(hold, outcome.blob, [] if result is None else result.pieces)
                 blob, pieces = packed
+                told = self._over(hold, end_of(outcome))
                 data = {
                     "outcome": blob.fields(),
                     "finished": fence,
+                    "history": told.dumps(),
                     "failed": protocol.failed_after(hold.job, outcome.status),
                     "result_ttl": float(self._lease.result_ttl),
                     "fence": fence,
@@ -249,6 +254,7 @@ class Holder:
                 gc_at = job_gc_at(self._client, self._lease.result_ttl)
                 fields = {"status": outcome.status.value, "gc_at": Micros(gc_at), "data": data}
                 mask = ["status", "gc_at", *(f"data.{key}" for key in data)]
+                put_error(told, hold.job.history, fields, mask)
                 with tries.once():
                     also = [] if result is None else result.writes()
                     self._end(hold, fields, mask, [*also, *pieces])
@@ -263,16 +269,42 @@ class Holder:
         finished = job.finished
         return protocol.is_finished(self._lease, job, finished, outcome, same_bytes=same_bytes)
 
-    def release(self) -> None:
-        fields = {"status": JobStatus.PENDING.value, "data": {"fence": self._lease.fence}}
+    def release(self, end: AttemptEnd) -> None:
         try:
             with self._holding("release a lock") as (hold, tries):
                 for _ in tries:
+                    told = self._over(hold, end)
+                    data: dict[str, Any] = {"fence": self._lease.fence, "history": told.dumps()}
+                    fields = {"status": JobStatus.PENDING.value, "data": data}
+                    mask = ["status", "data.fence", "data.history"]
+                    put_error(told, hold.job.history, fields, mask)
                     with tries.once():
-                        self._end(hold, fields, ["status", "data.fence"])
+                        self._end(hold, fields, mask)
                         return
         except (LeaseLost, JobCancelled):
             return
+
+    def progress(self, progress: Progress) -> Lease:
+        with self._holding("record progress") as (hold, tries):
+            for _ in tries:
+                told = hold.job.history.progressing(progress, self._client.about_now() / SECOND)
+                data = {"fence": self._lease.fence, "history": told.dumps()}
+                record = documents.change(
+                    self._job_name,
+                    {"data": data},
+                    hold.job.version,
+                    mask=["data.fence", "data.history"],
+                )
+                with tries.once():
+                    written = self._client.commit([self._renewal(hold), record])
+                    hold.lock = replace(hold.lock, version=written.versions[0])
+                    hold.job = replace(hold.job, history=told, version=written.versions[1])
+                    return self._renewed(hold)
+        raise AssertionError
+
+    def _over(self, hold: Holding, end: AttemptEnd) -> History:
+        now = self._client.about_now() / SECOND
+        return hold.job.history.over(hold.job.running, end, now)
 
     # --- commits ------------------------------------------------------------------------------
 
@@ -420,13 +452,13 @@ class Holder:
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
         job = hold.job.ref
         texts = [
-            job.tenant,
-            job.task,
-            job.key,
-            hold.job.run_id,
-            hold.job.submission,
+            *(job.tenant, job.task, job.key, hold.job.run_id, hold.job.submission),
             *hold.job.failed,
+            *([] if hold.job.history.lock is None else hold.job.history.lock.scope),
+            *(hold.job.history.dumps(), dump_origin(hold.job.origin)),
         ]
+        if hold.job.envelope is not None and hold.job.envelope.is_inline:
+            texts.append(" " * hold.job.envelope.size)
         packed, pieces = blobs.pack(self._client, blob, era_name, gc_at, [*texts, name])
         return packed, blobs.send_ahead(self._client, [*pieces, *others])
 
@@ -455,6 +487,16 @@ class Holder:
 
 
 # --- what others need too -------------------------------------------------------------------------
+
+
+def put_error(told: History, before: History, fields: dict[str, Any], mask: list[str]) -> None:
+    """Add the last error to a record's changes, if it is another than ``before``; none removes it."""
+    if (told.error_type, told.error) == (before.error_type, before.error):
+        return
+    mask += ["error", "data.error"]
+    if told.error_type:
+        fields["error"] = told.error_type
+        fields["data"] = {**fields["data"], "error": told.error}
 
 
 def renewal(client: Client, lock_name: str, version: int, ttl: float, fence: int) -> Write:

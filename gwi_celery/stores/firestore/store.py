@@ -33,18 +33,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gwi_celery.actions import Action
-from gwi_celery.errors import InvalidCall, StoreError
+from gwi_celery.errors import InvalidCall, StoreError, StoreUnavailable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
 from gwi_celery.firestore.documents import Micros, Write
 from gwi_celery.firestore.url import FirestoreURL, parse
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
+    RELEASED,
+    AttemptEnd,
     Checkpoint,
     ClaimAnswer,
     Claimed,
     ClaimRequest,
     Held,
+    JobFilter,
     JobRecord,
     JobRef,
     JobStatus,
@@ -53,14 +56,17 @@ from gwi_celery.stores.base import (
     LockRef,
     Outcome,
     Page,
+    Progress,
     Store,
     StoredResult,
+    Wait,
 )
 from gwi_celery.stores.firestore import blobs, lists, operators
 from gwi_celery.stores.firestore import claim as claims
 from gwi_celery.stores.firestore.holder import (
     Holder,
     Holding,
+    Seen,
     Tries,
     checkpoints_of,
     job_gc_at,
@@ -72,6 +78,7 @@ from gwi_celery.stores.firestore.holder import (
 )
 from gwi_celery.stores.firestore.records import (
     CREATED,
+    SECOND,
     UPDATED,
     Job,
     Lock,
@@ -134,6 +141,9 @@ class FirestoreStore(Store):
             known = [None if each is None else each.known(seen.now) for each in (lock, other)]
             decision = protocol.decide(request, job, *known)
             if isinstance(decision, Held):
+                if request.origin is not None:
+                    wait = protocol.waits_for_lock(request, decision, seen.now / SECOND)
+                    self._record_wait(client, request, wait, seen)
                 return decision
             with tries.once():
                 if isinstance(decision, protocol.SameClaim):
@@ -141,7 +151,7 @@ class FirestoreStore(Store):
                     assert lock is not None
                     return self._same_claim(client, request, job, lock)
                 assert isinstance(decision, protocol.Granted)
-                new = claims.granted_to(request, decision, seen.job, forgotten)
+                new = claims.granted_to(request, decision, seen.job, seen.now, forgotten)
                 return self._take(client, request, new, seen.job, lock, forgotten, other)
         raise AssertionError
 
@@ -159,6 +169,7 @@ class FirestoreStore(Store):
         job_name, lock_name = self._places.job(request.job), self._places.lock(request.lock)
         taken = Lock(request.lock, request.owner, request.nonce, request.job, request.lease_ttl)
         begins = not new.created
+        new, pieces = self._with_envelope(client, request, new, old)
         writes = [
             documents.replace(
                 job_name,
@@ -175,9 +186,12 @@ class FirestoreStore(Store):
         if own is not None:  # at its version: a holder that has renewed it meanwhile keeps the job
             own_name = self._places.lock(own.ref)
             writes.append(documents.delete(own_name, own.version))
+        writes += pieces
         if old is not None and old.era == new.era:
             era_name = self._places.era(job_name, old.era)
             writes += blobs.deletions(old.outcome, era_name)
+            if new.envelope != old.envelope:
+                writes += blobs.deletions(old.envelope, era_name)
             for step in forgotten:
                 writes.append(documents.delete(self._places.step(era_name, step.name)))
                 writes += blobs.deletions(step.blob, era_name)
@@ -189,8 +203,47 @@ class FirestoreStore(Store):
         if old is not None and old.era != new.era:
             self._sweep(client, job_name, old)
         elif old is not None:
-            blobs.drop(client, [old.outcome, *(step.blob for step in forgotten)])
+            gone = [old.envelope] if new.envelope != old.envelope else []
+            blobs.drop(client, [old.outcome, *gone, *(step.blob for step in forgotten)])
         return _claimed(request, job, replace(taken, fence=fence, version=fence))
+
+    def _with_envelope(
+        self, client: Client, request: ClaimRequest, new: Job, old: Job | None
+    ) -> tuple[Job, list[Write]]:
+        """The record with the call that it is to keep, and the writes that are to go with it."""
+        begins = old is None or old.era != new.era
+        if not (begins or claims.is_another(request, old)):
+            return new, []
+        envelope = None if request.origin is None else request.origin.envelope
+        if envelope is None:
+            return replace(new, envelope=None), []
+        era_name = self._places.era(self._places.job(request.job), new.era)
+        gc_at = step_gc_at(client, request.result_ttl)
+        packed, pieces = blobs.pack(client, envelope, era_name, gc_at, inline=blobs.ENVELOPE_INLINE)
+        return replace(new, envelope=packed), pieces
+
+    def _record_wait(self, client: Client, request: ClaimRequest, wait: Wait, seen: Seen) -> None:
+        """One commit, unless it says so already. What fails is for the next time it is asked."""
+        job, stored = seen.live_job, seen.job
+        if not protocol.may_wait(job):
+            return
+        if job is not None and job.history.waits_for(wait, request.lock):
+            return
+        new = claims.waiting(request, wait, stored, job, seen.now)
+        try:
+            new, pieces = self._with_envelope(client, request, new, stored)
+            fields = new.fields()
+            if not new.attempt:
+                fields["gc_at"] = Micros(job_gc_at(client, new.result_ttl))
+            write = documents.replace(
+                self._places.job(request.job),
+                fields,
+                None if stored is None else stored.version,
+                server_times=[UPDATED] if new.created else [UPDATED, CREATED],
+            )
+            client.commit([write, *pieces])
+        except (Conflict, Unsettled, StoreUnavailable):
+            return
 
     def _same_claim(
         self, client: Client, request: ClaimRequest, job: Job, lock: Lock
@@ -270,8 +323,18 @@ class FirestoreStore(Store):
             return False
         return replace(parse(url), timeout=self.url.timeout) == self.url
 
-    def release(self, lease: Lease) -> None:
-        self._holder(lease).release()
+    def release(self, lease: Lease, end: AttemptEnd = RELEASED) -> None:
+        self._holder(lease).release(end)
+
+    def progress(self, lease: Lease, progress: Progress) -> Lease:
+        return self._holder(lease).progress(progress)
+
+    def wait(self, request: ClaimRequest, wait: Wait) -> None:
+        protocol.check_tenants(request)
+        client = self.client_of(request.job.tenant)
+        self._record_wait(
+            client, request, wait, see(client, self._places, request.job, request.lock)
+        )
 
     def _holder(self, lease: Lease) -> Holder:
         return Holder(self.client_of(lease.job.tenant), self._places, lease)
@@ -328,7 +391,7 @@ class FirestoreStore(Store):
                 if known is None:
                     self._cancel_unknown(client, job, stored, reason, by, kept)
                 else:
-                    self._cancel(client, known, reason, by, kept)
+                    self._cancel(client, known, reason, by, kept, read.read_time)
                 done.log()
                 return True
         raise AssertionError
@@ -356,7 +419,9 @@ class FirestoreStore(Store):
         if expired is not None:
             self._sweep(client, name, expired)
 
-    def _cancel(self, client: Client, job: Job, reason: str, by: str, kept: Write) -> None:
+    def _cancel(
+        self, client: Client, job: Job, reason: str, by: str, kept: Write, now: int
+    ) -> None:
         """Write the outcome over the record as it was read, and free its lock if it holds it."""
         name, lock_name = (
             self._places.job(job.ref),
@@ -366,7 +431,13 @@ class FirestoreStore(Store):
         outcome, pieces = blobs.pack(
             client, _raw(reason), era_name, step_gc_at(client, job.result_ttl)
         )
-        data = {"outcome": outcome.fields(), "fence": job.fence, "cancelled_by": by}
+        told = job.history.over(job.running, AttemptEnd("cancelled"), now / SECOND)
+        data = {
+            "outcome": outcome.fields(),
+            "fence": job.fence,
+            "cancelled_by": by,
+            "history": told.dumps(),
+        }
         writes = [
             documents.change(
                 name,
@@ -462,6 +533,26 @@ class FirestoreStore(Store):
             return [self._record(client, job) for job in jobs]
 
         return lists.list_jobs(client, self._places, tenant, status, run_id, limit, token, records)
+
+    def find_jobs(self, wanted: JobFilter, *, limit: int = 100, token: str | None = None) -> Page:
+        if wanted.tenant is not None:
+            client = self.client_of(wanted.tenant)
+        elif self.url.database_per_tenant:
+            raise InvalidCall(
+                "each tenant has a database of its own here, and no list goes over all of them: "
+                "name a tenant"
+            )
+        else:
+            client = self.client_of("")
+        return lists.find_jobs(client, self._places, wanted, limit, token)
+
+    def get_envelope(self, job: JobRef) -> bytes | None:
+        client = self.client_of(job.tenant)
+        stored = self._stored(client, job)
+        if stored is None or stored.envelope is None:
+            return None
+        era_name = self._places.era(self._places.job(job), stored.era)
+        return blobs.unpack(client, era_name, [stored.envelope])[0]
 
     def list_locks(self, tenant: str) -> list[LockRecord]:
         """The tenant's locks, held or expired, oldest claim first."""

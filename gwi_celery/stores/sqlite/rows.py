@@ -6,9 +6,11 @@ import json
 import sqlite3
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
-from gwi_celery.stores import protocol
+from gwi_celery.stores import history, protocol
 from gwi_celery.stores.base import (
+    AttemptEnd,
     Checkpoint,
     CheckpointKind,
     JobRecord,
@@ -16,6 +18,7 @@ from gwi_celery.stores.base import (
     JobStatus,
     LockRecord,
     LockRef,
+    PastAttempt,
 )
 
 
@@ -68,7 +71,8 @@ def checkpoints(
         ).fetchone()
         blob = "blob" if size <= at_most else "NULL AS blob"
     rows = c.execute(
-        f"SELECT name, kind, {blob}, version, saved_at, ordinal FROM checkpoints"  # noqa: S608
+        f"SELECT name, kind, {blob}, length(blob) AS size, version, saved_at, ordinal"  # noqa: S608
+        " FROM checkpoints"
         " WHERE job_id = ? ORDER BY ordinal",
         (job.id,),
     )
@@ -84,6 +88,7 @@ def checkpoint(row: sqlite3.Row) -> Checkpoint:
         saved_at=row["saved_at"],
         ordinal=row["ordinal"],
         deferred=row["blob"] is None,
+        size=len(row["blob"]) if "size" not in row.keys() else row["size"],  # noqa: SIM118 a Row
     )
 
 
@@ -93,6 +98,7 @@ def ref(row: sqlite3.Row) -> JobRef:
 
 
 def job_record(row: sqlite3.Row) -> JobRecord:
+    told = history_of(row)
     return JobRecord(
         job=ref(row),
         run_id=None if row["run_id"] is None else text(row["run_id"]),
@@ -107,7 +113,50 @@ def job_record(row: sqlite3.Row) -> JobRecord:
         updated_at=row["updated_at"],
         expires_at=row["expires_at"],
         outcome=row["outcome"],
+        origin=history.load_origin(row["origin"]),
+        worker=told.worker,
+        lock=told.lock,
+        attempts=history.attempts(told.ended, running(row)),
+        attempts_forgotten=told.forgotten,
+        waits=told.waits,
+        progress=told.progress,
+        error_type=told.error_type,
+        error=told.error,
     )
+
+
+def history_of(row: sqlite3.Row | None) -> history.History:
+    """What a record says for people; of none, nothing."""
+    if row is None:
+        return history.History()
+    scope = row["lock_scope"]
+    lock = None
+    if scope is not None:
+        lock = LockRef(text(row["tenant"]), tuple(json.loads(text(scope))))
+    return history.loads(row["history"], row["error_type"] or "", row["error"], lock)
+
+
+def running(row: sqlite3.Row) -> PastAttempt | None:
+    """The attempt that a record says is running."""
+    if row["status"] != JobStatus.RUNNING.value:
+        return None
+    return PastAttempt(
+        generation=row["generation"],
+        number=row["attempt"],
+        worker=history.loads(row["history"]).worker,
+        fence=row["fence"],
+        task_id=text(row["task_id"] or row["submission"]),
+        began=row["fence"] / 1_000_000,  # as the token was made, of the clock
+    )
+
+
+def over(row: sqlite3.Row, end: AttemptEnd, now: float) -> dict[str, Any]:
+    """The columns to set where the attempt that runs, if one does, is over."""
+    told = history_of(row).over(running(row), end, now)
+    columns: dict[str, Any] = {"history": told.dumps()}
+    if (told.error_type, told.error) != (row["error_type"] or "", row["error"]):
+        columns |= {"error_type": told.error_type or None, "error": told.error}
+    return columns
 
 
 def lock_record(row: sqlite3.Row, now: float) -> LockRecord:

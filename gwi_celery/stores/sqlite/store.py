@@ -11,7 +11,6 @@ locks, so it goes on growing although the rows of locks and jobs come and go.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,23 @@ from gwi_celery import forks
 from gwi_celery.actions import Action
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
 from gwi_celery.errors import (
-    InvalidCall,
     JobCancelled,
     LeaseLost,
     StoreUnavailable,
     StoreUnusable,
 )
 from gwi_celery.sqlite import Database
-from gwi_celery.stores import protocol
+from gwi_celery.stores import history, protocol
 from gwi_celery.stores.base import (
+    RELEASED,
+    AttemptEnd,
     Checkpoint,
     CheckpointKind,
     ClaimAnswer,
     Claimed,
     ClaimRequest,
     Held,
+    JobFilter,
     JobRecord,
     JobRef,
     JobStatus,
@@ -42,12 +43,13 @@ from gwi_celery.stores.base import (
     LockRef,
     Outcome,
     Page,
+    Progress,
     Store,
     StoredResult,
+    Wait,
 )
-from gwi_celery.stores.paging import list_id, place_of, token_after
 from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
-from gwi_celery.stores.sqlite import operators, rows, schema
+from gwi_celery.stores.sqlite import lists, operators, rows, schema, writes
 from gwi_celery.stores.sqlite.rows import raw, raw_or_none
 
 
@@ -110,16 +112,26 @@ class SqliteStore(Store):
             other = _other_lock(c, request, job)
             match protocol.decide(request, job, lock, rows.known_lock(other, now)):
                 case Held() as held:
+                    if request.origin is not None:
+                        wait = protocol.waits_for_lock(request, held, now)
+                        _record_wait(c, request, stored, wait, now)
                     return held
                 case protocol.SameClaim():
                     assert row is not None
-                    _extend(c, request.lock, row["fence"], now + request.lease_ttl)
+                    writes.extend(c, request.lock, row["fence"], now + request.lease_ttl)
                     return _claimed(c, request, row)
                 case protocol.Granted() as granted:
                     pass
                 case _:
                     raise AssertionError
-            token = _next_token(c, now)
+            token = writes.next_token(c, now)
+            told = rows.history_of(row).claimed(
+                request.owner,
+                request.lock,
+                None if row is None else rows.running(row),
+                first=granted.attempt == 1,
+                now=now,
+            )
             running: dict[str, Any] = {
                 "status": JobStatus.RUNNING.value,
                 "fingerprint": request.fingerprint,
@@ -128,20 +140,24 @@ class SqliteStore(Store):
                 "attempt": granted.attempt,
                 "fence": token,
                 "lock_id": request.lock.id,
+                "lock_scope": rows.raw_scope(request.lock),
                 "result_ttl": request.result_ttl,
                 "updated_at": now,
                 "expires_at": None,
                 "outcome": None,
+                "history": told.dumps(),
+                **writes.origin_columns(request, row),
             }
             if row is None:
-                _insert_job(c, request.job, stored, now, **running)
+                writes.insert_job(c, request.job, stored, now, **running)
             else:
-                _delete_checkpoints(c, request.job, None if granted.anew else forgotten)
+                writes.delete_checkpoints(c, request.job, None if granted.anew else forgotten)
                 running |= {"generation": granted.generation, "crashes": granted.crashes}
-                _update_job(c, row, **running)
+                writes.update_job(c, row, **running)
+            writes.keep_origin(c, request, row, now)
             if other is not None:
-                _free_lock(c, other["lock_id"], other["token"])
-            _take_lock(c, request, token, now + request.lease_ttl)
+                writes.free_lock(c, other["lock_id"], other["token"])
+            writes.take_lock(c, request, token, now + request.lease_ttl)
             taken = rows.job_row(c, request.job)
             assert taken is not None
             return _claimed(c, request, taken)
@@ -153,7 +169,7 @@ class SqliteStore(Store):
         with self._database.write(durable=False) as c:
             now = self._clock.time()
             _check_holder(c, lease, now)
-            _extend(c, lease.lock, lease.fence, now + lease.ttl)
+            writes.extend(c, lease.lock, lease.fence, now + lease.ttl)
         return lease
 
     def save(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
@@ -166,10 +182,10 @@ class SqliteStore(Store):
         with self._database.write() as c:
             now = self._clock.time()
             job = _check_holder(c, lease, now)
-            written = _write_checkpoint(c, lease.job, checkpoint, now)
-            _extend(c, lease.lock, lease.fence, now + lease.ttl)
+            written = writes.write_checkpoint(c, lease.job, checkpoint, now)
+            writes.extend(c, lease.lock, lease.fence, now + lease.ttl)
             crashes = 0 if written and protocol.is_progress(checkpoint) else job["crashes"]
-            _update_job(c, job, updated_at=now, crashes=crashes)
+            writes.update_job(c, job, updated_at=now, crashes=crashes)
         return lease
 
     def load(self, lease: Lease) -> list[Checkpoint]:
@@ -196,7 +212,7 @@ class SqliteStore(Store):
             if protocol.is_finished(lease, job, finished, outcome, same_bytes=same_bytes):
                 return
             row = _check_holder(c, lease, now)
-            _update_job(
+            writes.update_job(
                 c,
                 row,
                 status=outcome.status.value,
@@ -205,22 +221,40 @@ class SqliteStore(Store):
                 failed=_failed_after(row, outcome.status),
                 updated_at=now,
                 expires_at=now + lease.result_ttl,
+                **rows.over(row, history.end_of(outcome), now),
             )
-            _free_lock(c, lease.lock.id, lease.fence)
+            writes.free_lock(c, lease.lock.id, lease.fence)
 
     def keeps_results_of(self, url: str) -> bool:
         """No: the backend's own write, which isn't synced, costs next to nothing."""
         return False
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, end: AttemptEnd = RELEASED) -> None:
         with self._database.write() as c:
             now = self._clock.time()
             try:
                 job = _check_holder(c, lease, now)
             except (LeaseLost, JobCancelled):
                 return
-            _update_job(c, job, status=JobStatus.PENDING.value, updated_at=now)
-            _free_lock(c, lease.lock.id, lease.fence)
+            status = JobStatus.PENDING.value
+            writes.update_job(c, job, status=status, updated_at=now, **rows.over(job, end, now))
+            writes.free_lock(c, lease.lock.id, lease.fence)
+
+    def progress(self, lease: Lease, progress: Progress) -> Lease:
+        # What a power cut undoes of this, its worker says again.
+        with self._database.write(durable=False) as c:
+            now = self._clock.time()
+            job = _check_holder(c, lease, now)
+            told = rows.history_of(job).progressing(progress, now)
+            writes.update_job(c, job, history=told.dumps())
+            writes.extend(c, lease.lock, lease.fence, now + lease.ttl)
+        return lease
+
+    def wait(self, request: ClaimRequest, wait: Wait) -> None:
+        protocol.check_tenants(request)
+        with self._database.write(durable=False) as c:
+            stored = rows.job_row(c, request.job)
+            _record_wait(c, request, stored, wait, self._clock.time())
 
     # --- operators ----------------------------------------------------------------------------
 
@@ -230,7 +264,7 @@ class SqliteStore(Store):
             row = rows.lock_row(c, lock)
             if row is None or owner_nonce not in (None, row["nonce"]):
                 return False
-            _free_lock(c, lock.id, row["token"])
+            writes.free_lock(c, lock.id, row["token"])
             done = protocol.releasing(lock)
             if owner_nonce is None:
                 operators.keep(c, done)
@@ -250,7 +284,7 @@ class SqliteStore(Store):
             if known is None:
                 if not in_advance:
                     return False
-                _insert_job(
+                writes.insert_job(
                     c,
                     job,
                     stored,
@@ -268,8 +302,9 @@ class SqliteStore(Store):
                 return False
             else:
                 kept_until = now + known["result_ttl"]
-                _update_job(c, known, updated_at=now, expires_at=kept_until, **cancelled)
-                _free_lock(c, known["lock_id"], known["fence"])
+                cancelled |= rows.over(known, AttemptEnd("cancelled"), now)
+                writes.update_job(c, known, updated_at=now, expires_at=kept_until, **cancelled)
+                writes.free_lock(c, known["lock_id"], known["fence"])
             operators.keep(c, done)
         done.log()
         return True
@@ -295,14 +330,13 @@ class SqliteStore(Store):
         with self._database.write() as c:
             now = self._clock.time()
             known = rows.unless_expired(rows.job_row(c, job), now)
-            status = None if known is None else JobStatus(known["status"])
-            if known is None or status is None or status.terminal:
-                raise protocol.not_open(job, status)
-            there = _stored_checkpoint(c, job, name, blob)
+            protocol.check_open(job, rows.known_job(known))
+            assert known is not None
+            there = writes.stored_checkpoint(c, job, name, blob)
             if protocol.must_put(job.task, name, there, expected_version):
                 new = Checkpoint(name, CheckpointKind.VALUE, blob, expected_version + 1)
-                _put_checkpoint(c, job, new, now, known=there is not None)
-                _update_job(c, known, updated_at=now)
+                writes.put_checkpoint(c, job, new, now, known=there is not None)
+                writes.update_job(c, known, updated_at=now)
             (written,) = (one for one in rows.checkpoints(c, job) if one.name == name)
             return written
 
@@ -312,6 +346,13 @@ class SqliteStore(Store):
         with self._database.read() as c:
             row = rows.unless_expired(rows.job_row(c, job), self._clock.time())
             return None if row is None else rows.job_record(row)
+
+    def get_envelope(self, job: JobRef) -> bytes | None:
+        with self._database.read() as c:
+            if rows.unless_expired(rows.job_row(c, job), self._clock.time()) is None:
+                return None
+            row = c.execute("SELECT blob FROM envelopes WHERE job_id = ?", (job.id,)).fetchone()
+            return None if row is None else row["blob"]
 
     def get_checkpoints(self, job: JobRef, *, outline: bool = False) -> list[Checkpoint]:
         with self._database.read() as c:
@@ -339,33 +380,13 @@ class SqliteStore(Store):
         every other job is listed once. Raises InvalidCall for a ``limit`` below 1, and for a
         ``token`` that isn't one of this very list's.
         """
-        if limit < 1:
-            raise InvalidCall(f"a page of {limit} jobs: ask for 1 or more")
-        listed = list_id(tenant, status, run_id)
-        where = ["tenant = ?", "(expires_at IS NULL OR expires_at > ?)"]
-        values: list[object] = [raw(tenant), self._clock.time()]
-        if status is not None:
-            where.append("status = ?")
-            values.append(status.value)
-        if run_id is not None:
-            where.append("run_id = ?")
-            values.append(raw(run_id))
-        if token is not None:
-            where.append("(updated_at, job_id) < (?, ?)")
-            values.extend(place_of(token, listed))
-        # One more than the page holds tells whether there is another.
-        values.append(limit + 1)
-        sql = (
-            f"SELECT * FROM jobs WHERE {' AND '.join(where)}"  # noqa: S608 - joins constants
-            " ORDER BY updated_at DESC, job_id DESC LIMIT ?"
-        )
         with self._database.read() as c:
-            found = c.execute(sql, values).fetchall()
-        page = found[:limit]
-        next_token = None
-        if len(found) > limit:
-            next_token = token_after(page[-1]["updated_at"], page[-1]["job_id"], listed)
-        return Page([rows.job_record(row) for row in page], next_token)
+            now = self._clock.time()
+            return lists.list_jobs(c, now, tenant, status, run_id, limit, token)
+
+    def find_jobs(self, wanted: JobFilter, *, limit: int = 100, token: str | None = None) -> Page:
+        with self._database.read() as c:
+            return lists.find_jobs(c, self._clock.time(), wanted, limit, token)
 
     def list_locks(self, tenant: str) -> list[LockRecord]:
         """The tenant's locks, held or expired, oldest claim first."""
@@ -385,7 +406,7 @@ class SqliteStore(Store):
                 (now, max(limit, 0)),
             ).fetchall()
             for row in expired:
-                _delete_job(c, row["job_id"])
+                writes.delete_job(c, row["job_id"])
             # An expired lock whose job still runs under it is left: its holder may yet renew it.
             abandoned = c.execute(
                 "DELETE FROM locks WHERE lock_id IN (SELECT lock_id FROM locks"
@@ -450,31 +471,41 @@ def _other_lock(
     return other
 
 
-def _next_token(c: sqlite3.Connection, now: float) -> int:
-    """A token above all before it, and above the clock: so also above those of a deleted file."""
-    last: int = c.execute("SELECT last FROM fence").fetchone()["last"]
-    token = max(last + 1, int(now * 1_000_000))
-    c.execute("UPDATE fence SET last = ?", (token,))
-    return token
-
-
-def _take_lock(c: sqlite3.Connection, request: ClaimRequest, token: int, expires_at: float) -> None:
-    c.execute(
-        "INSERT OR REPLACE INTO locks (lock_id, tenant, scope, owner, nonce, token, job_id, task,"
-        " key, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            request.lock.id,
-            raw(request.lock.tenant),
-            rows.raw_scope(request.lock),
-            raw(request.owner),
-            request.nonce,
-            token,
-            request.job.id,
-            raw(request.job.task),
-            raw(request.job.key),
-            expires_at,
-        ),
-    )
+def _record_wait(
+    c: sqlite3.Connection,
+    request: ClaimRequest,
+    stored: sqlite3.Row | None,
+    wait: Wait,
+    now: float,
+) -> None:
+    """Record it, unless the job runs, has ended, or waits for that already."""
+    row = rows.unless_expired(stored, now)
+    past = rows.history_of(row)
+    if not protocol.may_wait(rows.known_job(row)) or past.waits_for(wait, request.lock):
+        return
+    waiting: dict[str, Any] = {
+        "status": JobStatus.WAITING.value,
+        "lock_id": request.lock.id,
+        "lock_scope": rows.raw_scope(request.lock),
+        "updated_at": now,
+        "history": past.waiting(wait, request.lock, now).dumps(),
+    }
+    if row is None or not row["attempt"]:
+        # It has never begun: it fits any payload, and is forgotten if nobody asks for it any more.
+        waiting |= {
+            **writes.origin_columns(request, row),
+            "fingerprint": protocol.ANY_PAYLOAD,
+            "submission": raw(request.submission),
+            "run_id": raw_or_none(request.run_id),
+            "result_ttl": request.result_ttl,
+            "expires_at": now + request.result_ttl,
+        }
+    if row is None:
+        writes.insert_job(c, request.job, stored, now, attempt=0, fence=0, **waiting)
+    else:
+        writes.update_job(c, row, **waiting)
+    if "origin" in waiting:
+        writes.keep_origin(c, request, row, now)
 
 
 def _claimed(c: sqlite3.Connection, request: ClaimRequest, job: sqlite3.Row) -> Claimed:
@@ -515,114 +546,7 @@ def _check_last(c: sqlite3.Connection, lease: Lease) -> None:
         raise protocol.lease_lost(lease, rows.known_lock(rows.lock_row(c, lease.lock), 0.0))
 
 
-def _write_checkpoint(
-    c: sqlite3.Connection, job: JobRef, checkpoint: Checkpoint, now: float
-) -> bool:
-    """Whether it was written, and not there as it is."""
-    there = _stored_checkpoint(c, job, checkpoint.name, checkpoint.blob)
-    if not protocol.must_write(job.task, there, checkpoint):
-        return False
-    _put_checkpoint(c, job, checkpoint, now, known=there is not None)
-    return True
-
-
-def _stored_checkpoint(
-    c: sqlite3.Connection, job: JobRef, name: str, blob: bytes
-) -> protocol.Stored | None:
-    """What is there under the name, beside the ``blob`` that is to be written."""
-    row = c.execute(
-        "SELECT kind, blob, version FROM checkpoints WHERE job_id = ? AND name = ?",
-        (job.id, raw(name)),
-    ).fetchone()
-    if row is None:
-        return None
-    return protocol.Stored(CheckpointKind(row["kind"]), row["version"], row["blob"] == blob)
-
-
-def _put_checkpoint(
-    c: sqlite3.Connection, job: JobRef, checkpoint: Checkpoint, now: float, *, known: bool
-) -> None:
-    """Write it, over one of its name if that is ``known``, else behind all others."""
-    name, kind = raw(checkpoint.name), checkpoint.kind
-    version = 1 if kind is CheckpointKind.STEP else checkpoint.version
-    if known:
-        c.execute(
-            "UPDATE checkpoints SET blob = ?, version = ?, saved_at = ?"
-            " WHERE job_id = ? AND name = ?",
-            (checkpoint.blob, version, now, job.id, name),
-        )
-        return
-    c.execute(
-        "INSERT INTO checkpoints (job_id, name, kind, blob, version, saved_at, ordinal)"
-        " VALUES (?, ?, ?, ?, ?, ?,"
-        " (SELECT coalesce(max(ordinal), 0) + 1 FROM checkpoints WHERE job_id = ?))",
-        (job.id, name, kind.value, checkpoint.blob, version, now, job.id),
-    )
-
-
 def _failed_after(row: sqlite3.Row, status: JobStatus) -> str:
     job = rows.known_job(row)
     assert job is not None
     return " ".join(protocol.failed_after(job, status))
-
-
-# --- writing rows ---------------------------------------------------------------------------------
-
-
-def _insert_job(
-    c: sqlite3.Connection, job: JobRef, expired: sqlite3.Row | None, now: float, **columns: Any
-) -> None:
-    """Start the job in generation 1, in place of an ``expired`` record of it if there is one."""
-    _delete_job(c, job.id)
-    columns |= {
-        "job_id": job.id,
-        "tenant": raw(job.tenant),
-        "task": raw(job.task),
-        "key": raw(job.key),
-        "generation": 1,
-        "crashes": 0,
-        "failed": "",
-        "created_at": now,
-        # A finish of the expired one may be sent again yet, if its answer was lost.
-        "finished_fence": None if expired is None else expired["finished_fence"],
-    }
-    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-    c.execute(
-        f"INSERT INTO jobs ({names}) VALUES ({marks})",  # noqa: S608 - names are this module's
-        tuple(columns.values()),
-    )
-
-
-def _update_job(c: sqlite3.Connection, job: sqlite3.Row, **columns: Any) -> None:
-    names = ", ".join(f"{name} = ?" for name in columns)
-    c.execute(
-        f"UPDATE jobs SET {names} WHERE job_id = ?",  # noqa: S608 - names are this module's
-        (*columns.values(), job["job_id"]),
-    )
-
-
-def _delete_job(c: sqlite3.Connection, job_id: str) -> None:
-    c.execute("DELETE FROM checkpoints WHERE job_id = ?", (job_id,))
-    c.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
-
-
-def _delete_checkpoints(c: sqlite3.Connection, job: JobRef, names: Sequence[str] | None) -> None:
-    """Those of these names; None: all."""
-    if names is None:
-        c.execute("DELETE FROM checkpoints WHERE job_id = ?", (job.id,))
-    else:
-        c.executemany(
-            "DELETE FROM checkpoints WHERE job_id = ? AND name = ?",
-            [(job.id, raw(name)) for name in names],
-        )
-
-
-def _extend(c: sqlite3.Connection, lock: LockRef, token: int, expires_at: float) -> None:
-    c.execute(
-        "UPDATE locks SET expires_at = ? WHERE lock_id = ? AND token = ?",
-        (expires_at, lock.id, token),
-    )
-
-
-def _free_lock(c: sqlite3.Connection, lock_id: str | None, token: int) -> None:
-    c.execute("DELETE FROM locks WHERE lock_id = ? AND token = ?", (lock_id, token))
