@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import DEATH_DELIVERIES, DEATH_REASON, Delivery, OutgoingMessage
 from gwi_celery.brokers.pubsub import wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger, fitting
-from gwi_celery.brokers.pubsub.background import Background
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.publisher import Publisher, chunks
@@ -52,7 +52,7 @@ class Deliveries:
         topology: Topology,
         publisher: Publisher,
         acks: Acknowledger,
-        jobs: Background,
+        jobs: Scheduler,
         bury: Callable[[Delivery, str, int], None],
     ) -> None:
         self._client = client
