@@ -7,8 +7,7 @@ import sqlite3
 import pytest
 
 from gwi_celery.brokers.base import DEATH_DELIVERIES, OutgoingMessage, QueueSpec
-from gwi_celery.brokers.embedded import EmbeddedBroker
-from gwi_celery.brokers.embedded import schema
+from gwi_celery.brokers.embedded import EmbeddedBroker, schema
 from tests.contract.brokers import assert_no_dead_letter, bodies, send, take, wait_for
 from tests.workers import eventually
 
