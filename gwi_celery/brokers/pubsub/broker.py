@@ -269,6 +269,14 @@ class PubSubBroker:
         """Their leases are over, or may be: they are redelivered, and nobody is given them here."""
         self._deliveries.forget(deliveries)
 
+    def outstanding(self, ack_ids: Iterable[str]) -> set[str]:
+        """See :meth:`Deliveries.outstanding`."""
+        return self._deliveries.outstanding(ack_ids)
+
+    def any_parked(self, ack_ids: Iterable[str]) -> bool:
+        """Whether one of these is leased to nobody until its time."""
+        return self._deliveries.any_parked(ack_ids)
+
     def park(self, delivery: Delivery, seconds: float) -> None:
         """Leave it leased to nobody for that time; then whoever has room gets it."""
         self._deliveries.release(delivery, max(seconds, 0.0))
@@ -430,7 +438,7 @@ class PubSubBroker:
     def _after_fork(self) -> None:
         """What is on its way, leased and received is the parent's."""
         self.publisher.after_fork()
-        self._deliveries.leases = {}
+        self._deliveries.after_fork()
         self._receivers = weakref.WeakSet()
 
 

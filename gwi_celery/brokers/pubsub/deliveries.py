@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _HOLD = 4.0
 #: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is parked at a time.
 _PARK = 600.0
+#: Notes of parked messages after which those are dropped that are over.
+_MANY_PARKED = 10_000
 #: Deliveries after which a parked message is published anew, so that waiting is not counted as failing.
 _PARKINGS = 5
 #: Seconds for which another reader's message is left to it.
@@ -64,6 +66,23 @@ class Deliveries:
         self._bury = bury
         #: ack id -> monotonic time at which its lease runs out.
         self.leases: dict[str, float] = {}
+        #: ack id -> the same, of what is leased to nobody until then.
+        self._parked: dict[str, float] = {}
+
+    def after_fork(self) -> None:
+        """What is leased is the parent's."""
+        self.leases, self._parked = {}, {}
+
+    def outstanding(self, ack_ids: Iterable[str]) -> set[str]:
+        """Of these, what Pub/Sub may still count as delivered and not settled."""
+        now = time.monotonic()
+        return {
+            id for id in ack_ids if max(self.leases.get(id, 0.0), self._parked.get(id, 0.0)) > now
+        }
+
+    def any_parked(self, ack_ids: Iterable[str]) -> bool:
+        now = time.monotonic()
+        return any(self._parked.get(id, 0.0) > now for id in ack_ids)
 
     def sort(
         self, source: Source, received: Iterable[Any], lease: float | None = None
@@ -175,6 +194,11 @@ class Deliveries:
         """Have it redelivered after that time, 600 s at most."""
         subscription, ack_id = _parts(delivery)
         until = self.leases.pop(delivery.ack_id, 0.0)
+        if seconds > 0:
+            now = time.monotonic()
+            if len(self._parked) >= _MANY_PARKED:
+                self._parked = {id: due for id, due in self._parked.items() if due > now}
+            self._parked[delivery.ack_id] = now + min(seconds, _PARK)
         self._acks.nack(subscription, ack_id, min(seconds, _PARK), until)
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:

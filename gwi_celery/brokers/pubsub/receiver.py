@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from gwi_celery import forks
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.brokers.pubsub import advice
-from gwi_celery.brokers.pubsub.lines import ENDS_BY_ITSELF, MOST, Line, Pull, Stream
+from gwi_celery.brokers.pubsub.lines import MOST, Line, Pull
+from gwi_celery.brokers.pubsub.streams import Flow, Stream
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.brokers.wakeups import bell
 from gwi_celery.errors import BrokerUnusable, NotFound
@@ -40,6 +41,8 @@ class PubSubReceiver:
         self._bell = bell()
         self._closed = False
         self._queues: dict[str, Intake] = {}
+        #: Of queues that were left: what they bring yet is handed back.
+        self._ending: list[Line] = []
 
     # --- the seam -----------------------------------------------------------------------------
 
@@ -80,6 +83,7 @@ class PubSubReceiver:
         if intake is None:
             return
         intake.stop()
+        self._ending = [line for line in [*self._ending, *intake.lines] if not line.idle()]
         self._broker.leave(queue)
 
     def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
@@ -123,9 +127,11 @@ class PubSubReceiver:
         for intake in queues.values():
             intake.stop()
         # What ends by itself may bring something, which is then handed back.
-        until = time.monotonic() + ENDS_BY_ITSELF
-        lines = [line for intake in queues.values() for line in intake.lines]
-        while not all(line.idle() for line in lines) and time.monotonic() < until:
+        began = time.monotonic()
+        lines = [*self._ending, *(line for intake in queues.values() for line in intake.lines)]
+        while any(
+            not line.idle() and began + line.ends_within > time.monotonic() for line in lines
+        ):
             time.sleep(0.005)
         for name in queues:
             self._broker.leave(name)
@@ -181,6 +187,7 @@ class Intake:
         """Read from these subscriptions, most urgent first, and from no others."""
         # A bound queue's messages arrive through its bindings: its own subscription may be slow.
         bound = any(not source.own for source in sources)
+        levels = sum(source.own for source in sources)
         with self._lock:
             if self._stopped:
                 return
@@ -189,17 +196,19 @@ class Intake:
             for source in sources:
                 line = known.pop(source.path, None)
                 if line is None:
-                    streamed = self._bulk and not (bound and source.own)
-                    line = (
-                        Stream(self.receiver, self, source)
-                        if streamed
-                        else Pull(self.receiver, self, source, patient=self._bulk)
-                    )
+                    line = self._line(source, bound, levels)
                 line.source = source
                 lines.append(line)
             self.lines = lines
         for line in known.values():
             line.stop()
+
+    def _line(self, source: Source, bound: bool, levels: int) -> Line:
+        if self._bulk and not (bound and source.own):
+            return Stream(self.receiver, self, source)
+        if self.receiver.broker.options.lax or (source.own and levels > 1):
+            return Pull(self.receiver, self, source, patient=self._bulk)
+        return Flow(self.receiver, self, source)
 
     def rediscovery_due(self) -> bool:
         """Whether to look for bindings made elsewhere; once in a while, and then not at once again."""
@@ -256,10 +265,10 @@ class Intake:
 
     def _review(self) -> None:
         now = time.monotonic()
-        streamed = {line.source.path for line in self.lines if line.lease is not None}
+        kept = {line.source.path for line in self.lines if line.keeps}
 
         def waits_for_long(delivery: Delivery) -> bool:
-            return delivery.leased_at + _LONGEST_WAIT <= now and _path(delivery) not in streamed
+            return delivery.leased_at + _LONGEST_WAIT <= now and _path(delivery) not in kept
 
         with self._lock:
             self._watched = False
@@ -269,6 +278,10 @@ class Intake:
             if any(self._arrived.values()) or self._delayed:
                 self._watch()
         self.receiver.broker.forget(lapsed)
+        slow = {_path(delivery) for delivery in old}
+        for line in self.lines:
+            if line.source.path in slow:
+                line.rest(unpolled=True)
         for delivery in old:
             self.receiver.broker.give_back(delivery)
 
@@ -309,8 +322,10 @@ class Intake:
 
     def return_unpolled(self) -> None:
         """There is no room: hand back what came, which others may have, and ask for no more."""
+        with self._lock:
+            unpolled = {line for line, arrived in self._arrived.items() if arrived}
         for line in self.lines:
-            line.rest()
+            line.rest(unpolled=line in unpolled)
         with self._lock:
             early = self._early(time.monotonic())
             unwanted = self._drop(lambda delivery: delivery.ack_id not in early)

@@ -191,6 +191,10 @@ class Topology:
         """What a queue was declared with, here or elsewhere. Raises NotFound."""
         return self._find(name).spec
 
+    def first_lease(self, name: str) -> float:
+        """Seconds for which a delivery of the queue is leased. Raises NotFound."""
+        return self.desired.first_lease(self.spec(name))
+
     # --- bindings -----------------------------------------------------------------------------
 
     def bind(self, queue: str, exchange: str, routing_key: str) -> None:
