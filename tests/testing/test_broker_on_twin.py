@@ -13,9 +13,12 @@ from uuid import uuid4
 import pytest
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from gwi_celery.brokers.pubsub import streams
+from gwi_celery.brokers.pubsub import deliveries, streams, wire
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
+from gwi_celery.errors import TooLarge
 from gwi_celery.testing.twin import STRICT, Twin, start_twin
 from tests.contract.brokers import send, wait_for
 from tests.workers import eventually
@@ -82,6 +85,10 @@ def test_what_was_just_created_can_be_used(broker: PubSubBroker, twin: Twin) -> 
         assert twin.counts(broker.topology.subscription(f"queue-{n}"))["waiting"] == 1
 
 
+def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:
+    eventually(lambda: receiver.poll("q", 4) or twin.counts(subscription)["readers"], 5)
+
+
 def test_workers_that_come_and_go_leave_no_message_to_its_lease(
     connect: Connect, twin: Twin
 ) -> None:
@@ -95,7 +102,7 @@ def test_workers_that_come_and_go_leave_no_message_to_its_lease(
         goes.declare_queue(QueueSpec("q"))
         receiver = goes.receiver()
         receiver.subscribe("q")
-        eventually(lambda: receiver.poll("q", 4) or twin.counts(subscription)["readers"], 5)
+        _wait_until_read(receiver, twin, subscription)
         goes.close()
         send(sender, str(n).encode())
     receiver = stays.receiver()
@@ -181,9 +188,94 @@ def test_an_idle_stream_says_that_it_lives(
     receiver = broker.receiver()
     receiver.subscribe("q")
     subscription = broker.topology.subscription("q")
-    eventually(lambda: receiver.poll("q", 1) or twin.counts(subscription)["readers"], 5)
+    _wait_until_read(receiver, twin, subscription)
     opened = twin.cost()["rpcs"]["StreamingPull"]
     time.sleep(1.5)
     send(broker, b"x")
     assert wait_for(receiver).data == b"x"
     assert twin.cost()["rpcs"]["StreamingPull"] == opened
+
+
+def test_dead_letters_are_kept_for_31_days_those_of_earlier_versions_too(
+    connect: Connect, twin: Twin
+) -> None:
+    broker = connect()
+    broker.declare_queue(QueueSpec("q"))
+    path = broker.topology.subscription("q.dead")
+    month = 31 * 86_400
+    assert _subscription(broker, path).message_retention_duration.seconds == month
+    earlier = _subscription(broker, path)
+    earlier.message_retention_duration.seconds = 7 * 86_400
+    _update(broker, earlier, "message_retention_duration")
+    connect().declare_queue(QueueSpec("q.dead"))
+    assert _subscription(broker, path).message_retention_duration.seconds == month
+
+    _update(broker, earlier, "message_retention_duration")
+    twin.deny("pubsub.subscriptions.update")
+    try:
+        connect().declare_queue(QueueSpec("q.dead"))  # not worth an error
+    finally:
+        twin.allow("pubsub.subscriptions.update")
+
+
+def test_a_far_eta_is_published_anew_by_its_age_also_where_nothing_counts_deliveries(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pub/Sub drops what is older than the retention, parked or not."""
+    monkeypatch.setattr(deliveries, "_HOLD", 0.5)
+    monkeypatch.setattr(deliveries, "_PARK", 1.0)
+    monkeypatch.setattr(deliveries, "_RENEWED_AT", 2.5)
+    broker = connect()
+    broker.declare_queue(QueueSpec("q"))
+    path = broker.topology.subscription("q")
+    uncounted = _subscription(broker, path)
+    uncounted.ClearField("dead_letter_policy")
+    _update(broker, uncounted, "dead_letter_policy")
+    due = time.time() + 6
+    send(broker, b"x", delay=6)
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    delivery = wait_for(receiver)
+    assert 0 <= time.time() - due < 1.5
+    assert due - delivery.published_at < 5.5, "a copy, younger than the message"
+    broker.ack([delivery])
+    broker.flush()
+    assert twin.counts(path)["waiting"] == 0
+
+
+@pytest.mark.parametrize("delay", [1, 7], ids=["held", "parked"])
+def test_an_eta_is_kept_with_a_retry_policy(connect: Connect, delay: float) -> None:
+    """Which Pub/Sub applies to a lease that runs out as well."""
+    broker = connect(retry_policy=(2, 600))
+    broker.declare_queue(QueueSpec("q"))
+    due = time.time() + delay
+    send(broker, b"x", delay=delay)
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    broker.ack([wait_for(receiver)])
+    assert 0 <= time.time() - due < 1
+
+
+def test_the_largest_message_fits_its_request(connect: Connect, twin: Twin) -> None:
+    broker = connect()
+    name = "q" * 180
+    around = len(
+        broker.publisher.made("", name, OutgoingMessage(b"x" * 9_000_000)).SerializeToString()
+    )
+    largest = b"x" * (9_000_000 + wire.MAX_MESSAGE - around)
+    send(broker, largest, queue=name)
+    with pytest.raises(TooLarge):
+        send(broker, largest + b"x", queue=name)
+    assert twin.counts(broker.topology.subscription(name))["waiting"] == 1
+
+
+def _subscription(broker: PubSubBroker, path: str) -> Any:
+    request = pb["GetSubscriptionRequest"](subscription=path)
+    return broker.client.call("GetSubscription", request, path)
+
+
+def _update(broker: PubSubBroker, subscription: Any, field: str) -> None:
+    request = pb["UpdateSubscriptionRequest"](
+        subscription=subscription, update_mask=FieldMask(paths=[field])
+    )
+    broker.client.call("UpdateSubscription", request, subscription.name)

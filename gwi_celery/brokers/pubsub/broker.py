@@ -51,6 +51,7 @@ from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.publisher import Publisher
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
+from gwi_celery.brokers.pubsub.streams import look
 from gwi_celery.brokers.pubsub.topology import Source, Topology
 from gwi_celery.errors import (
     BrokerError,
@@ -184,7 +185,7 @@ class PubSubBroker:
             logger.info("queue %r was not deleted (%s): it expires by itself", queue, exc)
 
     def look(self, queue: str, limit: int) -> list[Delivery]:
-        """What is there now, by calls that don't wait. For a queue without a subscription of ours."""
+        """What is there now. For a queue that no receiver of ours is subscribed to."""
         try:
             sources = self.topology.sources(queue)
         except NotFound:
@@ -242,15 +243,18 @@ class PubSubBroker:
             receiver.rebound(queue, again=again)
 
     def _pull_now(self, source: Source, limit: int) -> list[Any]:
-        request = pb["PullRequest"](
-            subscription=source.path, max_messages=limit, return_immediately=True
-        )
         try:
-            response = self.client.call("Pull", request, source.path)
+            if not self.options.lax:
+                return look(
+                    self.client, source.path, limit, self.topology.first_lease(source.queue)
+                )
+            request = pb["PullRequest"](
+                subscription=source.path, max_messages=limit, return_immediately=True
+            )
+            return list(self.client.call("Pull", request, source.path).received_messages)
         except NotFound:
             self.topology.forget_queue(source.queue)
             return []
-        return list(response.received_messages)
 
     def sort(
         self, source: Source, received: Iterable[Any], lease: float | None = None

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from gwi_celery.brokers.pubsub.client import pb
+from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.lines import MOST, Line
 from gwi_celery.brokers.pubsub.topology import Source
-from gwi_celery.errors import BrokerUnavailable
+from gwi_celery.errors import BrokerUnavailable, NotFound
 from gwi_celery.gcp import fork_gate
+from gwi_celery.jitter import jitter
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.receiver import Intake, PubSubReceiver
@@ -39,6 +40,8 @@ ENDS_WITHIN = 1.0
 _HEARTBEAT = 30.0
 #: Seconds after which the end of a stream that brought nothing is one of those that come to every stream.
 _LIVED = 20.0
+#: Seconds without a message after which a look ends.
+_QUIET = 1.0
 #: Seconds in which what is under way arrives.
 _SETTLED = 0.1
 
@@ -72,6 +75,69 @@ class _Call:
         self._requests.put(None)
 
 
+def look(client: Client, path: str, limit: int, lease: float) -> list[Any]:
+    """What is ready now, ``limit`` messages at most, leased for ``lease`` seconds.
+
+    A stream that brings nothing for a second says that there is no more; an immediate pull may say so
+    of any queue. Raises as :meth:`Client.call`.
+    """
+    while True:
+        try:
+            with fork_gate.call():
+                return _gathered(client, path, limit, lease)
+        except NotFound:
+            if not client.settling(path):
+                raise
+        time.sleep(jitter(_SETTLED, 0.8, 1.2))
+
+
+def _gathered(client: Client, path: str, limit: int, lease: float) -> list[Any]:
+    opened = _Call(limit)
+    opened.call = client.stream(opened.requests(_first(path, limit, lease)), path)
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for response in opened.call:
+                answers.put(response.received_messages)
+            answers.put(None)
+        except grpc.RpcError as exc:
+            answers.put(exc)
+
+    threading.Thread(target=read, name="gwi-look", daemon=True).start()
+    found: list[Any] = []
+    closing = False
+    try:
+        while True:
+            if not closing and len(found) >= limit:
+                closing = True
+                opened.half_close()
+            try:
+                answer = answers.get(timeout=ENDS_WITHIN if closing else _QUIET)
+            except queue.Empty:
+                if closing:
+                    return found
+                closing = True
+                opened.half_close()  # what is on its way comes yet
+                continue
+            if isinstance(answer, grpc.RpcError) and not (found or closing):
+                raise client.error(answer, "StreamingPull", path) from answer
+            if answer is None or isinstance(answer, grpc.RpcError):
+                return found
+            found += answer
+    finally:
+        opened.half_close()
+        opened.call.cancel()
+
+
+def _first(path: str, allowance: int, lease: float) -> Any:
+    return pb["StreamingPullRequest"](
+        subscription=path,
+        stream_ack_deadline_seconds=round(lease),
+        max_outstanding_messages=allowance,
+    )
+
+
 class Stream(Line):
     """Always open, each call read by a thread of its own. A queue's that has no limit."""
 
@@ -102,11 +168,7 @@ class Stream(Line):
             self._paused = True
             return
         opened = _Call(allowance)
-        first = pb["StreamingPullRequest"](
-            subscription=self.source.path,
-            stream_ack_deadline_seconds=round(self.lease or STREAM_LEASE),
-            max_outstanding_messages=allowance,
-        )
+        first = _first(self.source.path, allowance, self.lease or STREAM_LEASE)
         try:
             opened.call = self.receiver.broker.client.stream(
                 opened.requests(first), self.source.path
