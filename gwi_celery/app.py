@@ -8,8 +8,9 @@ from typing import Any
 
 from celery import current_app, signals
 
-from gwi_celery import beat, config, tracebacks, versions
+from gwi_celery import beat, config, required, tracebacks, versions
 from gwi_celery import integration as integrations
+from gwi_celery.authority import AUTHORITY_OPTION
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.integration import (
@@ -33,19 +34,6 @@ from gwi_celery.worker.stopping import FolderWatch, StopFlag
 
 #: The rest was here in 0.1: ``gwi_celery.integration`` has it.
 __all__ = ["broker_for", "integration", "settings_for", "setup", "store_for"]
-
-#: What a reliable app needs of Celery: setting -> (its value, what would happen otherwise).
-_REQUIRED: dict[str, tuple[Any, str]] = {
-    "task_acks_late": (True, "a worker that is killed would lose its jobs"),
-    "task_reject_on_worker_lost": (True, "a pool process that is killed would lose its job"),
-    "task_retry_on_worker_lost": (False, "a killed job's retry would be another submission of it"),
-    "worker_prefetch_multiplier": (1, "a worker would keep jobs from others while it is busy"),
-    "task_serializer": ("json", "duplicates could not be recognised by their payload"),
-    "result_serializer": ("json", "results could not be answered from the store"),
-    "accept_content": (["json"], "a message could run code by being read"),
-    "broker_connection_retry_on_startup": (True, "a broker that starts late would stop workers"),
-}
-
 
 #: Scheme of a ``result_backend`` URL -> its class.
 _BACKENDS = {
@@ -141,13 +129,8 @@ def _configure(app: Any) -> Settings:
                 del conf.changes[name]
     own, prefix = _own_settings(app)
     loaded = config.load(_arguments[app], own, prefix=prefix)
-    ours: dict[str, Any] = {name: needed for name, (needed, _) in _REQUIRED.items()}
-    for name, (needed, otherwise) in _REQUIRED.items():
-        if conf.value_set_for(name) and conf[name] != needed:
-            raise ConfigurationError(
-                f"app.conf.{name} is {conf[name]!r}, and reliable jobs need {needed!r}: otherwise "
-                f"{otherwise}. Leave it out"
-            )
+    ours: dict[str, Any] = {name: needed for name, (needed, _) in required.REQUIRED.items()}
+    required.check(conf)
     if not conf.broker_url:
         ours["broker_url"] = loaded.effective_broker_url
     elif loaded.broker_url and conf.broker_url != loaded.broker_url:
@@ -155,13 +138,20 @@ def _configure(app: Any) -> Settings:
             f"two brokers: app.conf.broker_url is {conf.broker_url!r}, and the setting is "
             f"{loaded.broker_url!r}; keep one"
         )
+    made = Integration(loaded, ours)
     urls = config.urls(ours.get("broker_url") or conf.broker_url)
     if any(url.startswith(("embedded:", "pubsub:")) for url in urls):
         ours["broker_transport_options"] = {
             "lease_seconds": loaded.lease_seconds,
             "max_deliveries": loaded.max_deliveries,
             **(conf.broker_transport_options or {}),
+            AUTHORITY_OPTION: made.authority.id,
         }
+    elif loaded.signing_keys or loaded.queue_rights:
+        raise ConfigurationError(
+            "signing_keys and queue_rights need a broker of this package's (embedded:// or pubsub://): "
+            f"{urls!r} has its own messages, which nobody would sign or check"
+        )
     for url in urls:
         if url.startswith("pubsub:"):
             from gwi_celery import provisioned
@@ -178,12 +168,16 @@ def _configure(app: Any) -> Settings:
     elif str(conf.result_backend).startswith(("redis:", "rediss:")):
         _check_redis(conf.result_backend)
     if integrations.refused(app) or (
-        known is not None and known.applied.get("broker_url") != ours.get("broker_url")
+        known is not None
+        and (
+            known.applied.get("broker_url") != ours.get("broker_url")
+            or not known.authority.same(loaded)
+        )
     ):
         _forget_connections(app)
     for name, value in ours.items():
         conf[name] = value
-    integrations.keep(app, Integration(loaded, ours))
+    integrations.keep(app, made)
     return loaded
 
 

@@ -13,14 +13,16 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from gwi_celery import options
+from gwi_celery import folder, options
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.rights import Rights, read_rights
+from gwi_celery.signing import read_file, read_keys
 from gwi_celery.text import nearest
 
 DAY = 86400.0
@@ -35,11 +37,18 @@ def _secret(env: str, help: str, default: Any) -> Any:
     return field(default=default, repr=False, metadata={"env": env, "help": help})
 
 
+def _mapping(env: str, help: str, read: Callable[[Any, str], Any], *, secret: bool = False) -> Any:
+    """One that is empty by default. ``read`` takes the value and where it stands."""
+    return field(
+        default_factory=dict, repr=not secret, metadata={"env": env, "help": help, "read": read}
+    )
+
+
 #: Settings that are one of a few words.
 _CHOICES = {
     "store_backend": ("", "memory", "sqlite", "firestore"),
     "environment": ("production", "development"),
-    "push_auth": ("", "oidc", "none"),
+    "push_auth": ("", "oidc", "iam", "none"),
     "push_pool": ("prefork", "threads", "solo"),
     "log_format": ("", "json", "text"),
 }
@@ -53,7 +62,9 @@ class Settings:
         "GCP_PROJECT_ID", "Google Cloud project: Pub/Sub and Firestore instead of a folder", ""
     )
     folder: str = _setting(
-        "GWI_FOLDER", "where the embedded broker and store keep their files", ".gwi"
+        "GWI_FOLDER",
+        "where the embedded broker and store keep their files; .gwi is at the project's root",
+        ".gwi",
     )
     broker_url: str = _setting(
         "GWI_BROKER_URL", "broker; empty: Pub/Sub with a project, else embedded", ""
@@ -112,6 +123,26 @@ class Settings:
         60.0,
     )
 
+    # --- who may do what (docs/security.md) ---------------------------------------------------
+
+    signing_keys: Mapping[str, str] = _mapping(
+        "GWI_SIGNING_KEYS",
+        "secrets that messages are signed with, by id (id:secret,...): the last signs, all verify; "
+        "empty: no message is signed, and none has to be",
+        read_keys,
+        secret=True,
+    )
+    signing_keys_file: str = _setting(
+        "GWI_SIGNING_KEYS_FILE",
+        "file that holds the signing keys instead, such as a secret that is mounted",
+        "",
+    )
+    queue_rights: Mapping[str, Rights] = _mapping(
+        "GWI_QUEUE_RIGHTS",
+        "what messages of a queue may ask for, by queue (* for the others), as JSON",
+        read_rights,
+    )
+
     # --- the service (docs/service.md) --------------------------------------------------------
 
     environment: str = _setting(
@@ -127,7 +158,8 @@ class Settings:
     )
     push_auth: str = _setting(
         "GWI_PUSH_AUTH",
-        "oidc, or none where the platform checks who calls; empty: oidc, in development none",
+        "oidc; iam behind Cloud Run's own check of tokens, which removes their signature; or none, where "
+        "another one checks who calls; empty: oidc, in development none",
         "",
     )
     push_audience: str = _setting(
@@ -171,7 +203,8 @@ class Settings:
     )
     service_token: str = _secret(
         "GWI_SERVICE_TOKEN",
-        "bearer token for /process, /stats and /metrics; empty: the latter two are open",
+        "bearer token for /process, /stats and /metrics; empty: /metrics is open, and in development "
+        "/stats",
         "",
     )
     shutdown_grace: float = _setting(
@@ -188,7 +221,9 @@ class Settings:
         "",
     )
     tracing: bool = _setting("GWI_TRACING", "OpenTelemetry spans of attempts and steps", False)
-    log_arguments: bool = _setting("GWI_LOG_ARGUMENTS", "whether logs show tasks' arguments", False)
+    log_arguments: bool = _setting(
+        "GWI_LOG_ARGUMENTS", "whether logs show tasks' arguments and results", False
+    )
 
     def __post_init__(self) -> None:
         for name in (
@@ -223,6 +258,13 @@ class Settings:
         for name in ("push_wait", "worker_grace", "cleanup_interval"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
+        if self.signing_keys_file:
+            if self.signing_keys:
+                raise ConfigurationError(
+                    "both signing_keys and signing_keys_file are set: keep one of them"
+                )
+            keys = read_file(self.signing_keys_file, "signing_keys_file")
+            object.__setattr__(self, "signing_keys", keys)
 
     @property
     def development(self) -> bool:
@@ -298,12 +340,12 @@ def load(
     for name, f in SETTINGS.items():
         env = f.metadata["env"]
         if overrides.get(name) is not None:
-            values[name] = _convert(name, overrides[name], f.default, f"setup({name}=...)")
+            values[name] = _convert(f, overrides[name], f"setup({name}=...)")
         elif conf.get(f"gwi_{name}") is not None:
             source = f"app.conf.{spelt(name)}"
-            values[name] = _convert(name, conf[f"gwi_{name}"], f.default, source)
+            values[name] = _convert(f, conf[f"gwi_{name}"], source)
         elif environ.get(env):
-            values[name] = _convert(name, environ[env], f.default, env)
+            values[name] = _convert(f, environ[env], env)
     return Settings(**values)
 
 
@@ -347,8 +389,10 @@ def urls(broker_url: Any) -> list[str]:
     return [str(url) for url in several if url]
 
 
-def _convert(name: str, value: Any, default: Any, source: str) -> Any:
-    return options.of(default).convert(value, source, f"but {name} takes")
+def _convert(setting: dataclasses.Field[Any], value: Any, source: str) -> Any:
+    if "read" in setting.metadata:
+        return setting.metadata["read"](value, source)
+    return options.of(setting.default).convert(value, source, f"but {setting.name} takes")
 
 
 def firestore_emulator(environ: Mapping[str, str] | None = None) -> str:
@@ -391,7 +435,7 @@ EMBEDDED_OPTIONS = {
     "retention": options.NUMBER,
 }
 #: Folder of ``embedded://``.
-DEFAULT_FOLDER = ".gwi"
+DEFAULT_FOLDER = folder.DEFAULT
 _MEMORY = ":memory:"
 
 
@@ -417,10 +461,19 @@ def parse_embedded_url(url: str) -> EmbeddedURL:
     path = unquote(parts.path[1:])
     if path == _MEMORY or path.startswith(_MEMORY + "/"):
         return EmbeddedURL(None, path[len(_MEMORY) + 1 :] or "default", given)
-    return EmbeddedURL(Path(path or DEFAULT_FOLDER).expanduser().absolute(), "", given)
+    return EmbeddedURL(folder.place(path or DEFAULT_FOLDER), "", given)
 
 
-def quote_folder(folder: str) -> str:
-    """``folder`` as it stands in an ``embedded://`` URL."""
-    absolute = str(Path(folder).expanduser().absolute())
+def absolute_url(url: str) -> str:
+    """The same URL, naming its folder by an absolute path. Raises ConfigurationError."""
+    if parse_embedded_url(url).folder is None:
+        return url
+    head, mark, query = url.partition("?")
+    name = unquote(head.partition("://")[2]) or DEFAULT_FOLDER
+    return f"embedded://{quote_folder(name)}{mark}{query}"
+
+
+def quote_folder(name: str) -> str:
+    """The folder of this name as it stands in an ``embedded://`` URL: its absolute path."""
+    absolute = str(folder.place(name))
     return absolute.replace("%", "%25").replace("?", "%3F").replace("#", "%23").replace(";", "%3B")

@@ -32,6 +32,7 @@
             ├── PublishFailed       some of many messages were not published
             ├── BatchFailed         the same of a publish_batch(), by task id
             └── MalformedMessage    on a queue, but not a Celery message
+                └── NotAllowed      it asks for what its publisher may not have
 
     BaseException
     └── Interrupt                   stops a job at once; ``except Exception`` can't swallow it
@@ -68,6 +69,7 @@ __all__ = [
     "LeaseLost",
     "MalformedMessage",
     "MissingTenant",
+    "NotAllowed",
     "NotDeleted",
     "NotFound",
     "NotSerializable",
@@ -100,7 +102,14 @@ class MissingTenant(InvalidCall):
 
 
 class ConflictingIds(InvalidCall):
-    """The arguments and the headers of one call name different tenants or runs."""
+    """The arguments and the headers of one call name different tenants or runs.
+
+    ``public`` is the message without them, for logs.
+    """
+
+    def __init__(self, message: str, public: str = "") -> None:
+        super().__init__(message)
+        self.public = public or message
 
 
 class NotSerializable(InvalidCall, TypeError):
@@ -227,6 +236,10 @@ class BatchFailed(BrokerError):
 
 class MalformedMessage(BrokerError):
     """What arrived on a queue is not a Celery message. It goes to the dead letter."""
+
+
+class NotAllowed(MalformedMessage):
+    """What a message asks for, its publisher has no right to. It goes to the dead letter."""
 
 
 class Interrupt(BaseException):

@@ -7,6 +7,8 @@ import weakref
 from typing import Any
 
 from gwi_celery import forks
+from gwi_celery.actions import action
+from gwi_celery.authority import Authority
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
@@ -26,6 +28,7 @@ class Integration:
         self._eager_store: Store | None = None
         self._eager_pid = 0
         self._lock = forks.lock()
+        self.authority = Authority(settings, lambda: self.store)
 
     @property
     def store(self) -> Store:
@@ -47,6 +50,12 @@ class Integration:
             if self._eager_store is None or self._eager_pid != os.getpid():
                 self._eager_store, self._eager_pid = SqliteStore(None), os.getpid()
             return self._eager_store
+
+    def record_action(
+        self, what: str, target: str, tenant: str | None = None, **details: Any
+    ) -> None:
+        """Keep in the audit trail what an operator is about to do. Raises StoreError."""
+        self.store.record_action(action(what, target, tenant, **details))
 
     def forget_eager_jobs(self) -> None:
         with self._lock:
@@ -134,6 +143,8 @@ class _AppBroker:
                 "redrives of this package's: use embedded:// or pubsub://"
             )
         self.broker = broker
+        if app in _integrations or app in _refused:  # a plain app's broker has none to ask
+            broker.operators = integration(app).authority
         self.close = weakref.finalize(self, _close, broker, self.pid)
 
 

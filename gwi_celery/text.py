@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 from typing import Any, Final
+
+from celery.exceptions import InvalidTaskError
+from kombu.exceptions import ContentDisallowed, DecodeError
 
 #: Bytes of UTF-8 that a reason may have: what one attribute of a Pub/Sub message holds, less a margin.
 REASON_BYTES: Final = 1000
@@ -25,6 +29,46 @@ def safe_text(value: Any, limit: int = REASON_BYTES) -> str:
 def safe_error(exc: BaseException, limit: int = REASON_BYTES) -> str:
     """``ValueError: its text``, as :func:`safe_text` has it."""
     return cut(f"{_type_name(exc)}: {safe_text(exc, limit)}", limit)
+
+
+#: Errors whose texts hold nothing of what is decoded.
+_PLAIN = (json.JSONDecodeError, UnicodeError, ContentDisallowed, DecodeError, InvalidTaskError)
+
+
+def public_error(exc: BaseException, limit: int = REASON_BYTES) -> str:
+    """What is wrong with a message, with no value of it: a codec's error quotes what it could not read.
+
+    Errors of this package have no values in their texts, nor have those of JSON and of text encodings.
+    """
+    inner = exc.args[0] if exc.args else None
+    if isinstance(exc, DecodeError) and isinstance(inner, BaseException):
+        return public_error(inner, limit)  # Kombu's own wrapping
+    ours = type(exc).__module__.partition(".")[0] == __name__.partition(".")[0]
+    if ours or isinstance(exc, _PLAIN):
+        return safe_error(exc, limit)
+    return cut(f"{_type_name(exc)} in {_place(exc)}", limit)
+
+
+def _place(exc: BaseException) -> str:
+    """Module and line that raised it."""
+    tb = exc.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    return "?" if tb is None else f"{tb.tb_frame.f_globals.get('__name__', '?')}:{tb.tb_lineno}"
+
+
+def shown(value: Any) -> str:
+    """A value in an error message: a number as it is, and of anything else only what kind it is.
+
+    Messages are logged, and arguments are not; and a text may have megabytes.
+    """
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "a huge number"
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return f"a text of {len(value)} characters" if value else "empty"
+    return f"of type {_type_name(value)}"
 
 
 def cut(text: str, limit: int) -> str:

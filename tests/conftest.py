@@ -1,17 +1,38 @@
 """Fixtures of all suites: the emulators, as the package gives them to its users."""
 
+import os
+from contextlib import ExitStack, suppress
+
 import pytest
 from hypothesis import HealthCheck, settings
 
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
-from gwi_celery.testing.emulators import FIRESTORE_HOST, PUBSUB_HOST
+from gwi_celery.testing.emulators import (
+    FIRESTORE_HOST,
+    PUBSUB_HOST,
+    EmulatorMissing,
+    start_firestore,
+    start_pubsub,
+)
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
 
 # How long an example takes measures the machine, and what else it does.
 settings.register_profile("gwi", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gwi")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under pytest-xdist one emulator of each kind serves all processes, which get its address."""
+    controls = bool(getattr(config.option, "numprocesses", None))
+    if not controls or hasattr(config, "workerinput") or "not emulator" in config.option.markexpr:
+        return
+    stack = ExitStack()
+    config.add_cleanup(stack.close)
+    for variable, start in ((PUBSUB_HOST, start_pubsub), (FIRESTORE_HOST, start_firestore)):
+        with suppress(EmulatorMissing):  # the tests that need it say so
+            os.environ[variable] = stack.enter_context(start()).endpoint
 
 
 def pytest_runtest_setup() -> None:

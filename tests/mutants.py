@@ -88,9 +88,9 @@ CHANNEL, LEASES, EXITS = (
     "gwi_celery/transport/leases.py",
     "gwi_celery/exits.py",
 )
-DELIVERIES, INTAKE, TOPOLOGY = (
+DELIVERIES, ARRIVALS, TOPOLOGY = (
     "gwi_celery/brokers/pubsub/deliveries.py",
-    "gwi_celery/brokers/pubsub/receiver.py",
+    "gwi_celery/brokers/pubsub/arrivals.py",
     "gwi_celery/brokers/pubsub/topology/memory.py",
 )
 BROKER_SUITE = [
@@ -115,9 +115,9 @@ class Mutant:
 SQLITE_MUTANTS = [
     Mutant(
         "a second outcome of a generation is accepted in silence",
-        STORE,
-        'if stored["fence"] != lease.fence or same:',
-        'if stored["fence"] != lease.fence or same or True:',
+        RULES,
+        "if job.fence != lease.fence or (job.status is outcome.status and same_bytes):",
+        "if True:",
     ),
     Mutant(
         "tokens start again with each lock",
@@ -127,45 +127,45 @@ SQLITE_MUTANTS = [
     ),
     Mutant(
         "the lock's token is not checked on a write",
-        STORE,
+        RULES,
         "if not (owns_record and owns_lock):",
         "if not owns_record:",
     ),
     Mutant(
         "the record's token is not checked on a write",
-        STORE,
+        RULES,
         "if not (owns_record and owns_lock):",
         "if not owns_lock:",
     ),
     Mutant(
         "no token is checked on a write",
-        STORE,
+        RULES,
         "if not (owns_record and owns_lock):",
         "if not (owns_record or owns_lock or lock is None or lock is not None):",
     ),
     Mutant(
         "an outcome is not looked at when the lock is free",
-        STORE,
-        "if job is not None and ended and not _opens_next_generation(job, request):",
-        "if job is not None and ended and False:",
+        RULES,
+        "if job.status.terminal and not _opens_next_generation(job, request):",
+        "if False:",
     ),
     Mutant(
         "a lock that is held is taken",
-        STORE,
-        'if lock["expires_at"] > now:',
-        'if lock["expires_at"] > now + 1e9:',
+        RULES,
+        "if holder is not None and holder.left > 0:",
+        "if holder is not None and holder.left > 1e9:",
     ),
     Mutant(
         "a lock is never taken over",
-        STORE,
-        'if lock["expires_at"] > now:',
-        'if lock["expires_at"] > 0:',
+        RULES,
+        "if holder is not None and holder.left > 0:",
+        "if holder is not None and holder.left > -1e9:",
     ),
     Mutant(
         "another payload runs",
-        STORE,
-        "if job is not None and not (corrects or _same_payload(job, request)):",
-        "if job is not None and False:",
+        RULES,
+        "if not (same or _corrects(job, request)):",
+        "if False:",
     ),
     *(
         Mutant(f"{name} ({file.rpartition('/')[2]})", file, before, after)
@@ -173,27 +173,32 @@ SQLITE_MUTANTS = [
             (
                 RULES,
                 "another payload runs after a success",
-                "status is JobStatus.FAILED\n",
-                "True\n",
+                "job.status is JobStatus.FAILED\n        and",
+                "True\n        and",
             ),
-            (RULES, "a corrected payload never runs", "status is JobStatus.FAILED\n", "False\n"),
+            (
+                RULES,
+                "a corrected payload never runs",
+                "job.status is JobStatus.FAILED\n        and",
+                "False\n        and",
+            ),
             (
                 RULES,
                 "a redelivery undoes the correction",
-                "and submission_id(request.submission) not in failed",
-                "",
+                "and submission_id(request.submission) not in job.failed\n        and",
+                "and",
             ),
             (
-                STORE,
+                RULES,
                 "a corrected payload keeps the old steps",
-                "if not replays and _same_payload(job, request):",
-                "if not replays:",
+                "return not same_payload(job.fingerprint, request.fingerprint)",
+                "return False",
             ),
             (
-                STORE,
+                RULES,
                 "a job is taken from a live holder under another lock",
-                'if own is not None and own["expires_at"] > now:',
-                "if False:",
+                "for holder in (lock, other):",
+                "for holder in (lock,):",
             ),
             (
                 RULES,
@@ -216,7 +221,7 @@ SQLITE_MUTANTS = [
             (
                 "gwi_celery/reliability/carried.py",
                 "a stranger's step is a plain call's",
-                "if run is None and task in _running:",
+                "if job is None and task in _running:",
                 "if False:",
             ),
             (
@@ -229,9 +234,9 @@ SQLITE_MUTANTS = [
     ),
     Mutant(
         "a failure answers a fresh call",
-        STORE,
-        'failed = job["status"] == JobStatus.FAILED.value',
-        "failed = False",
+        RULES,
+        "    failed = job.status is JobStatus.FAILED\n",
+        "    failed = False\n",
     ),
     Mutant(
         "a step may be overwritten",
@@ -364,7 +369,7 @@ FIRESTORE_MUTANTS = [
     Mutant(
         "a finish whose answer was lost is not known again",
         HOLDER,
-        "                if hold.job.finished == fence:",
+        "                if self._is_finished(hold.job, outcome):",
         "                if False:",
     ),
     Mutant(
@@ -381,7 +386,7 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "a claim whose answer was lost is not known again",
-        CLAIM,
+        RULES,
         "if same and job is not None and job.fence == lock.fence:",
         "if False:",
     ),
@@ -393,15 +398,15 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "a lock that is held is taken",
-        CLAIM,
-        "if holder is not None and not holder.expired(now):",
-        "if holder is not None and not holder.expired(now + 10**15):",
+        RULES,
+        "if holder is not None and holder.left > 0:",
+        "if holder is not None and holder.left > 1e9:",
     ),
     Mutant(
         "a lock is never taken over",
-        CLAIM,
-        "if holder is not None and not holder.expired(now):",
-        "if holder is not None and not holder.expired(0):",
+        RULES,
+        "if holder is not None and holder.left > 0:",
+        "if holder is not None and holder.left > -1e9:",
     ),
     Mutant(
         "what has expired is still answered",
@@ -460,8 +465,8 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "a job is taken from a live holder under another lock",
-        CLAIM,
-        "for holder in (lock, own):",
+        RULES,
+        "for holder in (lock, other):",
         "for holder in (lock,):",
     ),
     Mutant(
@@ -472,8 +477,8 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "a corrected payload keeps the old steps",
-        CLAIM,
-        "return not protocol.same_payload(job.fingerprint, request.fingerprint)",
+        RULES,
+        "return not same_payload(job.fingerprint, request.fingerprint)",
         "return False",
     ),
     Mutant(
@@ -602,25 +607,25 @@ BROKER_MUTANTS = [
     ),
     Mutant(
         "a message that waited past its lease is given out",
-        INTAKE,
+        ARRIVALS,
         "(taken if now < delivery.held_until() else lapsed).append(delivery)",
         "taken.append(delivery)",
     ),
     Mutant(
         "a busy user keeps what it doesn't poll",
-        INTAKE,
+        ARRIVALS,
         "old = self._drop(lambda d: waits_for_long(d) and d.ack_id not in early)",
         "old: list[Delivery] = []",
     ),
     Mutant(
         "one holds all that is delayed",
-        INTAKE,
-        "delayed, parked = delayed[:room], delayed[room:]",
-        "parked = []",
+        ARRIVALS,
+        "delayed, deferred = delayed[:room], delayed[room:]",
+        "deferred = []",
     ),
     Mutant(
         "a message that is redelivered waits twice",
-        INTAKE,
+        ARRIVALS,
         "replaced = self._drop(lambda d: (_path(d), d.message_id) in again)",
         "pass",
     ),

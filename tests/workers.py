@@ -14,10 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.machine import PATIENCE, Stopwatch
 
-#: Generous: a loaded machine may need long to import and start a worker.
-START_TIMEOUT = 60.0
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Worker:
@@ -67,7 +66,7 @@ class Worker:
         with self._changed:
             self._changed.notify_all()
 
-    def wait_for(self, pattern: str, timeout: float = START_TIMEOUT, count: int = 1) -> None:
+    def wait_for(self, pattern: str, timeout: float = PATIENCE, count: int = 1) -> None:
         """Until ``pattern`` is in the log ``count`` times."""
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -88,27 +87,32 @@ class Worker:
     def kill(self) -> None:
         """SIGKILL for the whole process group, as when a machine goes away."""
         self._signal_group(signal.SIGKILL)
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=PATIENCE)
 
-    def wait_killed(self, timeout: float = START_TIMEOUT) -> None:
+    def wait_killed(self, timeout: float = PATIENCE) -> None:
         """Until the worker has gone by itself."""
         self.process.wait(timeout=timeout)
         self._signal_group(signal.SIGKILL)  # children that outlived it
 
     def stop(self, timeout: float = 30.0) -> float:
-        """Warm shutdown; how many seconds it took."""
-        start = time.monotonic()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise AssertionError(f"the worker did not stop in {timeout} s:\n{self.log}") from None
-        finally:
-            self._signal_group(signal.SIGKILL)
-        self._reader.join(timeout=5)
-        return time.monotonic() - start
+        """Warm shutdown; how many seconds it took, of an idle machine's (as is ``timeout``)."""
+        with Stopwatch() as watch:
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+            self.wait_stopped(watch, timeout)
+        self._signal_group(signal.SIGKILL)
+        self._reader.join(timeout=PATIENCE)
+        return watch.seconds
+
+    def wait_stopped(self, watch: Stopwatch, timeout: float) -> None:
+        """Until it has ended by itself; it fails and is killed after seconds of that watch."""
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=0.5)
+                return
+            if watch.seconds > timeout:
+                self.kill()
+                raise AssertionError(f"it did not stop in {timeout:g} s:\n{self.log}")
 
     def _signal_group(self, number: int) -> None:
         with suppress(ProcessLookupError):
@@ -116,7 +120,7 @@ class Worker:
 
     def close(self) -> None:
         self.kill() if self.process.poll() is None else self._signal_group(signal.SIGKILL)
-        self._reader.join(timeout=5)
+        self._reader.join(timeout=PATIENCE)
         if self.process.stdout is not None:
             self.process.stdout.close()
 
@@ -131,7 +135,7 @@ def worker(app: str, folder: Path, **options: object) -> Iterator[Worker]:
         started.close()
 
 
-def eventually(check: Callable[[], object], timeout: float = 30.0, what: str = "") -> object:
+def eventually(check: Callable[[], object], what: str = "", *, timeout: float = PATIENCE) -> object:
     """The first true answer of ``check``, asked again until ``timeout``."""
     deadline = time.monotonic() + timeout
     while True:

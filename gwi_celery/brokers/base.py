@@ -17,6 +17,7 @@ Foreign exceptions stop here: an implementation raises :mod:`gwi_celery.errors` 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -37,6 +38,14 @@ REDRIVE = "gwi-redrive"
 
 #: Share of a lease for which its holder relies on it.
 SURE = 0.9
+
+
+def redriving(operators: Operators | None, queue: str) -> str:
+    """The mark of a redrive that is about to be made."""
+    if operators is None:
+        return uuid.uuid4().hex
+    operators.about_to("redrive", queue)
+    return operators.redrive_mark()
 
 
 def dead_letter_queue(queue: str) -> str:
@@ -151,7 +160,7 @@ class Binding:
 
 
 class Receiver(Protocol):
-    """One connection's intake. Used by one thread, except for :meth:`fileno`'s wake-ups."""
+    """What one connection consumes. Used by one thread, except for :meth:`fileno`'s wake-ups."""
 
     def subscribe(self, queue: str, *, bulk: bool = False) -> None:
         """Start to be woken for ``queue``. Raises NotFound for a queue that doesn't exist.
@@ -201,6 +210,16 @@ class Receiver(Protocol):
         """Unsubscribe from everything. Leases are not touched. Safe to call twice."""
 
 
+class Operators(Protocol):
+    """Who stands behind an operator's verbs of a broker."""
+
+    def about_to(self, what: str, queue: str) -> None:
+        """An operator is about to do that to the queue. What it raises keeps it from being done."""
+
+    def redrive_mark(self) -> str:
+        """The REDRIVE of one redrive: unlike any before, and known by workers to be an operator's."""
+
+
 class Broker(Protocol):
     """A message queue service.
 
@@ -210,6 +229,8 @@ class Broker(Protocol):
 
     #: The default lease, seconds.
     lease_seconds: float
+    #: None: nobody looks. Workers then refuse what was redriven, as anyone could have marked it.
+    operators: Operators | None
 
     def connect(self) -> None:
         """One cheap call that proves the broker can be used.

@@ -25,7 +25,6 @@ import contextlib
 import math
 import os
 import sqlite3
-import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,16 +41,18 @@ from gwi_celery.brokers.base import (
     REDRIVE,
     Binding,
     Delivery,
+    Operators,
     OutgoingMessage,
     QueueSize,
     QueueSpec,
     StoredMessage,
     dead_letter_queue,
+    redriving,
 )
 from gwi_celery.brokers.checks import above_zero, check_spec, exists_to_stay
 from gwi_celery.brokers.embedded_tables import Queue
 from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES
-from gwi_celery.brokers.wakeups import LOOK_INTERVAL, FolderWakeups, Intake, PipeWakeups, Wakeups
+from gwi_celery.brokers.wakeups import LOOK_INTERVAL, Bell, FolderWakeups, PipeWakeups, Wakeups
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
 from gwi_celery.errors import (
     BrokerError,
@@ -62,6 +63,7 @@ from gwi_celery.errors import (
     NotFound,
 )
 from gwi_celery.sqlite import Database
+from gwi_celery.text import REASON_BYTES, cut
 
 #: Seconds a message is kept: a week, as Pub/Sub does.
 RETENTION = 7 * 86400.0
@@ -98,6 +100,7 @@ class EmbeddedBroker:
         if max_deliveries < 0:
             raise ConfigurationError(f"max_deliveries is {max_deliveries}; 0 is without a limit")
         self.lease_seconds = lease_seconds
+        self.operators: Operators | None = None
         self._max_deliveries = max_deliveries
         self._retention = retention
         self._clock = clock
@@ -153,12 +156,12 @@ class EmbeddedBroker:
             listeners = tables.listeners(c, spec.name) if spec.temporary else []
         if found is not None and found.spec == spec and spec.expires is None and not listeners:
             return
-        dead = [intake for intake in listeners if not self._wakeups.alive(intake)]
+        dead = [bell for bell in listeners if not self._wakeups.alive(bell)]
         with self._database.write(durable=not spec.temporary) as c:
             now = self._clock.time()
             # First: what a killed process left in an auto_delete queue is gone with it.
-            for intake in dead:
-                tables.drop_intake(c, intake, now)
+            for bell in dead:
+                tables.drop_bell(c, bell, now)
             found = tables.find_queue(c, spec.name, now)
             if found is not None and spec.temporary and not found.spec.temporary:
                 raise exists_to_stay(spec.name)
@@ -170,11 +173,11 @@ class EmbeddedBroker:
             listeners = tables.listeners(c, name) if if_unused else []
         if found is None:
             return
-        dead = [intake for intake in listeners if not self._wakeups.alive(intake)]
+        dead = [bell for bell in listeners if not self._wakeups.alive(bell)]
         with self._database.write(durable=not found.spec.temporary) as c:
             now = self._clock.time()
-            for intake in dead:
-                tables.drop_intake(c, intake, now)
+            for bell in dead:
+                tables.drop_bell(c, bell, now)
             found = tables.find_queue(c, name, now)
             if found is None:
                 return
@@ -393,7 +396,7 @@ class EmbeddedBroker:
     def bury(self, delivery: Delivery, reason: str) -> None:
         attributes = {
             **delivery.attributes,
-            DEATH_REASON: reason,
+            DEATH_REASON: cut(reason, REASON_BYTES),
             DEATH_QUEUE: delivery.queue,
             DEATH_DELIVERIES: str(delivery.deliveries),
             DEATH_TIME: f"{self._clock.time():.6f}",
@@ -421,7 +424,7 @@ class EmbeddedBroker:
         attributes = {
             **more,
             **tables.read_attributes(row["attributes"]),
-            DEATH_REASON: reason,
+            DEATH_REASON: cut(reason, REASON_BYTES),
             DEATH_QUEUE: queue.spec.name,
             DEATH_DELIVERIES: str(row["deliveries"]),
             DEATH_TIME: f"{change.now:.6f}",
@@ -442,6 +445,8 @@ class EmbeddedBroker:
 
     def purge(self, queue: str) -> int:
         """Delete what is ready or delayed, not what is leased; how many. 0 for a missing queue."""
+        if self.operators is not None:
+            self.operators.about_to("purge", queue)
         with self._change(durable=True) as change:
             found = tables.find_queue(change.c, queue, change.now)
             return 0 if found is None else tables.delete_unleased(change.c, found, change.now)
@@ -466,7 +471,7 @@ class EmbeddedBroker:
             # No more than there are now: some may die again meanwhile.
             left = tables.size(c, found, self._clock.time()).ready
         left = left if limit is None else min(limit, left)
-        redrive = uuid.uuid4().hex
+        redrive = redriving(self.operators, queue)
         moved = 0
         while left > moved:
             batch = self._redrive(queue, dead, min(_REDRIVE_BATCH, left - moved), redrive)
@@ -506,7 +511,7 @@ class EmbeddedBroker:
         with self._database.read() as c:
             listeners = tables.all_listeners(c)
             expired = tables.has_expired(c, self._clock.time())
-        dead = [intake for intake in listeners if not self._wakeups.alive(intake)]
+        dead = [bell for bell in listeners if not self._wakeups.alive(bell)]
         if not dead and not expired:
             return 0
         self._bury_receivers(dead)
@@ -542,13 +547,13 @@ class EmbeddedBroker:
             with contextlib.suppress(BrokerError):
                 self._bury_receivers(dead)
 
-    def _bury_receivers(self, intakes: Iterable[str]) -> None:
+    def _bury_receivers(self, bells: Iterable[str]) -> None:
         """End the subscriptions of receivers that died without a word."""
         with self._database.write(durable=False) as c:
-            for intake in intakes:
-                tables.drop_intake(c, intake, self._clock.time())
-        for intake in intakes:
-            self._wakeups.remove(intake)
+            for bell in bells:
+                tables.drop_bell(c, bell, self._clock.time())
+        for bell in bells:
+            self._wakeups.remove(bell)
 
 
 class _Change:
@@ -569,9 +574,9 @@ class EmbeddedReceiver:
     A fork's child has a closed copy: closing it does nothing, using it raises BrokerUnusable.
     """
 
-    def __init__(self, broker: EmbeddedBroker, intake: Intake) -> None:
+    def __init__(self, broker: EmbeddedBroker, bell: Bell) -> None:
         self._broker = broker
-        self._intake = intake
+        self._bell = bell
         #: Queue -> the time up to which what became due there is known to our user.
         self._queues: dict[str, float] = {}
         #: Queues whose last poll gave all that was asked for.
@@ -584,9 +589,9 @@ class EmbeddedReceiver:
         broker = self._broker
         with broker._database.write(durable=False) as c:
             broker._find(c, queue)
-            tables.add_listener(c, queue, self._intake.name)
+            tables.add_listener(c, queue, self._bell.name)
         self._queues.setdefault(queue, -math.inf)
-        self._intake.ring()  # what is there already was published before anyone could wake us
+        self._bell.ring()  # what is there already was published before anyone could wake us
 
     def unsubscribe(self, queue: str) -> None:
         self._check()
@@ -614,11 +619,11 @@ class EmbeddedReceiver:
 
     def fileno(self) -> int:
         self._check()
-        return self._intake.fileno()
+        return self._bell.fileno()
 
     def clear(self) -> None:
         self._check()
-        self._intake.clear()
+        self._bell.clear()
 
     def next_due(self) -> float | None:
         """Seconds until a poll may find something although nobody wakes us. Call it after polling.
@@ -632,8 +637,8 @@ class EmbeddedReceiver:
         broker._sweep_if_due()
         now = broker._clock.time()
         waits = []
-        if self._queues and self._intake.interval is not None:
-            waits.append(self._intake.interval)
+        if self._queues and self._bell.interval is not None:
+            waits.append(self._bell.interval)
         with broker._database.read() as c:
             for name, known in self._queues.items():
                 queue = tables.find_queue(c, name, now)
@@ -648,33 +653,33 @@ class EmbeddedReceiver:
             return
         self._closed = True
         try:
-            # If this fails, others find the intake dead.
+            # If this fails, others find the bell dead.
             with contextlib.suppress(BrokerError):
                 if self._queues:
                     self._leave(self._queues)
         finally:
             self._queues = {}
-            self._intake.close()
-            self._broker._wakeups.remove(self._intake.name)
+            self._bell.close()
+            self._broker._wakeups.remove(self._bell.name)
 
     def _leave(self, queues: Iterable[str]) -> None:
         """End our subscriptions; those of dead receivers must not keep a queue."""
         broker = self._broker
         with broker._database.read() as c:
-            others = {intake for queue in queues for intake in tables.listeners(c, queue)}
-        others.discard(self._intake.name)
-        dead = [intake for intake in others if not broker._wakeups.alive(intake)]
+            others = {bell for queue in queues for bell in tables.listeners(c, queue)}
+        others.discard(self._bell.name)
+        dead = [bell for bell in others if not broker._wakeups.alive(bell)]
         with broker._database.write(durable=False) as c:
-            for intake in dead:
-                tables.drop_intake(c, intake, broker._clock.time())
+            for bell in dead:
+                tables.drop_bell(c, bell, broker._clock.time())
             for queue in queues:
-                tables.drop_listener(c, queue, self._intake.name, broker._clock.time())
-        for intake in dead:
-            broker._wakeups.remove(intake)
+                tables.drop_listener(c, queue, self._bell.name, broker._clock.time())
+        for bell in dead:
+            broker._wakeups.remove(bell)
 
     def _refresh(self) -> None:
         if not self._closed and os.getpid() == self._pid:
-            self._broker._wakeups.refresh(self._intake)
+            self._broker._wakeups.refresh(self._bell)
 
     def _check(self) -> None:
         if self._closed:

@@ -193,7 +193,7 @@ def drop_expired_queues(c: sqlite3.Connection, now: float) -> None:
 
 
 def listeners(c: sqlite3.Connection, queue: str) -> list[str]:
-    """The intakes to wake for the queue, dead ones among them."""
+    """The bells to ring for the queue, dead ones among them."""
     rows = c.execute("SELECT intake FROM listeners WHERE queue = ?", (raw(queue),))
     return [row["intake"] for row in rows]
 
@@ -202,14 +202,14 @@ def all_listeners(c: sqlite3.Connection) -> list[str]:
     return [row["intake"] for row in c.execute("SELECT DISTINCT intake FROM listeners")]
 
 
-def add_listener(c: sqlite3.Connection, queue: str, intake: str) -> None:
-    c.execute("INSERT OR IGNORE INTO listeners VALUES (?, ?)", (raw(queue), intake))
+def add_listener(c: sqlite3.Connection, queue: str, bell: str) -> None:
+    c.execute("INSERT OR IGNORE INTO listeners VALUES (?, ?)", (raw(queue), bell))
 
 
-def drop_listener(c: sqlite3.Connection, queue: str, intake: str, now: float) -> None:
+def drop_listener(c: sqlite3.Connection, queue: str, bell: str, now: float) -> None:
     """End one subscription, and the queue with it if it was the last of an auto_delete queue."""
     key = raw(queue)
-    gone = c.execute("DELETE FROM listeners WHERE queue = ? AND intake = ?", (key, intake))
+    gone = c.execute("DELETE FROM listeners WHERE queue = ? AND intake = ?", (key, bell))
     if not gone.rowcount or listeners(c, queue):
         return
     row = c.execute("SELECT auto_delete FROM queues WHERE name = ?", (key,)).fetchone()
@@ -218,11 +218,11 @@ def drop_listener(c: sqlite3.Connection, queue: str, intake: str, now: float) ->
     c.execute("UPDATE queues SET gone_at = ? + expires WHERE name = ?", (now, key))
 
 
-def drop_intake(c: sqlite3.Connection, intake: str, now: float) -> None:
+def drop_bell(c: sqlite3.Connection, bell: str, now: float) -> None:
     """End all subscriptions of one receiver."""
-    rows = c.execute("SELECT queue FROM listeners WHERE intake = ?", (intake,)).fetchall()
+    rows = c.execute("SELECT queue FROM listeners WHERE intake = ?", (bell,)).fetchall()
     for row in rows:
-        drop_listener(c, text(row["queue"]), intake, now)
+        drop_listener(c, text(row["queue"]), bell, now)
 
 
 # --- exchanges ------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """How the embedded broker's receivers are woken without polling, across processes.
 
-Each receiver has an *intake*: a FIFO in a folder, or a pipe for a broker in memory. Whoever makes a
-message available writes one byte into the intakes of that queue's subscribers. The same FIFO tells
+Each receiver has an *bell*: a FIFO in a folder, or a pipe for a broker in memory. Whoever makes a
+message available writes one byte into the bells of that queue's subscribers. The same FIFO tells
 whether a subscriber is alive: a FIFO without a reader can't be opened for writing, and the system
 closes a dead process's descriptors.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import stat
 import time
 import uuid
 import weakref
@@ -18,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from gwi_celery import forks
+from gwi_celery import folder, forks
 from gwi_celery.errors import BrokerUnusable
 
 #: Seconds after which a receiver on a FIFO looks by itself: for a publisher that was killed
@@ -27,17 +29,19 @@ LOOK_INTERVAL = 30.0
 #: The same where the file system has no FIFOs, so that nobody can be woken.
 POLL_INTERVAL = 0.05
 
-#: Ends the name of an intake that nobody can wake.
+#: The name of a bell.
+_NAME = re.compile(r"[0-9a-f]{32}(\.polled)?")
+#: Ends the name of an bell that nobody can wake.
 _POLLED = ".polled"
-#: Seconds without a refresh after which such an intake counts as dead.
+#: Seconds without a refresh after which such an bell counts as dead.
 _POLLED_LIFETIME = 300.0
 _NO_FIFOS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
-_NO_READER = frozenset({errno.ENXIO, errno.ENOENT})
+_NO_READER = frozenset({errno.ENXIO, errno.ENOENT, errno.ELOOP})
 #: A pipe holds no more than this, so one read of it leaves nothing behind.
 _PIPE_CAPACITY = 65536
 
 
-class Intake:
+class Bell:
     """The reading end. After a fork, the child's copy is closed: the FIFO stays the parent's."""
 
     def __init__(self, name: str, read_fd: int, write_fd: int, interval: float | None) -> None:
@@ -49,7 +53,7 @@ class Intake:
         self._write_fd = write_fd
         # Another thread may ring while the owner closes, and the number may be in use again.
         self._lock = forks.lock()
-        _intakes.add(self)
+        _bells.add(self)
 
     def fileno(self) -> int:
         return self._read_fd
@@ -81,21 +85,21 @@ class Intake:
 
 
 class Wakeups(Protocol):
-    """All intakes of one broker."""
+    """All bells of one broker."""
 
-    def open(self) -> Intake:
-        """Make an intake. Raises BrokerUnusable if this user may not."""
+    def open(self) -> Bell:
+        """Make an bell. Raises BrokerUnusable if this user may not."""
 
     def ring(self, names: Iterable[str]) -> list[str]:
-        """Wake these intakes; the names of those found dead. An unread wake-up is enough."""
+        """Wake these bells; the names of those found dead. An unread wake-up is enough."""
 
     def alive(self, name: str) -> bool: ...
 
-    def refresh(self, intake: Intake) -> None:
+    def refresh(self, bell: Bell) -> None:
         """Called by a living owner about every LOOK_INTERVAL seconds."""
 
     def remove(self, name: str) -> None:
-        """Forget an intake that is closed or dead."""
+        """Forget an bell that is closed or dead."""
 
 
 class FolderWakeups:
@@ -104,20 +108,22 @@ class FolderWakeups:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def open(self) -> Intake:
+    def open(self) -> Bell:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            folder.make(self._folder)
             name = uuid.uuid4().hex
             if self._make_fifo(name):
-                return Intake(name, *self._both_ends(name), LOOK_INTERVAL)
+                return Bell(name, *self._both_ends(name), LOOK_INTERVAL)
             name += _POLLED
             Path(self._path(name)).touch()
-            return Intake(name, *_pipe(), POLL_INTERVAL)
+            return Bell(name, *_pipe(), POLL_INTERVAL)
         except OSError as exc:
             raise BrokerUnusable(
                 f"can't make a file in {self._folder}, where receivers are woken: {exc.strerror}; "
                 "make that folder writable for this user, or name another one"
             ) from exc
+        except folder.Refused as exc:
+            raise BrokerUnusable(f"receivers can't be woken: {exc}") from exc
 
     def ring(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if not name.endswith(_POLLED) and not self._ring(name)]
@@ -126,27 +132,38 @@ class FolderWakeups:
         if not name.endswith(_POLLED):
             return self._ring(name, b"")
         try:
-            return time.time() - os.stat(self._path(name)).st_mtime < _POLLED_LIFETIME
+            return (
+                _NAME.fullmatch(name) is not None
+                and time.time() - os.lstat(self._path(name)).st_mtime < _POLLED_LIFETIME
+            )
         except FileNotFoundError:
             return False
 
-    def refresh(self, intake: Intake) -> None:
-        if intake.name.endswith(_POLLED):
-            Path(self._path(intake.name)).touch()
+    def refresh(self, bell: Bell) -> None:
+        if bell.name.endswith(_POLLED):
+            Path(self._path(bell.name)).touch()
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self._path(name))
+        if _NAME.fullmatch(name):
+            with contextlib.suppress(OSError):
+                os.unlink(self._path(name))
 
     def _ring(self, name: str, byte: bytes = b"\0") -> bool:
-        """Write ``byte``; False if nobody can ever read it."""
+        """Write ``byte``; False if nobody can ever read it.
+
+        Names are from the database, and whoever wrote one there may not name another file.
+        """
+        if not _NAME.fullmatch(name):
+            return False
         try:
             # Opening each time takes 4 µs; there is no descriptor to keep across a fork.
-            fd = os.open(self._path(name), os.O_WRONLY | os.O_NONBLOCK)
+            fd = os.open(self._path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError as exc:
             # Any other reason (another user's FIFO, no descriptor left) says nothing about it.
             return exc.errno not in _NO_READER
         try:
+            if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+                return False
             if byte:
                 os.write(fd, byte)
         except BlockingIOError:  # it is full of wake-ups
@@ -162,6 +179,7 @@ class FolderWakeups:
             return False
         try:
             os.mkfifo(self._path(name))
+            os.chmod(self._path(name), 0o600)
         except OSError as exc:
             if exc.errno in _NO_FIFOS:
                 return False
@@ -184,36 +202,36 @@ class PipeWakeups:
     """Pipes, within one process."""
 
     def __init__(self) -> None:
-        self._intakes: weakref.WeakValueDictionary[str, Intake] = weakref.WeakValueDictionary()
+        self._bells: weakref.WeakValueDictionary[str, Bell] = weakref.WeakValueDictionary()
 
-    def open(self) -> Intake:
-        intake = Intake(uuid.uuid4().hex, *_pipe(), None)
-        self._intakes[intake.name] = intake
-        return intake
+    def open(self) -> Bell:
+        bell = Bell(uuid.uuid4().hex, *_pipe(), None)
+        self._bells[bell.name] = bell
+        return bell
 
     def ring(self, names: Iterable[str]) -> list[str]:
         dead = []
         for name in names:
-            intake = self._intakes.get(name)
-            if intake is None:
+            bell = self._bells.get(name)
+            if bell is None:
                 dead.append(name)
             else:
-                intake.ring()
+                bell.ring()
         return dead
 
     def alive(self, name: str) -> bool:
-        return name in self._intakes
+        return name in self._bells
 
-    def refresh(self, intake: Intake) -> None:
+    def refresh(self, bell: Bell) -> None:
         pass
 
     def remove(self, name: str) -> None:
-        self._intakes.pop(name, None)
+        self._bells.pop(name, None)
 
 
-def bell() -> Intake:
-    """An intake that only threads of this process can ring."""
-    return Intake("", *_pipe(), None)
+def local_bell() -> Bell:
+    """An bell that only threads of this process can ring."""
+    return Bell("", *_pipe(), None)
 
 
 def _pipe() -> tuple[int, int]:
@@ -223,15 +241,15 @@ def _pipe() -> tuple[int, int]:
     return read_fd, write_fd
 
 
-#: This process's open intakes.
-_intakes: weakref.WeakSet[Intake] = weakref.WeakSet()
+#: This process's open bells.
+_bells: weakref.WeakSet[Bell] = weakref.WeakSet()
 
 
 def _close_inherited() -> None:
     # Left open in the child, they would keep a dead parent's FIFO readable, and it alive.
-    for intake in list(_intakes):
-        intake.abandon()
-    _intakes.clear()
+    for bell in list(_bells):
+        bell.abandon()
+    _bells.clear()
 
 
 os.register_at_fork(after_in_child=_close_inherited)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from gwi_celery.cli.init import init
 from gwi_celery.cli.push_to import push_to
+from gwi_celery.cli.scaler import scaler
 from gwi_celery.cli.serve import serve
 
 
@@ -13,5 +15,7 @@ def gwi() -> None:
     """Reliable jobs on Google Cloud."""
 
 
+gwi.add_command(init)
+gwi.add_command(scaler)
 gwi.add_command(serve)
 gwi.add_command(push_to)

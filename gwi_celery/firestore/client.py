@@ -20,17 +20,18 @@ Sending a commit again is safe by its preconditions: its own success makes them 
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import grpc
 from google.cloud.firestore_v1 import types as _types
 
-from gwi_celery import forks, shield
+from gwi_celery import shield
+from gwi_celery.backoff import jitter
 from gwi_celery.config import emulator_unavailable
 from gwi_celery.errors import StoreError, StoreUnavailable, StoreUnusable
 from gwi_celery.firestore.documents import (
@@ -47,10 +48,9 @@ from gwi_celery.firestore.documents import (
 )
 from gwi_celery.firestore.objects import Bucket
 from gwi_celery.firestore.url import FirestoreURL
-from gwi_celery.gcp import fork_gate
-from gwi_celery.gcp.channel import befriend_gevent
+from gwi_celery.gcp import fork_gate, rpcs
+from gwi_celery.gcp.channel import Channel
 from gwi_celery.gcp.credentials import Access, NoCredentials
-from gwi_celery.jitter import jitter
 
 #: Between this client and the server, for tests: gets the method's name ("Commit"), the request
 #: message and the call itself, which takes a request and answers with the response (of a stream:
@@ -273,6 +273,7 @@ class Client:
     def _send(self, method: str, request: Any) -> Any:
         # An exception from outside, raised in gRPC, would leave gRPC's own lock held for good.
         with shield.section(), fork_gate.call():
+            rpcs.count(method)
             stub, streams = self._connection.stub(method)
             # By this the request finds its database's region, as the generated library has it.
             place = {"parent": request.parent} if method == "RunQuery" else {"database": self.path}
@@ -288,6 +289,7 @@ class Client:
                 raise ServerError(exc.code(), details) from exc
 
     def _listen(self, requests: Iterator[Any]) -> Any:
+        rpcs.count("Listen")
         place = urlencode({"database": self.path})
         stub = self._connection.channel.stream_stream(
             _SERVICE + "Listen",
@@ -356,15 +358,11 @@ class Client:
 
 
 class _Connection:
-    """One channel per process, opened at the first call."""
+    """A channel per process, opened at the first call, and what the server's clock is by it."""
 
     def __init__(self, url: FirestoreURL) -> None:
-        self._url = url
-        self._lock = forks.lock()
-        self._pid: int | None = None
-        self._channel: Any = None
         self.access = Access(_SCOPES)
-        self._stubs: dict[str, tuple[Any, bool]] = {}
+        self._channel = Channel(partial(_connect, url, self.access))
         #: The server's time less the monotonic clock's, microseconds.
         self._server_ahead: int | None = None
 
@@ -379,56 +377,36 @@ class _Connection:
 
     def stub(self, method: str) -> tuple[Any, bool]:
         """The callable of an RPC, and whether it streams."""
-        if self._pid != os.getpid():
-            self._open()
-        return self._stubs[method]
+        stub: tuple[Any, bool] = self._channel.stub(method, partial(_stub, method))
+        return stub
 
     @property
     def channel(self) -> Any:
-        """This process's channel, for a stream; hold it only as long as that."""
-        if self._pid != os.getpid():
-            self._open()
-        return self._channel
-
-    def _open(self) -> None:
-        with self._lock:
-            if self._pid == os.getpid():
-                return
-            if self._channel is not None:
-                _inherited.append((self._channel, self._stubs))
-            channel = self._make_channel()
-            stubs = {}
-            for method, (request, response, streams) in _METHODS.items():
-                make = channel.unary_stream if streams else channel.unary_unary
-                stub = make(
-                    _SERVICE + method,
-                    request_serializer=request.SerializeToString,
-                    response_deserializer=response.FromString,
-                )
-                stubs[method] = (stub, streams)
-            self._channel, self._stubs, self._pid = channel, stubs, os.getpid()
-
-    def _make_channel(self) -> Any:
-        befriend_gevent()
-        if self._url.emulator:
-            return grpc.insecure_channel(self._url.endpoint, options=_CHANNEL_OPTIONS)
-        try:
-            return self.access.channel(self._url.endpoint, _CHANNEL_OPTIONS)
-        except NoCredentials as exc:
-            raise StoreUnusable(_no_credentials(str(exc))) from exc
+        """This process's channel, for a stream; not to be kept."""
+        return self._channel.get()
 
     def close(self) -> None:
-        with self._lock:
-            if self._pid == os.getpid():
-                self._channel.close()
-            elif self._channel is not None:
-                _inherited.append((self._channel, self._stubs))
-            self._channel, self._stubs, self._pid = None, {}, None
+        self._channel.close()
 
 
-#: A parent's channels, kept so that they are never closed here: that can hang. (The lock of a
-#: connection is held within a call only, and a fork waits for calls: no child inherits it locked.)
-_inherited: list[Any] = []
+def _connect(url: FirestoreURL, access: Access) -> Any:
+    if url.emulator:
+        return grpc.insecure_channel(url.endpoint, options=_CHANNEL_OPTIONS)
+    try:
+        return access.channel(url.endpoint, _CHANNEL_OPTIONS)
+    except NoCredentials as exc:
+        raise StoreUnusable(_no_credentials(str(exc))) from exc
+
+
+def _stub(method: str, channel: Any) -> tuple[Any, bool]:
+    request, response, streams = _METHODS[method]
+    make = channel.unary_stream if streams else channel.unary_unary
+    stub = make(
+        _SERVICE + method,
+        request_serializer=request.SerializeToString,
+        response_deserializer=response.FromString,
+    )
+    return stub, streams
 
 
 _METHODS: Final[dict[str, tuple[Any, Any, bool]]] = {

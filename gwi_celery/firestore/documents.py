@@ -115,7 +115,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Filter:
-    #: A path, ``==`` or ``<=``, and a value.
+    #: A path; ``==``, ``<=``, ``>=``, ``<``, ``in`` or ``array-contains``; and a value.
     path: str
     op: str
     value: Any
@@ -144,6 +144,9 @@ _OPERATORS: Final[Mapping[str, Any]] = {
     "==": _Operator.EQUAL,
     "<=": _Operator.LESS_THAN_OR_EQUAL,
     ">=": _Operator.GREATER_THAN_OR_EQUAL,
+    "<": _Operator.LESS_THAN,
+    "in": _Operator.IN,
+    "array-contains": _Operator.ARRAY_CONTAINS,
 }
 
 

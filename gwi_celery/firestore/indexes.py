@@ -37,8 +37,8 @@ def commands(project: str, database: str = "(default)") -> list[str]:
         command += ["--collection-group", index["collectionGroup"]]
         command += ["--query-scope", index["queryScope"].lower().replace("_", "-")]
         for field in index["fields"]:
-            order = field["order"].lower()
-            command += ["--field-config", f"field-path={field['fieldPath']},order={order}"]
+            kind = f"order={field['order']}" if "order" in field else "array-config=contains"
+            command += ["--field-config", f"field-path={field['fieldPath']},{kind.lower()}"]
         made.append([*command, *where])
     for field in content["fieldOverrides"]:
         group = ["--collection-group", field["collectionGroup"]]

@@ -12,7 +12,6 @@ instead, now and then. What changed meanwhile comes with the new stream's first 
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -21,14 +20,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-import grpc
-
 from gwi_celery import forks
+from gwi_celery.backoff import Backoff
 from gwi_celery.errors import StoreError
 from gwi_celery.firestore.client import LISTEN_REQUEST, Client
 from gwi_celery.firestore.documents import Document, micros
 from gwi_celery.gcp import fork_gate
-from gwi_celery.jitter import jitter
+from gwi_celery.gcp.process import PerProcess
+from gwi_celery.gcp.stream import BidiStream
 
 logger = logging.getLogger(__name__)
 
@@ -108,12 +107,11 @@ class Listener:
         #: Target -> who waits, for which document.
         self._targets: dict[int, tuple[Watch, str]] = {}
         self._current: set[int] = set()
-        self._call: Any = None
-        self._requests: queue.SimpleQueue[Any] | None = None
+        self._stream: BidiStream | None = None
         self._paused = False
         #: Monotonic time before which a stream that broke isn't opened again.
         self._retry_at = 0.0
-        self._pause = _FIRST_PAUSE
+        self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         self._used_at = 0.0
         self._timer: threading.Timer | None = None
         fork_gate.register(self)
@@ -133,8 +131,8 @@ class Listener:
             self._last_target += 1
             target = self._last_target
             self._targets[target] = watch, name
-            if self._requests is not None:
-                self._requests.put(self._wish(target, name))
+            if self._stream is not None:
+                self._stream.send(self._wish(target, name))
             else:
                 self._open()
             return target
@@ -144,11 +142,11 @@ class Listener:
             self._targets.pop(target, None)
             self._current.discard(target)
             self._used_at = time.monotonic()
-            if self._requests is None:
+            if self._stream is None:
                 return
             request = LISTEN_REQUEST(database=self._client.path)
             request.remove_target = target
-            self._requests.put(request)
+            self._stream.send(request)
             if not self._targets and self._timer is None:
                 self._arm(_IDLE)
 
@@ -159,7 +157,7 @@ class Listener:
     def revive(self) -> None:
         """Open the stream again if it broke, and it is time."""
         with self._lock:
-            if self._call is None and self._targets:
+            if self._stream is None and self._targets:
                 self._open()
 
     # --- the stream ---------------------------------------------------------------------------
@@ -168,25 +166,19 @@ class Listener:
         """With the lock held. During a fork nothing starts: resume() does."""
         if self._paused or time.monotonic() < self._retry_at:
             return
-        if not fork_gate.try_enter():
-            self._paused = True
-            return
-        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for target, (_, name) in self._targets.items():
-            requests.put(self._wish(target, name))
+        came: list[tuple[int, Document]] = []
         try:
-            call = self._client.listen(iter(requests.get, None))
+            self._stream = BidiStream.open(
+                self._client.listen,
+                [self._wish(target, name) for target, (_, name) in self._targets.items()],
+                on_response=lambda response: self._take_in(response, came),
+                on_end=self._ended,
+                thread_name="gwi-listen",
+            )
         except StoreError as exc:
-            fork_gate.leave()
             self._later(exc)
-            return
-        except BaseException:
-            fork_gate.leave()
-            raise
-        self._call, self._requests = call, requests
-        threading.Thread(
-            target=self._read, args=(call, requests), name="gwi-listen", daemon=True
-        ).start()
+        else:
+            self._paused = self._stream is None
 
     def _wish(self, target: int, name: str) -> Any:
         request = LISTEN_REQUEST(database=self._client.path)
@@ -194,26 +186,9 @@ class Listener:
         request.add_target.documents.documents.append(self._client.document_path(name))
         return request
 
-    def _read(self, call: Any, requests: queue.SimpleQueue[Any]) -> None:
-        error: Exception | None = None
-        came: list[tuple[int, Document]] = []
-        try:
-            for response in call:
-                self._take_in(response, came)
-        except grpc.RpcError as exc:
-            if exc.code() is not grpc.StatusCode.CANCELLED:
-                error = exc
-        except Exception as exc:
-            error = exc
-            call.cancel()
-        finally:
-            requests.put(None)  # ends the thread that sends the requests
-            self._ended(error)
-            fork_gate.leave()
-
     def _ended(self, error: Exception | None) -> None:
         with self._lock:
-            self._call = self._requests = None
+            self._stream = None
             self._current.clear()
             if not self._paused and self._targets:
                 self._later(error)
@@ -240,7 +215,8 @@ class Listener:
             told = [(self._targets[target][0], d) for target, d in came if target in self._targets]
             if change.target_change_type == _CURRENT:
                 self._current.update(t for t in change.target_ids if t in self._targets)
-                self._retry_at, self._pause = 0.0, _FIRST_PAUSE
+                self._retry_at = 0.0
+                self._pauses.reset()
         came.clear()
         for watch, document in told:
             watch.wake(Change(document, read_time))
@@ -249,8 +225,7 @@ class Listener:
         """With the lock held: it broke. Who waits reads meanwhile."""
         what = "is over" if error is None else f"broke ({error})"
         logger.info("the stream of changes from Firestore %s: it is opened again", what)
-        self._retry_at = time.monotonic() + jitter(self._pause, 0.8, 1.2)
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        self._retry_at = time.monotonic() + self._pauses.next()
 
     # --- its ends -----------------------------------------------------------------------------
 
@@ -263,7 +238,7 @@ class Listener:
     def resume(self) -> None:
         with self._lock:
             self._paused = False
-            if self._call is None and self._targets:
+            if self._stream is None and self._targets:
                 self._open()
 
     def close(self) -> None:
@@ -282,7 +257,7 @@ class Listener:
     def _end_if_idle(self) -> None:
         with self._lock:
             self._timer = None
-            if self._targets or self._call is None:
+            if self._targets or self._stream is None:
                 return
             left = self._used_at + _IDLE - time.monotonic()
             if left > 0:
@@ -291,42 +266,29 @@ class Listener:
                 self._end()
 
     def _end(self) -> None:
-        if self._requests is not None:
-            self._requests.put(None)
-        if self._call is not None:
-            self._call.cancel()
+        if self._stream is not None:
+            self._stream.cancel()
 
 
 # --- one for each client and process --------------------------------------------------------------
 
-_listeners: dict[Client, Listener] = {}
 _lock = forks.lock()
+_listeners: PerProcess[dict[Client, Listener]] = PerProcess(dict, dict.clear)
 
 
 def listener_of(client: Client) -> Listener:
     """This process's listener for the documents of ``client``."""
     with _lock:
-        listener = _listeners.get(client)
+        known = _listeners.get()
+        listener = known.get(client)
         if listener is None:
-            listener = _listeners[client] = Listener(client)
+            listener = known[client] = Listener(client)
         return listener
 
 
 def stop_listening(client: Client) -> None:
     """End the stream of ``client``'s listener, if it has one. Safe to call twice."""
     with _lock:
-        listener = _listeners.pop(client, None)
+        listener = _listeners.get().pop(client, None)
     if listener is not None:
         listener.close()
-
-
-def _in_child() -> None:
-    global _listeners  # noqa: PLW0603 the parent's streams are not here
-    _inherited.append(_listeners)
-    _listeners = {}
-
-
-#: A parent's, kept so that no call of theirs is ever collected, and so cancelled, here.
-_inherited: list[Any] = []
-
-os.register_at_fork(after_in_child=_in_child)

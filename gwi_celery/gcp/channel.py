@@ -1,13 +1,56 @@
-"""Channels, one per process."""
+"""gRPC channels, one per process: a forked child makes its own and leaves the inherited one alone."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from gwi_celery.gcp.process import PerProcess
+
+
+class Channel:
+    """Connects at the first use in each process. Any thread may use it.
+
+    Args:
+        connect: Makes the gRPC channel; what it raises, every use raises.
+    """
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._opened = PerProcess(partial(_Opened, connect), _Opened.close)
+
+    def get(self) -> Any:
+        """This process's gRPC channel; not to be kept."""
+        return self._opened.get().channel
+
+    def stub(self, method: str, make: Callable[[Any], Any]) -> Any:
+        """The callable of a method, which ``make`` gets from a gRPC channel the first time."""
+        opened = self._opened.get()
+        stub = opened.stubs.get(method)
+        if stub is None:
+            stub = opened.stubs[method] = make(opened.channel)
+        return stub
+
+    def close(self) -> None:
+        """Close this process's. Safe to call twice; it opens again when it is used."""
+        self._opened.close()
+
+
+class _Opened:
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        _befriend_gevent()
+        self.channel = connect()
+        self.stubs: dict[str, Any] = {}
+
+    def close(self) -> None:
+        self.channel.close()
+
 
 _gevent_knows = False
 
 
-def befriend_gevent() -> None:
+def _befriend_gevent() -> None:
     """Before a process makes its first channel: gRPC's waits must not block gevent's event loop.
 
     Does nothing in a process that gevent has not patched.

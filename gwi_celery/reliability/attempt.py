@@ -25,6 +25,7 @@ from celery.result import ResultBase
 
 from gwi_celery import blobs, failures, shield
 from gwi_celery.backends.base import ReliableBackend, came_before
+from gwi_celery.backoff import jitter
 from gwi_celery.errors import (
     CrashLimitExceeded,
     DeadlineExceeded,
@@ -33,6 +34,7 @@ from gwi_celery.errors import (
     JobExited,
     JobHeld,
     LeaseLost,
+    NotAllowed,
     StoreError,
 )
 from gwi_celery.failures import ENDS_THE_WORKER
@@ -44,13 +46,12 @@ from gwi_celery.headers import (
     PUSH_UNTIL,
 )
 from gwi_celery.integration import integration, settings_for
-from gwi_celery.jitter import jitter
 from gwi_celery.reliability import call, carried, wording
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
+from gwi_celery.reliability.job import Limits, RunningJob
 from gwi_celery.reliability.options import first
 from gwi_celery.reliability.outcome import dump_failure, dump_replaced, load_failure, load_replaced
-from gwi_celery.reliability.run import Limits, Run
 from gwi_celery.stores.base import (
     Cancelled,
     ClaimAnswer,
@@ -104,38 +105,42 @@ class Attempt:
             # Sent by one who knows no more than the task's name: counted from here on.
             headers = {**headers, DEADLINE_HEADER: time.time() + options.deadline}
             request.headers = headers
-        understood = task.understand(args, kwargs, headers, request.id)
+        with call.for_logs():
+            resolved = task.resolve_call(args, kwargs, headers, request.id)
         asked_at = time.monotonic()
         try:
             store = self._store
-            answer = self._claim(store, understood, headers)
+            answer = self._claim(store, resolved, headers)
+        except NotAllowed as exc:
+            # Its publisher gets no outcome written either, under an id of another's perhaps.
+            raise Reject(exc, requeue=False) from exc
         except StoreError as exc:
             self._store_unavailable(exc)
         match answer:
             case Claimed():
                 facts: dict[str, Any] = {
-                    "tenant": understood.tenant,
-                    "run": understood.run,
+                    "tenant": resolved.tenant,
+                    "run": resolved.run,
                     "attempt": answer.record.attempt,
                     "fence": answer.lease.fence,
                 }
                 emit("claimed", **facts)
                 tracing.describe(**facts, generation=answer.record.generation)
-                run = Run(store, answer, self._limits(headers), asked_at=asked_at)
+                job = RunningJob(store, answer, self._limits(headers), asked_at=asked_at)
                 kwargs = call.filled(task.run, options, args, kwargs, headers)
-                return self._attempt(run, body, args, kwargs)
+                return self._attempt(job, body, args, kwargs)
             case Completed():
                 return self._answer(answer.record)
             case Mismatch():
                 emit("mismatch")
                 raise IdempotencyMismatch(
                     f"{task.name}: this idempotency key was used before with another payload, so "
-                    f"the job did not run. Tenant {understood.tenant!r}, run {understood.run!r}: "
+                    f"the job did not run. Tenant {resolved.tenant!r}, run {resolved.run!r}: "
                     f"use another run id or key, or send the payload it had.{self._fan_out(headers)}"
                 )
             case Held():
                 emit("contended")
-                why = wording.why_held(understood.lock, answer)
+                why = wording.why_held(resolved.lock, answer)
                 self._wait(JobHeld(f"{task.name}: {why}"), why, at_most=answer.retry_after)
             case Cancelled():
                 # The record's outcome is the operator's reason.
@@ -151,10 +156,10 @@ class Attempt:
             'Reliable(key="payload")'
         )
 
-    def _claim(self, store: Store, understood: Call, headers: Mapping[str, Any]) -> ClaimAnswer:
+    def _claim(self, store: Store, resolved: Call, headers: Mapping[str, Any]) -> ClaimAnswer:
         request = self._request
         wanted = self._task.claim_request(
-            understood,
+            resolved,
             headers,
             request.id,
             os.getpid(),
@@ -167,48 +172,48 @@ class Attempt:
             return answer
         # It waits no longer. Under a lock of its own it is recorded as failed, before it begins;
         # unless it is the job itself that runs elsewhere.
-        own = call.own_lock(understood.job)
+        own = call.own_lock(resolved.job)
         answer = store.claim(replace(wanted, lock=own, nonce=uuid4().hex, redelivered=True))
         if isinstance(answer, Held):
             raise DeadlineExceeded(
-                f"{self._task.name}: {wording.why_held(understood.lock, answer)}, and the deadline of "
+                f"{self._task.name}: {wording.why_held(resolved.lock, answer)}, and the deadline of "
                 "this call has passed"
             )
         return answer
 
     def _attempt(
         self,
-        run: Run,
+        job: RunningJob,
         body: Callable[..., Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
         request = self._request
         # Not the request itself: a cycle would keep the attempt, and all it recorded, for long.
-        request._gwi_run = (weakref.ref(request), run)
+        request._gwi_job = (weakref.ref(request), job)
         # A retry sends what came with the message, whatever the job does to its arguments.
         request.args, request.kwargs = copy.deepcopy((request.args, request.kwargs))
-        run.start_renewing()
+        job.start_renewing()
         finishing = False
         try:
-            self._begin(run)
-            with carried.carrying(self._task, run), shield.window():
+            self._begin(job)
+            with carried.carrying(self._task, job), shield.window():
                 result = body(*args, **kwargs)
             limit = first(self._task.reliable.max_result_bytes, self._settings.max_result_bytes)
             blob = blobs.dump(result, what=f"the result of {self._task.name}", limit=limit)
             if isinstance(result, ResultBase):
                 result = blobs.load(blob)  # what duplicates are answered
             finishing = True
-            self._finish(run, Outcome(JobStatus.SUCCEEDED, blob), result)
+            self._finish(job, Outcome(JobStatus.SUCCEEDED, blob), result)
             return result
         except BaseException as exc:
             # The job has done its part: what the store raises then is no failure of it.
             unrecorded = finishing and isinstance(exc, StoreError)
-            self._end(run, End.UNRECORDED if unrecorded else end_of(exc), exc)
+            self._end(job, End.UNRECORDED if unrecorded else end_of(exc), exc)
         finally:
-            run.abandon()
+            job.abandon()
 
-    def _end(self, run: Run, end: End, exc: BaseException) -> NoReturn:
+    def _end(self, job: RunningJob, end: End, exc: BaseException) -> NoReturn:
         """Record how the attempt ended, then leave the message to Celery as the table has it."""
         if end is End.DEADLINE:
             exc = DeadlineExceeded(f"{self._task.name} did not finish before its deadline")
@@ -220,7 +225,7 @@ class Attempt:
         if end is End.HARD_LIMIT:
             recorded = TimeLimitExceeded(getattr(exc, "seconds", None))
         try:
-            self._record(run, end, recorded)
+            self._record(job, end, recorded)
         except LeaseLost as lost:
             # Another attempt decides the outcome now; ours must not be reported as one.
             end, exc = End.LEASE_LOST, lost
@@ -230,25 +235,25 @@ class Attempt:
             end, exc = End.UNRECORDED, unusable
         self._leave(end, exc)
 
-    def _record(self, run: Run, end: End, exc: BaseException) -> None:
+    def _record(self, job: RunningJob, end: End, exc: BaseException) -> None:
         match end.row.record:
             case Record.FAILED:
                 outcome = Outcome(JobStatus.FAILED, dump_failure(exc))
                 if end in (End.REJECTED, End.HARD_LIMIT):  # Celery's request stores that
-                    run.finish(outcome)
+                    job.finish(outcome)
                 else:
-                    self._finish(run, outcome, exc)
+                    self._finish(job, outcome, exc)
             case Record.SUCCEEDED:
                 if isinstance(exc, Replaced):
                     blob = dump_replaced(exc.signature)
                 else:
                     # The job said that there is nothing (more) to answer.
                     blob = blobs.dump(None, what="result", limit=100)
-                run.finish(Outcome(JobStatus.SUCCEEDED, blob))
+                job.finish(Outcome(JobStatus.SUCCEEDED, blob))
             case Record.PENDING:
-                run.release()
+                job.release()
             case _:
-                run.abandon()
+                job.abandon()
 
     def _leave(self, end: End, exc: BaseException) -> NoReturn:
         name, id = self._task.name, self._request.id
@@ -292,23 +297,23 @@ class Attempt:
             raise Reject(exc, requeue=True) from exc
         raise AssertionError("Celery's replace() raises")
 
-    def _begin(self, run: Run) -> None:
-        self._refuse_hopeless(run)
-        run.load()
-        if run.record.attempt > 1 or run.has_checkpoints:
-            logger.info("%s[%s] %s", self._task.name, self._request.id, run.where_resumed())
+    def _begin(self, job: RunningJob) -> None:
+        self._refuse_hopeless(job)
+        job.load()
+        if job.record.attempt > 1 or job.has_checkpoints:
+            logger.info("%s[%s] %s", self._task.name, self._request.id, job.where_resumed())
 
-    def _refuse_hopeless(self, run: Run) -> None:
+    def _refuse_hopeless(self, job: RunningJob) -> None:
         limit = first(self._task.reliable.max_crashes, self._settings.max_crashes)
-        if run.record.crashes > limit:
+        if job.record.crashes > limit:
             raise CrashLimitExceeded(
-                f"{self._task.name} took its worker down {run.record.crashes} times without "
+                f"{self._task.name} took its worker down {job.record.crashes} times without "
                 "saving a step and is not tried again: look at its last step, then redrive it from "
                 "the dead letter"
             )
-        run.check()
+        job.check()
 
-    def _finish(self, run: Run, outcome: Outcome, result: Any) -> None:
+    def _finish(self, job: RunningJob, outcome: Outcome, result: Any) -> None:
         """Record the outcome, and in the same go Celery's result where the store keeps that too."""
         state, trace = states.SUCCESS, None
         if outcome.status is JobStatus.FAILED:
@@ -317,7 +322,7 @@ class Attempt:
         stored = None
         if isinstance(self._task.backend, ReliableBackend):
             stored = self._task.backend.ahead(self._task, self._store, state, result, trace)
-        run.finish(outcome, stored)
+        job.finish(outcome, stored)
         if stored is not None:
             ReliableBackend.mark_stored(self._request, state)
 

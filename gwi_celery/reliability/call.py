@@ -8,7 +8,8 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from gwi_celery.headers import (
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.reliability.payload import Payload
 from gwi_celery.stores.base import JobRef, LockRef
+from gwi_celery.text import shown
 
 #: Bytes of a tenant, run or key at most: they stand in records beside what else these hold.
 _LONGEST = 10_000
@@ -36,7 +38,7 @@ _LONGEST = 10_000
 
 @dataclass(frozen=True)
 class Call:
-    """A call, understood."""
+    """A call, with whose it is and what it excludes."""
 
     task: str
     tenant: str
@@ -55,7 +57,7 @@ class Call:
             raise NotSerializable(f"the arguments of {self.task} have no JSON form: {exc}") from exc
 
 
-def understand(
+def resolve_call(
     function: Callable[..., Any],
     task: str,
     options: Reliable,
@@ -99,7 +101,7 @@ def promised(
         number = deadline if type(deadline) in (int, float) else math.nan
         if not math.isfinite(number):
             raise InvalidCall(
-                f"{task}: the deadline is {deadline!r}: pass a number, the seconds from now"
+                f"{task}: the deadline is {shown(deadline)}: pass a number, the seconds from now"
             )
         sent[DEADLINE_HEADER] = time.time() + deadline
     elif options is not None and options.deadline is not None:
@@ -162,6 +164,15 @@ def submission(task_id: str, headers: Mapping[str, Any]) -> str:
     return f"{task_id}/{redrive}" if redrive else task_id
 
 
+@contextmanager
+def for_logs() -> Iterator[None]:
+    """What is raised within goes to a worker's log and to the dead letter: without arguments' values."""
+    try:
+        yield
+    except ConflictingIds as exc:
+        raise ConflictingIds(exc.public) from None
+
+
 def _id(
     task: str,
     what: str,
@@ -180,8 +191,8 @@ def _id(
             continue
         if not isinstance(value, str):
             raise InvalidCall(
-                f"{task}: the {what} in its {place} is {value!r}, a {type(value).__name__}: "
-                f"pass it as text, so that str({value!r}) and {value!r} can't be two {what}s"
+                f"{task}: the {what} in its {place} is a {type(value).__name__}: pass it as text, so "
+                f"that 1 and '1' can't be two {what}s"
             )
         if not value.strip():
             if what == "tenant":
@@ -191,10 +202,12 @@ def _id(
             )
         found[place] = _bounded(value, f"{task}: the {what} in its {place}")
     if len(set(found.values())) > 1:
+        ids = ", ".join(f"{place}: {value!r}" for place, value in found.items())
         raise ConflictingIds(
-            f"{task}: two different {what}s in one call ("
-            + ", ".join(f"{place}: {value!r}" for place, value in found.items())
-            + "): pass it in one place"
+            *(
+                f"{task}: two different {what}s in one call ({places}): pass it in one place"
+                for places in (ids, ", ".join(found))
+            )
         )
     return next(iter(found.values()), None)
 
@@ -262,7 +275,7 @@ def _apply(function: Callable[..., Any], arguments: Mapping[str, Any], what: str
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value:
-        raise InvalidCall(f"{what} is {value!r}: it must be a text, and not empty")
+        raise InvalidCall(f"{what} is {shown(value)}: it must be a text, and not empty")
     return _bounded(value, what)
 
 

@@ -20,14 +20,14 @@ from gwi_celery import forks
 from gwi_celery.errors import OutsideAttempt
 
 if TYPE_CHECKING:
-    from gwi_celery.reliability.run import Run
+    from gwi_celery.reliability.job import RunningJob
     from gwi_celery.reliability.task import ReliableTask
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 #: The attempts that this context is inside of, by task.
-_carried: contextvars.ContextVar[Mapping[Any, Run] | None] = contextvars.ContextVar(
+_carried: contextvars.ContextVar[Mapping[Any, RunningJob] | None] = contextvars.ContextVar(
     "attempts", default=None
 )
 #: How many attempts of each task this process is running.
@@ -36,9 +36,9 @@ _lock = forks.lock()
 
 
 @contextmanager
-def carrying(task: ReliableTask, run: Run) -> Iterator[None]:
+def carrying(task: ReliableTask, job: RunningJob) -> Iterator[None]:
     """While the job's own code runs."""
-    token = _carried.set({**(_carried.get() or {}), task: run})
+    token = _carried.set({**(_carried.get() or {}), task: job})
     with _lock:
         _running[task] += 1
     try:
@@ -51,35 +51,35 @@ def carrying(task: ReliableTask, run: Run) -> Iterator[None]:
         _carried.reset(token)
 
 
-def run_of(task: ReliableTask) -> Run | None:
+def job_of(task: ReliableTask) -> RunningJob | None:
     """The attempt of ``task`` that this code belongs to; None in a plain call.
 
     Raises OutsideAttempt in a thread or process of a job's that can't know which attempt it is of.
     """
-    run = _of_this_thread(task)
-    if run is not None and run.pid != os.getpid():
+    job = _of_this_thread(task)
+    if job is not None and job.pid != os.getpid():
         raise OutsideAttempt(
             f"{task.name}: this process was forked by the job, and only the job's own process can "
             "save steps: call them there, and give the other process plain values"
         )
-    return run
+    return job
 
 
-def _of_this_thread(task: ReliableTask) -> Run | None:
+def _of_this_thread(task: ReliableTask) -> RunningJob | None:
     request = task.request_stack.top
     if request is not None:
-        # A plain call inside a job gets a copy of the job's request: the run is not its own.
-        owner_request, run = vars(request).get("_gwi_run") or (None, None)
-        return run if owner_request is not None and owner_request() is request else None
-    run = (_carried.get() or {}).get(task)
-    if run is None and task in _running:
+        # A plain call inside a job gets a copy of the job's request: the attempt is not its own.
+        owner_request, job = vars(request).get("_gwi_job") or (None, None)
+        return job if owner_request is not None and owner_request() is request else None
+    job = (_carried.get() or {}).get(task)
+    if job is None and task in _running:
         raise OutsideAttempt(
             f"{task.name}: this thread doesn't know of which attempt it is a part, so that nothing "
             "could be recorded here: start it with the job's context, as in "
             "Thread(target=carry(function)) or executor.submit(carry(function), ...), with carry "
             "from gwi_celery; or with contextvars.copy_context().run"
         )
-    return run
+    return job
 
 
 def carry(function: Callable[P, R]) -> Callable[P, R]:

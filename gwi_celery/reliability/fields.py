@@ -15,9 +15,11 @@ from celery.utils.time import maybe_iso8601
 
 from gwi_celery.headers import (
     DEADLINE_HEADER,
+    DUE_HEADER,
     HOLDS_HEADER,
     KEY_HEADER,
     MAX_RETRIES_HEADER,
+    PAYLOAD_HEADER,
     REDRIVE_HEADER,
     REPLAY_HEADER,
     RUN_HEADER,
@@ -160,6 +162,8 @@ HEADERS: Final[Mapping[str, Kind]] = {
     HOLDS_HEADER: _COUNT,
     REPLAY_HEADER: Kind('{"generation": a whole number, "from_step": a text or null}', _replay),
     REDRIVE_HEADER: _NAME,
+    DUE_HEADER: _NAME,
+    PAYLOAD_HEADER: _NAME,
 }
 
 PROPERTIES: Final[Mapping[str, Kind]] = {

@@ -17,7 +17,8 @@ from celery.exceptions import Reject
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
-from gwi_celery import blobs, shield
+from gwi_celery import shield
+from gwi_celery.actions import action
 from gwi_celery.errors import (
     ConfigurationError,
     InvalidCall,
@@ -32,13 +33,15 @@ from gwi_celery.headers import (
     TENANT_HEADER,
 )
 from gwi_celery.integration import integration, settings_for, store_for
-from gwi_celery.reliability import call, carried, plain
+from gwi_celery.reliability import call, carried, direct, marks, verbs
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.reliability.call import Call
+from gwi_celery.reliability.cursor import Cursor
+from gwi_celery.reliability.direct import DirectJob
 from gwi_celery.reliability.ends import Replaced
+from gwi_celery.reliability.job import RunningJob
 from gwi_celery.reliability.options import OPTIONS, Reliable, first, is_misplaced
 from gwi_celery.reliability.outcome import PERMANENT
-from gwi_celery.reliability.run import Cursor, Run, plain_cursor
 from gwi_celery.shield import shielded
 from gwi_celery.stores.base import (
     ClaimRequest,
@@ -99,8 +102,8 @@ class ReliableTask(Task):
                 f"{cls.name}: {given} would be ignored where it stands: pass "
                 f"reliable=Reliable({given}) to the decorator (or set it so in the class)"
             )
-        plain.add_django_verbs(cls, app)
-        plain.keep_inside(cls, ReliableTask.__call__)
+        verbs.add_django_verbs(cls, app)
+        verbs.keep_inside(cls, ReliableTask.__call__)
 
     # --- calling ------------------------------------------------------------------------------
 
@@ -133,7 +136,7 @@ class ReliableTask(Task):
         """
         integration(self.app)  # before setup() the message would go to Celery's own default broker
         task_id = task_id or str(uuid4())
-        headers, understood = self.addressed(
+        headers, resolved = self.addressed(
             args, kwargs, options.pop("headers", None), task_id, idempotency_key, deadline
         )
         # A copy or retry of a call by headers alone too: Celery checks the arguments here.
@@ -152,7 +155,7 @@ class ReliableTask(Task):
             )
         except EncodeError as exc:
             raise NotSerializable(
-                f"{self.name}: {_culprit(understood.arguments)} has no JSON form ({exc}): pass "
+                f"{self.name}: {_culprit(resolved.arguments)} has no JSON form ({exc}): pass "
                 "plain values (text, numbers, lists, dicts), or an id to load it by"
             ) from exc
 
@@ -170,11 +173,11 @@ class ReliableTask(Task):
         Raises MissingTenant, ConflictingIds, InvalidCall.
         """
         sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable)
-        understood = self.understand(args or (), kwargs or {}, sent, task_id)
-        sent[TENANT_HEADER] = understood.tenant
-        if understood.run is not None:
-            sent[RUN_HEADER] = understood.run
-        return sent, understood
+        resolved = self.resolve_call(args or (), kwargs or {}, sent, task_id)
+        sent[TENANT_HEADER] = resolved.tenant
+        if resolved.run is not None:
+            sent[RUN_HEADER] = resolved.run
+        return sent, resolved
 
     def apply(
         self,
@@ -192,7 +195,7 @@ class ReliableTask(Task):
 
     def map(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused, as ``starmap`` and ``chunks`` are: they would call the task as a function."""
-        raise plain.mapped(self)
+        raise verbs.mapped(self)
 
     starmap = chunks = map
 
@@ -219,19 +222,20 @@ class ReliableTask(Task):
         """
         asked = {**(options.pop("headers", None) or {})}
         asked[REPLAY_HEADER] = {"generation": 1, "from_step": from_step, "task_id": task_id}
-        headers, understood = self.addressed(
+        headers, resolved = self.addressed(
             args, kwargs, asked, "", options.pop("idempotency_key", None), options.get("deadline")
         )
-        if understood.job.key == "task:":
+        if resolved.job.key == "task:":
             raise InvalidCall(
                 f"{self.name}.replay(): a call without a run or a key is named by its task id: pass "
                 "task_id=..., as result.id had it"
             )
-        if not understood.job.key.startswith("task:"):
-            options["task_id"] = task_id
-        record = self._store.get_job(understood.job)
+        # A job that its task's id names is replayed under another id: that is another submission.
+        named = resolved.job.key.startswith("task:") or task_id is None
+        options["task_id"] = str(uuid4()) if named else task_id
+        record = self._store.get_job(resolved.job)
         if from_step is not None:
-            found = self._store.get_checkpoints(understood.job, outline=True)
+            found = self._store.get_checkpoints(resolved.job, outline=True)
             names = [c.name for c in found]
             if from_step not in names:
                 raise InvalidCall(
@@ -240,6 +244,11 @@ class ReliableTask(Task):
                 )
         if record is not None:
             headers[REPLAY_HEADER]["generation"] = record.generation + 1
+        if not self.app.conf.task_always_eager:
+            self._store.record_action(
+                action("replay", f"{self.name} {resolved.job.key}", resolved.tenant, step=from_step)
+            )
+            headers = marks.sealed(self.app, self.name, options["task_id"], headers)
         return self.apply_async(args, kwargs, headers=headers, **options)
 
     @shielded
@@ -291,18 +300,19 @@ class ReliableTask(Task):
     def _same_job(
         self, request: Any, args: Any, kwargs: Any, headers: dict[str, Any]
     ) -> dict[str, Any]:
-        run = self._current_run
-        if run is None:
+        job = self._running_job
+        if job is None:
             return headers
-        understood = self.understand(args, kwargs, headers, request.id)
-        if understood.job != run.record.job:
+        with call.for_logs():
+            resolved = self.resolve_call(args, kwargs, headers, request.id)
+        if resolved.job != job.record.job:
             raise InvalidCall(
                 f"{self.name}: a retry is the same job, so its tenant, run and idempotency key can't "
                 "change: call .delay() for another job"
             )
-        if understood.fingerprint() == run.record.fingerprint:
+        if resolved.fingerprint() == job.record.fingerprint:
             return headers
-        return {**headers, PAYLOAD_HEADER: run.record.fingerprint}
+        return {**headers, PAYLOAD_HEADER: job.record.fingerprint}
 
     @shielded
     def replace(self, sig: Any) -> Any:
@@ -317,7 +327,7 @@ class ReliableTask(Task):
 
     def on_replace(self, sig: Any) -> Any:
         """Celery's own; within an attempt the record is written first."""
-        if self._current_run is None or "_gwi_replaced" in vars(self.request):
+        if self._running_job is None or "_gwi_replaced" in vars(self.request):
             return super().on_replace(sig)
         raise Replaced(sig)
 
@@ -328,64 +338,49 @@ class ReliableTask(Task):
 
         Raises StepNameReused, TooLarge, NotSerializable, and all that :meth:`check` does.
         """
-        run = self._current_run
-        if run is None:
-            blob = blobs.dump(function(*args, **kwargs), what=f"{name!r}", limit=2**63 - 1)
-            return cast(R, blobs.load(blob))
-        return cast(R, run.step(name, partial(function, *args, **kwargs)))
+        return cast(R, self._job.step(name, partial(function, *args, **kwargs)))
 
     def cursor(
         self, name: str, start: Any = 0, *, save_every: float = 1.0
     ) -> AbstractContextManager[Cursor]:
         """Progress inside a long loop; saved every ``save_every`` seconds (0: at each advance)."""
-        run = self._current_run
-        return plain_cursor(name, start) if run is None else run.cursor(name, start, save_every)
+        return self._job.cursor(name, start, save_every)
 
     def checkpoint(self, name: str, value: Any) -> None:
         """Record a JSON value that may be overwritten. Raises TooLarge, NotSerializable."""
-        run = self._current_run
-        if run is not None:
-            run.checkpoint(name, value)
+        self._job.checkpoint(name, value)
 
     def restore(self, name: str, default: Any = None) -> Any:
         """What :meth:`checkpoint` recorded last, at this attempt or an earlier one."""
-        run = self._current_run
-        return default if run is None else run.restore(name, default)
+        return self._job.restore(name, default)
 
     def check(self) -> None:
         """Stop here if the job should: LeaseLost, JobCancelled, DeadlinePassed, WorkerStopping."""
-        run = self._current_run
-        if run is not None:
-            run.check()
+        self._job.check()
 
     def derive_key(self, *parts: object) -> str:
         """A key for a sink outside: the same at every attempt of this job, for these ``parts``."""
-        run = self._current_run
-        return uuid4().hex if run is None else run.derive_key(*parts)
+        return self._job.derive_key(*parts)
 
     @property
     def fence(self) -> int:
         """The fencing token: larger at each later attempt. 0 in a plain call."""
-        run = self._current_run
-        return 0 if run is None else run.lease.fence
+        return self._job.fence
 
     @property
     def attempt(self) -> int:
         """1 at the first attempt of this generation."""
-        run = self._current_run
-        return 1 if run is None else run.record.attempt
+        return self._job.attempt
 
     @property
     def generation(self) -> int:
         """1, and one more with each re-run after a failure, redrive or replay."""
-        run = self._current_run
-        return 1 if run is None else run.record.generation
+        return self._job.generation
 
     @property
     def lease_lost(self) -> bool:
         """Whether another worker may hold this job by now. Cheap; look as often as you like."""
-        run = self._current_run
-        return False if run is None else run.lease_lost
+        return self._job.lease_lost
 
     # --- the way of a job ---------------------------------------------------------------------
 
@@ -399,11 +394,11 @@ class ReliableTask(Task):
         self.__dict__["_gwi_trace"] = trace and shield.task()(trace)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if plain.is_inside(self):  # a custom __call__ has come to its super()
+        if verbs.is_inside(self):  # a custom __call__ has come to its super()
             return self.run(*args, **kwargs)
         if self.starts_an_attempt():
             return self.begin_attempt(self.run, args, kwargs)
-        plain.refuse_mapped(self)
+        verbs.refuse_mapped(self)
         return super().__call__(*args, **kwargs)
 
     def starts_an_attempt(self) -> bool:
@@ -425,8 +420,14 @@ class ReliableTask(Task):
     # --- what it stands on --------------------------------------------------------------------
 
     @property
-    def _current_run(self) -> Run | None:
-        return carried.run_of(self)
+    def _running_job(self) -> RunningJob | None:
+        """None in a plain call. Raises OutsideAttempt."""
+        return carried.job_of(self)
+
+    @property
+    def _job(self) -> RunningJob | DirectJob:
+        running = self._running_job
+        return direct.direct_job(self) if running is None else running
 
     @property
     def _store(self) -> Store:
@@ -436,7 +437,7 @@ class ReliableTask(Task):
     def _settings(self) -> Any:
         return settings_for(self.app)
 
-    def understand(
+    def resolve_call(
         self,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -444,11 +445,11 @@ class ReliableTask(Task):
         task_id: str,
     ) -> Call:
         """Whose call this is and which job it names. Raises InvalidCall and its kin."""
-        return call.understand(self.run, self.name, self.reliable, args, kwargs, headers, task_id)
+        return call.resolve_call(self.run, self.name, self.reliable, args, kwargs, headers, task_id)
 
     def claim_request(
         self,
-        understood: Call,
+        resolved: Call,
         headers: Mapping[str, Any],
         task_id: str,
         pid: int,
@@ -456,13 +457,17 @@ class ReliableTask(Task):
         redelivered: bool,
         nonce: str | None = None,
     ) -> ClaimRequest:
-        """What to ask the store for, for the attempt of process ``pid``."""
+        """What to ask the store for, for the attempt of process ``pid``.
+
+        Raises NotAllowed for a replay or redrive that no operator asked for.
+        """
         replay = headers.get(REPLAY_HEADER)
+        marks.check(self.app, self.name, task_id, headers)
         return ClaimRequest(
-            job=understood.job,
-            lock=understood.lock,
-            run_id=understood.run,
-            fingerprint=_text_or_none(headers.get(PAYLOAD_HEADER)) or understood.fingerprint(),
+            job=resolved.job,
+            lock=resolved.lock,
+            run_id=resolved.run,
+            fingerprint=_text_or_none(headers.get(PAYLOAD_HEADER)) or resolved.fingerprint(),
             submission=call.submission(task_id, headers),
             owner=owner(pid, task_id),
             nonce=nonce or uuid4().hex,

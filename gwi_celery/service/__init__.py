@@ -1,4 +1,4 @@
-"""The worker as a web service. Read in this order: app, push, intake, execute, auth, shutdown.
+"""The worker as a web service. Read in this order: app, push, admission, execute, auth, shutdown.
 
 ::
 

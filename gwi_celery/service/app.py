@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import math
 import time
@@ -15,19 +14,22 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
+from gwi_celery import required
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import Settings
-from gwi_celery.errors import ConfigurationError, MalformedMessage
+from gwi_celery.errors import MalformedMessage
 from gwi_celery.integration import settings_for
 from gwi_celery.reliability.stopping import lower_flag
-from gwi_celery.service import push
-from gwi_celery.service.auth import GOOGLE_CERTS, Denied, Fetch, PushAuth, fetch_from, require_token
+from gwi_celery.service import local, push
+from gwi_celery.service.admission import Admission, Refused
+from gwi_celery.service.answers import Json
+from gwi_celery.service.auth import Denied, push_auth, require_token, warn_if_open
 from gwi_celery.service.execute import Executor
 from gwi_celery.service.health import Health, denied
-from gwi_celery.service.intake import Intake, Refused
+from gwi_celery.service.keys import Fetch
 from gwi_celery.service.limits import Budget, HeadLimit
 from gwi_celery.service.push import Pushed
 from gwi_celery.service.shutdown import Shutdown
@@ -63,20 +65,12 @@ def create_app(
         fetch_certs: Gives the certificates (key id -> PEM) that tokens are checked with; by
             default they come from Google.
 
-    Raises ConfigurationError: tokens are to be checked, and no setting names whose.
+    Raises ConfigurationError: tokens are to be checked, and no setting names whose; or one of Celery's
+    settings was changed after ``setup()`` to what jobs must not have.
     """
+    required.check(app.conf)  # it may have been changed since setup()
     service = Service(app, settings or settings_for(app), fetch_certs)
-    return Starlette(
-        routes=service.routes(),
-        middleware=[Middleware(HeadLimit)],
-        lifespan=service.lifespan,
-        exception_handlers={
-            Denied: denied,
-            Refused: _refused,
-            HTTPException: _http_error,
-            Exception: _bug,
-        },
-    )
+    return _application(service.routes(), service.lifespan)
 
 
 def create_health_app(
@@ -84,11 +78,24 @@ def create_health_app(
 ) -> Starlette:
     """The endpoints of a pull worker: /health, /ready, /stats and /metrics."""
     health = Health(app, stats, alive=alive, draining=draining, mode="pull")
-    return Starlette(
-        routes=health.routes(),
+    return _application(health.routes())
+
+
+def _application(routes: list[Route], lifespan: Any = None) -> Starlette:
+    application = Starlette(
+        routes=routes,
         middleware=[Middleware(HeadLimit)],
-        exception_handlers={Denied: denied, HTTPException: _http_error, Exception: _bug},
+        lifespan=lifespan,
+        exception_handlers={
+            Denied: denied,
+            Refused: _refused,
+            HTTPException: _http_error,
+            Exception: _bug,
+        },
     )
+    # A redirect would go to whatever host its caller names.
+    application.router.redirect_slashes = False
+    return application
 
 
 class Service:
@@ -96,18 +103,18 @@ class Service:
         self._app = app
         self._settings = settings
         self._queue = settings.push_queue or app.conf.task_default_queue
-        self._auth = _push_auth(settings, fetch_certs)
+        self._auth = push_auth(settings, fetch_certs)
         self._stats = Stats()
         self._executor = Executor(app, pool=settings.push_pool, size=settings.push_concurrency)
-        self._intake = Intake(self._executor, wait=settings.push_wait)
+        self._admission = Admission(self._executor, wait=settings.push_wait)
         self._budget = Budget(_BODIES * settings.max_body_bytes)
-        self._shutdown = Shutdown(self._intake, self._executor, settings.shutdown_grace)
+        self._shutdown = Shutdown(self._admission, self._executor, settings.shutdown_grace)
         self._cleaner = Cleaner(app, settings.cleanup_interval)
         self._health = Health(
             app,
             self._stats,
             alive=self._executor.alive,
-            draining=lambda: self._intake.draining,
+            draining=lambda: self._admission.draining,
             mode="push",
         )
 
@@ -120,20 +127,31 @@ class Service:
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         lower_flag()
+        warn_if_open(self._settings)
+        broker = self._app.connection_for_write().as_uri()
+        logger.info("messages: %s, jobs: %s", broker, self._settings.effective_store_url)
         events.listen(self._stats)
-        await asyncio.to_thread(self._executor.start)
+        await asyncio.gather(asyncio.to_thread(self._executor.start), self._know_keys())
         self._cleaner.start()
         with self._shutdown.on_signals():
             yield
+        if self._auth is not None and self._auth.keys is not None:
+            self._auth.keys.stop()
         await asyncio.gather(self._shutdown.finish(), asyncio.to_thread(self._cleaner.stop))
         events.ignore(self._stats)
+
+    async def _know_keys(self) -> None:
+        if self._auth is not None and self._auth.keys is not None:
+            await asyncio.to_thread(self._auth.keys.wait)
 
     # --- endpoints ----------------------------------------------------------------------------
 
     async def push(self, request: Request) -> Response:
         received_at = time.monotonic()
         if self._auth is not None:
-            await asyncio.to_thread(self._auth.verify, request.headers.get("authorization"))
+            self._auth.verify(request.headers.get("authorization"))
+        elif self._settings.development:
+            local.check(request, self._settings)
         try:
             settlement = await self._take(request, received_at)
         except push.NotAMessage as exc:
@@ -144,10 +162,10 @@ class Service:
 
     async def process(self, request: Request) -> Response:
         """Run a job by hand: the same as a push of it, with an answer for people."""
-        if not _is_local(request) or "authorization" in request.headers:
-            require_token(
-                request.headers.get("authorization"), _needed(self._settings.service_token)
-            )
+        if not local.is_loopback(request) or "authorization" in request.headers:
+            require_token(request.headers.get("authorization"), self._settings.service_token)
+        else:
+            local.check(request, self._settings)
         seen: list[Delivery] = []
 
         def check(delivery: Delivery) -> None:
@@ -160,10 +178,10 @@ class Service:
             raise HTTPException(422, str(exc)) from exc
         answer = {"message": settlement.text}
         if settlement is Settlement.ACKED:
-            return JSONResponse(answer)
+            return Json(answer)
         if settlement is Settlement.DEAD_LETTERED:
-            return JSONResponse({**answer, "reason": self._executor.why_dead(seen[0])}, 422)
-        return JSONResponse({**answer, "reason": "it could not be run now: send it again"}, 503)
+            return Json({**answer, "reason": self._executor.why_dead(seen[0])}, 422)
+        return Json({**answer, "reason": "it could not be run now: send it again"}, 503)
 
     async def _take(
         self,
@@ -173,7 +191,7 @@ class Service:
     ) -> Settlement:
         """Read and run a message. Raises NotAMessage, Refused, HTTPException, and what check does."""
         settings = self._settings
-        if self._intake.draining:
+        if self._admission.draining:
             raise Refused(503, "this instance is shutting down", retry_after=1)
         async with self._budget.body(
             request, limit=settings.max_body_bytes, timeout=settings.body_timeout
@@ -190,7 +208,7 @@ class Service:
             if settlement is not None:
                 return settlement
             try:
-                return await self._intake.run(
+                return await self._admission.run(
                     pushed.delivery,
                     hand_back_at=received_at + _HAND_BACK_AT * settings.push_deadline,
                     answer_by=received_at + _ANSWER_AT * settings.push_deadline,
@@ -200,7 +218,7 @@ class Service:
                     raise
                 # Nobody has tried it: a copy counts from 1.
                 return await asyncio.to_thread(
-                    self._executor.park, pushed.delivery, float(exc.retry_after or 1)
+                    self._executor.defer, pushed.delivery, float(exc.retry_after or 1)
                 )
 
     async def _until_due(self, pushed: Pushed, at_most: float) -> Settlement | None:
@@ -212,47 +230,19 @@ class Service:
         if pushed.expires <= now:
             return Settlement.ACKED
         wait = pushed.not_before - now
-        if wait <= 0 or (wait <= at_most and await self._intake.hold(wait)):
+        if wait <= 0 or (wait <= at_most and await self._admission.hold(wait)):
             return None
         if wait > at_most:
-            await self._intake.hold(at_most)
+            await self._admission.hold(at_most)
         left = max(pushed.not_before - time.time(), 0.0)
         ttl = pushed.expires - pushed.not_before
         return await asyncio.to_thread(
-            self._executor.park, pushed.delivery, left, None if math.isinf(ttl) else ttl
+            self._executor.defer, pushed.delivery, left, None if math.isinf(ttl) else ttl
         )
 
     async def _keep(self, delivery: Delivery, reason: str) -> Settlement:
         logger.error("pushed message %s is %s", delivery.message_id, reason)
         return await asyncio.to_thread(self._executor.dead_letter, delivery, reason)
-
-
-def _push_auth(settings: Settings, fetch: Fetch | None) -> PushAuth | None:
-    if settings.effective_push_auth == "none":
-        return None
-    for name in ("push_audience", "push_service_account"):
-        if not getattr(settings, name):
-            raise ConfigurationError(
-                f"/push checks who calls, and {name} is not set: set push_audience and "
-                "push_service_account to what the push subscription has, or push_auth=none where "
-                "the platform checks (Cloud Run without unauthenticated access), or "
-                "environment=development on your own machine"
-            )
-    fetch = fetch or fetch_from(settings.push_certs_url or GOOGLE_CERTS)
-    return PushAuth(settings.push_audience, settings.push_service_account, fetch)
-
-
-def _needed(token: str) -> str:
-    if not token:
-        raise Denied(403, "only from this machine, or with the service token, which is not set")
-    return token
-
-
-def _is_local(request: Request) -> bool:
-    try:
-        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False
 
 
 # --- answers to what went wrong: a reason, never a trace or a payload ------------------------------
@@ -263,13 +253,13 @@ def _refused(request: Request, exc: Exception) -> Response:
     if exc.status == 429:
         events.emit("busy", task_id="")
     headers = {} if exc.retry_after is None else {"Retry-After": str(exc.retry_after)}
-    return JSONResponse({"reason": exc.reason}, exc.status, headers)
+    return Json({"reason": exc.reason}, exc.status, headers)
 
 
 def _http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
-    return JSONResponse({"reason": exc.detail}, exc.status_code, exc.headers)
+    return Json({"reason": exc.detail}, exc.status_code, exc.headers)
 
 
 def _bug(request: Request, exc: Exception) -> Response:
-    return JSONResponse({"reason": "an error of this service; its log says more"}, 500)
+    return Json({"reason": "an error of this service; its log says more"}, 500)

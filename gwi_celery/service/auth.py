@@ -6,36 +6,39 @@ Nothing of a token is ever logged or answered, only what was wrong with it.
 from __future__ import annotations
 
 import hmac
-import json
 import logging
-import time
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from google.auth import jwt as _jwt
+import jwt
 
-from gwi_celery import forks
+from gwi_celery.config import Settings
+from gwi_celery.errors import ConfigurationError
+from gwi_celery.service.keys import GOOGLE_CERTS, Fetch, Keys, fetch_from
 
 logger = logging.getLogger(__name__)
 
-#: The library carries no types.
-jwt: Any = _jwt
+ISSUERS = ("accounts.google.com", "https://accounts.google.com")
 
-#: Where Google publishes the certificates that its tokens are signed with.
-GOOGLE_CERTS = "https://www.googleapis.com/oauth2/v1/certs"
-ISSUERS = frozenset({"accounts.google.com", "https://accounts.google.com"})
+#: What Cloud Run puts in place of a signature that it has checked, so that no container can use the
+#: token elsewhere.
+SIGNATURE_REMOVED = "SIGNATURE_REMOVED_BY_GOOGLE"
 
-#: Seconds that certificates are used for before they are fetched again. Google keeps a key for days.
-_CERTS_TTL = 3600.0
-#: Seconds between fetches because of a key that is not known: a stranger can name any.
-_CERTS_PAUSE = 60.0
 #: Seconds that a token may be younger or older than our clock thinks.
 _CLOCK_SKEW = 10
 #: Longest token that is looked at, characters; Google's have about a thousand.
 _LONGEST_TOKEN = 8192
 
-Fetch = Callable[[], Mapping[str, str]]
+#: What PyJWT raises -> what is told; the first that fits, so subclasses come first.
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (jwt.InvalidSignatureError, "the token's signature is wrong"),
+    (jwt.ExpiredSignatureError, "the token has expired"),
+    (jwt.ImmatureSignatureError, "the token is not valid yet"),
+    (jwt.InvalidAudienceError, "the token is for another audience"),
+    (jwt.InvalidIssuerError, "the token is of another issuer"),
+)
+#: A claim that must be there -> what is told where it is not.
+_CLAIMS = {"iss": "the token is of another issuer", "aud": "the token is for another audience"}
 
 
 class Denied(Exception):
@@ -48,46 +51,24 @@ class Denied(Exception):
         self.reason = reason
 
 
-class Certificates:
-    """Key id -> certificate (PEM), fetched when needed and kept."""
-
-    def __init__(self, fetch: Fetch) -> None:
-        self._fetch = fetch
-        self._lock = forks.lock()
-        self._known: Mapping[str, str] = {}
-        self._fetched_at = self._tried_at = -_CERTS_TTL
-
-    def for_key(self, key_id: str | None) -> Mapping[str, str]:
-        """The certificates, among them that of ``key_id`` if it exists. Raises Denied."""
-        with self._lock:
-            now = time.monotonic()
-            old = now - self._fetched_at > _CERTS_TTL
-            unknown = key_id not in self._known and now - self._tried_at > _CERTS_PAUSE
-            if old or unknown or not self._known:
-                self._tried_at = now
-                try:
-                    self._known = dict(self._fetch())
-                    self._fetched_at = now
-                except Exception as exc:
-                    logger.error("could not fetch the certificates for tokens: %s", exc)
-                    if not self._known:
-                        raise Denied(503, "tokens can't be checked now") from exc
-            return self._known
-
-
 class PushAuth:
-    """Verifies Pub/Sub's token: signature, issuer, audience, times, and whose it is."""
+    """Verifies Pub/Sub's token: signature, issuer, audience, times, and whose it is.
 
-    def __init__(self, audience: str, service_account: str, fetch: Fetch) -> None:
+    Args:
+        audience: Whom the token must be for.
+        service_account: The e-mail address of whose it must be.
+        fetch: Gives the issuer's certificates. None: the platform in front of this service has checked
+            the signature, and taken it out; **whoever can reach this service past it gets in**.
+    """
+
+    def __init__(self, audience: str, service_account: str, fetch: Fetch | None) -> None:
         self._audience = audience
         self._service_account = service_account
-        self._certificates = Certificates(fetch)
+        self.keys = None if fetch is None else Keys(fetch)
 
     def verify(self, authorization: str | None) -> None:
-        """Raises Denied. May fetch certificates, so it blocks now and then."""
+        """Raises Denied. Blocks only before the first keys are there; see :meth:`Keys.wait`."""
         claims = self._claims(_bearer(authorization))
-        if claims.get("iss") not in ISSUERS:
-            raise Denied(401, "the token is of another issuer")
         if claims.get("email") != self._service_account:
             raise Denied(403, "the token is of another account")
         if claims.get("email_verified") is not True:
@@ -95,41 +76,108 @@ class PushAuth:
 
     def _claims(self, token: str) -> Mapping[str, Any]:
         try:
-            key_id = jwt.decode_header(token).get("kid")
-        except Exception as exc:
-            raise Denied(401, "the token is malformed") from exc
-        if not isinstance(key_id, str):
-            raise Denied(401, "the token names no key")
-        certificates = self._certificates.for_key(key_id)
-        try:
+            key = self._key(token)
             claims: Mapping[str, Any] = jwt.decode(
                 token,
-                certs=certificates,
+                key="" if key is None else key,
+                algorithms=["RS256"],
                 audience=self._audience,
-                clock_skew_in_seconds=_CLOCK_SKEW,
+                issuer=ISSUERS,
+                leeway=_CLOCK_SKEW,
+                options={
+                    "require": ["iss", "aud", "iat", "exp"],
+                    "strict_aud": True,
+                    "verify_signature": key is not None,
+                    # These are off by themselves where the signature is not looked at.
+                    "verify_iss": True,
+                    "verify_aud": True,
+                    "verify_iat": True,
+                    "verify_nbf": True,
+                    "verify_exp": True,
+                },
             )
+        except Denied:
+            raise
         except Exception as exc:  # whatever a stranger's bytes make of the library
             raise Denied(401, _why(exc)) from exc
         return claims
 
+    def _key(self, token: str) -> Any:
+        """The key that must have signed the token; None where the platform has checked that."""
+        removed = token.rpartition(".")[2] == SIGNATURE_REMOVED
+        if self.keys is None:
+            if not removed:
+                raise Denied(
+                    401, "the token has a signature, so the platform in front has not checked it"
+                )
+            return None
+        if removed:
+            raise Denied(
+                401,
+                "the platform in front has checked the token and taken its signature out: set "
+                "push_auth=iam, if nobody can reach this service past that platform",
+            )
+        key_id = jwt.get_unverified_header(token).get("kid")
+        if not isinstance(key_id, str):
+            raise Denied(401, "the token names no key")
+        try:
+            key = self.keys.get(key_id)
+        except LookupError as exc:
+            raise Denied(503, "tokens can't be checked now") from exc
+        if key is None:
+            raise Denied(401, "the token's key is not known")
+        return key
+
+
+def push_auth(settings: Settings, fetch: Fetch | None) -> PushAuth | None:
+    """What the settings say; None: /push checks nobody. Raises ConfigurationError."""
+    mode = settings.effective_push_auth
+    if mode == "none":
+        return None
+    for name in ("push_audience", "push_service_account"):
+        if not getattr(settings, name):
+            raise ConfigurationError(
+                f"/push checks who calls, and {name} is not set: set push_audience and "
+                "push_service_account to what the push subscription has; or push_auth=none where "
+                "another one checks every caller; or environment=development on your own machine"
+            )
+    if mode == "oidc":
+        fetch = fetch or fetch_from(settings.push_certs_url or GOOGLE_CERTS)
+    return PushAuth(
+        settings.push_audience, settings.push_service_account, fetch if mode == "oidc" else None
+    )
+
+
+def warn_if_open(settings: Settings) -> None:
+    """Say in the log what /push relies on, where that is not a signature which we check."""
+    mode = settings.effective_push_auth
+    if mode == "none" and not settings.development:
+        logger.warning(
+            "push_auth is none: whoever reaches POST /push on %s runs jobs. Use it only where something "
+            "in front of this service checks every caller; else push_auth=oidc",
+            settings.effective_host,
+        )
+    elif mode == "iam":
+        logger.warning(
+            "push_auth is iam: tokens are believed without a signature, as Cloud Run checks and removes "
+            "it. Whoever reaches this service past Cloud Run's IAM runs jobs: no unauthenticated "
+            "access, and the pusher as the only invoker"
+        )
+
 
 def _why(exc: Exception) -> str:
     """A reason without anything of the token in it."""
-    text = str(exc)
-    for part, reason in (
-        ("Token expired", "the token has expired"),
-        ("used too early", "the token is not valid yet"),
-        ("audience", "the token is for another audience"),
-        ("Certificate for key id", "the token's key is not known"),
-        ("signature", "the token's signature is wrong"),
-    ):
-        if part in text:
-            return reason
-    return "the token is malformed"
+    if isinstance(exc, jwt.MissingRequiredClaimError):
+        return _CLAIMS.get(exc.claim, "the token is malformed")
+    return next(
+        (told for kind, told in _REASONS if isinstance(exc, kind)), "the token is malformed"
+    )
 
 
 def require_token(authorization: str | None, token: str) -> None:
-    """Raise Denied unless the call carries ``token`` as its bearer."""
+    """Raise Denied unless the call carries ``token`` as its bearer. No ``token``: nobody does."""
+    if not token:
+        raise Denied(403, "only with the service token (GWI_SERVICE_TOKEN), which is not set")
     if not hmac.compare_digest(_bearer(authorization).encode(), token.encode()):
         raise Denied(401, "the token is wrong")
 
@@ -142,16 +190,3 @@ def _bearer(authorization: str | None) -> str:
     if len(token) > _LONGEST_TOKEN:
         raise Denied(401, "the token is too long")
     return token
-
-
-def fetch_from(url: str, timeout: float = 10.0) -> Fetch:
-    """Fetches certificates from ``url`` (https, or http on this machine in tests)."""
-
-    def fetch() -> Mapping[str, str]:
-        with urllib.request.urlopen(url, timeout=timeout) as response:  # noqa: S310 a setting
-            found = json.loads(response.read(1024 * 1024))
-        if not isinstance(found, dict) or not found:
-            raise ValueError("no certificates in the answer")
-        return found
-
-    return fetch

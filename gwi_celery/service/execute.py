@@ -36,7 +36,7 @@ from gwi_celery import forks
 from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage
 from gwi_celery.errors import BrokerError, MalformedMessage
 from gwi_celery.headers import PUSH_UNTIL
-from gwi_celery.integration import broker_for
+from gwi_celery.integration import broker_for, integration
 from gwi_celery.telemetry.events import emit
 from gwi_celery.transport import envelope, handover
 from gwi_celery.transport.message import Message
@@ -184,7 +184,7 @@ class Executor:
             channel.message = message
             handover.hand_over(message, lambda m: self._receive(delivery, m, submission))
         except MalformedMessage as exc:
-            reason = f"not a Celery message: {exc}"
+            reason = handover.why_refused(exc)
             logger.error("pushed message %s is %s", delivery.message_id, reason)
             submission.settle(self.dead_letter(delivery, reason))
         except Exception:
@@ -197,7 +197,7 @@ class Executor:
         wait = self._consumer.wait(message)
         if wait:
             priority = min(max(int(message.properties["priority"] or 0), 0), 9)
-            submission.settle(self.park(replace(delivery, priority=priority), wait))
+            submission.settle(self.defer(replace(delivery, priority=priority), wait))
         else:
             self._consumer.receive(message, submission)
 
@@ -215,7 +215,7 @@ class Executor:
         """The reason with which a message went to the dead letter lately."""
         return dict(self._reasons).get(delivery.ack_id, "")
 
-    def park(self, delivery: Delivery, seconds: float, ttl: float | None = None) -> Settlement:
+    def defer(self, delivery: Delivery, seconds: float, ttl: float | None = None) -> Settlement:
         """Give a message that must wait back to the broker; NACKED if that can't be done now."""
         message = OutgoingMessage(
             delivery.data, delivery.attributes, delivery.priority, delay=seconds, ttl=ttl
@@ -223,7 +223,7 @@ class Executor:
         try:
             self.broker.publish("", delivery.queue, message)
         except BrokerError as exc:
-            logger.error("could not park message %s: %s", delivery.message_id, exc)
+            logger.error("could not defer message %s: %s", delivery.message_id, exc)
             return Settlement.NACKED
         return Settlement.ACKED
 
@@ -307,6 +307,7 @@ class _PushChannel:
         self._executor = executor
         self._delivery = delivery
         self._submission = submission
+        self.authority = integration(executor.app).authority
         self.message: Message | None = None
 
     def decode_body(self, body: Any, encoding: str | None = None) -> Any:
@@ -322,7 +323,9 @@ class _PushChannel:
         settlement = Settlement.of_reject(requeue)
         if settlement is Settlement.DEAD_LETTERED:
             assert self.message is not None
-            described = envelope.described(self._delivery, self.message.headers)
+            described = envelope.described(
+                self._delivery, self.message.headers, self.message.source
+            )
             settlement = self._executor.dead_letter(described, self.message.reason)
         self._submission.settle(settlement)
 

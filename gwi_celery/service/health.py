@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from gwi_celery import sqlite
 from gwi_celery.errors import GwiError
 from gwi_celery.integration import broker_for, settings_for, store_for
+from gwi_celery.service.answers import Json
 from gwi_celery.service.auth import Denied, require_token
 from gwi_celery.stores.base import JobRef
 from gwi_celery.telemetry.events import emit
@@ -126,15 +127,15 @@ class Health:
 
     async def health(self, request: Request) -> Response:
         if self._alive():
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "dead", "reason": "the pool has no process left"}, 503)
+            return Json({"status": "ok"})
+        return Json({"status": "dead", "reason": "the pool has no process left"}, 503)
 
     async def ready(self, request: Request) -> Response:
         if self._draining():
-            return JSONResponse({"status": "unready", "reason": "shutting down"}, 503)
+            return Json({"status": "unready", "reason": "shutting down"}, 503)
         displaced = sqlite.displaced()
         if displaced is not None:  # a probe would begin another file
-            return JSONResponse({"status": "unready", "reason": displaced}, 503)
+            return Json({"status": "unready", "reason": displaced}, 503)
         answers = dict(
             zip(
                 self._probes,
@@ -147,30 +148,24 @@ class Health:
         if down:
             body["reason"] = ", ".join(f"the {name} does not answer" for name in down)
         body.update({name: answer.shown() for name, answer in answers.items()})
-        return JSONResponse(body, 503 if down else 200)
+        return Json(body, 503 if down else 200)
 
     async def stats(self, request: Request) -> Response:
-        self.let_in(request)
-        return JSONResponse(
-            {"mode": self._mode, "draining": self._draining(), **self._stats.snapshot()}
-        )
+        if self._settings.service_token or not self._settings.development:
+            require_token(request.headers.get("authorization"), self._settings.service_token)
+        return Json({"mode": self._mode, "draining": self._draining(), **self._stats.snapshot()})
 
     async def metrics(self, request: Request) -> Response:
-        self.let_in(request)
+        if self._settings.service_token:
+            require_token(request.headers.get("authorization"), self._settings.service_token)
         return Response(render(self._stats), media_type=CONTENT_TYPE)
-
-    def let_in(self, request: Request) -> None:
-        """Raises Denied where a token is set and the call doesn't carry it."""
-        token = self._settings.service_token
-        if token:
-            require_token(request.headers.get("authorization"), token)
 
 
 def denied(request: Request, exc: Exception) -> Response:
     """The answer to a call that is not let in. The log says who and why, and nothing of the token."""
     assert isinstance(exc, Denied)
     client = request.client.host if request.client else "unknown"
-    logger.warning("%s %s from %s: %s", exc.status, request.url.path, client, exc.reason)
+    logger.warning("%s %s from %s: %s", exc.status, request.scope["path"], client, exc.reason)
     emit("unauthenticated", task_id="")
     headers = {"WWW-Authenticate": "Bearer"} if exc.status == 401 else None
-    return JSONResponse({"reason": exc.reason}, exc.status, headers)
+    return Json({"reason": exc.reason}, exc.status, headers)

@@ -8,27 +8,42 @@ from contextlib import asynccontextmanager
 import anyio
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gwi_celery.service.answers import Json
 
 #: Most bytes of a request's head: names and values of its headers, and its path.
 MAX_HEAD = 32 * 1024
 
 
 class HeadLimit:
-    """Middleware: a head that is too long is answered with 431, whatever it asks for."""
+    """Middleware: what is refused by its head alone, whatever it asks for.
+
+    A head that is too long (431); one of two lengths, by which a proxy in front may have read another
+    body (400, and the connection ends); and a path with what no path of ours has (404), since a route's
+    pattern takes a line's end for its own.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app: ASGIApp = self._app
-        if scope["type"] == "http":
-            size = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
-            size += sum(len(name) + len(value) for name, value in scope["headers"])
-            if size > MAX_HEAD:
-                app = JSONResponse({"reason": f"the head is over {MAX_HEAD} bytes"}, 431)
-        await app(scope, receive, send)
+        refusal = _refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+
+def _refusal(scope: Scope) -> ASGIApp | None:
+    headers = scope["headers"]
+    size = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+    size += sum(len(name) + len(value) for name, value in headers)
+    if size > MAX_HEAD:
+        return Json({"reason": f"the head is over {MAX_HEAD} bytes"}, 431)
+    if {b"content-length", b"transfer-encoding"} <= {name.lower() for name, _ in headers}:
+        close = {"Connection": "close"}
+        return Json({"reason": "it has both a length and a transfer encoding"}, 400, close)
+    if not scope["path"].isprintable():
+        return Json({"reason": "Not Found"}, 404)
+    return None
 
 
 class Budget:

@@ -19,11 +19,12 @@ _PUSH = {
     "deliveryAttempt": 1,
 }
 
+_ANY_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _REASON = {"$ref": "#/components/schemas/Reason"}
 
 
 def describe(*, development: bool = False) -> dict[str, Any]:
-    """The description; ``development``: with /process."""
+    """The description; ``development``: with /process, and without a token JSON only."""
     paths: dict[str, Any] = {
         "/health": {
             "get": {
@@ -46,10 +47,11 @@ def describe(*, development: bool = False) -> dict[str, Any]:
         "/stats": {
             "get": {
                 "summary": "Counts since the start, and what runs now",
-                "security": [{}, {"token": []}],
+                "security": [{}, {"token": []}] if development else [{"token": []}],
                 "responses": {
                     "200": _json("The counts", {"$ref": "#/components/schemas/Stats"}),
                     "401": _json("A token is needed", _REASON),
+                    "403": _json("A token is needed, and none is set", _REASON),
                 },
             }
         },
@@ -75,9 +77,7 @@ def describe(*, development: bool = False) -> dict[str, Any]:
                     "kept in the dead letter and answered with 204, so that it can't come for ever",
                     "content": {
                         "application/json": {"schema": {}, "example": _PUSH},
-                        "application/octet-stream": {
-                            "schema": {"type": "string", "format": "binary"}
-                        },
+                        **({} if development else _ANY_BYTES),
                     },
                 },
                 "responses": {
@@ -149,7 +149,7 @@ def _optional(schema: dict[str, Any]) -> dict[str, Any]:
 def _refusals() -> dict[str, Any]:
     return {
         "401": _json("No valid token", _REASON),
-        "403": _json("The token of somebody else", _REASON),
+        "403": _json("The token of somebody else; in development, a web page's call", _REASON),
         "408": _json("The body took too long", _REASON),
         "413": _json("The body is too large", _REASON),
         "431": _json("The head is too large", _REASON),

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from gwi_celery.config import Settings
 from gwi_celery.service.app import create_app
+from gwi_celery.service.connections import limited, most_connections
 from gwi_celery.service.limits import MAX_HEAD
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_PORT = 8080
 #: Seconds an idle connection is kept. Longer than Google's front end keeps one, or it would race.
 _KEEP_ALIVE = 620
+#: Connections at a time: as many as Cloud Run has requests for one instance; and of probes.
+_CONNECTIONS, _HEALTH_CONNECTIONS = 1000, 100
 
 
 def run(app: Any, settings: Settings, *, loglevel: str = "INFO") -> None:
@@ -31,7 +34,9 @@ def run(app: Any, settings: Settings, *, loglevel: str = "INFO") -> None:
     # uvicorn raises the signal again once it has stopped: the end that was asked for is a success.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server = Server(_config(application, settings.effective_host, settings.port or DEFAULT_PORT))
+    server = Server(
+        _config(application, settings.effective_host, settings.port or DEFAULT_PORT, _CONNECTIONS)
+    )
     server.run()
     # Threads of a job that didn't end must not hold the process back.
     logging.shutdown()
@@ -63,12 +68,15 @@ class Server(uvicorn.Server):
         return [s for s in (*listening, *connections) if s is not None and s.fileno() >= 0]
 
 
-def _config(application: ASGIApp, host: str, port: int) -> uvicorn.Config:
+def _config(application: ASGIApp, host: str, port: int, connections: int) -> uvicorn.Config:
+    most = most_connections(connections)
     return uvicorn.Config(
         application,
         host=host,
         port=port,
-        http="h11",  # it limits a request's head
+        http=limited(most),  # on h11, which limits a request's head
+        backlog=most,  # accepted in one go, before any of them can be closed
+        proxy_headers=False,  # who connects is who calls: anybody can send X-Forwarded-For
         h11_max_incomplete_event_size=2 * MAX_HEAD,
         ws="none",
         access_log=False,
@@ -83,7 +91,7 @@ class BackgroundServer:
     """The same server in a thread, for a pull worker. Raises nothing once it has started."""
 
     def __init__(self, application: ASGIApp, host: str, port: int) -> None:
-        self._server = Server(_config(application, host, port))
+        self._server = Server(_config(application, host, port, _HEALTH_CONNECTIONS))
         self._thread = threading.Thread(target=self._run, name="gwi-health", daemon=True)
 
     def start(self) -> None:

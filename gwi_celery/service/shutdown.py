@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from gwi_celery.reliability.stopping import raise_flag
+from gwi_celery.service.admission import Admission
 from gwi_celery.service.execute import Executor
-from gwi_celery.service.intake import Intake
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ _IDLE_PATIENCE, _BUSY_PATIENCE = 5.0, 0.1
 class Shutdown:
     """Args: grace: seconds that jobs have."""
 
-    def __init__(self, intake: Intake, executor: Executor, grace: float) -> None:
-        self._intake = intake
+    def __init__(self, admission: Admission, executor: Executor, grace: float) -> None:
+        self._admission = admission
         self._executor = executor
         self._grace = grace
         self._draining: asyncio.Task[None] | None = None
@@ -62,20 +62,20 @@ class Shutdown:
     def _begin(self, number: int, server: Any) -> None:
         if self._draining is None:
             logger.info("%s: taking nothing more", signal.Signals(number).name)
-            self._intake.drain()
+            self._admission.drain()
             self._draining = asyncio.ensure_future(self._drain())
         if callable(server):
             self._draining.add_done_callback(lambda _: server(number, None))
 
     async def _drain(self) -> None:
-        self._drained = await self._intake.drained(self._grace)
+        self._drained = await self._admission.drained(self._grace)
         # Those who were just answered get their answers out before the server closes.
         await asyncio.sleep(0)
 
     async def finish(self) -> None:
         """Called when the server has stopped: end what is left."""
         raise_flag()
-        self._intake.drain()
+        self._admission.drain()
         if self._draining is None:
             await self._drain()
         patience = _IDLE_PATIENCE if self._drained else _BUSY_PATIENCE

@@ -19,11 +19,12 @@ What every implementation keeps (one contract suite checks it):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from gwi_celery.actions import Action
 from gwi_celery.ids import digest
 
 
@@ -32,6 +33,8 @@ class JobStatus(str, Enum):
 
     #: Not running: handed back, or waiting for a retry. A message for it is outstanding.
     PENDING = "pending"
+    #: The same, behind a lock that another holds, or a limit. It may never have begun.
+    WAITING = "waiting"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -93,6 +96,25 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a record keeps of the call that a job stems from, for people and to run it again."""
+
+    #: Celery's id of the call.
+    task_id: str = ""
+    #: Celery's ids of the task that called it, and of the first one in that line.
+    parent_id: str | None = None
+    root_id: str | None = None
+    #: Where its message came from.
+    queue: str | None = None
+    #: Given with the call, to find it by.
+    labels: Mapping[str, str] = field(default_factory=dict)
+    #: Of the worker's code.
+    code_version: str = ""
+    #: The call as JSON, to be made again; None: not kept, or not read.
+    envelope: bytes | None = None
+
+
+@dataclass(frozen=True)
 class ClaimRequest:
     """One attempt to run a job."""
 
@@ -115,6 +137,9 @@ class ClaimRequest:
     #: Seconds a terminal outcome is kept.
     result_ttl: float
     replay: Replay | None = None
+    #: What the record is to keep of the call. None: what it has; and a claim that is Held records
+    #: no wait.
+    origin: Origin | None = None
     #: A hint that the store may know this job: it was delivered before, or is a retry. It changes
     #: no answer, only what is looked at first.
     redelivered: bool = False
@@ -137,11 +162,75 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class AttemptEnd:
+    """How an attempt ended, for people."""
+
+    #: One word: "succeeded", "failed", "retried", "stopping" ...
+    how: str
+    #: The error's class, and the first line of its text; "" if there was none.
+    error_type: str = ""
+    error: str = ""
+    #: Seconds since the epoch at which the job is tried again; None: nothing is said of that.
+    retry_at: float | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a generation ended: SUCCEEDED with a result, FAILED with an error, or CANCELLED."""
 
     status: JobStatus
     blob: bytes
+    #: None: by its status.
+    end: AttemptEnd | None = field(default=None, compare=False)
+
+
+#: Of an attempt whose end says nothing more.
+RELEASED = AttemptEnd("released")
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What keeps a job from running."""
+
+    #: "lock", "limit", or "retry".
+    kind: str
+    #: The lock's scope, its parts joined by "/"; the limit's name; the error that is tried again.
+    what: str
+    #: Who holds the lock ("host:pid task id"), and with which job.
+    holder: str = ""
+    holder_job: JobRef | None = None
+    #: Seconds since the epoch; ``since`` is set by the store.
+    since: float = 0.0
+    #: Until when at the latest, as known when this was written; None: unknown.
+    until: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job says it is."""
+
+    done: float
+    total: float | None = None
+    text: str = ""
+    #: Seconds since the epoch, set by the store.
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class PastAttempt:
+    """One attempt of a job, for people."""
+
+    generation: int
+    number: int
+    #: "host:pid".
+    worker: str
+    fence: int
+    task_id: str
+    #: Seconds since the epoch; ``ended`` is None of one that runs.
+    began: float
+    ended: float | None = None
+    #: None of one that runs; "lost" of one whose worker vanished without a word.
+    end: AttemptEnd | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +271,8 @@ class Checkpoint:
     ordinal: int = 0
     #: Its bytes were left out: :meth:`Store.fetch` gives them.
     deferred: bool = False
+    #: Bytes; set by the store.
+    size: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -207,6 +298,42 @@ class JobRecord:
     outcome: bytes | None
     #: The Celery task whose result was written along with the outcome, if one was.
     result_of: str | None = None
+    #: Empty in a record written by 0.1.
+    origin: Origin = Origin()
+    #: "host:pid" of the last attempt.
+    worker: str = ""
+    #: The lock that the last claim took, or waits for; None in a record written by 0.1.
+    lock: LockRef | None = None
+    #: Oldest first, the one that runs last; and how many older ones are forgotten.
+    attempts: Sequence[PastAttempt] = ()
+    attempts_forgotten: int = 0
+    #: Of a job that isn't running and has not ended.
+    waits: Wait | None = None
+    progress: Progress | None = None
+    #: The last error's class, and the first line of its text; "" once it has succeeded.
+    error_type: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs to find: those that fit all that isn't None."""
+
+    #: None: of all tenants.
+    tenant: str | None = None
+    task: str | None = None
+    status: JobStatus | None = None
+    run_id: str | None = None
+    #: (name, value).
+    label: tuple[str, str] | None = None
+    #: The last error's class.
+    error_type: str | None = None
+    #: Celery's id of the call, and of the one that called it.
+    task_id: str | None = None
+    parent_id: str | None = None
+    #: Seconds since the epoch: recorded first at or after, and before.
+    since: float | None = None
+    before: float | None = None
 
 
 @dataclass(frozen=True)
@@ -338,16 +465,31 @@ class Store(Protocol):
     def keeps_results_of(self, url: str) -> bool:
         """Whether the result backend of that URL reads what :meth:`finish` writes of a result."""
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, end: AttemptEnd = RELEASED) -> None:
         """Free the lock and leave the job PENDING with its checkpoints, uncounted as a crash.
 
         A stale lease releases nothing, and that is no error.
         """
 
+    def progress(self, lease: Lease, progress: Progress) -> Lease:
+        """Record how far the job is, in place of what was recorded before, and renew the lease.
+
+        Raises LeaseLost, JobCancelled.
+        """
+
+    def wait(self, request: ClaimRequest, wait: Wait) -> None:
+        """Record what the job waits for, unless it runs, has ended, or waits for that already.
+
+        A claim that is Held has done so for its lock, if it has an ``origin``. One that never began is
+        kept for the request's ``result_ttl``. For people: it changes no later answer, and what isn't
+        recorded because somebody else changed the job meanwhile isn't missed.
+        """
+
     def force_release(self, lock: LockRef, *, owner_nonce: str | None = None) -> bool:
         """Operator's tool: free the lock whoever holds it; the holder's writes fail from then on.
 
-        With ``owner_nonce``: only if that attempt holds it. True if a live lock was freed.
+        With ``owner_nonce``: only if that attempt holds it; that is a worker's own, and no action
+        that is recorded. True if a live lock was freed.
         """
 
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
@@ -373,6 +515,21 @@ class Store(Protocol):
         unknown or has ended: what ended stays as it was recorded.
         """
 
+    def operator_key(self) -> bytes:
+        """A secret that all who open this store have in common, and nobody else: 32 bytes.
+
+        Made when first asked for. What is signed with it comes from one who may use the store.
+        Raises InvalidCall where the store is a database for each tenant.
+        """
+
+    def record_action(self, action: Action) -> None:
+        """Keep what an operator did. :meth:`cancel` and :meth:`force_release` do so by themselves."""
+
+    def list_actions(
+        self, *, tenant: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[Action]:
+        """What operators did, latest first: to one tenant's or to all; those before an ``id``."""
+
     def get_job(self, job: JobRef) -> JobRecord | None:
         """The record; None when there is none or it has expired."""
 
@@ -395,6 +552,18 @@ class Store(Protocol):
         token: str | None = None,
     ) -> Page:
         """One tenant's jobs, newest change first, stable across pages."""
+
+    def find_jobs(self, wanted: JobFilter, *, limit: int = 100, token: str | None = None) -> Page:
+        """Jobs of one tenant or of all, those recorded last first, stable across pages.
+
+        Without their outcomes, which :meth:`get_job` reads, and their envelopes. A job keeps its place
+        from when it was first recorded until it is forgotten. Each filter is served by an index. Raises
+        InvalidCall for a ``limit`` below 1, a ``token`` of another list, and for all tenants where each
+        has a database of its own.
+        """
+
+    def get_envelope(self, job: JobRef) -> bytes | None:
+        """The call that the job stems from (``Origin.envelope``); None: unknown, or not kept."""
 
     def list_locks(self, tenant: str) -> list[LockRecord]: ...
 

@@ -1,11 +1,16 @@
-"""What every store decides alike, whatever it keeps its documents in."""
+"""The protocol's rules, once for every store: what a claim is answered, who may write, what ends a job.
+
+Pure functions of what was read: no server, no clock. A store reads, asks here, and writes what follows in
+one commit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
+from gwi_celery.actions import Action, action
 from gwi_celery.errors import (
     CursorWentBack,
     InvalidCall,
@@ -16,13 +21,21 @@ from gwi_celery.errors import (
 )
 from gwi_celery.ids import digest
 from gwi_celery.stores.base import (
+    Cancelled,
     Checkpoint,
     CheckpointKind,
     ClaimRequest,
+    Completed,
+    Held,
     JobRef,
     JobStatus,
     Lease,
+    LockRef,
+    Mismatch,
+    Outcome,
+    Wait,
 )
+from gwi_celery.text import safe_text
 
 #: Seconds a cancellation is kept for a job that was never claimed, and so named no TTL itself.
 CANCELLED_TTL: Final = 24 * 3600.0
@@ -35,6 +48,150 @@ LOADED_AT_ONCE: Final = 1_000_000
 
 #: The fingerprint of a job that was cancelled before its payload was seen: it fits every payload.
 ANY_PAYLOAD: Final = ""
+
+
+# --- what the rules look at -----------------------------------------------------------------------
+
+
+class Job(Protocol):
+    """A record that has not expired, as a store keeps it."""
+
+    @property
+    def status(self) -> JobStatus: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def submission(self) -> str: ...
+    @property
+    def failed(self) -> Collection[str]:
+        """Digests of the submissions that the record remembers as failed."""
+
+    @property
+    def generation(self) -> int: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def crashes(self) -> int: ...
+    @property
+    def fence(self) -> int | None: ...
+    @property
+    def lock_id(self) -> str | None:
+        """The lock that the last claim took."""
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that is held, or has expired."""
+
+    owner: str
+    nonce: str
+    fence: int
+    job: JobRef
+    #: Seconds until it may be taken over; 0 or less: it has expired.
+    left: float
+
+
+# --- what a claim is answered ---------------------------------------------------------------------
+
+#: The answers that the record alone gives; they are filled with the record.
+Settled = type[Mismatch] | type[Completed] | type[Cancelled]
+
+
+class SameClaim:
+    """The lock is this very claim's already: its answer was lost. It is renewed, as its sender counts
+    the lease's time from this sending, and answered as it was.
+    """
+
+
+@dataclass(frozen=True)
+class Granted:
+    """The claim takes the lock, and this is what becomes of the record."""
+
+    generation: int = 1
+    attempt: int = 1
+    crashes: int = 0
+    #: There is none, or it has expired: a record of a life of its own begins.
+    fresh: bool = False
+    #: A new generation that forgets every checkpoint.
+    anew: bool = False
+
+
+def decide(
+    request: ClaimRequest, job: Job | None, lock: Lock | None, other: Lock | None = None
+) -> Settled | SameClaim | Held | Granted:
+    """What a claim is answered; see :meth:`gwi_celery.stores.base.Store.claim`.
+
+    ``job`` is None if there is no record, or it has expired. ``other`` is the lock that
+    :func:`other_lock` names, as far as the job's last claim has it still.
+    """
+    answer = settled(request, job)
+    if answer is not None:
+        return answer
+    if lock is not None:
+        same = (lock.nonce, lock.job) == (request.nonce, request.job)
+        if same and job is not None and job.fence == lock.fence:
+            return SameClaim()
+    for holder in (lock, other):
+        if holder is not None and holder.left > 0:
+            return Held(holder.owner, holder.job, retry_after=holder.left)
+    if job is None:
+        return Granted(fresh=True)
+    if job.status.terminal:
+        return Granted(generation=job.generation + 1, anew=begins_anew(request, job))
+    # RUNNING, and yet free to be claimed: nobody released it, its holder vanished.
+    crashes = job.crashes + (job.status is JobStatus.RUNNING)
+    return Granted(job.generation, job.attempt + 1, crashes)
+
+
+def settled(request: ClaimRequest, job: Job | None) -> Settled | None:
+    """The answer if the record decides, whoever holds a lock."""
+    if job is None:
+        return None
+    same = same_payload(job.fingerprint, request.fingerprint)
+    if not (same or _corrects(job, request)):
+        return Mismatch
+    if job.status.terminal and not _opens_next_generation(job, request):
+        return Cancelled if job.status is JobStatus.CANCELLED else Completed
+    return None
+
+
+def other_lock(request: ClaimRequest, job: Job | None) -> str | None:
+    """The id of another lock than the request's, under which the job's last attempt may run yet."""
+    if job is None or job.status is not JobStatus.RUNNING or job.lock_id == request.lock.id:
+        return None
+    return job.lock_id
+
+
+def forgotten(
+    request: ClaimRequest, job: Job | None, recorded: Callable[[], Sequence[str]]
+) -> Sequence[str]:
+    """The names of checkpoints that a replay from a step makes anew, of those that are recorded.
+
+    Raises InvalidCall when the step is none of them.
+    """
+    if job is None or request.replay is None or not _replays(job, request):
+        return []
+    first = request.replay.from_step
+    if first is None:
+        return []
+    names = recorded()
+    if first not in names:
+        raise InvalidCall(
+            f"can't replay {request.job.task} from {first!r}: its recorded checkpoints are "
+            f"{', '.join(map(repr, names)) or 'none'}"
+        )
+    return names[names.index(first) :]
+
+
+def begins_anew(request: ClaimRequest, job: Job) -> bool:
+    """Whether the next generation of a job that has ended forgets every checkpoint.
+
+    It needs no reading of them, so that those that are damaged are no obstacle.
+    """
+    if _replays(job, request):
+        assert request.replay is not None
+        return request.replay.from_step is None
+    return not same_payload(job.fingerprint, request.fingerprint)
 
 
 def check_tenants(request: ClaimRequest) -> None:
@@ -56,44 +213,124 @@ def same_payload(stored: str, asked: str) -> bool:
     return stored == ANY_PAYLOAD or not set(stored.split()).isdisjoint(asked.split())
 
 
-def corrects(status: JobStatus, failed: Collection[str], request: ClaimRequest) -> bool:
+def _corrects(job: Job, request: ClaimRequest) -> bool:
     """Whether another payload under the same key may run: only in place of one that failed.
 
-    ``failed`` are the submissions that the record remembers as failed. A replay from a step keeps
-    what the payload before has made, so it can't be of another one.
+    A replay from a step keeps what the payload before has made, so it can't be of another one.
     """
     return (
-        status is JobStatus.FAILED
-        and submission_id(request.submission) not in failed
+        job.status is JobStatus.FAILED
+        and submission_id(request.submission) not in job.failed
         and (request.replay is None or request.replay.from_step is None)
     )
 
 
-def crashes_after_takeover(crashes: int, status: JobStatus) -> int:
-    """RUNNING, and yet free to be claimed: nobody released it, its holder vanished."""
-    return crashes + (status is JobStatus.RUNNING)
+def _opens_next_generation(job: Job, request: ClaimRequest) -> bool:
+    """Whether a job that has ended runs again for this request."""
+    if _replays(job, request):
+        return True
+    failed = job.status is JobStatus.FAILED
+    return failed and submission_id(request.submission) not in job.failed
+
+
+def _replays(job: Job, request: ClaimRequest) -> bool:
+    """Whether the request replays a job that ended."""
+    return (
+        request.replay is not None
+        and job.status.terminal
+        and request.replay.generation == job.generation + 1
+    )
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+def waits_for_lock(request: ClaimRequest, held: Held, now: float) -> Wait:
+    """What a claim that is Held is to record; ``now`` is in seconds since the epoch."""
+    scope = "/".join(request.lock.scope)
+    return Wait("lock", scope, held.by, held.job, until=now + held.retry_after)
+
+
+def may_wait(job: Job | None) -> bool:
+    """Whether the record can say that the job waits: it is running's, or an outcome's, otherwise."""
+    return job is None or job.status in (JobStatus.PENDING, JobStatus.WAITING)
+
+
+def never_begun(job: Job) -> bool:
+    """Whether it has only waited so far. Its record is for people: it expires, and fits any payload."""
+    return job.status is JobStatus.WAITING and not job.attempt
+
+
+# --- what a lease's holder may do -----------------------------------------------------------------
+
+
+def check_holder(
+    lease: Lease, job: Job | None, lock: Lock | None, reason: Callable[[], str]
+) -> None:
+    """Raises LeaseLost or JobCancelled unless the lease may write: its token is record's and lock's.
+
+    One alone is not enough. The same job may have been claimed under another lock meanwhile; and
+    another job may have taken the lock, which leaves this job's record as it was.
+
+    Args:
+        lock: The lease's, held or expired.
+        reason: Reads why the job was cancelled.
+    """
+    if job is None:
+        raise lease_lost(lease, lock)
+    if job.status is JobStatus.CANCELLED and job.generation == lease.generation:
+        why = reason()
+        raise JobCancelled(f"{lease.job.task} was cancelled: {why}", why)
+    owns_record = job.status is JobStatus.RUNNING and job.fence == lease.fence
+    owns_lock = lock is not None and lock.fence == lease.fence
+    if not (owns_record and owns_lock):
+        raise lease_lost(lease, lock)
+
+
+def lease_lost(lease: Lease, lock: Lock | None) -> LeaseLost:
+    """``lock`` is the lease's as it is now; None if it is free."""
+    if lock is None or lock.fence == lease.fence:
+        why = "its lock was freed, or the job was claimed under another one"
+    else:
+        why = f"{lock.owner} took over with fence {lock.fence}"
+    return LeaseLost(f"{lease.job.task} may write nothing more with fence {lease.fence}: {why}")
+
+
+def is_finished(
+    lease: Lease, job: Job | None, finished: int | None, outcome: Outcome, *, same_bytes: bool
+) -> bool:
+    """Whether this finish was applied before; its answer was lost, then.
+
+    ``finished`` is the token of the claim whose finish the record had last; ``same_bytes`` says
+    whether its outcome has this one's. Raises LeaseLost when the attempt has ended otherwise. A record
+    that a later claim has changed says nothing more of that.
+    """
+    if not outcome.status.terminal:
+        raise ValueError(f"{outcome.status.value} is no end of a job")
+    if job is None or finished != lease.fence:
+        return False
+    if job.fence != lease.fence or (job.status is outcome.status and same_bytes):
+        return True
+    raise LeaseLost(
+        f"{lease.job.task} has ended as {job.status.value} already, with fence {lease.fence}: that "
+        "outcome stands, and this one is not recorded"
+    )
+
+
+def failed_after(job: Job, status: JobStatus) -> list[str]:
+    """The failed submissions that the record remembers once its attempt has ended as ``status``."""
+    failed = list(job.failed)
+    if status is JobStatus.FAILED:
+        failed.append(submission_id(job.submission))
+    return failed[-FAILED_KEPT:]
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def is_progress(checkpoint: Checkpoint) -> bool:
     """Whether saving it forgives the crashes so far. A value may be saved again at each attempt."""
     return checkpoint.kind is not CheckpointKind.VALUE
-
-
-def replays_next(status: JobStatus, generation: int, request: ClaimRequest) -> bool:
-    """Whether the request replays a job that ended in that generation."""
-    return (
-        request.replay is not None
-        and status.terminal
-        and request.replay.generation == generation + 1
-    )
-
-
-def unknown_step(request: ClaimRequest, first: str, recorded: list[str]) -> InvalidCall:
-    """A replay's ``from_step`` names no checkpoint of the job."""
-    return InvalidCall(
-        f"can't replay {request.job.task} from {first!r}: its recorded checkpoints are "
-        f"{', '.join(map(repr, recorded)) or 'none'}"
-    )
 
 
 @dataclass(frozen=True)
@@ -162,30 +399,26 @@ def _at(version: int) -> str:
     return f"at version {version}" if version else "not there"
 
 
-def not_open(job: JobRef, status: JobStatus | None) -> InvalidCall:
-    """A value was put to a job that is unknown (None), or has ended as ``status``."""
+def check_open(job: JobRef, known: Job | None) -> None:
+    """Raises InvalidCall unless the job has begun and has not ended: else it takes no values."""
     which = f"the job of {job.task} with key {job.key!r} of tenant {job.tenant!r}"
-    if status is None:
-        return InvalidCall(f"{which} is unknown: it can be given values once a worker has begun it")
-    return InvalidCall(f"{which} has ended ({status.value}): what it recorded stays as it is")
+    if known is None or never_begun(known):
+        raise InvalidCall(f"{which} is unknown: it can be given values once a worker has begun it")
+    if known.status.terminal:
+        raise InvalidCall(
+            f"{which} has ended ({known.status.value}): what it recorded stays as it is"
+        )
 
 
-def cancelled(lease: Lease, reason: str) -> JobCancelled:
-    return JobCancelled(f"{lease.job.task} was cancelled: {reason}", reason)
+# --- what operators do ------------------------------------------------------------------------------
 
 
-def lease_lost(lease: Lease, owner: str | None, fence: int) -> LeaseLost:
-    """``owner`` and ``fence`` are the lock's now; None if it is free."""
-    if owner is None or fence == lease.fence:
-        why = "its lock was freed, or the job was claimed under another one"
-    else:
-        why = f"{owner} took over with fence {fence}"
-    return LeaseLost(f"{lease.job.task} may write nothing more with fence {lease.fence}: {why}")
+def cancelling(job: JobRef, reason: str) -> Action:
+    """For the audit trail."""
+    # The whole reason is the outcome; a document has room for no more than 1 MB.
+    return action("cancel", f"{job.task} {job.key}", job.tenant, reason=safe_text(reason, 1000))
 
 
-def finished_otherwise(lease: Lease, status: JobStatus) -> LeaseLost:
-    """An attempt that has finished is finished again, with another outcome."""
-    return LeaseLost(
-        f"{lease.job.task} has ended as {status.value} already, with fence {lease.fence}: that "
-        "outcome stands, and this one is not recorded"
-    )
+def releasing(lock: LockRef) -> Action:
+    """For the audit trail."""
+    return action("force release", " ".join(lock.scope), lock.tenant)

@@ -9,6 +9,7 @@ While nobody listens an event costs one comparison.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -16,16 +17,20 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 from celery import signals
 from celery._state import get_current_task
 
+from gwi_celery.gcp import rpcs
+
 logger = logging.getLogger(__name__)
 
 #: Longest line, bytes: what POSIX promises to write whole.
 _LONGEST = 4096
-#: Longest text in an event, characters. Events are for people and counters, never for decisions.
+#: Longest text in an event, bytes of JSON: several fit into a line. Events are for people and counters,
+#: never for decisions.
 _LONGEST_TEXT = 400
 
 
@@ -113,7 +118,7 @@ def emit(name: str, *, task_id: str | None = None, **facts: Any) -> None:
         task = get_current_task()
         task_id = task.request.id if task is not None else None
     short = {key: _short(value) for key, value in facts.items() if value is not None}
-    event = Event(name, os.getpid(), task_id, time.time(), short)
+    event = Event(name, os.getpid(), _short(task_id), time.time(), short)
     if event.pid == _hook.pid:
         _hook.deliver(event)
     else:
@@ -121,9 +126,16 @@ def emit(name: str, *, task_id: str | None = None, **facts: Any) -> None:
 
 
 def _short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
-        return value[:_LONGEST_TEXT] + "…"
-    return value
+    """A text in no more bytes than it may have, however they are written; two of them stay two."""
+    if not isinstance(value, str) or len(json.dumps(value[:_LONGEST_TEXT])) <= _LONGEST_TEXT >= len(
+        value
+    ):
+        return value
+    digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    kept = value[: _LONGEST_TEXT - len(digest)]
+    while len(json.dumps(kept)) > _LONGEST_TEXT - len(digest):
+        kept = kept[: len(kept) * 3 // 4]
+    return f"{kept}…{digest}"
 
 
 # --- every task, reliable or not ------------------------------------------------------------------
@@ -132,11 +144,32 @@ def _short(value: Any) -> Any:
 def _watch_tasks() -> None:
     signals.task_prerun.connect(_started, weak=False)
     signals.task_postrun.connect(_ended, weak=False)
+    signals.task_failure.connect(_failed, weak=False)
 
 
 def _started(task_id: str, task: Any, **kwargs: Any) -> None:
-    emit("started", task_id=task_id, task=task.name, retries=task.request.retries)
+    late = _late(task.request.eta)
+    emit("started", task_id=task_id, task=task.name, retries=task.request.retries, late=late)
+
+
+def _late(eta: str | None) -> float | None:
+    """Seconds by which a task begins after the time that it was asked for; None: it wasn't."""
+    if not isinstance(eta, str):
+        return None
+    try:
+        due = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    if due.tzinfo is None:
+        due = due.replace(tzinfo=timezone.utc)
+    return round(max(0.0, time.time() - due.timestamp()), 3)
+
+
+def _failed(task_id: str, exception: BaseException, sender: Any, **kwargs: Any) -> None:
+    emit("failed", task_id=task_id, task=sender.name, error=type(exception).__name__)
 
 
 def _ended(task_id: str, task: Any, state: str | None = None, **kwargs: Any) -> None:
-    emit("ended", task_id=task_id, task=task.name, state=state)
+    # The main process counts its own.
+    made = rpcs.news() if os.getpid() != _hook.pid else {}
+    emit("ended", task_id=task_id, task=task.name, state=state, rpcs=made or None)

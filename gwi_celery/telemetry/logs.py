@@ -1,22 +1,29 @@
-"""Logs: JSON as Cloud Logging reads it, or Celery's text for people; never a task's arguments.
+"""Logs: JSON as Cloud Logging reads it, or Celery's text for people; no task's arguments or results.
+
+Two parts. A filter on Celery's own loggers takes arguments and results out of what they print, whoever
+handles it. Formatters keep a line a line, whatever an id or an error's text holds, and bound its size.
 
 Each line of a job carries labels: type, tenant, run, task_id, attempt and fence.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 from celery import signals
 from celery._state import get_current_task
+from celery.utils.log import get_multiprocessing_logger
 
 from gwi_celery.config import Settings
 from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
+from gwi_celery.text import public_error, safe_text
 
 #: Python's level -> Cloud Logging's severity, where the names differ.
 _SEVERITIES = {"NOTSET": "DEFAULT", "WARN": "WARNING", "FATAL": "CRITICAL"}
@@ -29,8 +36,63 @@ _SPAN = "logging.googleapis.com/spanId"
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 
 
+#: Longest message and stack trace, characters: Cloud Logging takes 256 KB for an entry.
+_LONGEST_MESSAGE, _LONGEST_TRACE = 16_000, 32_000
+#: Longest label, bytes of UTF-8.
+_LONGEST_LABEL = 1000
+
+#: What a terminal or a reader of lines takes for more than a character, but for tabs and line ends.
+_CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        text = record.getMessage()
+    except Exception as exc:  # logging would print the record's arguments
+        text = f"a line that can't be formatted ({type(exc).__name__}): {record.msg!s:.200}"
+    return _bounded(text, _LONGEST_MESSAGE)
+
+
+def _bounded(text: str, limit: int) -> str:
+    """Its two ends, where it is too long: of a stack trace the last line says what went wrong."""
+    if len(text) <= limit:
+        return text
+    kept = limit // 2
+    return f"{text[:kept]} ... {len(text) - 2 * kept} more characters ... {text[-kept:]}"
+
+
+def _trace_text(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    text = record.exc_text or ""
+    if not text and record.exc_info:
+        try:
+            text = formatter.formatException(record.exc_info)
+        except Exception as exc:  # an error whose own text raises
+            text = f"a stack trace that can't be formatted ({type(exc).__name__})"
+    return _bounded(text, _LONGEST_TRACE)
+
+
+class LineFormatter(logging.Formatter):
+    """Text as another formatter has it, where no value begins a line: all but the first are indented."""
+
+    def __init__(self, inner: logging.Formatter | None) -> None:
+        super().__init__()
+        self._inner = inner or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        record = copy.copy(record)  # other handlers have the same
+        trace = _trace_text(self._inner, record)
+        record.msg, record.args = _one_line(_message(record)), ()
+        record.exc_text = _one_line(trace, first="  ") if trace else None
+        return self._inner.format(record)
+
+
+def _one_line(text: str, first: str = "") -> str:
+    escaped = _CONTROL.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
+    return first + escaped.replace("\n", "\n  ")
+
+
 class CloudFormatter(logging.Formatter):
-    """One line of JSON for each record."""
+    """One line of JSON for each record, in ASCII."""
 
     def __init__(self, project: str) -> None:
         super().__init__()
@@ -39,21 +101,25 @@ class CloudFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "severity": _SEVERITIES.get(record.levelname, record.levelname),
-            "message": record.getMessage(),
+            "message": _message(record),
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(),
             "logger": record.name,
             "process": record.processName,
         }
-        labels = {key: str(value) for key, value in _labels(record).items() if value is not None}
+        labels = {
+            key: safe_text(value, _LONGEST_LABEL)
+            for key, value in _labels(record).items()
+            if value is not None
+        }
         if labels:
             line[_LABELS] = labels
         trace, span = _trace()
         if trace is not None:
             line[_TRACE] = f"projects/{self._project}/traces/{trace}" if self._project else trace
             line[_SPAN] = span
-        if record.exc_info:
-            line["stack_trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        if record.exc_info or record.exc_text:
+            line["stack_trace"] = _trace_text(self, record)
+        return json.dumps(line, default=str)
 
 
 def _labels(record: logging.LogRecord) -> dict[str, Any]:
@@ -72,13 +138,13 @@ def _labels(record: logging.LogRecord) -> dict[str, Any]:
         "run": headers.get(RUN_HEADER),
         "retries": request.retries or None,
     }
-    run = getattr(task, "_current_run", None)
-    if run is not None:
+    job = getattr(task, "_running_job", None)
+    if job is not None:
         labels.update(
-            tenant=run.record.job.tenant,
-            run=run.record.run_id,
-            attempt=run.record.attempt,
-            fence=run.lease.fence,
+            tenant=job.record.job.tenant,
+            run=job.record.run_id,
+            attempt=job.record.attempt,
+            fence=job.lease.fence,
         )
     return labels
 
@@ -96,32 +162,62 @@ def _trace() -> tuple[str | None, str | None]:
     return (found[1], found[2]) if found else (None, None)
 
 
-#: The logger of Celery's consumer, and the module that its texts are in.
+#: The loggers of Celery's that print arguments, results or bodies.
 _CONSUMER = "celery.worker.consumer.consumer"
+_LOGGERS = (_CONSUMER, "celery.worker.strategy", "celery.app.trace", "celery.pool")
 
 #: Celery's text -> ours, and which of its arguments it keeps.
 _SHORT: dict[str, tuple[str, tuple[int, ...]]] = {
     "UNKNOWN_TASK_ERROR": ("no task is registered as %s: the message is rejected", (0,)),
     "INVALID_TASK_ERROR": ("an invalid task message is rejected: %s", (0,)),
-    "MESSAGE_DECODE_ERROR": ("a message's body can't be decoded: %r (%r, %r)", (0, 1, 2)),
+    "MESSAGE_DECODE_ERROR": ("a message's body can't be decoded: %s (%r, %r)", (0, 1, 2)),
     "UNKNOWN_FORMAT": ("a message that is no task is rejected", ()),
 }
+#: The same of texts that are written where they are used, by how they begin.
+_BEGINNINGS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "TaskPool: Apply": ("TaskPool: Apply %s", (0,)),
+    "Couldn't convert ETA": ("Couldn't convert ETA %r to timestamp: %r", (0, 1)),
+}
+#: What Celery's other lines are made from that is not shown; any app may have changed their formats.
+_VALUES = frozenset({"args", "kwargs", "return_value"})
+_HIDDEN = "(hidden)"
 
 
 class WithoutArguments(logging.Filter):
-    """Takes message bodies out of what Celery's consumer logs of odd messages."""
+    """Takes arguments, results and message bodies out of what Celery logs."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        # Whoever logs here has loaded the module; a producer need not.
-        consumer = sys.modules.get(_CONSUMER)
-        short = next(
-            (s for n, s in _SHORT.items() if getattr(consumer, n, None) == record.msg), None
-        )
+        if isinstance(record.args, dict):
+            record.args = _without_values(record.args)
+        data = getattr(record, "data", None)
+        if isinstance(data, dict):
+            record.data = _without_values(data)
+        short = _short(record.msg)
         if short is not None and isinstance(record.args, tuple):
+            args = [
+                # Of a KeyError it is the task's name.
+                public_error(a) if isinstance(a, Exception) and not isinstance(a, KeyError) else a
+                for a in record.args
+            ]
             record.msg, kept = short
-            record.args = tuple(record.args[i] for i in kept)
+            record.args = tuple(args[i] for i in kept)
             record.exc_info = record.exc_text = None
         return True
+
+
+def _without_values(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _HIDDEN if key in _VALUES else value for key, value in facts.items()}
+
+
+def _short(text: Any) -> tuple[str, tuple[int, ...]] | None:
+    if not isinstance(text, str):
+        return None
+    # Whoever logs here has loaded the module; a producer need not.
+    consumer = sys.modules.get(_CONSUMER)
+    for name, short in _SHORT.items():
+        if getattr(consumer, name, None) == text:
+            return short
+    return next((short for begin, short in _BEGINNINGS.items() if text.startswith(begin)), None)
 
 
 _without_arguments = WithoutArguments()
@@ -141,9 +237,14 @@ class _Setup:
         self.settings: Settings | None = None
 
     def __call__(self, logger: logging.Logger, **kwargs: Any) -> None:
-        if self.settings is not None and wants_json(self.settings):
-            for handler in logger.handlers:
+        if self.settings is None:
+            return
+        # Billiard's has handlers of its own, and no signal tells of it.
+        for handler in (*logger.handlers, *get_multiprocessing_logger().handlers):
+            if wants_json(self.settings):
                 handler.setFormatter(CloudFormatter(self.settings.project))
+            elif not isinstance(handler.formatter, LineFormatter):
+                handler.setFormatter(LineFormatter(handler.formatter))
 
 
 _setup = _Setup()
@@ -154,8 +255,9 @@ signals.after_setup_task_logger.connect(_setup, weak=False)
 def configure(settings: Settings) -> None:
     """Have Celery's logging follow these settings once it sets it up."""
     _setup.settings = settings
-    consumer = logging.getLogger(_CONSUMER)
-    if settings.log_arguments:
-        consumer.removeFilter(_without_arguments)
-    else:
-        consumer.addFilter(_without_arguments)
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        if settings.log_arguments:
+            logger.removeFilter(_without_arguments)
+        else:
+            logger.addFilter(_without_arguments)

@@ -51,12 +51,25 @@ class _Collector:
         for (task, outcome), value in self._stats.by_task().items():
             by_task.add_metric([task, outcome], value)
         yield by_task
-        durations = HistogramMetricFamily(
-            "gwi_task_seconds", "How long attempts took", labels=["task"]
+        failures = CounterMetricFamily(
+            "gwi_failures", "Attempts that failed for good", labels=["task", "error"]
         )
-        for task, (counts, total) in self._stats.durations().items():
-            durations.add_metric([task], _cumulative(counts), sum_value=total)
-        yield durations
+        for (task, error), value in self._stats.errors().items():
+            failures.add_metric([task, error], value)
+        yield failures
+        for name, help, found in (
+            ("gwi_task_seconds", "How long attempts took", self._stats.durations()),
+            ("gwi_step_seconds", "How long steps took, with their commit", self._stats.steps()),
+            ("gwi_late_seconds", "From a task's ETA to its start", self._stats.late()),
+        ):
+            histogram = HistogramMetricFamily(name, help, labels=["task"])
+            for task, (counts, total) in found.items():
+                histogram.add_metric([task], _cumulative(counts), sum_value=total)
+            yield histogram
+        calls = CounterMetricFamily("gwi_rpcs", "Calls to Google Cloud", labels=["rpc"])
+        for rpc, value in self._stats.rpcs().items():
+            calls.add_metric([rpc], value)
+        yield calls
         yield GaugeMetricFamily(
             "gwi_in_flight", "Tasks that run now", value=len(self._stats.running())
         )

@@ -14,10 +14,15 @@ import kombu
 
 from gwi_celery import forks
 from gwi_celery._version import __version__
+from gwi_celery.gcp import rpcs
 from gwi_celery.telemetry.events import Event
 
 #: Upper bounds of the durations counted, seconds.
 BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 3600.0)
+
+#: Most kinds of errors of a task that are told apart; those after it count as OTHER.
+_ERRORS = 50
+OTHER = "other"
 
 #: State of a task that ended -> its count.
 _STATES = {"SUCCESS": "succeeded", "FAILURE": "failed", "RETRY": "retried"}
@@ -52,6 +57,23 @@ class Job:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+class Durations:
+    """Counts by task and by length."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, list[int]] = {}
+        self._seconds: dict[str, float] = {}
+
+    def add(self, task: str, seconds: float) -> None:
+        counts = self._counts.setdefault(task, [0] * (len(BUCKETS) + 1))
+        place = next((i for i, bound in enumerate(BUCKETS) if seconds <= bound), len(BUCKETS))
+        counts[place] += 1
+        self._seconds[task] = self._seconds.get(task, 0.0) + seconds
+
+    def all(self) -> dict[str, tuple[list[int], float]]:
+        return {task: (list(c), self._seconds[task]) for task, c in self._counts.items()}
+
+
 class Stats:
     """Fed with events. May be used from any thread."""
 
@@ -61,8 +83,13 @@ class Stats:
         self._running: dict[tuple[int, str], Job] = {}
         #: (task, outcome) -> how many.
         self._by_task: Counter[tuple[str, str]] = Counter()
-        self._durations: dict[str, list[int]] = {}
-        self._seconds: Counter[str] = Counter()
+        self._attempts = Durations()
+        self._steps = Durations()
+        self._late = Durations()
+        #: (task, the error's class) -> how many.
+        self._errors: Counter[tuple[str, str]] = Counter()
+        #: Of pool children; this process counts its own.
+        self._rpcs: Counter[str] = Counter()
         self.started_at = time.time()
 
     def __call__(self, event: Event) -> None:
@@ -74,12 +101,19 @@ class Stats:
         job = self._running.get(key)
         if event.name == "started":
             self._running[key] = Job(event.facts["task"], *key, event.at)
+            if (late := event.facts.get("late")) is not None:
+                self._late.add(event.facts["task"], late)
+        elif event.name == "step" and job is not None:
+            self._steps.add(job.task, event.facts["seconds"])
+        elif event.name == "failed":
+            self._errors[self._kind(event.facts["task"], event.facts["error"])] += 1
         elif event.name == "claimed" and job is not None:
             job.facts.update(event.facts)
         elif event.name == "checkpoint" and job is not None:
             job.facts.update(last_checkpoint=event.facts.get("checkpoint"), checkpoint_at=event.at)
         elif event.name == "ended":
             self._counts["processed"] += 1
+            self._rpcs.update(event.facts.get("rpcs") or {})
             outcome = _STATES.get(event.facts.get("state") or "")
             if outcome == "succeeded" and job is not None and job.facts.get("duplicate"):
                 outcome = None  # counted as the duplicate that it is
@@ -87,7 +121,7 @@ class Stats:
                 self._counts[outcome] += 1
                 self._by_task[event.facts["task"], outcome] += 1
             if self._running.pop(key, None) is not None and job is not None:
-                self._measure(job.task, event.at - job.started_at)
+                self._attempts.add(job.task, event.at - job.started_at)
         elif event.name in _EVENTS:
             count = _EVENTS[event.name]
             self._counts[count] += 1
@@ -96,11 +130,11 @@ class Stats:
                 if event.name == "duplicate":
                     job.facts["duplicate"] = True
 
-    def _measure(self, task: str, seconds: float) -> None:
-        counts = self._durations.setdefault(task, [0] * (len(BUCKETS) + 1))
-        place = next((i for i, bound in enumerate(BUCKETS) if seconds <= bound), len(BUCKETS))
-        counts[place] += 1
-        self._seconds[task] += seconds  # type: ignore[assignment]
+    def _kind(self, task: str, error: str) -> tuple[str, str]:
+        known = (task, error)
+        if known in self._errors or sum(t == task for t, _ in self._errors) < _ERRORS:
+            return known
+        return (task, OTHER)
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -120,9 +154,29 @@ class Stats:
             return dict(self._by_task)
 
     def durations(self) -> dict[str, tuple[list[int], float]]:
-        """Task -> (how many fell into each of BUCKETS and beyond, their sum in seconds)."""
+        """Of attempts: task -> (how many fell into each of BUCKETS and beyond, their sum in seconds)."""
         with self._lock:
-            return {t: (list(c), float(self._seconds[t])) for t, c in self._durations.items()}
+            return self._attempts.all()
+
+    def steps(self) -> dict[str, tuple[list[int], float]]:
+        """The same of steps, with the commit that records them."""
+        with self._lock:
+            return self._steps.all()
+
+    def late(self) -> dict[str, tuple[list[int], float]]:
+        """The same of the time from a task's ETA to its start."""
+        with self._lock:
+            return self._late.all()
+
+    def errors(self) -> dict[tuple[str, str], int]:
+        """(task, the error's class) -> attempts that failed of it for good."""
+        with self._lock:
+            return dict(self._errors)
+
+    def rpcs(self) -> dict[str, int]:
+        """Calls to Google Cloud by name, of this process and of the tasks that its children ended."""
+        with self._lock:
+            return dict(self._rpcs + Counter(rpcs.total()))
 
     def snapshot(self) -> dict[str, Any]:
         """All of it, as plain values."""

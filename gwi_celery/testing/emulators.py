@@ -48,6 +48,14 @@ _START_TIMEOUT = 60.0
 #: Seconds between SIGTERM and SIGKILL.
 _STOP_TIMEOUT = 5.0
 
+#: Runs a command until it ends, or the other end of standard input is closed: that is when the process
+#: which started it ends, by SIGKILL too. The command keeps the shell's pid.
+_ATTACHED = """
+exec 3<&0
+(trap '' TERM; cat <&3 >/dev/null; kill -TERM 0; sleep 5; kill -KILL 0) 2>/dev/null &
+exec "$@" </dev/null 3<&-
+"""
+
 
 class EmulatorMissing(GwiError):
     """There is neither a running emulator, nor the SDK with Java, nor Docker."""
@@ -78,10 +86,10 @@ class Emulator:
             return
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 closed in kill()
         self._process = subprocess.Popen(  # noqa: S603 a command of our own making
-            self._command,
+            ["/bin/sh", "-c", _ATTACHED, "sh", *self._command],
+            stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
         deadline = time.monotonic() + _START_TIMEOUT
@@ -115,13 +123,21 @@ class Emulator:
 
     def stop(self) -> None:
         """Stop it as an operator would. Safe to call twice."""
-        self._signal(signal.SIGTERM)
+        if self._process is not None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_STOP_TIMEOUT)
         self.kill()
 
     def kill(self) -> None:
         """SIGKILL: connections break in the middle of anything."""
-        self._signal(signal.SIGKILL)
-        self._process = None
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # its watcher, too
+            self._process.wait()
+            self._process.stdin.close()
+            self._process = None
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -131,14 +147,6 @@ class Emulator:
         self.kill()
         time.sleep(down_for)
         self.start()
-
-    def _signal(self, number: int) -> None:
-        if self._process is None or self._process.poll() is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=_STOP_TIMEOUT)
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from urllib.parse import quote
 from celery import signals
 from kombu.transport import base, virtual
 
+from gwi_celery.authority import AUTHORITY_OPTION, find
 from gwi_celery.brokers.base import Broker, Receiver
-from gwi_celery.brokers.wakeups import Intake, bell
+from gwi_celery.brokers.wakeups import Bell, local_bell
 from gwi_celery.errors import (
     BatchFailed,
     BrokerUnavailable,
@@ -94,8 +95,12 @@ class Transport(virtual.Transport):
         self._max_lease_seconds: float | None = options.pop("max_lease_seconds", None)
         for name in _KOMBU_OPTIONS:
             options.pop(name, None)
+        authority = find(options.pop(AUTHORITY_OPTION, None))
         self.url = _url(client)
         self.broker: Broker = self.open_broker(self.url, options)
+        #: By what right its messages are sent and taken; None for an app that was not set up.
+        self.authority = authority
+        self.broker.operators = self.authority
         #: Whether this connection is a Celery worker's, which no message may end.
         self.serves_worker = False
         self._pid = os.getpid()
@@ -103,7 +108,7 @@ class Transport(virtual.Transport):
         self._leases: LeaseKeeper | None = None
         self._loop: Any = None
         self._timer: Any = None
-        self._bell: Intake | None = None
+        self._bell: Bell | None = None
         self._stopping = False
 
     def open_broker(self, url: str, options: dict[str, Any]) -> Broker:
@@ -277,9 +282,9 @@ class Transport(virtual.Transport):
             fds.append(self._receiver.fileno())
         return fds
 
-    def _open_bell(self) -> Intake:
+    def _open_bell(self) -> Bell:
         if self._bell is None:
-            self._bell = bell()
+            self._bell = local_bell()
             # A signal doesn't end a wait (PEP 475), so that stopping would take its whole time.
             signals.worker_shutting_down.connect(self._on_worker_stopping)
         return self._bell

@@ -22,9 +22,10 @@ from kombu.exceptions import ChannelError
 from kombu.transport import virtual
 from kombu.utils.uuid import uuid
 
+from gwi_celery.authority import SIGNATURE, Authority
 from gwi_celery.batch import current_batch
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
-from gwi_celery.errors import BrokerError, MalformedMessage, NotDeleted, NotFound
+from gwi_celery.errors import BrokerError, MalformedMessage, NotDeleted, NotFound, StoreError
 from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_text
 from gwi_celery.transport import envelope, handover
@@ -43,6 +44,10 @@ _UNLIMITED_BATCH = 100
 #: Seconds before a requeued message is delivered again, doubling with each delivery up to the last:
 #: a task that is always requeued must not spin.
 _REQUEUE_FIRST, _REQUEUE_MAX = 0.0, 60.0
+
+
+#: Seconds until a message is redelivered that could not be judged, as the store was unavailable.
+_ASK_AGAIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,11 @@ class Channel(virtual.Channel):
         #: Delivery tag -> what is held unacked.
         self.held: dict[str, _Held] = {}
         self._prefetch = Prefetch(self)
+
+    @property
+    def authority(self) -> Authority | None:
+        """By what right it sends, and takes."""
+        return self.connection.authority
 
     @property
     def qos(self) -> Prefetch:
@@ -222,6 +232,10 @@ class Channel(virtual.Channel):
             exchange=exchange or "", routing_key=routing_key
         )
         data, attributes = envelope.encode(message)
+        if self.authority is not None:
+            signature = self.authority.sign(data, routing_key or exchange or "")
+            if signature is not None:
+                attributes[SIGNATURE] = signature
         # A task that expires is revoked by a worker, which tells its caller and its chord: the broker
         # would drop it without a word.
         task = "task" in (message.get("headers") or {})
@@ -328,14 +342,16 @@ class Channel(virtual.Channel):
             try:
                 accepted.append((delivery, handover.decode(delivery, self)))
             except MalformedMessage as exc:
+                reason = handover.why_refused(exc)
                 logger.error(
-                    "message %s of queue %r is not a Celery message: %s; it is kept in the dead "
-                    "letter",
-                    delivery.message_id,
-                    delivery.queue,
-                    exc,
+                    "message %s of queue %r is %s; it is kept in the dead letter",
+                    *(delivery.message_id, delivery.queue, reason),
                 )
-                self._dead_letter(delivery, f"not a Celery message: {exc}")
+                self._dead_letter(delivery, reason)
+            except StoreError as exc:  # nobody can tell now whose it is
+                logger.error("message %s is to be redelivered: %s", delivery.message_id, exc)
+                with contextlib.suppress(BrokerError):
+                    self._broker.nack(delivery, _ASK_AGAIN)
         if no_ack:
             return self._acked(accepted)
         for delivery, message in accepted:
@@ -417,7 +433,9 @@ class Channel(virtual.Channel):
                 self._broker.nack(held.delivery, requeue_delay(held.delivery.deliveries))
                 emit(Settlement.NACKED.text, task_id="")
             else:
-                described = envelope.described(held.delivery, held.message.headers)
+                described = envelope.described(
+                    held.delivery, held.message.headers, held.message.source
+                )
                 self._dead_letter(described, held.message.reason)
         finally:
             self._room_for_more()

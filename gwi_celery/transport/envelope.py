@@ -24,8 +24,9 @@ from kombu.utils import json
 from gwi_celery.brokers.base import REDRIVE, Delivery
 from gwi_celery.errors import MalformedMessage, NotSerializable
 from gwi_celery.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
-from gwi_celery.text import safe_text
+from gwi_celery.text import public_error
 from gwi_celery.transport import depth, jobformat
+from gwi_celery.transport.source import FOREIGN, Source
 
 #: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
 MAX_ATTRIBUTE_BYTES = 1024
@@ -81,12 +82,16 @@ def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
     return data.encode("utf-8"), _attributes(headers)
 
 
-def described(delivery: Delivery, headers: Mapping[str, Any]) -> Delivery:
+def described(
+    delivery: Delivery, headers: Mapping[str, Any], source: Source | None = None
+) -> Delivery:
     """The delivery with the attributes that its headers give it, where it came without.
 
     A plain job has none, and in the dead letter people look for the tenant.
     """
-    return replace(delivery, attributes={**_attributes(headers), **delivery.attributes})
+    foreign = source is not None and not (source.plain or source.marked)
+    given = {**_attributes(headers), **({FOREIGN: "1"} if foreign else {})}
+    return replace(delivery, attributes={**given, **delivery.attributes})
 
 
 def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
@@ -129,8 +134,9 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     try:
         raw = json.loads(delivery.data)
     except Exception as exc:  # Kombu's own types in JSON have decoders that raise anything
-        raise MalformedMessage(f"not JSON ({safe_text(exc, _SHORT)})") from exc
-    if jobformat.is_job(raw):
+        raise MalformedMessage(f"not JSON ({public_error(exc, _SHORT)})") from exc
+    plain = jobformat.is_job(raw)
+    if plain:
         raw = jobformat.to_message(raw, delivery.queue)
     if not isinstance(raw, dict) or not {"body", "properties", "headers"} <= raw.keys():
         raise MalformedMessage(
@@ -158,6 +164,7 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     # A publisher's word on these would reach Kombu's codecs, or ReliableTask.
     for name in ("body_encoding", PUSH_UNTIL):
         properties.pop(name, None)
+    # A copy that a worker made has it as a header. Whether an operator set either, its claim finds out.
     redrive = delivery.attributes.get(REDRIVE)
     if redrive:
         headers[REDRIVE_HEADER] = redrive
@@ -165,6 +172,7 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     properties["delivery_count"] = delivery.deliveries
     properties["priority"] = properties.get("priority", delivery.priority)
     return {
+        "plain": plain,
         "body": body,
         "content-type": raw.get("content-type"),
         "content-encoding": raw.get("content-encoding"),

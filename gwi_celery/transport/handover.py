@@ -16,22 +16,39 @@ from typing import Any
 from celery.exceptions import BackendError
 
 from gwi_celery.brokers.base import Delivery
-from gwi_celery.errors import BrokerError, MalformedMessage, StoreError
-from gwi_celery.text import safe_error
+from gwi_celery.errors import BrokerError, MalformedMessage, NotAllowed, StoreError
+from gwi_celery.text import public_error, safe_error
 from gwi_celery.transport import envelope
 from gwi_celery.transport.message import Message
+from gwi_celery.transport.source import Source, is_marked
 
 logger = logging.getLogger(__name__)
 
 
 def decode(delivery: Delivery, channel: Any) -> Message:
-    """The message that was delivered. Raises MalformedMessage, and nothing else."""
+    """The message that was delivered.
+
+    Raises MalformedMessage; NotAllowed for one that is not signed and has to be; StoreError where the
+    store's key is needed to tell, and can't be read.
+    """
+    authority = getattr(channel, "authority", None)
     try:
-        return Message(envelope.decode(delivery), channel=channel)
-    except MalformedMessage:
+        # What is not signed is not parsed either.
+        signed = authority is not None and authority.admit(delivery)
+        raw = envelope.decode(delivery)
+        message = Message(raw, channel=channel)
+        marked = is_marked(message.headers, delivery.attributes)
+        message.source = Source(delivery.queue, raw["plain"], signed, marked)
+        return message
+    except (MalformedMessage, StoreError):
         raise
     except Exception as exc:
-        raise MalformedMessage(safe_error(exc)) from exc
+        raise MalformedMessage(public_error(exc)) from exc
+
+
+def why_refused(exc: MalformedMessage) -> str:
+    """What the dead letter says of a message that could not be taken."""
+    return str(exc) if isinstance(exc, NotAllowed) else f"not a Celery message: {exc}"
 
 
 def hand_over(message: Message, receive: Callable[[Message], object]) -> None:

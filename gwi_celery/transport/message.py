@@ -7,8 +7,9 @@ from typing import Any
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import virtual
 
-from gwi_celery.text import safe_text
+from gwi_celery.text import public_error
 from gwi_celery.transport import depth
+from gwi_celery.transport.source import Source
 
 
 class Message(virtual.Message):
@@ -18,6 +19,8 @@ class Message(virtual.Message):
     message goes to the dead letter, with the reason.
     """
 
+    #: Where it is from; None for one that didn't come over a broker of ours.
+    source: Source | None = None
     undecodable: str | None = None
     #: Why the message is about to be rejected, for the dead letter; whoever rejects may set it.
     death_reason: str | None = None
@@ -63,4 +66,4 @@ class Message(virtual.Message):
 
 
 def _undecodable(exc: Any) -> str:
-    return f"its body can't be decoded: {safe_text(exc, 500)}"
+    return f"its body can't be decoded: {public_error(exc, 500)}"

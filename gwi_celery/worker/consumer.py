@@ -19,6 +19,7 @@ from gwi_celery.reliability import fields
 from gwi_celery.text import safe_text
 from gwi_celery.worker import tracer
 from gwi_celery.worker.guard import guarded
+from gwi_celery.worker.policy import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +65,18 @@ class Consumer(consumer.Consumer):
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         handle = super().create_task_handler(*args, **kwargs)
+        policy = Policy(self.app)
 
         def on_task_received(message: Any) -> Any:
-            reason = oddity(message)
+            reason = why_malformed(message)
+            if reason is not None:
+                reason = f"not a Celery task: {reason}"
+            elif _is_task(message):
+                reason = policy.refusal(message, message.payload)
             if reason is None:
                 return handle(message)
-            logger.error("message %s is no task: %s", message.delivery_tag, reason)
-            message.death_reason = f"not a Celery task: {reason}"
+            logger.error("message %s is not run: %s", message.delivery_tag, reason)
+            message.death_reason = reason
             return message.reject_log_error(logger, self.connection_errors)
 
         return on_task_received
@@ -92,7 +98,7 @@ def _all_started(processes: Any) -> bool:
     return True
 
 
-def oddity(message: Any) -> str | None:
+def why_malformed(message: Any) -> str | None:
     """What is wrong with a message that names a task; None if it is as Celery makes it.
 
     Whatever Celery itself answers well (no task named, an unknown one, a body that can't be decoded)
@@ -119,6 +125,15 @@ def oddity(message: Any) -> str | None:
             or _arguments(payload)
         )
     return None
+
+
+def _is_task(message: Any) -> bool:
+    """Whether it names one; not odd, by then, and so to be judged by what it asks for."""
+    try:
+        payload = message.payload
+    except Exception:
+        return False  # Celery says so itself
+    return "task" in message.headers or (isinstance(payload, dict) and "task" in payload)
 
 
 def _needed(headers: dict[str, Any]) -> str | None:

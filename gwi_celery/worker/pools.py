@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from gwi_celery import required
 from gwi_celery.errors import ConfigurationError
 
 
@@ -16,6 +17,7 @@ class PoolCheck(bootsteps.Step):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
+        required.check(worker.app.conf)  # it may have been changed since setup()
         if worker.pool_cls.__module__ == "celery.concurrency.eventlet":
             raise ConfigurationError(
                 "the eventlet pool can't be used: it replaces the threads and locks that leases are "

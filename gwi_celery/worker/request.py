@@ -21,7 +21,7 @@ from gwi_celery import blobs
 from gwi_celery.errors import Interrupt
 from gwi_celery.headers import ATTEMPT_PROPERTY
 from gwi_celery.integration import store_for
-from gwi_celery.reliability.call import Call, callers_headers, submission
+from gwi_celery.reliability.call import Call, callers_headers, for_logs, submission
 from gwi_celery.reliability.outcome import dump_failure, load_replaced
 from gwi_celery.shield import shielded
 from gwi_celery.stores.base import Claimed, Completed, JobRecord, JobStatus, Outcome
@@ -131,7 +131,7 @@ class ReliableRequest(GuardedRequest):
         False, unless the job has succeeded meanwhile: then that is its outcome.
         """
         try:
-            record = self._end_job(self._understand(), error)
+            record = self._end_job(self._resolve_call(), error)
         except (Exception, Interrupt) as exc:
             why = safe_text(exc)
             logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, why)
@@ -144,21 +144,21 @@ class ReliableRequest(GuardedRequest):
     def _settle_pending(self, error: Exception) -> None:
         """End what an earlier attempt of this message left, if it did: nobody goes on with it."""
         try:
-            understood = self._understand()
-            record = store_for(self._app).get_job(understood.job)
+            resolved = self._resolve_call()
+            record = store_for(self._app).get_job(resolved.job)
             ours = submission(self.id, self._request_dict)
             if record is not None and not record.status.terminal and record.submission == ours:
-                self._end_job(understood, error)
+                self._end_job(resolved, error)
         except (Exception, Interrupt) as exc:
             why = safe_text(exc)
             logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, why)
 
-    def _end_job(self, understood: Call, error: Exception) -> JobRecord | None:
+    def _end_job(self, resolved: Call, error: Exception) -> JobRecord | None:
         """Record the job as failed, unless another holds it. Its record if it has succeeded."""
         store = store_for(self._app)
         # By the attempt's own name: what its process holds, this claim holds as well.
         wanted = self.task.claim_request(
-            understood,
+            resolved,
             self._request_dict,
             self.id,
             self.worker_pid or 0,
@@ -176,14 +176,17 @@ class ReliableRequest(GuardedRequest):
     def _free_lock(self) -> None:
         """Free the job's lock if this very attempt holds it."""
         try:
-            store_for(self._app).force_release(self._understand().lock, owner_nonce=self._attempt)
+            store_for(self._app).force_release(self._resolve_call().lock, owner_nonce=self._attempt)
         except (Exception, Interrupt) as exc:  # lock= and idempotency= are the user's
             why = safe_text(exc)
             logger.warning("could not free the lock of %s[%s]: %s", self.name, self.id, why)
 
-    def _understand(self) -> Call:
-        understood: Call = self.task.understand(self.args, self.kwargs, self._request_dict, self.id)
-        return understood
+    def _resolve_call(self) -> Call:
+        with for_logs():
+            resolved: Call = self.task.resolve_call(
+                self.args, self.kwargs, self._request_dict, self.id
+            )
+        return resolved
 
 
 def _can_end_jobs(pool: Any) -> bool:

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -387,12 +388,15 @@ def naps(label: str, seconds: float) -> None:
 
 @signals.worker_process_init.connect
 def die_young(**kwargs: Any) -> None:
-    """The first pool child dies as it starts, where a file says so."""
-    try:
+    """The first pool child dies as it starts, where a file says so: as soon as that says ``now``.
+
+    Before the worker is ready that would be its end: Celery doesn't start with a child that is dead.
+    """
+    with suppress(FileNotFoundError):
+        while (FOLDER / "die-young").read_text() != "now":
+            time.sleep(0.01)
         (FOLDER / "die-young").unlink()
-    except FileNotFoundError:
-        return
-    os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Unreadable(Exception):

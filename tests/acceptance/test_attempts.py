@@ -11,6 +11,7 @@ import pytest
 from gwi_celery import broker_for
 from gwi_celery.brokers.base import DEATH_DELIVERIES, DEATH_REASON
 from tests.acceptance.jobs import read_audit
+from tests.machine import PATIENCE
 from tests.workers import Worker, dead_letters, drained, eventually
 
 pytestmark = pytest.mark.acceptance
@@ -28,11 +29,11 @@ def test_a_message_that_kills_its_pool_child_ends_in_the_dead_letter(
     worker = start(pool="prefork", env=TWICE)
     jobs.kills.delay()
     broker = broker_for(jobs.app)
-    [dead] = eventually(lambda: dead_letters(broker), 60)
+    [dead] = eventually(lambda: dead_letters(broker))
     assert dead.attributes[DEATH_REASON] == "delivered 2 times without an ack"
     assert dead.attributes[DEATH_DELIVERIES] == "2"
     assert events(tmp_path, "kills") == 2
-    assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=60) == 5
+    assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=PATIENCE) == 5
     assert worker.process.poll() is None
 
 
@@ -47,9 +48,9 @@ def test_a_message_that_kills_its_worker_ends_in_the_dead_letter(
         worker = start(pool=pool, env=TWICE)
         worker.wait_killed()
     start(pool=pool, env=TWICE)
-    assert behind.get(timeout=60) == 5
+    assert behind.get(timeout=PATIENCE) == 5
     broker = broker_for(jobs.app)
-    [dead] = eventually(lambda: dead_letters(broker), 60)
+    [dead] = eventually(lambda: dead_letters(broker))
     assert dead.attributes[DEATH_DELIVERIES] == "2"
     assert events(tmp_path, "kills") == 2
 
@@ -68,8 +69,8 @@ def test_what_a_killed_worker_had_fetched_and_not_begun_is_not_counted(
         worker.kill()
         eventually(lambda: broker_for(jobs.app).size("celery").leased == 0)
     start(pool="solo", env=TWICE, args=args)
-    assert [result.get(timeout=60) for result in results] == [0, 2, 4]
-    [dead] = eventually(lambda: dead_letters(broker_for(jobs.app)), 60)
+    assert [result.get(timeout=PATIENCE) for result in results] == [0, 2, 4]
+    [dead] = eventually(lambda: dead_letters(broker_for(jobs.app)))
     assert dead.attributes[DEATH_REASON] == "delivered 2 times without an ack"
 
 
@@ -86,9 +87,9 @@ def test_what_a_stopped_worker_had_fetched_is_not_counted(
             jobs.naps.delay("behind", 0)
         worker.stop()
     start(pool="threads", env=TWICE, args=args)
-    eventually(lambda: events(tmp_path, "nap") == 9, 60)
+    eventually(lambda: events(tmp_path, "nap") == 9)
     broker = broker_for(jobs.app)
-    eventually(lambda: drained(broker), 60)
+    eventually(lambda: drained(broker))
     assert dead_letters(broker) == []
 
 
@@ -99,7 +100,7 @@ def test_an_error_without_a_text_takes_no_place(
     worker = start(pool=pool, env=TWICE)
     for _ in range(2):
         jobs.unreadable.delay()
-    assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=60) == 5
+    assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=PATIENCE) == 5
     assert worker.process.poll() is None
 
 
@@ -109,8 +110,9 @@ def test_a_pool_child_that_dies_as_it_starts_is_started_again(
 ) -> None:
     (tmp_path / "die-young").touch()
     worker = start(pool="prefork")
+    (tmp_path / "die-young").write_text("now")
     eventually(lambda: not (tmp_path / "die-young").exists())
-    assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=60) == 5
+    assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=PATIENCE) == 5
     assert worker.process.poll() is None
 
 
@@ -120,7 +122,7 @@ def test_a_worker_that_replaces_its_children_all_the_time_adds_nothing(
     start(pool="prefork", concurrency=2, args=("--max-tasks-per-child", "1"))
     for n in range(20):
         jobs.told.delay(n)
-    eventually(lambda: events(tmp_path, "told") >= 20, 120)
+    eventually(lambda: events(tmp_path, "told") >= 20)
     told = [event for event in read_audit(tmp_path) if event["event"] == "told"]
     assert sorted(event["n"] for event in told) == list(range(20))
     assert {(event["count"], event["redelivered"]) for event in told} == {(1, False)}

@@ -13,6 +13,7 @@ from celery.exceptions import TaskRevokedError
 
 from gwi_celery import broker_for
 from tests.acceptance.jobs import read_audit
+from tests.machine import PATIENCE
 from tests.workers import Worker, eventually
 
 pytestmark = pytest.mark.acceptance
@@ -23,28 +24,28 @@ def test_chain_group_chord_and_errors(
     pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
 ) -> None:
     start(pool=pool, concurrency=2 if pool != "solo" else 1)
-    assert chain(jobs.plain_add.s(1, 2), jobs.plain_add.s(3))().get(timeout=60) == 6
+    assert chain(jobs.plain_add.s(1, 2), jobs.plain_add.s(3))().get(timeout=PATIENCE) == 6
     added = group(jobs.plain_add.s(n, n) for n in range(20))()
-    assert added.get(timeout=60) == [2 * n for n in range(20)]
+    assert added.get(timeout=PATIENCE) == [2 * n for n in range(20)]
     summed = chord([jobs.plain_add.s(n, 1) for n in range(20)], jobs.plain_sum.s())
-    assert summed().get(timeout=60) == sum(range(20)) + 20
+    assert summed().get(timeout=PATIENCE) == sum(range(20)) + 20
     nested = chain(
         group(jobs.plain_add.s(1, 1), jobs.plain_add.s(2, 2)), jobs.plain_sum.s()
     ) | jobs.plain_add.s(10)
-    assert nested().get(timeout=60) == 16
+    assert nested().get(timeout=PATIENCE) == 16
     # reliable tasks in the same canvas
     reliable = chord(
         [jobs.add.s(n, 1, tenant_id="acme", run_id=f"p{n}") for n in range(5)], jobs.plain_sum.s()
     )
-    assert reliable().get(timeout=60) == 15
+    assert reliable().get(timeout=PATIENCE) == 15
     failing = jobs.plain_fail.apply_async(link_error=jobs.on_error.s())
     with pytest.raises(RuntimeError, match="plain failure"):
-        failing.get(timeout=60)
+        failing.get(timeout=PATIENCE)
     eventually(lambda: [e for e in read_audit(tmp_path) if e["event"] == "on_error"])
     linked = jobs.add.apply_async(
         (2, 3), {"tenant_id": "acme", "run_id": "linked"}, link=jobs.record.s()
     )
-    assert linked.get(timeout=60) == 5
+    assert linked.get(timeout=PATIENCE) == 5
     eventually(lambda: [e for e in read_audit(tmp_path) if e.get("label") == 5])
 
 
@@ -54,7 +55,7 @@ def test_retry_eta_priority_and_revoke(
     # Priorities: queued before a worker is there, then drained in order.
     results = [jobs.record.apply_async((f"p{p}",), priority=p) for p in (1, 9, 5)]
     start()
-    assert [r.get(timeout=60) for r in results] == ["p1", "p9", "p5"]
+    assert [r.get(timeout=PATIENCE) for r in results] == ["p1", "p9", "p5"]
     order = [e["label"] for e in read_audit(tmp_path) if e["event"] == "record"]
     assert order == ["p9", "p5", "p1"]
 
@@ -65,14 +66,14 @@ def test_retry_eta_priority_and_revoke(
     size = broker_for(jobs.app).size("celery")
     assert size is None or size.delayed == 2
     jobs.app.control.revoke(revoked.id)
-    assert late.get(timeout=60) == "late"
+    assert late.get(timeout=PATIENCE) == "late"
     at = next(e["at"] for e in read_audit(tmp_path) if e.get("label") == "late")
     assert at - sent >= 7.9
     with pytest.raises(TaskRevokedError):
-        revoked.get(timeout=60)
+        revoked.get(timeout=PATIENCE)
     assert "revoked" not in [e.get("label") for e in read_audit(tmp_path)]
 
-    assert jobs.plain_retry.delay(2).get(timeout=60) == 2
+    assert jobs.plain_retry.delay(2).get(timeout=PATIENCE) == 2
 
 
 def test_remote_control_and_events(
@@ -89,10 +90,10 @@ def test_remote_control_and_events(
         )
         capture = receiver.itercapture(limit=None, timeout=10, wakeup=True)
         next(capture)
-        jobs.plain_add.delay(1, 2).get(timeout=60)
+        jobs.plain_add.delay(1, 2).get(timeout=PATIENCE)
         while "task-succeeded" not in seen:
             next(capture)
     assert {"task-received", "task-started", "task-succeeded"} <= set(seen)
     jobs.app.control.shutdown(destination=[worker.name])
-    worker.process.wait(timeout=60)
+    worker.process.wait(timeout=PATIENCE)
     assert worker.process.returncode == 0

@@ -16,6 +16,7 @@ import pytest
 
 from examples.repo_insight.verify import AUDIT, STATE, main
 from gwi_celery.testing.emulators import Emulator
+from tests.machine import PATIENCE
 from tests.workers import ROOT, eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300), pytest.mark.xdist_group("demo")]
@@ -140,7 +141,7 @@ def test_an_interrupt_ends_the_worker_too() -> None:
             output += line
             if "worker started, pid" in line:
                 process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130, output
+        assert process.wait(timeout=PATIENCE) == 130, output
     finally:
         process.kill()
         process.wait()
@@ -155,7 +156,7 @@ def test_an_interrupt_ends_the_worker_too() -> None:
             return True
         return False
 
-    assert eventually(gone, timeout=10, what="the worker is gone")
+    assert eventually(gone, what="the worker is gone")
 
 
 @pytest.mark.emulator

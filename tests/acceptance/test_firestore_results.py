@@ -20,6 +20,7 @@ from gwi_celery.stores.base import JobStatus
 from tests.acceptance.conftest import APP
 from tests.acceptance.jobs import read_audit
 from tests.apps import imported
+from tests.machine import PATIENCE
 from tests.workers import Worker, eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.emulator]
@@ -49,51 +50,53 @@ def reliable(jobs: ModuleType, n: int) -> Any:
 def test_canvas(pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path) -> None:
     start(pool=pool, concurrency=4)
     add, total = jobs.plain_add, jobs.plain_sum
-    assert group(add.s(n, n) for n in range(20))().get(timeout=60) == [2 * n for n in range(20)]
+    assert group(add.s(n, n) for n in range(20))().get(timeout=PATIENCE) == [
+        2 * n for n in range(20)
+    ]
     # a chord of 100, plain and reliable parts mixed
     parts = [reliable(jobs, n) if n % 2 else add.s(n, 1) for n in range(100)]
-    assert chord(parts, total.s())().get(timeout=90) == sum(range(100)) + 100
+    assert chord(parts, total.s())().get(timeout=PATIENCE) == sum(range(100)) + 100
     # a chain of chords
     chords = chain(
         group(add.s(1, 1), add.s(2, 2)) | total.s(),
         group(add.s(10), add.s(20)) | total.s(),
         group(add.s(1), add.s(2), add.s(3)) | total.s(),
     )
-    assert chords().get(timeout=60) == 3 * 42 + 6
+    assert chords().get(timeout=PATIENCE) == 3 * 42 + 6
     # groups in groups
     rows = [group([add.s(n, m) for m in range(3)]) | total.s() for n in range(3)]
     nested = group(rows) | total.s()
-    assert nested().get(timeout=60) == 18
+    assert nested().get(timeout=PATIENCE) == 18
     deep = chord([group(add.s(1, 1), add.s(2, 2)), group(add.s(3, 3))], jobs.record.s())
-    assert sorted(deep().get(timeout=60)) == [
+    assert sorted(deep().get(timeout=PATIENCE)) == [
         2,
         4,
         6,
     ]  # Celery makes it one, in an order of its own
     # what fails
     failed = jobs.plain_fail.delay()
-    assert isinstance(failed.get(timeout=60, propagate=False), RuntimeError)
+    assert isinstance(failed.get(timeout=PATIENCE, propagate=False), RuntimeError)
     assert 'raise RuntimeError("plain failure")' in failed.traceback
     body = chord([add.s(1, 1), jobs.plain_fail.s()], total.s())()
     with pytest.raises(ChordError, match="plain failure"):
-        body.get(timeout=60, follow_parents=False)
+        body.get(timeout=PATIENCE, follow_parents=False)
     broken = jobs.fails.delay(tenant_id="acme", run_id="broken")
     with pytest.raises(RuntimeError, match="broken on purpose"):
-        broken.get(timeout=60)
+        broken.get(timeout=PATIENCE)
     assert "in fails" in broken.traceback
     # children, by link and by chain
     linked = jobs.add.apply_async((2, 3), {"tenant_id": "acme", "run_id": "l"}, link=add.s(5))
-    assert linked.get(timeout=60) == 5
+    assert linked.get(timeout=PATIENCE) == 5
     (child,) = linked.children
-    assert child.get(timeout=60) == 10
+    assert child.get(timeout=PATIENCE) == 10
     last = chain(jobs.add.s(1, 1, tenant_id="acme", run_id="c"), add.s(3))()
-    assert last.get(timeout=60) == 5
+    assert last.get(timeout=PATIENCE) == 5
     assert [c.id for c in last.parent.children] == [last.id]
     # a timeout, what is large, what is forgotten, what has expired
     with pytest.raises(TimeoutError):
         jobs.plain_add.apply_async((1, 1), countdown=120).get(timeout=0.5)
     large = jobs.large.delay(3_000_000)
-    assert len(large.get(timeout=60)) == 3_000_000
+    assert len(large.get(timeout=PATIENCE)) == 3_000_000
     large.forget()
     assert large.state == states.PENDING
     backend = jobs.app.backend
@@ -103,7 +106,7 @@ def test_canvas(pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_p
     saved = group(add.s(n, n) for n in range(3))()
     saved.save()
     restored = GroupResult.restore(saved.id, app=jobs.app)
-    assert restored.get(timeout=60) == [0, 2, 4]
+    assert restored.get(timeout=PATIENCE) == [0, 2, 4]
 
 
 @pytest.mark.brokers("embedded")
@@ -117,7 +120,7 @@ def test_a_chord_survives_kills_and_counts_each_part_once(
     body = chord([reliable(jobs, n) for n in range(4)], jobs.plain_sum.s())()
     worker.wait_killed()
     start(pool="prefork")
-    assert body.get(timeout=60) == 10
+    assert body.get(timeout=PATIENCE) == 10
     trail = read_audit(tmp_path)
     assert [e["point"] for e in trail if e["event"] == "crash"] == [point]
     # At least once: killed between sending and its mark, the body is sent again.
@@ -150,8 +153,8 @@ def test_children_that_are_replaced_write_their_results(
     parts = [reliable(jobs, n) if n % 2 else jobs.plain_add.s(n, 1) for n in range(half)]
     body = chord(parts, jobs.plain_sum.s())()
     others = group(jobs.plain_add.s(n, n) for n in range(half))()
-    assert body.get(timeout=110) == sum(range(half)) + half
-    assert others.get(timeout=110) == [2 * n for n in range(half)]
+    assert body.get(timeout=PATIENCE) == sum(range(half)) + half
+    assert others.get(timeout=PATIENCE) == [2 * n for n in range(half)]
     ran = Counter(e["pid"] for e in read_audit(tmp_path) if e["event"] == "plain_add")
     assert len(ran) == half + half // 2
     assert set(ran.values()) == {1}

@@ -13,6 +13,7 @@ import pytest
 
 from gwi_celery.errors import BrokerUnusable
 from gwi_celery.testing.emulators import free_port
+from tests.machine import PATIENCE
 from tests.workers import Worker, eventually
 
 pytestmark = pytest.mark.acceptance
@@ -27,7 +28,7 @@ def test_an_idle_worker_notices_and_ends(
     pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
 ) -> None:
     worker = start(pool=pool)
-    assert jobs.add.delay(1, 2, **CALL).get(timeout=30) == 3
+    assert jobs.add.delay(1, 2, **CALL).get(timeout=PATIENCE) == 3
     shutil.rmtree(tmp_path / "gwi")
     worker.process.wait(timeout=SOON)
     assert worker.process.returncode == 1

@@ -15,6 +15,7 @@ import pytest
 from gwi_celery import broker_for, store_for
 from gwi_celery.stores.base import JobStatus
 from tests.acceptance.jobs import read_audit
+from tests.machine import PATIENCE
 from tests.workers import Worker, dead_letters, drained, eventually
 
 pytestmark = pytest.mark.acceptance
@@ -45,7 +46,7 @@ def kill_and_go_on(
     result = jobs.three_steps.delay(tenant_id="acme", run_id="r1")
     worker.wait_killed()
     start(pool=pool)
-    assert result.get(timeout=60) == {"total": 6, "run": "r1"}
+    assert result.get(timeout=PATIENCE) == {"total": 6, "run": "r1"}
 
     trail = read_audit(tmp_path)
     assert [e["point"] for e in trail if e["event"] == "crash"] == [point]
@@ -59,7 +60,7 @@ def kill_and_go_on(
     )
 
     again = jobs.three_steps.delay(tenant_id="acme", run_id="r1")
-    assert again.get(timeout=30) == {"total": 6, "run": "r1"}
+    assert again.get(timeout=PATIENCE) == {"total": 6, "run": "r1"}
     assert Counter(e["name"] for e in read_audit(tmp_path) if e["event"] == "step") == expected
 
 
@@ -79,7 +80,7 @@ def test_a_killed_pool_child_is_replaced_at_once(
     (tmp_path / "crash-at").write_text(f"{point} child")
     start(pool="prefork")
     result = jobs.three_steps.delay(tenant_id="acme", run_id="r1")
-    assert result.get(timeout=60) == {"total": 6, "run": "r1"}
+    assert result.get(timeout=PATIENCE) == {"total": 6, "run": "r1"}
     runs = Counter(e["name"] for e in read_audit(tmp_path) if e["event"] == "step")
     assert runs == {"s1": 1, "s2": 2 if point == "inside-step" else 1, "s3": 1}
 
@@ -91,9 +92,9 @@ def test_a_killed_main_process_leaves_its_child_to_finish(
     (tmp_path / "crash-at").write_text("inside-step main")
     worker = start(pool="prefork")
     result = jobs.three_steps.delay(tenant_id="acme", run_id="r1")
-    worker.process.wait(timeout=60)
+    worker.process.wait(timeout=PATIENCE)
     start(pool="prefork")
-    assert result.get(timeout=60) == {"total": 6, "run": "r1"}
+    assert result.get(timeout=PATIENCE) == {"total": 6, "run": "r1"}
     runs = Counter(e["name"] for e in read_audit(tmp_path) if e["event"] == "step")
     assert runs["s1"] == 1
     assert_kept(
@@ -114,7 +115,7 @@ def test_a_cursor_goes_on_where_it_was(
         )
         worker.kill()
         worker = start()
-    assert result.get(timeout=60) == 40
+    assert result.get(timeout=PATIENCE) == 40
     counts = Counter(e["n"] for e in read_audit(tmp_path) if e["event"] == "n")
     assert set(counts) == set(range(40))
     assert sum(counts.values()) <= 42, "at most the item in flight is done again, at each kill"
@@ -130,7 +131,7 @@ def test_a_worker_that_slept_through_its_lease_writes_nothing(
     os.killpg(zombie.process.pid, signal.SIGSTOP)
     try:
         start(pool="solo")
-        assert result.get(timeout=60) == "x"
+        assert result.get(timeout=PATIENCE) == "x"
     finally:
         os.killpg(zombie.process.pid, signal.SIGCONT)
     zombie.wait_for(r"lost its lease")
@@ -148,7 +149,7 @@ def test_a_job_that_kills_its_worker_every_time_is_given_up(
     start(pool="prefork")
     result = jobs.poison.delay(tenant_id="acme", run_id="r1")
     with pytest.raises(Exception, match="took its worker down 3 times"):
-        result.get(timeout=60)
+        result.get(timeout=PATIENCE)
     assert len([e for e in read_audit(tmp_path) if e["event"] == "attempt"]) == 3
     broker = broker_for(jobs.app)
     [message] = eventually(lambda: dead_letters(broker))

@@ -10,6 +10,7 @@ from celery import Celery
 from gwi_celery import setup
 from gwi_celery.errors import BrokerUnusable
 from tests.acceptance.conftest import APP
+from tests.machine import PATIENCE
 from tests.workers import Worker
 
 pytestmark = pytest.mark.acceptance
@@ -38,7 +39,7 @@ def test_a_worker_does_not_try_again(pool: str, what: object, tmp_path: Path) ->
     worker = Worker(APP, tmp_path, pool=pool, env={"JOBS_FOLDER": str(tmp_path), **env})
     try:
         worker.wait_for(text)
-        assert worker.process.wait(timeout=30) == 1
+        assert worker.process.wait(timeout=PATIENCE) == 1
         assert "Trying again" not in worker.log
     finally:
         worker.close()

@@ -11,6 +11,7 @@ import pytest
 from gwi_celery import store_for
 from gwi_celery.stores.base import JobRef
 from tests.acceptance.jobs import read_audit
+from tests.machine import PATIENCE
 from tests.workers import Worker
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
@@ -26,7 +27,7 @@ def test_a_custom_call_and_threads_are_parts_of_the_attempt(
         result = jobs.parallel.apply_async(
             kwargs={"tenant_id": "acme"}, idempotency_key="k", headers=headers
         )
-        assert result.get(timeout=30) == {
+        assert result.get(timeout=PATIENCE) == {
             "made": [0, 1, 2, 3],
             "trace": "1",
             "stranger": "OutsideAttempt",

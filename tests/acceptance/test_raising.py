@@ -17,6 +17,7 @@ from celery.result import AsyncResult
 from gwi_celery import broker_for, store_for
 from gwi_celery.errors import GwiError
 from gwi_celery.stores.base import JobStatus
+from tests.machine import PATIENCE
 from tests.workers import Worker, drained, eventually
 
 pytestmark = pytest.mark.acceptance
@@ -50,7 +51,7 @@ def start(tmp_path: Path, jobs: ModuleType) -> Iterator[Callable[..., Worker]]:
 
 
 def outcome(result: AsyncResult) -> BaseException:
-    got = result.get(timeout=60, propagate=False)
+    got = result.get(timeout=PATIENCE, propagate=False)
     assert result.state == states.FAILURE
     assert isinstance(got, BaseException)
     return got
@@ -81,7 +82,7 @@ def test_whatever_is_raised_the_caller_is_told_and_the_next_job_runs(
             is JobStatus.FAILED
         )
     assert isinstance(outcome(jobs.bad_handler.delay()), ValueError)
-    assert jobs.add.delay(1, 2).get(timeout=30) == 3
+    assert jobs.add.delay(1, 2).get(timeout=PATIENCE) == 3
     eventually(lambda: drained(broker_for(jobs.app)))
     assert running.process.poll() is None
 
@@ -96,8 +97,8 @@ def test_a_result_without_a_json_form_is_a_failure_that_says_so(
         reliable = outcome(jobs.returns.delay(kind, tenant_id="acme", run_id=kind))
         assert "the result of returns has" in str(reliable)
     result = jobs.returns_result.delay(tenant_id="acme", run_id="r")
-    assert result.get(timeout=30) == [["another", None], None]
-    assert jobs.add.delay(1, 2).get(timeout=30) == 3
+    assert result.get(timeout=PATIENCE) == [["another", None], None]
+    assert jobs.add.delay(1, 2).get(timeout=PATIENCE) == 3
     eventually(lambda: drained(broker_for(jobs.app)))
     assert running.process.poll() is None
 
@@ -118,10 +119,10 @@ def test_what_can_not_be_stored_is_redelivered_and_every_place_is_free_again(
     assert not any(result.ready() for result in done)
     (tmp_path / "full").unlink()
     for result in (*done, reliable):
-        assert len(result.get(timeout=60)) == size
+        assert len(result.get(timeout=PATIENCE)) == size
     assert isinstance(outcome(failed), ValueError)
-    assert retried.get(timeout=60) == "done"
-    assert [jobs.add.delay(n, 1).get(timeout=30) for n in range(4)] == [1, 2, 3, 4]
+    assert retried.get(timeout=PATIENCE) == "done"
+    assert [jobs.add.delay(n, 1).get(timeout=PATIENCE) for n in range(4)] == [1, 2, 3, 4]
     eventually(lambda: drained(broker_for(jobs.app)))
     assert running.process.poll() is None
 
@@ -138,9 +139,9 @@ def test_a_chord_whose_body_can_not_be_sent_fails_and_nothing_else_does(
     ):
         refused = chord(parts, body)()
         with pytest.raises(ChordError, match=text):
-            refused.get(timeout=60)
+            refused.get(timeout=PATIENCE)
     inner = jobs.add.s(1, 2) | group(jobs.add.s(3), jobs.add.s(4))
-    assert chord([inner, jobs.add.s(5, 6)], jobs.total.s())().get(timeout=60) == 24
-    assert chord(parts, jobs.reliable_total.s(tenant_id="acme"))().get(timeout=60) == 6
+    assert chord([inner, jobs.add.s(5, 6)], jobs.total.s())().get(timeout=PATIENCE) == 24
+    assert chord(parts, jobs.reliable_total.s(tenant_id="acme"))().get(timeout=PATIENCE) == 6
     eventually(lambda: drained(broker_for(jobs.app)))
     assert running.process.poll() is None

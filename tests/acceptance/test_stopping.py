@@ -10,7 +10,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,12 +22,13 @@ from gwi_celery.testing.emulator_fixtures import named
 from gwi_celery.testing.emulators import PUBSUB_HOST, Emulator, start_pubsub
 from tests.acceptance.conftest import APP
 from tests.acceptance.jobs import read_audit
+from tests.machine import PATIENCE, Stopwatch
 from tests.workers import ROOT, Worker, eventually
 
 pytestmark = pytest.mark.acceptance
 
-#: Cloud Run's patience, seconds, and as much again on a machine that is busy with other tests.
-PATIENCE = 10.0 * (2 if os.getloadavg()[0] > 2 * (os.cpu_count() or 1) else 1)
+#: Cloud Run's, seconds.
+GRACE = 10.0
 POOLS = ["prefork", "threads", "solo", "gevent"]
 
 
@@ -78,16 +78,12 @@ def start_all(tmp_path: Path, jobs: ModuleType) -> Iterator[Callable[[], list[Wo
 
 
 def all_end(workers: list[Worker]) -> None:
-    began = time.monotonic()
-    for worker in workers:
-        worker.process.send_signal(signal.SIGTERM)
-    for worker in workers:
-        left = began + PATIENCE - time.monotonic()
-        try:
-            worker.process.wait(timeout=max(left, 0))
-        except Exception:
-            raise AssertionError(f"it did not end in {PATIENCE:g} s:\n{worker.log}") from None
-        assert worker.process.returncode == 0
+    with Stopwatch() as watch:
+        for worker in workers:
+            worker.process.send_signal(signal.SIGTERM)
+        for worker in workers:
+            worker.wait_stopped(watch, GRACE)
+    assert [worker.process.returncode for worker in workers] == [0] * len(workers)
 
 
 def keep_busy(jobs: ModuleType, workers: list[Worker], folder: Path, seconds: float) -> None:
@@ -98,7 +94,7 @@ def keep_busy(jobs: ModuleType, workers: list[Worker], folder: Path, seconds: fl
         call = {"tenant_id": "acme", "run_id": pool, "seconds": seconds}
         jobs.deaf.apply_async(kwargs=call, queue=pool)
     busy = len(POOLS)
-    eventually(lambda: [e["event"] for e in read_audit(folder)].count("deaf") == busy, timeout=60)
+    eventually(lambda: [e["event"] for e in read_audit(folder)].count("deaf") == busy)
 
 
 @pytest.mark.emulator
@@ -183,7 +179,7 @@ def test_a_worker_whose_broker_answers_waits_for_its_job(
     result = jobs.deaf.delay(tenant_id="acme", run_id="r1", seconds=12)
     eventually(lambda: [e for e in read_audit(tmp_path) if e["event"] == "deaf"])
     assert worker.stop() > 9, "longer than a job without its broker has"
-    assert result.get(timeout=10) == "done"
+    assert result.get(timeout=PATIENCE) == "done"
 
 
 TEST_SUITE = """

@@ -18,6 +18,7 @@ from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.errors import IdempotencyMismatch, MissingTenant
 from gwi_celery.stores.base import JobRef, JobStatus
 from tests.acceptance.jobs import read_audit
+from tests.machine import PATIENCE
 from tests.workers import Worker, dead_letters, drained, eventually
 
 pytestmark = pytest.mark.acceptance
@@ -45,11 +46,11 @@ def test_retries_keep_steps_and_end_in_success(
     jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
 ) -> None:
     start()
-    assert jobs.flaky.delay(**CALL, fail_times=2).get(timeout=30) == "done"
+    assert jobs.flaky.delay(**CALL, fail_times=2).get(timeout=PATIENCE) == "done"
     trail = read_audit(tmp_path)
     assert [e["retries"] for e in trail if e["event"] == "attempt"] == [0, 1, 2]
     assert [e["event"] for e in trail].count("once") == 1
-    assert jobs.auto.delay(**CALL, fail_times=1).get(timeout=30) == "done"
+    assert jobs.auto.delay(**CALL, fail_times=1).get(timeout=PATIENCE) == "done"
 
 
 def test_a_failed_job_is_kept_in_the_dead_letter_and_runs_again_when_redriven(
@@ -58,7 +59,7 @@ def test_a_failed_job_is_kept_in_the_dead_letter_and_runs_again_when_redriven(
     start()
     result = jobs.fails.delay(**CALL)
     with pytest.raises(RuntimeError, match="broken on purpose"):
-        result.get(timeout=30)
+        result.get(timeout=PATIENCE)
     assert dead(jobs) == ["RuntimeError: broken on purpose"]
     assert status(jobs, "fails") is JobStatus.FAILED
 
@@ -69,7 +70,7 @@ def test_a_failed_job_is_kept_in_the_dead_letter_and_runs_again_when_redriven(
     trail = read_audit(tmp_path)
     assert [e["event"] for e in trail].count("first") == 1, "its finished step did not run again"
     assert [e["generation"] for e in trail if e["event"] == "attempt"] == [1, 2]
-    assert jobs.fails.delay(**CALL).get(timeout=30) == "repaired"
+    assert jobs.fails.delay(**CALL).get(timeout=PATIENCE) == "repaired"
     assert dead_letters(broker) == []
 
 
@@ -77,9 +78,9 @@ def test_a_duplicate_with_another_payload_is_refused_and_kept(
     jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
 ) -> None:
     start()
-    assert jobs.three_steps.delay(**CALL, factor=1).get(timeout=30)["total"] == 6
+    assert jobs.three_steps.delay(**CALL, factor=1).get(timeout=PATIENCE)["total"] == 6
     with pytest.raises(IdempotencyMismatch):
-        jobs.three_steps.delay(**CALL, factor=2).get(timeout=30)
+        jobs.three_steps.delay(**CALL, factor=2).get(timeout=PATIENCE)
     assert "IdempotencyMismatch" in dead(jobs)[0]
     assert len([e for e in read_audit(tmp_path) if e["event"] == "attempt"]) == 1
 
@@ -94,9 +95,9 @@ def test_jobs_of_one_run_wait_for_each_other_at_no_cost(
     duplicate = jobs.hold.delay(**CALL, label="a", seconds=0.6)
     other = jobs.three_steps.delay(**CALL)
     free = jobs.hold.delay(tenant_id="acme", run_id="r2", label="free", seconds=0.01)
-    assert free.get(timeout=30) == "free"
-    assert first.get(timeout=30) == duplicate.get(timeout=30) == "a"
-    assert other.get(timeout=30)["total"] == 6
+    assert free.get(timeout=PATIENCE) == "free"
+    assert first.get(timeout=PATIENCE) == duplicate.get(timeout=PATIENCE) == "a"
+    assert other.get(timeout=PATIENCE)["total"] == 6
     trail = read_audit(tmp_path)
     labels = [e["label"] for e in trail if e["event"] == "start"]
     assert sorted(labels) == ["a", "free"], "the duplicate was answered, not run"
@@ -113,12 +114,12 @@ def test_a_hard_time_limit_fails_the_job(
 ) -> None:
     start()
     with pytest.raises(TimeLimitExceeded):
-        jobs.slow.delay(**CALL).get(timeout=30)
+        jobs.slow.delay(**CALL).get(timeout=PATIENCE)
     assert "TimeLimitExceeded" in dead(jobs)[0]
     eventually(lambda: status(jobs, "slow") is JobStatus.FAILED)
     assert store_for(jobs.app).list_locks("acme") == []
     (tmp_path / "repaired").touch()
-    assert jobs.slow.delay(**CALL).get(timeout=30) == "repaired"
+    assert jobs.slow.delay(**CALL).get(timeout=PATIENCE) == "repaired"
 
 
 def test_revoke_with_terminate_ends_the_job(
@@ -129,7 +130,7 @@ def test_revoke_with_terminate_ends_the_job(
     eventually(lambda: read_audit(tmp_path))
     jobs.app.control.revoke(result.id, terminate=True, signal="SIGKILL")
     with pytest.raises(TaskRevokedError):
-        result.get(timeout=30)
+        result.get(timeout=PATIENCE)
     eventually(lambda: status(jobs, "hold") is JobStatus.FAILED)
     assert store_for(jobs.app).list_locks("acme") == []
 
@@ -143,12 +144,12 @@ def test_an_operators_cancel_stops_a_running_job(
     store = store_for(jobs.app)
     assert store.cancel(JobRef("acme", "hold", "run:r1"), "not wanted")
     with pytest.raises(TaskRevokedError, match="not wanted"):
-        result.get(timeout=30)
+        result.get(timeout=PATIENCE)
     broker = broker_for(jobs.app)
     eventually(lambda: drained(broker))
     assert store.cancel(JobRef("acme", "hold", "run:r2"), "wrong customer", in_advance=True)
     with pytest.raises(TaskRevokedError, match="wrong customer"):
-        jobs.hold.delay(tenant_id="acme", run_id="r2", label="x", seconds=60).get(timeout=30)
+        jobs.hold.delay(tenant_id="acme", run_id="r2", label="x", seconds=60).get(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
@@ -163,7 +164,7 @@ def test_a_worker_that_stops_hands_its_job_to_the_next(
     done = len([e for e in read_audit(tmp_path) if e["event"] == "n"])
     assert done < 60, "it was interrupted"
     start(pool=pool)
-    assert result.get(timeout=60) == 60
+    assert result.get(timeout=PATIENCE) == 60
     numbers = [e["n"] for e in read_audit(tmp_path) if e["event"] == "n"]
     assert numbers == list(range(60)), "it went on where it was, with nothing done twice"
 
@@ -196,9 +197,9 @@ def test_what_is_no_task_of_ours_is_kept_with_the_reason(
     without = jobs.app.send_task("three_steps", kwargs={"run_id": "r1", "tenant_id": ""})
     start()
     with pytest.raises(NotRegistered):
-        unknown.get(timeout=30)
+        unknown.get(timeout=PATIENCE)
     with pytest.raises(MissingTenant):
-        without.get(timeout=30)
+        without.get(timeout=PATIENCE)
     plain = json.dumps({"id": "job-1", "type": "nobody.knows", "tenantId": "acme", "runId": "r1"})
     broker_for(jobs.app).publish("", "celery", OutgoingMessage(plain.encode()))
     reasons = " | ".join(dead(jobs, 8))
@@ -217,7 +218,7 @@ def test_what_is_no_task_of_ours_is_kept_with_the_reason(
         "no task is registered as 'nobody.knows': start the worker with the module",
     ):
         assert part in reasons
-    assert jobs.plain_add.delay(1, 2).get(timeout=30) == 3, "the worker is none the worse"
+    assert jobs.plain_add.delay(1, 2).get(timeout=PATIENCE) == 3, "the worker is none the worse"
     eventually(lambda: drained(broker), what="the last ack")
 
 
@@ -226,11 +227,11 @@ def test_the_time_until_a_worker_takes_a_message_is_not_a_polling_interval(
 ) -> None:
     """Not a benchmark: an idle second would show polling or a lost wake-up."""
     start(pool="solo")
-    jobs.plain_add.delay(0, 0).get(timeout=30)
+    jobs.plain_add.delay(0, 0).get(timeout=PATIENCE)
     waits = []
     for n in range(20):
         sent = time.time()
-        jobs.record.delay(n).get(timeout=30)
+        jobs.record.delay(n).get(timeout=PATIENCE)
         waits.append(
             next(e["at"] for e in reversed(read_audit(tmp_path)) if e.get("label") == n) - sent
         )
@@ -244,7 +245,7 @@ def test_a_signal_in_the_middle_of_a_solo_task_is_heeded_at_its_next_step(
     jobs.hold.delay(**CALL, label="x", seconds=60)
     eventually(lambda: read_audit(tmp_path))
     worker.process.send_signal(signal.SIGTERM)
-    worker.process.wait(timeout=20)
+    worker.process.wait(timeout=PATIENCE)
     [waiting] = broker_for(jobs.app).peek("celery")
     assert waiting.state == "ready", "handed back at once"
     message = json.loads(waiting.data)
@@ -266,5 +267,5 @@ def test_a_store_that_can_not_be_used_parks_its_jobs_until_it_can(
     store = store_for(jobs.app)
     eventually(lambda: status(jobs, "three_steps") is JobStatus.SUCCEEDED)
     assert store.list_locks("acme") == []
-    assert result.get(timeout=30)["total"] == 6
+    assert result.get(timeout=PATIENCE)["total"] == 6
     assert dead_letters(broker_for(jobs.app)) == []

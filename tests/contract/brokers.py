@@ -26,10 +26,11 @@ from gwi_celery.brokers.base import (
 from gwi_celery.brokers.embedded import EmbeddedBroker, forget_memory, memory_broker
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.options import parse
+from tests import machine
 from tests.clocks import FakeClock
 
 #: Seconds. More than anything takes that is waited for; reached only if it never comes.
-PATIENCE = 20.0
+PATIENCE = machine.PATIENCE
 
 
 class BrokerFactory:

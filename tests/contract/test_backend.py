@@ -19,6 +19,7 @@ from kombu.exceptions import OperationalError
 from gwi_celery import broker_for
 from gwi_celery.errors import BrokerUnavailable, MissingTenant, StoreUnavailable
 from tests.contract.backends import BackendCase
+from tests.machine import PATIENCE
 from tests.workers import eventually
 
 SUCCESS, FAILURE, STARTED, RETRY, PENDING = (
@@ -57,7 +58,11 @@ def test_a_task_goes_through_its_states(results: BackendCase) -> None:
     assert str(result_of(results).result) == "later"
     results.another().store_result("t1", [1, {"a": None}], SUCCESS, request=request(retries=1))
     done = result_of(results)
-    assert (done.state, done.get(timeout=10), exists(done)) == (SUCCESS, [1, {"a": None}], True)
+    assert (done.state, done.get(timeout=PATIENCE), exists(done)) == (
+        SUCCESS,
+        [1, {"a": None}],
+        True,
+    )
     assert done.date_done is not None
     assert done.name is None  # only with result_extended
 
@@ -69,7 +74,7 @@ def test_a_success_is_never_overwritten(results: BackendCase, later: str) -> Non
         for again in (None, request(retries=1)):
             result = ValueError("no") if later in states.EXCEPTION_STATES else "second"
             backend.store_result("t1", result, later, request=again)
-    assert result_of(results).get(timeout=10) == "first"
+    assert result_of(results).get(timeout=PATIENCE) == "first"
 
 
 @pytest.mark.parametrize("end", [FAILURE, states.REVOKED])
@@ -83,7 +88,7 @@ def test_an_end_is_overwritten_by_an_end_only(results: BackendCase, end: str) ->
     other.store_result("t1", ValueError("again"), FAILURE)
     assert str(result_of(results).result) == "again"
     results.backend.store_result("t1", 5, SUCCESS)
-    assert result_of(results).get(timeout=10) == 5
+    assert result_of(results).get(timeout=PATIENCE) == 5
 
 
 def test_what_has_expired_is_gone(results: BackendCase) -> None:
@@ -97,7 +102,9 @@ def test_what_has_expired_is_gone(results: BackendCase) -> None:
     with pytest.raises(TimeoutError):
         gone.get(timeout=0.1)
     results.another().store_result("t1", 2, SUCCESS)
-    assert result_of(results).get(timeout=10) == 2, "an expired success stands in nobody's way"
+    assert result_of(results).get(timeout=PATIENCE) == 2, (
+        "an expired success stands in nobody's way"
+    )
 
 
 def test_a_cleanup_deletes_what_has_expired_only(results: BackendCase) -> None:
@@ -107,7 +114,7 @@ def test_a_cleanup_deletes_what_has_expired_only(results: BackendCase) -> None:
     results.backend.store_result("t2", 2, SUCCESS)
     assert results.backend.count_part("g2", "a") == (1, False)
     results.backend.cleanup()
-    assert result_of(results, "t2").get(timeout=10) == 2
+    assert result_of(results, "t2").get(timeout=PATIENCE) == 2
     assert results.backend.count_part("g2", "b") == (2, False)
     assert results.backend.count_part("g1", "a") == (1, False), "begins anew"
     assert not exists(result_of(results))
@@ -122,7 +129,7 @@ def test_results_may_be_kept_for_good_or_expire_sooner(results: BackendCase) -> 
     results.advance(101)
     assert not exists(result_of(results, "t2"))
     results.outlast_result()
-    assert result_of(results).get(timeout=10) == 1
+    assert result_of(results).get(timeout=PATIENCE) == 1
 
 
 def test_forget(results: BackendCase) -> None:
@@ -131,7 +138,7 @@ def test_forget(results: BackendCase) -> None:
     assert result_of(results).state == PENDING
     result_of(results).forget()
     results.backend.store_result("t1", 2, SUCCESS)
-    assert result_of(results).get(timeout=10) == 2
+    assert result_of(results).get(timeout=PATIENCE) == 2
 
 
 def test_an_exception_comes_back_with_its_traceback(results: BackendCase) -> None:
@@ -139,10 +146,10 @@ def test_an_exception_comes_back_with_its_traceback(results: BackendCase) -> Non
     results.backend.mark_as_failure("t1", error, traceback="Traceback: line 1")
     failed = result_of(results)
     with pytest.raises(ValueError, match="no such thing") as caught:
-        failed.get(timeout=10)
+        failed.get(timeout=PATIENCE)
     assert caught.value.args == ("no such thing", 42)
     assert failed.traceback == "Traceback: line 1"
-    assert isinstance(result_of(results).get(timeout=10, propagate=False), ValueError)
+    assert isinstance(result_of(results).get(timeout=PATIENCE, propagate=False), ValueError)
     results.backend.mark_as_revoked("t2", "not wanted")
     assert result_of(results, "t2").state == states.REVOKED
 
@@ -176,7 +183,7 @@ def test_extended_results_and_children(results: BackendCase) -> None:
 def test_any_text_is_an_id(results: BackendCase, task_id: str) -> None:
     results.backend.store_result(task_id, "mine", SUCCESS)
     results.backend.store_result(task_id + "/", "other", SUCCESS)
-    assert result_of(results, task_id).get(timeout=10) == "mine"
+    assert result_of(results, task_id).get(timeout=PATIENCE) == "mine"
 
 
 @pytest.mark.parametrize("size", [899_000, 2_000_000, 7_000_000])
@@ -186,7 +193,7 @@ def test_a_large_result_comes_back_whole(results: BackendCase, size: int) -> Non
     assert result_of(results).result == first
     results.another().store_result("t1", second, SUCCESS)
     done = result_of(results)
-    assert done.get(timeout=10) == second
+    assert done.get(timeout=PATIENCE) == second
     done.forget()
     assert not exists(result_of(results))
 
@@ -228,7 +235,7 @@ def test_a_wait_ends_when_the_result_is_there(results: BackendCase) -> None:
     meta = results.backend.wait_for("t1", timeout=60, interval=0.05, on_interval=on_interval)
     assert meta["result"] == 3
     assert len(asked) >= 2
-    assert result_of(results).get(timeout=60) == 3
+    assert result_of(results).get(timeout=PATIENCE) == 3
 
 
 def test_of_a_failure_its_parents_is_raised(results: BackendCase) -> None:
@@ -242,7 +249,7 @@ def test_of_a_failure_its_parents_is_raised(results: BackendCase) -> None:
         writer.mark_as_failure("t1", ChordError("what became of it"))
 
     with pytest.raises(ValueError, match="the cause"):
-        body.get(timeout=60, interval=0.05, on_interval=on_interval)
+        body.get(timeout=PATIENCE, interval=0.05, on_interval=on_interval)
 
 
 def test_a_wait_may_end_before(results: BackendCase) -> None:
@@ -261,7 +268,7 @@ def test_many_wait_for_one_and_one_for_many(results: BackendCase) -> None:
 
     def wait() -> None:
         group = GroupResult("g", [AsyncResult(task_id, app=results.app) for task_id in ids])
-        got.append(group.get(timeout=60, interval=0.05, on_interval=waiting.release))
+        got.append(group.get(timeout=PATIENCE, interval=0.05, on_interval=waiting.release))
 
     threads = [threading.Thread(target=wait) for _ in range(4)]
     for thread in threads:
@@ -272,7 +279,7 @@ def test_many_wait_for_one_and_one_for_many(results: BackendCase) -> None:
     for n, task_id in reversed(list(enumerate(ids))):
         writer.store_result(task_id, n, SUCCESS)
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=PATIENCE)
     assert got == [list(range(8))] * 4
 
 
@@ -286,7 +293,7 @@ def test_a_group_is_saved_restored_and_deleted(results: BackendCase) -> None:
     assert [r.id for r in restored] == [r.id for r in members]
     for n, member in enumerate(members):
         results.backend.store_result(member.id, n, SUCCESS)
-    assert restored.get(timeout=60) == list(range(150))
+    assert restored.get(timeout=PATIENCE) == list(range(150))
     restored.delete(backend=results.another())
     assert GroupResult.restore("g", backend=results.another(), app=results.app) is None
 
@@ -296,8 +303,8 @@ def test_a_failure_in_a_group(results: BackendCase) -> None:
     results.backend.mark_as_failure("t1", ValueError("no"))
     group = GroupResult("g", [AsyncResult(f"t{n}", app=results.app) for n in range(2)])
     with pytest.raises(ValueError, match="no"):
-        group.get(timeout=10)
-    one, two = group.get(timeout=10, propagate=False)
+        group.get(timeout=PATIENCE)
+    one, two = group.get(timeout=PATIENCE, propagate=False)
     assert one == 0
     assert isinstance(two, ValueError)
 
@@ -359,7 +366,7 @@ def test_a_part_that_fails_fails_the_body(results: BackendCase) -> None:
     assert results.sent() == 0
     body = result_of(results, "body")
     with pytest.raises(ChordError, match="broken part"):
-        body.get(timeout=10)
+        body.get(timeout=PATIENCE)
 
 
 def test_a_chord_whose_group_is_gone_fails_its_body(results: BackendCase) -> None:
@@ -368,7 +375,7 @@ def test_a_chord_whose_group_is_gone_fails_its_body(results: BackendCase) -> Non
     for n in range(3):
         chord.returns(n)
     with pytest.raises(ChordError, match="is gone"):
-        result_of(results, "body").get(timeout=10)
+        result_of(results, "body").get(timeout=PATIENCE)
 
 
 def nested(results: BackendCase) -> tuple[Any, list[str]]:
@@ -491,7 +498,7 @@ def test_a_body_that_can_not_be_called_fails(
     part.returns()
     part.returns()
     with pytest.raises(ChordError, match=str(raised).replace("?", ".")):
-        result_of(results, "body").get(timeout=10)
+        result_of(results, "body").get(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("raised", [OperationalError("away"), BrokerUnavailable("away")])
@@ -525,7 +532,7 @@ def test_parts_counted_at_the_same_time(results: BackendCase) -> None:
     threads = [threading.Thread(target=count, args=(b, n)) for n, b in enumerate(backends)]
     for thread in threads:
         thread.start()
-    eventually(lambda: len(counted) == 40, timeout=60)
+    eventually(lambda: len(counted) == 40)
     for thread in threads:
         thread.join()
     assert sorted(counted)[-1] == (40, False)

@@ -29,6 +29,7 @@ from tests.contract.brokers import (
     task_queues,
     wait_for,
 )
+from tests.machine import PATIENCE
 
 DEAD = dead_letter_queue("q")
 
@@ -694,9 +695,9 @@ def test_threads_share_a_broker(broker):
     threads += [threading.Thread(target=guarded(consume)) for _ in range(4)]
     for thread in threads:
         thread.start()
-    assert done.wait(30)
+    assert done.wait(PATIENCE)
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert errors == []
     assert sorted(taken) == sorted(b"%d/%d" % (n, i) for n in range(4) for i in range(total // 4))
 

@@ -268,7 +268,7 @@ def test_declaring_and_deleting_at_once(broker_factory):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert failures == []
     last = broker_factory()
     last.declare_queue(QueueSpec("q"))

@@ -15,6 +15,7 @@ from gwi_celery.backends.base import _RETRIES
 from gwi_celery.errors import StoreUnavailable, StoreUnusable
 from gwi_celery.worker import tracer
 from tests.contract.backends import BackendCase
+from tests.machine import PATIENCE
 
 
 class Odd(Exception):
@@ -112,7 +113,7 @@ def test_a_store_that_is_unavailable_for_a_moment_is_asked_again(
     monkeypatch.setattr(results.backend, "put", refuse)
     monkeypatch.setattr(results.backend, "max_retries", _RETRIES)
     assert run(results, tasks["succeeds"])[1] is None
-    assert results.app.AsyncResult("t1").get(timeout=10) == 3
+    assert results.app.AsyncResult("t1").get(timeout=PATIENCE) == 3
 
 
 def test_a_result_without_a_json_form_is_a_failure(results: BackendCase) -> None:

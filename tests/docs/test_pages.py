@@ -18,6 +18,7 @@ from uuid import uuid4
 import hcl2
 import pytest
 import yaml
+from celery import _state
 
 import gwi_celery
 from gwi_celery.cli import gwi
@@ -77,7 +78,12 @@ def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     modules = set(sys.modules)
+    # A page's tasks are shared with every app of the process, and its app becomes the current one.
+    finalizers, current = set(_state._on_app_finalizers), _state._tls.current_app
     yield
+    _state._on_app_finalizers.clear()
+    _state._on_app_finalizers.update(finalizers)
+    _state._tls.current_app = current
     for name in set(sys.modules) - modules:
         if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(
             sys.modules[name].__file__

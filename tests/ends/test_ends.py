@@ -24,6 +24,7 @@ from gwi_celery.reliability.ends import Counts, End, Record
 from gwi_celery.stores.base import JobRef, JobStatus, LockRef
 from gwi_celery.transport.settlement import Settlement
 from tests.apps import imported
+from tests.machine import PATIENCE
 from tests.service.pushing import PushSubscription, Service
 from tests.workers import Worker, dead_letters, drained, eventually
 
@@ -132,7 +133,7 @@ class Bench:
         row = end.row
         state = case.state or row.caller
         try:
-            eventually(lambda: result.state == state, 60, f"state {state}")
+            eventually(lambda: result.state == state, f"state {state}")
             if state != states.PENDING:
                 eventually(lambda: result.state == state, 5)
         except AssertionError:
@@ -149,7 +150,7 @@ class Bench:
             return f"{run}: its lock is held"
         dead = row.message is Settlement.DEAD_LETTERED
         if dead:
-            eventually(lambda: run in self.dead(), 30, "the dead letter")
+            eventually(lambda: run in self.dead(), "the dead letter")
         elif run in self.dead():
             return f"{run}: it is in the dead letter"
         return None
@@ -197,7 +198,7 @@ def test_every_end_is_as_the_table_says(pool: str, bench: Callable[[str], Bench]
     expired = b.call("returns", "expired", expires=0.01)
     time.sleep(0.1)  # past that, before anyone gets to see it
     b.start()
-    eventually(lambda: expired.state == states.REVOKED, 30, "the expired one is revoked")
+    eventually(lambda: expired.state == states.REVOKED, "the expired one is revoked")
     revoked = expired
     if pool != "push":  # it hears of no revoke
         b.revoke("revoked")
@@ -213,13 +214,13 @@ def test_every_end_is_as_the_table_says(pool: str, bench: Callable[[str], Bench]
     b.store.force_release(LockRef("t", ("run", "lock-freed")))
     wrong = [b.check(case, case.kind, results[case.kind]) for case in cases]
     assert [line for line in wrong if line] == [], b.log()
-    eventually(lambda: revoked.state == states.REVOKED, 30, "the revoked one is revoked")
+    eventually(lambda: revoked.state == states.REVOKED, "the revoked one is revoked")
     assert b.record("revoked") is b.record("expired") is None, End.REVOKED_BEFORE.row
     _duplicates(b)
     if pool != "push":
         _terminated(b)
         _ended(b)
-    assert b.call("returns", "next").get(timeout=60) == "returns"
+    assert b.call("returns", "next").get(timeout=PATIENCE) == "returns"
     eventually(lambda: drained(b.broker), what="no message is left")
     if b.subscription is not None:
         answers = b.subscription.answers
@@ -235,10 +236,10 @@ def _duplicates(b: Bench) -> None:
 
     done, replaced = again("returns"), again("replaces")
     other = again("retries", extra="other")
-    assert done.get(timeout=60) == "returns"
-    assert replaced.get(timeout=60) == "another task's"
-    eventually(lambda: other.state == states.FAILURE, 60, "a mismatch")
-    eventually(lambda: "retries-again" in b.dead(), 30)
+    assert done.get(timeout=PATIENCE) == "returns"
+    assert replaced.get(timeout=PATIENCE) == "another task's"
+    eventually(lambda: other.state == states.FAILURE, "a mismatch")
+    eventually(lambda: "retries-again" in b.dead())
     for kind in ("returns", "replaces", "retries"):
         record = b.record(kind)
         assert (record.status, record.generation) == (JobStatus.SUCCEEDED, 1)
@@ -253,7 +254,7 @@ def _terminated(b: Bench) -> None:
     else:
         b.revoke("terminated", terminate=True)
     row = (End.REVOKED if b.pool in ENDS_JOBS else End.SUCCEEDED).row
-    eventually(lambda: result.state == row.caller, 60, row.caller)
+    eventually(lambda: result.state == row.caller, row.caller)
     assert b.record("terminated").status is JobStatus(row.record.value)
     assert b.store.get_lock(LockRef("t", ("run", "terminated"))) is None
     assert "terminated" not in b.dead()
@@ -265,12 +266,12 @@ def _ended(b: Bench) -> None:
     result = b.call("terminated", "ended")
     b.began("ended")
     b.worker.process.send_signal(signal.SIGQUIT)
-    b.worker.process.wait(timeout=60)
+    b.worker.process.wait(timeout=PATIENCE)
     record = b.record("ended")
     row = (End.ENDED if b.pool in ENDS_JOBS else End.SUCCEEDED).row
     assert record.status is JobStatus(row.record.value), b.log()
     assert record.crashes == (row.counts is Counts.CRASH)
     b.start()  # the next worker
-    assert result.get(timeout=60) == "terminated"
+    assert result.get(timeout=PATIENCE) == "terminated"
     assert b.record("ended").crashes == 0
     assert "ended" not in b.dead()

@@ -24,6 +24,7 @@ from gwi_celery.integration import integration
 from gwi_celery.stores.base import JobStatus, Outcome, StoredResult
 from gwi_celery.stores.firestore.results import result_name
 from tests.firestore_wire import ABORTED, LATE, LOST_ANSWER, LOST_REQUEST, Wire
+from tests.machine import PATIENCE
 from tests.workers import ROOT, eventually
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
@@ -258,7 +259,7 @@ def test_a_finish_leaves_a_success_alone(app: Celery, backend: Any, wire: Wire) 
 def test_a_stale_holder_writes_no_result_either(app: Celery, backend: Any, wire: Wire) -> None:
     store = integration(app).store
     job = whole_job(app)
-    claim = job.claim_request(job.understand([], CALL, {}, "t1"), {}, "t1", 1, redelivered=False)
+    claim = job.claim_request(job.resolve_call([], CALL, {}, "t1"), {}, "t1", 1, redelivered=False)
     lease = store.claim(claim).lease
     store.force_release(claim.lock)
     key = backend.get_key_for_task("t1")
@@ -343,7 +344,7 @@ def test_a_wait_asks_once_and_is_told(backend: Any, wire: Wire) -> None:
         for n in (0, 1):
             writer.store_result(f"t{n}", n, SUCCESS)
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join(timeout=PATIENCE)
     assert calls == [], "nobody asked"
     assert sorted(got) == [0, 0, 1, 1]
     assert wire.calls.count(LISTEN) == 1, "one stream for all"
@@ -352,7 +353,7 @@ def test_a_wait_asks_once_and_is_told(backend: Any, wire: Wire) -> None:
         late = waiting(backend, "t2", got)
         eventually(lambda: live(backend))
         writer.store_result("t2", 2, SUCCESS)
-        late.join(timeout=60)
+        late.join(timeout=PATIENCE)
     assert calls.count(LISTEN) == 0, "it is open yet"
     writer.close()
 
@@ -364,7 +365,7 @@ def test_a_stream_that_breaks_is_opened_again(backend: Any, wire: Wire) -> None:
     wire.streams[0].cancel()
     eventually(lambda: len(wire.streams) == 2 and live(backend))
     backend.store_result("t1", 1, SUCCESS)
-    thread.join(timeout=60)
+    thread.join(timeout=PATIENCE)
     assert got == [1]
 
 
@@ -376,7 +377,7 @@ def test_without_a_stream_it_asks_now_and_then(
     got: list[Any] = []
     thread = waiting(backend, "t1", got)
     backend.store_result("t1", 1, SUCCESS)
-    thread.join(timeout=60)
+    thread.join(timeout=PATIENCE)
     assert got == [1]
 
 
@@ -393,12 +394,12 @@ def test_a_stream_nobody_needs_is_closed(
     thread = waiting(backend, "t1", got)
     eventually(lambda: live(backend))
     backend.store_result("t1", 1, SUCCESS)
-    thread.join(timeout=60)
-    eventually(lambda: listener_of(backend.client)._call is None)
-    assert fork_gate.in_flight() == before
+    thread.join(timeout=PATIENCE)
+    eventually(lambda: listener_of(backend.client)._stream is None)
+    eventually(lambda: fork_gate.in_flight() == before)
     thread = waiting(backend, "t2", got)
     backend.store_result("t2", 2, SUCCESS)
-    thread.join(timeout=60)
+    thread.join(timeout=PATIENCE)
     assert got == [1, 2]
 
 
@@ -432,7 +433,7 @@ def test_forks_with_an_open_stream(backend: Any, wire: Wire, times: int) -> None
                 done: list[Any] = []
                 inner = waiting(backend, f"t{n}", done, timeout=30)
                 backend.store_result(f"t{n}", n, SUCCESS)
-                inner.join(timeout=30)
+                inner.join(timeout=PATIENCE)
                 code = 0 if done == [n] else 2
             finally:
                 os._exit(code)
@@ -446,7 +447,7 @@ def test_forks_with_an_open_stream(backend: Any, wire: Wire, times: int) -> None
         assert os.waitstatus_to_exitcode(status) == 0
     eventually(lambda: live(backend))
     backend.store_result("t-last", "end", SUCCESS)
-    thread.join(timeout=60)
+    thread.join(timeout=PATIENCE)
     assert got == ["end"]
     assert [m["result"] for _, m in backend.get_many(["t0", f"t{times - 1}"])]
 

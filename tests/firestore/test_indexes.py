@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,14 +16,19 @@ from gwi_celery.firestore import indexes
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Query
 from gwi_celery.stores.base import JobStatus, Replay, StoredResult
+from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.firestore.blobs import INLINE
 from gwi_celery.testing.twin.firestore import served
-from tests.contract.stores import failure, step, success
+from tests.contract.stores import StoreCase, failure, step, success
+from tests.contract.test_store_records import WANTED, fill
 from tests.firestore.test_store import TTL, request, take
 from tests.firestore_wire import Wire
 
 ASCENDING, DESCENDING, EQUAL = 1, 2, 5
-GROUPS = ("gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks", "gwi_results", "gwi_parts")
+GROUPS = (
+    *("gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks", "gwi_results", "gwi_parts"),
+    *("gwi_actions", "gwi_keys"),
+)
 
 
 @pytest.fixture
@@ -32,12 +38,19 @@ def wire(firestore_emulator: Any) -> Iterator[Wire]:
     wire.close()
 
 
+def case_of(store: FirestoreStore, wire: Wire) -> StoreCase:
+    return StoreCase(store, lambda: store, wire.advance, TTL, TTL * 100)
+
+
 def use_everything(wire: Wire) -> None:
     store = wire.store()
     large = b"x" * (INLINE + 1)
     lease = store.save(take(store).lease, step("a", large))
     store.finish(store.save(lease, step("b")), failure(large))
     store.list_locks("acme")
+    store.cancel(request("never").job, "no", in_advance=True)
+    store.operator_key()
+    assert store.list_actions(limit=1, before=store.list_actions()[0].id) == []
     for status in (None, JobStatus.FAILED):
         for run_id in (None, "r1"):
             take(store, key=f"{status}{run_id}1")
@@ -46,6 +59,11 @@ def use_everything(wire: Wire) -> None:
             if page.next_token:
                 of = {"status": status, "run_id": run_id}
                 store.list_jobs("acme", limit=1, token=page.next_token, **of)
+    fill(case_of(store, wire))
+    for wanted, _ in WANTED.values():
+        for of in (wanted, replace(wanted, since=0.0, before=1e10)):
+            token = store.find_jobs(of, limit=1).next_token
+            store.find_jobs(of, limit=1, token=token)
     store.get_checkpoints(request().job)
     claimed = take(store, replay=Replay(2, "b"))
     store.load(claimed.lease)
@@ -78,7 +96,10 @@ def test_every_query_is_served_and_every_field_has_its_say(wire: Wire) -> None:
         Celery(set_as_current=False), url=f"firestore://{wire.url.project}", intercept=wire
     )
     results.count_part("g2", "a")
+    store.cancel(request("never").job, "no", in_advance=True)
+    store.operator_key()
     take(store, key="last")
+    fill(case_of(store, wire))
     used = set()
     for group in GROUPS:
         found = client.query(Query("", group, descendants=True)).documents.values()
@@ -95,7 +116,7 @@ def test_the_file_is_what_the_firebase_cli_takes() -> None:
     assert set(content) == {"indexes", "fieldOverrides"}
     assert content == indexes.load()
     ttl = {f["collectionGroup"] for f in content["fieldOverrides"] if f.get("ttl")}
-    assert ttl == set(GROUPS)
+    assert ttl == {*GROUPS} - {"gwi_keys"}
 
 
 def test_the_same_for_gcloud() -> None:
@@ -106,6 +127,11 @@ def test_the_same_for_gcloud() -> None:
         "gcloud firestore indexes composite create --collection-group gwi_jobs "
         "--query-scope collection --field-config field-path=status,order=ascending "
         "--field-config field-path=updated,order=descending --project proj --database db-1 --quiet"
+    ) in commands
+    assert (
+        "gcloud firestore indexes composite create --collection-group gwi_jobs "
+        "--query-scope collection-group --field-config field-path=labels,array-config=contains "
+        "--field-config field-path=created,order=descending --project proj --database db-1 --quiet"
     ) in commands
     assert (
         "gcloud firestore fields ttls update gc_at --collection-group gwi_locks --enable-ttl "

@@ -32,6 +32,8 @@ from gwi_celery.stores.base import (
     JobStatus,
     LockRef,
     Mismatch,
+    Origin,
+    Progress,
     Replay,
 )
 from gwi_celery.stores.firestore import FirestoreStore
@@ -90,6 +92,29 @@ def take(store: FirestoreStore, **options: Any) -> Claimed:
 def test_a_fresh_job_costs_two_commits(wire: Wire, store: FirestoreStore) -> None:
     lease = take(store).lease
     store.finish(lease, success())
+    assert wire.calls == [COMMIT, COMMIT]
+
+
+def test_what_a_record_keeps_for_people_costs_no_round_trip_more(
+    wire: Wire, store: FirestoreStore
+) -> None:
+    origin = Origin(task_id="t", labels={"customer": "7"}, envelope=b"e" * 2_000_000)
+    lease = take(store, origin=origin).lease
+    store.finish(lease, success())
+    assert wire.calls == [COMMIT, COMMIT]
+
+    take(store, key="holder")
+    wire.calls.clear()
+    waiter = {"key": "waiter", "scope": ("holder",), "origin": Origin(task_id="w")}
+    assert isinstance(store.claim(request(**waiter)), Held)
+    assert wire.calls == [COMMIT, READ, COMMIT]  # the first wait: one write
+    wire.calls.clear()
+    assert isinstance(store.claim(request(**waiter, redelivered=True)), Held)
+    assert wire.calls == [READ]  # and no other
+
+    lease = take(store, key="busy").lease
+    wire.calls.clear()
+    store.finish(store.progress(lease, Progress(1, 2)), success())
     assert wire.calls == [COMMIT, COMMIT]
 
 

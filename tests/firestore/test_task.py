@@ -86,8 +86,8 @@ def test_what_came_before_is_read_first(
         delivery_info = delivery
         retries = 0
 
-    understood = t.understand([], CALL, headers, "id")
-    request = t.claim_request(understood, headers, "id", 1, redelivered=came_before(Request))
+    resolved = t.resolve_call([], CALL, headers, "id")
+    request = t.claim_request(resolved, headers, "id", 1, redelivered=came_before(Request))
     integration(app).store.claim(request)
     assert wire.calls[0] == first
 

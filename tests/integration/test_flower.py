@@ -15,6 +15,7 @@ from pytest_celery import CeleryTestSetup
 from gwi_celery.testing.emulators import free_port
 from gwi_celery.testing.process import Machine, WorkerProcess
 from tests.integration.tasks import add, fail
+from tests.machine import PATIENCE
 from tests.workers import eventually
 
 pytestmark = pytest.mark.acceptance
@@ -79,8 +80,8 @@ def test_flower_shows_workers_and_tasks_and_sends_one(
     assert [queue["name"] for queue in worker["active_queues"]] == ["celery"]
 
     added, failed = add.delay(20, 22), fail.delay("on purpose")
-    assert added.get(timeout=30) == 42
-    failed.get(timeout=30, propagate=False)
+    assert added.get(timeout=PATIENCE) == 42
+    failed.get(timeout=PATIENCE, propagate=False)
 
     def states() -> dict[str, str]:
         return {key: task["state"] for key, task in flower.json("/api/tasks").items()}
@@ -93,4 +94,4 @@ def test_flower_shows_workers_and_tasks_and_sends_one(
 
     sent = flower.json(f"/api/task/async-apply/{add.name}", {"args": [1, 2]})
     result = celery_setup.app.AsyncResult(sent["task-id"])
-    assert result.get(timeout=30) == 3
+    assert result.get(timeout=PATIENCE) == 3

@@ -10,6 +10,7 @@ from pytest_celery import CeleryTestSetup, CeleryTestWorker
 
 from gwi_celery.testing.process import WorkerProcess
 from tests.integration.tasks import add, hold, job, mark
+from tests.machine import PATIENCE
 from tests.workers import eventually
 
 pytestmark = pytest.mark.acceptance
@@ -45,15 +46,15 @@ def test_a_job_of_a_killed_node_ends_on_another_and_a_restarted_node_works_on(
     assert celery_setup.worker.container.status == "exited"
     gwi_start_worker("--concurrency", "1")
     (tmp_path / "go").touch()
-    assert result.get(timeout=60) == 2, "the second attempt"
+    assert result.get(timeout=PATIENCE) == 2, "the second attempt"
     assert len((tmp_path / "r1.first").read_text().splitlines()) == 1, "a recorded step runs once"
     assert len((tmp_path / "r1.began").read_text().splitlines()) == 2
 
     celery_setup.worker.restart()
     name = celery_setup.worker.hostname()
-    inspect = celery_setup.app.control.inspect(destination=[name], timeout=20)
+    inspect = celery_setup.app.control.inspect(destination=[name], timeout=PATIENCE)
     assert inspect.ping() == {name: {"ok": "pong"}}, "under its old name"
-    assert add.delay(1, 2).get(timeout=30) == 3
+    assert add.delay(1, 2).get(timeout=PATIENCE) == 3
 
 
 def test_a_node_that_is_stopped_ends_what_runs_and_hands_back_the_rest(
@@ -68,9 +69,9 @@ def test_a_node_that_is_stopped_ends_what_runs_and_hands_back_the_rest(
     celery_setup.worker.assert_log_exists("Warm shutdown")
     (tmp_path / "go").touch()
     assert celery_setup.worker.container.wait() == 0
-    assert running.get(timeout=30) == "running"
+    assert running.get(timeout=PATIENCE) == "running"
     gwi_start_worker("--pool", "solo")
-    assert [w.get(timeout=30) for w in waiting] == [f"waiting{n}" for n in range(3)]
+    assert [w.get(timeout=PATIENCE) for w in waiting] == [f"waiting{n}" for n in range(3)]
     for n in range(3):
         assert len((tmp_path / f"waiting{n}").read_text().splitlines()) == 1
 
@@ -78,7 +79,7 @@ def test_a_node_that_is_stopped_ends_what_runs_and_hands_back_the_rest(
 @pytest.mark.parametrize("arguments", [["--autoscale", "3,1"]])
 def test_a_pool_grows_and_shrinks(celery_setup: CeleryTestSetup, tmp_path: Path) -> None:
     name = celery_setup.worker.hostname()
-    inspect = celery_setup.app.control.inspect(destination=[name], timeout=20)
+    inspect = celery_setup.app.control.inspect(destination=[name], timeout=PATIENCE)
 
     def processes() -> int:
         return len(inspect.stats()[name]["pool"]["processes"])
@@ -89,8 +90,8 @@ def test_a_pool_grows_and_shrinks(celery_setup: CeleryTestSetup, tmp_path: Path)
         eventually((tmp_path / f"h{n}.began").exists, what=f"h{n} runs beside the others")
     assert processes() == 3
     (tmp_path / "go").touch()
-    assert sorted(h.get(timeout=30) for h in held) == ["h0", "h1", "h2"]
+    assert sorted(h.get(timeout=PATIENCE) for h in held) == ["h0", "h1", "h2"]
     celery_setup.app.control.autoscale(1, 1, destination=[name])
     eventually(lambda: processes() == 1, what="the pool shrinks")
     # The new children work as the first did.
-    assert [add.delay(n, 1).get(timeout=30) for n in range(5)] == [1, 2, 3, 4, 5]
+    assert [add.delay(n, 1).get(timeout=PATIENCE) for n in range(5)] == [1, 2, 3, 4, 5]

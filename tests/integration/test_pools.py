@@ -13,6 +13,7 @@ from pytest_celery import CeleryTestSetup
 
 from gwi_celery.testing.process import WorkerProcess
 from tests.integration.tasks import add, fail, hold, mark, total
+from tests.machine import PATIENCE
 from tests.workers import eventually
 
 pytestmark = pytest.mark.acceptance
@@ -35,21 +36,21 @@ def default_worker_command(
 def test_a_pool_runs_chains_groups_chords_and_error_callbacks(
     celery_setup: CeleryTestSetup, tmp_path: Path
 ) -> None:
-    assert chain(add.s(1, 2), add.s(3), add.s(4))().get(timeout=30) == 10
+    assert chain(add.s(1, 2), add.s(3), add.s(4))().get(timeout=PATIENCE) == 10
     added = group(add.s(n, n) for n in range(20))()
-    assert added.get(timeout=30) == [2 * n for n in range(20)]
+    assert added.get(timeout=PATIENCE) == [2 * n for n in range(20)]
     nested = chain(
         chord([add.s(n, 1) for n in range(10)], total.s()),
         add.s(100),
         group(add.s(1), add.s(2)),
         total.s(),
     )
-    assert nested().get(timeout=30) == 2 * 155 + 3
+    assert nested().get(timeout=PATIENCE) == 2 * 155 + 3
     failing = chain(fail.s("on purpose"), add.s(1)).apply_async(
         link_error=mark.si(str(tmp_path), "on_error")
     )
     with pytest.raises(RuntimeError, match="on purpose"):
-        failing.parent.get(timeout=30)
+        failing.parent.get(timeout=PATIENCE)
     eventually((tmp_path / "on_error").exists)
 
 
@@ -57,7 +58,7 @@ def test_a_pool_obeys_remote_control_and_tells_what_it_does(
     celery_setup: CeleryTestSetup, tmp_path: Path, pool: str
 ) -> None:
     app, name, folder = celery_setup.app, celery_setup.worker.hostname(), str(tmp_path)
-    inspect = app.control.inspect(destination=[name], timeout=20)
+    inspect = app.control.inspect(destination=[name], timeout=PATIENCE)
     assert inspect.ping() == {name: {"ok": "pong"}}
     assert add.name in inspect.registered()[name]
     assert inspect.stats()[name]["pool"]
@@ -69,7 +70,7 @@ def test_a_pool_obeys_remote_control_and_tells_what_it_does(
         )
         with closing(receiver.itercapture(limit=None, timeout=30, wakeup=True)) as capture:
             next(capture)
-            assert add.delay(1, 2).get(timeout=30) == 3
+            assert add.delay(1, 2).get(timeout=PATIENCE) == 3
             while "task-succeeded" not in events:
                 next(capture)
     assert {"task-received", "task-started", "task-succeeded"} <= set(events)
@@ -78,19 +79,21 @@ def test_a_pool_obeys_remote_control_and_tells_what_it_does(
     revoked = mark.apply_async((folder, "revoked"), countdown=3600)
     app.control.revoke(revoked.id)
     sent = time.time()
-    assert mark.apply_async((folder, "late"), countdown=1.0).get(timeout=30) == "late"
+    assert mark.apply_async((folder, "late"), countdown=1.0).get(timeout=PATIENCE) == "late"
     assert float((tmp_path / "late").read_text()) - sent >= 0.9
     soon = mark.apply_async((folder, "revoked"), countdown=1.0, task_id="soon")
     app.control.revoke("soon")
     with pytest.raises(TaskRevokedError):
-        soon.get(timeout=30)
+        soon.get(timeout=PATIENCE)
     assert not (tmp_path / "revoked").exists()
 
-    replies = app.control.rate_limit(mark.name, "1/h", reply=True, destination=[name], timeout=20)
+    replies = app.control.rate_limit(
+        mark.name, "1/h", reply=True, destination=[name], timeout=PATIENCE
+    )
     assert "ok" in replies[0][name]
-    assert mark.delay(folder, "within").get(timeout=30) == "within"
+    assert mark.delay(folder, "within").get(timeout=PATIENCE) == "within"
     mark.delay(folder, "beyond")
-    assert add.delay(1, 2).get(timeout=30) == 3, "others are not held up"
+    assert add.delay(1, 2).get(timeout=PATIENCE) == 3, "others are not held up"
     assert not (tmp_path / "beyond").exists()
 
     if pool == "solo":
@@ -99,4 +102,4 @@ def test_a_pool_obeys_remote_control_and_tells_what_it_does(
     eventually((tmp_path / "busy.began").exists)
     assert [task["id"] for task in inspect.active()[name]] == [busy.id]
     (tmp_path / "go").touch()
-    assert busy.get(timeout=30) == "busy"
+    assert busy.get(timeout=PATIENCE) == "busy"

@@ -18,7 +18,7 @@ app.conf.update(
     broker_url=os.environ.get("PUBSUB_URL", "pubsub://unset"),
     broker_connection_retry_on_startup=True,
     broker_transport_options={
-        "lease_seconds": 10,
+        "lease_seconds": float(os.environ.get("PUBSUB_LEASE", "10")),
         "publisher_confirms": os.environ.get("PUBSUB_CONFIRMS", "1") == "1",
         "max_lease_seconds": float(os.environ.get("PUBSUB_MAX_LEASE", "0")) or None,
     },
@@ -55,6 +55,15 @@ def mark(label: Any, pause: float = 0.0) -> None:
 def began(label: Any, seconds: float) -> None:
     audit("began", label)
     time.sleep(seconds)
+    audit("ended", label)
+
+
+@app.task(shared=False, name="held")
+def held(label: Any) -> None:
+    """Until the file ``go`` is there."""
+    audit("began", label)
+    while not (FOLDER / "go").exists():
+        time.sleep(0.02)
     audit("ended", label)
 
 

@@ -20,6 +20,7 @@ from gwi_celery import publish_batch
 from gwi_celery.brokers.base import Delivery, OutgoingMessage
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.errors import BrokerError
+from tests.machine import PATIENCE
 from tests.pubsub.jobs import trail
 from tests.workers import ROOT, Worker, eventually
 
@@ -35,7 +36,7 @@ def test_unconfirmed_messages_of_children_that_are_replaced_arrive(
     start(concurrency=2)
     for n in range(10):
         jobs.relay.delay(n)
-    eventually(lambda: len(set(trail(tmp_path, "marks"))) == 10, timeout=60)
+    eventually(lambda: len(set(trail(tmp_path, "marks"))) == 10)
 
 
 _CONSUME = """
@@ -48,7 +49,7 @@ def consume():
     connection = app.connection()
     queue = connection.SimpleQueue("q")
     for _ in range(5):
-        queue.get(timeout=20).ack()
+        queue.get(timeout=120).ack()
 
 if __name__ == "__main__":
     how = sys.argv[1]
@@ -89,7 +90,7 @@ def test_acks_do_not_wait_for_other_work(connect: Callable[..., PubSubBroker]) -
     release = threading.Event()
     try:
         for _ in range(4):  # queues that are restored, say
-            broker._jobs.run(lambda: release.wait(30))
+            broker._jobs.run(lambda: release.wait(PATIENCE))
         broker.ack([delivery])
         assert broker._acks.flush(10)
         assert counted["Acknowledge"] == 1

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.machine import PATIENCE
 from tests.pubsub.jobs import trail
 from tests.workers import Worker, eventually
 
@@ -21,9 +22,9 @@ def test_a_ping_is_a_few_rpcs(
 ) -> None:
     """A queue for the replies, the command, one stream, and nothing is asked for again and again."""
     worker = start(pool="solo")
-    jobs.app.control.ping(timeout=20, limit=1)  # opens the connections
+    jobs.app.control.ping(timeout=PATIENCE, limit=1)  # opens the connections
     calls.clear()
-    assert jobs.app.control.ping(timeout=20, limit=1) == [{worker.name: {"ok": "pong"}}]
+    assert jobs.app.control.ping(timeout=PATIENCE, limit=1) == [{worker.name: {"ok": "pong"}}]
     expected = {
         "CreateSubscription": 2,  # by its own name, and bound to the exchange of replies
         "Publish": 1,
@@ -42,7 +43,7 @@ def test_a_worker_answers_its_first_command_without_preparations(
 ) -> None:
     """What a reply needs was opened and declared as the worker started: also of a restarted node."""
     worker = start(pool=pool, args=("--without-gossip", "--without-mingle"))
-    jobs.app.control.ping(timeout=20, limit=1)  # so that the caller has its connections, too
+    jobs.app.control.ping(timeout=PATIENCE, limit=1)  # so that the caller has its connections, too
     assert jobs.app.control.inspect(timeout=5).ping() == {worker.name: {"ok": "pong"}}
     worker.stop()
     again = start(pool=pool, args=("--without-gossip", "--without-mingle"))
@@ -54,10 +55,10 @@ def test_two_workers_that_are_named_answer_at_once(
 ) -> None:
     """The caller stops waiting with the last of them."""
     names = [start(pool="solo").name for _ in range(2)]
-    jobs.app.control.ping(timeout=20, destination=names)
+    jobs.app.control.ping(timeout=PATIENCE, destination=names)
     began = time.monotonic()
-    replies = jobs.app.control.ping(timeout=20, destination=names)
-    assert time.monotonic() - began < 10, "it did not wait for a third"
+    replies = jobs.app.control.ping(timeout=PATIENCE, destination=names)
+    assert time.monotonic() - began < PATIENCE / 2, "it did not wait for a third"
     assert {name for reply in replies for name in reply} == set(names)
 
 
@@ -70,8 +71,8 @@ def test_a_command_that_waited_for_a_task_is_run_once(
     eventually(lambda: trail(tmp_path, "began"))
     jobs.app.control.broadcast("pool_grow", {"n": 0})
     jobs.app.control.broadcast("time_limit", {"task_name": "mark", "soft": 77, "hard": 99})
-    eventually(lambda: trail(tmp_path, "ended"), timeout=60)
-    assert jobs.app.control.ping(timeout=20, limit=1), "what came before was dealt with"
+    eventually(lambda: trail(tmp_path, "ended"))
+    assert jobs.app.control.ping(timeout=PATIENCE, limit=1), "what came before was dealt with"
     time.sleep(1)
     assert worker.log.count("pidbox received method time_limit") == 1, worker.log
 
@@ -83,7 +84,7 @@ def test_countdowns_are_shared_and_run_once(
     workers = [start(pool="solo") for _ in range(2)]
     for n in range(12):
         jobs.began.apply_async((n, 1.5), countdown=3.5)
-    eventually(lambda: len(set(trail(tmp_path, "ended"))) == 12, timeout=90)
+    eventually(lambda: len(set(trail(tmp_path, "ended"))) == 12)
     assert Counter(trail(tmp_path, "began")).most_common(1)[0][1] == 1
     for worker in workers:
         assert worker.log.count("succeeded in") >= 3, "neither had them all"
@@ -100,14 +101,15 @@ def test_what_a_busy_worker_fetched_ahead_runs_once(
     """Acked early, its place is free while its task runs; what it fetches then is another's soon."""
     monkeypatch.setenv("PUBSUB_ACKS_LATE", late)
     start(pool="solo")
-    jobs.began.delay("first", 14)
+    jobs.held.delay("first")
     eventually(lambda: trail(tmp_path, "began"))
     jobs.began.delay("next", 0)
     time.sleep(1)
     start(pool="solo")
-    eventually(lambda: "next" in trail(tmp_path, "ended"), timeout=13, what="not after the first")
-    eventually(lambda: "first" in trail(tmp_path, "ended"), timeout=30)
+    eventually(lambda: "next" in trail(tmp_path, "ended"), what="not after the first")
+    (tmp_path / "go").touch()
+    eventually(lambda: "first" in trail(tmp_path, "ended"))
     jobs.began.delay("last", 0)
-    eventually(lambda: "last" in trail(tmp_path, "ended"), timeout=30)
+    eventually(lambda: "last" in trail(tmp_path, "ended"))
     time.sleep(2)
     assert Counter(trail(tmp_path, "began")) == {"first": 1, "next": 1, "last": 1}

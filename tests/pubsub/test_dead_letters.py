@@ -36,7 +36,7 @@ FOREIGN = {
 
 def take(receiver: Receiver, queue: str) -> Delivery:
     found: list[Delivery] = []
-    eventually(lambda: found.extend(receiver.poll(queue, 1)) or found, 60)
+    eventually(lambda: found.extend(receiver.poll(queue, 1)) or found)
     return found[0]
 
 

@@ -47,7 +47,7 @@ def test_a_message_of_a_quiet_queue_outlives_any_number_of_full_consumers(
             channel.basic_consume("quiet", False, quiet.append, f"quiet-{n}")
         for _ in range(CONSUMERS):
             broker.publish("", "busy", OutgoingMessage(DATA))
-        eventually(lambda: drain(*connections) or len(busy) == CONSUMERS, 60)
+        eventually(lambda: drain(*connections) or len(busy) == CONSUMERS)
 
         broker.publish("", "quiet", OutgoingMessage(DATA))
         until = time.monotonic() + 3
@@ -55,7 +55,7 @@ def test_a_message_of_a_quiet_queue_outlives_any_number_of_full_consumers(
             drain(*connections)
         assert quiet == []
         busy[0].ack()
-        eventually(lambda: drain(*connections) or quiet, 60)
+        eventually(lambda: drain(*connections) or quiet)
         assert quiet[0].properties["delivery_count"] == 1
         assert not quiet[0].delivery_info["redelivered"]
         for message in [*busy[1:], *quiet]:

@@ -22,6 +22,7 @@ from gwi_celery.brokers.base import Broker, Delivery, QueueSpec
 from gwi_celery.testing.emulators import free_port
 from gwi_celery.transport.leases import LeaseKeeper
 from tests.apps import imported
+from tests.machine import PATIENCE
 from tests.workers import Worker
 
 APP = "tests.acceptance.jobs"
@@ -129,7 +130,7 @@ class PushSubscription:
 
     def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=PATIENCE)
         self._threads.shutdown(wait=True)
         self._keeper.stop()
 

@@ -21,6 +21,7 @@ from gwi_celery import broker_for, store_for
 from gwi_celery.stores.base import JobStatus
 from gwi_celery.testing.emulators import free_port
 from tests.acceptance.jobs import read_audit
+from tests.machine import PATIENCE
 from tests.service.pushing import APP, PushSubscription, Service, envelope
 from tests.workers import ROOT, Worker, eventually
 
@@ -105,7 +106,7 @@ def test_a_job_longer_than_its_push_goes_on_in_the_next_at_no_cost(
     service = serve(env={"GWI_PUSH_DEADLINE": "4"})
     subscription = subscribe(service)
     result = jobs.counted.delay(**CALL, to=80, pause=0.1)
-    assert result.get(timeout=60) == 80
+    assert result.get(timeout=PATIENCE) == 80
     assert [e["n"] for e in events(tmp_path, "n")] == list(range(80)), "nothing is done twice"
     assert len(events(tmp_path, "attempt")) >= 3
     assert set(subscription.answers) == {204}
@@ -128,7 +129,7 @@ def test_a_deaf_job_outlives_its_push_and_answers_the_next(
     service = serve(env={"GWI_PUSH_DEADLINE": "1"}, concurrency=2)
     subscription = subscribe(service)
     result = jobs.deaf.delay(**CALL, seconds=3)
-    assert result.get(timeout=60) == "done"
+    assert result.get(timeout=PATIENCE) == "done"
     assert len(events(tmp_path, "deaf")) == 1, "no second attempt ran beside it"
     assert subscription.answers[503] == 1
     broker = broker_for(jobs.app)
@@ -156,7 +157,7 @@ def test_sigterm_hands_the_job_to_the_next_instance(
     assert store_for(jobs.app).list_locks("acme") == [], "its lock is free at once"
     assert subscription.answers[204] == 1, "the copy was there before the answer"
     subscribe(serve(pool=pool))
-    assert result.get(timeout=60) == 60
+    assert result.get(timeout=PATIENCE) == 60
     assert [e["n"] for e in events(tmp_path, "n")] == list(range(60))
 
 
@@ -202,7 +203,7 @@ def test_a_job_that_ignores_sigterm_is_finished_by_the_next_instance(
     assert first.stop(timeout=20) < 10
     subscription.__exit__()
     subscribe(serve())
-    assert result.get(timeout=60) == "done"
+    assert result.get(timeout=PATIENCE) == "done"
     assert len(events(tmp_path, "first")) == 1, "its finished step did not run again"
 
 
@@ -220,7 +221,7 @@ def test_sigkill_in_the_middle_loses_nothing(
     subscription.__exit__()
     assert subscription.answers[0] >= 1, "the connection broke, which is no ack"
     subscribe(serve())
-    assert result.get(timeout=60) == 40
+    assert result.get(timeout=PATIENCE) == 40
     counts = Counter(e["n"] for e in events(tmp_path, "n"))
     assert set(counts) == set(range(40))
     assert sum(counts.values()) <= 41, "at most the one in flight is done again"
@@ -262,7 +263,7 @@ def test_a_pull_worker_answers_too_while_it_is_busy(
         current = eventually(lambda: http.get("/stats").json()["current"])
         assert current[0]["type"] == "busy"  # type: ignore[index]
         assert http.post("/push", json={}).status_code == 404
-        assert result.get(timeout=30) == "done"
+        assert result.get(timeout=PATIENCE) == "done"
         stats = eventually(
             lambda: (s := http.get("/stats").json())["acked"] == 1 and s, what="the ack"
         )
@@ -282,7 +283,7 @@ def test_a_pull_worker_whose_job_ignores_sigterm_ends_in_time(
     assert worker.stop(timeout=20) < 10
     assert worker.process.returncode == 0
     start(pool=pool)
-    assert result.get(timeout=60) == "done"
+    assert result.get(timeout=PATIENCE) == "done"
     assert len(events(tmp_path, "first")) == 1, "its finished step did not run again"
 
 
@@ -309,7 +310,7 @@ def test_under_another_server_it_hands_back_as_well(
         ) as server,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
     ):
-        eventually(lambda: _answers(http), timeout=60)
+        eventually(lambda: _answers(http))
         body = {"id": "c", "type": "counted", "tenantId": "acme", "runId": "c"}
         job = json.dumps({**body, "payload": {"to": 60, "pause": 0.05}}).encode()
         with ThreadPoolExecutor(1) as threads:
@@ -317,7 +318,7 @@ def test_under_another_server_it_hands_back_as_well(
             eventually(lambda: len(events(tmp_path, "n")) > 3)
             server.send_signal(signal.SIGTERM)
             assert pushed.result().status_code == 204
-        server.wait(timeout=20)
+        server.wait(timeout=PATIENCE)
     size = broker_for(jobs.app).size("celery")
     assert size is not None
     assert size.ready == 1, "the copy"
@@ -338,7 +339,7 @@ def test_a_pull_worker_whose_port_is_taken_works_all_the_same(
     taken = serve().port
     worker = start(env={"PORT": str(taken), "GWI_HOST": "127.0.0.1"})
     worker.wait_for("can't listen on port")
-    assert jobs.plain_add.delay(1, 2).get(timeout=30) == 3
+    assert jobs.plain_add.delay(1, 2).get(timeout=PATIENCE) == 3
 
 
 def test_a_service_that_is_killed_leaves_its_port_free(
@@ -351,9 +352,9 @@ def test_a_service_that_is_killed_leaves_its_port_free(
         running = threads.submit(service.push, json.dumps(body).encode())
         eventually(lambda: events(tmp_path, "deaf"))
         os.kill(service.process.pid, signal.SIGKILL)  # the parent only
-        service.process.wait(timeout=10)
+        service.process.wait(timeout=PATIENCE)
         with pytest.raises(httpx.HTTPError):
-            running.result(timeout=10)
+            running.result(timeout=PATIENCE)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{service.url}/health", timeout=5)
 

@@ -17,6 +17,7 @@ from gwi_celery import broker_for, store_for
 from gwi_celery.stores.base import JobStatus
 from gwi_celery.testing.emulators import free_port
 from tests.acceptance.jobs import read_audit
+from tests.machine import PATIENCE
 from tests.service.pushing import Service, jobs_in, push_to
 from tests.workers import dead_letters, eventually
 
@@ -51,12 +52,12 @@ def test_a_job_survives_a_kill_and_a_stop_of_the_instances_it_runs_on(
     eventually(lambda: len(numbers(tmp_path)) > 5)
     first.kill()
     second = serve(port=port)
-    eventually(lambda: len(numbers(tmp_path)) > 20, timeout=60)
+    eventually(lambda: len(numbers(tmp_path)) > 20)
     assert second.stop(timeout=20) < 10
     assert second.process.returncode == 0
     assert len(numbers(tmp_path)) < 50
     serve(port=port)
-    assert result.get(timeout=90) == 50
+    assert result.get(timeout=PATIENCE) == 50
     counts = Counter(numbers(tmp_path))
     assert set(counts) == set(range(50))
     assert sum(counts.values()) <= 51, "only the one in flight at the kill is done again"
@@ -75,7 +76,7 @@ def test_messages_of_other_publishers_run_or_are_kept_and_never_loop(
     topic = publisher.topic_path(project, "gwi-celery")
 
     def publish(data: bytes) -> None:
-        publisher.publish(topic, data).result(timeout=30)
+        publisher.publish(topic, data).result(timeout=PATIENCE)
 
     def job(run: str) -> bytes:
         call: dict[str, Any] = {"id": run, "type": "counted", "tenantId": "acme", "runId": run}
@@ -84,10 +85,10 @@ def test_messages_of_other_publishers_run_or_are_kept_and_never_loop(
     publish(job("wrapped"))
     for bad in (b"garbage", b'{"id": 1, "type": "x"}', job("x").replace(b"counted", b"nobody")):
         publish(bad)
-    assert jobs.app.AsyncResult("wrapped").get(timeout=60) == 1
+    assert jobs.app.AsyncResult("wrapped").get(timeout=PATIENCE) == 1
     push_to(service.url, project, no_wrapper={"write_metadata": True})
     publish(job("unwrapped"))
-    assert jobs.app.AsyncResult("unwrapped").get(timeout=60) == 1
+    assert jobs.app.AsyncResult("unwrapped").get(timeout=PATIENCE) == 1
     broker = broker_for(jobs.app)
     eventually(lambda: broker.has_queue("celery.dead"))
     reasons = eventually(

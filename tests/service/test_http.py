@@ -17,6 +17,7 @@ import schemathesis
 from gwi_celery import broker_for, store_for
 from gwi_celery.service.openapi import describe
 from tests.acceptance.jobs import read_audit
+from tests.machine import PATIENCE
 from tests.service.pushing import APP, Service, envelope, jobs_in
 from tests.service.tokens import ACCOUNT, AUDIENCE, Issuer, published
 from tests.workers import eventually
@@ -151,11 +152,26 @@ def test_process_is_for_development_only(guarded: Service, open_service: Service
     assert answer.status_code == 403
 
 
+def test_a_web_page_runs_nothing(open_service: Service, folder: Path) -> None:
+    before = attempts(folder)
+    for path in ("/process", "/push"):
+        for headers in (
+            {"Content-Type": "text/plain"},
+            {"Content-Type": "application/x-www-form-urlencoded"},
+            {"Content-Type": "application/json", "Origin": "https://evil.example"},
+            {"Content-Type": "application/json", "Host": f"evil.example:{open_service.port}"},
+            {"Content-Type": "application/json", "X-Forwarded-For": "127.0.0.1"},
+        ):
+            answer = open_service.http.post(path, content=job("from-a-page"), headers=headers)
+            assert answer.status_code == 403, (path, headers)
+    assert attempts(folder) == before
+
+
 def test_without_knowing_who_may_call_it_does_not_start(folder: Path) -> None:
     env = {"JOBS_FOLDER": str(folder), "GWI_ENVIRONMENT": "production"}
     service = Service(APP, folder, env=env)
     try:
-        service.process.wait(timeout=60)
+        service.process.wait(timeout=PATIENCE)
         service.wait_for("push_audience is not set: set push_audience and push_service_account")
         assert service.process.returncode != 0
     finally:

@@ -14,6 +14,7 @@ from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.testing.emulators import Emulator
+from tests.machine import PATIENCE
 from tests.workers import ROOT, Worker
 from tests.workers import worker as worker_of
 
@@ -50,7 +51,7 @@ def test_a_queue_is_pushed_and_pulled_again(pubsub_emulator: Emulator, tmp_path:
         worker.wait_for(
             f"queue 'celery' is not pulled: .* posts to {endpoint}.*push-to '' -Q celery"
         )
-        assert worker.process.wait(timeout=30) == 1
+        assert worker.process.wait(timeout=PATIENCE) == 1
         assert "ready." not in worker.log
     finally:
         worker.close()

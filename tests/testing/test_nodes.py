@@ -20,6 +20,7 @@ from gwi_celery.testing.process import Machine, WorkerProcess
 from gwi_celery.testing.vendors.embedded.container import EmbeddedContainer
 from gwi_celery.testing.vendors.firestore.container import FirestoreContainer, FirestoreProcess
 from gwi_celery.testing.vendors.pubsub.container import PubSubContainer, PubSubProcess
+from tests.machine import PATIENCE
 from tests.workers import eventually
 
 #: Starts a child, says both are there, and ends on SIGTERM with code 7.
@@ -77,7 +78,7 @@ def test_another_signal_reaches_the_main_process_alone(machine: Machine) -> None
     machine.start()
     child = child_of(machine)
     machine.kill(signal="SIGTERM")
-    assert machine.wait(timeout=20) == 7
+    assert machine.wait(timeout=PATIENCE) == 7
     eventually(lambda: gone(child), what="what outlived it")
 
 
@@ -168,15 +169,36 @@ def test_the_command_prints_what_to_export_and_ends_on_a_signal() -> None:
         java = psutil.Process(process.pid).children(recursive=True)
         assert len(java) >= 2
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=PATIENCE) == 0
         deadline = time.monotonic() + 20
         while any(p.is_running() and not gone(p.pid) for p in java):
             assert time.monotonic() < deadline, "an emulator outlived the command"
             time.sleep(0.05)
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE)
         process.stdout.close()
+
+
+_STARTS = """
+import signal, sys
+from gwi_celery.testing.emulators import Emulator, free_port
+port = free_port()
+command = [sys.executable, "-m", "http.server", str(port)]
+emulator = Emulator("python", f"127.0.0.1:{port}", command)
+emulator.start()
+print(emulator.pid, flush=True)
+signal.pause()
+"""
+
+
+def test_an_emulator_ends_with_the_process_that_started_it_even_a_killed_one() -> None:
+    with subprocess.Popen([sys.executable, "-c", _STARTS], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert not gone(pid)
+        process.kill()
+    eventually(lambda: gone(pid))
 
 
 @pytest.mark.emulator

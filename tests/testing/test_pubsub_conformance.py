@@ -15,6 +15,7 @@ from google.cloud import pubsub_v1
 
 from gwi_celery.testing.emulators import PUBSUB_HOST
 from gwi_celery.testing.twin import start_twin
+from tests.machine import PATIENCE
 from tests.testing.pubsub_calls import Calls, bodies
 
 
@@ -240,7 +241,7 @@ def test_googles_own_subscriber_works(
 
         future = subscriber.subscribe(sub, on_message)
         calls.publish(topic, *map(str, range(20)))
-        future.result(timeout=30)
+        future.result(timeout=PATIENCE)
     assert found == set(map(str, range(20)))
 
 

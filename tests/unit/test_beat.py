@@ -94,11 +94,11 @@ def test_every_sending_is_a_job_of_its_own_under_one_lock(app: Celery, task: str
         when = crontab(minute="0", nowfun=at(now))
         headers = sent(app, scheduler, entry(app, when, NOON + timedelta(hours=hour), task=task))
         assert headers["gwi_due"] == f"2026-11-26T{13 + hour}:00:00+00:00"
-        understood = app.tasks["t"].understand((), CALL, headers, headers["id"])
-        again = app.tasks["t"].understand((), CALL, headers, "its redelivery, or a retry")
-        assert understood.job == again.job
-        jobs.add(understood.job)
-        locks.add(understood.lock)
+        resolved = app.tasks["t"].resolve_call((), CALL, headers, headers["id"])
+        again = app.tasks["t"].resolve_call((), CALL, headers, "its redelivery, or a retry")
+        assert resolved.job == again.job
+        jobs.add(resolved.job)
+        locks.add(resolved.lock)
     assert (len(jobs), len(locks)) == (3, 1)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gwi_celery.errors import ConflictingIds, InvalidCall, MissingTenant
 from gwi_celery.ids import digest, fingerprint
-from gwi_celery.reliability.call import understand
+from gwi_celery.reliability.call import resolve_call
 from gwi_celery.reliability.options import Reliable
 
 
@@ -20,7 +20,7 @@ def job(tenant_id: str, run_id: str | None = None, *, pr: Any = None) -> None: .
 
 def call(*args: Any, headers: dict[str, Any] | None = None, **kwargs: Any) -> Any:
     options = kwargs.pop("options", Reliable())
-    return understand(job, "job", options, args, kwargs, headers or {}, "task-1")
+    return resolve_call(job, "job", options, args, kwargs, headers or {}, "task-1")
 
 
 def test_ids_are_found_in_positional_and_named_arguments_and_in_headers() -> None:
@@ -63,8 +63,8 @@ def test_arguments_and_headers_that_differ_are_refused() -> None:
 
 
 def test_without_a_run_the_job_is_its_task_id_and_excludes_nobody() -> None:
-    one = understand(job, "job", Reliable(), ("acme",), {}, {}, "t1")
-    two = understand(job, "job", Reliable(), ("acme",), {}, {}, "t2")
+    one = resolve_call(job, "job", Reliable(), ("acme",), {}, {}, "t1")
+    two = resolve_call(job, "job", Reliable(), ("acme",), {}, {}, "t2")
     assert one.job != two.job
     assert one.lock != two.lock
 

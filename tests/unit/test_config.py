@@ -9,20 +9,24 @@ import os
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from celery import Celery
+from celery.concurrency import solo
 from kombu.exceptions import OperationalError
 
 from gwi_celery import ReliableTask, setup, store_for, versions
 from gwi_celery.config import load, parse_embedded_url, quote_folder
 from gwi_celery.errors import BrokerUnusable, ConfigurationError, StoreUnusable
 from gwi_celery.integration import broker_for, settings_for
+from gwi_celery.service import create_app
 from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.url import open_store
 from gwi_celery.transport.embedded import open_broker
+from gwi_celery.worker.pools import PoolCheck
 
 
 def memory() -> str:
@@ -159,6 +163,7 @@ def test_a_configuration_loaded_after_setup_keeps_the_promise() -> None:
         ("worker_prefetch_multiplier", 4),
         ("task_serializer", "pickle"),
         ("accept_content", ["json", "pickle"]),
+        ("result_accept_content", ["pickle"]),
     ],
 )
 def test_a_configuration_that_breaks_the_promise_is_refused(name: str, value: Any) -> None:
@@ -166,6 +171,14 @@ def test_a_configuration_that_breaks_the_promise_is_refused(name: str, value: An
     app.conf[name] = value
     with pytest.raises(ConfigurationError, match=f"{name}.*Leave it out"):
         setup(app, broker_url=memory(), store_url=memory())
+    # It is set after setup(): then by what starts.
+    app = make_app()
+    setup(app, broker_url=memory(), store_url=memory(), environment="development")
+    app.conf[name] = value
+    with pytest.raises(ConfigurationError, match=f"{name}.*Leave it out"):
+        create_app(app)
+    with pytest.raises(ConfigurationError, match=f"{name}.*Leave it out"):
+        PoolCheck(SimpleNamespace(app=app, pool_cls=solo.TaskPool))
 
 
 def test_the_apps_own_broker_and_backend_stay() -> None:

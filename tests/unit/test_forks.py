@@ -12,6 +12,7 @@ import pytest
 import gwi_celery
 from gwi_celery import forks
 from gwi_celery.gcp import fork_gate
+from tests.machine import PATIENCE
 
 
 def _in_child(check) -> int:  # type: ignore[no-untyped-def] # any callable
@@ -63,11 +64,11 @@ def test_a_lock_that_another_thread_holds_is_free_in_the_child(make) -> None:  #
     def hold() -> None:
         with made:
             held.set()
-            done.wait(30)
+            done.wait(PATIENCE)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert held.wait(30)
+    assert held.wait(PATIENCE)
 
     def free() -> bool:
         if not made.acquire(timeout=5):

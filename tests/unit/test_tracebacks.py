@@ -115,7 +115,7 @@ def test_nothing_outlives_a_run(app: Celery, base: type, end: Any) -> None:
         held = Held()
         alive.extend([weakref.ref(held), weakref.ref(self.request)])
         if base is ReliableTask:
-            alive.append(weakref.ref(self._current_run))
+            alive.append(weakref.ref(self._running_job))
         end(self)
 
     app.finalize()

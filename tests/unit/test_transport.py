@@ -11,6 +11,7 @@ from celery import signals
 from kombu import Connection
 
 from gwi_celery.transport import embedded, register
+from tests.machine import PATIENCE
 
 register()
 
@@ -56,6 +57,6 @@ def test_a_wait_for_messages_ends_when_the_worker_is_told_to_stop(tmp_path: Path
             if ended.wait(0.1):
                 break
         assert ended.is_set()
-        thread.join(30)
+        thread.join(PATIENCE)
         queue.put({"n": 1})
-        assert queue.get(timeout=30).payload == {"n": 1}, "what is there is still delivered"
+        assert queue.get(timeout=PATIENCE).payload == {"n": 1}, "what is there is still delivered"

@@ -23,6 +23,7 @@ from gwi_celery.sqlite import Database
 from gwi_celery.stores.base import Checkpoint, CheckpointKind, Claimed, JobStatus, Outcome
 from gwi_celery.upkeep import clean
 from tests.contract.contender import request
+from tests.machine import PATIENCE
 from tests.service.pushing import Service
 from tests.workers import Worker, eventually
 
@@ -208,7 +209,7 @@ def test_a_worker_does_it_by_itself(folder: Path, producer: Celery, pool: str) -
         result = producer.send_task(
             "upkeep_app.add", (1, 2), {"tenant_id": "acme"}, headers=headers
         )
-        assert result.get(timeout=60) == 3
+        assert result.get(timeout=PATIENCE) == 3
         eventually(lambda: rows(folder / "gwi")["jobs"] == 0)
         worker.stop()
     finally:
@@ -222,7 +223,7 @@ def test_a_push_service_does_it_by_itself(folder: Path, producer: Celery) -> Non
         service.ready()
         job = {"id": "j", "type": "upkeep_app.add", "tenantId": "acme", "payload": {"x": 1, "y": 2}}
         assert service.push(json.dumps(job).encode()).status_code == 204
-        assert producer.AsyncResult("j").get(timeout=60) == 3
+        assert producer.AsyncResult("j").get(timeout=PATIENCE) == 3
         eventually(lambda: rows(folder / "gwi")["jobs"] == 0)
         service.stop()
     finally:

@@ -23,7 +23,6 @@ delivery that is not the first follows one attempt each, or a worker that died h
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import time
@@ -31,10 +30,12 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import (
     DEAD_LETTER_SUFFIX,
     Binding,
     Delivery,
+    Operators,
     OutgoingMessage,
     QueueSize,
     QueueSpec,
@@ -43,7 +44,6 @@ from gwi_celery.brokers.base import (
 )
 from gwi_celery.brokers.pubsub import naming, wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger
-from gwi_celery.brokers.pubsub.background import Background
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters, joined
 from gwi_celery.brokers.pubsub.deliveries import Deliveries
@@ -78,9 +78,11 @@ class PubSubBroker:
 
     def __init__(self, options: PubSubOptions) -> None:
         self.options = options
+        self.operators: Operators | None = None
         self.client = Client(options)
         self._acks = Acknowledger(self.client)
-        self._jobs = Background()
+        self._timers = Scheduler("gwi-timers")
+        self._jobs = Scheduler("gwi-jobs")
         self.topology = Topology(self.client, options, self._run_at)
         self.lease_seconds = options.lease_seconds
         self.publisher = Publisher(self.client, options, self.topology, self._jobs)
@@ -205,11 +207,11 @@ class PubSubBroker:
 
     def later(self, when: float, job: Callable[[], object]) -> None:
         """Call ``job``, which takes no time, in the background at a monotonic time."""
-        self._acks.run_at(when, job)
+        self._timers.run(job, when)
 
     def _run_at(self, when: float, job: Callable[[], object]) -> None:
         """As :meth:`later`, for what may take time."""
-        self.later(when, functools.partial(self._jobs.run, job))
+        self._jobs.run(job, when)
 
     def rediscover(self, queue: str) -> None:
         """In the background, look for bindings that other connections made."""
@@ -277,11 +279,11 @@ class PubSubBroker:
         """See :meth:`Deliveries.outstanding`."""
         return self._deliveries.outstanding(ack_ids)
 
-    def any_parked(self, ack_ids: Iterable[str]) -> bool:
+    def any_deferred(self, ack_ids: Iterable[str]) -> bool:
         """Whether one of these is leased to nobody until its time."""
-        return self._deliveries.any_parked(ack_ids)
+        return self._deliveries.any_deferred(ack_ids)
 
-    def park(self, delivery: Delivery, seconds: float) -> None:
+    def defer(self, delivery: Delivery, seconds: float) -> None:
         """Leave it leased to nobody for that time; then whoever has room gets it."""
         self._deliveries.release(delivery, max(seconds, 0.0))
 
@@ -356,8 +358,10 @@ class PubSubBroker:
     def purge(self, queue: str) -> int:
         """Take out and ack what is ready, until nothing is left; how many that was.
 
-        What is delayed goes as well, once it is delivered for the first time; not what is parked.
+        What is delayed goes as well, once it is delivered for the first time; not what is deferred.
         """
+        if self.operators is not None:
+            self.operators.about_to("purge", queue)
         purged = 0
         self.flush(_CLOSE)
         for source in self.topology.sources(queue):
@@ -427,6 +431,7 @@ class PubSubBroker:
             receiver.close()
         self._flush_at_end()
         self._jobs.stop(0.0)
+        self._timers.stop(0.0)
         self._acks.stop(0.0)
         self._monitoring.close()
         self.client.close()

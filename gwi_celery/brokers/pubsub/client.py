@@ -19,10 +19,10 @@ anything else                                      BrokerError: making it again 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -32,14 +32,14 @@ from google.api_core.retry import Retry, if_exception_type
 from google.protobuf import empty_pb2, field_mask_pb2
 from google.pubsub_v1 import types
 
-from gwi_celery import forks, shield
+from gwi_celery import shield
+from gwi_celery.backoff import Backoff
 from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
-from gwi_celery.gcp import fork_gate
-from gwi_celery.gcp.channel import befriend_gevent
+from gwi_celery.gcp import fork_gate, rpcs
+from gwi_celery.gcp.channel import Channel
 from gwi_celery.gcp.credentials import Access, NoCredentials
-from gwi_celery.jitter import jitter
 
 #: The messages of the wire, without the wrappers that the library puts around them.
 pb = {
@@ -149,9 +149,6 @@ _FIRST_SEEN_BY = frozenset({"CreateTopic", "CreateSubscription", "GetTopic", "Ge
 #: First and longest pause, seconds, between two calls that find it missing.
 _SETTLING_PAUSES = (0.1, 1.0)
 
-#: Channels of parents. They must not be collected: that would touch the parent's connection.
-_inherited: list[Any] = []
-
 
 class AlreadyExists(BrokerError):
     """A topic or subscription of that name is there already."""
@@ -162,12 +159,9 @@ class Client:
 
     def __init__(self, options: PubSubOptions) -> None:
         self._options = options
-        self._lock = forks.lock()
         self._hurry = threading.local()
-        self._pid = os.getpid()
-        self._channel: Any = None
         self._access = Access(_SCOPES)
-        self._stubs: dict[str, Callable[..., Any]] = {}
+        self._channel = Channel(partial(_connect, options, self._access))
         self._metadata: dict[tuple[str, str], Any] = {}
         #: Path of what was created or first seen lately -> monotonic time when it has surely settled.
         self._young: dict[str, float] = {}
@@ -179,16 +173,16 @@ class Client:
 
         What was created a moment ago and can't be found yet is asked for again until it has settled.
         """
-        pause, longest = _SETTLING_PAUSES
+        pauses = Backoff(*_SETTLING_PAUSES)
         while True:
             try:
                 return self._call_once(rpc, request, resource, timeout)
             except NotFound:
                 topic = request.topic if rpc == "CreateSubscription" else resource
+                pause = pauses.next()
                 if time.monotonic() + pause > self._young.get(topic, 0.0):
                     raise
-            time.sleep(jitter(pause, 0.8, 1.2))
-            pause = min(pause * 2, longest)
+            time.sleep(pause)
 
     def settling(self, resource: str) -> bool:
         """Whether it was created or first seen so lately that it may be there and not be found."""
@@ -257,7 +251,8 @@ class Client:
         """Open a StreamingPull; an iterator of answers. The caller has passed the gate."""
         if self.on_call is not None:
             self.on_call("StreamingPull")
-        stub = self._open().stream_stream(
+        rpcs.count("StreamingPull")
+        stub = self._channel.get().stream_stream(
             "/google.pubsub.v1.Subscriber/StreamingPull",
             request_serializer=_serialize,
             response_deserializer=pb["StreamingPullResponse"].FromString,
@@ -295,7 +290,7 @@ class Client:
     def ready(self, timeout: float) -> None:
         """Wait until the endpoint can be talked to, without any RPC. Raises BrokerUnavailable."""
         with fork_gate.call():
-            future = grpc.channel_ready_future(self._open())
+            future = grpc.channel_ready_future(self._channel.get())
             try:
                 future.result(timeout=timeout)
             except grpc.FutureTimeoutError as exc:
@@ -307,51 +302,15 @@ class Client:
 
     def close(self) -> None:
         """Close this process's channel. Safe to call twice; it opens again when it is used."""
-        with self._lock:
-            channel, self._channel, self._stubs = self._channel, None, {}
-        if channel is not None and self._pid == os.getpid():
-            channel.close()
-        elif channel is not None:
-            _inherited.append(channel)
+        self._channel.close()
 
     # --- internals ----------------------------------------------------------------------------
 
     def _stub(self, rpc: str) -> Any:
         if self.on_call is not None:
             self.on_call(rpc)
-        channel = self._open()
-        stub = self._stubs.get(rpc)
-        if stub is None:
-            service, answer = _RPCS[rpc]
-            stub = self._stubs[rpc] = channel.unary_unary(
-                f"/google.pubsub.v1.{service}/{rpc}",
-                request_serializer=_serialize,
-                response_deserializer=answer.FromString,
-            )
-        return stub
-
-    def _open(self) -> Any:
-        if self._channel is not None and self._pid == os.getpid():
-            return self._channel
-        with self._lock:
-            if self._pid != os.getpid():
-                _inherited.append((self._channel, self._stubs))
-                self._channel, self._stubs, self._pid = None, {}, os.getpid()
-            if self._channel is None:
-                self._channel = self._connect()
-            return self._channel
-
-    def _connect(self) -> Any:
-        options = self._options
-        befriend_gevent()
-        if options.emulator:
-            return grpc.insecure_channel(
-                options.endpoint, [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
-            )
-        try:
-            return self._access.channel(options.endpoint, _CHANNEL_OPTIONS)
-        except NoCredentials as exc:
-            raise BrokerUnusable(advice.no_credentials(str(exc))) from exc
+        rpcs.count(rpc)
+        return self._channel.stub(rpc, partial(_unary, rpc))
 
     def _routing(self, rpc: str, resource: str) -> Any:
         key = _ROUTED_BY.get(rpc) or ("topic" if "/topics/" in resource else "subscription")
@@ -360,6 +319,26 @@ class Client:
             header = ("x-goog-request-params", f"{key}={quote(resource)}")
             metadata = self._metadata[key, resource] = (header,)
         return metadata
+
+
+def _connect(options: PubSubOptions, access: Access) -> Any:
+    if options.emulator:
+        return grpc.insecure_channel(
+            options.endpoint, [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
+        )
+    try:
+        return access.channel(options.endpoint, _CHANNEL_OPTIONS)
+    except NoCredentials as exc:
+        raise BrokerUnusable(advice.no_credentials(str(exc))) from exc
+
+
+def _unary(rpc: str, channel: Any) -> Any:
+    service, answer = _RPCS[rpc]
+    return channel.unary_unary(
+        f"/google.pubsub.v1.{service}/{rpc}",
+        request_serializer=_serialize,
+        response_deserializer=answer.FromString,
+    )
 
 
 def _failed_for_now(exc: Any) -> bool:

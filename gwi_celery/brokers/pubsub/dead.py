@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import uuid
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from gwi_celery.brokers.base import (
     Delivery,
     OutgoingMessage,
     dead_letter_queue,
+    redriving,
 )
 from gwi_celery.brokers.pubsub import wire
 from gwi_celery.errors import TooLarge
@@ -77,7 +77,7 @@ class DeadLetters:
 
     def redrive(self, queue: str, limit: int | None) -> int:
         broker = self._broker
-        redrive = uuid.uuid4().hex
+        redrive = redriving(broker.operators, queue)
         bare: set[bytes] = set()
         moved = 0
         while limit is None or moved < limit:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import DEATH_DELIVERIES, DEATH_REASON, Delivery, OutgoingMessage
 from gwi_celery.brokers.pubsub import wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger, fitting
-from gwi_celery.brokers.pubsub.background import Background
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.publisher import Publisher, chunks
@@ -23,14 +23,14 @@ from gwi_celery.errors import BrokerError, BrokerUnavailable, TooLarge
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a message which comes too early is held rather than parked.
+#: Seconds that a message which comes too early is held rather than deferred.
 _HOLD = 4.0
-#: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is parked at a time.
+#: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is deferred at a time.
 _PARK = 600.0
-#: Notes of parked messages after which those are dropped that are over.
-_MANY_PARKED = 10_000
-#: Age, seconds, at which a parked message is published anew: waiting is then not counted as failing, nor
-#: the message dropped. Half its queue's retention, if that is less.
+#: Notes of deferred messages after which those are dropped that are over.
+_MANY_DEFERRED = 10_000
+#: Age, seconds, at which a deferred message is published anew: waiting then neither counts as failing,
+#: nor is it dropped. Half the retention, if that is less.
 _RENEWED_AT = 3000.0
 #: Seconds for which another reader's message is left to it.
 _SPARE = 1.0
@@ -56,7 +56,7 @@ class Deliveries:
         topology: Topology,
         publisher: Publisher,
         acks: Acknowledger,
-        jobs: Background,
+        jobs: Scheduler,
         bury: Callable[[Delivery, str, int], None],
     ) -> None:
         self._client = client
@@ -69,22 +69,22 @@ class Deliveries:
         #: ack id -> monotonic time at which its lease runs out.
         self.leases: dict[str, float] = {}
         #: ack id -> the same, of what is leased to nobody until then.
-        self._parked: dict[str, float] = {}
+        self._deferred: dict[str, float] = {}
 
     def after_fork(self) -> None:
         """What is leased is the parent's."""
-        self.leases, self._parked = {}, {}
+        self.leases, self._deferred = {}, {}
 
     def outstanding(self, ack_ids: Iterable[str]) -> set[str]:
         """Of these, what Pub/Sub may still count as delivered and not settled."""
         now = time.monotonic()
         return {
-            id for id in ack_ids if max(self.leases.get(id, 0.0), self._parked.get(id, 0.0)) > now
+            id for id in ack_ids if max(self.leases.get(id, 0.0), self._deferred.get(id, 0.0)) > now
         }
 
-    def any_parked(self, ack_ids: Iterable[str]) -> bool:
+    def any_deferred(self, ack_ids: Iterable[str]) -> bool:
         now = time.monotonic()
-        return any(self._parked.get(id, 0.0) > now for id in ack_ids)
+        return any(self._deferred.get(id, 0.0) > now for id in ack_ids)
 
     def sort(
         self, source: Source, received: Iterable[Any], lease: float | None = None
@@ -94,7 +94,7 @@ class Deliveries:
         ``lease``: seconds that they are leased for, where that isn't the subscription's ack deadline.
 
         Everything else is dealt with here: what is not for this queue or has expired is acked, what
-        was delivered too often is buried, and what comes long before its time is parked.
+        was delivered too often is buried, and what comes long before its time is deferred.
         """
         ready: list[Delivery] = []
         held: list[tuple[float, Delivery]] = []
@@ -136,7 +136,7 @@ class Deliveries:
         return ready, held
 
     def _again(self, wait: float, age: float, attempt: int) -> float | None:
-        """Seconds to park what is not due for ``wait`` seconds; 0: publish it anew; None: hold it."""
+        """Seconds to defer what is not due for ``wait`` seconds; 0: publish it anew; None: hold it."""
         first = backoff = 0.0
         if self._options.retry_policy is not None:
             # Pub/Sub adds this to a lease that runs out, and more with each delivery.
@@ -224,9 +224,9 @@ class Deliveries:
         until = self.leases.pop(delivery.ack_id, 0.0)
         if seconds > 0:
             now = time.monotonic()
-            if len(self._parked) >= _MANY_PARKED:
-                self._parked = {id: due for id, due in self._parked.items() if due > now}
-            self._parked[delivery.ack_id] = now + min(seconds, _PARK)
+            if len(self._deferred) >= _MANY_DEFERRED:
+                self._deferred = {id: due for id, due in self._deferred.items() if due > now}
+            self._deferred[delivery.ack_id] = now + min(seconds, _PARK)
         self._acks.nack(subscription, ack_id, min(seconds, _PARK), until)
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
@@ -331,5 +331,5 @@ def _parts(delivery: Delivery) -> tuple[str, str]:
 
 
 def _parkings(wait: float) -> int:
-    """How often a message that was published so long before its time may have been parked."""
+    """How often a message that was published so long before its time may have been deferred."""
     return 0 if wait <= _HOLD else math.ceil(min(wait, _RENEWED_AT) / _PARK)

@@ -29,14 +29,15 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from gwi_celery import forks
+from gwi_celery.backoff import Backoff, jitter
 from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound
 from gwi_celery.gcp import fork_gate
-from gwi_celery.jitter import jitter
 
 if TYPE_CHECKING:
-    from gwi_celery.brokers.pubsub.receiver import Intake, PubSubReceiver
+    from gwi_celery.brokers.pubsub.arrivals import Arrivals
+    from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +64,17 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 class Line:
     """One subscription, however it is read. A LongCall of :mod:`gwi_celery.gcp.fork_gate`."""
 
-    def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
+    def __init__(self, receiver: PubSubReceiver, arrivals: Arrivals, source: Source) -> None:
         self.receiver = receiver
-        self.intake = intake
+        self.arrivals = arrivals
         self.source = source
         #: Monotonic time of the next try after an error; None: there was none.
         self.retry_at: float | None = None
         #: Monotonic time at which to ask an emulator again; None: it will answer by itself.
         self.ask_at: float | None = None
-        self._pause = _FIRST_PAUSE
         #: Whether it was logged that nothing can be received.
         self._told = False
+        self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         # A future that is done already calls back at once, on the thread that asks it to.
         self._lock = forks.rlock()
         self._stopped = False
@@ -84,18 +85,18 @@ class Line:
     #: Whether what it brought stays when it waits for long: given back it would return by the same way.
     keeps = False
     #: Whether a look is on its way.
-    looking = False
+    probing = False
     #: Seconds for which what it brings is leased; None: the subscription's own ack deadline.
     lease: float | None = None
 
-    def want(self, limit: int, now: float) -> None:
+    def fetch(self, limit: int, now: float) -> None:
         raise NotImplementedError  # each kind's own
 
-    def look(self, limit: int) -> bool:
+    def probe(self, limit: int) -> bool:
         """Ask what is there now; False if this line is busy, or can't."""
         return False
 
-    def rest(self, *, unpolled: bool) -> None:
+    def stop_fetching(self, *, unpolled: bool) -> None:
         """There is no room: ask for nothing until told what is wanted.
 
         Args:
@@ -124,7 +125,8 @@ class Line:
         if self._told:
             logger.info("receiving from %s again", self.source.path)
         self._told = False
-        self.retry_at, self._pause = None, _FIRST_PAUSE
+        self.retry_at = None
+        self._pauses.reset()
 
     def _broke(self, error: Exception) -> None:
         """Try again later, or tell whoever polls that it is no use."""
@@ -134,13 +136,12 @@ class Line:
             self.receiver.ring()
             return
         if not missing and not isinstance(error, BrokerUnavailable):
-            self.intake.failed(error)
+            self.arrivals.failed(error)
             return
         if not self._told:
             self._told = True
             logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
-        self.retry_at = time.monotonic() + jitter(self._pause, 0.8, 1.2)
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        self.retry_at = time.monotonic() + self._pauses.next()
         if missing:
             self.receiver.broker.recover(self.source, then=self.receiver.ring)
         else:
@@ -154,9 +155,9 @@ class Pull(Line):
     """
 
     def __init__(
-        self, receiver: PubSubReceiver, intake: Intake, source: Source, *, patient: bool = False
+        self, receiver: PubSubReceiver, arrivals: Arrivals, source: Source, *, patient: bool = False
     ) -> None:
-        super().__init__(receiver, intake, source)
+        super().__init__(receiver, arrivals, source)
         self._patient = patient
         self._future: Any = None
         self._wanted = 0
@@ -165,7 +166,7 @@ class Pull(Line):
         #: Whether the call in flight asks for what is there, and so ends by itself.
         self._asks = False
 
-    def want(self, limit: int, now: float) -> None:
+    def fetch(self, limit: int, now: float) -> None:
         with self._lock:
             self._wanted = limit
             if self._future is not None or self._stopped or self._paused:
@@ -176,14 +177,14 @@ class Pull(Line):
                 return
             self._start()
 
-    def look(self, limit: int) -> bool:
+    def probe(self, limit: int) -> bool:
         with self._lock:
             if self._future is not None or self._stopped or self._paused:
                 return False
             if self.retry_at is not None:
                 return False
             self._wanted = limit
-            self.looking = True
+            self.probing = True
             self._start()
             return True
 
@@ -221,8 +222,8 @@ class Pull(Line):
         idle = now - self._active
         asks = self.receiver.broker.options.lax and not self._patient
         lately = asks and idle < EMULATOR_LATELY
-        self._asks = self.looking or lately
-        again = lately and not self.looking
+        self._asks = self.probing or lately
+        again = lately and not self.probing
         self.ask_at = now + _ASK_EVERY + _ASK_RARER * idle if again else None
         if not self.receiver.broker.options.lax:
             return PULL_SECONDS
@@ -234,7 +235,7 @@ class Pull(Line):
             self._take_in(future)
         except Exception as exc:
             logger.exception("receiving from %s failed", self.source.path)
-            self.intake.failed(BrokerError(f"receiving from {self.source.path} failed: {exc}"))
+            self.arrivals.failed(BrokerError(f"receiving from {self.source.path} failed: {exc}"))
 
     def _take_in(self, future: Any) -> None:
         response, error = None, None
@@ -253,30 +254,30 @@ class Pull(Line):
         received = [] if response is None else list(response.received_messages)
         with self._lock:
             # Before its user is woken, who may want more at once.
-            looked, self.looking, self._future = self.looking, False, None
-            asked = self._asks and not looked
+            probed, self.probing, self._future = self.probing, False, None
+            asked = self._asks and not probed
             if received:
                 self._active, self.ask_at = time.monotonic(), None
             if error is None:
                 self._worked()
-        arrived = self.intake.arrived(self, received) if received else 0
+        arrived = self.arrivals.arrived(self, received) if received else 0
         with self._lock:
             stays = self._future is None and not self._stopped and not self._paused
             idle = error is None and not arrived and stays
             # Nothing for the loop to do: go on waiting without it. Also at once after a message that
             # was not for now, or that a filter should have kept away: the next may be.
-            again = idle and self._wanted > 0 and (bool(received) or not (looked or asked))
+            again = idle and self._wanted > 0 and (bool(received) or not (probed or asked))
             if again:
-                self.looking = looked
+                self.probing = probed
                 self._start()
             elif idle and asked and self.ask_at is not None and self._wanted > 0:
                 self.receiver.broker.later(self.ask_at, self._ask)
-        if idle and not again and looked:
-            self.intake.looked(self, self._wanted)
+        if idle and not again and probed:
+            self.arrivals.probed(self, self._wanted)
         if error is not None and not self._stopped:
             self._broke(error)
 
-    def rest(self, *, unpolled: bool) -> None:
+    def stop_fetching(self, *, unpolled: bool) -> None:
         with self._lock:
             self._wanted = 0  # what is in flight stays: ended, it would take a message along
 

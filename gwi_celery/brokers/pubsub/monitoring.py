@@ -10,22 +10,19 @@ Needs the extra ``monitoring``, and the role ``roles/monitoring.viewer`` on the 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from gwi_celery.gcp import fork_gate
+from gwi_celery.gcp.process import PerProcess
 
 logger = logging.getLogger(__name__)
 
 _METRIC = "pubsub.googleapis.com/subscription/"
 #: Seconds: the newest measurement is at most this old; older ones tell of a subscription that is gone.
 _WINDOW = 300.0
-
-#: Clients of parents. They must not be collected: that would touch the parent's connection.
-_inherited: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,16 @@ def connect() -> Any:
     return monitoring_v3.MetricServiceClient()
 
 
+def _disconnect(client: Any) -> None:
+    client.transport.close()
+
+
 class Monitoring:
     """Reads measurements. Any thread may use it; after a fork it goes on with a new client."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._pid = os.getpid()
-        self._client: Any = None
+        self._client: PerProcess[Any] = PerProcess(connect, _disconnect)
         self._told: set[str] = set()
 
     def depth(self, subscriptions: Iterable[str]) -> QueueDepth | None:
@@ -104,7 +104,7 @@ class Monitoring:
         }
         try:
             with fork_gate.call():
-                answer = self._open().list_time_series(
+                answer = self._client.get().list_time_series(
                     request=request, retry=None, timeout=self._timeout
                 )
                 return _read(answer)
@@ -121,14 +121,6 @@ class Monitoring:
             )
         return None
 
-    def _open(self) -> Any:
-        if self._pid != os.getpid():
-            _inherited.append(self._client)
-            self._client, self._pid = None, os.getpid()
-        if self._client is None:
-            self._client = connect()
-        return self._client
-
     def _tell(self, text: str) -> None:
         """Once: it is asked for again and again."""
         if text not in self._told:
@@ -136,11 +128,7 @@ class Monitoring:
             logger.warning("%s", text)
 
     def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None and self._pid == os.getpid():
-            client.transport.close()
-        elif client is not None:
-            _inherited.append(client)
+        self._client.close()
 
 
 def _read(series: Iterable[Any]) -> dict[str, _Point]:

@@ -1,7 +1,7 @@
-"""What came in for each queue subscribed to, and how its user learns of it.
+"""A connection's consumers: which queues are read from, and how their user learns that messages came.
 
-Calls (see :mod:`.lines`) put what they bring into a queue's intake, on gRPC's threads, and make a pipe
-readable, which wakes the event loop; the loop takes from the intake what it has room for.
+Calls (see :mod:`.lines`) put what they bring into a queue's :class:`Arrivals`, on gRPC's threads, and
+make a pipe readable, which wakes the event loop; the loop takes as many as it has room for.
 """
 
 from __future__ import annotations
@@ -9,27 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gwi_celery import forks
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.brokers.pubsub import advice
-from gwi_celery.brokers.pubsub.lines import MOST, Line, Pull
-from gwi_celery.brokers.pubsub.streams import Flow, Stream
-from gwi_celery.brokers.pubsub.topology import Source
-from gwi_celery.brokers.wakeups import bell
+from gwi_celery.brokers.pubsub.arrivals import Arrivals
+from gwi_celery.brokers.pubsub.lines import Line
+from gwi_celery.brokers.wakeups import local_bell
 from gwi_celery.errors import BrokerUnusable, NotFound
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.broker import PubSubBroker
-
-#: Seconds that what arrived waits to be polled by a user who is busy; then others may have it.
-#: Well under the shortest lease.
-_LONGEST_WAIT = 5.0
-#: Seconds between two looks for bindings that other connections made.
-_REDISCOVER = 60.0
 
 
 class PubSubReceiver:
@@ -38,9 +28,9 @@ class PubSubReceiver:
     def __init__(self, broker: PubSubBroker) -> None:
         self._broker = broker
         self._pid = os.getpid()
-        self._bell = bell()
+        self._bell = local_bell()
         self._closed = False
-        self._queues: dict[str, Intake] = {}
+        self._queues: dict[str, Arrivals] = {}
         #: Of queues that were left: what they bring yet is handed back.
         self._ending: list[Line] = []
 
@@ -56,9 +46,9 @@ class PubSubReceiver:
             endpoint = topology.pushed_to(source.path)
             if endpoint is not None:
                 raise BrokerUnusable(advice.pushed(queue, source.path, endpoint))
-        intake = Intake(self, queue, bulk)
-        intake.read_from(sources)
-        self._queues[queue] = intake
+        arrivals = Arrivals(self, queue, bulk)
+        arrivals.read_from(sources)
+        self._queues[queue] = arrivals
         self._broker.topology.join(queue)
         self.ring()
 
@@ -67,44 +57,44 @@ class PubSubReceiver:
 
     def rebound(self, queue: str, *, again: bool = False) -> None:
         """The queue may have other bindings or settings; ``again``: it was made just now."""
-        intake = self._queues.get(queue)
-        if intake is None:
+        arrivals = self._queues.get(queue)
+        if arrivals is None:
             return
         # One that is gone may be made again by anybody: what reads from it asks now and then.
         with contextlib.suppress(NotFound):
-            intake.read_from(self._broker.topology.sources(queue))
-            for line in intake.lines if again else ():
+            arrivals.read_from(self._broker.topology.sources(queue))
+            for line in arrivals.lines if again else ():
                 line.retry_soon()
             self.ring()
 
     def unsubscribe(self, queue: str) -> None:
         self._check()
-        intake = self._queues.pop(queue, None)
-        if intake is None:
+        arrivals = self._queues.pop(queue, None)
+        if arrivals is None:
             return
-        intake.stop()
-        self._ending = [line for line in [*self._ending, *intake.lines] if not line.idle()]
+        arrivals.stop()
+        self._ending = [line for line in [*self._ending, *arrivals.lines] if not line.idle()]
         self._broker.leave(queue)
 
     def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
         self._check()
-        intake = self._queues.get(queue)
-        if intake is None:
+        arrivals = self._queues.get(queue)
+        if arrivals is None:
             return self._broker.look(queue, limit)
-        if intake.rediscovery_due():
+        if arrivals.rediscovery_due():
             self._broker.rediscover(queue)
-        return intake.take(limit, max(room, limit))
+        return arrivals.take(limit, max(room, limit))
 
     def want(self, queue: str, limit: int) -> None:
         """There is room for ``limit``: have that many fetched, if none are on their way."""
-        intake = self._queues.get(queue)
-        if intake is not None:
-            intake.want(limit)
+        arrivals = self._queues.get(queue)
+        if arrivals is not None:
+            arrivals.want(limit)
 
     def return_unpolled(self, queue: str) -> None:
-        intake = self._queues.get(queue)
-        if intake is not None:
-            intake.return_unpolled()
+        arrivals = self._queues.get(queue)
+        if arrivals is not None:
+            arrivals.return_unpolled()
 
     def fileno(self) -> int:
         self._check()
@@ -116,7 +106,9 @@ class PubSubReceiver:
 
     def next_due(self) -> float | None:
         self._check()
-        dues = [due for intake in self._queues.values() if (due := intake.next_due()) is not None]
+        dues = [
+            due for arrivals in self._queues.values() if (due := arrivals.next_due()) is not None
+        ]
         return max(min(dues) - time.monotonic(), 0.0) if dues else None
 
     def close(self) -> None:
@@ -124,11 +116,11 @@ class PubSubReceiver:
             return
         self._closed = True
         queues, self._queues = self._queues, {}
-        for intake in queues.values():
-            intake.stop()
+        for arrivals in queues.values():
+            arrivals.stop()
         # What ends by itself may bring something, which is then handed back.
         began = time.monotonic()
-        lines = [*self._ending, *(line for intake in queues.values() for line in intake.lines)]
+        lines = [*self._ending, *(line for arrivals in queues.values() for line in arrivals.lines)]
         while any(
             not line.idle() and began + line.ends_within > time.monotonic() for line in lines
         ):
@@ -159,242 +151,3 @@ class PubSubReceiver:
                 "this receiver belongs to the process that this one was forked from: ask the "
                 "broker for another one"
             )
-
-
-class Intake:
-    """One queue: its lines, and what came by them and was not taken yet.
-
-    Nothing is taken whose lease may be over. What waits for long is given back; only what a stream
-    brought stays, as it would come back by the same stream: it is replaced when it is redelivered.
-    """
-
-    def __init__(self, receiver: PubSubReceiver, queue: str, bulk: bool) -> None:
-        self.receiver = receiver
-        self.queue = queue
-        self._bulk = bulk
-        self._rediscover_at = time.monotonic() + _REDISCOVER
-        self.lines: list[Line] = []
-        self._lock = forks.lock()
-        self._arrived: dict[Line, deque[Delivery]] = {}
-        self._delayed: list[tuple[float, Delivery]] = []
-        #: How many its user last wanted.
-        self._room = 0
-        self._watched = False
-        self._error: Exception | None = None
-        self._stopped = False
-
-    def read_from(self, sources: list[Source]) -> None:
-        """Read from these subscriptions, most urgent first, and from no others."""
-        # A bound queue's messages arrive through its bindings: its own subscription may be slow.
-        bound = any(not source.own for source in sources)
-        levels = sum(source.own for source in sources)
-        with self._lock:
-            if self._stopped:
-                return
-            known = {line.source.path: line for line in self.lines}
-            lines = []
-            for source in sources:
-                line = known.pop(source.path, None)
-                if line is None:
-                    line = self._line(source, bound, levels)
-                line.source = source
-                lines.append(line)
-            self.lines = lines
-        for line in known.values():
-            line.stop()
-
-    def _line(self, source: Source, bound: bool, levels: int) -> Line:
-        if self._bulk and not (bound and source.own):
-            return Stream(self.receiver, self, source)
-        if self.receiver.broker.options.lax or (source.own and levels > 1):
-            return Pull(self.receiver, self, source, patient=self._bulk)
-        return Flow(self.receiver, self, source)
-
-    def rediscovery_due(self) -> bool:
-        """Whether to look for bindings made elsewhere; once in a while, and then not at once again."""
-        now = time.monotonic()
-        due = not self._bulk and now >= self._rediscover_at
-        if due:
-            self._rediscover_at = now + _REDISCOVER
-        return due
-
-    # The event loop's side.
-
-    def take(self, limit: int, room: int) -> list[Delivery]:
-        with self._lock:
-            if self._error is not None:
-                error, self._error = self._error, None
-                raise error
-            taken: list[Delivery] = []
-            now = time.monotonic()
-            lapsed: list[Delivery] = []
-            # What was bound before is the queue's: an unbound line's messages are delivered as well.
-            unbound = [line for line in self._arrived if line not in self.lines]
-            for line in [*self.lines, *unbound]:
-                arrived = self._arrived.get(line)
-                while arrived and len(taken) < limit:
-                    delivery = arrived.popleft()
-                    (taken if now < delivery.held_until() else lapsed).append(delivery)
-                if not arrived:
-                    self._arrived.pop(line, None)
-            for item in [item for item in self._delayed if item[0] <= now]:
-                if len(taken) < limit:
-                    self._delayed.remove(item)
-                    (taken if now < item[1].held_until() else lapsed).append(item[1])
-            left = sum(map(len, self._arrived.values()))
-        self.receiver.broker.forget(lapsed)
-        self.want(room - len(taken) - left)
-        return taken
-
-    def _drop(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
-        """With the lock held: take these out of what waits."""
-        dropped = [d for arrived in self._arrived.values() for d in arrived if unwanted(d)]
-        dropped += [d for _, d in self._delayed if unwanted(d)]
-        if dropped:
-            gone = {d.ack_id for d in dropped}
-            for line, arrived in self._arrived.items():
-                self._arrived[line] = deque(d for d in arrived if d.ack_id not in gone)
-            self._delayed = [item for item in self._delayed if item[1].ack_id not in gone]
-        return dropped
-
-    def _watch(self) -> None:
-        """With the lock held: see to what waits for long, also while our user is busy."""
-        if not self._watched:
-            self._watched = True
-            self.receiver.broker.later(time.monotonic() + _LONGEST_WAIT, self._review)
-
-    def _review(self) -> None:
-        now = time.monotonic()
-        kept = {line.source.path for line in self.lines if line.keeps}
-
-        def waits_for_long(delivery: Delivery) -> bool:
-            return delivery.leased_at + _LONGEST_WAIT <= now and _path(delivery) not in kept
-
-        with self._lock:
-            self._watched = False
-            lapsed = self._drop(lambda delivery: delivery.held_until() <= now)
-            early = self._early(now)
-            old = self._drop(lambda d: waits_for_long(d) and d.ack_id not in early)
-            if any(self._arrived.values()) or self._delayed:
-                self._watch()
-        self.receiver.broker.forget(lapsed)
-        slow = {_path(delivery) for delivery in old}
-        for line in self.lines:
-            if line.source.path in slow:
-                line.rest(unpolled=True)
-        for delivery in old:
-            self.receiver.broker.give_back(delivery)
-
-    def _early(self, now: float) -> set[str]:
-        """With the lock held: what is held for a time that hasn't come."""
-        return {delivery.ack_id for due, delivery in self._delayed if due > now}
-
-    def want(self, limit: int) -> None:
-        if limit <= 0 or self._stopped:
-            return
-        self._room = limit = min(limit, MOST)
-        levels = [line for line in self.lines if line.source.own]
-        if len(levels) > 1:
-            self._look(levels, limit)
-        else:
-            self._wait(limit)
-
-    def _look(self, levels: list[Line], limit: int) -> None:
-        """By priority: ask the most urgent level what it has, then the next; none: wait on all."""
-        if any(line.looking for line in levels):
-            return
-        for line in levels:
-            if line.look(limit):
-                return
-        self._wait(limit)
-
-    def looked(self, line: Line, limit: int) -> None:
-        """That level has nothing now."""
-        if limit <= 0:
-            return  # nor is there room any more
-        levels = [other for other in self.lines if other.source.own]
-        self._look(levels[levels.index(line) + 1 :], limit)
-
-    def _wait(self, limit: int) -> None:
-        now = time.monotonic()
-        for line in self.lines:
-            line.want(limit, now)
-
-    def return_unpolled(self) -> None:
-        """There is no room: hand back what came, which others may have, and ask for no more."""
-        with self._lock:
-            unpolled = {line for line, arrived in self._arrived.items() if arrived}
-        for line in self.lines:
-            line.rest(unpolled=line in unpolled)
-        with self._lock:
-            early = self._early(time.monotonic())
-            unwanted = self._drop(lambda delivery: delivery.ack_id not in early)
-        for delivery in unwanted:
-            self.receiver.broker.give_back(delivery)
-
-    def next_due(self) -> float | None:
-        """Monotonic time at which something happens by itself."""
-        with self._lock:
-            dues = [due for due, _ in self._delayed]
-        if not self._bulk:
-            dues.append(self._rediscover_at)
-        dues += [line.retry_at for line in self.lines if line.retry_at is not None]
-        return min(dues, default=None)
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            left = [d for arrived in self._arrived.values() for d in arrived]
-            left += [delivery for _, delivery in self._delayed]
-            self._arrived, self._delayed = {}, []
-        for line in self.lines:
-            line.stop()
-        for delivery in left:
-            self.receiver.broker.give_back(delivery)
-
-    # gRPC's threads' side.
-
-    def arrived(self, line: Line, received: list[Any]) -> int:
-        """Take in what a call brought; how many of them are for delivery now or soon."""
-        broker = self.receiver.broker
-        ready, delayed = broker.sort(line.source, received, line.lease)
-        parked: list[tuple[float, Delivery]] = []
-        replaced: list[Delivery] = []
-        with self._lock:
-            stopped = self._stopped
-            if not stopped:
-                # Delivered again while it waits here: its earlier lease is over.
-                again = {(_path(d), d.message_id) for d in [*ready, *(d for _, d in delayed)]}
-                replaced = self._drop(lambda d: (_path(d), d.message_id) in again)
-                waiting = [*self._arrived.get(line, ()), *ready]
-                if not broker.options.ordering:
-                    # What one subscription brings at once is in no order of priority.
-                    waiting.sort(key=lambda delivery: -delivery.priority)
-                self._arrived[line] = deque(waiting)
-                # What is held takes a place: one must not hoard what others could have.
-                room = max(self._room - len(self._delayed), 0)
-                delayed, parked = delayed[:room], delayed[room:]
-                self._delayed += delayed
-                if ready or delayed:
-                    self._watch()
-        if stopped:
-            for delivery in [*ready, *(delivery for _, delivery in delayed)]:
-                broker.give_back(delivery)
-            return 0
-        broker.forget(replaced)
-        for due, delivery in parked:
-            broker.park(delivery, due - time.monotonic())
-        if ready or delayed:
-            self.receiver.ring()
-        return len(ready)
-
-    def failed(self, error: Exception) -> None:
-        """It can't go on: whoever polls next is told."""
-        with self._lock:
-            self._error = error
-        self.receiver.ring()
-
-
-def _path(delivery: Delivery) -> str:
-    """Of the subscription that it came by."""
-    return delivery.ack_id.partition(" ")[0]

@@ -5,29 +5,28 @@ nobody; a pull that its client ends, be it by its deadline, goes on for a while 
 message along, which is then late by a lease. Pub/Sub closes every stream now and then, with an error,
 and one on which its client says nothing for a minute: so that is no failure, and a heartbeat is sent.
 
-A call of our own makes acks and extends leases; Pub/Sub counts them for the stream all the same.
+Acks and extensions are calls of their own; Pub/Sub counts them for the stream all the same.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from gwi_celery.backoff import jitter
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.lines import MOST, Line
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.errors import BrokerUnavailable, NotFound
-from gwi_celery.gcp import fork_gate
-from gwi_celery.jitter import jitter
+from gwi_celery.gcp.stream import BidiStream
 
 if TYPE_CHECKING:
-    from gwi_celery.brokers.pubsub.receiver import Intake, PubSubReceiver
+    from gwi_celery.brokers.pubsub.arrivals import Arrivals
+    from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ logger = logging.getLogger(__name__)
 STREAM_LEASE = 10
 #: Seconds that a half-closed stream may take to end.
 ENDS_WITHIN = 1.0
-#: Seconds between two heartbeats.
+#: Seconds of silence after which a heartbeat is sent.
 _HEARTBEAT = 30.0
 #: Seconds after which the end of a stream that brought nothing is one of those that come to every stream.
 _LIVED = 20.0
@@ -56,23 +55,24 @@ class _Call:
         self.brought: set[str] = set()
         self.opened = time.monotonic()
         self.worked = False
-        self.call: Any = None
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.stream: BidiStream
 
-    def requests(self, first: Any) -> Iterator[Any]:
-        yield first
-        while True:
-            try:
-                request = self._requests.get(timeout=_HEARTBEAT)
-            except queue.Empty:
-                request = pb["StreamingPullRequest"]()
-            if request is None:
-                return
-            yield request
 
-    def half_close(self) -> None:
-        """The server sends what it has, and ends."""
-        self._requests.put(None)
+def _open(
+    client: Client, path: str, allowance: int, lease: float, **callbacks: Any
+) -> BidiStream | None:
+    first = pb["StreamingPullRequest"](
+        subscription=path,
+        stream_ack_deadline_seconds=round(lease),
+        max_outstanding_messages=allowance,
+    )
+    return BidiStream.open(
+        lambda requests: client.stream(requests, path),
+        [first],
+        thread_name="gwi-stream",
+        heartbeat=(_HEARTBEAT, pb["StreamingPullRequest"]()),
+        **callbacks,
+    )
 
 
 def look(client: Client, path: str, limit: int, lease: float) -> list[Any]:
@@ -82,77 +82,58 @@ def look(client: Client, path: str, limit: int, lease: float) -> list[Any]:
     of any queue. Raises as :meth:`Client.call`.
     """
     while True:
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stream = _open(client, path, limit, lease, on_response=answers.put, on_end=answers.put)
         try:
-            with fork_gate.call():
-                return _gathered(client, path, limit, lease)
-        except NotFound:
-            if not client.settling(path):
-                raise
+            if stream is not None:  # no fork is under way
+                return _gathered(stream, answers, limit)
+        except grpc.RpcError as exc:
+            error = client.error(exc, "StreamingPull", path)
+            if not (isinstance(error, NotFound) and client.settling(path)):
+                raise error from exc
         time.sleep(jitter(_SETTLED, 0.8, 1.2))
 
 
-def _gathered(client: Client, path: str, limit: int, lease: float) -> list[Any]:
-    opened = _Call(limit)
-    opened.call = client.stream(opened.requests(_first(path, limit, lease)), path)
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def read() -> None:
-        try:
-            for response in opened.call:
-                answers.put(response.received_messages)
-            answers.put(None)
-        except grpc.RpcError as exc:
-            answers.put(exc)
-
-    threading.Thread(target=read, name="gwi-look", daemon=True).start()
+def _gathered(stream: BidiStream, answers: queue.SimpleQueue[Any], limit: int) -> list[Any]:
     found: list[Any] = []
     closing = False
     try:
         while True:
             if not closing and len(found) >= limit:
                 closing = True
-                opened.half_close()
+                stream.half_close()
             try:
                 answer = answers.get(timeout=ENDS_WITHIN if closing else _QUIET)
             except queue.Empty:
                 if closing:
                     return found
                 closing = True
-                opened.half_close()  # what is on its way comes yet
+                stream.half_close()  # what is on its way comes yet
                 continue
-            if isinstance(answer, grpc.RpcError) and not (found or closing):
-                raise client.error(answer, "StreamingPull", path) from answer
-            if answer is None or isinstance(answer, grpc.RpcError):
+            if isinstance(answer, Exception) and not (found or closing):
+                raise answer
+            if answer is None or isinstance(answer, Exception):
                 return found
-            found += answer
+            found += answer.received_messages
     finally:
-        opened.half_close()
-        opened.call.cancel()
-
-
-def _first(path: str, allowance: int, lease: float) -> Any:
-    return pb["StreamingPullRequest"](
-        subscription=path,
-        stream_ack_deadline_seconds=round(lease),
-        max_outstanding_messages=allowance,
-    )
+        stream.cancel()
 
 
 class Stream(Line):
-    """Always open, each call read by a thread of its own. A queue's that has no limit."""
+    """Always open. That of a queue whose reader has no limit."""
 
     ends_within = ENDS_WITHIN
     keeps = True
 
-    def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
-        super().__init__(receiver, intake, source)
+    def __init__(self, receiver: PubSubReceiver, arrivals: Arrivals, source: Source) -> None:
+        super().__init__(receiver, arrivals, source)
         self.lease = float(STREAM_LEASE)
         self._current: _Call | None = None
         #: Those that are open, half-closed ones as well.
         self._calls: set[_Call] = set()
         self._paused = False
 
-    def want(self, limit: int, now: float) -> None:
+    def fetch(self, limit: int, now: float) -> None:
         with self._lock:
             if self._may_open(now) and self._current is None:
                 self._open(MOST)
@@ -164,55 +145,55 @@ class Stream(Line):
 
     def _open(self, allowance: int) -> None:
         """With the lock held."""
-        if not fork_gate.try_enter():
-            self._paused = True
-            return
         opened = _Call(allowance)
-        first = _first(self.source.path, allowance, self.lease or STREAM_LEASE)
-        try:
-            opened.call = self.receiver.broker.client.stream(
-                opened.requests(first), self.source.path
-            )
-        except BaseException:
-            fork_gate.leave()
-            raise
         self._current = opened
         self._calls.add(opened)
-        threading.Thread(target=self._read, args=(opened,), name="gwi-stream", daemon=True).start()
-
-    def _read(self, opened: _Call) -> None:
-        error: Exception | None = None
+        stream = None
         try:
-            for response in opened.call:
-                opened.worked = True
-                self._worked()
-                self._take_in(opened, list(response.received_messages))
-        except grpc.RpcError as exc:
-            if exc.code() is not grpc.StatusCode.CANCELLED:
-                error = self.receiver.broker.client.error(exc, "StreamingPull", self.source.path)
-        except Exception as exc:
-            logger.exception("receiving from %s failed", self.source.path)
-            error = BrokerUnavailable(f"receiving from {self.source.path} failed: {exc}")
+            stream = _open(
+                self.receiver.broker.client,
+                self.source.path,
+                allowance,
+                self.lease or STREAM_LEASE,
+                on_response=lambda response: self._answered(opened, response),
+                on_end=lambda error: self._ended(opened, error),
+            )
         finally:
-            opened.half_close()  # ends the thread that sends the requests
-            fork_gate.leave()
+            if stream is None:
+                self._current = None
+                self._calls.discard(opened)
+        if stream is None:
+            self._paused = True  # for the fork that is under way
+        else:
+            opened.stream = stream
+
+    def _answered(self, opened: _Call, response: Any) -> None:
+        opened.worked = True
+        self._worked()
+        self._take_in(opened, list(response.received_messages))
+
+    def _take_in(self, opened: _Call, received: list[Any]) -> None:
+        self.arrivals.arrived(self, received)
+
+    def _ended(self, opened: _Call, error: Exception | None) -> None:
         with self._lock:
             self._calls.discard(opened)
             ours = self._current is opened
             if ours:
                 self._current = None
-            done = self._stopped or self._paused or not ours
-        if done:
-            return
+            if self._stopped or self._paused or not ours:
+                return
+        if isinstance(error, grpc.RpcError):
+            error = self.receiver.broker.client.error(error, "StreamingPull", self.source.path)
+        elif error is not None:
+            logger.error("receiving from %s failed", self.source.path, exc_info=error)
+            error = BrokerUnavailable(f"receiving from {self.source.path} failed: {error}")
         lived = opened.worked or time.monotonic() - opened.opened >= _LIVED
         if error is None or (isinstance(error, BrokerUnavailable) and lived):
             self.retry_at = time.monotonic()  # open the next one
             self.receiver.ring()
         else:
             self._broke(error)
-
-    def _take_in(self, opened: _Call, received: list[Any]) -> None:
-        self.intake.arrived(self, received)
 
     def stop(self) -> None:
         with self._lock:
@@ -223,7 +204,7 @@ class Stream(Line):
         """With the lock held: no more than what is on its way."""
         current, self._current = self._current, None
         if current is not None:
-            current.half_close()
+            current.stream.half_close()
 
     def idle(self) -> bool:
         return not self._calls
@@ -235,7 +216,7 @@ class Stream(Line):
             calls = list(self._calls)
         if waited > ENDS_WITHIN:
             for opened in calls:
-                opened.call.cancel()
+                opened.stream.cancel()
 
     def resume(self) -> None:
         with self._lock:
@@ -251,18 +232,18 @@ class Stream(Line):
 class Flow(Stream):
     """Open while there is room, and never brings more than that: Pub/Sub counts what is out.
 
-    What was parked counts as out as well, until its time: then the stream is opened anew.
+    What was deferred counts as out as well, until its time: then the stream is opened anew.
     """
 
     keeps = False
 
-    def __init__(self, receiver: PubSubReceiver, intake: Intake, source: Source) -> None:
-        super().__init__(receiver, intake, source)
+    def __init__(self, receiver: PubSubReceiver, arrivals: Arrivals, source: Source) -> None:
+        super().__init__(receiver, arrivals, source)
         self.lease = receiver.broker.topology.first_lease(source.queue)
         self._wanted = 0
         self._looks_again = False
 
-    def want(self, limit: int, now: float) -> None:
+    def fetch(self, limit: int, now: float) -> None:
         with self._lock:
             self._wanted = limit
             if not self._may_open(now):
@@ -271,7 +252,7 @@ class Flow(Stream):
             if current is None:
                 self._open(limit)
             elif self._short(current):
-                if self._parked(current):
+                if self.receiver.broker.any_deferred(current.brought):
                     self._open_anew()
                 elif not self._looks_again:
                     # What it lacks may have arrived this very moment.
@@ -286,9 +267,6 @@ class Flow(Stream):
         """How many more Pub/Sub may send."""
         return opened.allowance - len(self.receiver.broker.outstanding(opened.brought))
 
-    def _parked(self, opened: _Call) -> bool:
-        return self.receiver.broker.any_parked(opened.brought)
-
     def _look_again(self) -> None:
         with self._lock:
             self._looks_again = False
@@ -297,7 +275,7 @@ class Flow(Stream):
                 self._open_anew()
 
     def _open_anew(self) -> None:
-        """With the lock held: it is full, and there is room: for who was told to take more, say."""
+        """With the lock held: it is full, and there is room; for who was told to take more, say."""
         self._close()
         if not (self._stopped or self._paused):
             self._open(self._wanted)
@@ -308,14 +286,14 @@ class Flow(Stream):
             opened.brought = self.receiver.broker.outstanding(opened.brought)
             opened.brought.update(f"{path} {item.ack_id}" for item in received)
             self._wanted -= len(received)
-        ready = self.intake.arrived(self, received)
+        ready = self.arrivals.arrived(self, received)
         with self._lock:
             self._wanted += len(received) - ready
             wanted = self._wanted
         if not ready and wanted > 0:  # nobody is woken, who would ask for more
-            self.want(wanted, time.monotonic())
+            self.fetch(wanted, time.monotonic())
 
-    def rest(self, *, unpolled: bool) -> None:
+    def stop_fetching(self, *, unpolled: bool) -> None:
         with self._lock:
             self._wanted = 0
             current = self._current

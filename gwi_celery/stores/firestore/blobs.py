@@ -21,6 +21,8 @@ from gwi_celery.stores.firestore.records import CHUNKS, Blob, checksum
 
 #: Bytes of a blob that stay in the document itself, and of one chunk.
 INLINE: Final = 900_000
+#: The same of a call that is kept with its record: whoever reads the record reads that, too.
+ENVELOPE_INLINE: Final = 20_000
 #: Bytes of texts for which there is room beside that.
 _BESIDE: Final = 50_000
 #: Chunks in one commit: with what else is in it below 3.5 MB.
@@ -32,7 +34,13 @@ _TRIES: Final = 3
 
 
 def pack(
-    client: Client, blob: bytes, era_name: str, gc_at: int, beside: Iterable[str | None] = ()
+    client: Client,
+    blob: bytes,
+    era_name: str,
+    gc_at: int,
+    beside: Iterable[str | None] = (),
+    *,
+    inline: int = INLINE,
 ) -> tuple[Blob, list[Write]]:
     """The blob's field, and the writes that are to go with it.
 
@@ -41,7 +49,7 @@ def pack(
     """
     sha = checksum(blob)
     taken = sum(len(text.encode("utf-8", "surrogatepass")) for text in beside if text)
-    if len(blob) <= INLINE - max(taken - _BESIDE, 0):
+    if len(blob) <= inline - max(taken - _BESIDE, 0):
         return Blob(sha, blob, size=len(blob)), []
     name = os.urandom(8).hex()
     if client.bucket is not None and len(blob) > _CHUNKS_PER_COMMIT * INLINE:

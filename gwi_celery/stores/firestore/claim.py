@@ -1,4 +1,4 @@
-"""What a claim is answered, given the record and the lock as they were read: no server needed."""
+"""The record that a claim writes, given the one that was read: no server needed."""
 
 from __future__ import annotations
 
@@ -7,91 +7,55 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gwi_celery.stores import protocol
-from gwi_celery.stores.base import (
-    Cancelled,
-    ClaimRequest,
-    Completed,
-    Held,
-    JobRef,
-    JobStatus,
-    Mismatch,
-)
-from gwi_celery.stores.firestore.records import SECOND, Job, Lock, Step
+from gwi_celery.stores.base import ClaimRequest, JobRef, JobStatus, Origin, Wait
+from gwi_celery.stores.firestore.records import SECOND, Job, Step
+from gwi_celery.stores.history import History
 
 
-class SameClaim:
-    """The lock is this very claim's already: its answer was lost."""
-
-
-#: Which answer the record alone gives; it is filled with the record.
-Settled = type[Mismatch] | type[Completed] | type[Cancelled]
-
-
-def settled(request: ClaimRequest, job: Job | None) -> Settled | None:
-    """The answer if the record decides; ``job`` is None if there is none or it has expired."""
-    if job is None:
-        return None
-    same = protocol.same_payload(job.fingerprint, request.fingerprint)
-    if not (same or protocol.corrects(job.status, job.failed, request)):
-        return Mismatch
-    if job.status.terminal and not _opens_next_generation(request, job):
-        return Cancelled if job.status is JobStatus.CANCELLED else Completed
-    return None
-
-
-def own_lock(request: ClaimRequest, job: Job | None) -> str | None:
-    """The id of the other lock under which the job's last attempt may still hold it."""
-    if job is None or job.status is not JobStatus.RUNNING or job.lock_id == request.lock.id:
-        return None
-    return job.lock_id
-
-
-def contended(
-    request: ClaimRequest, job: Job | None, lock: Lock | None, own: Lock | None, now: int
-) -> Held | SameClaim | None:
-    """The answer if a lock decides: the one that is asked for, or the record's ``own``."""
-    if lock is not None:
-        same = (lock.nonce, lock.job) == (request.nonce, request.job)
-        if same and job is not None and job.fence == lock.fence:
-            return SameClaim()
-    for holder in (lock, own):
-        if holder is not None and not holder.expired(now):
-            return Held(holder.owner, holder.job, retry_after=(holder.expires - now) / SECOND)
-    return None
-
-
-def granted(
-    request: ClaimRequest, stored: Job | None, job: Job | None, forgotten: Sequence[Step]
+def granted_to(
+    request: ClaimRequest,
+    granted: protocol.Granted,
+    stored: Job | None,
+    now: int,
+    forgotten: Sequence[Step] = (),
 ) -> Job:
-    """The record of a claim that is to be granted, but for what the server sets.
+    """The record of a claim that is granted, but for what the server sets.
 
-    ``stored`` is the record as it is, expired or not; its next generation makes ``forgotten`` anew.
+    ``stored`` is the record as it is at the server's time ``now``, expired or not; its next generation
+    makes ``forgotten`` anew.
     """
-    if job is None:
+    if granted.fresh or stored is None:
         return first_generation(request, stored)
     running = replace(
-        job,
+        stored,
         status=JobStatus.RUNNING,
         fingerprint=request.fingerprint,
         run_id=request.run_id,
         submission=request.submission,
+        generation=granted.generation,
+        attempt=granted.attempt,
+        crashes=granted.crashes,
         fence=None,
         lock_id=request.lock.id,
         result_ttl=request.result_ttl,
         outcome=None,
         cancelled_by="",
         result_of=None,
+        origin=origin_of(request, stored),
+        history=stored.history.claimed(
+            request.owner,
+            request.lock,
+            stored.running,
+            first=granted.attempt == 1,
+            now=now / SECOND,
+        ),
     )
-    if not job.status.terminal:
-        crashes = protocol.crashes_after_takeover(job.crashes, job.status)
-        return replace(running, attempt=job.attempt + 1, crashes=crashes)
-    running = replace(running, generation=job.generation + 1, attempt=1, crashes=0)
-    if begins_anew(request, job):
+    if granted.anew:
         return replace(running, era=new_era(), steps=0, ordinal=0, inline_bytes=0)
-    size = job.inline_bytes
+    size = stored.inline_bytes
     if size is not None:
         size -= sum(step.blob.size for step in forgotten if step.blob.is_inline)
-    return replace(running, steps=job.steps - len(forgotten), inline_bytes=size)
+    return replace(running, steps=stored.steps - len(forgotten), inline_bytes=size)
 
 
 def first_generation(request: ClaimRequest, expired: Job | None = None) -> Job:
@@ -105,7 +69,46 @@ def first_generation(request: ClaimRequest, expired: Job | None = None) -> Job:
         fence=None,
         lock_id=request.lock.id,
         result_ttl=request.result_ttl,
+        origin=origin_of(request, None),
+        history=History().claimed(request.owner, request.lock, None, first=True, now=0.0),
     )
+
+
+def origin_of(request: ClaimRequest, stored: Job | None) -> Origin:
+    """Where the record's call comes from: that of another submission takes the former one's place."""
+    if is_another(request, stored):
+        assert request.origin is not None
+        return replace(request.origin, envelope=None)
+    return Origin() if stored is None else stored.origin
+
+
+def is_another(request: ClaimRequest, stored: Job | None) -> bool:
+    """Whether the record is to keep the request's call in place of what it has."""
+    if request.origin is None or stored is None:
+        return request.origin is not None
+    return stored.origin == Origin() or stored.submission != request.submission
+
+
+def waiting(
+    request: ClaimRequest, wait: Wait, stored: Job | None, job: Job | None, now: int
+) -> Job:
+    """The record of a job that waits, but for what the server sets.
+
+    ``stored`` is the record as it is at the server's time ``now``; ``job`` is that unless it has expired.
+    One that has never begun fits any payload, and is forgotten if nobody asks for it any more.
+    """
+    if job is None or not job.attempt:
+        begun = unclaimed(request.job, stored) if job is None else job
+        job = replace(
+            begun,
+            run_id=request.run_id,
+            fingerprint=protocol.ANY_PAYLOAD,
+            submission=request.submission,
+            result_ttl=request.result_ttl,
+            origin=origin_of(request, job),
+        )
+    told = job.history.waiting(wait, request.lock, now / SECOND)
+    return replace(job, status=JobStatus.WAITING, lock_id=request.lock.id, history=told)
 
 
 def unclaimed(job: JobRef, expired: Job | None) -> Job:
@@ -134,26 +137,3 @@ def unclaimed(job: JobRef, expired: Job | None) -> Job:
 
 def new_era() -> str:
     return os.urandom(8).hex()
-
-
-def replays(request: ClaimRequest, job: Job) -> bool:
-    """Whether this claim, if granted, replays."""
-    return protocol.replays_next(job.status, job.generation, request)
-
-
-def begins_anew(request: ClaimRequest, job: Job) -> bool:
-    """Whether the next generation of a job that has ended forgets every checkpoint.
-
-    It needs no reading of them, so that those that are damaged are no obstacle.
-    """
-    if replays(request, job):
-        assert request.replay is not None
-        return request.replay.from_step is None
-    return not protocol.same_payload(job.fingerprint, request.fingerprint)
-
-
-def _opens_next_generation(request: ClaimRequest, job: Job) -> bool:
-    if replays(request, job):
-        return True
-    failed = job.status is JobStatus.FAILED
-    return failed and protocol.submission_id(request.submission) not in job.failed

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gwi_celery import forks
+from gwi_celery.backoff import jitter
 from gwi_celery.errors import (
     CursorWentBack,
     JobCancelled,
@@ -26,9 +27,9 @@ from gwi_celery.errors import (
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Unsettled
 from gwi_celery.firestore.documents import Document, Micros, Query, Write
-from gwi_celery.jitter import jitter
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
+    AttemptEnd,
     Checkpoint,
     CheckpointKind,
     JobRef,
@@ -36,6 +37,7 @@ from gwi_celery.stores.base import (
     Lease,
     LockRef,
     Outcome,
+    Progress,
     StoredResult,
 )
 from gwi_celery.stores.firestore import blobs
@@ -60,7 +62,7 @@ from gwi_celery.stores.firestore.records import (
     step_of,
 )
 from gwi_celery.stores.firestore.results import ResultWrite
-from gwi_celery.stores.protocol import FAILED_KEPT
+from gwi_celery.stores.history import History, dump_origin, end_of
 
 #: Times that a write is decided anew after a conflict or without an answer. Each time but the first
 #: has just read what it depends on, so a conflict means that somebody was quicker within it.
@@ -233,16 +235,17 @@ class Holder:
             result = ResultWrite(self._client, self._places, stored_result)
         with self._holding("finish a job", finishing=True, result=result) as (hold, tries):
             for _ in tries:
-                if hold.job.finished == fence:
-                    self._check_same(hold.job, outcome)
+                if self._is_finished(hold.job, outcome):
                     return
                 if packed is None:
                     packed = self._pack(hold, outcome.blob, [] if result is None else result.pieces)
                 blob, pieces = packed
+                told = self._over(hold, end_of(outcome))
                 data = {
                     "outcome": blob.fields(),
                     "finished": fence,
-                    "failed": _failed_after(hold.job, outcome.status),
+                    "history": told.dumps(),
+                    "failed": protocol.failed_after(hold.job, outcome.status),
                     "result_ttl": float(self._lease.result_ttl),
                     "fence": fence,
                 }
@@ -251,6 +254,7 @@ class Holder:
                 gc_at = job_gc_at(self._client, self._lease.result_ttl)
                 fields = {"status": outcome.status.value, "gc_at": Micros(gc_at), "data": data}
                 mask = ["status", "gc_at", *(f"data.{key}" for key in data)]
+                put_error(told, hold.job.history, fields, mask)
                 with tries.once():
                     also = [] if result is None else result.writes()
                     self._end(hold, fields, mask, [*also, *pieces])
@@ -258,24 +262,49 @@ class Holder:
                         result.written()
                     return
 
-    def _check_same(self, job: Job, outcome: Outcome) -> None:
-        """Raises LeaseLost when the record ended otherwise; a later claim's says nothing any more."""
+    def _is_finished(self, job: Job, outcome: Outcome) -> bool:
         there = job.outcome
-        if job.fence != self._lease.fence or there is None or not job.status.terminal:
-            return
-        if (job.status, there.sha) != (outcome.status, checksum(outcome.blob)):
-            raise protocol.finished_otherwise(self._lease, job.status)
+        # A record that has been claimed anew has no outcome: it says nothing more of this one.
+        same_bytes = there is None or there.sha == checksum(outcome.blob)
+        finished = job.finished
+        return protocol.is_finished(self._lease, job, finished, outcome, same_bytes=same_bytes)
 
-    def release(self) -> None:
-        fields = {"status": JobStatus.PENDING.value, "data": {"fence": self._lease.fence}}
+    def release(self, end: AttemptEnd) -> None:
         try:
             with self._holding("release a lock") as (hold, tries):
                 for _ in tries:
+                    told = self._over(hold, end)
+                    data: dict[str, Any] = {"fence": self._lease.fence, "history": told.dumps()}
+                    fields = {"status": JobStatus.PENDING.value, "data": data}
+                    mask = ["status", "data.fence", "data.history"]
+                    put_error(told, hold.job.history, fields, mask)
                     with tries.once():
-                        self._end(hold, fields, ["status", "data.fence"])
+                        self._end(hold, fields, mask)
                         return
         except (LeaseLost, JobCancelled):
             return
+
+    def progress(self, progress: Progress) -> Lease:
+        with self._holding("record progress") as (hold, tries):
+            for _ in tries:
+                told = hold.job.history.progressing(progress, self._client.about_now() / SECOND)
+                data = {"fence": self._lease.fence, "history": told.dumps()}
+                record = documents.change(
+                    self._job_name,
+                    {"data": data},
+                    hold.job.version,
+                    mask=["data.fence", "data.history"],
+                )
+                with tries.once():
+                    written = self._client.commit([self._renewal(hold), record])
+                    hold.lock = replace(hold.lock, version=written.versions[0])
+                    hold.job = replace(hold.job, history=told, version=written.versions[1])
+                    return self._renewed(hold)
+        raise AssertionError
+
+    def _over(self, hold: Holding, end: AttemptEnd) -> History:
+        now = self._client.about_now() / SECOND
+        return hold.job.history.over(hold.job.running, end, now)
 
     # --- commits ------------------------------------------------------------------------------
 
@@ -393,15 +422,17 @@ class Holder:
 
     def _owned(self, seen: Seen) -> tuple[Job, Lock]:
         """The record and the lock, if the lease's token is both's."""
-        lease, job, lock = self._lease, seen.live_job, seen.lock
-        if job is None:
-            raise _lost(lease, lock)
-        if job.status is JobStatus.CANCELLED and job.generation == lease.generation:
-            raise protocol.cancelled(lease, reason_of(self._client, self._places, job))
-        owns_record = job.status is JobStatus.RUNNING and job.fence == lease.fence
-        owns_lock = lock is not None and lock.fence == lease.fence
-        if lock is None or not (owns_record and owns_lock):
-            raise _lost(lease, lock)
+        job, lock = seen.live_job, seen.lock
+
+        def reason() -> str:
+            assert job is not None
+            return reason_of(self._client, self._places, job)
+
+        protocol.check_holder(
+            self._lease, job, None if lock is None else lock.known(seen.now), reason
+        )
+        assert job is not None
+        assert lock is not None
         return job, lock
 
     def _must_write(self, hold: Holding, checkpoint: Checkpoint, sha: bytes) -> bool:
@@ -421,13 +452,13 @@ class Holder:
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
         job = hold.job.ref
         texts = [
-            job.tenant,
-            job.task,
-            job.key,
-            hold.job.run_id,
-            hold.job.submission,
+            *(job.tenant, job.task, job.key, hold.job.run_id, hold.job.submission),
             *hold.job.failed,
+            *([] if hold.job.history.lock is None else hold.job.history.lock.scope),
+            *(hold.job.history.dumps(), dump_origin(hold.job.origin)),
         ]
+        if hold.job.envelope is not None and hold.job.envelope.is_inline:
+            texts.append(" " * hold.job.envelope.size)
         packed, pieces = blobs.pack(self._client, blob, era_name, gc_at, [*texts, name])
         return packed, blobs.send_ahead(self._client, [*pieces, *others])
 
@@ -456,6 +487,16 @@ class Holder:
 
 
 # --- what others need too -------------------------------------------------------------------------
+
+
+def put_error(told: History, before: History, fields: dict[str, Any], mask: list[str]) -> None:
+    """Add the last error to a record's changes, if it is another than ``before``; none removes it."""
+    if (told.error_type, told.error) == (before.error_type, before.error):
+        return
+    mask += ["error", "data.error"]
+    if told.error_type:
+        fields["error"] = told.error_type
+        fields["data"] = {**fields["data"], "error": told.error}
 
 
 def renewal(client: Client, lock_name: str, version: int, ttl: float, fence: int) -> Write:
@@ -614,12 +655,6 @@ def _nothing_known(lease: Lease) -> Holding:
     return Holding(job, Lock(lease.lock, "", lease.nonce, lease.job, lease.ttl, lease.fence))
 
 
-def _lost(lease: Lease, lock: Lock | None) -> LeaseLost:
-    if lock is None or lock.fence is None:
-        return protocol.lease_lost(lease, None, 0)
-    return protocol.lease_lost(lease, lock.owner, lock.fence)
-
-
 def _without_bytes(step: Step) -> Step:
     """What must be known of a checkpoint to write it again: not megabytes for as long as it runs."""
     if step.blob.inline is None:
@@ -630,11 +665,3 @@ def _without_bytes(step: Step) -> Step:
 def _stored(hold: Holding, name: str, sha: bytes) -> protocol.Stored | None:
     step = hold.steps.get(name)
     return None if step is None else protocol.Stored(step.kind, step.number, step.blob.sha == sha)
-
-
-def _failed_after(job: Job, status: JobStatus) -> list[str]:
-    """The failed submissions that the record remembers once its attempt has ended as ``status``."""
-    failed = list(job.failed)
-    if status is JobStatus.FAILED:
-        failed.append(protocol.submission_id(job.submission))
-    return failed[-FAILED_KEPT:]

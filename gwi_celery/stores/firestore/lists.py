@@ -6,24 +6,29 @@ Every query made here must be served by ``firestore.indexes.json``, for a test h
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
-from gwi_celery.errors import InvalidCall
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Filter, Micros, Query
-from gwi_celery.stores.base import JobRecord, JobStatus, LockRecord, Page
+from gwi_celery.stores.base import JobFilter, JobRecord, JobStatus, LockRecord, Page
 from gwi_celery.stores.firestore.records import (
+    CREATED,
     JOBS,
     LOCKS,
     SECOND,
+    TENANTS,
     UPDATED,
     Job,
     Places,
     job_of,
+    label_digest,
     lock_of,
+    name_digest,
     run_digest,
 )
-from gwi_celery.stores.paging import list_id, place_of, token_after
+from gwi_celery.stores.history import short
+from gwi_celery.stores.paging import check_limit, filter_id, list_id, place_of, token_after
 
 #: Most documents that one query reads.
 _BATCH: Final = 300
@@ -40,8 +45,7 @@ def list_jobs(
     records: Callable[[list[Job]], list[JobRecord]],
 ) -> Page:
     """One page. ``records`` reads the large outcomes."""
-    if limit < 1:
-        raise InvalidCall(f"a page of {limit} jobs: ask for 1 or more")
+    check_limit(limit)
     listed = list_id(tenant, status, run_id)
     parent = places.tenant(tenant)
     after: tuple[Micros, str] | None = None
@@ -49,7 +53,8 @@ def list_jobs(
         moment, job_id = place_of(token, listed)
         after = Micros(round(moment * SECOND)), f"{parent}/{JOBS}/{job_id}"
     # One more than the page holds tells whether there is another.
-    page = _live_jobs(client, parent, _filters(status, run_id), after, limit + 1)
+    query = Query(parent, JOBS, filters=_filters(status, run_id), order=[(UPDATED, "desc")])
+    page = _live_jobs(client, query, after, limit + 1)
     next_token = None
     if len(page) > limit:
         last = page[limit - 1]
@@ -57,28 +62,95 @@ def list_jobs(
     return Page(records(page[:limit]), next_token)
 
 
+def find_jobs(
+    client: Client, places: Places, wanted: JobFilter, limit: int, token: str | None
+) -> Page:
+    """One page of a tenant's jobs, or of all tenants', newest first."""
+    check_limit(limit)
+    listed = filter_id(wanted)
+    after: tuple[Micros, str] | None = None
+    if token is not None:
+        moment, name = place_of(token, listed)
+        after = Micros(round(moment * SECOND)), _named(places, name)
+    query = Query(
+        "" if wanted.tenant is None else places.tenant(wanted.tenant),
+        JOBS,
+        descendants=wanted.tenant is None,
+        filters=_wanted(wanted),
+        order=[(CREATED, "desc")],
+        mask=_LISTED,
+    )
+    page = _live_jobs(client, query, after, limit + 1, below=f"{places.base}/")
+    next_token = None
+    if len(page) > limit:
+        last = page[limit - 1]
+        # A job's name has its tenant's digest before its own: two characters join them in a token.
+        name = f"{places.job(last.ref).split('/')[-3]}.{last.ref.id}"
+        next_token = token_after(last.created / SECOND, name, listed)
+    return Page([job.record(None) for job in page[:limit]], next_token)
+
+
+def _named(places: Places, name: str) -> str:
+    tenant, _, job = name.partition(".")
+    return f"{places.base}/{TENANTS}/{tenant}/{JOBS}/{job}"
+
+
+def _wanted(wanted: JobFilter) -> list[Filter]:
+    """Each equality is served by a composite index of it and ``created``; Firestore merges several."""
+    filters = []
+    if wanted.status is not None:
+        filters.append(Filter("status", "==", wanted.status.value))
+    if wanted.task is not None:
+        filters.append(Filter("task", "==", name_digest("task", wanted.task)))
+    if wanted.run_id is not None:
+        filters.append(Filter("run", "==", run_digest(wanted.run_id)))
+    if wanted.error_type is not None:
+        filters.append(Filter("error", "==", short(wanted.error_type)))
+    if wanted.task_id is not None:
+        filters.append(Filter("call", "==", name_digest("call", wanted.task_id)))
+    if wanted.parent_id is not None:
+        filters.append(Filter("parent", "==", name_digest("call", wanted.parent_id)))
+    if wanted.label is not None:
+        filters.append(Filter("labels", "array-contains", label_digest(*wanted.label)))
+    if not filters and wanted.tenant is None:
+        # No index of one field alone goes across tenants, where gcloud makes them.
+        filters.append(Filter("status", "in", [status.value for status in JobStatus]))
+    for op, moment in ((">=", wanted.since), ("<", wanted.before)):
+        if moment is not None:
+            filters.append(Filter(CREATED, op, Micros(round(moment * SECOND))))
+    return filters
+
+
+#: What a list reads: neither outcomes nor calls, which may be large.
+_LISTED: Final = [
+    *("status", CREATED, UPDATED, "error"),
+    *(
+        f"data.{name}"
+        for name in (
+            *("tenant", "task", "key", "run_id", "fingerprint", "submission", "failed"),
+            *("generation", "attempt", "crashes", "fence", "lock_id", "lock_scope", "result_ttl"),
+            *("era", "steps", "ordinal", "finished", "bytes", "cancelled_by", "result_of"),
+            *("history", "origin", "error", "created"),
+        )
+    ),
+]
+
+
 def _live_jobs(
-    client: Client,
-    parent: str,
-    filters: list[Filter],
-    after: tuple[Micros, str] | None,
-    wanted: int,
+    client: Client, query: Query, after: tuple[Micros, str] | None, wanted: int, below: str = ""
 ) -> list[Job]:
-    """Jobs that have not expired, newest change first."""
+    """Jobs that have not expired, in the query's order, of those ``below`` a place."""
     found: list[Job] = []
     asked = min(wanted, _BATCH)
+    path = query.order[0][0]
     while len(found) < wanted:
-        read = client.query(
-            Query(
-                parent, JOBS, filters=filters, order=[(UPDATED, "desc")], after=after, limit=asked
-            )
-        )
+        read = client.query(replace(query, after=after, limit=asked))
         documents: list[Document] = list(read.documents.values())
-        jobs = [job_of(document) for document in documents]
+        jobs = [job_of(document) for document in documents if document.name.startswith(below)]
         found += [job for job in jobs if not job.expired(read.read_time)]
         if len(documents) < asked:
             break
-        after = Micros(jobs[-1].updated), documents[-1].name
+        after = Micros(documents[-1].fields[path]), documents[-1].name
         asked = _BATCH  # there is a stretch of what has expired: not one by one through it
     return found[:wanted]
 

@@ -8,9 +8,14 @@
             gwi_eras/{era}/                      an era is one life of the record, until it expires
                 gwi_steps/{digest of name}       checkpoints
                 gwi_chunks/{id}-{n}              pieces of what is too large for one document
+    {prefix}/v1/gwi_actions/{time to go}-{id}    what operators did
+    {prefix}/v1/gwi_keys/operator                the key that proves who is one
 
 All is in the map ``data``, which no index looks at, but for what lists and TTL policies need:
-``status``, ``run``, ``updated`` and ``gc_at``. Documents are never Firestore maps of a job's own
+``status``, ``run``, ``task``, ``error``, ``labels``, ``call``, ``parent`` (digests, but for the first and
+the error's class), ``created``, ``updated`` and ``gc_at``. Lists across tenants are by ``created``, which
+never changes: so the one place in an index that all of a moment's writes go to sees a job twice or so in
+its life, and not at each step. Documents are never Firestore maps of a job's own
 values: those are bytes.
 
 The fencing token of a claim is its commit's time in microseconds, which its own writes can't name.
@@ -22,11 +27,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gwi_celery.firestore.documents import Document, Micros
 from gwi_celery.ids import digest
+from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
     Checkpoint,
     CheckpointKind,
@@ -35,6 +41,16 @@ from gwi_celery.stores.base import (
     JobStatus,
     LockRecord,
     LockRef,
+    Origin,
+    PastAttempt,
+)
+from gwi_celery.stores.history import (
+    History,
+    attempts,
+    dump_origin,
+    label_text,
+    load_origin,
+    loads,
 )
 
 TENANTS: Final = "gwi_tenants"
@@ -57,7 +73,7 @@ STEP_KEPT: Final = 90 * DAY
 
 #: Set by the server at every change of a record, and at its beginning.
 UPDATED: Final = "updated"
-CREATED: Final = "data.created"
+CREATED: Final = "created"
 SAVED: Final = "data.saved"
 
 
@@ -198,6 +214,10 @@ class Job:
     cancelled_by: str = ""
     #: The Celery task whose result was written along with the outcome.
     result_of: str | None = None
+    #: What is for people only. Its lock is the last claim's, or the one that the job waits for.
+    history: History = field(default_factory=History)
+    origin: Origin = field(default_factory=Origin)
+    envelope: Blob | None = None
     created: int = 0
     updated: int = 0
     #: The document's update_time.
@@ -205,14 +225,29 @@ class Job:
 
     @property
     def expires(self) -> int | None:
-        """By the server's clock; None while the job isn't terminal, for then it is kept."""
-        if not self.status.terminal:
+        """By the server's clock; None while the job is kept: it has begun, and has not ended."""
+        if not (self.status.terminal or protocol.never_begun(self)):
             return None
         return self.version + round(self.result_ttl * SECOND)
 
     def expired(self, now: int) -> bool:
         expires = self.expires
         return expires is not None and expires <= now
+
+    @property
+    def running(self) -> PastAttempt | None:
+        """The attempt that runs, if one does."""
+        if self.status is not JobStatus.RUNNING:
+            return None
+        fence = self.version if self.fence is None else self.fence
+        return PastAttempt(
+            generation=self.generation,
+            number=self.attempt,
+            worker=self.history.worker,
+            fence=fence,
+            task_id=self.origin.task_id or self.submission,
+            began=fence / SECOND,
+        )
 
     def data(self) -> dict[str, Any]:
         data: dict[str, Any] = {
@@ -230,7 +265,16 @@ class Job:
             "era": self.era,
             "steps": self.steps,
             "ordinal": self.ordinal,
+            "history": self.history.dumps(),
         }
+        if self.origin != Origin():
+            data["origin"] = dump_origin(self.origin)
+        if self.history.lock is not None:
+            data["lock_scope"] = [put_text(part) for part in self.history.lock.scope]
+        if self.history.error:
+            data["error"] = self.history.error
+        if self.envelope is not None:
+            data["envelope"] = self.envelope.fields()
         if self.run_id is not None:
             data["run_id"] = put_text(self.run_id)
         if self.fence is not None:
@@ -243,15 +287,27 @@ class Job:
             data["cancelled_by"] = self.cancelled_by
         if self.result_of is not None:
             data["result_of"] = put_text(self.result_of)
-        if self.created:
-            data["created"] = Micros(self.created)
         if self.outcome is not None:
             data["outcome"] = self.outcome.fields()
         return data
 
     def fields(self) -> dict[str, Any]:
         """The whole document. ``updated``, and ``created`` of a new life, are the server's to set."""
-        fields: dict[str, Any] = {"status": self.status.value, "data": self.data()}
+        fields: dict[str, Any] = {
+            "status": self.status.value,
+            "task": name_digest("task", self.ref.task),
+            "data": self.data(),
+        }
+        if self.created:
+            fields[CREATED] = Micros(self.created)
+        if self.history.error_type:
+            fields["error"] = self.history.error_type
+        if self.origin.labels:
+            fields["labels"] = [label_digest(*label) for label in self.origin.labels.items()]
+        if self.origin.task_id:
+            fields["call"] = name_digest("call", self.origin.task_id)
+        if self.origin.parent_id:
+            fields["parent"] = name_digest("call", self.origin.parent_id)
         if self.run_id is not None:
             fields["run"] = run_digest(self.run_id)
         return fields
@@ -272,6 +328,15 @@ class Job:
             expires_at=None if self.expires is None else self.expires / SECOND,
             outcome=outcome,
             result_of=self.result_of,
+            origin=self.origin,
+            worker=self.history.worker,
+            lock=self.history.lock,
+            attempts=attempts(self.history.ended, self.running),
+            attempts_forgotten=self.history.forgotten,
+            waits=self.history.waits,
+            progress=self.history.progress,
+            error_type=self.history.error_type,
+            error=self.history.error,
         )
 
 
@@ -280,10 +345,30 @@ def run_digest(run_id: str) -> str:
     return digest("run", run_id)
 
 
+def name_digest(kind: str, name: str) -> str:
+    """What lists look for, for the same reason."""
+    return digest(kind, name)
+
+
+def label_digest(name: str, value: str) -> str:
+    return digest("label", label_text(name, value))
+
+
+def _history_of(document: Document) -> History:
+    """What the record says for people; 0.1 wrote nothing of it."""
+    data = document.fields["data"]
+    scope, lock = data.get("lock_scope"), None
+    if scope is not None:
+        lock = LockRef(get_text(data["tenant"]), tuple(get_text(part) for part in scope))
+    error_type = document.fields.get("error", "")
+    return loads(data.get("history"), error_type, data.get("error", ""), lock)
+
+
 def job_of(document: Document) -> Job:
     data = document.fields["data"]
     run_id = data.get("run_id")
     outcome, result_of = data.get("outcome"), data.get("result_of")
+    envelope = data.get("envelope")
     return Job(
         ref=JobRef(get_text(data["tenant"]), get_text(data["task"]), get_text(data["key"])),
         run_id=None if run_id is None else get_text(run_id),
@@ -305,7 +390,11 @@ def job_of(document: Document) -> Job:
         inline_bytes=data.get("bytes"),
         cancelled_by=data.get("cancelled_by", ""),
         result_of=None if result_of is None else get_text(result_of),
-        created=data["created"],
+        history=_history_of(document),
+        origin=load_origin(data.get("origin")),
+        envelope=None if envelope is None else blob_of(envelope),
+        # 0.1 had it among the data.
+        created=document.fields.get(CREATED) or data["created"],
         updated=document.fields[UPDATED],
         version=document.update_time,
     )
@@ -352,6 +441,12 @@ class Lock:
                 "beat": self.beat,
             },
         }
+
+    def known(self, now: int) -> protocol.Lock:
+        """For the protocol's rules."""
+        fence = self.version if self.fence is None else self.fence
+        left = (self.expires - now) / SECOND
+        return protocol.Lock(self.owner, self.nonce, fence, self.job, left)
 
     def record(self, now: int) -> LockRecord:
         return LockRecord(
@@ -419,6 +514,7 @@ class Step:
             version=self.number,
             saved_at=self.saved / SECOND,
             ordinal=self.ordinal,
+            size=self.blob.size,
         )
 
 

@@ -32,18 +32,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gwi_celery.errors import StoreError
+from gwi_celery.actions import Action
+from gwi_celery.errors import InvalidCall, StoreError, StoreUnavailable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
-from gwi_celery.firestore.documents import Micros
+from gwi_celery.firestore.documents import Micros, Write
 from gwi_celery.firestore.url import FirestoreURL, parse
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
+    RELEASED,
+    AttemptEnd,
     Checkpoint,
     ClaimAnswer,
     Claimed,
     ClaimRequest,
     Held,
+    JobFilter,
     JobRecord,
     JobRef,
     JobStatus,
@@ -52,14 +56,17 @@ from gwi_celery.stores.base import (
     LockRef,
     Outcome,
     Page,
+    Progress,
     Store,
     StoredResult,
+    Wait,
 )
-from gwi_celery.stores.firestore import blobs, lists
+from gwi_celery.stores.firestore import blobs, lists, operators
 from gwi_celery.stores.firestore import claim as claims
 from gwi_celery.stores.firestore.holder import (
     Holder,
     Holding,
+    Seen,
     Tries,
     checkpoints_of,
     job_gc_at,
@@ -71,6 +78,7 @@ from gwi_celery.stores.firestore.holder import (
 )
 from gwi_celery.stores.firestore.records import (
     CREATED,
+    SECOND,
     UPDATED,
     Job,
     Lock,
@@ -124,22 +132,27 @@ class FirestoreStore(Store):
         for _ in tries:
             seen = see(client, self._places, request.job, request.lock)
             job, lock = seen.live_job, seen.lock
-            kind = claims.settled(request, job)
-            if kind is not None:
+            answer = protocol.settled(request, job)
+            if answer is not None:
                 assert job is not None
-                return kind(self._record(client, job))
+                return answer(self._record(client, job))
             forgotten = self._forgotten(client, request, job)
-            own = self._own_lock(client, request, job)
-            held = claims.contended(request, job, lock, own, seen.now)
-            if isinstance(held, Held):
-                return held
+            other = self._other_lock(client, request, job)
+            known = [None if each is None else each.known(seen.now) for each in (lock, other)]
+            decision = protocol.decide(request, job, *known)
+            if isinstance(decision, Held):
+                if request.origin is not None:
+                    wait = protocol.waits_for_lock(request, decision, seen.now / SECOND)
+                    self._record_wait(client, request, wait, seen)
+                return decision
             with tries.once():
-                if held is not None:
+                if isinstance(decision, protocol.SameClaim):
                     assert job is not None
                     assert lock is not None
                     return self._same_claim(client, request, job, lock)
-                new = claims.granted(request, seen.job, job, forgotten)
-                return self._take(client, request, new, seen.job, lock, forgotten, own)
+                assert isinstance(decision, protocol.Granted)
+                new = claims.granted_to(request, decision, seen.job, seen.now, forgotten)
+                return self._take(client, request, new, seen.job, lock, forgotten, other)
         raise AssertionError
 
     def _take(
@@ -156,6 +169,7 @@ class FirestoreStore(Store):
         job_name, lock_name = self._places.job(request.job), self._places.lock(request.lock)
         taken = Lock(request.lock, request.owner, request.nonce, request.job, request.lease_ttl)
         begins = not new.created
+        new, pieces = self._with_envelope(client, request, new, old)
         writes = [
             documents.replace(
                 job_name,
@@ -172,9 +186,12 @@ class FirestoreStore(Store):
         if own is not None:  # at its version: a holder that has renewed it meanwhile keeps the job
             own_name = self._places.lock(own.ref)
             writes.append(documents.delete(own_name, own.version))
+        writes += pieces
         if old is not None and old.era == new.era:
             era_name = self._places.era(job_name, old.era)
             writes += blobs.deletions(old.outcome, era_name)
+            if new.envelope != old.envelope:
+                writes += blobs.deletions(old.envelope, era_name)
             for step in forgotten:
                 writes.append(documents.delete(self._places.step(era_name, step.name)))
                 writes += blobs.deletions(step.blob, era_name)
@@ -186,8 +203,47 @@ class FirestoreStore(Store):
         if old is not None and old.era != new.era:
             self._sweep(client, job_name, old)
         elif old is not None:
-            blobs.drop(client, [old.outcome, *(step.blob for step in forgotten)])
+            gone = [old.envelope] if new.envelope != old.envelope else []
+            blobs.drop(client, [old.outcome, *gone, *(step.blob for step in forgotten)])
         return _claimed(request, job, replace(taken, fence=fence, version=fence))
+
+    def _with_envelope(
+        self, client: Client, request: ClaimRequest, new: Job, old: Job | None
+    ) -> tuple[Job, list[Write]]:
+        """The record with the call that it is to keep, and the writes that are to go with it."""
+        begins = old is None or old.era != new.era
+        if not (begins or claims.is_another(request, old)):
+            return new, []
+        envelope = None if request.origin is None else request.origin.envelope
+        if envelope is None:
+            return replace(new, envelope=None), []
+        era_name = self._places.era(self._places.job(request.job), new.era)
+        gc_at = step_gc_at(client, request.result_ttl)
+        packed, pieces = blobs.pack(client, envelope, era_name, gc_at, inline=blobs.ENVELOPE_INLINE)
+        return replace(new, envelope=packed), pieces
+
+    def _record_wait(self, client: Client, request: ClaimRequest, wait: Wait, seen: Seen) -> None:
+        """One commit, unless it says so already. What fails is for the next time it is asked."""
+        job, stored = seen.live_job, seen.job
+        if not protocol.may_wait(job):
+            return
+        if job is not None and job.history.waits_for(wait, request.lock):
+            return
+        new = claims.waiting(request, wait, stored, job, seen.now)
+        try:
+            new, pieces = self._with_envelope(client, request, new, stored)
+            fields = new.fields()
+            if not new.attempt:
+                fields["gc_at"] = Micros(job_gc_at(client, new.result_ttl))
+            write = documents.replace(
+                self._places.job(request.job),
+                fields,
+                None if stored is None else stored.version,
+                server_times=[UPDATED] if new.created else [UPDATED, CREATED],
+            )
+            client.commit([write, *pieces])
+        except (Conflict, Unsettled, StoreUnavailable):
+            return
 
     def _same_claim(
         self, client: Client, request: ClaimRequest, job: Job, lock: Lock
@@ -211,20 +267,19 @@ class FirestoreStore(Store):
 
     def _forgotten(self, client: Client, request: ClaimRequest, job: Job | None) -> list[Step]:
         """The checkpoints from a replay's step on: to be made anew, beside those that are kept."""
-        if job is None or request.replay is None or not claims.replays(request, job):
-            return []
-        first = request.replay.from_step
-        if first is None:
-            return []
-        recorded = steps_of(client, self._places, job, outline=True)
-        names = [step.name for step in recorded]
-        if first not in names:
-            raise protocol.unknown_step(request, first, names)
-        return recorded[names.index(first) :]
+        recorded: list[Step] = []
 
-    def _own_lock(self, client: Client, request: ClaimRequest, job: Job | None) -> Lock | None:
+        def names() -> list[str]:
+            assert job is not None
+            recorded.extend(steps_of(client, self._places, job, outline=True))
+            return [step.name for step in recorded]
+
+        forgotten = {*protocol.forgotten(request, job, names)}
+        return [step for step in recorded if step.name in forgotten]
+
+    def _other_lock(self, client: Client, request: ClaimRequest, job: Job | None) -> Lock | None:
         """The other lock of the job's last attempt, held or expired; None if that is free."""
-        lock_id = claims.own_lock(request, job)
+        lock_id = protocol.other_lock(request, job)
         if job is None or lock_id is None:
             return None
         name = self._places.lock_by_id(job.ref.tenant, lock_id)
@@ -261,8 +316,6 @@ class FirestoreStore(Store):
         return self._holder(lease).fetch(name)
 
     def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
-        if not outcome.status.terminal:
-            raise ValueError(f"{outcome.status.value} is no end of a job")
         self._holder(lease).finish(outcome, result)
 
     def keeps_results_of(self, url: str) -> bool:
@@ -270,8 +323,18 @@ class FirestoreStore(Store):
             return False
         return replace(parse(url), timeout=self.url.timeout) == self.url
 
-    def release(self, lease: Lease) -> None:
-        self._holder(lease).release()
+    def release(self, lease: Lease, end: AttemptEnd = RELEASED) -> None:
+        self._holder(lease).release(end)
+
+    def progress(self, lease: Lease, progress: Progress) -> Lease:
+        return self._holder(lease).progress(progress)
+
+    def wait(self, request: ClaimRequest, wait: Wait) -> None:
+        protocol.check_tenants(request)
+        client = self.client_of(request.job.tenant)
+        self._record_wait(
+            client, request, wait, see(client, self._places, request.job, request.lock)
+        )
 
     def _holder(self, lease: Lease) -> Holder:
         return Holder(self.client_of(lease.job.tenant), self._places, lease)
@@ -282,6 +345,8 @@ class FirestoreStore(Store):
         client, name = self.client_of(lock.tenant), self._places.lock(lock)
         #: (token, whether it was live) of the lock that a commit without an answer may have freed.
         sent: tuple[int | None, bool] | None = None
+        done = protocol.releasing(lock)
+        kept = operators.keeping(client, self._places, done)
         for _ in Tries("free a lock"):
             read = client.read([name])
             document = read.documents.get(name)
@@ -291,13 +356,18 @@ class FirestoreStore(Store):
             if stored is None or owner_nonce not in (None, stored.nonce):
                 return False
             live = not stored.expired(read.read_time)
+            writes = [documents.delete(name, stored.version)]
+            if owner_nonce is None:
+                writes.append(kept)
             try:
-                client.commit([documents.delete(name, stored.version)])
+                client.commit(writes)
             except Conflict:
                 continue
             except Unsettled:
                 sent = stored.fence, live
                 continue
+            if owner_nonce is None:
+                done.log()
             return live
         raise AssertionError
 
@@ -305,6 +375,8 @@ class FirestoreStore(Store):
         """As :meth:`Store.cancel`. The outcome is ``reason`` in UTF-8."""
         client, name = self.client_of(job.tenant), self._places.job(job)
         by = claims.new_era()  # names this very cancellation
+        done = protocol.cancelling(job, reason)
+        kept = operators.keeping(client, self._places, done)
         tries = Tries("cancel a job")
         for _ in tries:
             read = client.read([name])
@@ -317,14 +389,15 @@ class FirestoreStore(Store):
                 return False
             with tries.once():
                 if known is None:
-                    self._cancel_unknown(client, job, stored, reason, by)
+                    self._cancel_unknown(client, job, stored, reason, by, kept)
                 else:
-                    self._cancel(client, known, reason, by)
+                    self._cancel(client, known, reason, by, kept, read.read_time)
+                done.log()
                 return True
         raise AssertionError
 
     def _cancel_unknown(
-        self, client: Client, job: JobRef, expired: Job | None, reason: str, by: str
+        self, client: Client, job: JobRef, expired: Job | None, reason: str, by: str, kept: Write
     ) -> None:
         name = self._places.job(job)
         record = replace(
@@ -342,11 +415,13 @@ class FirestoreStore(Store):
         fields["gc_at"] = Micros(job_gc_at(client, CANCELLED_TTL))
         version = None if expired is None else expired.version
         write = documents.replace(name, fields, version, server_times=[UPDATED, CREATED])
-        client.commit([write, *pieces])
+        client.commit([write, *pieces, kept])
         if expired is not None:
             self._sweep(client, name, expired)
 
-    def _cancel(self, client: Client, job: Job, reason: str, by: str) -> None:
+    def _cancel(
+        self, client: Client, job: Job, reason: str, by: str, kept: Write, now: int
+    ) -> None:
         """Write the outcome over the record as it was read, and free its lock if it holds it."""
         name, lock_name = (
             self._places.job(job.ref),
@@ -356,7 +431,13 @@ class FirestoreStore(Store):
         outcome, pieces = blobs.pack(
             client, _raw(reason), era_name, step_gc_at(client, job.result_ttl)
         )
-        data = {"outcome": outcome.fields(), "fence": job.fence, "cancelled_by": by}
+        told = job.history.over(job.running, AttemptEnd("cancelled"), now / SECOND)
+        data = {
+            "outcome": outcome.fields(),
+            "fence": job.fence,
+            "cancelled_by": by,
+            "history": told.dumps(),
+        }
         writes = [
             documents.change(
                 name,
@@ -373,7 +454,30 @@ class FirestoreStore(Store):
         lock_document = client.read([lock_name]).documents.get(lock_name)
         if lock_document is not None and lock_of(lock_document).fence == job.fence:
             writes.append(documents.delete(lock_name, lock_document.update_time))
-        client.commit([*writes, *pieces])
+        client.commit([*writes, *pieces, kept])
+
+    def operator_key(self) -> bytes:
+        if self.url.database_per_tenant:
+            raise InvalidCall(
+                "this store has a database for each tenant, and no place for a key of all: set "
+                "gwi_signing_keys, the same for workers and operators"
+            )
+        return operators.key(self.client_of(""), self._places)
+
+    def record_action(self, action: Action) -> None:
+        """As :meth:`Store.record_action`. With a database for each tenant, a queue's are only logged."""
+        if action.tenant is not None or not self.url.database_per_tenant:
+            client = self.client_of(action.tenant or "")
+            client.commit_surely([operators.keeping(client, self._places, action)], tries=3)
+        action.log()
+
+    def list_actions(
+        self, *, tenant: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[Action]:
+        """As :meth:`Store.list_actions`. With a database for each tenant, ``tenant`` is needed."""
+        if tenant is None and self.url.database_per_tenant:
+            raise InvalidCall("this store has a database for each tenant: say whose actions")
+        return operators.listed(self.client_of(tenant or ""), self._places, tenant, limit, before)
 
     def put_value(
         self, job: JobRef, name: str, blob: bytes, *, expected_version: int
@@ -429,6 +533,26 @@ class FirestoreStore(Store):
             return [self._record(client, job) for job in jobs]
 
         return lists.list_jobs(client, self._places, tenant, status, run_id, limit, token, records)
+
+    def find_jobs(self, wanted: JobFilter, *, limit: int = 100, token: str | None = None) -> Page:
+        if wanted.tenant is not None:
+            client = self.client_of(wanted.tenant)
+        elif self.url.database_per_tenant:
+            raise InvalidCall(
+                "each tenant has a database of its own here, and no list goes over all of them: "
+                "name a tenant"
+            )
+        else:
+            client = self.client_of("")
+        return lists.find_jobs(client, self._places, wanted, limit, token)
+
+    def get_envelope(self, job: JobRef) -> bytes | None:
+        client = self.client_of(job.tenant)
+        stored = self._stored(client, job)
+        if stored is None or stored.envelope is None:
+            return None
+        era_name = self._places.era(self._places.job(job), stored.era)
+        return blobs.unpack(client, era_name, [stored.envelope])[0]
 
     def list_locks(self, tenant: str) -> list[LockRecord]:
         """The tenant's locks, held or expired, oldest claim first."""

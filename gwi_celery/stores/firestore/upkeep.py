@@ -27,8 +27,8 @@ from gwi_celery.stores.firestore.records import (
     lock_of,
 )
 
-#: Unfinished jobs are kept.
-_TERMINAL: Final = [status for status in JobStatus if status.terminal]
+#: Other jobs are kept: those that have begun, and are unfinished.
+_MAY_EXPIRE: Final = [*(status for status in JobStatus if status.terminal), JobStatus.WAITING]
 
 #: Documents in one query, and in one commit of deletions.
 _BATCH: Final = 200
@@ -52,7 +52,7 @@ class Upkeep:
             return 0
         now = self._client.read([self._places.base]).read_time
         perhaps = Filter("gc_at", "<=", Micros(now + JOB_KEPT))
-        for status in _TERMINAL:
+        for status in _MAY_EXPIRE:
             of_status = [Filter("status", "==", status.value), perhaps]
             for page, now in self._pages(JOBS, of_status, [("gc_at", "asc")]):
                 for document in page:
@@ -90,7 +90,8 @@ class Upkeep:
 
         Errors are for the TTL policy to make up for: the caller's own work is done.
         """
-        if not job.steps and (job.outcome is None or job.outcome.inline is not None):
+        blobs = [blob for blob in (job.outcome, job.envelope) if blob is not None]
+        if not job.steps and all(blob.is_inline for blob in blobs):
             return
         era_name = self._places.era(job_name, job.era)
         for collection in (STEPS, CHUNKS):

@@ -64,10 +64,10 @@ def _open_job(client: Client, places: Places, ref: JobRef) -> Job:
     read = client.read([job_name])
     document = read.documents.get(job_name)
     job = None if document is None else job_of(document)
-    if job is None or job.expired(read.read_time):
-        raise protocol.not_open(ref, None)
-    if job.status.terminal:
-        raise protocol.not_open(ref, job.status)
+    if job is not None and job.expired(read.read_time):
+        job = None
+    protocol.check_open(ref, job)
+    assert job is not None
     return job
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
 
+from gwi_celery.stores import history, protocol
 from gwi_celery.stores.base import (
+    AttemptEnd,
     Checkpoint,
     CheckpointKind,
-    Held,
     JobRecord,
     JobRef,
     JobStatus,
     LockRecord,
     LockRef,
+    PastAttempt,
 )
 
 
@@ -66,7 +71,8 @@ def checkpoints(
         ).fetchone()
         blob = "blob" if size <= at_most else "NULL AS blob"
     rows = c.execute(
-        f"SELECT name, kind, {blob}, version, saved_at, ordinal FROM checkpoints"  # noqa: S608
+        f"SELECT name, kind, {blob}, length(blob) AS size, version, saved_at, ordinal"  # noqa: S608
+        " FROM checkpoints"
         " WHERE job_id = ? ORDER BY ordinal",
         (job.id,),
     )
@@ -82,6 +88,7 @@ def checkpoint(row: sqlite3.Row) -> Checkpoint:
         saved_at=row["saved_at"],
         ordinal=row["ordinal"],
         deferred=row["blob"] is None,
+        size=len(row["blob"]) if "size" not in row.keys() else row["size"],  # noqa: SIM118 a Row
     )
 
 
@@ -91,6 +98,7 @@ def ref(row: sqlite3.Row) -> JobRef:
 
 
 def job_record(row: sqlite3.Row) -> JobRecord:
+    told = history_of(row)
     return JobRecord(
         job=ref(row),
         run_id=None if row["run_id"] is None else text(row["run_id"]),
@@ -105,7 +113,50 @@ def job_record(row: sqlite3.Row) -> JobRecord:
         updated_at=row["updated_at"],
         expires_at=row["expires_at"],
         outcome=row["outcome"],
+        origin=history.load_origin(row["origin"]),
+        worker=told.worker,
+        lock=told.lock,
+        attempts=history.attempts(told.ended, running(row)),
+        attempts_forgotten=told.forgotten,
+        waits=told.waits,
+        progress=told.progress,
+        error_type=told.error_type,
+        error=told.error,
     )
+
+
+def history_of(row: sqlite3.Row | None) -> history.History:
+    """What a record says for people; of none, nothing."""
+    if row is None:
+        return history.History()
+    scope = row["lock_scope"]
+    lock = None
+    if scope is not None:
+        lock = LockRef(text(row["tenant"]), tuple(json.loads(text(scope))))
+    return history.loads(row["history"], row["error_type"] or "", row["error"], lock)
+
+
+def running(row: sqlite3.Row) -> PastAttempt | None:
+    """The attempt that a record says is running."""
+    if row["status"] != JobStatus.RUNNING.value:
+        return None
+    return PastAttempt(
+        generation=row["generation"],
+        number=row["attempt"],
+        worker=history.loads(row["history"]).worker,
+        fence=row["fence"],
+        task_id=text(row["task_id"] or row["submission"]),
+        began=row["fence"] / 1_000_000,  # as the token was made, of the clock
+    )
+
+
+def over(row: sqlite3.Row, end: AttemptEnd, now: float) -> dict[str, Any]:
+    """The columns to set where the attempt that runs, if one does, is over."""
+    told = history_of(row).over(running(row), end, now)
+    columns: dict[str, Any] = {"history": told.dumps()}
+    if (told.error_type, told.error) != (row["error_type"] or "", row["error"]):
+        columns |= {"error_type": told.error_type or None, "error": told.error}
+    return columns
 
 
 def lock_record(row: sqlite3.Row, now: float) -> LockRecord:
@@ -121,5 +172,42 @@ def lock_record(row: sqlite3.Row, now: float) -> LockRecord:
     )
 
 
-def held(row: sqlite3.Row, now: float) -> Held:
-    return Held(text(row["owner"]), ref(row), retry_after=max(0.0, row["expires_at"] - now))
+# --- for the protocol's rules ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the rules look at: :class:`gwi_celery.stores.protocol.Job`."""
+
+    status: JobStatus
+    fingerprint: str
+    submission: str
+    failed: Collection[str]
+    generation: int
+    attempt: int
+    crashes: int
+    fence: int
+    lock_id: str | None
+
+
+def known_job(row: sqlite3.Row | None) -> Job | None:
+    if row is None:
+        return None
+    return Job(
+        status=JobStatus(row["status"]),
+        fingerprint=row["fingerprint"],
+        submission=text(row["submission"]),
+        failed=row["failed"].split(),
+        generation=row["generation"],
+        attempt=row["attempt"],
+        crashes=row["crashes"],
+        fence=row["fence"],
+        lock_id=row["lock_id"],
+    )
+
+
+def known_lock(row: sqlite3.Row | None, now: float) -> protocol.Lock | None:
+    if row is None:
+        return None
+    left = row["expires_at"] - now
+    return protocol.Lock(text(row["owner"]), row["nonce"], row["token"], ref(row), left)

@@ -6,49 +6,27 @@ from typing import Final
 
 #: Marks the file as a store of ours: "gwis" in ASCII.
 APPLICATION_ID: Final = 0x67776973
-VERSION: Final = 2
+VERSION: Final = 4
 
 #: What the size of a chord is, where Celery told it, and how many parts joined it later.
 _CHORD_SIZES: Final = """
-CREATE TABLE chord_sizes (group_id TEXT PRIMARY KEY, size INTEGER, extra INTEGER NOT NULL)
+CREATE TABLE chord_sizes (group_id TEXT PRIMARY KEY, size INTEGER, extra INTEGER NOT NULL);
 """
 
-#: Version -> what makes the next one of it.
-MIGRATIONS: Final = {1: _CHORD_SIZES}
+#: What operators did, and the key that proves who is one.
+_OPERATORS: Final = """
+CREATE TABLE operator_key (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), secret BLOB NOT NULL);
+CREATE TABLE actions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, tenant BLOB, entry TEXT NOT NULL
+);
+"""
 
 # Ids that users choose are BLOBs, because UTF-8 text can't carry a lone surrogate.
-# All but the last four tables are the store's; those four, and _CHORD_SIZES, are the result backend's.
-#: The tables of version 1.
+# The last four tables of these, and _CHORD_SIZES, are the result backend's; all others are the store's.
+#: The tables that stay as version 1 had them.
 _FIRST: Final = """
 CREATE TABLE fence (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), last INTEGER NOT NULL);
 INSERT INTO fence VALUES (1, 0);
-
-CREATE TABLE jobs (
-    job_id TEXT PRIMARY KEY,
-    tenant BLOB NOT NULL,
-    task BLOB NOT NULL,
-    key BLOB NOT NULL,
-    run_id BLOB,
-    status TEXT NOT NULL,
-    fingerprint TEXT NOT NULL,
-    submission BLOB NOT NULL,
-    failed TEXT NOT NULL,
-    generation INTEGER NOT NULL,
-    attempt INTEGER NOT NULL,
-    crashes INTEGER NOT NULL,
-    fence INTEGER NOT NULL,
-    finished_fence INTEGER,
-    lock_id TEXT,
-    result_ttl REAL NOT NULL,
-    created_at REAL NOT NULL,
-    updated_at REAL NOT NULL,
-    expires_at REAL,
-    outcome BLOB
-);
-CREATE INDEX jobs_by_tenant ON jobs (tenant, updated_at, job_id);
-CREATE INDEX jobs_by_status ON jobs (tenant, status, updated_at, job_id);
-CREATE INDEX jobs_by_run ON jobs (tenant, run_id, updated_at, job_id);
-CREATE INDEX jobs_by_expiry ON jobs (expires_at) WHERE expires_at IS NOT NULL;
 
 CREATE TABLE locks (
     lock_id TEXT PRIMARY KEY,
@@ -87,4 +65,86 @@ CREATE TABLE chord_parts (group_id TEXT, part TEXT, PRIMARY KEY (group_id, part)
 CREATE TABLE chords (group_id TEXT PRIMARY KEY, dispatched REAL, expires REAL);
 CREATE INDEX chords_by_expiry ON chords (expires);
 """
-SCHEMA: Final = _FIRST + _CHORD_SIZES
+
+#: The columns that 0.1 had, in its order; the outcome is large, so it is the last one now.
+_FORMER: Final = (
+    "job_id, tenant, task, key, run_id, status, fingerprint, submission, failed, generation, attempt,"
+    " crashes, fence, finished_fence, lock_id, result_ttl, created_at, updated_at, expires_at, outcome"
+)
+#: Lists are by when a job was recorded first, which never changes. So nothing but its beginning and
+#: its end costs an index a write; those by ``updated_at`` serve :meth:`Store.list_jobs`.
+_JOBS: Final = """
+CREATE TABLE jobs (
+    job_id TEXT PRIMARY KEY,
+    tenant BLOB NOT NULL,
+    task BLOB NOT NULL,
+    key BLOB NOT NULL,
+    run_id BLOB,
+    status TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    submission BLOB NOT NULL,
+    failed TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    crashes INTEGER NOT NULL,
+    fence INTEGER NOT NULL,
+    finished_fence INTEGER,
+    lock_id TEXT,
+    lock_scope BLOB,
+    result_ttl REAL NOT NULL,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    expires_at REAL,
+    task_id BLOB,
+    parent_id BLOB,
+    error_type TEXT,
+    error TEXT NOT NULL DEFAULT '',
+    origin TEXT,
+    history TEXT,
+    outcome BLOB
+);
+CREATE INDEX jobs_by_tenant ON jobs (tenant, updated_at, job_id);
+CREATE INDEX jobs_by_status ON jobs (tenant, status, updated_at, job_id);
+CREATE INDEX jobs_by_run ON jobs (tenant, run_id, updated_at, job_id);
+CREATE INDEX jobs_by_expiry ON jobs (expires_at) WHERE expires_at IS NOT NULL;
+
+CREATE INDEX jobs_newest ON jobs (created_at, job_id);
+CREATE INDEX jobs_newest_of_tenant ON jobs (tenant, created_at, job_id);
+CREATE INDEX jobs_newest_of_task ON jobs (task, created_at, job_id);
+CREATE INDEX jobs_newest_of_status ON jobs (status, created_at, job_id);
+CREATE INDEX jobs_newest_of_run ON jobs (run_id, created_at, job_id) WHERE run_id IS NOT NULL;
+CREATE INDEX jobs_newest_of_error ON jobs (error_type, created_at, job_id)
+    WHERE error_type IS NOT NULL;
+CREATE INDEX jobs_of_call ON jobs (task_id, created_at, job_id) WHERE task_id IS NOT NULL;
+CREATE INDEX jobs_of_parent ON jobs (parent_id, created_at, job_id) WHERE parent_id IS NOT NULL;
+
+CREATE TABLE labels (
+    label TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    job_id TEXT NOT NULL,
+    PRIMARY KEY (label, created_at, job_id)
+) WITHOUT ROWID;
+CREATE INDEX labels_of_job ON labels (job_id);
+
+CREATE TABLE envelopes (job_id TEXT PRIMARY KEY, blob BLOB NOT NULL);
+"""
+
+#: Version -> what makes the next one of it.
+MIGRATIONS: Final = {
+    1: _CHORD_SIZES,
+    2: _OPERATORS,
+    3: f"""
+ALTER TABLE jobs RENAME TO former_jobs;
+DROP INDEX jobs_by_tenant;
+DROP INDEX jobs_by_status;
+DROP INDEX jobs_by_run;
+DROP INDEX jobs_by_expiry;
+{_JOBS};
+INSERT INTO jobs ({_FORMER}, task_id, lock_scope)
+    SELECT {_FORMER}, CASE WHEN instr(submission, x'2f') THEN NULL ELSE submission END,
+        (SELECT scope FROM locks WHERE locks.lock_id = former_jobs.lock_id)
+    FROM former_jobs;
+DROP TABLE former_jobs;
+""",  # noqa: S608 - constants
+}
+SCHEMA: Final = _FIRST + _CHORD_SIZES + _OPERATORS + _JOBS

@@ -15,39 +15,41 @@ from pathlib import Path
 from typing import Any
 
 from gwi_celery import forks
+from gwi_celery.actions import Action
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
 from gwi_celery.errors import (
-    InvalidCall,
     JobCancelled,
     LeaseLost,
     StoreUnavailable,
     StoreUnusable,
 )
 from gwi_celery.sqlite import Database
-from gwi_celery.stores import protocol
+from gwi_celery.stores import history, protocol
 from gwi_celery.stores.base import (
-    Cancelled,
+    RELEASED,
+    AttemptEnd,
     Checkpoint,
     CheckpointKind,
     ClaimAnswer,
     Claimed,
     ClaimRequest,
-    Completed,
+    Held,
+    JobFilter,
     JobRecord,
     JobRef,
     JobStatus,
     Lease,
     LockRecord,
     LockRef,
-    Mismatch,
     Outcome,
     Page,
+    Progress,
     Store,
     StoredResult,
+    Wait,
 )
-from gwi_celery.stores.paging import list_id, place_of, token_after
-from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL, FAILED_KEPT
-from gwi_celery.stores.sqlite import rows, schema
+from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
+from gwi_celery.stores.sqlite import lists, operators, rows, schema, writes
 from gwi_celery.stores.sqlite.rows import raw, raw_or_none
 
 
@@ -99,53 +101,63 @@ class SqliteStore(Store):
         with self._database.write(durable=False) as c:
             now = self._clock.time()
             stored = rows.job_row(c, request.job)
-            job = rows.unless_expired(stored, now)
-            corrects = job is not None and _corrects(job, request)
-            if job is not None and not (corrects or _same_payload(job, request)):
-                return Mismatch(rows.job_record(job))
-            ended = job is not None and JobStatus(job["status"]).terminal
-            if job is not None and ended and not _opens_next_generation(job, request):
-                record = rows.job_record(job)
-                cancelled = record.status is JobStatus.CANCELLED
-                return Cancelled(record) if cancelled else Completed(record)
-            forgotten = _forgotten_checkpoints(c, job, request)
-            lock = rows.lock_row(c, request.lock)
-            if lock is not None:
-                sent_again = lock["nonce"] == request.nonce and lock["job_id"] == request.job.id
-                if sent_again and job is not None and job["fence"] == lock["token"]:
-                    # Renewed too: the caller counts the lease's time from this sending.
-                    _extend(c, request.lock, lock["token"], now + request.lease_ttl)
-                    return _claimed(c, request, job)
-                if lock["expires_at"] > now:
-                    return rows.held(lock, now)
-            own = _own_lock(c, job, request)
-            if own is not None and own["expires_at"] > now:
-                return rows.held(own, now)
-            token = _next_token(c, now)
+            row = rows.unless_expired(stored, now)
+            job = rows.known_job(row)
+            answer = protocol.settled(request, job)
+            if answer is not None:
+                assert row is not None
+                return answer(rows.job_record(row))
+            forgotten = protocol.forgotten(request, job, lambda: _checkpoint_names(c, request.job))
+            lock = rows.known_lock(rows.lock_row(c, request.lock), now)
+            other = _other_lock(c, request, job)
+            match protocol.decide(request, job, lock, rows.known_lock(other, now)):
+                case Held() as held:
+                    if request.origin is not None:
+                        wait = protocol.waits_for_lock(request, held, now)
+                        _record_wait(c, request, stored, wait, now)
+                    return held
+                case protocol.SameClaim():
+                    assert row is not None
+                    writes.extend(c, request.lock, row["fence"], now + request.lease_ttl)
+                    return _claimed(c, request, row)
+                case protocol.Granted() as granted:
+                    pass
+                case _:
+                    raise AssertionError
+            token = writes.next_token(c, now)
+            told = rows.history_of(row).claimed(
+                request.owner,
+                request.lock,
+                None if row is None else rows.running(row),
+                first=granted.attempt == 1,
+                now=now,
+            )
             running: dict[str, Any] = {
                 "status": JobStatus.RUNNING.value,
                 "fingerprint": request.fingerprint,
                 "run_id": raw_or_none(request.run_id),
                 "submission": raw(request.submission),
+                "attempt": granted.attempt,
                 "fence": token,
                 "lock_id": request.lock.id,
+                "lock_scope": rows.raw_scope(request.lock),
                 "result_ttl": request.result_ttl,
                 "updated_at": now,
                 "expires_at": None,
                 "outcome": None,
+                "history": told.dumps(),
+                **writes.origin_columns(request, row),
             }
-            if job is None:
-                _insert_job(c, request.job, stored, now, attempt=1, **running)
-            elif ended:
-                _delete_checkpoints(c, request.job, forgotten)
-                generation = job["generation"] + 1
-                _update_job(c, job, generation=generation, attempt=1, crashes=0, **running)
+            if row is None:
+                writes.insert_job(c, request.job, stored, now, **running)
             else:
-                crashes = protocol.crashes_after_takeover(job["crashes"], JobStatus(job["status"]))
-                _update_job(c, job, attempt=job["attempt"] + 1, crashes=crashes, **running)
-            if own is not None:
-                _free_lock(c, own["lock_id"], own["token"])
-            _take_lock(c, request, token, now + request.lease_ttl)
+                writes.delete_checkpoints(c, request.job, None if granted.anew else forgotten)
+                running |= {"generation": granted.generation, "crashes": granted.crashes}
+                writes.update_job(c, row, **running)
+            writes.keep_origin(c, request, row, now)
+            if other is not None:
+                writes.free_lock(c, other["lock_id"], other["token"])
+            writes.take_lock(c, request, token, now + request.lease_ttl)
             taken = rows.job_row(c, request.job)
             assert taken is not None
             return _claimed(c, request, taken)
@@ -157,7 +169,7 @@ class SqliteStore(Store):
         with self._database.write(durable=False) as c:
             now = self._clock.time()
             _check_holder(c, lease, now)
-            _extend(c, lease.lock, lease.fence, now + lease.ttl)
+            writes.extend(c, lease.lock, lease.fence, now + lease.ttl)
         return lease
 
     def save(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
@@ -170,10 +182,10 @@ class SqliteStore(Store):
         with self._database.write() as c:
             now = self._clock.time()
             job = _check_holder(c, lease, now)
-            written = _write_checkpoint(c, lease.job, checkpoint, now)
-            _extend(c, lease.lock, lease.fence, now + lease.ttl)
+            written = writes.write_checkpoint(c, lease.job, checkpoint, now)
+            writes.extend(c, lease.lock, lease.fence, now + lease.ttl)
             crashes = 0 if written and protocol.is_progress(checkpoint) else job["crashes"]
-            _update_job(c, job, updated_at=now, crashes=crashes)
+            writes.update_job(c, job, updated_at=now, crashes=crashes)
         return lease
 
     def load(self, lease: Lease) -> list[Checkpoint]:
@@ -191,42 +203,58 @@ class SqliteStore(Store):
             return None if row is None else rows.checkpoint(row)
 
     def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
-        if not outcome.status.terminal:
-            raise ValueError(f"{outcome.status.value} is no end of a job")
         with self._database.write() as c:
             now = self._clock.time()
-            stored = rows.job_row(c, lease.job)
-            if stored is not None and stored["finished_fence"] == lease.fence:
-                same = (stored["status"], stored["outcome"]) == (outcome.status.value, outcome.blob)
-                if stored["fence"] != lease.fence or same:  # a later claim's by now, or sent again
-                    return
-                raise protocol.finished_otherwise(lease, JobStatus(stored["status"]))
-            job = _check_holder(c, lease, now)
-            _update_job(
+            row = rows.job_row(c, lease.job)
+            finished = None if row is None else row["finished_fence"]
+            same_bytes = row is not None and row["outcome"] == outcome.blob
+            job = rows.known_job(row)
+            if protocol.is_finished(lease, job, finished, outcome, same_bytes=same_bytes):
+                return
+            row = _check_holder(c, lease, now)
+            writes.update_job(
                 c,
-                job,
+                row,
                 status=outcome.status.value,
                 outcome=outcome.blob,
                 finished_fence=lease.fence,
-                failed=_failed_after(job, outcome.status),
+                failed=_failed_after(row, outcome.status),
                 updated_at=now,
                 expires_at=now + lease.result_ttl,
+                **rows.over(row, history.end_of(outcome), now),
             )
-            _free_lock(c, lease.lock.id, lease.fence)
+            writes.free_lock(c, lease.lock.id, lease.fence)
 
     def keeps_results_of(self, url: str) -> bool:
         """No: the backend's own write, which isn't synced, costs next to nothing."""
         return False
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, end: AttemptEnd = RELEASED) -> None:
         with self._database.write() as c:
             now = self._clock.time()
             try:
                 job = _check_holder(c, lease, now)
             except (LeaseLost, JobCancelled):
                 return
-            _update_job(c, job, status=JobStatus.PENDING.value, updated_at=now)
-            _free_lock(c, lease.lock.id, lease.fence)
+            status = JobStatus.PENDING.value
+            writes.update_job(c, job, status=status, updated_at=now, **rows.over(job, end, now))
+            writes.free_lock(c, lease.lock.id, lease.fence)
+
+    def progress(self, lease: Lease, progress: Progress) -> Lease:
+        # What a power cut undoes of this, its worker says again.
+        with self._database.write(durable=False) as c:
+            now = self._clock.time()
+            job = _check_holder(c, lease, now)
+            told = rows.history_of(job).progressing(progress, now)
+            writes.update_job(c, job, history=told.dumps())
+            writes.extend(c, lease.lock, lease.fence, now + lease.ttl)
+        return lease
+
+    def wait(self, request: ClaimRequest, wait: Wait) -> None:
+        protocol.check_tenants(request)
+        with self._database.write(durable=False) as c:
+            stored = rows.job_row(c, request.job)
+            _record_wait(c, request, stored, wait, self._clock.time())
 
     # --- operators ----------------------------------------------------------------------------
 
@@ -236,12 +264,19 @@ class SqliteStore(Store):
             row = rows.lock_row(c, lock)
             if row is None or owner_nonce not in (None, row["nonce"]):
                 return False
-            _free_lock(c, lock.id, row["token"])
-            return bool(row["expires_at"] > self._clock.time())
+            writes.free_lock(c, lock.id, row["token"])
+            done = protocol.releasing(lock)
+            if owner_nonce is None:
+                operators.keep(c, done)
+            live = bool(row["expires_at"] > self._clock.time())
+        if owner_nonce is None:
+            done.log()
+        return live
 
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
         """As :meth:`Store.cancel`. The outcome is ``reason`` in UTF-8."""
         cancelled = {"status": JobStatus.CANCELLED.value, "outcome": raw(reason)}
+        done = protocol.cancelling(job, reason)
         with self._database.write() as c:
             now = self._clock.time()
             stored = rows.job_row(c, job)
@@ -249,7 +284,7 @@ class SqliteStore(Store):
             if known is None:
                 if not in_advance:
                     return False
-                _insert_job(
+                writes.insert_job(
                     c,
                     job,
                     stored,
@@ -263,13 +298,31 @@ class SqliteStore(Store):
                     expires_at=now + CANCELLED_TTL,
                     **cancelled,
                 )
-                return True
-            if JobStatus(known["status"]).terminal:
+            elif JobStatus(known["status"]).terminal:
                 return False
-            kept_until = now + known["result_ttl"]
-            _update_job(c, known, updated_at=now, expires_at=kept_until, **cancelled)
-            _free_lock(c, known["lock_id"], known["fence"])
-            return True
+            else:
+                kept_until = now + known["result_ttl"]
+                cancelled |= rows.over(known, AttemptEnd("cancelled"), now)
+                writes.update_job(c, known, updated_at=now, expires_at=kept_until, **cancelled)
+                writes.free_lock(c, known["lock_id"], known["fence"])
+            operators.keep(c, done)
+        done.log()
+        return True
+
+    def operator_key(self) -> bytes:
+        with self._database.write() as c:
+            return operators.key(c)
+
+    def record_action(self, action: Action) -> None:
+        with self._database.write() as c:
+            operators.keep(c, action)
+        action.log()
+
+    def list_actions(
+        self, *, tenant: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[Action]:
+        with self._database.read() as c:
+            return operators.listed(c, tenant, limit, before)
 
     def put_value(
         self, job: JobRef, name: str, blob: bytes, *, expected_version: int
@@ -277,14 +330,13 @@ class SqliteStore(Store):
         with self._database.write() as c:
             now = self._clock.time()
             known = rows.unless_expired(rows.job_row(c, job), now)
-            status = None if known is None else JobStatus(known["status"])
-            if known is None or status is None or status.terminal:
-                raise protocol.not_open(job, status)
-            there = _stored_checkpoint(c, job, name, blob)
+            protocol.check_open(job, rows.known_job(known))
+            assert known is not None
+            there = writes.stored_checkpoint(c, job, name, blob)
             if protocol.must_put(job.task, name, there, expected_version):
                 new = Checkpoint(name, CheckpointKind.VALUE, blob, expected_version + 1)
-                _put_checkpoint(c, job, new, now, known=there is not None)
-                _update_job(c, known, updated_at=now)
+                writes.put_checkpoint(c, job, new, now, known=there is not None)
+                writes.update_job(c, known, updated_at=now)
             (written,) = (one for one in rows.checkpoints(c, job) if one.name == name)
             return written
 
@@ -294,6 +346,13 @@ class SqliteStore(Store):
         with self._database.read() as c:
             row = rows.unless_expired(rows.job_row(c, job), self._clock.time())
             return None if row is None else rows.job_record(row)
+
+    def get_envelope(self, job: JobRef) -> bytes | None:
+        with self._database.read() as c:
+            if rows.unless_expired(rows.job_row(c, job), self._clock.time()) is None:
+                return None
+            row = c.execute("SELECT blob FROM envelopes WHERE job_id = ?", (job.id,)).fetchone()
+            return None if row is None else row["blob"]
 
     def get_checkpoints(self, job: JobRef, *, outline: bool = False) -> list[Checkpoint]:
         with self._database.read() as c:
@@ -321,33 +380,13 @@ class SqliteStore(Store):
         every other job is listed once. Raises InvalidCall for a ``limit`` below 1, and for a
         ``token`` that isn't one of this very list's.
         """
-        if limit < 1:
-            raise InvalidCall(f"a page of {limit} jobs: ask for 1 or more")
-        listed = list_id(tenant, status, run_id)
-        where = ["tenant = ?", "(expires_at IS NULL OR expires_at > ?)"]
-        values: list[object] = [raw(tenant), self._clock.time()]
-        if status is not None:
-            where.append("status = ?")
-            values.append(status.value)
-        if run_id is not None:
-            where.append("run_id = ?")
-            values.append(raw(run_id))
-        if token is not None:
-            where.append("(updated_at, job_id) < (?, ?)")
-            values.extend(place_of(token, listed))
-        # One more than the page holds tells whether there is another.
-        values.append(limit + 1)
-        sql = (
-            f"SELECT * FROM jobs WHERE {' AND '.join(where)}"  # noqa: S608 - joins constants
-            " ORDER BY updated_at DESC, job_id DESC LIMIT ?"
-        )
         with self._database.read() as c:
-            found = c.execute(sql, values).fetchall()
-        page = found[:limit]
-        next_token = None
-        if len(found) > limit:
-            next_token = token_after(page[-1]["updated_at"], page[-1]["job_id"], listed)
-        return Page([rows.job_record(row) for row in page], next_token)
+            now = self._clock.time()
+            return lists.list_jobs(c, now, tenant, status, run_id, limit, token)
+
+    def find_jobs(self, wanted: JobFilter, *, limit: int = 100, token: str | None = None) -> Page:
+        with self._database.read() as c:
+            return lists.find_jobs(c, self._clock.time(), wanted, limit, token)
 
     def list_locks(self, tenant: str) -> list[LockRecord]:
         """The tenant's locks, held or expired, oldest claim first."""
@@ -367,7 +406,7 @@ class SqliteStore(Store):
                 (now, max(limit, 0)),
             ).fetchall()
             for row in expired:
-                _delete_job(c, row["job_id"])
+                writes.delete_job(c, row["job_id"])
             # An expired lock whose job still runs under it is left: its holder may yet renew it.
             abandoned = c.execute(
                 "DELETE FROM locks WHERE lock_id IN (SELECT lock_id FROM locks"
@@ -376,7 +415,8 @@ class SqliteStore(Store):
                 " LIMIT ?)",
                 (now, max(limit - len(expired), 0)),
             ).rowcount
-            return len(expired) + abandoned
+            done = len(expired) + abandoned
+            return done + operators.delete_old(c, now, max(limit - done, 0))
 
     def close(self) -> None:
         self._database.close()
@@ -413,88 +453,59 @@ def forget_memory_store(name: str) -> None:
 # --- parts of a claim -----------------------------------------------------------------------------
 
 
-def _same_payload(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    return protocol.same_payload(job["fingerprint"], request.fingerprint)
+def _checkpoint_names(c: sqlite3.Connection, job: JobRef) -> list[str]:
+    """In the order they were first saved."""
+    return [each.name for each in rows.checkpoints(c, job, at_most=-1)]
 
 
-def _corrects(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    return protocol.corrects(JobStatus(job["status"]), job["failed"].split(), request)
-
-
-def _opens_next_generation(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    """Whether a job that has ended runs again for this request."""
-    if _replays_next(job, request):
-        return True
-    failed = job["status"] == JobStatus.FAILED.value
-    return failed and protocol.submission_id(request.submission) not in job["failed"].split()
-
-
-def _replays_next(job: sqlite3.Row, request: ClaimRequest) -> bool:
-    return protocol.replays_next(JobStatus(job["status"]), job["generation"], request)
-
-
-def _forgotten_checkpoints(
-    c: sqlite3.Connection, job: sqlite3.Row | None, request: ClaimRequest
-) -> list[bytes]:
-    """The names of those that the next generation is to make anew. Raises InvalidCall."""
-    if job is None:
-        return []
-    replays = _replays_next(job, request)
-    if not replays and _same_payload(job, request):
-        return []
-    recorded = [
-        row["name"]
-        for row in c.execute(
-            "SELECT name FROM checkpoints WHERE job_id = ? ORDER BY ordinal", (request.job.id,)
-        )
-    ]
-    first = request.replay.from_step if request.replay is not None and replays else None
-    if first is None:
-        return recorded
-    if raw(first) not in recorded:
-        raise protocol.unknown_step(request, first, [rows.text(name) for name in recorded])
-    return recorded[recorded.index(raw(first)) :]
-
-
-def _own_lock(
-    c: sqlite3.Connection, job: sqlite3.Row | None, request: ClaimRequest
+def _other_lock(
+    c: sqlite3.Connection, request: ClaimRequest, job: rows.Job | None
 ) -> sqlite3.Row | None:
     """The other lock under which the job's last attempt holds it, or has let it expire."""
-    if job is None or job["status"] != JobStatus.RUNNING.value:
+    lock_id = protocol.other_lock(request, job)
+    if job is None or lock_id is None:
         return None
-    if job["lock_id"] == request.lock.id:
-        return None
-    own: sqlite3.Row | None = c.execute(
-        "SELECT * FROM locks WHERE lock_id = ? AND token = ?", (job["lock_id"], job["fence"])
+    other: sqlite3.Row | None = c.execute(
+        "SELECT * FROM locks WHERE lock_id = ? AND token = ?", (lock_id, job.fence)
     ).fetchone()
-    return own
+    return other
 
 
-def _next_token(c: sqlite3.Connection, now: float) -> int:
-    """A token above all before it, and above the clock: so also above those of a deleted file."""
-    last: int = c.execute("SELECT last FROM fence").fetchone()["last"]
-    token = max(last + 1, int(now * 1_000_000))
-    c.execute("UPDATE fence SET last = ?", (token,))
-    return token
-
-
-def _take_lock(c: sqlite3.Connection, request: ClaimRequest, token: int, expires_at: float) -> None:
-    c.execute(
-        "INSERT OR REPLACE INTO locks (lock_id, tenant, scope, owner, nonce, token, job_id, task,"
-        " key, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            request.lock.id,
-            raw(request.lock.tenant),
-            rows.raw_scope(request.lock),
-            raw(request.owner),
-            request.nonce,
-            token,
-            request.job.id,
-            raw(request.job.task),
-            raw(request.job.key),
-            expires_at,
-        ),
-    )
+def _record_wait(
+    c: sqlite3.Connection,
+    request: ClaimRequest,
+    stored: sqlite3.Row | None,
+    wait: Wait,
+    now: float,
+) -> None:
+    """Record it, unless the job runs, has ended, or waits for that already."""
+    row = rows.unless_expired(stored, now)
+    past = rows.history_of(row)
+    if not protocol.may_wait(rows.known_job(row)) or past.waits_for(wait, request.lock):
+        return
+    waiting: dict[str, Any] = {
+        "status": JobStatus.WAITING.value,
+        "lock_id": request.lock.id,
+        "lock_scope": rows.raw_scope(request.lock),
+        "updated_at": now,
+        "history": past.waiting(wait, request.lock, now).dumps(),
+    }
+    if row is None or not row["attempt"]:
+        # It has never begun: it fits any payload, and is forgotten if nobody asks for it any more.
+        waiting |= {
+            **writes.origin_columns(request, row),
+            "fingerprint": protocol.ANY_PAYLOAD,
+            "submission": raw(request.submission),
+            "run_id": raw_or_none(request.run_id),
+            "result_ttl": request.result_ttl,
+            "expires_at": now + request.result_ttl,
+        }
+    if row is None:
+        writes.insert_job(c, request.job, stored, now, attempt=0, fence=0, **waiting)
+    else:
+        writes.update_job(c, row, **waiting)
+    if "origin" in waiting:
+        writes.keep_origin(c, request, row, now)
 
 
 def _claimed(c: sqlite3.Connection, request: ClaimRequest, job: sqlite3.Row) -> Claimed:
@@ -515,144 +526,27 @@ def _claimed(c: sqlite3.Connection, request: ClaimRequest, job: sqlite3.Row) -> 
 
 
 def _check_holder(c: sqlite3.Connection, lease: Lease, now: float) -> sqlite3.Row:
-    """The job's row, if the lease may write: its fence is both the lock's and the record's.
+    """The job's row, if the lease may write. Raises LeaseLost, JobCancelled."""
+    row = rows.unless_expired(rows.job_row(c, lease.job), now)
+    lock = rows.known_lock(rows.lock_row(c, lease.lock), now)
 
-    One alone is not enough. The same job may have been claimed under another lock meanwhile; and
-    another job may have taken the lock, which leaves this job's record as it was.
-    """
-    job = rows.unless_expired(rows.job_row(c, lease.job), now)
-    if job is None:
-        raise _lease_lost(c, lease)
-    if job["status"] == JobStatus.CANCELLED.value and job["generation"] == lease.generation:
-        raise protocol.cancelled(lease, rows.text(job["outcome"]))
-    lock = rows.lock_row(c, lease.lock)
-    owns_record = job["status"] == JobStatus.RUNNING.value and job["fence"] == lease.fence
-    owns_lock = lock is not None and lock["token"] == lease.fence
-    if not (owns_record and owns_lock):
-        raise _lease_lost(c, lease)
-    return job
+    def reason() -> str:
+        assert row is not None
+        return rows.text(row["outcome"])
+
+    protocol.check_holder(lease, rows.known_job(row), lock, reason)
+    assert row is not None
+    return row
 
 
 def _check_last(c: sqlite3.Connection, lease: Lease) -> None:
     """Raises LeaseLost unless the lease's claim is the job's last."""
     job = rows.job_row(c, lease.job)
     if job is None or job["fence"] != lease.fence:
-        raise _lease_lost(c, lease)
+        raise protocol.lease_lost(lease, rows.known_lock(rows.lock_row(c, lease.lock), 0.0))
 
 
-def _lease_lost(c: sqlite3.Connection, lease: Lease) -> LeaseLost:
-    lock = rows.lock_row(c, lease.lock)
-    if lock is None:
-        return protocol.lease_lost(lease, None, 0)
-    return protocol.lease_lost(lease, rows.text(lock["owner"]), lock["token"])
-
-
-def _write_checkpoint(
-    c: sqlite3.Connection, job: JobRef, checkpoint: Checkpoint, now: float
-) -> bool:
-    """Whether it was written, and not there as it is."""
-    there = _stored_checkpoint(c, job, checkpoint.name, checkpoint.blob)
-    if not protocol.must_write(job.task, there, checkpoint):
-        return False
-    _put_checkpoint(c, job, checkpoint, now, known=there is not None)
-    return True
-
-
-def _stored_checkpoint(
-    c: sqlite3.Connection, job: JobRef, name: str, blob: bytes
-) -> protocol.Stored | None:
-    """What is there under the name, beside the ``blob`` that is to be written."""
-    row = c.execute(
-        "SELECT kind, blob, version FROM checkpoints WHERE job_id = ? AND name = ?",
-        (job.id, raw(name)),
-    ).fetchone()
-    if row is None:
-        return None
-    return protocol.Stored(CheckpointKind(row["kind"]), row["version"], row["blob"] == blob)
-
-
-def _put_checkpoint(
-    c: sqlite3.Connection, job: JobRef, checkpoint: Checkpoint, now: float, *, known: bool
-) -> None:
-    """Write it, over one of its name if that is ``known``, else behind all others."""
-    name, kind = raw(checkpoint.name), checkpoint.kind
-    version = 1 if kind is CheckpointKind.STEP else checkpoint.version
-    if known:
-        c.execute(
-            "UPDATE checkpoints SET blob = ?, version = ?, saved_at = ?"
-            " WHERE job_id = ? AND name = ?",
-            (checkpoint.blob, version, now, job.id, name),
-        )
-        return
-    c.execute(
-        "INSERT INTO checkpoints (job_id, name, kind, blob, version, saved_at, ordinal)"
-        " VALUES (?, ?, ?, ?, ?, ?,"
-        " (SELECT coalesce(max(ordinal), 0) + 1 FROM checkpoints WHERE job_id = ?))",
-        (job.id, name, kind.value, checkpoint.blob, version, now, job.id),
-    )
-
-
-def _failed_after(job: sqlite3.Row, status: JobStatus) -> str:
-    """The failed submissions that the record remembers once its attempt has ended as ``status``."""
-    failed: list[str] = job["failed"].split()
-    if status is JobStatus.FAILED:
-        failed.append(protocol.submission_id(rows.text(job["submission"])))
-    return " ".join(failed[-FAILED_KEPT:])
-
-
-# --- writing rows ---------------------------------------------------------------------------------
-
-
-def _insert_job(
-    c: sqlite3.Connection, job: JobRef, expired: sqlite3.Row | None, now: float, **columns: Any
-) -> None:
-    """Start the job in generation 1, in place of an ``expired`` record of it if there is one."""
-    _delete_job(c, job.id)
-    columns |= {
-        "job_id": job.id,
-        "tenant": raw(job.tenant),
-        "task": raw(job.task),
-        "key": raw(job.key),
-        "generation": 1,
-        "crashes": 0,
-        "failed": "",
-        "created_at": now,
-        # A finish of the expired one may be sent again yet, if its answer was lost.
-        "finished_fence": None if expired is None else expired["finished_fence"],
-    }
-    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-    c.execute(
-        f"INSERT INTO jobs ({names}) VALUES ({marks})",  # noqa: S608 - names are this module's
-        tuple(columns.values()),
-    )
-
-
-def _update_job(c: sqlite3.Connection, job: sqlite3.Row, **columns: Any) -> None:
-    names = ", ".join(f"{name} = ?" for name in columns)
-    c.execute(
-        f"UPDATE jobs SET {names} WHERE job_id = ?",  # noqa: S608 - names are this module's
-        (*columns.values(), job["job_id"]),
-    )
-
-
-def _delete_job(c: sqlite3.Connection, job_id: str) -> None:
-    c.execute("DELETE FROM checkpoints WHERE job_id = ?", (job_id,))
-    c.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
-
-
-def _delete_checkpoints(c: sqlite3.Connection, job: JobRef, names: list[bytes]) -> None:
-    c.executemany(
-        "DELETE FROM checkpoints WHERE job_id = ? AND name = ?",
-        [(job.id, name) for name in names],
-    )
-
-
-def _extend(c: sqlite3.Connection, lock: LockRef, token: int, expires_at: float) -> None:
-    c.execute(
-        "UPDATE locks SET expires_at = ? WHERE lock_id = ? AND token = ?",
-        (expires_at, lock.id, token),
-    )
-
-
-def _free_lock(c: sqlite3.Connection, lock_id: str | None, token: int) -> None:
-    c.execute("DELETE FROM locks WHERE lock_id = ? AND token = ?", (lock_id, token))
+def _failed_after(row: sqlite3.Row, status: JobStatus) -> str:
+    job = rows.known_job(row)
+    assert job is not None
+    return " ".join(protocol.failed_after(job, status))

@@ -27,7 +27,14 @@ _RunQueryRequest: Any = types.RunQueryRequest.pb()
 _RunQueryResponse: Any = types.RunQueryResponse.pb()
 _BatchGetResponse: Any = types.BatchGetDocumentsResponse.pb()
 
-_EQUAL = int(types.StructuredQuery.FieldFilter.Operator.EQUAL)
+_Operator: Any = types.StructuredQuery.FieldFilter.Operator
+#: Filters that an index's field serves, whatever comes after it, and how that field is indexed. An "in"
+#: is as many queries as it has values.
+_KINDS = {
+    int(_Operator.EQUAL): {"order": "ASCENDING"},
+    int(_Operator.IN): {"order": "ASCENDING"},
+    int(_Operator.ARRAY_CONTAINS): {"arrayConfig": "CONTAINS"},
+}
 _ORDERS = {1: "ASCENDING", 2: "DESCENDING"}
 
 #: USD for each document read, written and deleted, in a multi-region:
@@ -173,8 +180,9 @@ def served(query: Any) -> bool:
     ]
     filters = [query.where] if query.where.HasField("field_filter") else []
     filters += query.where.composite_filter.filters
-    equal = [f.field_filter.field.field_path for f in filters if f.field_filter.op == _EQUAL]
-    ranges = [f.field_filter.field.field_path for f in filters if f.field_filter.op != _EQUAL]
+    kinds = [(f.field_filter.field.field_path, _KINDS.get(f.field_filter.op)) for f in filters]
+    equal = [{"fieldPath": path, **kind} for path, kind in kinds if kind is not None]
+    ranges = [path for path, kind in kinds if kind is None]
     # A range is served by the index of its order.
     if any(not order or order[0]["fieldPath"] != path for path in ranges):
         return False
@@ -192,8 +200,8 @@ def served(query: Any) -> bool:
     return all(
         any(
             (index["collectionGroup"], index["queryScope"]) == (group, scope)
-            and index["fields"] == [{"fieldPath": path, "order": "ASCENDING"}, *order]
+            and index["fields"] == [field, *order]
             for index in content["indexes"]
         )
-        for path in equal
+        for field in equal
     )

@@ -22,6 +22,7 @@ from gwi_celery.brokers.base import Broker, OutgoingMessage, QueueSpec
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.testing.emulators import Emulator
+from tests.machine import PATIENCE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -132,7 +133,7 @@ def read(broker: Broker, queue: str) -> list[bytes]:
     return sorted(found)
 
 
-def until(check: Callable[[], object], what: str, timeout: float = 30.0) -> Any:
+def until(check: Callable[[], object], what: str, timeout: float = PATIENCE) -> Any:
     deadline = time.monotonic() + timeout
     while not (answer := check()):
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"

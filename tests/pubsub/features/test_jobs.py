@@ -12,6 +12,7 @@ from google.cloud import pubsub_v1
 
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.testing.emulators import Emulator
+from tests.machine import PATIENCE
 from tests.pubsub.features.conftest import until
 from tests.pubsub.features.jobs import APP, notes
 from tests.workers import worker
@@ -69,14 +70,14 @@ def test_what_google_s_own_client_publishes_is_run(
         publisher = pubsub_v1.PublisherClient()
         topic = publisher.topic_path(project, "gwi-celery")
         for message in (job, by_hand, plain_by_hand, {**job, "id": "bad-1", "payload": [7]}):
-            publisher.publish(topic, json.dumps(message).encode()).result(timeout=30)
-        publisher.publish(topic, b"\xff no json", language="go").result(timeout=30)
+            publisher.publish(topic, json.dumps(message).encode()).result(timeout=PATIENCE)
+        publisher.publish(topic, b"\xff no json", language="go").result(timeout=PATIENCE)
         publisher.stop()
         publisher.transport.close()
 
-        assert app.AsyncResult("job-1").get(timeout=60) == {"order": 7}
-        assert app.AsyncResult("job-2").get(timeout=60) == {"order": 8}
-        assert app.AsyncResult("job-3").get(timeout=60) == 23
+        assert app.AsyncResult("job-1").get(timeout=PATIENCE) == {"order": 7}
+        assert app.AsyncResult("job-2").get(timeout=PATIENCE) == {"order": 8}
+        assert app.AsyncResult("job-3").get(timeout=PATIENCE) == 23
         broker = connect(lease_seconds=10)
         dead = until(
             lambda: len(found := broker.peek("celery.dead")) == 2 and found, "the dead letter"
@@ -97,15 +98,15 @@ def test_a_redelivered_message_says_so_and_a_finished_task_is_not_run_again(
     with worker(APP, tmp_path, pool="solo") as first:
         requeued = app.send_task("requeued")
         until(lambda: "requeued redelivered=True" in notes(tmp_path), "the redelivery")
-        assert requeued.get(timeout=60) is None
+        assert requeued.get(timeout=PATIENCE) is None
         result = app.send_task("once")
-        assert result.get(timeout=60) == "done"
+        assert result.get(timeout=PATIENCE) == "done"
         first.wait_killed()
     with worker(APP, tmp_path, pool="solo") as second:
         second.wait_for(rf"Task once\[{result.id}\] received")
         broker = connect(lease_seconds=10)
         until(lambda: not broker.receiver().poll("celery", 1), "its ack")
-        app.send_task("add", (1, 1)).get(timeout=60)
+        app.send_task("add", (1, 1)).get(timeout=PATIENCE)
         second.stop()
     assert notes(tmp_path) == [
         "requeued redelivered=False",

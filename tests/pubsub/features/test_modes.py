@@ -22,6 +22,7 @@ from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, ConfigurationError
 from tests.contract.brokers import wait_for
+from tests.machine import PATIENCE
 from tests.pubsub.features.answering import Server, serving
 from tests.pubsub.features.conftest import Google, declare, publish, read, until
 from tests.pubsub.features.jobs import APP, notes
@@ -351,7 +352,7 @@ def test_a_worker_runs_on_what_was_made_for_it(
     app = jobs(provisioned_url(google.project))
     assert app.conf.worker_enable_remote_control is False
     with worker(APP, tmp_path, pool="solo") as running:
-        assert app.send_task("add", (1, 2)).get(timeout=60) == 3
+        assert app.send_task("add", (1, 2)).get(timeout=PATIENCE) == 3
         app.send_task("nobody.knows")
         dead = until(lambda: google.pull("their-dead"), "the dead letter")
         assert b"nobody.knows" in dead[0]
@@ -372,9 +373,9 @@ def test_a_worker_without_its_subscription_says_so_and_ends(
     jobs(provisioned_url(google.project))
     ending = Worker(APP, tmp_path, pool="solo")
     try:
-        ending.process.wait(timeout=60)
+        ending.process.wait(timeout=PATIENCE)
         ending.wait_killed()
-        ending._reader.join(timeout=5)
+        ending._reader.join(timeout=PATIENCE)
         assert ending.process.returncode != 0
         assert "gcloud pubsub subscriptions create their-subscription" in ending.log
     finally:

@@ -21,6 +21,7 @@ from gwi_celery.brokers.pubsub import monitoring
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.monitoring import QueueDepth
 from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.gcp import process
 from tests.pubsub.features.answering import Server, serving
 from tests.pubsub.features.conftest import declare
 
@@ -213,10 +214,10 @@ def test_a_forked_child_has_a_client_of_its_own(
     measured.points = {(COUNT, "gwi-q"): [(0, NOW)]}
     asking = broker()
     assert asking.depth("q") is not None
-    before = asking._monitoring._client
-    monkeypatch.setattr(asking._monitoring, "_pid", -1)  # as if this were the child
+    before = asking._monitoring._client.get()
+    monkeypatch.setattr(asking._monitoring._client, "_made", (-1, before))  # as if in the child
     assert asking.depth("q") is not None
-    assert asking._monitoring._client is not before
-    assert before in monitoring._inherited, "kept, neither used nor closed"
+    assert asking._monitoring._client.get() is not before
+    assert before in process._inherited, "kept, neither used nor closed"
     before.transport.close()
-    monitoring._inherited.remove(before)
+    process._inherited.remove(before)

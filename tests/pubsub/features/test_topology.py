@@ -377,7 +377,7 @@ def test_what_is_unbound_is_not_asked_for_any_more(connect: Connect, whose: str)
         return [line.source.path for line in receiver._queues["q"].lines]
 
     own = broker.topology.subscription("q")
-    until(lambda: served() == [own], "its line to end", timeout=20)
+    until(lambda: served() == [own], "its line to end")
 
 
 def test_a_binding_to_its_own_exchange_leaves_a_sign_if_it_is_not_as_celery_has_it(

@@ -43,7 +43,7 @@ def broker(tmp_path, clock) -> Iterator[EmbeddedBroker]:
     broker.close()
 
 
-def intakes(folder: Path) -> list[str]:
+def bells(folder: Path) -> list[str]:
     return [path.name for path in (folder / "wake").iterdir()]
 
 
@@ -100,9 +100,9 @@ def test_a_receiver_leaves_nothing_behind(broker, tmp_path):
     send(broker, b"m")
     receiver = broker.receiver()
     receiver.subscribe("q")
-    assert len(intakes(tmp_path)) == 1
+    assert len(bells(tmp_path)) == 1
     receiver.close()
-    assert intakes(tmp_path) == []
+    assert bells(tmp_path) == []
 
 
 def test_a_closed_receiver_is_of_no_more_use(broker):
@@ -139,7 +139,7 @@ def test_a_receiver_that_was_dropped_counts_as_dead(broker, tmp_path):
     gc.collect()
     send(broker, b"m")
     assert not broker.has_queue("q")
-    assert intakes(tmp_path) == []
+    assert bells(tmp_path) == []
 
 
 def test_a_dead_subscriber_does_not_keep_what_the_last_living_one_leaves(broker, tmp_path):
@@ -152,16 +152,16 @@ def test_a_dead_subscriber_does_not_keep_what_the_last_living_one_leaves(broker,
     living.unsubscribe("q")
     assert not broker.has_queue("q")
     living.close()
-    assert intakes(tmp_path) == []
+    assert bells(tmp_path) == []
 
 
-def test_a_full_intake_stops_nobody(broker):
+def test_a_full_bell_stops_nobody(broker):
     broker.declare_queue(QueueSpec("q"))
     receiver = broker.receiver()
     receiver.subscribe("q")
     for _ in range(2):
         for _ in range(70_000):
-            receiver._intake.ring()
+            receiver._bell.ring()
         send(broker, b"m")
         assert readable(receiver, 0)
         receiver.clear()
@@ -223,7 +223,7 @@ def test_a_file_system_without_fifos_is_polled(tmp_path, monkeypatch):
     assert take(receiver).data == b"m"
 
     # A living receiver's file stays fresh; a dead one's grows old.
-    [name] = intakes(tmp_path)
+    [name] = bells(tmp_path)
     old = time.time() - 1000
     os.utime(tmp_path / "wake" / name, (old, old))
     clock.advance(wakeups.LOOK_INTERVAL)
@@ -233,7 +233,7 @@ def test_a_file_system_without_fifos_is_polled(tmp_path, monkeypatch):
     os.utime(tmp_path / "wake" / name, (old, old))
     other.housekeep()
     assert not other.has_queue("q")
-    assert intakes(tmp_path) == []
+    assert bells(tmp_path) == []
     one.close()
     other.close()
 

@@ -18,6 +18,7 @@ from celery import Celery
 from gwi_celery import ReliableTask, carry, setup, store_for
 from gwi_celery.errors import OutsideAttempt, StepNameReused
 from gwi_celery.stores.base import JobRef
+from tests.machine import PATIENCE
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 JOB = JobRef("acme", "t", "run:r1")
@@ -140,9 +141,9 @@ def test_attempts_of_one_task_in_many_threads_are_told_apart(app: Celery) -> Non
 
     @app.task(shared=False, base=ReliableTask, bind=True, name="t")
     def t(self: Any, *, tenant_id: str, run_id: str) -> list[int]:
-        barrier.wait(10)
+        barrier.wait(PATIENCE)
         found = in_thread(carry(lambda: [self.fence, self.step("s", lambda: run_id)]))
-        barrier.wait(10)
+        barrier.wait(PATIENCE)
         return [found == [self.fence, run_id]]
 
     with ThreadPoolExecutor(4) as pool:
@@ -175,9 +176,9 @@ def test_one_name_in_two_threads_at_once_is_called_by_one(app: Celery) -> None:
     def t(self: Any, *, tenant_id: str, run_id: str) -> None:
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(
-                carry(lambda: self.step("s", lambda: entered.set() or leave.wait(10)))
+                carry(lambda: self.step("s", lambda: entered.set() or leave.wait(PATIENCE)))
             )
-            assert entered.wait(10)
+            assert entered.wait(PATIENCE)
             with pytest.raises(StepNameReused):
                 self.step("s", int)
             leave.set()
@@ -194,7 +195,7 @@ def test_a_thread_that_outlives_its_attempt_can_do_no_step(app: Celery) -> None:
     @app.task(shared=False, base=ReliableTask, bind=True, name="t")
     def t(self: Any, *, tenant_id: str, run_id: str) -> None:
         def late() -> None:
-            assert over.wait(10)
+            assert over.wait(PATIENCE)
             self.step("late", called.append, 1)
 
         threads.append(threading.Thread(target=carry(late)))

@@ -141,7 +141,7 @@ def worked() -> Iterator[Bench]:
     def job(self: Any, *, tenant_id: str, run_id: str, way: str) -> str:
         redelivered = bool(self.request.delivery_info["redelivered"])
         copied = HOLDS_HEADER in self.request.headers
-        ran.append(Ran(redelivered, copied, self._current_run.record.crashes))
+        ran.append(Ran(redelivered, copied, self._running_job.record.crashes))
         self.step("before", lambda: 1)
         if way == "retries" and self.request.retries == 0:
             raise self.retry(countdown=0)

@@ -90,13 +90,13 @@ def test_a_sending_of_beat_is_a_job_of_its_own_under_the_same_lock(app: Celery) 
 
     app.finalize()
     due = {DUE_HEADER: "2026-11-26T00:00:00+00:00"}
-    plain = t.understand((), CALL, {}, "1")
+    plain = t.resolve_call((), CALL, {}, "1")
     for headers in ({}, {"gwi_key": "k"}):
-        once = t.understand((), CALL, {**headers, **due}, "1")
-        other = t.understand((), CALL, {**headers, DUE_HEADER: "2026-11-27T00:00:00+00:00"}, "1")
+        once = t.resolve_call((), CALL, {**headers, **due}, "1")
+        other = t.resolve_call((), CALL, {**headers, DUE_HEADER: "2026-11-27T00:00:00+00:00"}, "1")
         assert len({once.job, other.job, plain.job}) == 3
         assert once.lock == other.lock == plain.lock
-    assert once == t.understand((), CALL, {"gwi_key": "k", **due}, "2")
+    assert once == t.resolve_call((), CALL, {"gwi_key": "k", **due}, "2")
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_a_duplicate_whose_deadline_passes_leaves_the_job_that_runs_alone(app: C
     def t(*, tenant_id: str, run_id: str) -> None: ...
 
     app.finalize()
-    fingerprint = t.understand((), CALL, {}, "x").fingerprint()
+    fingerprint = t.resolve_call((), CALL, {}, "x").fingerprint()
     lock = LockRef("acme", ("run", "r1"))
     request = ClaimRequest(JOB, lock, "r1", fingerprint, "first", "elsewhere:1", "n", 60, 60)
     claimed = store_for(app).claim(request)

@@ -15,6 +15,7 @@ from celery.contrib.testing.worker import start_worker
 from gwi_celery import Reliable, ReliableTask, setup, store_for
 from gwi_celery.errors import DeadlineExceeded, InvalidCall, MissingTenant
 from gwi_celery.stores.base import JobRef, JobStatus
+from tests.machine import PATIENCE
 
 Ran = list[Any]
 
@@ -93,12 +94,12 @@ def test_a_key_and_a_deadline_reach_the_worker(
     app: Celery, ran: Ran, worker: None, name: str
 ) -> None:
     way, before = WAYS[name], time.time()
-    first = way(app, {"idempotency_key": "k", "deadline": 600}).get(timeout=30)
+    first = way(app, {"idempotency_key": "k", "deadline": 600}).get(timeout=PATIENCE)
     assert ran[-1]["gwi_key"] == "k"
     assert before + 600 <= ran[-1]["gwi_deadline"] <= time.time() + 600
     assert store_for(app).get_job(JobRef("acme", "t", "key:k")) is not None
     if name not in TWICE:
-        assert way(app, {"idempotency_key": "k"}).get(timeout=30) == first
+        assert way(app, {"idempotency_key": "k"}).get(timeout=PATIENCE) == first
         assert len(ran) == 1
 
 
@@ -123,7 +124,7 @@ def test_headers_within_the_headers_take_nothing_away(
     for _ in range(3):
         headers = {"headers": nested, "tenant_id": "acme", "custom": 1}
         options = {"idempotency_key": "k", "deadline": 600, "headers": headers}
-        assert task.apply_async(kwargs=TENANT, **options).get(timeout=30) == 1
+        assert task.apply_async(kwargs=TENANT, **options).get(timeout=PATIENCE) == 1
     (seen,) = ran
     assert (seen["gwi_key"], seen["gwi_tenant"], seen["custom"]) == ("k", "acme", 1)
     assert "gwi_deadline" in seen
@@ -139,7 +140,7 @@ def test_a_retry_keeps_what_its_call_was_promised(
     result = app.tasks["retrying"].apply_async(
         kwargs={**TENANT, **given}, idempotency_key="k", deadline=600, headers=headers
     )
-    assert result.get(timeout=30) is None
+    assert result.get(timeout=PATIENCE) is None
     assert [seen["gwi_key"] for seen in ran] == ["k"] * 3
     assert [seen.get("trace") for seen in ran] == ["1"] * 3
     left = [seen["gwi_deadline"] - time.time() > 700 for seen in ran]
@@ -225,7 +226,7 @@ def test_a_group_gives_its_deadline_to_all_of_its_calls(
     app: Celery, ran: Ran, worker: None
 ) -> None:
     one = app.tasks["t"].s(**TENANT)
-    group([one.clone(), one.clone()], app=app).apply_async(deadline=600).get(timeout=30)
+    group([one.clone(), one.clone()], app=app).apply_async(deadline=600).get(timeout=PATIENCE)
     assert all("gwi_deadline" in headers for headers in ran)
     assert len(ran) == 2
 
@@ -248,6 +249,6 @@ def test_a_task_can_not_be_mapped(app: Celery, ran: Ran, worker: None) -> None:
         task.chunks([(1,), (2,)], 2)
     mapped = xmap(task.s(), [1, 2], app=app).apply_async()
     with pytest.raises(InvalidCall, match="group"):
-        mapped.get(timeout=30)
+        mapped.get(timeout=PATIENCE)
     assert ran == []
     assert isinstance(task.s(), Signature)

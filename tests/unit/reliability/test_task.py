@@ -28,6 +28,7 @@ from gwi_celery.errors import (
     TooLarge,
 )
 from gwi_celery.stores.base import CheckpointKind, JobRef, JobStatus, LockRef
+from tests.machine import PATIENCE
 
 
 @pytest.fixture
@@ -355,7 +356,7 @@ def test_a_lock_of_another_job_of_the_run_is_waited_for(app: Celery) -> None:
     @app.task(shared=False, base=ReliableTask, name="one")
     def one(*, tenant_id: str, run_id: str) -> None:
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(PATIENCE)
 
     @app.task(shared=False, base=ReliableTask, name="two")
     def two(*, tenant_id: str, run_id: str) -> int:
@@ -367,7 +368,7 @@ def test_a_lock_of_another_job_of_the_run_is_waited_for(app: Celery) -> None:
 
     thread = threading.Thread(target=lambda: one.apply(kwargs=CALL))
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(PATIENCE)
     with pytest.raises(JobHeld, match=r"lock run/r1 of tenant 'acme' is held by one \(job run:r1"):
         two.apply(kwargs=CALL).get()
     assert free.apply(kwargs=CALL).get() == 3
@@ -560,3 +561,27 @@ def test_retry_outside_a_worker_raises_as_celery_does(app: Celery) -> None:
 
     with pytest.raises(Retry):
         t(tenant_id="x")
+
+
+def test_a_plain_call_finds_a_name_used_twice(app: Celery) -> None:
+    tries: list[str] = []
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str, run_id: str, inner: bool = False, name: str = "b") -> Any:
+        def flaky() -> int:
+            tries.append("x")
+            return {1: 1}[len(tries) - 1]
+
+        if not inner:
+            with pytest.raises(KeyError):
+                self.step("a", flaky)
+        kept = self.step("a", flaky if not inner else int)
+        with self.cursor(name) as cursor:
+            cursor.advance(3)
+            self.checkpoint("progress", 1)
+            self.checkpoint("progress", 2)
+        return [kept, self.fence, self.attempt, *([] if inner else self(**CALL, inner=True))]
+
+    assert t(**CALL) == [1, 0, 1, 0, 0, 1]
+    with pytest.raises(StepNameReused, match="'a' is used twice"):
+        t(**CALL, inner=True, name="a")

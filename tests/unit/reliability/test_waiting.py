@@ -13,6 +13,7 @@ from gwi_celery import ReliableTask, broker_for, setup, store_for
 from gwi_celery.errors import WorkerStopping
 from gwi_celery.stores.base import Claimed
 from gwi_celery.worker import tracer
+from tests.machine import PATIENCE
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 
@@ -55,8 +56,8 @@ def test_while_it_waits_for_its_lock_it_is_pending(app: Celery, seen: list[str])
     @app.task(shared=False, base=ReliableTask, name="other")
     def other(*, tenant_id: str, run_id: str) -> None: ...
 
-    understood = other.understand((), CALL, {}, "t0")
-    claimed = store_for(app).claim(other.claim_request(understood, {}, "t0", 1, redelivered=False))
+    resolved = other.resolve_call((), CALL, {}, "t0")
+    claimed = store_for(app).claim(other.claim_request(resolved, {}, "t0", 1, redelivered=False))
     assert isinstance(claimed, Claimed)
     work_on(app, t, "t1")
     assert seen == [states.STARTED, states.PENDING]
@@ -66,7 +67,7 @@ def test_while_it_waits_for_its_lock_it_is_pending(app: Celery, seen: list[str])
     assert size.total == 1, "a copy waits in its place"
     store_for(app).release(claimed.lease)
     work_on(app, t, "t1")
-    assert app.AsyncResult("t1").get(timeout=10) == 3
+    assert app.AsyncResult("t1").get(timeout=PATIENCE) == 3
 
 
 def test_handed_back_it_is_pending(app: Celery, seen: list[str]) -> None:

@@ -20,6 +20,7 @@ from gwi_celery.errors import BrokerUnavailable
 from gwi_celery.service.execute import Executor
 from gwi_celery.stores.base import JobStatus
 from gwi_celery.transport.settlement import Settlement
+from tests.machine import PATIENCE
 
 DONE: dict[str, Any] = {}
 
@@ -38,7 +39,7 @@ def app() -> Iterator[Celery]:
     @app.task(shared=False, name="early", acks_late=False)
     def early() -> None:
         DONE["entered"].set()
-        assert DONE["go_on"].wait(30)
+        assert DONE["go_on"].wait(PATIENCE)
 
     @app.task(shared=False, name="limited", rate_limit="1/h")
     def limited() -> None: ...
@@ -79,7 +80,9 @@ def delivery(task: str, *args: Any, id: str | None = None, **headers: Any) -> De
 
 
 def run(executor: Executor, what: Delivery, hand_back_in: float = 60.0) -> Settlement:
-    return executor.submit(what, hand_back_at=time.monotonic() + hand_back_in).result(timeout=30)
+    return executor.submit(what, hand_back_at=time.monotonic() + hand_back_in).result(
+        timeout=PATIENCE
+    )
 
 
 def test_all_signals_are_sent(executor: Executor) -> None:
@@ -110,11 +113,11 @@ def test_a_revoked_task_does_not_run(executor: Executor, app: Celery) -> None:
 def test_an_early_ack_is_answered_when_the_task_has_ended(executor: Executor) -> None:
     """Cloud Run takes the processor away after the answer."""
     future = executor.submit(delivery("early"), hand_back_at=time.monotonic() + 60)
-    assert DONE["entered"].wait(30)
+    assert DONE["entered"].wait(PATIENCE)
     time.sleep(0.05)
     assert not future.done()
     DONE["go_on"].set()
-    assert future.result(timeout=30) is Settlement.ACKED
+    assert future.result(timeout=PATIENCE) is Settlement.ACKED
 
 
 def test_what_is_over_its_rate_or_before_its_time_is_given_back_with_a_delay(

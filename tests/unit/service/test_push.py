@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import SETTINGS
-from gwi_celery.service.intake import MAX_WAITING, Intake, Refused
+from gwi_celery.service.admission import MAX_WAITING, Admission, Refused
 from gwi_celery.service.push import NotAMessage, Pushed, parse
 from gwi_celery.transport.settlement import Settlement
 
@@ -144,10 +144,10 @@ class Pool:
         self.running.pop(0).set_result(Settlement.ACKED)
 
 
-def run(intake: Intake, answer_in: float = 60.0) -> asyncio.Task[Settlement]:
+def run(admission: Admission, answer_in: float = 60.0) -> asyncio.Task[Settlement]:
     delivery = read(JOB).delivery
     by = time.monotonic() + answer_in
-    return asyncio.ensure_future(intake.run(delivery, hand_back_at=by, answer_by=by))
+    return asyncio.ensure_future(admission.run(delivery, hand_back_at=by, answer_by=by))
 
 
 async def soon() -> None:
@@ -164,10 +164,10 @@ async def refused(task: asyncio.Task[Settlement]) -> Refused:
 def test_who_waits_gets_the_place_in_turn() -> None:
     async def story() -> None:
         pool = Pool(1)
-        intake = Intake(pool, wait=60)  # type: ignore[arg-type]
-        tasks = [run(intake) for _ in range(3)]
+        admission = Admission(pool, wait=60)  # type: ignore[arg-type]
+        tasks = [run(admission) for _ in range(3)]
         await soon()
-        assert (pool.started, intake.waiting, intake.in_flight) == (1, 2, 1)
+        assert (pool.started, admission.waiting, admission.in_flight) == (1, 2, 1)
         for n in (2, 3):
             pool.end()
             await asyncio.wait_for(tasks[n - 2], 10)
@@ -176,7 +176,7 @@ def test_who_waits_gets_the_place_in_turn() -> None:
         pool.end()
         assert await asyncio.wait_for(tasks[2], 10) is Settlement.ACKED
         await soon()
-        assert intake.in_flight == 0
+        assert admission.in_flight == 0
 
     asyncio.run(story())
 
@@ -185,19 +185,19 @@ def test_who_may_not_wait_or_waited_long_enough_is_refused() -> None:
     async def story() -> None:
         for wait in (0.0, 0.05):
             pool = Pool(1)
-            intake = Intake(pool, wait=wait)  # type: ignore[arg-type]
-            first = run(intake)
+            admission = Admission(pool, wait=wait)  # type: ignore[arg-type]
+            first = run(admission)
             await soon()
-            busy = await refused(run(intake))
+            busy = await refused(run(admission))
             assert (busy.status, busy.retry_after) == (429, 1)
-            assert intake.waiting == 0
+            assert admission.waiting == 0
             pool.end()
             await first
         pool = Pool(1)
-        intake = Intake(pool, wait=60)  # type: ignore[arg-type]
-        tasks = [run(intake) for _ in range(MAX_WAITING + 1)]
+        admission = Admission(pool, wait=60)  # type: ignore[arg-type]
+        tasks = [run(admission) for _ in range(MAX_WAITING + 1)]
         await soon()
-        assert (await refused(run(intake))).status == 429, "too many wait already"
+        assert (await refused(run(admission))).status == 429, "too many wait already"
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -208,8 +208,8 @@ def test_who_may_not_wait_or_waited_long_enough_is_refused() -> None:
 def test_a_caller_that_goes_away_leaves_its_place_to_the_next() -> None:
     async def story() -> None:
         pool = Pool(1)
-        intake = Intake(pool, wait=60)  # type: ignore[arg-type]
-        first, gone, last = run(intake), run(intake), run(intake)
+        admission = Admission(pool, wait=60)  # type: ignore[arg-type]
+        first, gone, last = run(admission), run(admission), run(admission)
         await soon()
         gone.cancel()
         await soon()
@@ -226,14 +226,14 @@ def test_a_caller_that_goes_away_leaves_its_place_to_the_next() -> None:
 def test_a_job_that_outlives_its_request_keeps_its_place() -> None:
     async def story() -> None:
         pool = Pool(1)
-        intake = Intake(pool, wait=0)  # type: ignore[arg-type]
-        assert (await refused(run(intake, answer_in=0.02))).status == 503
-        assert intake.in_flight == 1
-        assert (await refused(run(intake))).status == 429
+        admission = Admission(pool, wait=0)  # type: ignore[arg-type]
+        assert (await refused(run(admission, answer_in=0.02))).status == 503
+        assert admission.in_flight == 1
+        assert (await refused(run(admission))).status == 429
         pool.end()
         await soon()
         await asyncio.sleep(0.05)
-        assert intake.in_flight == 0
+        assert admission.in_flight == 0
 
     asyncio.run(story())
 
@@ -241,15 +241,15 @@ def test_a_job_that_outlives_its_request_keeps_its_place() -> None:
 def test_at_the_end_who_waits_and_who_runs_too_long_are_told_to_come_again() -> None:
     async def story() -> None:
         pool = Pool(1)
-        intake = Intake(pool, wait=60)  # type: ignore[arg-type]
-        running, waiting = run(intake), run(intake)
-        held = asyncio.ensure_future(intake.hold(60))
+        admission = Admission(pool, wait=60)  # type: ignore[arg-type]
+        running, waiting = run(admission), run(admission)
+        held = asyncio.ensure_future(admission.hold(60))
         await soon()
-        intake.drain()
+        admission.drain()
         assert (await refused(waiting)).status == 503
-        assert (await refused(run(intake))).status == 503
+        assert (await refused(run(admission))).status == 503
         assert await asyncio.wait_for(held, 10) is False
-        assert await intake.drained(0.02) is False
+        assert await admission.drained(0.02) is False
         assert (await refused(running)).status == 503
         pool.end()
 
@@ -258,7 +258,7 @@ def test_at_the_end_who_waits_and_who_runs_too_long_are_told_to_come_again() -> 
 
 def test_what_is_due_soon_is_held_until_then() -> None:
     async def story() -> None:
-        assert await Intake(Pool(1), wait=0).hold(0.01) is True  # type: ignore[arg-type]
+        assert await Admission(Pool(1), wait=0).hold(0.01) is True  # type: ignore[arg-type]
 
     asyncio.run(story())
 

@@ -18,13 +18,16 @@ import pytest
 import gwi_celery.sqlite
 from gwi_celery.errors import LeaseLost, StoreUnavailable, StoreUnusable
 from gwi_celery.stores.base import (
+    Cancelled,
     Claimed,
     ClaimRequest,
     Completed,
     Held,
+    JobFilter,
     JobRef,
     JobStatus,
     LockRef,
+    Origin,
 )
 from gwi_celery.stores.protocol import CANCELLED_TTL, FAILED_KEPT
 from gwi_celery.stores.sqlite import (
@@ -34,7 +37,8 @@ from gwi_celery.stores.sqlite import (
     schema,
 )
 from tests.clocks import FakeClock
-from tests.contract.stores import failure, step, success
+from tests.contract.stores import StoreCase, failure, step, success
+from tests.contract.test_store_records import WANTED, fill
 
 LEASE_TTL = 30.0
 RESULT_TTL = 3600.0
@@ -271,7 +275,8 @@ def _insert_jobs(store: SqliteStore, start: int, end: int) -> None:
     with store.database.write() as c:
         c.execute(
             "WITH RECURSIVE n(i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)"
-            " INSERT INTO jobs SELECT printf('%064x', i), CAST('acme' AS BLOB), x'', x'',"
+            f" INSERT INTO jobs ({schema._FORMER})"
+            " SELECT printf('%064x', i), CAST('acme' AS BLOB), x'', x'',"
             " CAST(printf('r%d', i % 50) AS BLOB), 'pending', 'f', x'', '', 1, 1, 0, i, NULL, '',"
             " 60, i, i, NULL, NULL FROM n",
             (start, end),
@@ -292,14 +297,38 @@ def test_no_list_is_sorted_or_scanned(store):
         store.list_locks("acme")
         connection.set_trace_callback(None)
 
+    assert len(_plans(connection, statements)) == 6
+
+
+def _plans(connection: sqlite3.Connection, statements: list[str]) -> list[str]:
+    """How SQLite does each: by an index in the order asked for, or this fails."""
     plans = [
         row["detail"]
         for statement in statements
         if statement.startswith("SELECT")
         for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}")
+        if not row["detail"].startswith("CORRELATED")  # a label's own, of each job
     ]
-    assert len(plans) == 6
-    assert all(plan.startswith("SEARCH") and "INDEX" in plan for plan in plans), plans
+    for plan in plans:
+        in_order = plan.startswith("SEARCH") or plan.startswith("SCAN jobs USING INDEX jobs_newest")
+        assert in_order, plans
+        assert "INDEX" in plan or "PRIMARY KEY" in plan, plans
+    return plans
+
+
+@pytest.mark.parametrize("wanted", [of for of, _ in WANTED.values()], ids=WANTED)
+def test_whatever_is_looked_for_has_an_index_in_the_order_of_the_list(store, wanted):
+    """Without ANALYZE: SQLite is told which index to walk."""
+    fill(StoreCase(store, lambda: store, lambda seconds: None))
+    statements: list[str] = []
+    with store.database.read() as c:
+        connection = c
+    for of in (wanted, replace(wanted, since=0.0, before=1e10)):
+        token = store.find_jobs(of, limit=1).next_token
+        connection.set_trace_callback(statements.append)
+        store.find_jobs(of, limit=1, token=token)
+        connection.set_trace_callback(None)
+    assert len(_plans(connection, statements)) >= 2
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -362,20 +391,69 @@ def test_a_store_of_another_version(tmp_path):
     store.close()
 
 
-def test_a_file_of_version_1_is_brought_up_in_place(tmp_path, clock):
-    c = sqlite3.connect(tmp_path / "store.sqlite3")
-    c.executescript(schema._FIRST)
-    c.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
-    c.execute("PRAGMA user_version=1")
-    c.execute("INSERT INTO chord_parts VALUES ('g', 'p')")
-    c.commit()
-    c.close()
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_0_1_is_brought_up_in_place_and_its_jobs_go_on(tmp_path, version):
+    """The file is one that 0.1 wrote, with jobs half done; its version 1 had no sizes of chords."""
+    old = sqlite3.connect(tmp_path / "store.sqlite3")
+    old.executescript(Path(__file__).with_name("store_0_1.sql").read_text())
+    old.execute("INSERT INTO chord_parts VALUES ('g', 'p')")
+    if version == 1:
+        old.execute("DROP TABLE chord_sizes")
+        old.execute("PRAGMA user_version=1")
+    old.commit()
+    old.close()
+    clock = FakeClock(1_700_000_010.0)
     store = SqliteStore(tmp_path, clock=clock)
-    take(store, request())
+
+    def again(key: str, submission: str | None = None) -> ClaimRequest:
+        return ClaimRequest(
+            job=JobRef("acme", "review", key),
+            lock=LockRef("acme", ("run", key)),
+            run_id=key,
+            fingerprint="f",
+            submission=submission or f"call-{key}",
+            owner="new:1 id",
+            nonce="new",
+            lease_ttl=30.0,
+            result_ttl=3600.0,
+            origin=Origin(task_id=f"call-{key}"),
+        )
+
     with store.database.read() as c:
         assert c.execute("SELECT count(*) FROM chord_sizes").fetchone()[0] == 0
         assert c.execute("SELECT part FROM chord_parts").fetchone()["part"] == "p"
         assert c.execute("PRAGMA user_version").fetchone()[0] == schema.VERSION
+        tables = "SELECT name, sql FROM sqlite_master ORDER BY name"
+        migrated = [tuple(row) for row in c.execute(tables)]
+    fresh = SqliteStore(tmp_path / "fresh")
+    with fresh.database.read() as c:
+        assert migrated == [tuple(row) for row in c.execute(tables)]
+    fresh.close()
+
+    found = store.find_jobs(JobFilter(tenant="acme")).jobs
+    assert [record.status.value for record in found] == [
+        *("cancelled", "succeeded", "failed", "pending", "running")
+    ]
+    assert store.find_jobs(JobFilter(task_id="call-killed")).jobs == found[-1:]
+    assert isinstance(store.claim(again("succeeded")), Completed)
+    assert isinstance(store.claim(again("cancelled \ud800")), Cancelled)
+    assert isinstance(store.claim(again("killed")), Held)
+    handed_back = take(store, again("handed back"))
+    assert [c.name for c in store.load(handed_back.lease)] == ["list"]
+    store.finish(handed_back.lease, success())
+    failed = take(store, again("failed", "another"))
+    assert failed.record.generation == 2
+    assert [c.name for c in store.load(failed.lease)] == ["list"]
+
+    clock.advance(60)
+    killed = take(store, again("killed"))
+    assert (killed.record.attempt, killed.record.crashes) == (2, 1)
+    assert [c.blob for c in store.load(killed.lease)] == [b"[1,2]"]
+    record = store.get_job(again("killed").job)
+    assert [(past.number, past.end and past.end.how) for past in record.attempts] == [
+        (1, "lost"),
+        (2, None),
+    ]
     store.close()
 
 

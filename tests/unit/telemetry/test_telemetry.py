@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,10 +18,12 @@ from celery import Celery
 
 from gwi_celery import ReliableTask, setup
 from gwi_celery.config import Settings
+from gwi_celery.gcp import rpcs
 from gwi_celery.telemetry import events, logs, tracing
 from gwi_celery.telemetry.events import Event
 from gwi_celery.telemetry.metrics import render
 from gwi_celery.telemetry.stats import COUNTS, Stats
+from tests.workers import eventually
 
 LABELS = "logging.googleapis.com/labels"
 
@@ -108,6 +111,32 @@ def test_message_bodies_are_taken_out_of_celerys_own_lines() -> None:
         assert "s3cret" not in told.getMessage()
 
 
+def test_a_line_is_bounded_and_is_one_line_whatever_is_in_it() -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise ValueError("s3cret")
+
+    text = logs.LineFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
+    for told in (
+        record("%s", "x\n[INFO] forged" * 300_000),
+        record("%s", Odd()),
+        record("%d", "s3cret"),
+    ):
+        try:
+            raise ValueError("y\n[INFO] forged" * 300_000)
+        except ValueError:
+            told.exc_info = sys.exc_info()
+        for one in (text.format(told), logs.CloudFormatter("p").format(told)):
+            assert len(one) < 80_000
+            assert "s3cret" not in one
+            assert one.endswith(("forged", "}"))
+        for one in text.format(told).split("\n")[1:]:
+            assert one.startswith("  ")
+    escapes = text.format(record("%s", "a\x1b[31m\r\x85\u2028\ud800\tb é"))
+    assert escapes == "[INFO] a\\x1b[31m\\r\\x85\\u2028\\ud800\tb é"
+    assert record("%s", "x").getMessage() == "x", "a record is others' as well"
+
+
 @pytest.mark.parametrize(
     ("settings", "terminal", "expected"),
     [
@@ -148,6 +177,29 @@ def test_an_event_of_a_forked_child_reaches_its_parent_and_a_killed_one_harms_no
     assert [e.task_id for e in children] == ["t-0", "t-1", "t-2"]
     assert all(len(e.facts["tenant"]) < 500 for e in children), "shortened: for people only"
     assert all(e.pid != os.getpid() for e in children)
+
+
+@pytest.mark.parametrize("text", ["x" * 4016, "\U0001f600" * 400, "\ud800" * 3000, "\n" * 5000])
+def test_a_task_with_a_long_id_does_not_run_for_ever(text: str) -> None:
+    """What begins and ends in a child is told whole, whatever its ids are made of."""
+    stats = Stats()
+    events.listen(stats)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            for n in range(2):
+                facts = {"tenant": text, "run": text, "last_checkpoint": text, "x": text}
+                events.emit("started", task_id=text + str(n), task="t")
+                events.emit("claimed", task_id=text + str(n), **facts)
+                events.emit("ended", task_id=text + str(n), task="t", state="SUCCESS")
+            os._exit(0)
+        os.waitpid(pid, 0)
+        eventually(lambda: stats.counts()["processed"] == 2, timeout=10)
+        assert stats.counts()["succeeded"] == 2
+        assert stats.by_task() == {("t", "succeeded"): 2}
+        assert stats.running() == []
+    finally:
+        events.ignore(stats)
 
 
 def test_nobody_who_listens_can_stop_a_job() -> None:
@@ -195,6 +247,72 @@ def test_counts_and_the_running_job() -> None:
     assert "gwi_duplicates_total 1.0" in text
     assert 'gwi_tasks_total{outcome="succeeded",task="shop.invoice"} 1.0' in text
     assert 'gwi_task_seconds_count{task="shop.invoice"} 2.0' in text
+
+
+def test_steps_errors_lateness_and_calls_are_counted() -> None:
+    stats = Stats()
+
+    def tell(name: str, **facts: Any) -> None:
+        stats(Event(name, 2**22 + 1, "t", time.time(), facts))
+
+    tell("started", task="shop.invoice", late=7.0)
+    tell("step", seconds=0.02)
+    tell("failed", task="shop.invoice", error="ValueError")
+    tell("ended", task="shop.invoice", state="FAILURE", rpcs={"Commit": 3})
+    for n in range(100):
+        tell("failed", task="shop.invoice", error=f"E{n}")
+    assert len(stats.errors()) == 51, "an error's class comes from the job: there may be many"
+    assert stats.errors()["shop.invoice", "other"] == 51
+    assert stats.rpcs()["Commit"] >= 3
+    text = render(stats).decode()
+    assert 'gwi_late_seconds_sum{task="shop.invoice"} 7.0' in text
+    assert 'gwi_step_seconds_count{task="shop.invoice"} 1.0' in text
+    assert 'gwi_failures_total{error="ValueError",task="shop.invoice"} 1.0' in text
+
+
+def test_a_job_tells_its_steps_its_error_and_how_late_it_is(app: Celery) -> None:
+    heard: list[Event] = []
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="telling")
+    def telling(self: Any, *, tenant_id: str, run_id: str) -> None:
+        self.step("one", lambda: 1)
+        raise KeyError("x")
+
+    events.listen(heard.append)
+    try:
+        telling.apply(kwargs={"tenant_id": "acme", "run_id": "r1"})
+    finally:
+        events.ignore(heard.append)
+    told = {event.name: event.facts for event in heard}
+    assert told["step"]["seconds"] >= 0
+    assert told["failed"] == {"task": "telling", "error": "KeyError"}
+    assert told["started"] == {"task": "telling", "retries": 0}
+
+
+def test_how_late_a_task_begins_is_by_its_eta() -> None:
+    due = datetime.now(timezone.utc) - timedelta(seconds=5)
+    for text in (due.isoformat(), due.isoformat().replace("+00:00", "Z"), str(due)[:-6]):
+        assert 5 <= (events._late(text) or 0) < 60
+    assert events._late((due + timedelta(hours=1)).isoformat()) == 0
+    for none in (None, "", "soon", 7):
+        assert events._late(none) is None  # type: ignore[arg-type]
+
+
+def test_calls_to_google_cloud_are_counted_in_each_process() -> None:
+    before = rpcs.total().get("Commit", 0)
+    rpcs.news()
+    rpcs.count("Commit")
+    assert rpcs.news() == {"Commit": 1}
+    assert rpcs.news() == {}
+    assert rpcs.total()["Commit"] == before + 1
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        rpcs.count("Pull")
+        os.write(write, json.dumps(rpcs.news()).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert json.loads(os.read(read, 100)) == {"Pull": 1}
 
 
 # --- traces ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from celery import Celery
 from gwi_celery import ReliableTask, setup, store_for
 from gwi_celery.integration import forget_eager_jobs
 from gwi_celery.stores.base import JobRef
+from tests.machine import PATIENCE
 from tests.workers import ROOT, Worker
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
@@ -143,7 +144,7 @@ def test_inside_a_workers_job_it_is_kept_where_that_job_is(tmp_path: Path) -> No
         call = {"tenant_id": "acme", "run_id": "outer"}
         headers = {"gwi-tenant": "acme", "gwi-run": "outer"}
         result = app.send_task("outer", kwargs=call, headers=headers)
-        assert result.get(timeout=30) == "r1"
+        assert result.get(timeout=PATIENCE) == "r1"
         assert store_for(app).get_job(JOB) is not None
     finally:
         worker.close()

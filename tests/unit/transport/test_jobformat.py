@@ -166,8 +166,8 @@ def invoice(order: int, *, tenant_id: str, run_id: str | None = None) -> None: .
 
 def test_a_call_by_headers_alone_is_the_same_job_as_one_by_arguments() -> None:
     headers = {"gwi_tenant": "acme", "gwi_run": "r1"}
-    by_headers = call.understand(invoice, "t", Reliable(), (), {"order": 7}, headers, "x")
-    by_arguments = call.understand(
+    by_headers = call.resolve_call(invoice, "t", Reliable(), (), {"order": 7}, headers, "x")
+    by_arguments = call.resolve_call(
         invoice, "t", Reliable(), (7,), {"tenant_id": "acme", "run_id": "r1"}, {}, "x"
     )
     assert by_headers == by_arguments

@@ -61,7 +61,7 @@ def test_leases_are_extended_for_as_long_as_they_are_kept(keepers: list[LeaseKee
     assert receiver.poll("q", 10) == [], "nobody else got them"
     for delivery in deliveries:
         keeper.drop(delivery)
-    assert eventually(lambda: receiver.poll("q", 1), timeout=5), "dropped, a lease runs out"
+    assert eventually(lambda: receiver.poll("q", 1)), "dropped, a lease runs out"
 
 
 def test_the_thread_survives_errors(keepers: list[LeaseKeeper]) -> None:
@@ -83,9 +83,9 @@ def test_a_lost_lease_is_known_and_no_longer_extended(keepers: list[LeaseKeeper]
     watched.broker.ack([lost])
     keeper.keep(lost)
     keeper.keep(kept)
-    eventually(lambda: keeper.lost(lost), timeout=5)
+    eventually(lambda: keeper.lost(lost))
     assert not keeper.lost(kept)
-    eventually(lambda: watched.calls[-1] == 1, timeout=5)
+    eventually(lambda: watched.calls[-1] == 1)
 
 
 def test_a_lease_can_be_bounded(keepers: list[LeaseKeeper]) -> None:
@@ -94,5 +94,5 @@ def test_a_lease_can_be_bounded(keepers: list[LeaseKeeper]) -> None:
     keeper = LeaseKeeper(watched, max_seconds=0.35)  # type: ignore[arg-type] # as above
     keepers.append(keeper)
     keeper.keep(delivery)
-    again = eventually(lambda: receiver.poll("q", 1), timeout=5)
+    again = eventually(lambda: receiver.poll("q", 1))
     assert again[0].deliveries == 2  # type: ignore[index]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kombu.message import Message
 
 from gwi_celery.reliability.fields import HEADERS
-from gwi_celery.worker.consumer import oddity
+from gwi_celery.worker.consumer import why_malformed
 
 GOOD: list[Any] = [[1, 2], {}, {"callbacks": None}]
 
@@ -40,7 +40,7 @@ def message(body: Any = None, **headers: Any) -> Message:
     ],
 )
 def test_what_celery_makes_or_answers_itself_is_left_to_it(fine: Message) -> None:
-    assert oddity(fine) is None
+    assert why_malformed(fine) is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_what_celery_makes_or_answers_itself_is_left_to_it(fine: Message) -> Non
     ],
 )
 def test_what_would_end_the_worker_is_not(odd: Message, reason: str) -> None:
-    assert reason in (oddity(odd) or "")
+    assert reason in (why_malformed(odd) or "")
 
 
 _json = st.recursive(
@@ -114,7 +114,7 @@ _json = st.recursive(
     ],
 )
 def test_a_header_of_another_type_or_out_of_range_is_named(name: str, value: Any) -> None:
-    reason = oddity(message(task="t", **{"id": "1", name: value}))
+    reason = why_malformed(message(task="t", **{"id": "1", name: value}))
     assert reason is not None
     assert reason.startswith(f"its header {name!r} is not ")
 
@@ -122,7 +122,7 @@ def test_a_header_of_another_type_or_out_of_range_is_named(name: str, value: Any
 @pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord"])
 @pytest.mark.parametrize("value", [5, "t", [5], {"no": "task"}, [{"task": 5}], {"task": ["t"]}])
 def test_callbacks_that_are_no_signatures_are_named(name: str, value: Any) -> None:
-    reason = oddity(message([[], {}, {name: value}], task="t", id="1"))
+    reason = why_malformed(message([[], {}, {name: value}], task="t", id="1"))
     assert reason is not None
     assert reason.startswith(f"its field {name!r} is not ")
 
@@ -130,7 +130,7 @@ def test_callbacks_that_are_no_signatures_are_named(name: str, value: Any) -> No
 def test_what_celery_makes_of_a_canvas_is_fine() -> None:
     call = json.loads(json.dumps(Signature("t", args=(1,), kwargs={"a": 1})))
     body = [[], {}, {"callbacks": [call], "errbacks": None, "chain": [call], "chord": call}]
-    assert oddity(message(body, task="t", id="1", group="g", group_index=0)) is None
+    assert why_malformed(message(body, task="t", id="1", group="g", group_index=0)) is None
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,11 @@ def test_what_celery_makes_of_a_canvas_is_fine() -> None:
 def test_a_property_of_another_type_is_named(where: str, name: str, value: Any) -> None:
     odd = message(task="t", id="1")
     setattr(odd, where, {name: value})
-    reason = oddity(odd)
+    reason = why_malformed(odd)
     assert reason is not None
     assert repr(name) in reason
 
 
 @given(_json, st.dictionaries(st.sampled_from([*HEADERS]), _json))
 def test_any_message_gets_an_answer(body: Any, headers: dict[str, Any]) -> None:
-    assert isinstance(oddity(message(body, **headers)), (str, type(None)))
+    assert isinstance(why_malformed(message(body, **headers)), (str, type(None)))

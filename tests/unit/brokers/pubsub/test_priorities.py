@@ -9,6 +9,7 @@ from kombu import Connection
 
 from gwi_celery.testing.emulators import Emulator
 from gwi_celery.transport import register
+from tests.machine import PATIENCE
 
 register()
 
@@ -24,5 +25,5 @@ def test_a_temporary_queue_hands_over_the_most_urgent_of_what_is_there(
     ):
         for name, priority in [("first", 2), ("second", 6), ("third", 2)]:
             buffer.put(name, priority=priority)
-        taken = [buffer.get(timeout=30).payload for _ in range(3)]
+        taken = [buffer.get(timeout=PATIENCE).payload for _ in range(3)]
     assert taken == ["second", "first", "third"]

@@ -1,4 +1,4 @@
-"""One attempt at a job: its lease, its steps, and every way it can be told to stop.
+"""A job while an attempt of it runs: its lease, its steps, and every way it can be told to stop.
 
 When progress is saved, and what a crash loses:
 
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from gwi_celery import blobs, forks
+from gwi_celery.backoff import jitter
 from gwi_celery.errors import (
     CursorWentBack,
     DeadlinePassed,
@@ -33,8 +34,9 @@ from gwi_celery.errors import (
     WorkerStopping,
 )
 from gwi_celery.ids import digest
-from gwi_celery.jitter import jitter
+from gwi_celery.reliability.cursor import Cursor
 from gwi_celery.reliability.renewal import renewer
+from gwi_celery.reliability.step_names import StepNames
 from gwi_celery.reliability.stopping import worker_is_stopping
 from gwi_celery.reliability.wording import where_resumed
 from gwi_celery.shield import shielded, window
@@ -77,8 +79,8 @@ class Limits:
     hand_back_at: float | None = None
 
 
-class Run:
-    """One attempt. Used by the job's thread, and by the renewer's under ``_mutex``."""
+class RunningJob:
+    """What one attempt holds. Used by the job's thread, and by the renewer's under ``_mutex``."""
 
     def __init__(self, store: Store, claimed: Claimed, limits: Limits, *, asked_at: float) -> None:
         self._store = store
@@ -93,8 +95,7 @@ class Run:
         self._renew_not_before = 0.0
         self._interrupt: LeaseLost | JobCancelled | None = None
         self._finished = False
-        #: Names that this attempt has used.
-        self._used: set[str] = set()
+        self._names = StepNames()
         #: What is recorded; that of steps and cursors, once used, without their bytes.
         self._recorded: dict[str, Checkpoint] = {}
         self.has_checkpoints = claimed.has_checkpoints
@@ -102,6 +103,18 @@ class Run:
         self.pid = os.getpid()
 
     # --- facts --------------------------------------------------------------------------------
+
+    @property
+    def fence(self) -> int:
+        return self._lease.fence
+
+    @property
+    def attempt(self) -> int:
+        return self.record.attempt
+
+    @property
+    def generation(self) -> int:
+        return self.record.generation
 
     @property
     def lease(self) -> Lease:
@@ -157,26 +170,28 @@ class Run:
         recorded = self._use(name, CheckpointKind.STEP)
         if recorded is not None:
             return blobs.load(self._bytes(recorded))
-        with self._free_again(name):
+        with self._names.free_after_error(name):
             self.check()
+            began = time.monotonic()
             with span(f"step {name}"):
                 with window():
                     result = function()
                 blob = self._dump(name, result)
                 self._save(Checkpoint(name, CheckpointKind.STEP, blob))
+            emit("step", seconds=round(time.monotonic() - began, 6))
         return blobs.load(blob)
 
     @contextmanager
     def cursor(self, name: str, start: Any, save_every: float) -> Iterator[Cursor]:
         recorded = self._use(name, CheckpointKind.CURSOR)
-        with self._free_again(name):
+        with self._names.free_after_error(name):
             value, version = start, 0
             if recorded is not None:
                 value, version = blobs.load(self._bytes(recorded)), recorded.version
                 if isinstance(start, tuple) and isinstance(value, list):
                     value = tuple(value)
             self.check()
-            cursor = Cursor(self, name, value, version, save_every)
+            cursor = Cursor(name, value, version, job=self, save_every=save_every)
             try:
                 yield cursor
             except (LeaseLost, JobCancelled):
@@ -191,8 +206,8 @@ class Run:
     def checkpoint(self, name: str, value: Any) -> None:
         with self._mutex:
             recorded = self._recorded.get(name)
-            if recorded is None and name in self._used:
-                raise _reused(name)
+            if recorded is None:
+                self._names.expect_unused(name)
         if recorded is not None:
             self._expect(recorded, CheckpointKind.VALUE)
         self.check()
@@ -338,26 +353,13 @@ class Run:
 
     def _use(self, name: str, kind: CheckpointKind) -> Checkpoint | None:
         """Use the name, once in an attempt; what is recorded under it. Raises StepNameReused."""
-        if not name:
-            raise StepNameReused("a step's name is a text, and not empty")
         with self._mutex:
             recorded = self._recorded.get(name)
-            if name in self._used:
-                raise _reused(name)
+            self._names.expect_unused(name)
             if recorded is not None:
                 self._expect(recorded, kind)
-            self._used.add(name)
+            self._names.use(name)
         return recorded
-
-    @contextmanager
-    def _free_again(self, name: str) -> Iterator[None]:
-        """A step that raised may be called again, and a cursor's loop be entered again."""
-        try:
-            yield
-        except BaseException:
-            with self._mutex:
-                self._used.discard(name)
-            raise
 
     def _expect(self, recorded: Checkpoint, kind: CheckpointKind) -> None:
         if recorded.kind is not kind:
@@ -365,71 +367,3 @@ class Run:
                 f"{recorded.name!r} is recorded as a {recorded.kind.value}, and is used as a "
                 f"{kind.value} now: give it another name"
             )
-
-
-class Cursor:
-    """Progress inside a loop. ``value`` is where to go on; ``advance`` moves it, never back."""
-
-    def __init__(
-        self, run: Run | None, name: str, value: Any, version: int, save_every: float
-    ) -> None:
-        self._run = run
-        self._name = name
-        self._value = value
-        self._version = version
-        self._save_every = save_every
-        self._saved_at = time.monotonic()
-        self._dirty = False
-
-    @property
-    def value(self) -> Any:
-        return self._value
-
-    def advance(self, value: Any) -> None:
-        """Everything before ``value`` is done. Raises CursorWentBack, and all that ``check`` does."""
-        try:
-            back = _comparable(value) < _comparable(self._value)
-        except TypeError:
-            raise CursorWentBack(
-                f"cursor {self._name!r} is at {self._value!r} and can't be compared with "
-                f"{value!r}: use numbers, texts, or lists of them"
-            ) from None
-        if back:
-            raise CursorWentBack(
-                f"cursor {self._name!r} is at {self._value!r} and can't go back to {value!r}"
-            )
-        self._value = value
-        self._dirty = True
-        if self._run is None:
-            return
-        if time.monotonic() - self._saved_at >= self._save_every:
-            self.save()
-        self._run.check()
-
-    @shielded
-    def save(self) -> None:
-        """Save now, whatever ``save_every`` says."""
-        if self._run is None or not self._dirty:
-            return
-        self._run.save_cursor(self._name, self._value, self._version + 1)
-        self._version += 1
-        self._saved_at = time.monotonic()
-        self._dirty = False
-
-
-def _comparable(value: Any) -> Any:
-    """Tuples as the lists that JSON makes of them."""
-    return [_comparable(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-@contextmanager
-def plain_cursor(name: str, start: Any) -> Iterator[Cursor]:
-    """A cursor of a plain call: it moves, and saves nothing."""
-    yield Cursor(None, name, start, 0, 0.0)
-
-
-def _reused(name: str) -> StepNameReused:
-    return StepNameReused(
-        f"{name!r} is used twice in one job: steps are named, not counted; give each its own name "
-        "(in a loop: f'scan-{i}')"
-    )

@@ -26,7 +26,7 @@ class Refused(Exception):
         self.retry_after = retry_after
 
 
-class Intake:
+class Admission:
     """The way into the executor. Used on the event loop only.
 
     Args:

@@ -1,0 +1,146 @@
+"""By what right: who signs for an app, what proves an operator, and what a queue's publishers may."""
+
+from __future__ import annotations
+
+import json
+import uuid
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+from gwi_celery import forks
+from gwi_celery.actions import action
+from gwi_celery.brokers.base import Delivery
+from gwi_celery.config import Settings
+from gwi_celery.errors import ConfigurationError, NotAllowed
+from gwi_celery.ids import digest
+from gwi_celery.rights import CELERY, Rights, rights_of
+from gwi_celery.signing import MARK, MESSAGE, STORE, Keys, keys_of
+from gwi_celery.stores.base import Store
+
+#: Attribute of a message: see ``signing``. It covers the message's data, byte by byte.
+SIGNATURE: Final = "gwi-signature"
+
+#: Transport option that names the authority of an app's connections. Not an attribute of theirs, for
+#: Kombu makes copies of them by their options, and shares those of one URL and the same options.
+AUTHORITY_OPTION: Final = "gwi_authority"
+
+#: Of an operator's marks where there is one between an id and its seal.
+_SEALED: Final = "~"
+
+
+def find(id: str | None) -> Authority | None:
+    """The authority of that id. Raises ConfigurationError if this process has none such."""
+    if id is None:
+        return None
+    found = _made.get(id)
+    if found is None:
+        raise ConfigurationError(
+            "the app's configuration was set up in another process, and not in this one: call "
+            "gwi_celery.setup(app) in the module that makes the app"
+        )
+    return found
+
+
+class Authority:
+    """Of one app. Its operators are who may use its store, or have its signing keys.
+
+    Args:
+        settings: Those of the app.
+        store: Opens its store, when that is first needed.
+    """
+
+    def __init__(self, settings: Settings, store: Callable[[], Store]) -> None:
+        self._settings = settings
+        self.keys = keys_of(settings.signing_keys)
+        self._store = store
+        self._stores_key: Keys | None = None
+        self._lock = forks.lock()
+        rights = sorted((queue, repr(own)) for queue, own in settings.queue_rights.items())
+        #: The same in all processes of the app.
+        self.id = digest("authority", settings.effective_store_url, *self.keys, repr(rights))
+        _made[self.id] = self
+
+    def same(self, settings: Settings) -> bool:
+        """Whether those settings would make the same authority."""
+        ours, theirs = self._settings, settings
+        return (ours.signing_keys, ours.queue_rights, ours.effective_store_url) == (
+            *(theirs.signing_keys, theirs.queue_rights, theirs.effective_store_url),
+        )
+
+    def rights_of(self, queue: str) -> Rights:
+        return rights_of(self._settings.queue_rights, queue)
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def sign(self, data: bytes, queue: str) -> str | None:
+        """The signature that a message needs which this app publishes to ``queue``; None: none.
+
+        Raises StoreError where only the store's key will do, and can't be read.
+        """
+        if self.keys:
+            return self.keys.sign(MESSAGE, data)
+        if CELERY not in self.rights_of(queue).formats:
+            return self._of_the_store().sign(MESSAGE, data)  # a worker's copy of a plain job
+        return None
+
+    def admit(self, delivery: Delivery) -> bool:
+        """Whether a message is signed by this app, told before anything of it is parsed.
+
+        Raises NotAllowed: it is unsigned where it must not be, or its signature is wrong.
+        """
+        signature = delivery.attributes.get(SIGNATURE)
+        by_store = signature is not None and signature.startswith(f"{STORE}:")
+        if signature is not None and (self.keys or by_store):
+            keys = self._of_the_store() if by_store else self.keys
+            if keys.verify(MESSAGE, delivery.data, signature):
+                return True
+            known = by_store or signature.partition(":")[0] in self.keys
+            raise NotAllowed(
+                "its signature is wrong: its data was changed, or signed with another secret"
+                if known
+                else "its signature is by a key that gwi_signing_keys doesn't have: add that, or "
+                "publish it anew"
+            )
+        required = self.rights_of(delivery.queue).signed
+        if required or (required is None and self.keys):
+            raise NotAllowed(
+                "it is not signed, and gwi_signing_keys is set: publish it with an app that has the "
+                f"keys, or allow it by gwi_queue_rights={{{delivery.queue!r}: {{'signed': False}}}}"
+            )
+        return False
+
+    # --- operators ----------------------------------------------------------------------------
+
+    def seal(self, *what: Any) -> str:
+        """What proves that an operator asked for this. Raises StoreError."""
+        return (self.keys or self._of_the_store()).sign(MARK, json.dumps(what).encode())
+
+    def is_sealed(self, seal: Any, *what: Any) -> bool:
+        """Whether that is such a proof. Raises StoreError."""
+        if not isinstance(seal, str):
+            return False
+        keys = self._of_the_store() if seal.startswith(f"{STORE}:") else self.keys
+        return keys.verify(MARK, json.dumps(what).encode(), seal)
+
+    def redrive_mark(self) -> str:
+        """What makes the messages of one redrive new submissions, and proves who asked for it."""
+        mark = uuid.uuid4().hex
+        return f"{mark}{_SEALED}{self.seal('redrive', mark)}"
+
+    def is_redrive_mark(self, value: str) -> bool:
+        mark, _, seal = value.partition(_SEALED)
+        return self.is_sealed(seal, "redrive", mark)
+
+    def about_to(self, what: str, queue: str) -> None:
+        """Keep in the audit trail what is about to be done to a queue. Raises StoreError."""
+        self._store().record_action(action(what, queue))
+
+    def _of_the_store(self) -> Keys:
+        with self._lock:
+            if self._stores_key is None:
+                self._stores_key = Keys({STORE: self._store().operator_key()})
+            return self._stores_key
+
+
+_made: weakref.WeakValueDictionary[str, Authority] = weakref.WeakValueDictionary()

@@ -1,0 +1,30 @@
+"""Pauses between tries: random, so that many who failed together don't try again together."""
+
+from __future__ import annotations
+
+import random
+
+#: The system's own source: forked processes don't share its state, and nobody else's seed is touched.
+_source = random.SystemRandom()
+
+
+def jitter(seconds: float, least: float, most: float) -> float:
+    """``seconds``, times something from ``least`` to ``most``."""
+    return seconds * _source.uniform(least, most)
+
+
+class Backoff:
+    """Pauses that double, from ``first`` to ``longest`` seconds, each by a fifth more or less."""
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._first = self._pause = first
+        self._longest = longest
+
+    def next(self) -> float:
+        """Seconds to wait now; the next pause is twice as long."""
+        pause, self._pause = self._pause, min(self._pause * 2, self._longest)
+        return jitter(pause, 0.8, 1.2)
+
+    def reset(self) -> None:
+        """It worked: begin anew."""
+        self._pause = self._first

@@ -1,0 +1,124 @@
+"""What an app needs of Google Cloud, as data: APIs, topics, subscriptions, grants, indexes.
+
+The one list behind ``celery gwi init``, the Terraform module's test (``infra/terraform``) and the
+documentation. Pure functions: nothing is called and nothing is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, QueueSpec, dead_letter_queue
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.topology.desired import Desired
+from gwi_celery.brokers.pubsub.topology.paths import Paths
+from gwi_celery.firestore.url import FirestoreURL
+
+#: Google's APIs, and what for.
+APIS: Final = {
+    "pubsub.googleapis.com": "messages",
+    "firestore.googleapis.com": "jobs, locks and results",
+    "run.googleapis.com": "where workers run on Cloud Run",
+    "monitoring.googleapis.com": "depths of queues, dashboards and alerts",
+}
+#: The database's edition and kind: others are not tested, and one can't be turned into the other.
+FIRESTORE: Final = {"type": "FIRESTORE_NATIVE", "edition": "STANDARD"}
+#: Seconds that what nobody could do is kept for: Pub/Sub's longest, 31 days
+#: (https://cloud.google.com/pubsub/docs/subscription-properties#message_retention).
+DEAD_LETTER_RETENTION: Final = 2_678_400
+#: Seconds that a push request may take, which is a push subscription's ack deadline.
+PUSH_DEADLINE: Final = 600
+
+
+@dataclass(frozen=True)
+class Grant:
+    """One role for one member, on as little as it can be given on."""
+
+    #: worker, caller, pusher (who signs push requests), agent (Pub/Sub's own service agent), or
+    #: deployer (who makes the push subscription).
+    who: str
+    role: str
+    #: project, topic, dead topic, subscription, dead subscription, service, or pusher (its account).
+    on: str
+    why: str
+    #: Only where messages are pushed.
+    push: bool = False
+
+
+#: The least that each needs in provisioned mode.
+GRANTS: Final = (
+    Grant("worker", "roles/datastore.user", "project", "keeps jobs, locks and results"),
+    Grant("worker", "roles/pubsub.subscriber", "subscription", "takes messages"),
+    Grant("worker", "roles/pubsub.subscriber", "dead subscription", "looks at and redrives them"),
+    Grant("worker", "roles/pubsub.publisher", "topic", "publishes retries and copies"),
+    Grant("worker", "roles/pubsub.publisher", "dead topic", "keeps what is given up"),
+    Grant("caller", "roles/pubsub.publisher", "topic", "calls tasks"),
+    Grant("caller", "roles/datastore.user", "project", "reads results"),
+    Grant("agent", "roles/pubsub.publisher", "dead topic", "Pub/Sub's own dead lettering"),
+    Grant("agent", "roles/pubsub.subscriber", "subscription", "acks what it dead-letters"),
+    Grant("pusher", "roles/run.invoker", "service", "may call the push service", push=True),
+    Grant(
+        "deployer",
+        "roles/iam.serviceAccountUser",
+        "pusher",
+        "actAs: to make a subscription that signs as the pusher",
+        push=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A queue with its dead letter, as Pub/Sub has it."""
+
+    name: str
+    topic: str
+    #: Protobufs, from the lowest priority level on: what managed mode would make.
+    subscriptions: tuple[Any, ...]
+    dead_topic: str
+    dead_subscription: Any
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """All that one app needs, by full names such as ``projects/P/topics/T``."""
+
+    options: PubSubOptions
+    store: FirestoreURL | None
+    queues: tuple[Queue, ...]
+
+
+def plan(
+    options: PubSubOptions, queues: Iterable[QueueSpec], store: FirestoreURL | None
+) -> Deployment:
+    """What these queues need under these options.
+
+    Args:
+        queues: Task queues; of those that come and go, and of dead letters, nothing is planned.
+        store: None where jobs are kept elsewhere.
+    """
+    paths = Paths(options)
+    desired = Desired(options, paths)
+    return Deployment(
+        options,
+        store,
+        tuple(
+            _queue(spec, paths, desired)
+            for spec in queues
+            if not spec.temporary and not spec.name.endswith(DEAD_LETTER_SUFFIX)
+        ),
+    )
+
+
+def _queue(spec: QueueSpec, paths: Paths, desired: Desired) -> Queue:
+    topic = paths.topic(spec.name)
+    dead = QueueSpec(dead_letter_queue(spec.name))
+    dead_topic = paths.mapped_dead_topic(spec.name) or paths.topic(dead.name)
+    wanted = [made for _, made in desired.subscriptions(spec, topic)]
+    for subscription in wanted:
+        subscription.dead_letter_policy.dead_letter_topic = dead_topic
+    [(_, dead_subscription)] = desired.subscriptions(dead, dead_topic)
+    dead_subscription.message_retention_duration.seconds = DEAD_LETTER_RETENTION
+    return Queue(spec.name, topic, tuple(wanted), dead_topic, dead_subscription)

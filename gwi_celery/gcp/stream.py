@@ -1,0 +1,101 @@
+"""A bidirectional call that is open for long, read by a thread of its own, inside the fork gate."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import grpc
+
+from gwi_celery.gcp import fork_gate
+
+
+class BidiStream:
+    """One open call. Its owner is the LongCall of :mod:`gwi_celery.gcp.fork_gate`."""
+
+    def __init__(self, requests: queue.SimpleQueue[Any], call: Any) -> None:
+        self._requests = requests
+        self._call = call
+
+    @classmethod
+    def open(
+        cls,
+        start: Callable[[Iterator[Any]], Any],
+        requests: Iterable[Any],
+        *,
+        on_response: Callable[[Any], object],
+        on_end: Callable[[Exception | None], object],
+        thread_name: str,
+        heartbeat: tuple[float, Any] | None = None,
+    ) -> BidiStream | None:
+        """Start the call; None while a fork is under way. What ``start`` raises is raised.
+
+        Args:
+            start: Gets an iterator of requests, gives back gRPC's call.
+            requests: Sent first.
+            on_response: Called on the stream's thread; if it raises, the call is cancelled.
+            on_end: Called last, once, still inside the gate: with what ended the call, or None if it
+                was half-closed, cancelled, or ended by the server.
+            heartbeat: A request, and the seconds of silence after which it is sent.
+        """
+        if not fork_gate.try_enter():
+            return None
+        waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for request in requests:
+            waiting.put(request)
+        try:
+            stream = cls(waiting, start(_sent(waiting, heartbeat)))
+        except BaseException:
+            fork_gate.leave()
+            raise
+        threading.Thread(
+            target=stream._read, args=(on_response, on_end), name=thread_name, daemon=True
+        ).start()
+        return stream
+
+    def send(self, request: Any) -> None:
+        self._requests.put(request)
+
+    def half_close(self) -> None:
+        """Send no more: the server sends what it has, and ends."""
+        self._requests.put(None)
+
+    def cancel(self) -> None:
+        """End it now, whatever the server still has."""
+        self._requests.put(None)
+        self._call.cancel()
+
+    def _read(
+        self, on_response: Callable[[Any], object], on_end: Callable[[Exception | None], object]
+    ) -> None:
+        error: Exception | None = None
+        try:
+            for response in self._call:
+                on_response(response)
+        except grpc.RpcError as exc:
+            if exc.code() is not grpc.StatusCode.CANCELLED:
+                error = exc
+        except Exception as exc:
+            error = exc
+            self._call.cancel()
+        finally:
+            self._requests.put(None)  # ends the thread that sends the requests
+            try:
+                on_end(error)
+            finally:
+                fork_gate.leave()
+
+
+def _sent(waiting: queue.SimpleQueue[Any], heartbeat: tuple[float, Any] | None) -> Iterator[Any]:
+    """Up to the first None."""
+    silence, request = heartbeat or (None, None)
+    while True:
+        try:
+            sent = waiting.get(timeout=silence)
+        except queue.Empty:
+            sent = request
+        if sent is None:
+            return
+        yield sent

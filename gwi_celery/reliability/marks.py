@@ -1,0 +1,46 @@
+"""Replays and redrives are an operator's: their marks carry a seal, which workers check.
+
+A seal is made with the app's signing keys, or with a key that is in the store: who may publish to a queue
+has neither. It names the submission, so that its copies and retries keep it, and another message can't
+have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gwi_celery.errors import NotAllowed
+from gwi_celery.headers import REDRIVE_HEADER, REPLAY_HEADER
+from gwi_celery.integration import integration
+
+SEAL = "seal"
+
+
+def sealed(app: Any, task: str, task_id: str, headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers with their replay sealed. Raises StoreError."""
+    replay = headers[REPLAY_HEADER]
+    seal = integration(app).authority.seal(*_what(task, task_id, replay))
+    return {**headers, REPLAY_HEADER: {**replay, SEAL: seal}}
+
+
+def check(app: Any, task: str, task_id: str, headers: Mapping[str, Any]) -> None:
+    """Raises NotAllowed unless an operator asked for what the headers ask for, and StoreError."""
+    replay, redrive = headers.get(REPLAY_HEADER), headers.get(REDRIVE_HEADER)
+    if not (replay or redrive) or app.conf.task_always_eager:
+        return
+    authority = integration(app).authority
+    if replay and not authority.is_sealed(replay.get(SEAL), *_what(task, task_id, replay)):
+        raise NotAllowed(
+            f"{task}: its header {REPLAY_HEADER} was not set by an operator: replay it by "
+            f"{task.rpartition('.')[2]}.replay(...), with the app's store or signing keys"
+        )
+    if redrive and not authority.is_redrive_mark(redrive):
+        raise NotAllowed(
+            f"{task}: its mark of a redrive was not set by an operator: redrive it by "
+            "broker_for(app).redrive(...), with the app's store or signing keys"
+        )
+
+
+def _what(task: str, task_id: str, replay: Mapping[str, Any]) -> tuple[Any, ...]:
+    return "replay", task, task_id, replay["generation"], replay["from_step"], replay.get("task_id")

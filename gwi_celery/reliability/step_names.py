@@ -1,0 +1,38 @@
+"""The names that one attempt has used for its steps, cursors and values: each once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gwi_celery.errors import StepNameReused
+
+
+class StepNames:
+    """Safe from several threads: adding to a set, and taking from it, are one operation each."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def use(self, name: str) -> None:
+        """Raises StepNameReused where the name is used already, or empty."""
+        if not name:
+            raise StepNameReused("a step's name is a text, and not empty")
+        self.expect_unused(name)
+        self._used.add(name)
+
+    def expect_unused(self, name: str) -> None:
+        if name in self._used:
+            raise StepNameReused(
+                f"{name!r} is used twice in one job: steps are named, not counted; give each its own "
+                "name (in a loop: f'scan-{i}')"
+            )
+
+    @contextmanager
+    def free_after_error(self, name: str) -> Iterator[None]:
+        """A step that raised may be called again, and a cursor's loop be entered again."""
+        try:
+            yield
+        except BaseException:
+            self._used.discard(name)
+            raise

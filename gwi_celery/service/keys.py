@@ -1,0 +1,269 @@
+"""The public keys that tokens are checked with: fetched ahead of need, and kept while that fails.
+
+One thread of their own fetches them, so no request ever does: not one with a good token when the keys
+are old, and not a stranger's that names a key nobody has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import urlsplit
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.x509 import load_pem_x509_certificate
+
+from gwi_celery import forks
+from gwi_celery.backoff import jitter
+from gwi_celery.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+#: Where Google publishes the certificates that its tokens are signed with.
+GOOGLE_CERTS = "https://www.googleapis.com/oauth2/v1/certs"
+
+#: Seconds until keys are fetched again. Google keeps a key for days.
+_TTL = 3600.0
+#: Seconds between fetches because of a key that is not known: a stranger can name any.
+_PAUSE = 60.0
+#: First and longest pause after a fetch that failed, seconds.
+_BACKOFF = (1.0, 60.0)
+#: Seconds that a request waits for the very first keys; from then on none waits.
+_FIRST = 5.0
+#: Seconds that a fetch may take in all, and bytes that it may bring.
+_DEADLINE, _LARGEST = 10.0, 1024 * 1024
+#: Shortest RSA key that is trusted, bits.
+_SHORTEST_KEY = 2048
+
+Fetch = Callable[[], Mapping[str, str]]
+
+
+class Keys:
+    """Key id -> public key.
+
+    Args:
+        fetch: Gives the certificates or public keys (PEM) by key id. Called in a thread; may raise.
+    """
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._changed = forks.condition()
+        self._known: dict[str, _Key] = {}
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        #: Whether somebody asked for a key that is not known.
+        self._wanted = False
+        #: Until when a request waits for keys (monotonic); 0: they were fetched, or that failed.
+        self._wait_until = 0.0
+
+    def start(self) -> None:
+        """Begin to fetch. A first :meth:`get` does so as well."""
+        with self._changed:
+            if self._thread is None and not self._stopped:
+                self._wait_until = time.monotonic() + _FIRST
+                self._thread = threading.Thread(target=self._run, name="gwi-keys", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Until the first fetch has ended, well or badly; a few seconds at most."""
+        self.start()
+        with self._changed:
+            while (left := self._wait_until - time.monotonic()) > 0 and not self._stopped:
+                self._changed.wait(left)
+
+    def get(self, key_id: str) -> RSAPublicKey | None:
+        """The key, or None if it is not known; then it is looked for, for the next who asks.
+
+        Raises LookupError where no key at all is known.
+        """
+        self.wait()
+        with self._changed:
+            key = self._known.get(key_id)
+            if key is not None and key.until > time.time():
+                return key.public
+            if not self._known:
+                raise LookupError("no keys")
+            self._wanted = True
+            self._changed.notify_all()
+            return None
+
+    # --- the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopped:
+            began = time.monotonic()
+            try:
+                found = self._read(self._fetch())
+            except Exception as exc:
+                pause = jitter(min(_BACKOFF[0] * 2**failures, _BACKOFF[1]), 0.5, 1.0)
+                failures = min(failures + 1, 10)
+                logger.error(
+                    "can't fetch the certificates that tokens are checked with (%s: %s): %s; "
+                    "trying again in %.0f s",
+                    type(exc).__name__,
+                    exc,
+                    "those known stay in use" if self._known else "nobody is let in",
+                    pause,
+                )
+                found = None
+            else:
+                failures, pause = 0, _TTL
+            with self._changed:
+                if found is not None:
+                    self._known = found
+                self._wait_until, self._wanted = 0.0, False
+                self._changed.notify_all()
+                self._sleep(began, time.monotonic() + pause)
+
+    def _sleep(self, began: float, until: float) -> None:
+        while not self._stopped:
+            at = min(until, began + _PAUSE) if self._wanted else until
+            left = at - time.monotonic()
+            if left <= 0:
+                return
+            self._changed.wait(left)
+
+    def _read(self, certificates: Mapping[str, str]) -> dict[str, _Key]:
+        """What is a key among them. One that is damaged doesn't replace the one that was known."""
+        found: dict[str, _Key] = {}
+        for key_id, pem in certificates.items():
+            try:
+                found[key_id] = _Key(pem)
+            except Exception as exc:
+                logger.error("the certificate of key %.50r can't be used: %s", key_id, exc)
+                if key_id in self._known:
+                    found[key_id] = self._known[key_id]
+        if not found:
+            raise ValueError("no usable certificate in the answer")
+        return found
+
+
+class _Key:
+    """A certificate's key, and seconds since the epoch until which it may be used."""
+
+    def __init__(self, pem: str) -> None:
+        data = pem.encode()
+        self.until = float("inf")
+        if b"BEGIN CERTIFICATE" in data:
+            certificate = load_pem_x509_certificate(data)
+            end = certificate.not_valid_after_utc
+            if end < datetime.now(timezone.utc):
+                raise ValueError(f"it was valid until {end:%Y-%m-%d}")
+            self.until, public = end.timestamp(), certificate.public_key()
+        else:
+            public = load_pem_public_key(data)  # type: ignore[assignment]
+        if not isinstance(public, RSAPublicKey) or public.key_size < _SHORTEST_KEY:
+            raise ValueError(f"not an RSA key of {_SHORTEST_KEY} bits or more")
+        self.public = public
+
+
+# --- fetching -------------------------------------------------------------------------------------
+
+
+def check_url(url: str) -> None:
+    """Raises ConfigurationError: who can change what is fetched there can sign tokens."""
+    parts = urlsplit(url)
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
+        raise ConfigurationError(
+            f"push_certs_url is {url!r}: whoever can change what is there opens /push, so it must be "
+            "https://, or http:// on this machine"
+        )
+
+
+def fetch_from(url: str, deadline: float = _DEADLINE) -> Fetch:
+    """Fetches certificates from ``url``, in ``deadline`` seconds in all. Raises ConfigurationError."""
+    check_url(url)
+
+    def fetch() -> Mapping[str, str]:
+        call = _Call()
+        opener = urllib.request.build_opener(call, _NoRedirect)
+        timer = threading.Timer(deadline, call.end)
+        timer.daemon = True
+        timer.start()
+        try:
+            with opener.open(url, timeout=deadline) as response:
+                data = response.read(_LARGEST + 1)
+            if len(data) > _LARGEST:
+                raise ValueError(f"an answer of more than {_LARGEST} bytes")
+        finally:
+            timer.cancel()
+            call.close()
+            if call.ended:  # in place of what ending it has caused
+                raise TimeoutError(f"no answer in {deadline:g} s")
+        found = json.loads(data)
+        if not isinstance(found, dict) or not all(isinstance(pem, str) for pem in found.values()):
+            raise ValueError("the answer is no JSON object of texts")
+        return found
+
+    return fetch
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The place of keys is what the setting says."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+class _Call(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """A call that another thread can end: a socket's time-out begins anew with each byte."""
+
+    def __init__(self) -> None:
+        urllib.request.HTTPSHandler.__init__(self)
+        self._sockets: list[socket.socket] = []
+        self.ended = False
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._maker(_Plain), request)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._maker(_Tls), request)
+
+    def _maker(self, kind: type[_Plain]) -> Any:
+        def make(*args: Any, **kwargs: Any) -> http.client.HTTPConnection:
+            connection = kind(*args, **kwargs)
+            connection.opened = self._sockets
+            return connection
+
+        return make
+
+    def end(self) -> None:
+        self.ended = True
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+
+
+class _Plain(http.client.HTTPConnection):
+    """Tells of its socket as soon as that is there: before the handshake of TLS."""
+
+    opened: list[socket.socket]
+
+    def connect(self) -> None:
+        super().connect()
+        self.opened.append(self.sock.dup())
+
+
+class _Tls(http.client.HTTPSConnection, _Plain):
+    """HTTPSConnection connects by the class after it, which is the one above."""

@@ -1,0 +1,85 @@
+"""In development nobody shows a token: then a call must come from this developer, not from a web page.
+
+Any page that a browser shows may post to this machine, as long as it asks no permission first (a form, or
+``text/plain``), and one whose name is pointed at 127.0.0.1 counts as the same origin. So a body must be
+``application/json``, what a browser tells of where a call comes from must be this service itself, and the
+name it was called by must be this machine's. Programs that are no browsers tell no origin.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from gwi_celery.config import Settings
+from gwi_celery.service.auth import Denied
+
+#: Headers by which a proxy tells that the caller is another than who connects.
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+#: Ends of names that nobody can point elsewhere: reserved for this machine and for private networks.
+_PRIVATE = (".localhost", ".internal")
+
+_OR_ELSE = "or send the service token"
+
+
+def check(request: Request, settings: Settings) -> None:
+    """Raises Denied unless the call is a developer's, or carries the service token."""
+    headers = request.headers
+    sent = headers.get("authorization", "")
+    if settings.service_token and hmac.compare_digest(
+        sent.encode(), f"Bearer {settings.service_token}".encode()
+    ):
+        return
+    found = next((name for name in _FORWARDED if name in headers), None)
+    if found is not None:
+        raise Denied(403, f"it came through a proxy ({found}): call directly, {_OR_ELSE}")
+    host = headers.get("host", "")
+    if not _is_ours(host, settings):
+        raise Denied(
+            403, f"it was called by a name that is not this machine's: use 127.0.0.1, {_OR_ELSE}"
+        )
+    origin = headers.get("origin")
+    site = headers.get("sec-fetch-site", "none")
+    if site not in ("none", "same-origin") or (
+        origin is not None and origin.lower() != f"http://{host}".lower()
+    ):
+        raise Denied(403, f"it comes from another web page: call without a browser, {_OR_ELSE}")
+    kind = headers.get("content-type")
+    browser = origin is not None or "sec-fetch-site" in headers
+    if (kind is None and browser) or (
+        kind is not None and kind.partition(";")[0].strip().lower() != "application/json"
+    ):
+        raise Denied(403, f"send it with Content-Type: application/json, {_OR_ELSE}")
+
+
+def _is_ours(host: str, settings: Settings) -> bool:
+    """Whether nobody on the Internet can have this name point here: see "DNS rebinding"."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    # An address points nowhere else, and a container's name has no dot: no name of the Internet is so.
+    without_dot = bool(name) and "." not in name
+    return (
+        without_dot
+        or _is_address(name)
+        or name.endswith(_PRIVATE)
+        or name == settings.effective_host.lower()
+    )
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(request: Request) -> bool:
+    """Whether who connects is on this machine."""
+    host = request.client.host if request.client is not None else ""
+    return _is_address(host) and ipaddress.ip_address(host).is_loopback

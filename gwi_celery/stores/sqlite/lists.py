@@ -1,0 +1,130 @@
+"""Lists of jobs: each served by an index, whatever is asked for."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from gwi_celery.stores import history
+from gwi_celery.stores.base import JobFilter, JobStatus, Page
+from gwi_celery.stores.paging import (
+    check_limit,
+    filter_id,
+    list_id,
+    place_of,
+    token_after,
+)
+from gwi_celery.stores.sqlite import rows
+from gwi_celery.stores.sqlite.rows import raw
+
+_LIVE: Final = "(jobs.expires_at IS NULL OR jobs.expires_at > ?)"
+#: All but the outcome, which may be large: its pages aren't read.
+_LISTED: Final = ", ".join(
+    f"jobs.{column}"
+    for column in (
+        *("job_id", "tenant", "task", "key", "run_id", "status", "fingerprint", "submission"),
+        *("generation", "attempt", "crashes", "fence", "lock_id", "lock_scope", "created_at"),
+        *("updated_at", "expires_at", "task_id", "error_type", "error", "origin", "history"),
+    )
+)
+
+
+def list_jobs(
+    c: sqlite3.Connection,
+    now: float,
+    tenant: str,
+    status: JobStatus | None,
+    run_id: str | None,
+    limit: int,
+    token: str | None,
+) -> Page:
+    """One tenant's jobs, newest change first."""
+    listed = list_id(tenant, status, run_id)
+    where: list[str] = ["tenant = ?", _LIVE]
+    values: list[object] = [raw(tenant), now]
+    if status is not None:
+        where.append("status = ?")
+        values.append(status.value)
+    if run_id is not None:
+        where.append("run_id = ?")
+        values.append(raw(run_id))
+    select = "SELECT * FROM jobs"
+    return _page(c, select, where, values, "jobs.updated_at", limit, token, listed)
+
+
+def find_jobs(
+    c: sqlite3.Connection, now: float, wanted: JobFilter, limit: int, token: str | None
+) -> Page:
+    """Jobs of one tenant or of all, newest first."""
+    select, order, where, values = query(wanted)
+    where.append(_LIVE)
+    values.append(now)
+    return _page(c, select, where, values, order, limit, token, filter_id(wanted))
+
+
+def query(wanted: JobFilter) -> tuple[str, str, list[str], list[object]]:
+    """What to select from, by which time, the conditions and their values.
+
+    The first condition that is given is the narrowest one in common use, and its index, which is in
+    the list's order, is the one to walk. SQLite, without statistics, can't know that: a "+" keeps it
+    from choosing another's.
+    """
+    label = None if wanted.label is None else history.label_text(*wanted.label)
+    error = None if wanted.error_type is None else history.short(wanted.error_type)
+    conditions: list[tuple[str, object]] = [
+        ("jobs.task_id", wanted.task_id and raw(wanted.task_id)),
+        ("jobs.parent_id", wanted.parent_id and raw(wanted.parent_id)),
+        ("jobs.run_id", wanted.run_id and raw(wanted.run_id)),
+        ("labels.label", label),
+        ("jobs.error_type", error),
+        ("jobs.tenant", wanted.tenant and raw(wanted.tenant)),
+        ("jobs.task", wanted.task and raw(wanted.task)),
+        ("jobs.status", wanted.status and wanted.status.value),
+    ]
+    given = [(column, value) for column, value in conditions if value is not None]
+    by_label = bool(given) and given[0][0] == "labels.label"
+    select, at = f"SELECT {_LISTED}, NULL AS outcome FROM jobs", "jobs.created_at"  # noqa: S608
+    if by_label:  # CROSS: the label's own table is walked
+        select = select.replace("FROM jobs", "FROM labels CROSS JOIN jobs USING (job_id)")
+        at = "labels.created_at"
+    where, values = [], []
+    for n, (column, value) in enumerate(given):
+        if column == "labels.label" and not by_label:
+            where.append(
+                "EXISTS (SELECT 1 FROM labels WHERE labels.job_id = jobs.job_id AND label = ?)"
+            )
+        else:
+            where.append(f"{'+' if n else ''}{column} = ?")
+        values.append(value)
+    for condition, moment in ((">=", wanted.since), ("<", wanted.before)):
+        if moment is not None:
+            where.append(f"{at} {condition} ?")
+            values.append(moment)
+    return select, at, where, values
+
+
+def _page(
+    c: sqlite3.Connection,
+    select: str,
+    where: list[str],
+    values: list[object],
+    order: str,
+    limit: int,
+    token: str | None,
+    listed: str,
+) -> Page:
+    check_limit(limit)
+    id = order.replace(".created_at", ".job_id").replace(".updated_at", ".job_id")
+    if token is not None:
+        where.append(f"({order}, {id}) < (?, ?)")
+        values.extend(place_of(token, listed))
+    # One more than the page holds tells whether there is another.
+    values.append(limit + 1)
+    sql = f"{select} WHERE {' AND '.join(where)} ORDER BY {order} DESC, {id} DESC LIMIT ?"
+    found = c.execute(sql, values).fetchall()
+    page = found[:limit]
+    next_token = None
+    if len(found) > limit:
+        moment = page[-1][order.partition(".")[2]]
+        next_token = token_after(moment, page[-1]["job_id"], listed)
+    return Page([rows.job_record(row) for row in page], next_token)

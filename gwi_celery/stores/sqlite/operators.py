@@ -1,0 +1,41 @@
+"""What operators did, and the key that proves who is one, in a store's file."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+
+from gwi_celery.actions import KEPT, Action
+from gwi_celery.stores.sqlite.rows import raw, raw_or_none
+
+
+def key(c: sqlite3.Connection) -> bytes:
+    """The file's own key, made when first asked for."""
+    c.execute("INSERT OR IGNORE INTO operator_key VALUES (1, ?)", (secrets.token_bytes(32),))
+    (found,) = c.execute("SELECT secret FROM operator_key").fetchone()
+    return bytes(found)
+
+
+def keep(c: sqlite3.Connection, action: Action) -> None:
+    c.execute(
+        "INSERT INTO actions (at, tenant, entry) VALUES (?, ?, ?)",
+        (action.at, raw_or_none(action.tenant), action.dumps()),
+    )
+
+
+def listed(
+    c: sqlite3.Connection, tenant: str | None, limit: int, before: str | None
+) -> list[Action]:
+    found = c.execute(
+        "SELECT id, entry FROM actions WHERE (?1 IS NULL OR tenant = ?1) AND (?2 IS NULL OR id < ?2)"
+        " ORDER BY id DESC LIMIT ?3",
+        (None if tenant is None else raw(tenant), None if before is None else int(before), limit),
+    )
+    return [Action.loads(row["entry"], str(row["id"])) for row in found]
+
+
+def delete_old(c: sqlite3.Connection, now: float, limit: int) -> int:
+    return c.execute(
+        "DELETE FROM actions WHERE id IN (SELECT id FROM actions WHERE at <= ? ORDER BY id LIMIT ?)",
+        (now - KEPT, limit),
+    ).rowcount

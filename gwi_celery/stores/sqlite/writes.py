@@ -1,0 +1,195 @@
+"""What the store writes into its tables: one function for each kind of row."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from gwi_celery.stores import history, protocol
+from gwi_celery.stores.base import (
+    Checkpoint,
+    CheckpointKind,
+    ClaimRequest,
+    JobRef,
+    LockRef,
+)
+from gwi_celery.stores.sqlite import rows
+from gwi_celery.stores.sqlite.rows import raw, raw_or_none
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+def next_token(c: sqlite3.Connection, now: float) -> int:
+    """A token above all before it, and above the clock: so also above those of a deleted file."""
+    last: int = c.execute("SELECT last FROM fence").fetchone()["last"]
+    token = max(last + 1, int(now * 1_000_000))
+    c.execute("UPDATE fence SET last = ?", (token,))
+    return token
+
+
+def take_lock(c: sqlite3.Connection, request: ClaimRequest, token: int, expires_at: float) -> None:
+    c.execute(
+        "INSERT OR REPLACE INTO locks (lock_id, tenant, scope, owner, nonce, token, job_id, task,"
+        " key, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            request.lock.id,
+            raw(request.lock.tenant),
+            rows.raw_scope(request.lock),
+            raw(request.owner),
+            request.nonce,
+            token,
+            request.job.id,
+            raw(request.job.task),
+            raw(request.job.key),
+            expires_at,
+        ),
+    )
+
+
+def extend(c: sqlite3.Connection, lock: LockRef, token: int, expires_at: float) -> None:
+    c.execute(
+        "UPDATE locks SET expires_at = ? WHERE lock_id = ? AND token = ?",
+        (expires_at, lock.id, token),
+    )
+
+
+def free_lock(c: sqlite3.Connection, lock_id: str | None, token: int) -> None:
+    c.execute("DELETE FROM locks WHERE lock_id = ? AND token = ?", (lock_id, token))
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def insert_job(
+    c: sqlite3.Connection, job: JobRef, expired: sqlite3.Row | None, now: float, **columns: Any
+) -> None:
+    """Start the job in generation 1, in place of an ``expired`` record of it if there is one."""
+    delete_job(c, job.id)
+    columns |= {
+        "job_id": job.id,
+        "tenant": raw(job.tenant),
+        "task": raw(job.task),
+        "key": raw(job.key),
+        "generation": 1,
+        "crashes": 0,
+        "failed": "",
+        "created_at": now,
+        # A finish of the expired one may be sent again yet, if its answer was lost.
+        "finished_fence": None if expired is None else expired["finished_fence"],
+    }
+    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+    c.execute(
+        f"INSERT INTO jobs ({names}) VALUES ({marks})",  # noqa: S608 - names are this module's
+        tuple(columns.values()),
+    )
+
+
+def update_job(c: sqlite3.Connection, job: sqlite3.Row, **columns: Any) -> None:
+    names = ", ".join(f"{name} = ?" for name in columns)
+    c.execute(
+        f"UPDATE jobs SET {names} WHERE job_id = ?",  # noqa: S608 - names are this module's
+        (*columns.values(), job["job_id"]),
+    )
+
+
+def delete_job(c: sqlite3.Connection, job_id: str) -> None:
+    for table in ("checkpoints", "labels", "envelopes", "jobs"):
+        c.execute(f"DELETE FROM {table} WHERE job_id = ?", (job_id,))  # noqa: S608 - constants
+
+
+def origin_columns(request: ClaimRequest, row: sqlite3.Row | None) -> dict[str, Any]:
+    """The columns of where the call comes from, if those in ``row`` are of another, or of none."""
+    origin = request.origin
+    if origin is None or not _is_another(request, row):
+        return {}
+    return {
+        "task_id": raw(origin.task_id),
+        "parent_id": raw_or_none(origin.parent_id),
+        "origin": history.dump_origin(origin),
+    }
+
+
+def keep_origin(
+    c: sqlite3.Connection, request: ClaimRequest, before: sqlite3.Row | None, now: float
+) -> None:
+    """Keep the call's labels and envelope beside its record, as that was ``before``, if it is another."""
+    origin, job_id = request.origin, request.job.id
+    if origin is None or not _is_another(request, before):
+        return
+    created_at = now
+    if before is not None:
+        created_at = before["created_at"]
+        c.execute("DELETE FROM labels WHERE job_id = ?", (job_id,))
+        c.execute("DELETE FROM envelopes WHERE job_id = ?", (job_id,))
+    c.executemany(
+        "INSERT INTO labels (label, created_at, job_id) VALUES (?, ?, ?)",
+        [(history.label_text(*label), created_at, job_id) for label in origin.labels.items()],
+    )
+    if origin.envelope is not None:
+        c.execute("INSERT INTO envelopes VALUES (?, ?)", (job_id, origin.envelope))
+
+
+def _is_another(request: ClaimRequest, row: sqlite3.Row | None) -> bool:
+    if row is None or row["origin"] is None:
+        return True
+    return bool(row["submission"] != raw(request.submission))
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def delete_checkpoints(c: sqlite3.Connection, job: JobRef, names: Sequence[str] | None) -> None:
+    """Those of these names; None: all."""
+    if names is None:
+        c.execute("DELETE FROM checkpoints WHERE job_id = ?", (job.id,))
+    else:
+        c.executemany(
+            "DELETE FROM checkpoints WHERE job_id = ? AND name = ?",
+            [(job.id, raw(name)) for name in names],
+        )
+
+
+def write_checkpoint(
+    c: sqlite3.Connection, job: JobRef, checkpoint: Checkpoint, now: float
+) -> bool:
+    """Whether it was written, and not there as it is."""
+    there = stored_checkpoint(c, job, checkpoint.name, checkpoint.blob)
+    if not protocol.must_write(job.task, there, checkpoint):
+        return False
+    put_checkpoint(c, job, checkpoint, now, known=there is not None)
+    return True
+
+
+def stored_checkpoint(
+    c: sqlite3.Connection, job: JobRef, name: str, blob: bytes
+) -> protocol.Stored | None:
+    """What is there under the name, beside the ``blob`` that is to be written."""
+    row = c.execute(
+        "SELECT kind, blob, version FROM checkpoints WHERE job_id = ? AND name = ?",
+        (job.id, raw(name)),
+    ).fetchone()
+    if row is None:
+        return None
+    return protocol.Stored(CheckpointKind(row["kind"]), row["version"], row["blob"] == blob)
+
+
+def put_checkpoint(
+    c: sqlite3.Connection, job: JobRef, checkpoint: Checkpoint, now: float, *, known: bool
+) -> None:
+    """Write it, over one of its name if that is ``known``, else behind all others."""
+    name, kind = raw(checkpoint.name), checkpoint.kind
+    version = 1 if kind is CheckpointKind.STEP else checkpoint.version
+    if known:
+        c.execute(
+            "UPDATE checkpoints SET blob = ?, version = ?, saved_at = ?"
+            " WHERE job_id = ? AND name = ?",
+            (checkpoint.blob, version, now, job.id, name),
+        )
+        return
+    c.execute(
+        "INSERT INTO checkpoints (job_id, name, kind, blob, version, saved_at, ordinal)"
+        " VALUES (?, ?, ?, ?, ?, ?,"
+        " (SELECT coalesce(max(ordinal), 0) + 1 FROM checkpoints WHERE job_id = ?))",
+        (job.id, name, kind.value, checkpoint.blob, version, now, job.id),
+    )

@@ -1,0 +1,29 @@
+"""Where a delivered message is from, as far as that can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+#: Attribute that a foreign publisher's message gets in the dead letter, where it is given the
+#: attributes that people look for: redriven, it is foreign still.
+FOREIGN: Final = "gwi-foreign"
+
+
+@dataclass(frozen=True)
+class Source:
+    queue: str
+    #: A plain job, not a Celery message.
+    plain: bool
+    #: Signed with one of the app's keys, or the store's.
+    signed: bool
+    #: It has what our transport gives a task's message. That proves nothing: who knows it, can write it.
+    marked: bool
+
+
+def is_marked(headers: Mapping[str, Any], attributes: Mapping[str, str]) -> bool:
+    """Whether our transport published it: it repeats a task's name and id as attributes."""
+    pairs = ((headers.get("task"), "task"), (headers.get("id"), "task_id"))
+    there = [attributes.get(name) == value for value, name in pairs if name in attributes]
+    return bool(there) and all(there) and FOREIGN not in attributes

@@ -1,0 +1,45 @@
+locals {
+  network     = var.create_network ? google_compute_network.jobs[0].id : var.network
+  subnetworks = var.create_network ? { for region, s in google_compute_subnetwork.jobs : region => s.id } : var.subnetworks
+}
+
+resource "google_compute_network" "jobs" {
+  #checkov:skip=CKV2_GCP_18:A network of ours has no rule, so that nothing comes in; workers only go out
+  count                   = var.create_network ? 1 : 0
+  project                 = var.project
+  name                    = var.gwi_worker_name
+  auto_create_subnetworks = false
+}
+
+resource "google_compute_subnetwork" "jobs" {
+  for_each                 = toset(var.create_network ? var.regions : [])
+  project                  = var.project
+  name                     = "${var.gwi_worker_name}-${each.value}"
+  region                   = each.value
+  network                  = google_compute_network.jobs[0].id
+  ip_cidr_range            = cidrsubnet("10.64.0.0/12", 8, index(var.regions, each.value))
+  private_ip_google_access = true
+
+  log_config {
+    aggregation_interval = "INTERVAL_10_MIN"
+    flow_sampling        = 0.1
+    metadata             = "EXCLUDE_ALL_METADATA"
+  }
+}
+
+# Counters of rate limits: nothing is lost with them, so that one zone is enough.
+resource "google_redis_instance" "limits" {
+  count                   = var.enable_redis ? 1 : 0
+  project                 = var.project
+  name                    = "${var.gwi_worker_name}-limits"
+  region                  = var.regions[0]
+  tier                    = "BASIC"
+  memory_size_gb          = 1
+  redis_version           = "REDIS_7_2"
+  authorized_network      = local.network
+  auth_enabled            = true
+  transit_encryption_mode = "SERVER_AUTHENTICATION"
+  customer_managed_key    = var.kms_key
+  deletion_protection     = var.deletion_protection
+  labels                  = var.labels
+}

@@ -1,0 +1,144 @@
+"""Strangers who connect and say nothing, or say it slowly, keep nobody from being answered."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gwi_celery.service import connections, server
+from gwi_celery.service.answers import Json
+from gwi_celery.service.limits import HeadLimit
+from gwi_celery.testing.emulators import free_port
+from tests.workers import eventually
+
+MOST = 20
+
+
+async def health(request: Request) -> Response:
+    return Json({"client": request.client.host if request.client else "", "half": "\ud800"})
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Of a server that keeps MOST connections, and waits for a head for a second."""
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 1.0)
+    monkeypatch.setattr(server, "_HEALTH_CONNECTIONS", MOST)
+    application = Starlette(routes=[Route("/health", health)], middleware=[Middleware(HeadLimit)])
+    number = free_port()
+    running = server.BackgroundServer(application, "127.0.0.1", number)
+    running.start()
+    eventually(lambda: _answers(number))
+    yield number
+    running.stop()
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
+    return False
+
+
+def _established(port: int) -> list[int]:
+    """The other ends of the server's connections."""
+    found = psutil.Process().net_connections("tcp")
+    kept = [c for c in found if c.laddr.port == port and c.status == psutil.CONN_ESTABLISHED]
+    return sorted(c.raddr.port for c in kept)
+
+
+def _connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def test_idle_connections_make_room_for_who_asks(port: int) -> None:
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}"))
+        assert kept.get("/health").status_code == 200
+        for _ in range(5 * MOST // 2):
+            stack.enter_context(_connect(port))
+        began = time.monotonic()
+        assert _answers(port)
+        assert time.monotonic() - began < 5
+        assert len(_established(port)) <= MOST + 1
+        assert kept.get("/health").status_code == 200, "who asked before is closed last"
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: x\r\nA: "]
+)
+def test_a_head_that_does_not_come_ends_its_connection(sent: bytes, port: int) -> None:
+    with _connect(port) as s:
+        began = time.monotonic()
+        s.sendall(sent)
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < 10:
+                s.settimeout(0.2)
+                with contextlib.suppress(TimeoutError):
+                    if s.recv(1000) == b"":
+                        break
+                if sent:
+                    s.sendall(b"a")  # slowly, one byte after the other
+        assert 0.5 < time.monotonic() - began < 8
+
+
+def test_a_second_head_is_timed_as_well_and_a_body_that_nobody_reads(port: int) -> None:
+    for head in (
+        b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /health HT",
+        b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n",
+    ):
+        with _connect(port) as s:
+            s.sendall(head)
+            began = time.monotonic()
+            with contextlib.suppress(OSError):
+                while s.recv(1000) != b"" and time.monotonic() - began < 10:
+                    s.sendall(b"a")
+            assert time.monotonic() - began < 8
+
+
+def test_a_whole_request_is_not_timed(port: int) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        assert client.get("/health").status_code == 200
+        (before,) = _established(port)
+        time.sleep(1.5)
+        assert client.get("/health").status_code == 200
+        assert _established(port) == [before], "an idle one is kept for longer"
+
+
+def test_who_connects_is_who_calls_and_any_text_can_be_answered(port: int) -> None:
+    answer = httpx.get(f"http://127.0.0.1:{port}/health", headers={"X-Forwarded-For": "9.9.9.9"})
+    assert answer.json() == {"client": "127.0.0.1", "half": "\ud800"}
+
+
+def test_two_lengths_are_refused_and_the_connection_ends(port: int) -> None:
+    with _connect(port) as s:
+        s.sendall(
+            b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n"
+            b"\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        )
+        answer = b""
+        while more := s.recv(65536):
+            answer += more
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_a_line_end_is_no_part_of_a_path(port: int) -> None:
+    for path in ("/health%0a", "/health%0A%0d", "/health%00", "/health/"):
+        assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code in (307, 404)
+    assert httpx.get(f"http://127.0.0.1:{port}/health%0a").status_code == 404
+
+
+def test_there_are_fewer_where_descriptors_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, most in ((256, 64), (1024, 100), (10, 8), (-1, 100)):
+        monkeypatch.setattr(connections.resource, "getrlimit", lambda _, soft=soft: (soft, -1))
+        assert connections.most_connections(100) == most
