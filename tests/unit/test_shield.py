@@ -291,7 +291,7 @@ def test_an_operation_of_the_broker_may_be_left_at_any_line(tmp_path: Path, oper
         with suppress(Struck):  # some lines are passed only now and then
             at(place, strike, run)
             missed += 1
-        open_ = [c for c in broker._database._open_connections if c.in_transaction]
+        open_ = [c for c in broker.database._open_connections if c.in_transaction]
         assert not open_, short(place)
         other.publish("", "q", OutgoingMessage(b"y", {}))
         run()
