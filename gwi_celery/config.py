@@ -143,6 +143,13 @@ class Settings:
         read_rights,
     )
 
+    max_decoded_bytes: int = _setting(
+        "GWI_MAX_DECODED_BYTES",
+        "memory, bytes, that a message may take once it is decompressed and parsed, estimated before "
+        "either; a larger one goes to the dead letter; 0: a sixteenth of the container's memory",
+        0,
+    )
+
     # --- the service (docs/service.md) --------------------------------------------------------
 
     environment: str = _setting(
