@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help docs docs-serve demo demo-emulator test test-all test-floor test-matrix lint bench mutants peer-suites clean
+.PHONY: help docs docs-serve checkov demo demo-emulator test test-all test-floor test-matrix lint bench mutants peer-suites clean
 .DEFAULT_GOAL := help
 .SECONDARY:
 
@@ -21,6 +21,7 @@ help:
 	@echo "make mutants breaks the store's promises one by one; the suite must notice each"
 	@echo "make peer-suites     Celery's and Kombu's own integration suites on our transports and result backends, beside Redis"
 	@echo "make docs    builds the documentation's site into build/site; docs-serve shows it while you write"
+	@echo "make checkov checks infra/terraform against checkov's rules"
 	@echo "make clean   removes what these made"
 
 $(STAMP): pyproject.toml
@@ -94,9 +95,18 @@ peer-suites: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
+# Checkov needs other releases of much that we need: it has an environment of its own.
+.venv-checkov/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check checkov
+	@touch $@
+
+checkov: .venv-checkov/.installed
+	$(<D)/bin/checkov --directory infra/terraform --framework terraform --compact --quiet --skip-download
+
 docs-serve: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 clean:
-	rm -rf $(VENV) .venv-celery-* .venv-python* demo-output build dist .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-celery-* .venv-python* .venv-checkov demo-output build dist .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

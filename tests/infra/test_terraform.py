@@ -112,7 +112,10 @@ def test_settings_are_the_librarys(module: Any) -> None:
     known = {f.metadata["env"] for f in SETTINGS.values()}
     for name in ("settings", "push_settings", "pull_settings"):
         assert set(module.locals[name]) <= known, name
-    assert module.variables["gwi_push_auth"]["default"] in _CHOICES["push_auth"]
+    assert module.variables["gwi_push_auth"]["default"] == "iam", "Cloud Run takes signatures off"
+    assert "iam" in _CHOICES["push_auth"]
+    service = module.of("google_cloud_run_v2_service")["worker"]
+    assert service["ingress"] == "INGRESS_TRAFFIC_INTERNAL_ONLY", "which iam relies on"
 
 
 def url_of(module: Any, **values: str) -> str:
