@@ -207,7 +207,7 @@ class WithoutArguments(logging.Filter):
 
 
 class InOneLine(logging.Filter):
-    """What ends a worker, where it is an error of this package: its text says what to do, its trace nothing."""
+    """What ends a worker, if it is an error of this package: without its trace, which helps nobody."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         args = record.args

@@ -65,7 +65,7 @@ class LeaseKeeper:
         self._lost: set[str] = set()
         self._lock = forks.lock()
         self._ticker = Ticker("gwi-lease-keeper", self._extend_due)
-        #: Monotonic time of the last word on a failure (0: none since a success), and seconds to the next.
+        #: Monotonic time of the last word on a failure (0: none since a success); seconds to the next.
         self._told, self._pause = 0.0, _RETRY
 
     def keep(self, delivery: Delivery) -> int:

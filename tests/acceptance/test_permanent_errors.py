@@ -23,7 +23,7 @@ def no_credentials(folder: Path) -> tuple[dict[str, str], str]:
         "PUBSUB_EMULATOR_HOST": "",
         "GOOGLE_APPLICATION_CREDENTIALS": str(folder / "missing.json"),
     }
-    return env, "no Google Cloud credentials: run `gcloud auth application-default login`"
+    return env, r"no Google Cloud credentials.*: run `gcloud auth application-default login`"
 
 
 def not_a_database(folder: Path) -> tuple[dict[str, str], str]:
@@ -59,7 +59,7 @@ APP_TEXT = """
 from celery import Celery
 from gwi_celery import setup
 app = Celery("refused")
-setup(app, broker_url="embedded://{folder}/queue", store_url="embedded://{store}", {more})
+setup(app, broker_url="embedded://{folder}/queue", store_url="embedded://{store}")
 {then}
 """
 
@@ -67,11 +67,10 @@ setup(app, broker_url="embedded://{folder}/queue", store_url="embedded://{store}
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"more": "lock_ttl=-1"}, "lock_ttl must be above 0"),
         ({"then": "app.conf.worker_prefetch_multiplier = 4"}, "worker_prefetch_multiplier is 4"),
         ({"store": "/dev/null/store"}, "can't make the folder /dev/null/store for the store"),
     ],
-    ids=["by setup", "by a bootstep", "by its store"],
+    ids=["by a bootstep", "by its store"],
 )
 def test_a_worker_that_is_refused_says_why_and_nothing_else(
     change: dict[str, str], text: str, tmp_path: Path
