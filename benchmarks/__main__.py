@@ -16,6 +16,8 @@ BENCHMARKS = {
     "transport": "our Pub/Sub transport beside Kombu's gcpubsub, Redis and the raw client",
     "store": "reliable tasks on Firestore beside plain ones and a naive protocol",
     "soak": "mixed jobs for minutes or hours: whether memory, files and descriptors level off",
+    "newcomer": "from a checkout to the first job and the first test, as docs/quickstart.md has it",
+    "scale": "a model: what jobs cost, and which limits end it, at 10 to 100,000 a second",
     "waiting": "waiting for a result in Firestore: by listening, and by asking now and then",
 }
 

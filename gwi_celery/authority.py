@@ -58,15 +58,24 @@ class Authority:
         self._lock = forks.lock()
         rights = sorted((queue, repr(own)) for queue, own in settings.queue_rights.items())
         #: The same in all processes of the app.
-        self.id = digest("authority", settings.effective_store_url, *self.keys, repr(rights))
+        parts = (settings.effective_store_url, *self.keys, repr(rights))
+        self.id = digest("authority", *parts, str(settings.max_decoded_bytes))
         _made[self.id] = self
 
     def same(self, settings: Settings) -> bool:
         """Whether those settings would make the same authority."""
         ours, theirs = self._settings, settings
-        return (ours.signing_keys, ours.queue_rights, ours.effective_store_url) == (
-            *(theirs.signing_keys, theirs.queue_rights, theirs.effective_store_url),
+        return (
+            ours.signing_keys == theirs.signing_keys
+            and ours.queue_rights == theirs.queue_rights
+            and ours.max_decoded_bytes == theirs.max_decoded_bytes
+            and ours.effective_store_url == theirs.effective_store_url
         )
+
+    @property
+    def max_decoded_bytes(self) -> int:
+        """Memory that a message may take; 0: by the machine's."""
+        return self._settings.max_decoded_bytes
 
     def rights_of(self, queue: str) -> Rights:
         return rights_of(self._settings.queue_rights, queue)

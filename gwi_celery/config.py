@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from gwi_celery import options
+from gwi_celery import folder, options
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.rights import Rights, read_rights
 from gwi_celery.signing import read_file, read_keys
@@ -62,7 +62,9 @@ class Settings:
         "GCP_PROJECT_ID", "Google Cloud project: Pub/Sub and Firestore instead of a folder", ""
     )
     folder: str = _setting(
-        "GWI_FOLDER", "where the embedded broker and store keep their files", ".gwi"
+        "GWI_FOLDER",
+        "where the embedded broker and store keep their files; .gwi is at the project's root",
+        ".gwi",
     )
     broker_url: str = _setting(
         "GWI_BROKER_URL", "broker; empty: Pub/Sub with a project, else embedded", ""
@@ -150,6 +152,13 @@ class Settings:
         "GWI_QUEUE_RIGHTS",
         "what messages of a queue may ask for, by queue (* for the others), as JSON",
         read_rights,
+    )
+
+    max_decoded_bytes: int = _setting(
+        "GWI_MAX_DECODED_BYTES",
+        "memory, bytes, that a message may take once it is decompressed and parsed, estimated before "
+        "either; a larger one goes to the dead letter; 0: a sixteenth of the container's memory",
+        0,
     )
 
     # --- the service (docs/service.md) --------------------------------------------------------
@@ -448,7 +457,7 @@ EMBEDDED_OPTIONS = {
     "retention": options.NUMBER,
 }
 #: Folder of ``embedded://``.
-DEFAULT_FOLDER = ".gwi"
+DEFAULT_FOLDER = folder.DEFAULT
 _MEMORY = ":memory:"
 
 
@@ -474,10 +483,19 @@ def parse_embedded_url(url: str) -> EmbeddedURL:
     path = unquote(parts.path[1:])
     if path == _MEMORY or path.startswith(_MEMORY + "/"):
         return EmbeddedURL(None, path[len(_MEMORY) + 1 :] or "default", given)
-    return EmbeddedURL(Path(path or DEFAULT_FOLDER).expanduser().absolute(), "", given)
+    return EmbeddedURL(folder.place(path or DEFAULT_FOLDER), "", given)
 
 
-def quote_folder(folder: str) -> str:
-    """``folder`` as it stands in an ``embedded://`` URL."""
-    absolute = str(Path(folder).expanduser().absolute())
+def absolute_url(url: str) -> str:
+    """The same URL, naming its folder by an absolute path. Raises ConfigurationError."""
+    if parse_embedded_url(url).folder is None:
+        return url
+    head, mark, query = url.partition("?")
+    name = unquote(head.partition("://")[2]) or DEFAULT_FOLDER
+    return f"embedded://{quote_folder(name)}{mark}{query}"
+
+
+def quote_folder(name: str) -> str:
+    """The folder of this name as it stands in an ``embedded://`` URL: its absolute path."""
+    absolute = str(folder.place(name))
     return absolute.replace("%", "%25").replace("?", "%3F").replace("#", "%23").replace(";", "%3B")

@@ -143,7 +143,8 @@ class _AppBroker:
                 "redrives of this package's: use embedded:// or pubsub://"
             )
         self.broker = broker
-        broker.operators = integration(app).authority
+        if app in _integrations or app in _refused:  # a plain app's broker has none to ask
+            broker.operators = integration(app).authority
         self.close = weakref.finalize(self, _close, broker, self.pid)
 
 

@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import NoReturn
 from urllib.parse import quote
 
-from gwi_celery import forks, shield
+from gwi_celery import folder, forks, shield
 
 #: Seconds to wait for another process's write transaction before giving up.
 BUSY_TIMEOUT = 10.0
@@ -118,7 +118,7 @@ class Database:
         if self.path is None or self._identity is None:
             return
         try:
-            found = os.stat(self.path)
+            found = os.lstat(self.path)
         except FileNotFoundError:
             raise self._displaced("was deleted") from None
         except OSError as exc:
@@ -218,13 +218,7 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         self.check_place()
         if self.path is not None and self._identity is None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as exc:
-                raise self._unusable(
-                    f"can't make the folder {self.path.parent} for the {self._kind}: {exc.strerror}; "
-                    "name another one, or make it writable"
-                ) from exc
+            self._make(self.path)
         with self._translated():
             c = sqlite3.connect(
                 self._uri(),
@@ -242,9 +236,29 @@ class Database:
             with self._lock:
                 self._open_connections.append(c)
                 if self.path is not None and self._identity is None:
-                    found = os.stat(self.path)
+                    found = os.lstat(self.path)
                     self._identity = found.st_dev, found.st_ino
             return c
+
+    def _make(self, path: Path) -> None:
+        try:
+            folder.make(path.parent)
+        except OSError as exc:
+            raise self._unusable(
+                f"can't make the folder {path.parent} for the {self._kind}: {exc.strerror}; "
+                "name another one, or make it writable"
+            ) from exc
+        except folder.Refused as exc:
+            raise self._unusable(f"the {self._kind} can't be used: {exc}") from exc
+        try:
+            folder.make_file(path)
+        except OSError as exc:
+            raise self._unusable(
+                f"can't make the {self._kind} at {path} ({exc.strerror}): check that this user may "
+                "write there"
+            ) from exc
+        except folder.Refused as exc:
+            raise self._unusable(f"the {self._kind} can't be used: {exc}") from exc
 
     def _uri(self) -> str:
         """Made if need be when first opened; never again, as that would be another database."""

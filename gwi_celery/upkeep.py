@@ -21,6 +21,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from gwi_celery.background import Ticker
 from gwi_celery.backoff import jitter
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import GwiError
@@ -65,26 +66,28 @@ class Cleaner:
         self._app = app
         self._interval = interval
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gwi-upkeep", daemon=True)
+        self._ticker = Ticker("gwi-upkeep", self._take_turn)
 
     def start(self) -> None:
         if self._interval > 0:
-            self._thread.start()
+            self._ticker.wake(self._next_turn())
 
     def stop(self) -> None:
         """No turn begins any more; the one under way ends within its transaction."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        self._ticker.stop(5)
 
-    def _run(self) -> None:
-        while not self._stop.wait(jitter(self._interval, 0.5, 1.0)):
-            try:
-                clean(self._app, interval=self._interval, stopping=self._stop)
-            except GwiError as exc:
-                logger.warning("what has expired is not deleted yet: %s", exc)
-            except Exception:
-                logger.exception("what has expired is not deleted yet")
+    def _next_turn(self) -> float:
+        return time.monotonic() + jitter(self._interval, 0.5, 1.0)
+
+    def _take_turn(self) -> float:
+        try:
+            clean(self._app, interval=self._interval, stopping=self._stop)
+        except GwiError as exc:
+            logger.warning("what has expired is not deleted yet: %s", exc)
+        except Exception:
+            logger.exception("what has expired is not deleted yet")
+        return self._next_turn()
 
 
 def clean(app: Any, *, interval: float = 0.0, stopping: threading.Event | None = None) -> int:

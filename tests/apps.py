@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 
 from celery import _state
 
 from gwi_celery import store_for
+from gwi_celery.errors import ConfigurationError
 
 
 @contextmanager
@@ -25,7 +26,8 @@ def imported(name: str) -> Iterator[ModuleType]:
     try:
         module = importlib.import_module(name)
         yield module
-        store_for(module.app).close()
+        with suppress(ConfigurationError):  # a plain app: it has none
+            store_for(module.app).close()
         module.app.close()
     finally:
         sys.modules.pop(name, None)

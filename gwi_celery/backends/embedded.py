@@ -43,7 +43,7 @@ class EmbeddedBackend(ReliableBackend):
         self._clock = clock
 
     def as_uri(self, include_password: bool = False) -> str:
-        return self.url or "embedded://"
+        return config.absolute_url(self.url or "embedded://")
 
     # --- the key-value verbs ------------------------------------------------------------------
 

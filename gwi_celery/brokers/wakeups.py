@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import stat
 import time
 import uuid
 import weakref
@@ -18,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from gwi_celery import forks
+from gwi_celery import folder, forks
 from gwi_celery.errors import BrokerUnusable
 
 #: Seconds after which a receiver on a FIFO looks by itself: for a publisher that was killed
@@ -27,12 +29,14 @@ LOOK_INTERVAL = 30.0
 #: The same where the file system has no FIFOs, so that nobody can be woken.
 POLL_INTERVAL = 0.05
 
+#: The name of a bell.
+_NAME = re.compile(r"[0-9a-f]{32}(\.polled)?")
 #: Ends the name of an bell that nobody can wake.
 _POLLED = ".polled"
 #: Seconds without a refresh after which such an bell counts as dead.
 _POLLED_LIFETIME = 300.0
 _NO_FIFOS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
-_NO_READER = frozenset({errno.ENXIO, errno.ENOENT})
+_NO_READER = frozenset({errno.ENXIO, errno.ENOENT, errno.ELOOP})
 #: A pipe holds no more than this, so one read of it leaves nothing behind.
 _PIPE_CAPACITY = 65536
 
@@ -106,7 +110,7 @@ class FolderWakeups:
 
     def open(self) -> Bell:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            folder.make(self._folder)
             name = uuid.uuid4().hex
             if self._make_fifo(name):
                 return Bell(name, *self._both_ends(name), LOOK_INTERVAL)
@@ -118,6 +122,8 @@ class FolderWakeups:
                 f"can't make a file in {self._folder}, where receivers are woken: {exc.strerror}; "
                 "make that folder writable for this user, or name another one"
             ) from exc
+        except folder.Refused as exc:
+            raise BrokerUnusable(f"receivers can't be woken: {exc}") from exc
 
     def ring(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if not name.endswith(_POLLED) and not self._ring(name)]
@@ -126,7 +132,10 @@ class FolderWakeups:
         if not name.endswith(_POLLED):
             return self._ring(name, b"")
         try:
-            return time.time() - os.stat(self._path(name)).st_mtime < _POLLED_LIFETIME
+            return (
+                _NAME.fullmatch(name) is not None
+                and time.time() - os.lstat(self._path(name)).st_mtime < _POLLED_LIFETIME
+            )
         except FileNotFoundError:
             return False
 
@@ -135,18 +144,26 @@ class FolderWakeups:
             Path(self._path(bell.name)).touch()
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self._path(name))
+        if _NAME.fullmatch(name):
+            with contextlib.suppress(OSError):
+                os.unlink(self._path(name))
 
     def _ring(self, name: str, byte: bytes = b"\0") -> bool:
-        """Write ``byte``; False if nobody can ever read it."""
+        """Write ``byte``; False if nobody can ever read it.
+
+        Names are from the database, and whoever wrote one there may not name another file.
+        """
+        if not _NAME.fullmatch(name):
+            return False
         try:
             # Opening each time takes 4 µs; there is no descriptor to keep across a fork.
-            fd = os.open(self._path(name), os.O_WRONLY | os.O_NONBLOCK)
+            fd = os.open(self._path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError as exc:
             # Any other reason (another user's FIFO, no descriptor left) says nothing about it.
             return exc.errno not in _NO_READER
         try:
+            if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+                return False
             if byte:
                 os.write(fd, byte)
         except BlockingIOError:  # it is full of wake-ups
@@ -162,6 +179,7 @@ class FolderWakeups:
             return False
         try:
             os.mkfifo(self._path(name))
+            os.chmod(self._path(name), 0o600)
         except OSError as exc:
             if exc.errno in _NO_FIFOS:
                 return False

@@ -28,6 +28,7 @@ class BidiStream:
         on_response: Callable[[Any], object],
         on_end: Callable[[Exception | None], object],
         thread_name: str,
+        heartbeat: tuple[float, Any] | None = None,
     ) -> BidiStream | None:
         """Start the call; None while a fork is under way. What ``start`` raises is raised.
 
@@ -37,6 +38,7 @@ class BidiStream:
             on_response: Called on the stream's thread; if it raises, the call is cancelled.
             on_end: Called last, once, still inside the gate: with what ended the call, or None if it
                 was half-closed, cancelled, or ended by the server.
+            heartbeat: A request, and the seconds of silence after which it is sent.
         """
         if not fork_gate.try_enter():
             return None
@@ -44,7 +46,7 @@ class BidiStream:
         for request in requests:
             waiting.put(request)
         try:
-            stream = cls(waiting, start(iter(waiting.get, None)))
+            stream = cls(waiting, start(_sent(waiting, heartbeat)))
         except BaseException:
             fork_gate.leave()
             raise
@@ -84,3 +86,16 @@ class BidiStream:
                 on_end(error)
             finally:
                 fork_gate.leave()
+
+
+def _sent(waiting: queue.SimpleQueue[Any], heartbeat: tuple[float, Any] | None) -> Iterator[Any]:
+    """Up to the first None."""
+    silence, request = heartbeat or (None, None)
+    while True:
+        try:
+            sent = waiting.get(timeout=silence)
+        except queue.Empty:
+            sent = request
+        if sent is None:
+            return
+        yield sent

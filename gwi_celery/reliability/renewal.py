@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from typing import Protocol
 
 from gwi_celery import forks
+from gwi_celery.background import NEVER, Ticker
 
 logger = logging.getLogger(__name__)
 
@@ -30,38 +30,29 @@ class Renewable(Protocol):
 class Renewer:
     def __init__(self) -> None:
         self._jobs: set[Renewable] = set()
-        self._changed = forks.condition()
-        self._thread: threading.Thread | None = None
-        self._next = float("inf")
+        self._lock = forks.lock()
+        self._ticker = Ticker("gwi-renewer", self._renew_due)
 
     def add(self, job: Renewable) -> None:
-        with self._changed:
+        with self._lock:
             self._jobs.add(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="gwi-renewer", daemon=True)
-                self._thread.start()
-            elif job.renew_due() < self._next:
-                self._changed.notify()
+        self._ticker.wake(job.renew_due())
 
     def remove(self, job: Renewable) -> None:
-        with self._changed:
+        with self._lock:
             self._jobs.discard(job)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                now = time.monotonic()
-                due = [job for job in self._jobs if job.renew_due() <= now]
-                if not due:
-                    self._next = min((j.renew_due() for j in self._jobs), default=float("inf"))
-                    wait = self._next - now
-                    self._changed.wait(None if wait == float("inf") else wait)
-                    continue
-            for job in due:
-                try:
-                    job.renew_now()
-                except Exception:
-                    logger.exception("renewing a job's lease failed")
+    def _renew_due(self) -> float:
+        now = time.monotonic()
+        with self._lock:
+            due = [job for job in self._jobs if job.renew_due() <= now]
+        for job in due:
+            try:
+                job.renew_now()
+            except Exception:
+                logger.exception("renewing a job's lease failed")
+        with self._lock:
+            return min((job.renew_due() for job in self._jobs), default=NEVER)
 
 
 _renewer = Renewer()

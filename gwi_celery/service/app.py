@@ -128,6 +128,8 @@ class Service:
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         lower_flag()
         warn_if_open(self._settings)
+        broker = self._app.connection_for_write().as_uri()
+        logger.info("messages: %s, jobs: %s", broker, self._settings.effective_store_url)
         events.listen(self._stats)
         await asyncio.gather(asyncio.to_thread(self._executor.start), self._know_keys())
         self._cleaner.start()

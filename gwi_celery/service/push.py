@@ -131,7 +131,9 @@ def _unwrapped_attributes(headers: Mapping[str, str]) -> dict[str, str]:
 def _json(data: bytes) -> Any:
     """The parsed JSON, or None: what is no JSON is no push envelope."""
     try:
-        return json.loads(data)
+        return json.loads(
+            data.decode()
+        )  # as bytes it could be UTF-16, in which depth can't be told
     except (ValueError, RecursionError):
         return None
 

@@ -12,7 +12,7 @@ Features
 
 Connection String
 =================
-``embedded:///path/to/folder``, ``embedded://`` for ``.gwi/`` in the current folder, or
+``embedded:///path/to/folder``, ``embedded://`` for ``.gwi/`` at the project's root, or
 ``embedded://:memory:/name`` for the threads of one process.
 
 Transport Options
@@ -43,6 +43,10 @@ class Transport(base.Transport):
 
     def open_broker(self, url: str, options: dict[str, Any]) -> Broker:
         return open_broker(url, options)
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        """With the absolute path: a worker prints it when it starts."""
+        return config.absolute_url(self.url)
 
     def driver_version(self) -> str:
         return sqlite3.sqlite_version

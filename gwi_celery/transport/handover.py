@@ -18,7 +18,7 @@ from celery.exceptions import BackendError
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.errors import BrokerError, MalformedMessage, NotAllowed, StoreError
 from gwi_celery.text import public_error, safe_error
-from gwi_celery.transport import envelope
+from gwi_celery.transport import budget, envelope
 from gwi_celery.transport.message import Message
 from gwi_celery.transport.source import Source, is_marked
 
@@ -35,8 +35,11 @@ def decode(delivery: Delivery, channel: Any) -> Message:
     try:
         # What is not signed is not parsed either.
         signed = authority is not None and authority.admit(delivery)
+        limit = authority.max_decoded_bytes if authority is not None else 0
+        limit = limit or budget.automatic()
+        budget.check(delivery.data, limit, "it")
         raw = envelope.decode(delivery)
-        message = Message(raw, channel=channel)
+        message = Message(raw, channel=channel, limit=limit)
         marked = is_marked(message.headers, delivery.attributes)
         message.source = Source(delivery.queue, raw["plain"], signed, marked)
         return message

@@ -10,20 +10,17 @@ from __future__ import annotations
 import itertools
 import logging
 import mmap
-import os
-import threading
 import time
 from typing import Any
 
 from gwi_celery import forks
+from gwi_celery.background import NEVER, Ticker
 from gwi_celery.brokers.base import SURE, Broker, Delivery
 
 logger = logging.getLogger(__name__)
 
 #: A lease is extended when this share of it is over: two more tries fit in before it ends.
 _EXTEND_AT = 1 / 3
-
-_NEVER = float("inf")
 
 #: Seconds between tries after an error.
 _RETRY = 1.0
@@ -61,76 +58,54 @@ class LeaseKeeper:
         self._max_seconds = max_seconds
         self._kept: dict[str, _Kept] = {}
         self._lost: set[str] = set()
-        self._changed = forks.condition()
-        self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
-        self._stopped = False
-        #: Monotonic time at which the thread looks again by itself.
-        self._wakes_at = _NEVER
+        self._lock = forks.lock()
+        self._ticker = Ticker("gwi-lease-keeper", self._extend_due)
 
     def keep(self, delivery: Delivery) -> int:
         """Extend it from now on. Returns its place in the board, for the message to carry."""
         due = delivery.leased_at + delivery.lease_seconds * _EXTEND_AT
         place = next(_places) % len(_board)
         _board[place] = 0
-        with self._changed:
+        with self._lock:
             self._kept[delivery.ack_id] = _Kept(delivery, place, due)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="gwi-lease-keeper", daemon=True
-                )
-                self._thread.start()
-            elif due < self._wakes_at:
-                # Not at every message: waking a thread for each costs more than the broker does.
-                self._changed.notify()
+        self._ticker.wake(due)
         return place
 
     def drop(self, delivery: Delivery) -> None:
-        with self._changed:
+        with self._lock:
             self._kept.pop(delivery.ack_id, None)
             self._lost.discard(delivery.ack_id)
 
     def holds(self, delivery: Delivery) -> bool:
         """Whether it is kept, and surely still ours: nobody else may have been given it."""
-        with self._changed:
+        with self._lock:
             kept = self._kept.get(delivery.ack_id)
             return kept is not None and time.monotonic() < kept.until
 
     def lost(self, delivery: Delivery) -> bool:
         """Whether this delivery's lease is known to be gone."""
-        with self._changed:
+        with self._lock:
             return delivery.ack_id in self._lost
 
     def stop(self) -> None:
         """End the thread; kept leases run out by themselves."""
-        if os.getpid() != self._pid:
-            return  # the thread is the parent's
-        with self._changed:
-            self._stopped = True
+        with self._lock:
             self._kept.clear()
-            self._changed.notify()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout=5)
+        self._ticker.stop(5)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if self._stopped:
-                    return
-                now = time.monotonic()
-                due = [k for k in self._kept.values() if k.due <= now]
-                if not due:
-                    self._wakes_at = min((k.due for k in self._kept.values()), default=_NEVER)
-                    self._changed.wait(None if self._wakes_at == _NEVER else self._wakes_at - now)
-                    continue
-            try:
-                self._extend(due)
-            except Exception:
-                logger.exception("could not extend %d message leases; trying again", len(due))
-                with self._changed:
-                    for k in due:
-                        k.due = time.monotonic() + min(_RETRY, k.delivery.lease_seconds / 10)
+    def _extend_due(self) -> float:
+        now = time.monotonic()
+        with self._lock:
+            due = [k for k in self._kept.values() if k.due <= now]
+        try:
+            self._extend(due)
+        except Exception:
+            logger.exception("could not extend %d message leases; trying again", len(due))
+            with self._lock:
+                for k in due:
+                    k.due = time.monotonic() + min(_RETRY, k.delivery.lease_seconds / 10)
+        with self._lock:
+            return min((k.due for k in self._kept.values()), default=NEVER)
 
     def _extend(self, due: list[_Kept]) -> None:
         by_length: dict[float, list[_Kept]] = {}
@@ -151,7 +126,7 @@ class LeaseKeeper:
         for seconds, group in by_length.items():
             now = time.monotonic()
             lost = {d.ack_id for d in self._broker.extend([k.delivery for k in group], seconds)}
-            with self._changed:
+            with self._lock:
                 for k in group:
                     k.due, k.until = now + seconds * _EXTEND_AT, now + seconds * SURE
                     if k.delivery.ack_id in lost and k.delivery.ack_id in self._kept:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import virtual
 
+from gwi_celery.errors import MalformedMessage
 from gwi_celery.text import public_error
-from gwi_celery.transport import depth
+from gwi_celery.transport import budget, compression, depth
 from gwi_celery.transport.source import Source
+
+_JSON: Final = "application/json"
+#: What a JSON body may be encoded in. In others a byte is not what it looks like, so that nobody can tell
+#: what it would become; and some of Python's decompress.
+_ENCODINGS: Final = ("utf-8", "utf8", "ascii", "us-ascii", "latin-1", "iso-8859-1", "binary")
 
 
 class Message(virtual.Message):
@@ -26,6 +32,24 @@ class Message(virtual.Message):
     death_reason: str | None = None
     #: Whether its task was begun: what goes wrong from then on is the run's, not the message's.
     begun = False
+    body: Any
+
+    def __init__(self, payload: Any, channel: Any = None, *, limit: int = 0, **kwargs: Any) -> None:
+        #: Bytes of memory that its body may take, decompressed and parsed.
+        self._limit = limit or budget.automatic()
+        #: Kombu would decompress it without a limit.
+        codec = payload["headers"].pop("compression", None)
+        super().__init__(payload, channel=channel, **kwargs)
+        if codec is None:
+            return
+        self.headers["compression"] = codec
+        try:
+            body = self.body.encode() if isinstance(self.body, str) else self.body
+            self.body = compression.decompress(body, str(codec), self._limit)
+        except MalformedMessage as exc:
+            self.undecodable = str(exc)
+            self.body = b""
+            self.errors.append((type(exc), exc, None))
 
     def begin(self) -> None:
         """Its task begins now: that is an attempt, whatever becomes of it."""
@@ -34,10 +58,19 @@ class Message(virtual.Message):
             self.channel.begin(self.delivery_tag)
 
     def _decode(self) -> Any:
+        if self.undecodable is not None:  # as it was found before
+            raise DecodeError(self.undecodable)
         try:
-            if self.content_type == "application/json" and depth.too_deep(self.body or b""):
-                raise DecodeError(depth.reason())
+            if self.content_type == _JSON:
+                if (self.content_encoding or "utf-8").lower() not in _ENCODINGS:
+                    raise DecodeError("its content encoding is none of " + ", ".join(_ENCODINGS))
+                budget.check(self.body or b"", self._limit, "its body")
+                if depth.too_deep(self.body or b""):
+                    raise DecodeError(depth.reason())
             return super()._decode()
+        except MalformedMessage as exc:
+            self.undecodable = str(exc)
+            raise DecodeError(self.undecodable) from exc
         except (DecodeError, ContentDisallowed) as exc:
             self.undecodable = _undecodable(exc)
             raise

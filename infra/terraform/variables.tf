@@ -73,8 +73,8 @@ variable "gwi_worker_memory" {
 
 variable "gwi_push_auth" {
   type        = string
-  default     = "none"
-  description = "Who checks the push token. Cloud Run's IAM does here, and takes its signature off, so that oidc can't."
+  default     = "iam"
+  description = "How the service checks push tokens. Behind Cloud Run's IAM, as here, their signature is gone: iam checks all else."
 }
 
 variable "env" {
@@ -157,6 +157,12 @@ variable "deployers" {
   type        = list(string)
   default     = []
   description = "Members who change the push subscription without being owners: they need actAs on the pusher."
+}
+
+variable "autoscalers" {
+  type        = list(string)
+  default     = []
+  description = "pull: members who set the number of workers: KEDA's or CREMA's service account (infra/autoscaling)."
 }
 
 variable "grant_token_creator" {

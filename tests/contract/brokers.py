@@ -44,6 +44,8 @@ class BrokerFactory:
     exact: ClassVar[bool] = True
     #: The fixture without which there is no service; None: it needs none.
     fixture: ClassVar[str | None] = None
+    #: More urgent messages come first.
+    priorities: ClassVar[bool] = True
     #: Seconds; a power of two, so that sums and halves of it are exact.
     lease_seconds = 32.0
 
@@ -123,6 +125,20 @@ class PubSub(BrokerFactory):
         return time.time()
 
 
+class PubSubTwin(PubSub):
+    """The twin, strict in all that a test doesn't count: queues are read as on the service."""
+
+    fixture = "pubsub_twin"
+    #: Levels would be pulled from.
+    priorities = False
+    #: Set by the fixture.
+    endpoint = ""
+
+    def _make(self, **options: Any) -> Broker:
+        url = f"pubsub://{self.endpoint}/{self._project}"
+        return PubSubBroker(parse(url, {"emulator": "strict", "repair": True, **options}))
+
+
 def connect_pubsub(project: str, **options: Any) -> Broker:
     """A connection to the emulator that the environment names."""
     # Queues by priority need a subscription for each level; leases have whole seconds, 10 or more.
@@ -156,6 +172,12 @@ def pubsub(folder: Path) -> Iterator[BrokerFactory]:
         yield factory
 
 
+@contextmanager
+def pubsub_twin(folder: Path) -> Iterator[BrokerFactory]:
+    with _closing(PubSubTwin()) as factory:
+        yield factory
+
+
 #: Backend -> (its factory's class, a new service in a folder).
 CASES: dict[
     str,
@@ -164,6 +186,7 @@ CASES: dict[
     "embedded-file": (EmbeddedFile, embedded_file),
     "embedded-memory": (EmbeddedMemory, embedded_memory),
     "pubsub": (PubSub, pubsub),
+    "twin": (PubSubTwin, pubsub_twin),
 }
 
 #: Backend -> connects to a service at a place that a command line can carry, by the real clock.

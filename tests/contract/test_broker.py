@@ -76,6 +76,7 @@ def test_a_poll_gives_no_more_than_asked_for_and_nothing_when_empty(broker, rece
     assert bodies(receiver.poll("q", 2)) == []
 
 
+@pytest.mark.needs("priorities")
 def test_higher_priority_first_then_the_older(broker, receiver):
     for body, priority in [(b"a0", 0), (b"b9", 9), (b"c0", 0), (b"d5", 5), (b"e9", 9)]:
         send(broker, body, priority=priority)

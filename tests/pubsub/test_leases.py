@@ -8,7 +8,7 @@ import pytest
 
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.brokers.pubsub import arrivals as module
-from gwi_celery.brokers.pubsub import lines
+from gwi_celery.brokers.pubsub import streams
 from tests.contract.brokers import bodies, readable, send, wait_for
 from tests.workers import eventually
 
@@ -89,7 +89,7 @@ def test_what_a_stream_redelivers_replaces_what_waits(broker, monkeypatch):
     assert sorted(bodies(found)) == [b"a", b"b"]
     broker.ack(found)
     assert broker.flush(10)
-    time.sleep(lines.STREAM_LEASE + 1)
+    time.sleep(streams.STREAM_LEASE + 1)
     assert receiver.poll("control", 100) == []
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +18,7 @@ import pytest
 from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from tests.contract.brokers import wait_for
+from tests.machine import PATIENCE
 from tests.pubsub.jobs import trail
 from tests.workers import Worker, eventually
 
@@ -133,36 +136,33 @@ def test_a_busy_worker_that_stops_hands_back_what_it_has_not_started(
     eventually(lambda: len(trail(tmp_path, "ended")) == 4, "and not when their leases are over")
 
 
+@pytest.mark.slow
 def test_remote_control_stays_alive(
     jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """100 pings in a row from short-lived processes, while pool children are replaced.
-
-    The processes are forks of this one, which publishes at the same time.
-    """
+    """100 pings in a row from short-lived processes, while pool children are replaced."""
     monkeypatch.setenv("PUBSUB_TASKS_PER_CHILD", "1")
     worker = start(concurrency=2)
-    done = threading.Event()
-    sent = 0
-
-    def load() -> None:
-        nonlocal sent
-        while not done.is_set():
-            jobs.relay.delay(sent)
-            sent += 1
-            done.wait(1.0)  # replacing a child takes Celery half a second
-
-    loader = threading.Thread(target=load)
-    loader.start()
+    # A process and no thread: a thread may hold a lock of Kombu's, which would stay held in a fork.
+    loader = os.fork()
+    if loader == 0:
+        with suppress(BaseException):
+            for n in itertools.count():
+                jobs.relay.delay(n)
+                jobs.audit("sent", n)
+                time.sleep(1)  # replacing a child takes Celery half a second
+        os._exit(1)
     try:
         answered = [_pings(jobs, worker.name) for _ in range(100)]
     finally:
-        done.set()
-        loader.join()
+        os.kill(loader, signal.SIGKILL)
+        os.waitpid(loader, 0)
     assert answered == [True] * 100
-    eventually(lambda: len(set(trail(tmp_path, "marks"))) == sent)
+    sent = set(trail(tmp_path, "sent"))
+    eventually(lambda: set(trail(tmp_path, "marks")) >= sent)
 
 
+@pytest.mark.slow
 def test_children_that_are_replaced_can_publish(
     jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +184,7 @@ def _pings(jobs: ModuleType, name: str) -> bool:
         code = 1
         try:
             with jobs.app.connection() as connection:
-                replies = jobs.app.control.ping(timeout=5, limit=1, connection=connection)
+                replies = jobs.app.control.ping(timeout=PATIENCE, limit=1, connection=connection)
             code = 0 if [name for reply in replies for name in reply] == [name] else 2
         finally:
             os._exit(code)
@@ -200,7 +200,7 @@ def _celery():
 def test_a_worker_learns_of_a_binding_that_another_process_makes(
     connect: Callable[..., PubSubBroker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gwi_celery.brokers.pubsub.receiver._REDISCOVER", 0.5)
+    monkeypatch.setattr("gwi_celery.brokers.pubsub.arrivals._REDISCOVER", 0.5)
     worker, other = connect(), connect()
     worker.declare_queue(_celery())
     receiver = worker.receiver()

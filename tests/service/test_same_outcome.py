@@ -54,10 +54,6 @@ def celery_message(body: str, **headers: Any) -> bytes:
     return json.dumps({"body": body, "headers": headers, "properties": {}, **kind}).encode()
 
 
-def pair(first: AsyncResult, second: AsyncResult) -> list[AsyncResult]:
-    return [first, second]
-
-
 def cancelled(jobs: ModuleType) -> AsyncResult:
     job = JobRef("acme", "three_steps", "run:cancelled")
     store_for(jobs.app).cancel(job, "not wanted", in_advance=True)
@@ -71,32 +67,33 @@ def expired(jobs: ModuleType) -> AsyncResult:
     return jobs.app.AsyncResult("expired")
 
 
-def mismatch(jobs: ModuleType) -> list[AsyncResult]:
-    first = jobs.three_steps.delay(**call("mismatch"))
-    second = jobs.three_steps.apply_async(kwargs=call("mismatch", factor=2), countdown=4)
-    return [first, second]
-
-
-#: What each case does, and the states its results must come to (None: it has no result).
+#: What each case does, and the states its results must come to (none: it has no result). What is to be
+#: submitted only when the result before it is there, is a function.
 CASES: dict[str, tuple[Callable[[ModuleType], Any], list[str]]] = {
     "success": (lambda j: j.three_steps.delay(**call("success")), ["SUCCESS"]),
     "duplicate": (
-        lambda j: pair(
+        lambda j: [
             j.three_steps.delay(**call("dup")),
-            j.three_steps.apply_async(kwargs=call("dup"), countdown=4),
-        ),
+            lambda: j.three_steps.delay(**call("dup")),
+        ],
         ["SUCCESS", "SUCCESS"],
     ),
-    "mismatch": (mismatch, ["SUCCESS", "FAILURE"]),
+    "mismatch": (
+        lambda j: [
+            j.three_steps.delay(**call("mismatch")),
+            lambda: j.three_steps.delay(**call("mismatch", factor=2)),
+        ],
+        ["SUCCESS", "FAILURE"],
+    ),
     "fails": (lambda j: j.fails.delay(**call("fails")), ["FAILURE"]),
     "retries": (lambda j: j.flaky.delay(**call("flaky", fail_times=2)), ["SUCCESS"]),
     "autoretries": (lambda j: j.auto.delay(**call("auto", fail_times=1)), ["SUCCESS"]),
     "retries used up": (lambda j: j.flaky.delay(**call("used-up", fail_times=9)), ["FAILURE"]),
     "contended": (
-        lambda j: pair(
+        lambda j: [
             j.hold.delay(**call("contended", label="a", seconds=1.0)),
             j.three_steps.delay(**call("contended")),
-        ),
+        ],
         ["SUCCESS", "SUCCESS"],
     ),
     "hard time limit": (lambda j: j.slow.delay(**call("slow")), ["FAILURE"]),
@@ -233,13 +230,13 @@ def run_all(folder: Path, way: str) -> Seen:
             stack.callback(worker.close)
             stack.callback(lambda: print(worker.log))
             worker.ready()
-        results = {
-            name: found if isinstance(found, list) else [found] if found is not None else []
-            for name, found in submitted.items()
-        }
-        for name, (_, states) in CASES.items():
-            for result, _state in zip(results[name], states, strict=False):
-                eventually(lambda r=result: r.ready(), what=name)
+        results: dict[str, list[AsyncResult]] = {name: [] for name in CASES}
+        for name, found in submitted.items():
+            for each in found if isinstance(found, list) else [found] * (found is not None):
+                result = each() if callable(each) else each
+                results[name].append(result)
+                if len(results[name]) <= len(CASES[name][1]):
+                    eventually(result.ready, what=name)
         if way in ("pull", "push"):
             eventually(lambda: broker.size("celery").total == 0, what="empty queue")
         else:

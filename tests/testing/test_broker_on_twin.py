@@ -2,29 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from gwi_celery.brokers.base import OutgoingMessage
+from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
+from gwi_celery.brokers.pubsub import deliveries, streams, wire
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
-from gwi_celery.testing.twin import Twin, start_twin
+from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
+from gwi_celery.errors import TooLarge
+from gwi_celery.testing.twin import STRICT, Twin, start_twin
+from tests.contract.brokers import send, wait_for
+from tests.workers import eventually
 
 
 @pytest.fixture(scope="module")
 def twin() -> Iterator[Twin]:
-    with start_twin(lenient=True, one_ordering_key=True, settle=1, settle_misses=0.8) as started:
+    with start_twin() as started:
         yield started
 
 
+@pytest.fixture(autouse=True)
+def _behaviour(twin: Twin) -> None:
+    """Strict in all that a test doesn't time or count."""
+    twin.switch(**dataclasses.asdict(STRICT.changed(faults=0, early_expiry=0, admin_quota=0)))
+
+
+Connect = Callable[..., PubSubBroker]
+
+
 @pytest.fixture
-def broker(twin: Twin) -> Iterator[PubSubBroker]:
-    url = f"pubsub://{twin.endpoint}/p-{uuid4().hex[:20]}"
-    broker = PubSubBroker(parse(url, {"ordering": True}))
-    yield broker
-    broker.close()
+def connect(twin: Twin) -> Iterator[Connect]:
+    """Makes connections to the test's project."""
+    url = f"pubsub://{twin.endpoint}/p-{uuid4().hex[:20]}?emulator=strict&lease_seconds=10"
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> PubSubBroker:
+            broker = PubSubBroker(parse(url, options))
+            stack.callback(broker.close)
+            return broker
+
+        yield make
+
+
+@pytest.fixture
+def broker(connect: Connect) -> PubSubBroker:
+    return connect(ordering=True)
 
 
 def _of(tenant: str, body: bytes) -> tuple[str, str, OutgoingMessage]:
@@ -52,3 +83,199 @@ def test_what_was_just_created_can_be_used(broker: PubSubBroker, twin: Twin) -> 
     for n in range(5):
         broker.publish("", f"queue-{n}", OutgoingMessage(b"x"))
         assert twin.counts(broker.topology.subscription(f"queue-{n}"))["waiting"] == 1
+
+
+def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:
+    eventually(lambda: receiver.poll("q", 4) or twin.counts(subscription)["readers"], 5)
+
+
+def test_workers_that_come_and_go_leave_no_message_to_its_lease(
+    connect: Connect, twin: Twin
+) -> None:
+    """A pull that its client ends takes the next message along; a stream ends without one."""
+    sender, stays = connect(), connect()
+    for broker in (sender, stays):
+        broker.declare_queue(QueueSpec("q"))
+    subscription = sender.topology.subscription("q")
+    for n in range(5):
+        goes = connect()
+        goes.declare_queue(QueueSpec("q"))
+        receiver = goes.receiver()
+        receiver.subscribe("q")
+        _wait_until_read(receiver, twin, subscription)
+        goes.close()
+        send(sender, str(n).encode())
+    receiver = stays.receiver()
+    receiver.subscribe("q")
+    began = time.monotonic()
+    found = [wait_for(receiver).data for _ in range(5)]
+    assert sorted(found) == [b"0", b"1", b"2", b"3", b"4"]
+    assert time.monotonic() - began < 5, "a lease has 10 s"
+    assert twin.counts(subscription)["expired"] == 0
+
+
+def test_a_worker_is_sent_no_more_than_it_has_room_for(connect: Connect, twin: Twin) -> None:
+    broker = connect()
+    send(broker, *(str(n).encode() for n in range(10)))
+    subscription = broker.topology.subscription("q")
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    held = []
+    while len(held) < 3:
+        held += receiver.poll("q", 3 - len(held))
+    receiver.return_unpolled("q")
+    assert twin.counts(subscription)["leased"] == 3
+    for left in (6, 5):
+        broker.ack([held.pop()])
+        while len(held) < 3:
+            held += receiver.poll("q", 3 - len(held))
+        broker.flush()
+        counts = twin.counts(subscription)
+        assert (counts["leased"], counts["waiting"]) == (3, left)
+    broker.ack(held)
+
+
+def test_what_waits_for_its_time_takes_nobodys_place(connect: Connect) -> None:
+    """Parked, it is still out by Pub/Sub's count: a stream full of it would bring nothing more."""
+    broker = connect()
+    send(broker, *(str(n).encode() for n in range(6)), delay=3600)
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    receiver.poll("q", 2)
+    send(broker, b"now")
+    assert wait_for(receiver).data == b"now"
+
+
+def test_streams_that_end_as_all_do_are_opened_again_without_a_word(
+    connect: Connect,
+    twin: Twin,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "_LIVED", 0.1)
+    broker = connect()
+    receivers = []
+    for queue, bulk in (("q", False), ("replies", True)):
+        broker.declare_queue(QueueSpec(queue))
+        receivers.append(broker.receiver())
+        receivers[-1].subscribe(queue, bulk=bulk)
+        send(broker, b"first", queue=queue)
+        broker.ack([wait_for(receivers[-1], queue)])
+    before = twin.cost()["rpcs"]["StreamingPull"]
+    with caplog.at_level(logging.INFO):
+        twin.switch(stream_life=0.2)
+        for receiver, queue in zip(receivers, ("q", "replies"), strict=True):
+            until = time.monotonic() + 1
+            while time.monotonic() < until:
+                receiver.clear()
+                assert receiver.poll(queue, 1) == []
+                time.sleep(0.01)
+            send(broker, b"then", queue=queue)
+            began = time.monotonic()
+            broker.ack([wait_for(receiver, queue)])
+            assert time.monotonic() - began < 1
+    assert twin.cost()["rpcs"]["StreamingPull"] >= before + 4
+    assert [r for r in caplog.records if r.name.startswith("gwi_celery")] == []
+
+
+def test_an_idle_stream_says_that_it_lives(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_HEARTBEAT", 0.1)
+    twin.switch(stream_silence=0.5)
+    broker = connect()
+    broker.declare_queue(QueueSpec("q"))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    subscription = broker.topology.subscription("q")
+    _wait_until_read(receiver, twin, subscription)
+    opened = twin.cost()["rpcs"]["StreamingPull"]
+    time.sleep(1.5)
+    send(broker, b"x")
+    assert wait_for(receiver).data == b"x"
+    assert twin.cost()["rpcs"]["StreamingPull"] == opened
+
+
+def test_dead_letters_are_kept_for_31_days_those_of_earlier_versions_too(
+    connect: Connect, twin: Twin
+) -> None:
+    broker = connect()
+    broker.declare_queue(QueueSpec("q"))
+    path = broker.topology.subscription("q.dead")
+    month = 31 * 86_400
+    assert _subscription(broker, path).message_retention_duration.seconds == month
+    earlier = _subscription(broker, path)
+    earlier.message_retention_duration.seconds = 7 * 86_400
+    _update(broker, earlier, "message_retention_duration")
+    connect().declare_queue(QueueSpec("q.dead"))
+    assert _subscription(broker, path).message_retention_duration.seconds == month
+
+    _update(broker, earlier, "message_retention_duration")
+    twin.deny("pubsub.subscriptions.update")
+    try:
+        connect().declare_queue(QueueSpec("q.dead"))  # not worth an error
+    finally:
+        twin.allow("pubsub.subscriptions.update")
+
+
+def test_a_far_eta_is_published_anew_by_its_age_also_where_nothing_counts_deliveries(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pub/Sub drops what is older than the retention, parked or not."""
+    monkeypatch.setattr(deliveries, "_HOLD", 0.5)
+    monkeypatch.setattr(deliveries, "_PARK", 1.0)
+    monkeypatch.setattr(deliveries, "_RENEWED_AT", 2.5)
+    broker = connect()
+    broker.declare_queue(QueueSpec("q"))
+    path = broker.topology.subscription("q")
+    uncounted = _subscription(broker, path)
+    uncounted.ClearField("dead_letter_policy")
+    _update(broker, uncounted, "dead_letter_policy")
+    due = time.time() + 6
+    send(broker, b"x", delay=6)
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    delivery = wait_for(receiver)
+    assert 0 <= time.time() - due < 1.5
+    assert due - delivery.published_at < 5.5, "a copy, younger than the message"
+    broker.ack([delivery])
+    broker.flush()
+    assert twin.counts(path)["waiting"] == 0
+
+
+@pytest.mark.parametrize("delay", [1, 7], ids=["held", "parked"])
+def test_an_eta_is_kept_with_a_retry_policy(connect: Connect, delay: float) -> None:
+    """Which Pub/Sub applies to a lease that runs out as well."""
+    broker = connect(retry_policy=(2, 600))
+    broker.declare_queue(QueueSpec("q"))
+    due = time.time() + delay
+    send(broker, b"x", delay=delay)
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    broker.ack([wait_for(receiver)])
+    assert 0 <= time.time() - due < 1
+
+
+def test_the_largest_message_fits_its_request(connect: Connect, twin: Twin) -> None:
+    broker = connect()
+    name = "q" * 180
+    around = len(
+        broker.publisher.made("", name, OutgoingMessage(b"x" * 9_000_000)).SerializeToString()
+    )
+    largest = b"x" * (9_000_000 + wire.MAX_MESSAGE - around)
+    send(broker, largest, queue=name)
+    with pytest.raises(TooLarge):
+        send(broker, largest + b"x", queue=name)
+    assert twin.counts(broker.topology.subscription(name))["waiting"] == 1
+
+
+def _subscription(broker: PubSubBroker, path: str) -> Any:
+    request = pb["GetSubscriptionRequest"](subscription=path)
+    return broker.client.call("GetSubscription", request, path)
+
+
+def _update(broker: PubSubBroker, subscription: Any, field: str) -> None:
+    request = pb["UpdateSubscriptionRequest"](
+        subscription=subscription, update_mask=FieldMask(paths=[field])
+    )
+    broker.client.call("UpdateSubscription", request, subscription.name)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from gwi_celery import forks
 from gwi_celery.brokers.base import Delivery
-from gwi_celery.brokers.pubsub.lines import MOST, Line, Pull, Stream
+from gwi_celery.brokers.pubsub.lines import MOST, Line, Pull
+from gwi_celery.brokers.pubsub.streams import Flow, Stream
 from gwi_celery.brokers.pubsub.topology import Source
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Arrivals:
         """Read from these subscriptions, most urgent first, and from no others."""
         # A bound queue's messages arrive through its bindings: its own subscription may be slow.
         bound = any(not source.own for source in sources)
+        levels = sum(source.own for source in sources)
         with self._lock:
             if self._stopped:
                 return
@@ -56,17 +58,19 @@ class Arrivals:
             for source in sources:
                 line = known.pop(source.path, None)
                 if line is None:
-                    streamed = self._bulk and not (bound and source.own)
-                    line = (
-                        Stream(self.receiver, self, source)
-                        if streamed
-                        else Pull(self.receiver, self, source, patient=self._bulk)
-                    )
+                    line = self._line(source, bound, levels)
                 line.source = source
                 lines.append(line)
             self.lines = lines
         for line in known.values():
             line.stop()
+
+    def _line(self, source: Source, bound: bool, levels: int) -> Line:
+        if self._bulk and not (bound and source.own):
+            return Stream(self.receiver, self, source)
+        if self.receiver.broker.options.lax or (source.own and levels > 1):
+            return Pull(self.receiver, self, source, patient=self._bulk)
+        return Flow(self.receiver, self, source)
 
     def rediscovery_due(self) -> bool:
         """Whether to look for bindings made elsewhere; once in a while, and then not at once again."""
@@ -123,10 +127,10 @@ class Arrivals:
 
     def _review(self) -> None:
         now = time.monotonic()
-        streamed = {line.source.path for line in self.lines if line.lease is not None}
+        kept = {line.source.path for line in self.lines if line.keeps}
 
         def waits_for_long(delivery: Delivery) -> bool:
-            return delivery.leased_at + _LONGEST_WAIT <= now and _path(delivery) not in streamed
+            return delivery.leased_at + _LONGEST_WAIT <= now and _path(delivery) not in kept
 
         with self._lock:
             self._watched = False
@@ -136,6 +140,10 @@ class Arrivals:
             if any(self._arrived.values()) or self._delayed:
                 self._watch()
         self.receiver.broker.forget(lapsed)
+        slow = {_path(delivery) for delivery in old}
+        for line in self.lines:
+            if line.source.path in slow:
+                line.stop_fetching(unpolled=True)
         for delivery in old:
             self.receiver.broker.give_back(delivery)
 
@@ -176,8 +184,10 @@ class Arrivals:
 
     def return_unpolled(self) -> None:
         """There is no room: hand back what came, which others may have, and ask for no more."""
+        with self._lock:
+            unpolled = {line for line, arrived in self._arrived.items() if arrived}
         for line in self.lines:
-            line.stop_fetching()
+            line.stop_fetching(unpolled=line in unpolled)
         with self._lock:
             early = self._early(time.monotonic())
             unwanted = self._drop(lambda delivery: delivery.ack_id not in early)

@@ -23,7 +23,6 @@ delivery that is not the first follows one attempt each, or a worker that died h
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import time
@@ -31,6 +30,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import (
     DEAD_LETTER_SUFFIX,
     Binding,
@@ -44,7 +44,6 @@ from gwi_celery.brokers.base import (
 )
 from gwi_celery.brokers.pubsub import naming, wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger
-from gwi_celery.brokers.pubsub.background import Background
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters, joined
 from gwi_celery.brokers.pubsub.deliveries import Deliveries
@@ -52,6 +51,7 @@ from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.publisher import Publisher
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
+from gwi_celery.brokers.pubsub.streams import look
 from gwi_celery.brokers.pubsub.topology import Source, Topology
 from gwi_celery.errors import (
     BrokerError,
@@ -81,7 +81,8 @@ class PubSubBroker:
         self.operators: Operators | None = None
         self.client = Client(options)
         self._acks = Acknowledger(self.client)
-        self._jobs = Background()
+        self._timers = Scheduler("gwi-timers")
+        self._jobs = Scheduler("gwi-jobs")
         self.topology = Topology(self.client, options, self._run_at)
         self.lease_seconds = options.lease_seconds
         self.publisher = Publisher(self.client, options, self.topology, self._jobs)
@@ -186,7 +187,7 @@ class PubSubBroker:
             logger.info("queue %r was not deleted (%s): it expires by itself", queue, exc)
 
     def look(self, queue: str, limit: int) -> list[Delivery]:
-        """What is there now, by calls that don't wait. For a queue without a subscription of ours."""
+        """What is there now. For a queue that no receiver of ours is subscribed to."""
         try:
             sources = self.topology.sources(queue)
         except NotFound:
@@ -206,11 +207,11 @@ class PubSubBroker:
 
     def later(self, when: float, job: Callable[[], object]) -> None:
         """Call ``job``, which takes no time, in the background at a monotonic time."""
-        self._acks.run_at(when, job)
+        self._timers.run(job, when)
 
     def _run_at(self, when: float, job: Callable[[], object]) -> None:
         """As :meth:`later`, for what may take time."""
-        self.later(when, functools.partial(self._jobs.run, job))
+        self._jobs.run(job, when)
 
     def rediscover(self, queue: str) -> None:
         """In the background, look for bindings that other connections made."""
@@ -244,15 +245,18 @@ class PubSubBroker:
             receiver.rebound(queue, again=again)
 
     def _pull_now(self, source: Source, limit: int) -> list[Any]:
-        request = pb["PullRequest"](
-            subscription=source.path, max_messages=limit, return_immediately=True
-        )
         try:
-            response = self.client.call("Pull", request, source.path)
+            if not self.options.lax:
+                return look(
+                    self.client, source.path, limit, self.topology.first_lease(source.queue)
+                )
+            request = pb["PullRequest"](
+                subscription=source.path, max_messages=limit, return_immediately=True
+            )
+            return list(self.client.call("Pull", request, source.path).received_messages)
         except NotFound:
             self.topology.forget_queue(source.queue)
             return []
-        return list(response.received_messages)
 
     def sort(
         self, source: Source, received: Iterable[Any], lease: float | None = None
@@ -270,6 +274,14 @@ class PubSubBroker:
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """Their leases are over, or may be: they are redelivered, and nobody is given them here."""
         self._deliveries.forget(deliveries)
+
+    def outstanding(self, ack_ids: Iterable[str]) -> set[str]:
+        """See :meth:`Deliveries.outstanding`."""
+        return self._deliveries.outstanding(ack_ids)
+
+    def any_deferred(self, ack_ids: Iterable[str]) -> bool:
+        """Whether one of these is leased to nobody until its time."""
+        return self._deliveries.any_deferred(ack_ids)
 
     def defer(self, delivery: Delivery, seconds: float) -> None:
         """Leave it leased to nobody for that time; then whoever has room gets it."""
@@ -419,6 +431,7 @@ class PubSubBroker:
             receiver.close()
         self._flush_at_end()
         self._jobs.stop(0.0)
+        self._timers.stop(0.0)
         self._acks.stop(0.0)
         self._monitoring.close()
         self.client.close()
@@ -434,7 +447,7 @@ class PubSubBroker:
     def _after_fork(self) -> None:
         """What is on its way, leased and received is the parent's."""
         self.publisher.after_fork()
-        self._deliveries.leases = {}
+        self._deliveries.after_fork()
         self._receivers = weakref.WeakSet()
 
 

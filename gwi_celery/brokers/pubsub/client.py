@@ -103,6 +103,16 @@ _RPCS = {
     "Seek": ("Subscriber", pb["SeekResponse"]),
 }
 
+#: The field of the request by which Google routes a call, where that isn't topic or subscription.
+_ROUTED_BY = {
+    "CreateTopic": "name",
+    "CreateSubscription": "name",
+    "UpdateTopic": "topic.name",
+    "UpdateSubscription": "subscription.name",
+    "ListTopics": "project",
+    "ListSubscriptions": "project",
+}
+
 _TEMPORARY = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -152,7 +162,7 @@ class Client:
         self._hurry = threading.local()
         self._access = Access(_SCOPES)
         self._channel = Channel(partial(_connect, options, self._access))
-        self._metadata: dict[str, Any] = {}
+        self._metadata: dict[tuple[str, str], Any] = {}
         #: Path of what was created or first seen lately -> monotonic time when it has surely settled.
         self._young: dict[str, float] = {}
         #: Called with the name of each RPC that is made; for tests and metrics.
@@ -179,7 +189,7 @@ class Client:
         return time.monotonic() < self._young.get(resource, 0.0)
 
     def _call_once(self, rpc: str, request: Any, resource: str, timeout: float | None) -> Any:
-        stub, metadata = self._stub(rpc), self._routing(resource)
+        stub, metadata = self._stub(rpc), self._routing(rpc, resource)
         with shield.section(), fork_gate.call():
             try:
                 wanted = self._timeout(timeout or self._options.timeout)
@@ -233,7 +243,9 @@ class Client:
 
     def start(self, rpc: str, request: Any, resource: str, timeout: float) -> Any:
         """Begin one RPC; its gRPC future. The caller has passed the gate of ``forks``."""
-        return self._stub(rpc).future(request, timeout=timeout, metadata=self._routing(resource))
+        return self._stub(rpc).future(
+            request, timeout=timeout, metadata=self._routing(rpc, resource)
+        )
 
     def stream(self, requests: Iterator[Any], resource: str) -> Any:
         """Open a StreamingPull; an iterator of answers. The caller has passed the gate."""
@@ -245,7 +257,7 @@ class Client:
             request_serializer=_serialize,
             response_deserializer=pb["StreamingPullResponse"].FromString,
         )
-        return stub(requests, metadata=self._routing(resource))
+        return stub(requests, metadata=self._routing("StreamingPull", resource))
 
     def error(self, exc: Any, rpc: str, resource: str) -> Exception:
         """Our error for gRPC's."""
@@ -300,12 +312,12 @@ class Client:
         rpcs.count(rpc)
         return self._channel.stub(rpc, partial(_unary, rpc))
 
-    def _routing(self, resource: str) -> Any:
-        metadata = self._metadata.get(resource)
+    def _routing(self, rpc: str, resource: str) -> Any:
+        key = _ROUTED_BY.get(rpc) or ("topic" if "/topics/" in resource else "subscription")
+        metadata = self._metadata.get((key, resource))
         if metadata is None:
-            kind = "topic" if "/topics/" in resource else "subscription"
-            header = ("x-goog-request-params", f"{kind}={quote(resource, safe='')}")
-            metadata = self._metadata[resource] = (header,)
+            header = ("x-goog-request-params", f"{key}={quote(resource)}")
+            metadata = self._metadata[key, resource] = (header,)
         return metadata
 
 

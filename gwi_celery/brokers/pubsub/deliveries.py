@@ -7,17 +7,18 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import DEATH_DELIVERIES, DEATH_REASON, Delivery, OutgoingMessage
 from gwi_celery.brokers.pubsub import wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger, fitting
-from gwi_celery.brokers.pubsub.background import Background
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.publisher import Publisher, chunks
 from gwi_celery.brokers.pubsub.topology import Source, Topology
+from gwi_celery.brokers.pubsub.topology.desired import RETENTION
 from gwi_celery.errors import BrokerError, BrokerUnavailable, TooLarge
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,11 @@ logger = logging.getLogger(__name__)
 _HOLD = 4.0
 #: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is deferred at a time.
 _PARK = 600.0
-#: Deliveries after which a deferred message is published anew, so that waiting is not counted as failing.
-_PARKINGS = 5
+#: Notes of deferred messages after which those are dropped that are over.
+_MANY_DEFERRED = 10_000
+#: Age, seconds, at which a deferred message is published anew: waiting then neither counts as failing,
+#: nor is it dropped. Half the retention, if that is less.
+_RENEWED_AT = 3000.0
 #: Seconds for which another reader's message is left to it.
 _SPARE = 1.0
 
@@ -52,7 +56,7 @@ class Deliveries:
         topology: Topology,
         publisher: Publisher,
         acks: Acknowledger,
-        jobs: Background,
+        jobs: Scheduler,
         bury: Callable[[Delivery, str, int], None],
     ) -> None:
         self._client = client
@@ -64,6 +68,23 @@ class Deliveries:
         self._bury = bury
         #: ack id -> monotonic time at which its lease runs out.
         self.leases: dict[str, float] = {}
+        #: ack id -> the same, of what is leased to nobody until then.
+        self._deferred: dict[str, float] = {}
+
+    def after_fork(self) -> None:
+        """What is leased is the parent's."""
+        self.leases, self._deferred = {}, {}
+
+    def outstanding(self, ack_ids: Iterable[str]) -> set[str]:
+        """Of these, what Pub/Sub may still count as delivered and not settled."""
+        now = time.monotonic()
+        return {
+            id for id in ack_ids if max(self.leases.get(id, 0.0), self._deferred.get(id, 0.0)) > now
+        }
+
+    def any_deferred(self, ack_ids: Iterable[str]) -> bool:
+        now = time.monotonic()
+        return any(self._deferred.get(id, 0.0) > now for id in ack_ids)
 
     def sort(
         self, source: Source, received: Iterable[Any], lease: float | None = None
@@ -99,19 +120,45 @@ class Deliveries:
                 self.release(delivery, _SPARE)
             elif parsed.not_before > wall:
                 wait = parsed.not_before - wall
-                if wait <= _HOLD:
-                    held.append((now + wait, delivery))
-                elif item.delivery_attempt >= _PARKINGS:
+                again = self._again(wait, wall - delivery.published_at, item.delivery_attempt)
+                if again is None:
+                    held.append((now + wait, self._until_due(delivery, wait)))
+                elif again <= 0:
                     job = functools.partial(self._publish_anew, [delivery], parsed.not_before)
                     self._if_ours(delivery, job)
                 else:
-                    self.release(delivery, wait)
+                    self.release(delivery, again)
             elif 0 < limit <= delivery.attempts and not spec.temporary:
                 reason = f"delivered {limit} times without an ack"
                 self._if_ours(delivery, functools.partial(self._bury, delivery, reason, limit))
             else:
                 ready.append(delivery)
         return ready, held
+
+    def _again(self, wait: float, age: float, attempt: int) -> float | None:
+        """Seconds to defer what is not due for ``wait`` seconds; 0: publish it anew; None: hold it."""
+        first = backoff = 0.0
+        if self._options.retry_policy is not None:
+            # Pub/Sub adds this to a lease that runs out, and more with each delivery.
+            first, longest = self._options.retry_policy
+            backoff = min(first * 2 ** min(max(attempt - 1, 0), 20), longest)
+        if wait <= first + _HOLD:
+            return None
+        left = min(_RENEWED_AT, (self._options.retention or RETENTION) / 2) - age
+        if left <= 0 or wait <= backoff + _HOLD:
+            return 0.0
+        return max(min(wait - backoff, _PARK, left), 1.0)
+
+    def _until_due(self, delivery: _Delivery, wait: float) -> _Delivery:
+        """It, leased until it is due and as long as usual from then on."""
+        if wait <= _HOLD:
+            return delivery
+        seconds = min(wait + delivery.lease_seconds, _PARK)
+        subscription, ack_id = _parts(delivery)
+        self._acks.nack(subscription, ack_id, seconds, self.leases[delivery.ack_id])
+        now = time.monotonic()
+        self.leases[delivery.ack_id] = now + seconds
+        return replace(delivery, leased_at=now + seconds - delivery.lease_seconds)
 
     def _delivery(
         self, source: Source, item: Any, parsed: wire.Received, lease: float, now: float
@@ -175,6 +222,11 @@ class Deliveries:
         """Have it redelivered after that time, 600 s at most."""
         subscription, ack_id = _parts(delivery)
         until = self.leases.pop(delivery.ack_id, 0.0)
+        if seconds > 0:
+            now = time.monotonic()
+            if len(self._deferred) >= _MANY_DEFERRED:
+                self._deferred = {id: due for id, due in self._deferred.items() if due > now}
+            self._deferred[delivery.ack_id] = now + min(seconds, _PARK)
         self._acks.nack(subscription, ack_id, min(seconds, _PARK), until)
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
@@ -280,4 +332,4 @@ def _parts(delivery: Delivery) -> tuple[str, str]:
 
 def _parkings(wait: float) -> int:
     """How often a message that was published so long before its time may have been deferred."""
-    return 0 if wait <= _HOLD else min(math.ceil(wait / _PARK), _PARKINGS)
+    return 0 if wait <= _HOLD else math.ceil(min(wait, _RENEWED_AT) / _PARK)

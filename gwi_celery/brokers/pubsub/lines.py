@@ -1,19 +1,20 @@
-"""How messages come in: long pulls where the number matters, streams where it doesn't.
+"""How messages come in: by streams, or by long pulls where there is no other way.
 
-Measured on the emulator (0.8.20), and by what Google documents:
+Measured on the emulator (0.8.20) and on the twin, and by what Google documents:
 
-- A unary pull of one takes 0.3 to 0.6 ms when there is something, and gives exactly the number
-  asked for, so that a worker with a prefetch of one holds one message. A StreamingPull delivers
-  batches of 100 whatever limit it is given, and what is handed back counts as a delivery.
-- Blocked, both get a new message after 0 to 50 ms: that is how often the emulator looks.
-- A pull that is cancelled lives on in the emulator until its deadline, and takes one message with
-  it. A stream that is half-closed ends within 50 ms and takes none.
+- A StreamingPull that Pub/Sub limits to the room there is (:mod:`.streams`) holds no more than its
+  worker can take, and can be ended without a loss. So that is how a task queue is read.
+- The emulator sends batches of 100 on a stream whatever limit it is given. There a queue is pulled from:
+  a unary pull of one takes 0.3 to 0.6 ms when there is something, and gives exactly the number asked for.
+- So is a queue with ``priority_levels``: what to ask a level for depends on what the one above it has.
+- An empty pull is held for 90 s, on the emulator until its deadline. One that its client ends before
+  lives on there, takes what comes next along, and leaves it leased to nobody. So a pull outlasts that
+  and is ended for a fork and a stop only.
 
-So a queue whose consumer has a prefetch limit is pulled from, one call in flight for each of its
-subscriptions and only while there is room; it waits up to :data:`PULL_SECONDS`. On the emulator, where a
-cancelled pull does harm and a blocked one is late, it is asked at short intervals while there is
-traffic. Queues without a limit (replies, remote control, events), which hold little and are waited
-for, are streamed.
+A queue whose consumer has a prefetch limit is pulled from by one call at a time, and only while there is
+room. On the emulator, where a blocked pull is late by up to 50 ms, it is asked at short intervals while
+there is traffic. Queues without a limit (replies, remote control, events), which hold little and are
+waited for, are streamed.
 
 Pulls are gRPC futures, whose callbacks run on gRPC's threads. No call is in flight when the process
 forks.
@@ -28,12 +29,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from gwi_celery import forks
-from gwi_celery.backoff import Backoff
+from gwi_celery.backoff import Backoff, jitter
 from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound
 from gwi_celery.gcp import fork_gate
-from gwi_celery.gcp.stream import BidiStream
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.arrivals import Arrivals
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds one pull waits at Pub/Sub.
-PULL_SECONDS = 25.0
+#: Seconds one pull waits for its answer: longer than Pub/Sub holds it, which is 90.
+PULL_SECONDS = 120.0
 #: The same on an emulator that has been idle. It answers a second before the deadline.
 EMULATOR_PULL_SECONDS = 12.0
 #: Seconds after a message for which an emulator is asked what it has now, again and again, rather than
@@ -55,14 +55,8 @@ _ASK_EVERY, _ASK_RARER = 0.003, 0.008
 _PRESENT = 0.05
 #: Seconds that such a pull may take to end by itself.
 ENDS_BY_ITSELF = 0.2
-#: Seconds that a half-closed stream may take to end.
-_STREAM_ENDS = 1.0
 #: Messages in one pull or in the hands of one stream at most.
 MOST = 100
-
-#: Seconds for which what a stream brings is leased. Google's shortest: what a process held that was
-#: killed is soon delivered again.
-STREAM_LEASE = 10
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
@@ -78,12 +72,18 @@ class Line:
         self.retry_at: float | None = None
         #: Monotonic time at which to ask an emulator again; None: it will answer by itself.
         self.ask_at: float | None = None
+        #: Whether it was logged that nothing can be received.
+        self._told = False
         self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         # A future that is done already calls back at once, on the thread that asks it to.
         self._lock = forks.rlock()
         self._stopped = False
         fork_gate.register(self)
 
+    #: Seconds that its calls may take to end once they are told to.
+    ends_within = ENDS_BY_ITSELF
+    #: Whether what it brought stays when it waits for long: given back it would return by the same way.
+    keeps = False
     #: Whether a look is on its way.
     probing = False
     #: Seconds for which what it brings is leased; None: the subscription's own ack deadline.
@@ -96,8 +96,12 @@ class Line:
         """Ask what is there now; False if this line is busy, or can't."""
         return False
 
-    def stop_fetching(self) -> None:
-        """There is no room: ask for nothing until told what is wanted."""
+    def stop_fetching(self, *, unpolled: bool) -> None:
+        """There is no room: ask for nothing until told what is wanted.
+
+        Args:
+            unpolled: What it brought last is handed back.
+        """
 
     def stop(self) -> None:
         raise NotImplementedError  # each kind's own
@@ -118,18 +122,24 @@ class Line:
             self.retry_at = min(self.retry_at, time.monotonic())
 
     def _worked(self) -> None:
-        if self.retry_at is not None:
+        if self._told:
             logger.info("receiving from %s again", self.source.path)
+        self._told = False
         self.retry_at = None
         self._pauses.reset()
 
     def _broke(self, error: Exception) -> None:
         """Try again later, or tell whoever polls that it is no use."""
         missing = isinstance(error, NotFound)
+        if missing and self.receiver.broker.client.settling(self.source.path):
+            self.retry_at = time.monotonic() + jitter(_FIRST_PAUSE, 0.8, 1.2)
+            self.receiver.ring()
+            return
         if not missing and not isinstance(error, BrokerUnavailable):
             self.arrivals.failed(error)
             return
-        if self.retry_at is None:
+        if not self._told:
+            self._told = True
             logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
         self.retry_at = time.monotonic() + self._pauses.next()
         if missing:
@@ -267,11 +277,9 @@ class Pull(Line):
         if error is not None and not self._stopped:
             self._broke(error)
 
-    def stop_fetching(self) -> None:
+    def stop_fetching(self, *, unpolled: bool) -> None:
         with self._lock:
-            self._wanted = 0
-        if not self.receiver.broker.options.lax:  # there a cancelled pull lives on
-            self._cancel(0.0)
+            self._wanted = 0  # what is in flight stays: ended, it would take a message along
 
     def stop(self) -> None:
         with self._lock:
@@ -300,88 +308,3 @@ class Pull(Line):
             self._paused = False
             if self._future is None and not self._stopped and self._wanted > 0:
                 self._start()
-
-
-class Stream(Line):
-    """A StreamingPull that is always open, read by a thread of its own."""
-
-    lease = float(STREAM_LEASE)
-
-    def __init__(self, receiver: PubSubReceiver, arrivals: Arrivals, source: Source) -> None:
-        super().__init__(receiver, arrivals, source)
-        self._stream: BidiStream | None = None
-        self._paused = False
-
-    def fetch(self, limit: int, now: float) -> None:
-        with self._lock:
-            if self._stream is not None or self._stopped or self._paused:
-                return
-            if self.retry_at is not None and now < self.retry_at:
-                return
-            self._open()
-
-    def _open(self) -> None:
-        """With the lock held."""
-        path = self.source.path
-        first = pb["StreamingPullRequest"](
-            subscription=path,
-            stream_ack_deadline_seconds=STREAM_LEASE,
-            max_outstanding_messages=MOST,
-        )
-        self._stream = BidiStream.open(
-            lambda requests: self.receiver.broker.client.stream(requests, path),
-            [first],
-            on_response=self._take_in,
-            on_end=self._ended,
-            thread_name="gwi-stream",
-        )
-        if self._stream is None:
-            self._paused = True
-
-    def _take_in(self, response: Any) -> None:
-        self._worked()
-        self.arrivals.arrived(self, list(response.received_messages))
-
-    def _ended(self, error: Exception | None) -> None:
-        with self._lock:
-            self._stream = None
-            done = self._stopped or self._paused
-        if isinstance(error, grpc.RpcError):
-            error = self.receiver.broker.client.error(error, "StreamingPull", self.source.path)
-        elif error is not None:
-            logger.error("receiving from %s failed", self.source.path, exc_info=error)
-            error = BrokerUnavailable(f"receiving from {self.source.path} failed: {error}")
-        if done:
-            return
-        if error is None:  # Pub/Sub ends every stream now and then: open the next one
-            self.retry_at = time.monotonic()
-            self.receiver.ring()
-        else:
-            self._broke(error)
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            stream = self._stream
-        if stream is not None:
-            stream.half_close()
-
-    def idle(self) -> bool:
-        return self._stream is None
-
-    def pause(self, waited: float) -> None:
-        with self._lock:
-            self._paused = True
-            stream = self._stream
-        if stream is None:
-            return
-        if waited <= 0:
-            stream.half_close()
-        elif waited > _STREAM_ENDS:
-            stream.cancel()
-
-    def resume(self) -> None:
-        with self._lock:
-            self._paused = False
-            if self._stream is None and not self._stopped:
-                self._open()

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import grpc
 
 from gwi_celery import forks
+from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.brokers.pubsub import wire
-from gwi_celery.brokers.pubsub.background import Background
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology import Topology
@@ -39,7 +39,7 @@ class Publisher:
     """That of one connection. ``jobs``: where what failed unconfirmed is sent again."""
 
     def __init__(
-        self, client: Client, options: PubSubOptions, topology: Topology, jobs: Background
+        self, client: Client, options: PubSubOptions, topology: Topology, jobs: Scheduler
     ) -> None:
         self._client = client
         self._options = options

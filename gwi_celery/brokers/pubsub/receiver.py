@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.arrivals import Arrivals
-from gwi_celery.brokers.pubsub.lines import ENDS_BY_ITSELF
+from gwi_celery.brokers.pubsub.lines import Line
 from gwi_celery.brokers.wakeups import local_bell
 from gwi_celery.errors import BrokerUnusable, NotFound
 
@@ -31,6 +31,8 @@ class PubSubReceiver:
         self._bell = local_bell()
         self._closed = False
         self._queues: dict[str, Arrivals] = {}
+        #: Of queues that were left: what they bring yet is handed back.
+        self._ending: list[Line] = []
 
     # --- the seam -----------------------------------------------------------------------------
 
@@ -71,6 +73,7 @@ class PubSubReceiver:
         if arrivals is None:
             return
         arrivals.stop()
+        self._ending = [line for line in [*self._ending, *arrivals.lines] if not line.idle()]
         self._broker.leave(queue)
 
     def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
@@ -116,9 +119,11 @@ class PubSubReceiver:
         for arrivals in queues.values():
             arrivals.stop()
         # What ends by itself may bring something, which is then handed back.
-        until = time.monotonic() + ENDS_BY_ITSELF
-        lines = [line for arrivals in queues.values() for line in arrivals.lines]
-        while not all(line.idle() for line in lines) and time.monotonic() < until:
+        began = time.monotonic()
+        lines = [*self._ending, *(line for arrivals in queues.values() for line in arrivals.lines)]
+        while any(
+            not line.idle() and began + line.ends_within > time.monotonic() for line in lines
+        ):
             time.sleep(0.005)
         for name in queues:
             self._broker.leave(name)

@@ -71,6 +71,8 @@ class Backlog:
         #: Ordering key -> its messages, in order.
         self._keys: dict[str, deque[Entry]] = {}
         self._changed = asyncio.Event()
+        #: Pulls and streams that wait for messages now, given up ones among them.
+        self.readers = 0
 
     @property
     def exactly_once(self) -> bool:
@@ -104,10 +106,13 @@ class Backlog:
         due = min((d for d, _, _ in self._ready if d > now), default=_NEVER)
         leases_end = self._leases[0][0] if self._leases else _NEVER
         seconds = max(min(due - now, leases_end - now, at_most), 0.001)
+        self.readers += 1
         try:
             await asyncio.wait_for(changed.wait(), seconds)
         except asyncio.TimeoutError:
             return
+        finally:
+            self.readers -= 1
 
     def take(
         self,

@@ -143,7 +143,8 @@ class PubSubServer(Server):
         backlog = found.backlog
         leased = sum(entry.ack_id is not None for entry in backlog.entries.values())
         waiting = sum(not entry.done for entry in backlog.entries.values()) - leased
-        return {**dataclasses.asdict(backlog.counts), "leased": leased, "waiting": waiting}
+        state = {"leased": leased, "waiting": waiting, "readers": backlog.readers}
+        return {**dataclasses.asdict(backlog.counts), **state}
 
     def _do_certificates(self) -> dict[str, str]:
         return self.pusher.certificates

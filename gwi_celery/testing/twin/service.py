@@ -105,6 +105,7 @@ class Service:
                 await self._enter(rpc, request)
                 answer = await call(request)
                 self._fail_now_and_then(0.5)
+                await self._travel()
                 return answer
             except Refused as exc:
                 await _abort(context, exc)
@@ -114,8 +115,7 @@ class Service:
     async def _enter(self, rpc: str, request: Any) -> None:
         world = self.world
         world.costs.rpcs[rpc] += 1
-        if world.behaviour.latency:
-            await asyncio.sleep(world.behaviour.latency)
+        await self._travel()
         resource = _resource(rpc, request)
         if self.disabled:
             raise Refused(
@@ -128,6 +128,11 @@ class Service:
         if rpc not in _DATA:
             world.count_admin_call()
         self._fail_now_and_then(0.5)
+
+    async def _travel(self) -> None:
+        """One way to a region."""
+        if self.world.behaviour.latency:
+            await asyncio.sleep(self.world.behaviour.latency / 2)
 
     def _fail_now_and_then(self, share: float) -> None:
         dice = self.world.dice

@@ -34,23 +34,44 @@ class Stream:
         self._most_bytes = (controlled and first.max_outstanding_bytes) or _NEVER
         self._outstanding: dict[Entry, int] = {}
         self._confirmations: list[Any] = []
+        self._answers: asyncio.Queue[tuple[float, Any]] = asyncio.Queue()
         self._opened = self._heard = time.time()
         self._first = first
 
     async def run(self) -> None:
         """Until it ends; always by an error: Refused."""
         reader = asyncio.ensure_future(self._read())
+        reader.add_done_callback(lambda _: self._subscription.backlog.wake())
+        writer = asyncio.ensure_future(self._write())
         try:
             while True:
                 self._check(reader)
                 answer = self._answer()
                 if answer is not None:
-                    await self._context.write(answer)
                     self._world.costs.deliver(answer.ByteSize())
+                    self._answers.put_nowait((time.time(), answer))
+                    await asyncio.sleep(0)
                 else:
                     await self._subscription.backlog.wait(time.time(), _LOOK)
         finally:
             reader.cancel()
+            # What it was sent arrives before its end, unless nobody takes it.
+            written = asyncio.ensure_future(self._answers.join())
+            await asyncio.wait({written, writer}, return_when=asyncio.FIRST_COMPLETED)
+            written.cancel()
+            writer.cancel()
+
+    async def _write(self) -> None:
+        """Each answer after its way from a region; several may be on it."""
+        while True:
+            at, answer = await self._answers.get()
+            try:
+                left = at + self._world.behaviour.latency / 2 - time.time()
+                if left > 0:
+                    await asyncio.sleep(left)
+                await self._context.write(answer)
+            finally:
+                self._answers.task_done()
 
     def _check(self, reader: asyncio.Future[None]) -> None:
         behaviour, now = self._world.behaviour, time.time()

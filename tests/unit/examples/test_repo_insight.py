@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-from datetime import date
 from pathlib import Path
 
 import pytest
 
-from examples.repo_insight import charts, history, report
+from examples.repo_insight import history, report
 from examples.repo_insight.analysis import Counts, Tally, ranked, summary, tally
 from examples.repo_insight.history import (
     Commit,
@@ -493,7 +492,7 @@ def test_the_page_needs_nothing_from_outside(long_history: Path) -> None:
 
     for forbidden in ("http:", "https:", "<script", "<link", "@import", "url("):
         assert forbidden not in page
-    assert page.count("<svg") == 4
+    assert page.count("<table") == 3
 
 
 def test_a_report_is_written_again_with_the_same_bytes(long_history: Path, tmp_path: Path) -> None:
@@ -516,53 +515,3 @@ def test_folder_names_are_safe_and_never_shared() -> None:
         assert "/" not in name
         assert ".." not in name
         assert len(name) < 100
-
-
-def weeks(*commits: tuple[str, int]) -> list[tuple[date, tuple[int, ...]]]:
-    return [(charts.monday(week), (n,)) for week, n in commits]
-
-
-def test_bars_have_no_gaps_and_lose_nothing() -> None:
-    bars, size = charts.by_time(weeks(("2020-W53", 3), ("2021-W02", 4)))
-
-    assert size == 1
-    assert [b.values for b in bars] == [(3,), (0,), (4,)]
-    assert bars[0].label == "28 Dec 2020 to 3 Jan 2021"
-
-
-def test_a_long_time_is_drawn_with_several_weeks_to_a_bar() -> None:
-    bars, size = charts.by_time(weeks(("2000-W01", 1), ("2020-W01", 2)))
-
-    assert size == 6
-    assert len(bars) <= 180
-    assert sum(b.values[0] for b in bars) == 3
-
-
-def test_a_few_commits_of_a_broken_clock_do_not_squeeze_the_chart() -> None:
-    kept, left_out = charts.without_strays(
-        weeks(("1970-W01", 1), ("2020-W01", 500), ("2020-W02", 500), ("2099-W01", 2))
-    )
-
-    assert [day.year for day, _ in kept] == [2019, 2020]
-    assert left_out == 3
-
-
-def test_two_eras_of_equal_weight_are_both_drawn() -> None:
-    both = weeks(("2000-W01", 50), ("2020-W01", 50))
-
-    assert charts.without_strays(both) == (both, 0)
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (0, "0"),
-        (999, "999"),
-        (1200, "1.2k"),
-        (34_000, "34k"),
-        (5_600_000, "5.6M"),
-        (10**12, "1000G"),
-    ],
-)
-def test_compact_numbers(value: int, shown: str) -> None:
-    assert charts.compact(value) == shown

@@ -17,6 +17,8 @@ from gwi_celery.errors import ConfigurationError
 EXPIRATION = 86400
 #: Seconds: Pub/Sub's default of how long a subscription keeps messages.
 RETENTION = 7 * 86400
+#: Seconds: Pub/Sub's longest. Somebody has to look into a dead letter before it is over.
+DEAD_RETENTION = 31 * 86400
 #: Seconds: Pub/Sub's shortest ack deadline, and the one that gcloud gives by default.
 _SHORTEST_DEADLINE = 10.0
 #: Deliveries counted by Pub/Sub itself before it forwards: its most. Ours come first, with a reason.
@@ -75,14 +77,17 @@ class Desired:
             wanted.message_retention_duration.seconds = min(expiration, RETENTION)
             wanted.filter = naming.queue_filter(spec.name)
             return wanted
-        wanted.message_retention_duration.seconds = int(options.retention or RETENTION)
+        dead = spec.name.endswith(DEAD_LETTER_SUFFIX)
+        # Google's emulator takes 7 days at most.
+        kept = DEAD_RETENTION if dead and not options.lax else options.retention or RETENTION
+        wanted.message_retention_duration.seconds = int(kept)
         wanted.enable_exactly_once_delivery = options.exactly_once
         wanted.enable_message_ordering = options.ordering
         if options.retry_policy is not None:
             shortest, longest = options.retry_policy
             wanted.retry_policy.minimum_backoff.FromMilliseconds(round(shortest * 1000))
             wanted.retry_policy.maximum_backoff.FromMilliseconds(round(longest * 1000))
-        if not spec.name.endswith(DEAD_LETTER_SUFFIX):
+        if not dead:
             # Without this policy Pub/Sub counts no deliveries.
             wanted.dead_letter_policy.dead_letter_topic = self._paths.topic(
                 dead_letter_queue(spec.name)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Set
 from typing import Any
 
-from gwi_celery.brokers.base import QueueSpec
+from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, QueueSpec
 from gwi_celery.brokers.pubsub.admin import Admin
 from gwi_celery.brokers.pubsub.client import Client, FieldMask, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
@@ -50,6 +50,7 @@ _COMPARED: dict[str, Any] = {
         else f"{RETENTION} s"
     ),
 }
+_KEPT_FOR = "message_retention_duration"
 _IMMUTABLE = frozenset({"topic", "filter", "enable_message_ordering"})
 _NOT_UPDATED_BY_EMULATOR = frozenset({"labels", "expiration_policy", "message_storage_policy"})
 
@@ -78,6 +79,9 @@ class Drift:
         labels = _merged_labels(found, wanted)
         if labels != dict(found.labels):
             different["labels"] = (str(dict(found.labels)), str(labels))
+        if different.keys() == {_KEPT_FOR} and queue.endswith(DEAD_LETTER_SUFFIX):
+            self._keep_longer(wanted)  # an earlier version made it
+            return
         if not different:
             return
         what = f"queue {queue!r}: subscription {wanted.name}"
@@ -87,6 +91,13 @@ class Drift:
         wanted.labels.clear()
         wanted.labels.update(labels)
         self._update("Subscription", wanted, different)
+
+    def _keep_longer(self, dead: Any) -> None:
+        """What only keeps dead letters for longer needs nobody's leave."""
+        try:
+            self._update("Subscription", dead, [_KEPT_FOR])
+        except BrokerError as exc:
+            logger.warning("%s keeps dead letters for less than 31 days: %s", dead.name, exc)
 
     def _levels_left(self, queue: str) -> str:
         """Names levels of ``priority_levels`` as it was, which nobody would read from."""

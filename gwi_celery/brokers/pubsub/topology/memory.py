@@ -140,7 +140,9 @@ class Topology:
 
     def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
         with self._lock:
-            if (if_unused or if_empty) and self.has_queue(name):
+            if if_unused or if_empty:
+                if not self.has_queue(name):
+                    return
                 # A consumer may be any process's, and messages are not counted.
                 what = "is used" if if_unused else "is empty"
                 raise NotDeleted(
@@ -190,6 +192,10 @@ class Topology:
     def spec(self, name: str) -> QueueSpec:
         """What a queue was declared with, here or elsewhere. Raises NotFound."""
         return self._find(name).spec
+
+    def first_lease(self, name: str) -> float:
+        """Seconds for which a delivery of the queue is leased. Raises NotFound."""
+        return self.desired.first_lease(self.spec(name))
 
     # --- bindings -----------------------------------------------------------------------------
 

@@ -1,0 +1,173 @@
+"""Threads for what runs beside: renewals, leases, acks, restores, sweeps.
+
+What may wait for a service has a thread of its own, so that nothing waits behind it: an ack is never
+sent after a restore that stalls. They are started by need, end when they have long had nothing to do,
+survive any error, and are begun anew in a forked child.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from gwi_celery import forks
+
+logger = logging.getLogger(__name__)
+
+NEVER = float("inf")
+#: Seconds after which what raised an error is tried again.
+_RETRY = 1.0
+#: Seconds after which a thread ends that has nothing to do.
+_LINGER = 30.0
+
+
+class Ticker:
+    """A thread that calls ``tick`` whenever it is due.
+
+    Args:
+        name: Of the thread.
+        tick: Does what is due, and gives back the monotonic time of the next call, or :data:`NEVER`.
+            What it raises is logged, and it is called again a second later.
+    """
+
+    def __init__(self, name: str, tick: Callable[[], float]) -> None:
+        self._name = name
+        self._tick = tick
+        self._changed = forks.condition()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._thread: threading.Thread | None = None
+        #: Earliest time that was asked for since the latest tick began.
+        self._asked = NEVER
+        #: Monotonic time until which the thread sleeps; 0: it is awake.
+        self._sleeps_until = 0.0
+
+    def wake(self, at: float = 0.0) -> None:
+        """Have ``tick`` called by that monotonic time. Cheap where it is to be called by then anyway."""
+        with self._changed:
+            if self._pid != os.getpid():
+                self._reset()
+            self._asked = min(self._asked, at)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+            elif at < self._sleeps_until:
+                self._changed.notify_all()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread once it has done what it is at; wait up to ``timeout`` seconds for that.
+
+        Woken again, it starts again. In a forked child it does nothing: the thread is the parent's.
+        """
+        if self._pid != os.getpid():
+            return
+        with self._changed:
+            thread, self._thread = self._thread, None
+            self._changed.notify_all()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether this code is called by ``tick``."""
+        return threading.current_thread() is self._thread
+
+    def _run(self) -> None:
+        me = threading.current_thread()
+        next_at = NEVER
+        while self._sleep(me, next_at):
+            try:
+                next_at = self._tick()
+            except Exception:
+                logger.exception("%s: failed, and is tried again", self._name)
+                next_at = time.monotonic() + _RETRY
+
+    def _sleep(self, me: threading.Thread, next_at: float) -> bool:
+        """Until the next tick; False if there is none."""
+        with self._changed:
+            while self._thread is me:
+                at = min(next_at, self._asked)
+                left = at - time.monotonic()
+                if left <= 0:
+                    break
+                self._sleeps_until = at
+                woken = self._changed.wait(_LINGER if at == NEVER else left)
+                if not woken and at == self._asked == NEVER:
+                    self._thread = None
+            self._sleeps_until, self._asked = 0.0, NEVER
+            return self._thread is me
+
+
+class Scheduler:
+    """Calls jobs on a thread of its own, one after the other. What they raise is logged.
+
+    After a fork, what waited is the parent's to do.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._changed = forks.condition()
+        self._ticker = Ticker(name, self._run_due)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._jobs: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+        self._running = False
+
+    def run(self, job: Callable[[], object], at: float = 0.0) -> None:
+        """Call ``job`` soon, or soon after that monotonic time."""
+        with self._changed:
+            if self._pid != os.getpid():
+                self._reset()
+            heapq.heappush(self._jobs, (at, next(self._numbers), job))
+        self._ticker.wake(at)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until no job is due any more; False if ``timeout`` seconds were not enough."""
+        if self._pid != os.getpid():
+            return True
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while self._running or self._next_at() <= time.monotonic():
+                left = deadline - time.monotonic()
+                if left <= 0 or self._ticker.is_own_thread:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def stop(self, timeout: float) -> None:
+        """Flush; what has not begun by then is dropped. Used again, it starts again."""
+        if self._pid != os.getpid():
+            return
+        if not self.flush(timeout):
+            logger.info("what is due in the background was left undone in %g s", timeout)
+        with self._changed:
+            self._jobs.clear()
+        self._ticker.stop(0.0)
+
+    def _next_at(self) -> float:
+        return self._jobs[0][0] if self._jobs else NEVER
+
+    def _run_due(self) -> float:
+        with self._changed:
+            if self._next_at() > time.monotonic():
+                return self._next_at()
+            job = heapq.heappop(self._jobs)[2]
+            self._running = True
+        try:
+            job()
+        except Exception:
+            logger.exception("a task in the background failed")
+        finally:
+            with self._changed:
+                self._running = False
+                self._changed.notify_all()
+        return 0.0
