@@ -1,9 +1,9 @@
 """The table of ends: every way in which an attempt can end, and the consequences.
 
 ``Attempt`` and ``ReliableRequest`` follow these rows. ``tests/ends/`` drives them through every pool,
-push and each store; ``tests/unit/reliability/test_ends.py`` those of a store or a broker that fails, at each
-point of an attempt; ``tests/acceptance/test_kill.py`` and ``test_attempts.py`` those of a worker that is
-killed.
+push and each store; ``tests/unit/reliability/test_ends.py`` those of a store or a broker that fails, at
+each point of an attempt; ``tests/acceptance/test_kill.py`` and ``test_attempts.py`` those of a killed
+worker.
 ``record`` is the job's record afterwards, ``caller`` the state of the caller's result
 (Celery's states; PENDING: still to come), ``message`` what happens to the message. A copy
 has the same task id and the same retries; it is published before the original is acked, so that a
