@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help docs docs-serve checkov demo demo-emulator test test-all test-floor test-matrix lint bench mutants peer-suites clean
+.PHONY: help docs docs-serve checkov demo demo-emulator test test-all test-floor test-matrix lint audit constraints bench mutants peer-suites clean
 .DEFAULT_GOAL := help
 .SECONDARY:
 
@@ -16,6 +16,8 @@ help:
 	@echo "make test-all      the slow tests too, as CI does"
 	@echo "make test-floor    what Celery's oldest supported release decides, on that release (3 minutes)"
 	@echo "make test-matrix   the same on each release of Celery, and on each Python that is there"
+	@echo "make audit   whether a version that may be installed has a known hole, where an advisory service answers"
+	@echo "make constraints     writes constraints.txt anew, with the newest versions"
 	@echo "make lint    ruff, mypy, and which module may import which"
 	@echo "make bench   measurements, as ratios against other brokers"
 	@echo "make mutants breaks the store's promises one by one; the suite must notice each"
@@ -24,10 +26,27 @@ help:
 	@echo "make checkov checks infra/terraform against checkov's rules"
 	@echo "make clean   removes what these made"
 
-$(STAMP): pyproject.toml
+# The versions that the tests were last seen to pass with (not all are for Python 3.10); empty: the newest there are.
+CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "")')
+EXTRAS := .[dev,redis,testing,bench]
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,redis,testing,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '$(EXTRAS)'
 	@touch $@
+
+# Names and versions only, so that any index can serve them.
+constraints:
+	rm -rf .venv-constraints
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check --editable '$(EXTRAS)'
+	{ echo "# What make test was last seen to pass with; made by make constraints, with $$($(PYTHON) -V)."; \
+	  .venv-constraints/bin/python -m pip list --format=freeze | grep -Ev '^(pip|setuptools|wheel|gwi-celery)=='; } > constraints.txt
+	rm -rf .venv-constraints
+
+audit: $(STAMP)
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python .ci/audit.py $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 demo: $(STAMP)
 	@$(BIN)/python -m examples.repo_insight.demo
@@ -72,7 +91,7 @@ test-matrix: $(RELEASES:%=test-release-%)
 	@done=; for python in $(PYTHONS); do \
 		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
 		case " $$done " in *" $$version "*) continue;; esac; done="$$done $$version"; \
-		$(MAKE) PYTHON=$$python VENV=.venv-python$$version .venv-python$$version/.installed && \
+		$(MAKE) CONSTRAINTS= PYTHON=$$python VENV=.venv-python$$version .venv-python$$version/.installed && \
 		.venv-python$$version/bin/python -m pytest -q -n 2 -m "not emulator" $(RELEASE_TESTS) $(ARGS) || exit 1; \
 	done; echo "tested with Python$$done"
 
@@ -108,5 +127,5 @@ docs-serve: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 clean:
-	rm -rf $(VENV) .venv-celery-* .venv-python* .venv-checkov demo-output build dist .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-audit .venv-celery-* .venv-python* .venv-checkov demo-output build dist .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

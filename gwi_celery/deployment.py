@@ -36,15 +36,16 @@ PUSH_DEADLINE: Final = 600
 class Grant:
     """One role for one member, on as little as it can be given on."""
 
-    #: worker, caller, pusher (who signs push requests), agent (Pub/Sub's own service agent), or
-    #: deployer (who makes the push subscription).
+    #: worker, caller, pusher (who signs push requests), agent (Pub/Sub's own service agent),
+    #: deployer (who makes the push subscription), or autoscaler (who sets the number of workers).
     who: str
     role: str
-    #: project, topic, dead topic, subscription, dead subscription, service, or pusher (its account).
+    #: project, topic, dead topic, subscription, dead subscription, service, pool, or the account of
+    #: the pusher or worker.
     on: str
     why: str
-    #: Only where messages are pushed.
-    push: bool = False
+    #: "push" or "autoscaling", if it is needed for that alone.
+    only: str = ""
 
 
 #: The least that each needs in provisioned mode.
@@ -58,13 +59,22 @@ GRANTS: Final = (
     Grant("caller", "roles/datastore.user", "project", "reads results"),
     Grant("agent", "roles/pubsub.publisher", "dead topic", "Pub/Sub's own dead lettering"),
     Grant("agent", "roles/pubsub.subscriber", "subscription", "acks what it dead-letters"),
-    Grant("pusher", "roles/run.invoker", "service", "may call the push service", push=True),
+    Grant("pusher", "roles/run.invoker", "service", "may call the push service", only="push"),
     Grant(
         "deployer",
         "roles/iam.serviceAccountUser",
         "pusher",
         "actAs: to make a subscription that signs as the pusher",
-        push=True,
+        only="push",
+    ),
+    Grant("autoscaler", "roles/monitoring.viewer", "project", "reads depths", only="autoscaling"),
+    Grant("autoscaler", "roles/run.developer", "pool", "sets instances", only="autoscaling"),
+    Grant(
+        "autoscaler",
+        "roles/iam.serviceAccountUser",
+        "worker",
+        "actAs: to deploy what runs as the worker",
+        only="autoscaling",
     ),
 )
 

@@ -15,16 +15,21 @@ from gwi_celery.testing.emulators import (
     start_firestore,
     start_pubsub,
 )
+from tests import slow
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
 
 # How long an example takes measures the machine, and what else it does.
-settings.register_profile("gwi", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("gwi")
+for name, examples in (("whole", 100), ("quick", 20)):
+    settings.register_profile(
+        name, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Under pytest-xdist one emulator of each kind serves all processes, which get its address."""
+    config.pluginmanager.register(slow)
+    settings.load_profile("quick" if "not slow" in config.option.markexpr else "whole")
     controls = bool(getattr(config.option, "numprocesses", None))
     if not controls or hasattr(config, "workerinput") or "not emulator" in config.option.markexpr:
         return

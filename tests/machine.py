@@ -14,6 +14,13 @@ PATIENCE = 120.0
 _PROBE, _PAUSE = 0.01, 0.09
 
 
+def examples(number: int) -> int:
+    """Of hypothesis: that many, and in proportion for the profile of ``make test``."""
+    from hypothesis import settings
+
+    return number * settings.default.max_examples // 100
+
+
 class Stopwatch:
     """Counts seconds, each for as much of a CPU as the machine had to give at the time.
 

@@ -755,13 +755,13 @@ HANDOVER_MUTANTS = [
     ),
     Mutant(
         "a begun attempt isn't stated",
-        "gwi_celery/brokers/embedded.py",
+        "gwi_celery/brokers/embedded/deliveries.py",
         "tables.set_attempts(c, *_lease_of(delivery), delivery.attempts + 1)",
         "pass",
     ),
     Mutant(
         "an untouched message counts",
-        "gwi_celery/brokers/embedded.py",
+        "gwi_celery/brokers/embedded/deliveries.py",
         "tables.set_attempts(change.c, id, lease, delivery.attempts)",
         "pass",
     ),

@@ -7,9 +7,21 @@ from typing import Any
 import click
 
 from gwi_celery import doctor as checks
+from gwi_celery.cli.frame import SHAPES, Column, Exit, Shape
 from gwi_celery.config import urls
 from gwi_celery.errors import ConfigurationError, GwiError
 from gwi_celery.integration import settings_for
+
+SHAPES["doctor"] = Shape(
+    "doctor",
+    (
+        Column("what"),
+        Column("holds", "boolean?"),
+        Column("expected"),
+        Column("measured"),
+        Column("change"),
+    ),
+)
 
 
 @click.command()
@@ -48,4 +60,4 @@ def doctor(ctx: click.Context, live: bool, as_json: bool, seconds: float) -> Non
     except GwiError as exc:
         raise click.ClickException(str(exc)) from exc
     if not holds:
-        ctx.exit(1)
+        ctx.exit(int(Exit.PROBLEMS))

@@ -129,7 +129,7 @@ def _gcloud(needed: Deployment) -> Iterator[str]:
             + f" --edition={deployment.FIRESTORE['edition'].lower()}"
         )
         for grant in deployment.GRANTS:
-            if grant.on == "project":
+            if grant.on == "project" and not grant.only:
                 yield (
                     f"gcloud projects add-iam-policy-binding {project} "
                     f'--member="${grant.who.upper()}" --role={grant.role} --condition=None --quiet'
@@ -240,7 +240,7 @@ def _firestore(needed: Deployment) -> Iterator[str]:
         },
     )
     for grant in deployment.GRANTS:
-        if grant.on == "project":
+        if grant.on == "project" and not grant.only:
             yield from _block(
                 f'resource "google_project_iam_member" "{grant.who}"',
                 {
@@ -263,14 +263,14 @@ def _firestore(needed: Deployment) -> Iterator[str]:
                 **after,
             },
             [
-                ("fields", {"field_path": f["fieldPath"], "order": f["order"]}, [])
+                ("fields", {"field_path": f["fieldPath"], **_indexed(f)}, [])
                 for f in index["fields"]
             ],
         )
     for field in content["fieldOverrides"]:
         name = _name(f"{field['collectionGroup']}-{field['fieldPath']}")
         orders: list[Any] = [
-            ("indexes", {"order": i["order"], "query_scope": i["queryScope"]}, [])
+            ("indexes", {**_indexed(i), "query_scope": i["queryScope"]}, [])
             for i in field["indexes"]
         ]
         ttl: list[Any] = [("ttl_config", {}, [])] if field.get("ttl") else []
@@ -284,6 +284,13 @@ def _firestore(needed: Deployment) -> Iterator[str]:
             },
             [("index_config", {}, orders), *ttl],
         )
+
+
+def _indexed(field: dict[str, str]) -> dict[str, str]:
+    """How a field is indexed: by its order, or by what an array holds."""
+    if "order" in field:
+        return {"order": field["order"]}
+    return {"array_config": field["arrayConfig"]}
 
 
 def _topic(needed: Deployment, path: str) -> dict[str, Any]:

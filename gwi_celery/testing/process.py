@@ -205,7 +205,7 @@ class WorkerProcess(CeleryWorkerContainer):
     """A ``celery worker`` of this machine, as pytest-celery's worker container."""
 
     #: Seconds from the start until the worker is ready. A loaded machine needs many times the usual.
-    START_TIMEOUT = 60.0
+    START_TIMEOUT = 120.0
 
     _container: Machine
 
@@ -219,7 +219,7 @@ class WorkerProcess(CeleryWorkerContainer):
             time.sleep(0.02)
         return True
 
-    def wait(self, timeout: float = 60.0) -> int:
+    def wait(self, timeout: float = 120.0) -> int:
         """Until the worker has stopped by itself; its exit code."""
         return self._container.wait(timeout)
 

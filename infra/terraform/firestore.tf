@@ -31,8 +31,9 @@ resource "google_firestore_index" "jobs" {
   dynamic "fields" {
     for_each = each.value.fields
     content {
-      field_path = fields.value.fieldPath
-      order      = fields.value.order
+      field_path   = fields.value.fieldPath
+      order        = try(fields.value.order, null)
+      array_config = try(fields.value.arrayConfig, null)
     }
   }
 
@@ -50,8 +51,9 @@ resource "google_firestore_field" "jobs" {
     dynamic "indexes" {
       for_each = each.value.indexes
       content {
-        order       = indexes.value.order
-        query_scope = indexes.value.queryScope
+        order        = try(indexes.value.order, null)
+        array_config = try(indexes.value.arrayConfig, null)
+        query_scope  = indexes.value.queryScope
       }
     }
   }

@@ -95,6 +95,31 @@ resource "google_service_account_iam_member" "act_as_pusher" {
   member             = each.value
 }
 
+# --- autoscaling of pull workers -------------------------------------------------------------------
+
+resource "google_project_iam_member" "autoscaler_reads_depths" {
+  for_each = toset(local.push ? [] : var.autoscalers)
+  project  = var.project
+  role     = "roles/monitoring.viewer"
+  member   = each.value
+}
+
+resource "google_cloud_run_v2_worker_pool_iam_member" "autoscaler_scales" {
+  for_each = { for pair in setproduct(local.push ? [] : var.autoscalers, local.regions) : join(" ", pair) => pair }
+  project  = var.project
+  location = each.value[1]
+  name     = google_cloud_run_v2_worker_pool.worker[each.value[1]].name
+  role     = "roles/run.developer"
+  member   = each.value[0]
+}
+
+resource "google_service_account_iam_member" "autoscaler_acts_as_worker" {
+  for_each           = toset(local.push ? [] : var.autoscalers)
+  service_account_id = google_service_account.worker.name
+  role               = "roles/iam.serviceAccountUser"
+  member             = each.value
+}
+
 # --- secrets and keys ------------------------------------------------------------------------------
 
 resource "google_secret_manager_secret_iam_member" "worker_reads" {

@@ -20,8 +20,8 @@ locals {
   overrides = { for f in local.indexes.fieldOverrides : "${f.collectionGroup}.${f.fieldPath}" => f }
 
   queues = {
-    (var.queue)           = { topic = var.gwi_worker_topic, subscription = var.gwi_worker_subscription, dead_letter_topic = local.dead }
-    "${var.queue}.dead"   = { topic = local.dead, subscription = local.dead }
+    (var.queue)         = { topic = var.gwi_worker_topic, subscription = var.gwi_worker_subscription, dead_letter_topic = local.dead }
+    "${var.queue}.dead" = { topic = local.dead, subscription = local.dead }
   }
   broker_options = join("&", [
     "mode=provisioned",
@@ -33,10 +33,10 @@ locals {
 
   # Callers need the first four; workers all of it.
   settings = {
-    GCP_PROJECT_ID  = var.project
-    GWI_BROKER_URL  = "pubsub://${local.endpoint}${var.project}?${local.broker_options}"
-    GWI_STORE_URL   = "firestore://${var.project}/${var.firestore_prefix}?database=${urlencode(var.firestore_database)}"
-    GWI_LOG_FORMAT  = "json"
+    GCP_PROJECT_ID = var.project
+    GWI_BROKER_URL = "pubsub://${local.endpoint}${var.project}?${local.broker_options}"
+    GWI_STORE_URL  = "firestore://${var.project}/${var.firestore_prefix}?database=${urlencode(var.firestore_database)}"
+    GWI_LOG_FORMAT = "json"
   }
   push_settings = {
     GWI_PUSH_AUTH            = var.gwi_push_auth

@@ -159,6 +159,12 @@ variable "deployers" {
   description = "Members who change the push subscription without being owners: they need actAs on the pusher."
 }
 
+variable "autoscalers" {
+  type        = list(string)
+  default     = []
+  description = "pull: members who set the number of workers: KEDA's or CREMA's service account (infra/autoscaling)."
+}
+
 variable "grant_token_creator" {
   type        = bool
   default     = false

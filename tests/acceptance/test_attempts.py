@@ -116,6 +116,7 @@ def test_a_pool_child_that_dies_as_it_starts_is_started_again(
     assert worker.process.poll() is None
 
 
+@pytest.mark.slow
 def test_a_worker_that_replaces_its_children_all_the_time_adds_nothing(
     jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ def test_an_interrupt_ends_the_worker_too() -> None:
     assert eventually(gone, what="the worker is gone")
 
 
+@pytest.mark.slow
 @pytest.mark.emulator
 def test_the_demo_runs_on_the_emulators_as_it_does_on_a_folder(
     pubsub_emulator: Emulator, firestore_emulator: Emulator

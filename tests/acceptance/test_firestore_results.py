@@ -140,6 +140,7 @@ def _sums(folder: Path) -> list[Any]:
     return [e["numbers"] for e in read_audit(folder) if e["event"] == "plain_sum"]
 
 
+@pytest.mark.slow
 @pytest.mark.brokers("embedded", "pubsub")
 def test_children_that_are_replaced_write_their_results(
     jobs_broker: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path

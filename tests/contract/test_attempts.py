@@ -6,9 +6,8 @@ import sqlite3
 
 import pytest
 
-from gwi_celery.brokers import embedded_tables as tables
 from gwi_celery.brokers.base import DEATH_DELIVERIES, OutgoingMessage, QueueSpec
-from gwi_celery.brokers.embedded import EmbeddedBroker
+from gwi_celery.brokers.embedded import EmbeddedBroker, schema
 from tests.contract.brokers import assert_no_dead_letter, bodies, send, take, wait_for
 from tests.workers import eventually
 
@@ -106,14 +105,14 @@ def test_a_file_of_an_earlier_release_goes_on(tmp_path):
     """Its schema had no attempts."""
     path = tmp_path / "broker.sqlite3"
     with sqlite3.connect(path) as c:
-        for statement in tables.SCHEMA.replace("attempts INTEGER NOT NULL DEFAULT 0,", "").split(
+        for statement in schema.SCHEMA.replace("attempts INTEGER NOT NULL DEFAULT 0,", "").split(
             ";"
         ):
             c.execute(statement)
         c.execute("INSERT INTO queues VALUES (1, ?, 1, 0, NULL, NULL, NULL, NULL, NULL)", (b"q",))
         c.execute("INSERT INTO messages VALUES (1, 1, 0, NULL, NULL, 19, 0, 9e9)")
         c.execute("INSERT INTO bodies VALUES (1, ?, '{}')", (b"m",))
-        c.execute(f"PRAGMA application_id={tables.APPLICATION_ID}")
+        c.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
         c.execute("PRAGMA user_version=1")
     c.close()
     for _ in range(2):

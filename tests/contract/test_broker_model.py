@@ -28,6 +28,7 @@ from gwi_celery.brokers.base import (
     dead_letter_queue,
 )
 from tests.contract.brokers import CASES
+from tests.machine import examples
 
 LEASE = 8.0
 MAX_DELIVERIES = 3
@@ -285,7 +286,7 @@ def test_any_sequence_of_operations(backend):
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40,
+            max_examples=examples(40),
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

@@ -19,13 +19,14 @@ from tests.clocks import FakeClock
 from tests.contract.test_store_machine import Protocol
 from tests.contract.test_store_stateful import StoreMachine
 from tests.firestore_wire import FAULTS, Wire
+from tests.machine import examples
 
 pytestmark = pytest.mark.emulator
 
 #: Few enough in a row that a store which goes on trying gets through.
 FAULT_LISTS = st.lists(st.sampled_from([None, *FAULTS]), min_size=1, max_size=3)
 
-EXAMPLES = int(os.environ.get("FIRESTORE_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("FIRESTORE_EXAMPLES", examples(12)))
 
 
 class Faulty:

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 Line = dict[str, Any]
 
 
+@pytest.mark.slow
 @pytest.mark.emulator
 @pytest.mark.timeout(300)
 def test_the_trail_of_eight_processes_keeps_every_invariant(

@@ -35,6 +35,7 @@ from gwi_celery.stores.base import (
 from gwi_celery.stores.protocol import CANCELLED_TTL
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.clocks import FakeClock
+from tests.machine import examples
 
 TTL = 30.0
 RESULT_TTL = 1000.0
@@ -341,7 +342,7 @@ class Protocol(RuleBasedStateMachine):
 
 
 Protocol.TestCase.settings = settings(
-    max_examples=int(os.environ.get("STORE_MACHINE_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("STORE_MACHINE_EXAMPLES", examples(60))),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

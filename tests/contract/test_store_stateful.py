@@ -65,6 +65,7 @@ from gwi_celery.stores.base import (
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.clocks import FakeClock
 from tests.contract.stores import cursor, failure, step, success, value
+from tests.machine import examples
 
 LEASE_TTL = 8.0
 RESULT_TTL = 64.0
@@ -746,7 +747,7 @@ def test_any_sequence_of_operations_keeps_the_invariants() -> None:
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(
-            max_examples=int(os.environ.get("STATEFUL_EXAMPLES", "250")),
+            max_examples=int(os.environ.get("STATEFUL_EXAMPLES", examples(250))),
             # Fewer than it takes to fail more submissions than a record remembers.
             stateful_step_count=30,
             deadline=None,

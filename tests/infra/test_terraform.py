@@ -26,6 +26,8 @@ ON = {
     "google_pubsub_subscription.jobs": "subscription",
     "google_pubsub_subscription.dead": "dead subscription",
     "google_cloud_run_v2_service.worker": "service",
+    "google_cloud_run_v2_worker_pool.worker": "pool",
+    "google_service_account.worker": "worker",
     "google_service_account.pusher": "pusher",
 }
 
@@ -96,7 +98,7 @@ def test_each_grant_is_one_of_the_librarys(module: Any) -> None:
             if (body["member"].startswith("${"))
             else body["member"]
         )
-        if member == "each.value":
+        if member.startswith("each.value"):
             member = re.search(r"var\.(\w+)s", body["for_each"])[1]
         on = ["project"]
         if not type.startswith("google_project"):
@@ -190,6 +192,17 @@ def test_subscriptions_are_as_the_library_would_make_them(module: Any) -> None:
 def test_the_database_and_its_indexes_are_the_librarys(module: Any) -> None:
     [file] = re.findall(r'file\("\$\{path.module\}/([^"]+)"\)', module.locals["indexes"])
     assert (MODULE / file).resolve() == ROOT / "gwi_celery" / "firestore" / indexes.FILE_NAME
+    content, text = indexes.load(), (MODULE / "firestore.tf").read_text()
+    used = {
+        f"fields.value.{key}" for index in content["indexes"] for f in index["fields"] for key in f
+    }
+    used |= {
+        f"indexes.value.{key}" for f in content["fieldOverrides"] for i in f["indexes"] for key in i
+    }
+    used |= {f"each.value.{key}" for f in content["fieldOverrides"] for key in f}
+    used |= {f"each.value.{key}" for index in content["indexes"] for key in index}
+    for key in used:
+        assert key in text, f"firestore.tf leaves out {key}"
     database = module.of("google_firestore_database")["jobs"]
     assert database["type"] == deployment.FIRESTORE["type"]
     assert database["database_edition"] == deployment.FIRESTORE["edition"]

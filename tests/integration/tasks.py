@@ -34,7 +34,7 @@ def mark(folder: str, name: str) -> str:
 
 
 @shared_task
-def hold(folder: str, name: str, seconds: float = 60.0) -> str:
+def hold(folder: str, name: str, seconds: float = 600.0) -> str:
     """Say that it began, and end once somebody allows it (or the time is up)."""
     mark(folder, f"{name}.began")
     deadline = time.monotonic() + seconds

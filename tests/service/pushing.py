@@ -61,7 +61,7 @@ class Service(Worker):
     ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE)
         settings = {"GWI_ENVIRONMENT": "development", **(env or {})}
         super().__init__(app, folder, env=settings, **options)
 
@@ -156,7 +156,7 @@ class PushSubscription:
             status = 0
             with contextlib.suppress(httpx.HTTPError):
                 body = envelope(delivery.data, delivery.attributes, delivery.deliveries)
-                status = httpx.post(f"{self._url}/push", json=body, timeout=60).status_code
+                status = httpx.post(f"{self._url}/push", json=body, timeout=PATIENCE).status_code
             self.answers[status] += 1
             self._keeper.drop(delivery)
             if status in ACKS:

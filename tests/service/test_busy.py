@@ -41,7 +41,7 @@ def events(folder: Path, name: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(
     ("wait", "statuses"),
-    [("30", {204}), ("0", {204, 429})],
+    [("120", {204}), ("0", {204, 429})],
     ids=["they wait", "they are refused and come again"],
 )
 def test_fifty_at_once_on_one_place(
@@ -57,7 +57,7 @@ def test_fifty_at_once_on_one_place(
 
     def push(n: int) -> None:
         while True:
-            answer = httpx.post(f"{service.url}/push", json=job(n), timeout=60)
+            answer = httpx.post(f"{service.url}/push", json=job(n), timeout=PATIENCE)
             answers[answer.status_code] += 1
             if answer.status_code == 204:
                 return
@@ -102,18 +102,18 @@ def test_a_job_longer_than_its_push_goes_on_in_the_next_at_no_cost(
     subscribe: Callable[..., PushSubscription],
     tmp_path: Path,
 ) -> None:
-    # Between handing back and the answer's last moment are 8 % of it.
-    service = serve(env={"GWI_PUSH_DEADLINE": "4"})
+    # Between handing back and the answer's last moment are 8 % of it: enough for a busy machine.
+    service = serve(env={"GWI_PUSH_DEADLINE": "15"})
     subscription = subscribe(service)
-    result = jobs.counted.delay(**CALL, to=80, pause=0.1)
-    assert result.get(timeout=PATIENCE) == 80
-    assert [e["n"] for e in events(tmp_path, "n")] == list(range(80)), "nothing is done twice"
-    assert len(events(tmp_path, "attempt")) >= 3
+    result = jobs.counted.delay(**CALL, to=150, pause=0.1)
+    assert result.get(timeout=PATIENCE) == 150
+    assert [e["n"] for e in events(tmp_path, "n")] == list(range(150)), "nothing is done twice"
+    assert len(events(tmp_path, "attempt")) >= 2
     assert set(subscription.answers) == {204}
     broker = broker_for(jobs.app)
     eventually(lambda: broker.size("celery").total == 0)
     stats = service.stats()
-    assert stats["handed_back"] >= 2
+    assert stats["handed_back"] >= 1
     assert stats["retried"] == stats["nacked"] == 0
     record = store_for(jobs.app).list_jobs("acme").jobs[0]
     assert (record.crashes, record.generation) == (0, 1)
@@ -375,3 +375,26 @@ def test_a_message_that_is_refused_again_and_again_is_published_anew(
         [copy] = broker_for(jobs.app).peek("celery")
         assert copy.data == waiting
         assert running.result().status_code == 204
+
+
+def test_large_messages_that_are_not_due_keep_no_other_out(
+    serve: Callable[..., Service], jobs: ModuleType, tmp_path: Path
+) -> None:
+    """Their bodies are let go while they are held: Pub/Sub has them, and sends them again."""
+    service = serve(pool="threads", env={"GWI_MAX_BODY_BYTES": "1000000"})  # eight may be in memory
+    body = {"id": "large", "type": "record", "payload": {"label": "x" * 600_000}}
+    due = {"gwi-not-before": str(time.time() + 10)}
+    early = envelope(json.dumps(body).encode(), attributes=due)
+
+    def push(_: int) -> int:
+        while True:  # they are read at once, for which there is not always room
+            answer = httpx.post(f"{service.url}/push", json=early, timeout=60)
+            if answer.status_code != 429:
+                return answer.status_code
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor(20) as threads:
+        held = threads.map(push, range(20))
+        small = {"id": "small", "type": "record", "payload": {"label": "n"}}
+        assert service.push(json.dumps(small).encode()).status_code == 204
+        assert Counter(held) == {503: 20}

@@ -164,7 +164,7 @@ def test_a_name_in_the_database_reaches_no_other_file(planted: str, tmp_path: Pa
     elif planted == "0" * 32:
         (wake / name).write_bytes(b"precious")
     (wake / "victim").write_bytes(b"precious")
-    with broker._database.write() as c:
+    with broker.database.write() as c:
         c.execute("UPDATE listeners SET intake = ?", (name,))
     broker.publish("", "q", OutgoingMessage(b"m"))
     broker.publish("", "q", OutgoingMessage(b"m"))

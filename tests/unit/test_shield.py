@@ -158,17 +158,18 @@ def in_a_transaction(store: Any) -> list[sqlite3.Connection]:
     return [c for c in store.database._open_connections if c.in_transaction]
 
 
-@pytest.mark.timeout(600)  # hundreds of jobs, each traced line by line
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_soft_time_limit_at_any_line_leaves_one_outcome_and_no_lock(
-    tmp_path: Path, handlers: None
+    every: int, tmp_path: Path, handlers: None
 ) -> None:
+    """Hundreds of jobs, each traced line by line; ``make test`` has every ninth."""
     signal.signal(signal.SIGUSR1, limit)
     jobs = Jobs(tmp_path)
     jobs.run("first", "first")
     places = lines_of(lambda: jobs.run("measured", "measured"))
     assert len(places) > 300
     ends = set()
-    for n, place in enumerate(places):
+    for n, place in enumerate(places[::every]):
         run_id, task_id = f"r{n}", f"t{n}"
         where = short(place)
         try:
@@ -191,7 +192,7 @@ def test_a_soft_time_limit_at_any_line_leaves_one_outcome_and_no_lock(
         assert jobs.calls == calls, where
         assert jobs.record(run_id) == record, where
         ends.add(state)
-    assert ends == {states.SUCCESS, states.FAILURE}, "it hits the job's own code too"
+    assert every > 1 or ends == {states.SUCCESS, states.FAILURE}, "it hits the job's own code too"
 
 
 # --- left anywhere all the same -------------------------------------------------------------------
@@ -290,7 +291,7 @@ def test_an_operation_of_the_broker_may_be_left_at_any_line(tmp_path: Path, oper
         with suppress(Struck):  # some lines are passed only now and then
             at(place, strike, run)
             missed += 1
-        open_ = [c for c in broker._database._open_connections if c.in_transaction]
+        open_ = [c for c in broker.database._open_connections if c.in_transaction]
         assert not open_, short(place)
         other.publish("", "q", OutgoingMessage(b"y", {}))
         run()

@@ -405,7 +405,7 @@ def test_a_publish_is_synced_and_a_lease_is_not(broker):
     receiver = broker.receiver()
     send(broker, b"warm up")
     statements: list[str] = []
-    with broker._database.read() as c:
+    with broker.database.read() as c:
         c.set_trace_callback(statements.append)
 
     def synced(use) -> list[str]:
@@ -432,7 +432,7 @@ def test_no_call_takes_longer_on_a_long_queue(broker, clock):
         nonlocal steps
         steps += 1
 
-    with broker._database.read() as c:
+    with broker.database.read() as c:
         c.set_progress_handler(step, 1)
 
     def cost(use) -> int:
@@ -586,10 +586,10 @@ def test_a_full_disk_loses_nothing(broker, tmp_path):
     receiver.subscribe(_declared(broker))
 
     def limit_pages(pages: int) -> None:
-        with broker._database.read() as c:  # one thread: always the same connection
+        with broker.database.read() as c:  # one thread: always the same connection
             c.execute(f"PRAGMA max_page_count={pages}")
 
-    with broker._database.read() as c:
+    with broker.database.read() as c:
         pages = c.execute("PRAGMA page_count").fetchone()[0]
     limit_pages(pages + 30)
     kept = []

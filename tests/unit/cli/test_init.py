@@ -56,7 +56,7 @@ def test_terraform_is_as_the_provider_documents(app: Celery) -> None:
     fields = module.of("google_firestore_field")
     assert fields["gwi_5fjobs-gc_5fat"]["ttl_config"] == [{}]
     roles = {body["role"] for (kind, _), body in module.resources.items() if "iam" in kind}
-    assert roles == {g.role for g in deployment.GRANTS if not g.push}
+    assert roles == {g.role for g in deployment.GRANTS if not g.only}
 
 
 def test_gcloud_says_the_same(app: Celery) -> None:
@@ -77,7 +77,7 @@ def test_gcloud_says_the_same(app: Celery) -> None:
         "--max-delivery-attempts=100",
     } <= set(own)
     roles = {w.removeprefix("--role=") for c in commands for w in c if w.startswith("--role=")}
-    assert roles == {g.role for g in deployment.GRANTS if not g.push}
+    assert roles == {g.role for g in deployment.GRANTS if not g.only}
 
 
 def test_without_a_project_there_is_nothing_to_print() -> None:

@@ -36,6 +36,7 @@ module "gwi" {
   create_network           = true
   enable_redis             = true
   callers                  = ["serviceAccount:web@${var.project}.iam.gserviceaccount.com"]
+  autoscalers              = ["serviceAccount:crema@${var.project}.iam.gserviceaccount.com"]
   secrets                  = { GWI_SERVICE_TOKEN = { secret = "gwi-service-token", version = "1" } }
 }
 
