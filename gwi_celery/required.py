@@ -24,6 +24,13 @@ def check(conf: Any) -> None:
     """Raises ConfigurationError for the first setting that has another value than it must."""
     for name, (needed, otherwise) in REQUIRED.items():
         if conf.value_set_for(name) and conf[name] != needed:
+            if "auth" in (conf[name] if isinstance(conf[name], (list, tuple)) else [conf[name]]):
+                raise ConfigurationError(
+                    f"app.conf.{name} has Celery's 'auth' serializer: it wraps a message's body, so "
+                    "that duplicates could not be recognised by their payload, and leaves its headers "
+                    "unsigned. Set signing_keys instead, which sign all of a message: "
+                    "docs/security.md"
+                )
             raise ConfigurationError(
                 f"app.conf.{name} is {conf[name]!r}, and reliable jobs need {needed!r}: otherwise "
                 f"{otherwise}. Leave it out"

@@ -36,6 +36,7 @@ from gwi_celery.errors import (
     LeaseLost,
     NotAllowed,
     StoreError,
+    StoreUnusable,
 )
 from gwi_celery.failures import ENDS_THE_WORKER
 from gwi_celery.headers import (
@@ -51,6 +52,8 @@ from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
 from gwi_celery.reliability.job import Limits, RunningJob
 from gwi_celery.reliability.options import first
+from gwi_celery.reliability.origin import end_of as attempt_end
+from gwi_celery.reliability.origin import origin_of
 from gwi_celery.reliability.outcome import dump_failure, dump_replaced, load_failure, load_replaced
 from gwi_celery.stores.base import (
     Cancelled,
@@ -166,6 +169,7 @@ class Attempt:
             redelivered=came_before(request),
             nonce=(request.properties or {}).get(ATTEMPT_PROPERTY),
         )
+        wanted = replace(wanted, origin=origin_of(request, resolved, self._settings))
         answer = store.claim(wanted)
         deadline = headers.get(DEADLINE_HEADER)
         if not isinstance(answer, Held) or deadline is None or time.time() <= float(deadline):
@@ -236,9 +240,10 @@ class Attempt:
         self._leave(end, exc)
 
     def _record(self, job: RunningJob, end: End, exc: BaseException) -> None:
+        told = attempt_end(end, exc)
         match end.row.record:
             case Record.FAILED:
-                outcome = Outcome(JobStatus.FAILED, dump_failure(exc))
+                outcome = Outcome(JobStatus.FAILED, dump_failure(exc), told)
                 if end in (End.REJECTED, End.HARD_LIMIT):  # Celery's request stores that
                     job.finish(outcome)
                 else:
@@ -249,9 +254,9 @@ class Attempt:
                 else:
                     # The job said that there is nothing (more) to answer.
                     blob = blobs.dump(None, what="result", limit=100)
-                job.finish(Outcome(JobStatus.SUCCEEDED, blob))
+                job.finish(Outcome(JobStatus.SUCCEEDED, blob, told))
             case Record.PENDING:
-                job.release()
+                job.release(told)
             case _:
                 job.abandon()
 
@@ -348,7 +353,9 @@ class Attempt:
             return blobs.load(record.outcome)
         raise load_failure(self._task.backend, record.outcome)
 
-    def _wait(self, exc: Exception, why: str, at_most: float | None = None) -> NoReturn:
+    def _wait(
+        self, exc: Exception, why: str, at_most: float | None = None, level: int = logging.INFO
+    ) -> NoReturn:
         """Put the job off, at no cost: a delayed copy, then this message is acked."""
         if self._request.is_eager:
             raise exc
@@ -360,7 +367,7 @@ class Attempt:
             delay = min(delay, max(at_most, settings.contention_delay))
         delay = jitter(delay, 0.8, 1.2)
         headers[HOLDS_HEADER] = holds + 1
-        logger.info("%s[%s] waits %.1f s: %s", self._task.name, self._request.id, delay, why)
+        logger.log(level, "%s[%s] waits %.1f s: %s", self._task.name, self._request.id, delay, why)
         self._publish_copy(delay, headers)
         raise Ignore(why)
 
@@ -382,14 +389,20 @@ class Attempt:
             raise Reject(exc, requeue=True) from exc
 
     def _not_started(self) -> None:
-        """Take STARTED back, before another worker may start the copy. As far as that can be done."""
+        """Take STARTED or PROGRESS back, before another worker may start the copy.
+
+        As far as that can be done.
+        """
         task, request = self._task, self._request
-        if not task.track_started or request.ignore_result or task.ignore_result:
+        shown = task.track_started or "_gwi_shown" in vars(request)
+        if not shown or request.ignore_result or task.ignore_result:
             return
         try:
             task.backend._store_result(request.id, None, states.PENDING, request=request)
         except Exception as exc:
-            logger.info("%s[%s] still shows STARTED: %s", task.name, request.id, safe_error(exc))
+            logger.info(
+                "%s[%s] still shows that it runs: %s", task.name, request.id, safe_error(exc)
+            )
 
     def _store_unavailable(self, exc: StoreError) -> NoReturn:
         why = f"the store can't be used ({exc})"
@@ -397,7 +410,8 @@ class Attempt:
             # Pub/Sub itself sends a refused push again, more and more slowly.
             logger.warning("%s[%s] is refused: %s", self._task.name, self._request.id, why)
             raise Reject(exc, requeue=True) from exc
-        self._wait(exc, why)
+        unusable = isinstance(exc, StoreUnusable)  # somebody has to do something
+        self._wait(exc, why, level=logging.ERROR if unusable else logging.WARNING)
 
     def _revoked(self, reason: str) -> NoReturn:
         request = self._request

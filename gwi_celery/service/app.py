@@ -35,7 +35,7 @@ from gwi_celery.service.push import Pushed
 from gwi_celery.service.shutdown import Shutdown
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
-from gwi_celery.transport import envelope
+from gwi_celery.transport import budget, envelope
 from gwi_celery.transport.settlement import Settlement
 from gwi_celery.upkeep import Cleaner
 
@@ -169,6 +169,8 @@ class Service:
         seen: list[Delivery] = []
 
         def check(delivery: Delivery) -> None:
+            limit = self._settings.max_decoded_bytes or budget.automatic()
+            budget.check(delivery.data, limit, "it")
             envelope.decode(delivery)
             seen.append(delivery)
 
@@ -198,12 +200,21 @@ class Service:
         ) as body:
             pushed = await asyncio.to_thread(
                 push.parse,
-                body,
+                body.data,
                 dict(request.headers),
                 queue=self._queue,
                 max_depth=settings.max_json_depth,
+                max_decoded=settings.max_decoded_bytes or budget.automatic(),
             )
-            check(pushed.delivery)
+            body.release(but=len(pushed.delivery.data))
+            await asyncio.to_thread(check, pushed.delivery)
+            wait = pushed.not_before - time.time()
+            if wait > 0 and body.is_large and pushed.delivery.deliveries < _REFUSALS:
+                # Not in memory all the while: Pub/Sub has it, and sends it again.
+                del pushed
+                body.release()
+                await self._admission.hold(min(wait, _HOLD_AT_MOST * settings.push_deadline))
+                return Settlement.NACKED
             settlement = await self._until_due(pushed, _HOLD_AT_MOST * settings.push_deadline)
             if settlement is not None:
                 return settlement

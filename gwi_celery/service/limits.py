@@ -46,15 +46,22 @@ def _refusal(scope: Scope) -> ASGIApp | None:
     return None
 
 
+#: Bytes of a body that always finds room beside larger ones.
+SMALL = 256 * 1024
+#: Share of the memory for bodies that those over SMALL may use.
+_FOR_LARGE = 0.75
+
+
 class Budget:
     """Bytes of request bodies that may be in memory at a time, over all requests."""
 
     def __init__(self, total: int) -> None:
-        self._left = total
+        self.left = total
+        self.left_for_large = round(_FOR_LARGE * total)
 
     @asynccontextmanager
-    async def body(self, request: Request, *, limit: int, timeout: float) -> AsyncIterator[bytes]:
-        """The request's body, counted until the block ends.
+    async def body(self, request: Request, *, limit: int, timeout: float) -> AsyncIterator[Body]:
+        """The request's body, counted until it is released, or the block ends.
 
         Raises HTTPException: 413 over ``limit`` bytes, 408 not there after ``timeout`` seconds,
         429 when other requests have used up the memory.
@@ -62,23 +69,50 @@ class Budget:
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise HTTPException(413, f"the body is over {limit} bytes")
-        taken = 0
+        body = Body(self)
         chunks: list[bytes] = []
         try:
             try:
                 with anyio.fail_after(timeout):
                     async for chunk in request.stream():
-                        taken += len(chunk)
-                        self._left -= len(chunk)
-                        if taken > limit:
+                        if body.size + len(chunk) > limit:
                             raise HTTPException(413, f"the body is over {limit} bytes")
-                        if self._left < 0:
+                        body.count(len(chunk))
+                        if self.left < 0 or (body.is_large and self.left_for_large < 0):
                             raise HTTPException(
                                 429, "too many large requests at once", {"Retry-After": "5"}
                             )
                         chunks.append(chunk)
             except TimeoutError:
                 raise HTTPException(408, f"the body was not there in {timeout:g} s") from None
-            yield b"".join(chunks)
+            body.data = b"".join(chunks)
+            chunks.clear()
+            yield body
         finally:
-            self._left += taken
+            chunks.clear()
+            body.release()
+
+
+class Body:
+    """What was read of one request, and is counted."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.data = b""
+        self.size = 0
+
+    @property
+    def is_large(self) -> bool:
+        return self.size > SMALL
+
+    def count(self, more: int) -> None:
+        """Count so many bytes more (or less)."""
+        large = self.size if self.is_large else 0
+        self.size += more
+        self._budget.left -= more
+        self._budget.left_for_large -= (self.size if self.is_large else 0) - large
+
+    def release(self, but: int = 0) -> None:
+        """Let go of the body; ``but`` so many bytes of it, which are kept elsewhere, still count."""
+        self.data = b""
+        self.count(but - self.size)

@@ -12,7 +12,7 @@ import binascii
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from celery.utils.time import maybe_iso8601
 
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.errors import MalformedMessage
+from gwi_celery.transport import budget
 from gwi_celery.transport.depth import reason as depth_reason
 from gwi_celery.transport.depth import too_deep
 
@@ -29,6 +30,8 @@ from gwi_celery.transport.depth import too_deep
 _META = "x-goog-pubsub-"
 #: Prefix of the attributes that mean something to us; an unwrapped message has them as headers.
 _OURS = "gwi-"
+#: By which a message of our own transport is told.
+_MARKS = ("task", "task_id")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,14 @@ class NotAMessage(MalformedMessage):
         self.delivery = delivery
 
 
-def parse(body: bytes, headers: Mapping[str, str], *, queue: str, max_depth: int) -> Pushed:
+def parse(
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    queue: str,
+    max_depth: int,
+    max_decoded: int,
+) -> Pushed:
     """What a push request carries.
 
     Args:
@@ -58,20 +68,34 @@ def parse(body: bytes, headers: Mapping[str, str], *, queue: str, max_depth: int
         headers: Its headers, by lower-case name.
         queue: Which queue it counts as being of.
         max_depth: Deepest nesting of JSON that is taken.
+        max_decoded: Bytes of memory that it may take once it is parsed.
 
     Raises NotAMessage.
     """
-    if too_deep(body, max_depth):
-        attributes = _unwrapped_attributes(headers)
-        kept = _delivery(body, attributes, queue, _meta(headers))
-        raise NotAMessage(depth_reason(max_depth), kept)
+
+    def unwrapped() -> Delivery:
+        return _delivery(body, _unwrapped_attributes(headers), queue, _meta(headers))
+
+    _check(body, max_depth, max_decoded, unwrapped)
     raw = _json(body)
     if isinstance(raw, dict) and isinstance(raw.get("message"), dict) and "type" not in raw:
-        return _wrapped(raw, body, queue, max_depth)
-    return _when(_delivery(body, _unwrapped_attributes(headers), queue, _meta(headers)))
+        return _wrapped(raw, body, queue, max_depth, max_decoded)
+    return _when(unwrapped())
 
 
-def _wrapped(raw: dict[str, Any], body: bytes, queue: str, max_depth: int) -> Pushed:
+def _check(data: bytes, max_depth: int, max_decoded: int, kept: Callable[[], Delivery]) -> None:
+    """Raise NotAMessage for JSON that is not to be parsed."""
+    try:
+        budget.check(data, max_decoded, "it")
+    except MalformedMessage as exc:
+        raise NotAMessage(str(exc), kept()) from exc
+    if too_deep(data, max_depth):
+        raise NotAMessage(depth_reason(max_depth), kept())
+
+
+def _wrapped(
+    raw: dict[str, Any], body: bytes, queue: str, max_depth: int, max_decoded: int
+) -> Pushed:
     message = raw["message"]
     attributes = message.get("attributes") or {}
     as_it_came = _delivery(body, {}, queue, {})
@@ -89,8 +113,7 @@ def _wrapped(raw: dict[str, Any], body: bytes, queue: str, max_depth: int) -> Pu
         "delivery-attempt": raw.get("deliveryAttempt"),
     }
     delivery = _delivery(data, attributes, queue, meta)
-    if too_deep(data, max_depth):
-        raise NotAMessage(depth_reason(max_depth), delivery)
+    _check(data, max_depth, max_decoded, lambda: delivery)
     return _when(delivery)
 
 
@@ -125,7 +148,7 @@ def _meta(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _unwrapped_attributes(headers: Mapping[str, str]) -> dict[str, str]:
-    return {k: v for k, v in headers.items() if k.startswith(_OURS)}
+    return {k: v for k, v in headers.items() if k.startswith(_OURS) or k in _MARKS}
 
 
 def _json(data: bytes) -> Any:

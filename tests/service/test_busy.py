@@ -375,3 +375,26 @@ def test_a_message_that_is_refused_again_and_again_is_published_anew(
         [copy] = broker_for(jobs.app).peek("celery")
         assert copy.data == waiting
         assert running.result().status_code == 204
+
+
+def test_large_messages_that_are_not_due_keep_no_other_out(
+    serve: Callable[..., Service], jobs: ModuleType, tmp_path: Path
+) -> None:
+    """Their bodies are let go while they are held: Pub/Sub has them, and sends them again."""
+    service = serve(pool="threads", env={"GWI_MAX_BODY_BYTES": "1000000"})  # eight may be in memory
+    body = {"id": "large", "type": "record", "payload": {"label": "x" * 600_000}}
+    due = {"gwi-not-before": str(time.time() + 10)}
+    early = envelope(json.dumps(body).encode(), attributes=due)
+
+    def push(_: int) -> int:
+        while True:  # they are read at once, for which there is not always room
+            answer = httpx.post(f"{service.url}/push", json=early, timeout=60)
+            if answer.status_code != 429:
+                return answer.status_code
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor(20) as threads:
+        held = threads.map(push, range(20))
+        small = {"id": "small", "type": "record", "payload": {"label": "n"}}
+        assert service.push(json.dumps(small).encode()).status_code == 204
+        assert Counter(held) == {503: 20}

@@ -556,3 +556,13 @@ def test_a_release_that_is_not_tested_is_told(version: str, monkeypatch: Any) ->
     monkeypatch.setattr("celery.__version__", version)
     with pytest.warns(UserWarning, match=f"tested with celery 5.4 .*this is {version}"):
         setup(make_app(), broker_url=memory(), store_url=memory())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("task_serializer", "auth"), ("accept_content", ["auth", "json"])]
+)
+def test_celerys_auth_serializer_is_refused_with_what_to_use_instead(name: str, value: Any) -> None:
+    app = Celery("auth", set_as_current=False)
+    app.conf[name] = value
+    with pytest.raises(ConfigurationError, match="signing_keys"):
+        setup(app, store_url="embedded://:memory:/auth", broker_url="embedded://:memory:/auth")

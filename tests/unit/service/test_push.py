@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import SETTINGS
 from gwi_celery.service.admission import MAX_WAITING, Admission, Refused
+from gwi_celery.service.limits import SMALL, Body, Budget
 from gwi_celery.service.push import NotAMessage, Pushed, parse
 from gwi_celery.transport.settlement import Settlement
 
@@ -32,7 +33,7 @@ def wrapped(job: bytes = JOB, /, **changes: Any) -> bytes:
 
 def read(body: bytes, **headers: str) -> Pushed:
     named = {k.replace("_", "-"): v for k, v in headers.items()}
-    return parse(body, named, queue="q", max_depth=20)
+    return parse(body, named, queue="q", max_depth=20, max_decoded=1_000_000)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -270,3 +271,40 @@ def test_every_setting_is_documented() -> None:
     docs = Path(__file__).parents[3] / "docs"
     text = "".join((docs / name).read_text() for name in ("operating.md", "service.md"))
     assert [name for name in SETTINGS if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("way", ["unwrapped", "wrapped", "the envelope itself"])
+def test_what_is_too_large_once_parsed_is_kept_without_being_parsed(way: str) -> None:
+    bomb = b'{"id": "1", "type": "t", "payload": {"a": [' + b"{}," * 10_000 + b"{}]}}"
+    body = {"unwrapped": bomb, "wrapped": wrapped(bomb)}.get(way)
+    if body is None:
+        body = wrapped()[:-1] + b', "more": [' + b"{}," * 10_000 + b"{}]}"
+    with pytest.raises(NotAMessage, match="too large for this worker") as refused:
+        read(body)
+    assert refused.value.delivery.data == (body if way == "the envelope itself" else bomb)
+
+
+def test_utf_16_is_no_json() -> None:
+    """In it depth and size could not be told."""
+    body = '{"message": {"data": "eA=="}}'.encode("utf-16-le")
+    assert read(body).delivery.data == body
+
+
+# --- budgets --------------------------------------------------------------------------------------
+
+
+def test_small_bodies_find_room_beside_large_ones_and_what_is_let_go_is_free() -> None:
+    budget = Budget(8_000_000)
+    large, small = Body(budget), Body(budget)
+    for _ in range(6):
+        large.count(1_000_000)
+    assert budget.left_for_large == 0
+    small.count(SMALL)
+    assert budget.left_for_large == 0
+    assert budget.left == 2_000_000 - SMALL
+    large.release(but=SMALL)
+    assert budget.left_for_large == 6_000_000
+    assert budget.left == 8_000_000 - 2 * SMALL
+    for body in (large, small, large):
+        body.release()
+    assert (budget.left, budget.left_for_large) == (8_000_000, 6_000_000)
