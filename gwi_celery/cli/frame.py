@@ -29,6 +29,8 @@ from gwi_celery.errors import (
 )
 from gwi_celery.integration import integration
 
+#: Characters of a column that is shown whole which are never folded: a task's id.
+_WHOLE: Final = 36
 #: Of a pipe: nothing is folded or cut.
 _ANY_WIDTH: Final = 100_000
 
@@ -61,6 +63,9 @@ _EXITS: Final[tuple[tuple[type[GwiError], Exit], ...]] = (
 )
 
 
+_EXIT: Final = "gwi.exit"
+
+
 class Ended(click.ClickException):
     def __init__(self, code: Exit, message: str) -> None:
         super().__init__(message)
@@ -70,6 +75,11 @@ class Ended(click.ClickException):
 def end(code: Exit, message: str) -> NoReturn:
     """End the command with that code, and the message on stderr."""
     raise Ended(code, message)
+
+
+def ends_with(code: Exit) -> None:
+    """Once the command has shown what it shows, end it with that code."""
+    click.get_current_context().meta[_EXIT] = int(code)
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ def command(
                     if shape is not None and rows is not None:
                         show(shape, rows, as_json=as_json, clear=bool(watch))
                     if not watch:
-                        return
+                        ctx.exit(ctx.meta.get(_EXIT, 0))
                     time.sleep(watch)
 
         made = click.command(name)(click.pass_context(run))
@@ -220,21 +230,25 @@ def _table(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> None:
 
     console = _console()
     columns = [column for column in shape.columns if column.head]
-    table = table_of(columns)
-    for row in rows:
-        table.add_row(*(Text(shown(column, row[column.name])) for column in columns))
+    cells = [{column.name: shown(column, row[column.name]) for column in columns} for row in rows]
+    longest = {c.name: max((len(row[c.name]) for row in cells), default=0) for c in columns}
+    table = table_of(columns, longest)
+    for row in cells:
+        table.add_row(*(Text(row[column.name]) for column in columns))
     console.print(table, soft_wrap=False)
 
 
-def table_of(columns: Iterable[Column]) -> Any:
+def table_of(columns: Iterable[Column], longest: Mapping[str, int]) -> Any:
     """An empty table of rich's, without lines: it can be read, and cut by other programs."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
         numeric = column.kind.removesuffix("?") in ("integer", "number") and column.show != "time"
+        wide = longest.get(column.name, 0) if column.whole else 0
         table.add_column(
             column.head.upper(),
+            min_width=min(wide, _WHOLE) or None,
             justify="right" if numeric else "left",
             overflow="fold" if column.whole else "ellipsis",
             no_wrap=not column.whole,
