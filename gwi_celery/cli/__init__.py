@@ -7,6 +7,7 @@ import json
 import click
 
 from gwi_celery.cli.dlq import dlq
+from gwi_celery.cli.doctor import doctor
 from gwi_celery.cli.frame import SHAPES
 from gwi_celery.cli.init import init
 from gwi_celery.cli.jobs import jobs, locks
@@ -15,7 +16,7 @@ from gwi_celery.cli.queues import delayed, queues
 from gwi_celery.cli.root import gwi
 from gwi_celery.cli.scaler import scaler
 from gwi_celery.cli.serve import serve
-from gwi_celery.cli.service import cleanup, config, doctor, tail, workers
+from gwi_celery.cli.service import cleanup, config, tail, workers
 
 
 @click.command()
@@ -31,7 +32,7 @@ def schema(command: tuple[str, ...]) -> None:
     click.echo(json.dumps(shown, indent=2))
 
 
-for made in (delayed, dlq, init, jobs, locks, push_to, queues, scaler, schema, serve):
+for made in (delayed, dlq, doctor, init, jobs, locks, push_to, queues, scaler, schema, serve):
     gwi.add_command(made)
 
-__all__ = ["cleanup", "config", "doctor", "gwi", "tail", "workers"]
+__all__ = ["cleanup", "config", "gwi", "tail", "workers"]

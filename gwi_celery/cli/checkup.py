@@ -35,12 +35,13 @@ _LISTS = (
 
 @dataclass(frozen=True)
 class Checked:
-    """``mend``: the command or change that mends it; "" where nothing is to be done."""
+    """``change``: the command or change that mends it; "" where nothing is to be done."""
 
-    check: str
+    what: str
     holds: bool
-    found: str
-    mend: str = ""
+    measured: str
+    change: str = ""
+    expected: str = ""
 
 
 def checkup(app: Any) -> Iterator[Checked]:

@@ -63,9 +63,6 @@ _EXITS: Final[tuple[tuple[type[GwiError], Exit], ...]] = (
 )
 
 
-_EXIT: Final = "gwi.exit"
-
-
 class Ended(click.ClickException):
     def __init__(self, code: Exit, message: str) -> None:
         super().__init__(message)
@@ -75,11 +72,6 @@ class Ended(click.ClickException):
 def end(code: Exit, message: str) -> NoReturn:
     """End the command with that code, and the message on stderr."""
     raise Ended(code, message)
-
-
-def ends_with(code: Exit) -> None:
-    """Once the command has shown what it shows, end it with that code."""
-    click.get_current_context().meta[_EXIT] = int(code)
 
 
 @dataclass(frozen=True)
@@ -155,7 +147,7 @@ def command(
                     if shape is not None and rows is not None:
                         show(shape, rows, as_json=as_json, clear=bool(watch))
                     if not watch:
-                        ctx.exit(ctx.meta.get(_EXIT, 0))
+                        return
                     time.sleep(watch)
 
         made = click.command(name)(click.pass_context(run))

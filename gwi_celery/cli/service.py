@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from gwi_celery import upkeep
-from gwi_celery.cli.checkup import checkup
-from gwi_celery.cli.frame import Column, Exit, command, end, ends_with, printable, when
+from gwi_celery.cli.frame import Column, Exit, command, end, printable, when
 from gwi_celery.cli.root import gwi
 from gwi_celery.config import SETTINGS, Settings
 from gwi_celery.integration import settings_for, store_for
@@ -103,22 +102,6 @@ def cleanup(app: Any) -> dict[str, Any]:
     while found := store.cleanup():
         deleted += found
     return {"deleted": deleted}
-
-
-@command(
-    gwi,
-    "doctor",
-    Column("check"),
-    Column("holds", "boolean", title="ok"),
-    Column("found", whole=True),
-    Column("mend", whole=True),
-)
-def doctor(app: Any) -> list[dict[str, Any]]:
-    """Is all there that the app needs? Each problem with the command that mends it."""
-    rows = [dict(vars(checked)) for checked in checkup(app)]
-    if not all(row["holds"] for row in rows):
-        ends_with(Exit.PROBLEMS)
-    return rows
 
 
 @command(gwi, "tail")

@@ -153,13 +153,13 @@ def test_config_doctor_and_cleanup(gwi_, monkeypatch):
     assert rows["broker"]["value"].startswith("embedded://")
     assert {row["name"] for row in gwi_.json("config", "--all")} > set(rows)
     assert gwi_.json("cleanup") == {"deleted": 0}
-    problems = {r["check"]: r for r in _doctor(gwi_, Exit.PROBLEMS) if not r["holds"]}
-    assert problems["queues"]["mend"] == "celery -A APP gwi init"
+    problems = {r["what"]: r for r in _doctor(gwi_, Exit.PROBLEMS) if not r["holds"]}
+    assert problems["queues"]["change"] == "celery -A APP gwi init"
     gwi_("init")
     assert all(row["holds"] for row in _doctor(gwi_, Exit.OK))
     gwi_("queues", "pause", "celery")
-    problems = {r["check"]: r for r in _doctor(gwi_, Exit.PROBLEMS) if not r["holds"]}
-    assert problems["queues"]["mend"] == "celery -A APP gwi queues resume celery"
+    problems = {r["what"]: r for r in _doctor(gwi_, Exit.PROBLEMS) if not r["holds"]}
+    assert problems["queues"]["change"] == "celery -A APP gwi queues resume celery"
     assert broker_for(gwi_.app).state("celery").paused
 
 

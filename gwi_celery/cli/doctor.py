@@ -1,0 +1,69 @@
+"""``celery -A app gwi doctor``: is all there that the app needs, and with ``--live``, does the project
+behave as this package assumes?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from gwi_celery import doctor as checks
+from gwi_celery.cli.checkup import checkup
+from gwi_celery.cli.frame import SHAPES, Column, Exit, Shape, show
+from gwi_celery.config import urls
+from gwi_celery.errors import ConfigurationError, GwiError
+from gwi_celery.integration import settings_for
+
+SHAPES["doctor"] = Shape(
+    "doctor",
+    (
+        Column("what"),
+        Column("holds", "boolean?"),
+        Column("expected", title=""),
+        Column("measured", whole=True),
+        Column("change", whole=True),
+    ),
+)
+
+
+@click.command()
+@click.option("--live", is_flag=True, help="Make what is needed, try it, and delete it again.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document at the end.")
+@click.option(
+    "--seconds",
+    type=float,
+    default=checks.SECONDS,
+    show_default=True,
+    help="The longest that one check waits.",
+)
+@click.pass_context
+def doctor(ctx: click.Context, live: bool, as_json: bool, seconds: float) -> None:
+    """Check all that the app needs: each problem with the command that mends it. Nothing is changed.
+
+    With --live, ask the app's Pub/Sub and Firestore whether they behave as documented. That takes about
+    six minutes, costs less than a cent, and leaves nothing behind.
+    """
+    app: Any = ctx.obj.app
+    try:
+        if not live:
+            app.finalize()
+            app.loader.import_default_modules()
+            found = [dict(vars(checked)) for checked in checkup(app)]
+            show(SHAPES["doctor"], found, as_json=as_json)
+            ctx.exit(int(Exit.OK if all(row["holds"] for row in found) else Exit.PROBLEMS))
+        asked = [url for url in urls(app.conf.broker_url) if url.startswith("pubsub:")]
+        store = settings_for(app).effective_store_url
+        asked += [store] if store.startswith("firestore:") else []
+        if not asked:
+            raise ConfigurationError(
+                "neither the broker nor the store is of Google Cloud: set GCP_PROJECT_ID, or a "
+                "pubsub:// broker_url"
+            )
+        holds = checks.written(asked, seconds, as_json, click.echo)
+        workers = app.control.ping(timeout=2.0)
+        if not as_json:
+            click.echo(f"{len(workers)} workers answer to a ping")
+    except GwiError as exc:
+        raise click.ClickException(str(exc)) from exc
+    if not holds:
+        ctx.exit(int(Exit.PROBLEMS))
