@@ -116,6 +116,17 @@ class Settings:
         True,
     )
 
+    keep_calls: bool = _setting(
+        "GWI_KEEP_CALLS",
+        "whether a job's record keeps its call's arguments, so that it can be replayed by whoever "
+        "operates it; without them only its caller can",
+        True,
+    )
+    code_version: str = _setting(
+        "GWI_CODE_VERSION",
+        "version of the worker's code, for its jobs' records; empty: Cloud Run's revision, if it is one",
+        "",
+    )
     cleanup_interval: float = _setting(
         "GWI_CLEANUP_INTERVAL",
         "seconds between two times that a worker or push service deletes what has expired from the "
@@ -276,6 +287,10 @@ class Settings:
     @property
     def development(self) -> bool:
         return self.environment == "development"
+
+    @property
+    def effective_code_version(self) -> str:
+        return self.code_version or os.environ.get("K_REVISION", "")
 
     @property
     def effective_host(self) -> str:

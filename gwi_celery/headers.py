@@ -23,6 +23,8 @@ REPLAY_HEADER = "gwi_replay"
 #: Set on arrival from the broker's attribute: the message was taken back out of a dead letter.
 REDRIVE_HEADER = "gwi_redrive"
 
+#: {name: value} of texts: what the job is to be found by.
+LABELS_HEADER = "gwi_labels"
 #: Digest of the payload that the job began with, where a retry has changed its arguments.
 PAYLOAD_HEADER = "gwi_payload"
 

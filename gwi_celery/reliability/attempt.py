@@ -51,6 +51,8 @@ from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
 from gwi_celery.reliability.job import Limits, RunningJob
 from gwi_celery.reliability.options import first
+from gwi_celery.reliability.origin import end_of as attempt_end
+from gwi_celery.reliability.origin import origin_of
 from gwi_celery.reliability.outcome import dump_failure, dump_replaced, load_failure, load_replaced
 from gwi_celery.stores.base import (
     Cancelled,
@@ -166,6 +168,7 @@ class Attempt:
             redelivered=came_before(request),
             nonce=(request.properties or {}).get(ATTEMPT_PROPERTY),
         )
+        wanted = replace(wanted, origin=origin_of(request, resolved, self._settings))
         answer = store.claim(wanted)
         deadline = headers.get(DEADLINE_HEADER)
         if not isinstance(answer, Held) or deadline is None or time.time() <= float(deadline):
@@ -236,9 +239,10 @@ class Attempt:
         self._leave(end, exc)
 
     def _record(self, job: RunningJob, end: End, exc: BaseException) -> None:
+        told = attempt_end(end, exc)
         match end.row.record:
             case Record.FAILED:
-                outcome = Outcome(JobStatus.FAILED, dump_failure(exc))
+                outcome = Outcome(JobStatus.FAILED, dump_failure(exc), told)
                 if end in (End.REJECTED, End.HARD_LIMIT):  # Celery's request stores that
                     job.finish(outcome)
                 else:
@@ -249,9 +253,9 @@ class Attempt:
                 else:
                     # The job said that there is nothing (more) to answer.
                     blob = blobs.dump(None, what="result", limit=100)
-                job.finish(Outcome(JobStatus.SUCCEEDED, blob))
+                job.finish(Outcome(JobStatus.SUCCEEDED, blob, told))
             case Record.PENDING:
-                job.release()
+                job.release(told)
             case _:
                 job.abandon()
 
@@ -382,14 +386,20 @@ class Attempt:
             raise Reject(exc, requeue=True) from exc
 
     def _not_started(self) -> None:
-        """Take STARTED back, before another worker may start the copy. As far as that can be done."""
+        """Take STARTED or PROGRESS back, before another worker may start the copy.
+
+        As far as that can be done.
+        """
         task, request = self._task, self._request
-        if not task.track_started or request.ignore_result or task.ignore_result:
+        shown = task.track_started or "_gwi_shown" in vars(request)
+        if not shown or request.ignore_result or task.ignore_result:
             return
         try:
             task.backend._store_result(request.id, None, states.PENDING, request=request)
         except Exception as exc:
-            logger.info("%s[%s] still shows STARTED: %s", task.name, request.id, safe_error(exc))
+            logger.info(
+                "%s[%s] still shows that it runs: %s", task.name, request.id, safe_error(exc)
+            )
 
     def _store_unavailable(self, exc: StoreError) -> NoReturn:
         why = f"the store can't be used ({exc})"

@@ -21,12 +21,14 @@ from gwi_celery.headers import (
     DEADLINE_HEADER,
     DUE_HEADER,
     KEY_HEADER,
+    LABELS_HEADER,
     PREFIX,
     REDRIVE_HEADER,
     REPLAY_HEADER,
     RUN_HEADER,
     TENANT_HEADER,
 )
+from gwi_celery.reliability import fields
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.reliability.payload import Payload
 from gwi_celery.stores.base import JobRef, LockRef
@@ -91,9 +93,18 @@ def promised(
     idempotency_key: str | None,
     deadline: float | None,
     options: Reliable | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The headers of a call with these two options, of a task with those. Raises InvalidCall."""
+    """The headers of a call with these options of its own, of a task with those. Raises InvalidCall."""
     sent = dict(headers or {})
+    if labels is not None:
+        sent[LABELS_HEADER] = dict(labels)
+    if not fields.labels(sent.get(LABELS_HEADER) or {}):
+        raise InvalidCall(
+            f"{task}: labels= takes at most {fields.MOST_LABELS} texts by name, such as "
+            f"{{'customer': '7'}}: names of at most {fields.LABEL_NAME} characters without '=', and "
+            f"values of at most {fields.LABEL_VALUE}"
+        )
     if idempotency_key is not None:
         sent[KEY_HEADER] = given_key(task, idempotency_key)
     if deadline is not None:

@@ -15,6 +15,7 @@ from uuid import uuid4
 from gwi_celery import blobs
 from gwi_celery.reliability.cursor import Cursor
 from gwi_celery.reliability.step_names import StepNames
+from gwi_celery.stores.base import Progress
 
 if TYPE_CHECKING:
     from gwi_celery.reliability.task import ReliableTask
@@ -48,6 +49,9 @@ class DirectJob:
 
     def restore(self, name: str, default: Any) -> Any:
         return default
+
+    def progress(self, progress: Progress) -> bool:
+        return False
 
     def check(self) -> None:
         """Nothing stops a plain call."""

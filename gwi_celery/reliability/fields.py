@@ -18,6 +18,7 @@ from gwi_celery.headers import (
     DUE_HEADER,
     HOLDS_HEADER,
     KEY_HEADER,
+    LABELS_HEADER,
     MAX_RETRIES_HEADER,
     PAYLOAD_HEADER,
     REDRIVE_HEADER,
@@ -28,6 +29,10 @@ from gwi_celery.headers import (
 
 #: Retries and the like are exponents of a backoff: 2 ** retries is computed.
 MOST_RETRIES: Final = 100_000
+#: Labels of one job, and characters of a label's name and of its value.
+MOST_LABELS: Final = 8
+LABEL_NAME: Final = 64
+LABEL_VALUE: Final = 256
 #: Seconds: about 31 years, and what the system's timers take.
 _LONGEST: Final = 1e9
 #: Seconds since the epoch: the year 5138, and what any clock takes.
@@ -112,12 +117,29 @@ def _signatures(value: Any) -> bool:
     return signature(value) or (isinstance(value, (list, tuple)) and all(map(signature, value)))
 
 
+def labels(value: Any) -> bool:
+    """What a job may be found by: a few short texts. A "=" would make a name of two."""
+    return (
+        isinstance(value, dict)
+        and len(value) <= MOST_LABELS
+        and all(
+            _name(name)
+            and "=" not in name
+            and len(name) <= LABEL_NAME
+            and isinstance(text, str)
+            and _encodes(text)
+            and len(text) <= LABEL_VALUE
+            for name, text in value.items()
+        )
+    )
+
+
 def _replay(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and _COUNT.takes(value.get("generation"))
         and "from_step" in value
-        and (value["from_step"] is None or _name(value["from_step"]))
+        and (value["from_step"] in (None, "") or _name(value["from_step"]))
     )
 
 
@@ -164,6 +186,7 @@ HEADERS: Final[Mapping[str, Kind]] = {
     REDRIVE_HEADER: _NAME,
     DUE_HEADER: _NAME,
     PAYLOAD_HEADER: _NAME,
+    LABELS_HEADER: Kind(f"an object of at most {MOST_LABELS} texts", labels),
 }
 
 PROPERTIES: Final[Mapping[str, Kind]] = {

@@ -41,12 +41,14 @@ from gwi_celery.reliability.stopping import worker_is_stopping
 from gwi_celery.reliability.wording import where_resumed
 from gwi_celery.shield import shielded, window
 from gwi_celery.stores.base import (
+    AttemptEnd,
     Checkpoint,
     CheckpointKind,
     Claimed,
     JobRecord,
     Lease,
     Outcome,
+    Progress,
     Store,
     StoredResult,
 )
@@ -63,6 +65,8 @@ _RENEW_AT = 1 / 3
 _MARGIN = 0.1
 #: Bytes of a value that are kept for restore() in the same attempt.
 _KEPT = 65_536
+#: Seconds between two writes of a job's progress.
+_PROGRESS_EVERY = 1.0
 #: First pause, seconds, before a store operation that failed for now is sent again.
 _FIRST_PAUSE = 0.05
 
@@ -93,6 +97,8 @@ class RunningJob:
         self._renewed_at = asked_at
         #: No renewal before this monotonic time: a pause after one that failed for now.
         self._renew_not_before = 0.0
+        #: The same of what the job says of its progress.
+        self._progress_not_before = 0.0
         self._interrupt: LeaseLost | JobCancelled | None = None
         self._finished = False
         self._names = StepNames()
@@ -230,6 +236,23 @@ class RunningJob:
         self._expect(recorded, CheckpointKind.VALUE)
         return blobs.load(self._bytes(recorded))
 
+    @shielded
+    def progress(self, progress: Progress) -> bool:
+        """Record it, unless one was less than a second ago: whether it was recorded."""
+        self.check()
+        with self._mutex:
+            asked_at = time.monotonic()
+            if asked_at < self._progress_not_before:
+                return False
+            try:
+                self._lease = self._persist(lambda: self._store.progress(self._lease, progress))
+            except (LeaseLost, JobCancelled) as exc:
+                self._interrupt = exc
+                raise
+            self._renewed_at = asked_at
+            self._progress_not_before = asked_at + _PROGRESS_EVERY
+        return True
+
     def save_cursor(self, name: str, value: Any, version: int) -> None:
         self._save(Checkpoint(name, CheckpointKind.CURSOR, self._dump(name, value), version))
 
@@ -250,13 +273,13 @@ class RunningJob:
             self._persist(lambda: self._store.finish(self._lease, outcome, result))
             self._finished = True
 
-    def release(self) -> None:
+    def release(self, end: AttemptEnd) -> None:
         """Leave the job to the next message for it. Never raises: the lease runs out anyhow."""
         renewer().remove(self)
         with self._mutex:
             self._finished = True
             try:
-                self._store.release(self._lease)
+                self._store.release(self._lease, end)
             except Exception as exc:
                 logger.warning(
                     "could not release the lock of job %s (%s): it is free in %g s",

@@ -36,25 +36,32 @@ def keep_promises(app: Any) -> None:
         *rest: Any,
         idempotency_key: str | None = None,
         deadline: float | None = None,
+        labels: Any = None,
         **options: Any,
     ) -> Any:
         from gwi_celery.reliability.task import ReliableTask
 
         task = options.get("task_type") or app._tasks.get(name)
-        given = idempotency_key is not None or deadline is not None
+        given = any(option is not None for option in (idempotency_key, deadline, labels))
         if "task_type" not in options and isinstance(task, ReliableTask) and len(rest) < 3:
             options["task_id"] = options.get("task_id") or str(uuid4())
             options["headers"], _ = task.addressed(
-                args, kwargs, options.get("headers"), options["task_id"], idempotency_key, deadline
+                args,
+                kwargs,
+                options.get("headers"),
+                options["task_id"],
+                idempotency_key,
+                deadline,
+                labels,
             )
         elif given and task is not None and not isinstance(task, ReliableTask):
             raise InvalidCall(
-                f"{name} is a plain task, which keeps no idempotency_key and no deadline: make it one "
-                "with base=ReliableTask, or leave them out (Celery's own expires= may do)"
+                f"{name} is a plain task, which keeps no idempotency_key, deadline or labels: make it "
+                "one with base=ReliableTask, or leave them out (Celery's own expires= may do)"
             )
         elif given or "task_type" not in options:
             options["headers"] = call.promised(
-                name, options.get("headers"), idempotency_key, deadline
+                name, options.get("headers"), idempotency_key, deadline, labels=labels
             )
         return send(name, args, kwargs, *rest, **options)
 

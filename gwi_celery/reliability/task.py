@@ -33,7 +33,7 @@ from gwi_celery.headers import (
     TENANT_HEADER,
 )
 from gwi_celery.integration import integration, settings_for, store_for
-from gwi_celery.reliability import call, carried, direct, marks, verbs
+from gwi_celery.reliability import call, carried, direct, marks, progress, verbs
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.cursor import Cursor
@@ -120,13 +120,15 @@ class ReliableTask(Task):
         *,
         idempotency_key: str | None = None,
         deadline: float | None = None,
+        labels: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Any:
-        """Celery's own, with two options more, and refused early if the call can't be right.
+        """Celery's own, with three options more, and refused early if the call can't be right.
 
         Args:
             idempotency_key: Makes calls with the same one (and task and tenant) the same job.
             deadline: Seconds from now after which the job fails with DeadlineExceeded.
+            labels: A few short texts, by name, that the job's record is to be found by.
 
         Raises:
             MissingTenant, ConflictingIds, InvalidCall, NotSerializable: nothing was published.
@@ -137,7 +139,7 @@ class ReliableTask(Task):
         integration(self.app)  # before setup() the message would go to Celery's own default broker
         task_id = task_id or str(uuid4())
         headers, resolved = self.addressed(
-            args, kwargs, options.pop("headers", None), task_id, idempotency_key, deadline
+            args, kwargs, options.pop("headers", None), task_id, idempotency_key, deadline, labels
         )
         # A copy or retry of a call by headers alone too: Celery checks the arguments here.
         kwargs = call.filled(self.run, self.reliable, args or (), kwargs or {}, headers)
@@ -167,12 +169,13 @@ class ReliableTask(Task):
         task_id: str,
         idempotency_key: str | None = None,
         deadline: float | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> tuple[dict[str, Any], Call]:
         """The headers that tell a worker what was promised to the caller, and the call itself.
 
         Raises MissingTenant, ConflictingIds, InvalidCall.
         """
-        sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable)
+        sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable, labels)
         resolved = self.resolve_call(args or (), kwargs or {}, sent, task_id)
         sent[TENANT_HEADER] = resolved.tenant
         if resolved.run is not None:
@@ -187,10 +190,11 @@ class ReliableTask(Task):
         headers: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         deadline: float | None = None,
+        labels: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Any:
         """Celery's own: run here and now, as a job of this process. Options as ``apply_async``."""
-        sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable)
+        sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable, labels)
         return super().apply(args, kwargs, *rest, headers=sent, **options)
 
     def map(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -210,8 +214,9 @@ class ReliableTask(Task):
     ) -> Any:
         """Run a job anew although it has an outcome: all of it, or ``from_step`` on.
 
-        Opens a new generation. What was recorded before ``from_step`` is kept. The payload must be
-        the one the job had. Takes ``apply_async``'s options; returns its AsyncResult.
+        Opens a new generation. What was recorded before ``from_step`` is kept; all of it if that is
+        "". The payload must be the one the job had. Takes ``apply_async``'s options; returns its
+        AsyncResult.
 
         Args:
             task_id: Of the call to replay, where that had neither a run nor a key: then its task id
@@ -234,7 +239,7 @@ class ReliableTask(Task):
         named = resolved.job.key.startswith("task:") or task_id is None
         options["task_id"] = str(uuid4()) if named else task_id
         record = self._store.get_job(resolved.job)
-        if from_step is not None:
+        if from_step:
             found = self._store.get_checkpoints(resolved.job, outline=True)
             names = [c.name for c in found]
             if from_step not in names:
@@ -353,6 +358,13 @@ class ReliableTask(Task):
     def restore(self, name: str, default: Any = None) -> Any:
         """What :meth:`checkpoint` recorded last, at this attempt or an earlier one."""
         return self._job.restore(name, default)
+
+    def progress(self, done: float, total: float | None = None, text: str = "") -> None:
+        """Say how far the job is: its record has it, and a caller's ``AsyncResult.info``.
+
+        Written at most once a second; call it as often as you like. Raises all that :meth:`check` does.
+        """
+        progress.show(self, self._job, done, total, text)
 
     def check(self) -> None:
         """Stop here if the job should: LeaseLost, JobCancelled, DeadlinePassed, WorkerStopping."""

@@ -91,7 +91,7 @@ class Replay:
 
     #: The generation to open. If the job is there already, the submission is a plain duplicate.
     generation: int
-    #: Checkpoints saved from this one on are forgotten; None: all of them.
+    #: Checkpoints saved from this one on are forgotten; None: all of them; "": none.
     from_step: str | None = None
 
 
@@ -194,7 +194,7 @@ class Wait:
 
     #: "lock", "limit", or "retry".
     kind: str
-    #: The lock's scope, its parts joined by "/"; the limit's name; the error that is tried again.
+    #: The lock's scope, its parts joined by ":"; the limit's name; the error that is tried again.
     what: str
     #: Who holds the lock ("host:pid task id"), and with which job.
     holder: str = ""

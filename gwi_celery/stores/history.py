@@ -155,9 +155,23 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def label_text(name: str, value: str) -> str:
+def label_term(name: str, value: str) -> str:
     """A label as one text. No name has a "=" in it."""
     return storable(f"{name}={value}")
+
+
+def call_term(task_id: str) -> str:
+    """The same for a call's id: as the label of no name."""
+    return label_term("", task_id)
+
+
+def terms(origin: Origin, ended: Sequence[PastAttempt]) -> list[str]:
+    """All that a job is found by in this way: its labels, and the ids of the calls it was tried for."""
+    calls = dict.fromkeys([*(past.task_id for past in ended), origin.task_id])
+    return [
+        *(label_term(*label) for label in origin.labels.items()),
+        *(call_term(task_id) for task_id in calls if task_id),
+    ]
 
 
 def dump_origin(origin: Origin) -> str:

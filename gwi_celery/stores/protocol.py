@@ -172,7 +172,7 @@ def forgotten(
     if job is None or request.replay is None or not _replays(job, request):
         return []
     first = request.replay.from_step
-    if first is None:
+    if not first:
         return []
     names = recorded()
     if first not in names:
@@ -247,7 +247,7 @@ def _replays(job: Job, request: ClaimRequest) -> bool:
 
 def waits_for_lock(request: ClaimRequest, held: Held, now: float) -> Wait:
     """What a claim that is Held is to record; ``now`` is in seconds since the epoch."""
-    scope = "/".join(request.lock.scope)
+    scope = ":".join(request.lock.scope)
     return Wait("lock", scope, held.by, held.job, until=now + held.retry_after)
 
 

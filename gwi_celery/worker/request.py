@@ -8,6 +8,7 @@ run out first: it is freed here, and the job is recorded as failed where Celery 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -21,10 +22,18 @@ from gwi_celery import blobs
 from gwi_celery.errors import Interrupt
 from gwi_celery.headers import ATTEMPT_PROPERTY
 from gwi_celery.integration import store_for
-from gwi_celery.reliability.call import Call, callers_headers, for_logs, submission
+from gwi_celery.reliability.call import Call, callers_headers, for_logs, own_lock, submission
 from gwi_celery.reliability.outcome import dump_failure, load_replaced
 from gwi_celery.shield import shielded
-from gwi_celery.stores.base import Claimed, Completed, JobRecord, JobStatus, Outcome
+from gwi_celery.stores.base import (
+    AttemptEnd,
+    Claimed,
+    Completed,
+    JobRecord,
+    JobStatus,
+    LockRef,
+    Outcome,
+)
 from gwi_celery.text import safe_error, safe_text
 from gwi_celery.worker.guard import GuardedRequest
 
@@ -148,12 +157,15 @@ class ReliableRequest(GuardedRequest):
             record = store_for(self._app).get_job(resolved.job)
             ours = submission(self.id, self._request_dict)
             if record is not None and not record.status.terminal and record.submission == ours:
-                self._end_job(resolved, error)
+                waits = record.status is JobStatus.WAITING  # for another's lock: its end needs none
+                self._end_job(resolved, error, own_lock(resolved.job) if waits else None)
         except (Exception, Interrupt) as exc:
             why = safe_text(exc)
             logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, why)
 
-    def _end_job(self, resolved: Call, error: Exception) -> JobRecord | None:
+    def _end_job(
+        self, resolved: Call, error: Exception, lock: LockRef | None = None
+    ) -> JobRecord | None:
         """Record the job as failed, unless another holds it. Its record if it has succeeded."""
         store = store_for(self._app)
         # By the attempt's own name: what its process holds, this claim holds as well.
@@ -165,10 +177,11 @@ class ReliableRequest(GuardedRequest):
             redelivered=True,
             nonce=self._attempt,
         )
-        answer = store.claim(wanted)
+        answer = store.claim(replace(wanted, lock=lock or wanted.lock))
         if isinstance(answer, Claimed):
             blob = dump_failure(error)
-            store.finish(answer.lease, Outcome(JobStatus.FAILED, blob))
+            end = AttemptEnd("revoked", type(error).__name__, safe_text(error))
+            store.finish(answer.lease, Outcome(JobStatus.FAILED, blob, end))
         if isinstance(answer, Completed) and answer.record.status is JobStatus.SUCCEEDED:
             return answer.record
         return None

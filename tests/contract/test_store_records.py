@@ -67,7 +67,9 @@ def test_another_submission_takes_the_place_of_the_call(case):
     assert case.store.get_envelope(first.job) == b"new"
     assert case.store.find_jobs(JobFilter(label=("customer", "7"))).jobs == []
     assert len(case.store.find_jobs(JobFilter(label=("customer", "8"))).jobs) == 1
-    assert case.store.find_jobs(JobFilter(task_id="id-k")).jobs == []
+    for task_id in ("id-k", "id2"):  # both calls were for this job
+        found = case.store.find_jobs(JobFilter(task_id=task_id)).jobs
+        assert [record.job for record in found] == [first.job]
 
 
 def test_a_claim_without_an_origin_leaves_what_is_known(case):
@@ -150,7 +152,7 @@ def test_a_job_that_waits_for_a_lock_has_a_record(case):
 
     record = case.store.get_job(waiter.job)
     assert (record.status, record.attempt, record.lock) == (JobStatus.WAITING, 0, waiter.lock)
-    assert (record.waits.kind, record.waits.what) == ("lock", "run/r1")
+    assert (record.waits.kind, record.waits.what) == ("lock", "run:r1")
     assert (record.waits.holder, record.waits.holder_job) == ("host:1 id", holder.record.job)
     assert record.waits.since < record.waits.until
     found = case.store.find_jobs(JobFilter(status=JobStatus.WAITING)).jobs
@@ -260,6 +262,8 @@ WANTED = {
     "error": (JobFilter(error_type="ValueError"), "41"),
     "error of a tenant": (JobFilter(tenant="acme", error_type="ValueError"), "1"),
     "call": (JobFilter(task_id="id-k2"), "2"),
+    "call and label": (JobFilter(task_id="id-k2", label=("customer", "2")), "2"),
+    "call of another label": (JobFilter(task_id="id-k2", label=("customer", "1")), ""),
     "children": (JobFilter(parent_id="id-k0"), "51"),
     "all at once": (
         JobFilter(

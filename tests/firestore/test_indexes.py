@@ -130,7 +130,7 @@ def test_the_same_for_gcloud() -> None:
     ) in commands
     assert (
         "gcloud firestore indexes composite create --collection-group gwi_jobs "
-        "--query-scope collection-group --field-config field-path=labels,array-config=contains "
+        "--query-scope collection-group --field-config field-path=terms,array-config=contains "
         "--field-config field-path=created,order=descending --project proj --database db-1 --quiet"
     ) in commands
     assert (

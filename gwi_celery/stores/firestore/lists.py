@@ -22,12 +22,11 @@ from gwi_celery.stores.firestore.records import (
     Job,
     Places,
     job_of,
-    label_digest,
     lock_of,
     name_digest,
     run_digest,
 )
-from gwi_celery.stores.history import short
+from gwi_celery.stores.history import call_term, label_term, short, terms
 from gwi_celery.stores.paging import check_limit, filter_id, list_id, place_of, token_after
 
 #: Most documents that one query reads.
@@ -80,7 +79,13 @@ def find_jobs(
         order=[(CREATED, "desc")],
         mask=_LISTED,
     )
-    page = _live_jobs(client, query, after, limit + 1, below=f"{places.base}/")
+    more = _terms(wanted)[1:]
+
+    def fits(document: Document, job: Job) -> bool:
+        known = terms(job.origin, job.history.ended) if more else []
+        return document.name.startswith(f"{places.base}/") and all(term in known for term in more)
+
+    page = _live_jobs(client, query, after, limit + 1, fits)
     next_token = None
     if len(page) > limit:
         last = page[limit - 1]
@@ -106,12 +111,11 @@ def _wanted(wanted: JobFilter) -> list[Filter]:
         filters.append(Filter("run", "==", run_digest(wanted.run_id)))
     if wanted.error_type is not None:
         filters.append(Filter("error", "==", short(wanted.error_type)))
-    if wanted.task_id is not None:
-        filters.append(Filter("call", "==", name_digest("call", wanted.task_id)))
     if wanted.parent_id is not None:
         filters.append(Filter("parent", "==", name_digest("call", wanted.parent_id)))
-    if wanted.label is not None:
-        filters.append(Filter("labels", "array-contains", label_digest(*wanted.label)))
+    term = _terms(wanted)
+    if term:  # a query can have one of these
+        filters.append(Filter("terms", "array-contains", name_digest("term", term[0])))
     if not filters and wanted.tenant is None:
         # No index of one field alone goes across tenants, where gcloud makes them.
         filters.append(Filter("status", "in", [status.value for status in JobStatus]))
@@ -119,6 +123,11 @@ def _wanted(wanted: JobFilter) -> list[Filter]:
         if moment is not None:
             filters.append(Filter(CREATED, op, Micros(round(moment * SECOND))))
     return filters
+
+
+def _terms(wanted: JobFilter) -> list[str]:
+    call = [] if wanted.task_id is None else [call_term(wanted.task_id)]
+    return call if wanted.label is None else [*call, label_term(*wanted.label)]
 
 
 #: What a list reads: neither outcomes nor calls, which may be large.
@@ -137,17 +146,23 @@ _LISTED: Final = [
 
 
 def _live_jobs(
-    client: Client, query: Query, after: tuple[Micros, str] | None, wanted: int, below: str = ""
+    client: Client,
+    query: Query,
+    after: tuple[Micros, str] | None,
+    wanted: int,
+    fits: Callable[[Document, Job], bool] = lambda document, job: True,
 ) -> list[Job]:
-    """Jobs that have not expired, in the query's order, of those ``below`` a place."""
+    """Jobs that have not expired and fit, in the query's order."""
     found: list[Job] = []
     asked = min(wanted, _BATCH)
     path = query.order[0][0]
     while len(found) < wanted:
         read = client.query(replace(query, after=after, limit=asked))
         documents: list[Document] = list(read.documents.values())
-        jobs = [job_of(document) for document in documents if document.name.startswith(below)]
-        found += [job for job in jobs if not job.expired(read.read_time)]
+        for document in documents:
+            job = job_of(document)
+            if fits(document, job) and not job.expired(read.read_time):
+                found.append(job)
         if len(documents) < asked:
             break
         after = Micros(documents[-1].fields[path]), documents[-1].name

@@ -12,11 +12,11 @@
     {prefix}/v1/gwi_keys/operator                the key that proves who is one
 
 All is in the map ``data``, which no index looks at, but for what lists and TTL policies need:
-``status``, ``run``, ``task``, ``error``, ``labels``, ``call``, ``parent`` (digests, but for the first and
-the error's class), ``created``, ``updated`` and ``gc_at``. Lists across tenants are by ``created``, which
-never changes: so the one place in an index that all of a moment's writes go to sees a job twice or so in
-its life, and not at each step. Documents are never Firestore maps of a job's own
-values: those are bytes.
+``status``, ``run``, ``task``, ``error``, ``parent`` and ``terms`` (labels, and ids of calls), all of them
+digests but the first and the error's class; ``created``, ``updated`` and ``gc_at``. Lists across tenants
+are by ``created``, which never changes: so the one place in an index that all of a moment's writes go to
+sees a job twice or so in its life, and not at each step. Documents are never Firestore maps of a
+job's own values: those are bytes.
 
 The fencing token of a claim is its commit's time in microseconds, which its own writes can't name.
 So a lock and a record without a ``fence`` have their version for it; the first write after the
@@ -48,9 +48,9 @@ from gwi_celery.stores.history import (
     History,
     attempts,
     dump_origin,
-    label_text,
     load_origin,
     loads,
+    terms,
 )
 
 TENANTS: Final = "gwi_tenants"
@@ -302,10 +302,9 @@ class Job:
             fields[CREATED] = Micros(self.created)
         if self.history.error_type:
             fields["error"] = self.history.error_type
-        if self.origin.labels:
-            fields["labels"] = [label_digest(*label) for label in self.origin.labels.items()]
-        if self.origin.task_id:
-            fields["call"] = name_digest("call", self.origin.task_id)
+        found_by = terms(self.origin, self.history.ended)
+        if found_by:
+            fields["terms"] = [name_digest("term", term) for term in found_by]
         if self.origin.parent_id:
             fields["parent"] = name_digest("call", self.origin.parent_id)
         if self.run_id is not None:
@@ -348,10 +347,6 @@ def run_digest(run_id: str) -> str:
 def name_digest(kind: str, name: str) -> str:
     """What lists look for, for the same reason."""
     return digest(kind, name)
-
-
-def label_digest(name: str, value: str) -> str:
-    return digest("label", label_text(name, value))
 
 
 def _history_of(document: Document) -> History:

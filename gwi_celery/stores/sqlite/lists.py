@@ -18,13 +18,14 @@ from gwi_celery.stores.sqlite import rows
 from gwi_celery.stores.sqlite.rows import raw
 
 _LIVE: Final = "(jobs.expires_at IS NULL OR jobs.expires_at > ?)"
+_TERM: Final = "terms.term"
 #: All but the outcome, which may be large: its pages aren't read.
 _LISTED: Final = ", ".join(
     f"jobs.{column}"
     for column in (
         *("job_id", "tenant", "task", "key", "run_id", "status", "fingerprint", "submission"),
         *("generation", "attempt", "crashes", "fence", "lock_id", "lock_scope", "created_at"),
-        *("updated_at", "expires_at", "task_id", "error_type", "error", "origin", "history"),
+        *("updated_at", "expires_at", "error_type", "error", "origin", "history"),
     )
 )
 
@@ -69,29 +70,30 @@ def query(wanted: JobFilter) -> tuple[str, str, list[str], list[object]]:
     the list's order, is the one to walk. SQLite, without statistics, can't know that: a "+" keeps it
     from choosing another's.
     """
-    label = None if wanted.label is None else history.label_text(*wanted.label)
+    call = None if wanted.task_id is None else history.call_term(wanted.task_id)
+    label = None if wanted.label is None else history.label_term(*wanted.label)
     error = None if wanted.error_type is None else history.short(wanted.error_type)
     conditions: list[tuple[str, object]] = [
-        ("jobs.task_id", wanted.task_id and raw(wanted.task_id)),
+        (_TERM, call),
         ("jobs.parent_id", wanted.parent_id and raw(wanted.parent_id)),
         ("jobs.run_id", wanted.run_id and raw(wanted.run_id)),
-        ("labels.label", label),
+        (_TERM, label),
         ("jobs.error_type", error),
         ("jobs.tenant", wanted.tenant and raw(wanted.tenant)),
         ("jobs.task", wanted.task and raw(wanted.task)),
         ("jobs.status", wanted.status and wanted.status.value),
     ]
     given = [(column, value) for column, value in conditions if value is not None]
-    by_label = bool(given) and given[0][0] == "labels.label"
+    by_term = bool(given) and given[0][0] == _TERM
     select, at = f"SELECT {_LISTED}, NULL AS outcome FROM jobs", "jobs.created_at"  # noqa: S608
-    if by_label:  # CROSS: the label's own table is walked
-        select = select.replace("FROM jobs", "FROM labels CROSS JOIN jobs USING (job_id)")
-        at = "labels.created_at"
+    if by_term:  # CROSS: the term's own table is walked
+        select = select.replace("FROM jobs", "FROM terms CROSS JOIN jobs USING (job_id)")
+        at = "terms.created_at"
     where, values = [], []
     for n, (column, value) in enumerate(given):
-        if column == "labels.label" and not by_label:
+        if n and column == _TERM:
             where.append(
-                "EXISTS (SELECT 1 FROM labels WHERE labels.job_id = jobs.job_id AND label = ?)"
+                "EXISTS (SELECT 1 FROM terms AS t WHERE t.job_id = jobs.job_id AND t.term = ?)"
             )
         else:
             where.append(f"{'+' if n else ''}{column} = ?")

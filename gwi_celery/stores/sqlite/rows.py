@@ -145,7 +145,7 @@ def running(row: sqlite3.Row) -> PastAttempt | None:
         number=row["attempt"],
         worker=history.loads(row["history"]).worker,
         fence=row["fence"],
-        task_id=text(row["task_id"] or row["submission"]),
+        task_id=history.load_origin(row["origin"]).task_id or text(row["submission"]),
         began=row["fence"] / 1_000_000,  # as the token was made, of the clock
     )
 

@@ -95,7 +95,6 @@ CREATE TABLE jobs (
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL,
     expires_at REAL,
-    task_id BLOB,
     parent_id BLOB,
     error_type TEXT,
     error TEXT NOT NULL DEFAULT '',
@@ -115,16 +114,15 @@ CREATE INDEX jobs_newest_of_status ON jobs (status, created_at, job_id);
 CREATE INDEX jobs_newest_of_run ON jobs (run_id, created_at, job_id) WHERE run_id IS NOT NULL;
 CREATE INDEX jobs_newest_of_error ON jobs (error_type, created_at, job_id)
     WHERE error_type IS NOT NULL;
-CREATE INDEX jobs_of_call ON jobs (task_id, created_at, job_id) WHERE task_id IS NOT NULL;
 CREATE INDEX jobs_of_parent ON jobs (parent_id, created_at, job_id) WHERE parent_id IS NOT NULL;
 
-CREATE TABLE labels (
-    label TEXT NOT NULL,
+CREATE TABLE terms (
+    term TEXT NOT NULL,
     created_at REAL NOT NULL,
     job_id TEXT NOT NULL,
-    PRIMARY KEY (label, created_at, job_id)
+    PRIMARY KEY (term, created_at, job_id)
 ) WITHOUT ROWID;
-CREATE INDEX labels_of_job ON labels (job_id);
+CREATE INDEX terms_of_job ON terms (job_id);
 
 CREATE TABLE envelopes (job_id TEXT PRIMARY KEY, blob BLOB NOT NULL);
 """
@@ -140,11 +138,13 @@ DROP INDEX jobs_by_status;
 DROP INDEX jobs_by_run;
 DROP INDEX jobs_by_expiry;
 {_JOBS};
-INSERT INTO jobs ({_FORMER}, task_id, lock_scope)
-    SELECT {_FORMER}, CASE WHEN instr(submission, x'2f') THEN NULL ELSE submission END,
-        (SELECT scope FROM locks WHERE locks.lock_id = former_jobs.lock_id)
+INSERT INTO jobs ({_FORMER}, lock_scope)
+    SELECT {_FORMER}, (SELECT scope FROM locks WHERE locks.lock_id = former_jobs.lock_id)
     FROM former_jobs;
 DROP TABLE former_jobs;
+INSERT INTO terms (term, created_at, job_id)
+    SELECT '=' || CAST(submission AS TEXT), created_at, job_id FROM jobs
+    WHERE length(submission) > 0 AND NOT instr(submission, x'2f');
 """,  # noqa: S608 - constants
 }
 SCHEMA: Final = _FIRST + _CHORD_SIZES + _OPERATORS + _JOBS

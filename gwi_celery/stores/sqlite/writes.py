@@ -94,7 +94,7 @@ def update_job(c: sqlite3.Connection, job: sqlite3.Row, **columns: Any) -> None:
 
 
 def delete_job(c: sqlite3.Connection, job_id: str) -> None:
-    for table in ("checkpoints", "labels", "envelopes", "jobs"):
+    for table in ("checkpoints", "terms", "envelopes", "jobs"):
         c.execute(f"DELETE FROM {table} WHERE job_id = ?", (job_id,))  # noqa: S608 - constants
 
 
@@ -104,7 +104,6 @@ def origin_columns(request: ClaimRequest, row: sqlite3.Row | None) -> dict[str, 
     if origin is None or not _is_another(request, row):
         return {}
     return {
-        "task_id": raw(origin.task_id),
         "parent_id": raw_or_none(origin.parent_id),
         "origin": history.dump_origin(origin),
     }
@@ -113,18 +112,20 @@ def origin_columns(request: ClaimRequest, row: sqlite3.Row | None) -> dict[str, 
 def keep_origin(
     c: sqlite3.Connection, request: ClaimRequest, before: sqlite3.Row | None, now: float
 ) -> None:
-    """Keep the call's labels and envelope beside its record, as that was ``before``, if it is another."""
+    """Keep the call's envelope, and what it is found by, if the record ``before`` was of another."""
     origin, job_id = request.origin, request.job.id
     if origin is None or not _is_another(request, before):
         return
     created_at = now
     if before is not None:
         created_at = before["created_at"]
-        c.execute("DELETE FROM labels WHERE job_id = ?", (job_id,))
+        c.execute("DELETE FROM terms WHERE job_id = ?", (job_id,))
         c.execute("DELETE FROM envelopes WHERE job_id = ?", (job_id,))
+    ended = rows.history_of(before).ended
+    past = [] if before is None else [*ended, *filter(None, [rows.running(before)])]
     c.executemany(
-        "INSERT INTO labels (label, created_at, job_id) VALUES (?, ?, ?)",
-        [(history.label_text(*label), created_at, job_id) for label in origin.labels.items()],
+        "INSERT INTO terms (term, created_at, job_id) VALUES (?, ?, ?)",
+        [(term, created_at, job_id) for term in history.terms(origin, past)],
     )
     if origin.envelope is not None:
         c.execute("INSERT INTO envelopes VALUES (?, ?)", (job_id, origin.envelope))

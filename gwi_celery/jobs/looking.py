@@ -1,0 +1,163 @@
+"""Looking at jobs: lists, everything on one, and why it stands where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from gwi_celery.errors import InvalidCall
+from gwi_celery.jobs.naming import Named, record_of, store_of
+from gwi_celery.jobs.wording import sentence
+from gwi_celery.reliability.origin import call_of
+from gwi_celery.stores.base import (
+    Checkpoint,
+    JobFilter,
+    JobRecord,
+    JobStatus,
+    LockRecord,
+    Page,
+    Store,
+)
+
+#: Children that :func:`get` reads at most.
+_MOST_CHILDREN = 1000
+
+
+@dataclass(frozen=True)
+class JobDetails:
+    """Everything on one job."""
+
+    record: JobRecord
+    #: In the order they were first saved, without their bytes: names, sizes, times.
+    steps: Sequence[Checkpoint]
+    #: Jobs that this one has called, newest first; those that a worker has seen.
+    children: Sequence[JobRecord]
+    #: The lock that it holds or waits for, whoever holds it; None: nobody does.
+    lock: LockRecord | None
+    #: Its arguments and headers, as they were kept; None: they weren't.
+    call: Mapping[str, Any] | None
+    #: :func:`explain`'s sentence.
+    explanation: str
+
+
+def find(
+    *,
+    tenant: str | None = None,
+    task: str | None = None,
+    status: JobStatus | str | None = None,
+    label: tuple[str, str] | str | None = None,
+    error: type[BaseException] | str | None = None,
+    since: datetime | float | None = None,
+    older_than: timedelta | float | None = None,
+    run: str | None = None,
+    limit: int = 100,
+    page: str | None = None,
+    app: Any = None,
+) -> Page:
+    """Jobs that fit all that is given, newest first; of all tenants unless one is named.
+
+    Args:
+        status: ``"waiting"``, ``"failed"`` and so on.
+        label: ``("customer", "7")`` or ``"customer=7"``.
+        error: The class of a job's last error, or its name.
+        since: First recorded at this time or later; a number is seconds since the epoch.
+        older_than: First recorded longer ago than that; a number is seconds.
+        limit: Jobs of one page.
+        page: ``next_token`` of the page before: the next one is stable, whatever changes meanwhile.
+
+    The records come without their outcomes, which :func:`get` reads. Raises InvalidCall for what can't
+    be looked for.
+    """
+    store = store_of(app)
+    before = None
+    if older_than is not None:
+        seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
+        before = _now() - _number("older_than", seconds)
+    wanted = JobFilter(
+        tenant=tenant,
+        task=task,
+        status=_status(status),
+        run_id=run,
+        label=_label(label),
+        error_type=error.__name__ if isinstance(error, type) else error,
+        since=since.timestamp() if isinstance(since, datetime) else _number("since", since),
+        before=before,
+    )
+    return store.find_jobs(wanted, limit=limit, token=page)
+
+
+def get(job: Named, *, app: Any = None) -> JobDetails | None:
+    """Everything on one job; None if no worker has seen it yet, or it is forgotten."""
+    store = store_of(app)
+    record = record_of(store, job)
+    if record is None:
+        return None
+    envelope = store.get_envelope(record.job)
+    lock = None if record.lock is None else store.get_lock(record.lock)
+    return JobDetails(
+        record=record,
+        steps=store.get_checkpoints(record.job, outline=True),
+        children=list(children_of(store, record)),
+        lock=lock,
+        call=None if envelope is None else call_of(envelope),
+        explanation=sentence(record, lock, _now()),
+    )
+
+
+def explain(job: Named, *, app: Any = None) -> str:
+    """Why a job stands where it stands, in one sentence."""
+    store = store_of(app)
+    record = record_of(store, job)
+    if record is None:
+        return (
+            "no worker has seen it yet (look at its queue, and at what is delayed), or its result_ttl "
+            "has passed"
+        )
+    lock = None if record.lock is None else store.get_lock(record.lock)
+    return sentence(record, lock, _now())
+
+
+def children_of(store: Store, record: JobRecord) -> Iterable[JobRecord]:
+    """Jobs that its attempts have called, as far as these are remembered."""
+    calls = {past.task_id for past in record.attempts} | {record.origin.task_id}
+    for task_id in sorted(calls - {""}):
+        token = None
+        for _ in range(_MOST_CHILDREN // 100):
+            page = store.find_jobs(
+                JobFilter(tenant=record.job.tenant, parent_id=task_id), token=token
+            )
+            yield from page.jobs
+            token = page.next_token
+            if token is None:
+                break
+
+
+def _now() -> float:
+    return datetime.now().timestamp()
+
+
+def _status(status: JobStatus | str | None) -> JobStatus | None:
+    if status is None or isinstance(status, JobStatus):
+        return status
+    try:
+        return JobStatus(status)
+    except ValueError:
+        known = ", ".join(each.value for each in JobStatus)
+        raise InvalidCall(f"no job has the status {status!r}: it is one of {known}") from None
+
+
+def _label(label: tuple[str, str] | str | None) -> tuple[str, str] | None:
+    if not isinstance(label, str):
+        return label
+    name, equals, value = label.partition("=")
+    if not equals:
+        raise InvalidCall(f"the label {label!r} has no value: write it as name=value")
+    return name, value
+
+
+def _number(name: str, value: Any) -> Any:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise InvalidCall(f"{name} is a {type(value).__name__}: pass a number of seconds")
+    return value

@@ -1,0 +1,94 @@
+"""What a job's record keeps of its call: to find it by, and to make it again without its caller."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from celery.exceptions import Retry
+
+from gwi_celery import blobs
+from gwi_celery.config import Settings
+from gwi_celery.errors import NotSerializable
+from gwi_celery.headers import (
+    DUE_HEADER,
+    KEY_HEADER,
+    LABELS_HEADER,
+    MAX_RETRIES_HEADER,
+    RUN_HEADER,
+    TENANT_HEADER,
+)
+from gwi_celery.reliability.call import Call
+from gwi_celery.reliability.ends import End
+from gwi_celery.stores.base import AttemptEnd, Origin
+from gwi_celery.text import safe_text
+
+#: Headers that make a call the job it is. What else a message has is of one sending.
+_KEPT = (KEY_HEADER, DUE_HEADER, MAX_RETRIES_HEADER, LABELS_HEADER)
+
+
+def origin_of(request: Any, resolved: Call, settings: Settings) -> Origin:
+    """Of the message that the Celery ``request`` stands for."""
+    headers: Mapping[str, Any] = request.headers or {}
+    queue = (request.delivery_info or {}).get("routing_key")
+    envelope = None
+    if settings.keep_calls:
+        kept = {name: headers[name] for name in _KEPT if headers.get(name) is not None}
+        kept[TENANT_HEADER] = resolved.tenant
+        if resolved.run is not None:
+            kept[RUN_HEADER] = resolved.run
+        call = {
+            "args": request.args,
+            "kwargs": request.kwargs,
+            "headers": kept,
+            "queue": queue,
+            "priority": (request.properties or {}).get("priority"),
+            "link": request.callbacks,
+            "link_error": request.errbacks,
+            "chain": request.chain,
+        }
+        with contextlib.suppress(NotSerializable):  # of an eager call, perhaps
+            # As Celery's own JSON has it: the same types come back.
+            envelope = blobs.dump(call, what="the call", limit=2**63 - 1)
+    return Origin(
+        task_id=request.id,
+        parent_id=request.parent_id,
+        root_id=request.root_id,
+        queue=queue,
+        labels=headers.get(LABELS_HEADER) or {},
+        code_version=settings.effective_code_version,
+        envelope=envelope,
+    )
+
+
+def call_of(envelope: bytes) -> dict[str, Any]:
+    """What :func:`origin_of` kept."""
+    call: dict[str, Any] = blobs.load(envelope)
+    return call
+
+
+def end_of(end: End, exc: BaseException) -> AttemptEnd:
+    """How an attempt ended, for its record."""
+    how, error, retry_at = end.name.lower(), exc, None
+    if isinstance(exc, Retry):
+        retry_at = _moment(exc.when)
+        error = exc.exc or exc
+        if exc.exc is None:
+            return AttemptEnd(how, retry_at=retry_at)
+    elif end in _NO_ERRORS:
+        return AttemptEnd(how)
+    return AttemptEnd(how, type(error).__name__, safe_text(error), retry_at)
+
+
+#: Ends that are no error of the job's.
+_NO_ERRORS = (End.SUCCEEDED, End.REPLACED, End.IGNORED, End.STOPPING, End.ENDED, End.REQUEUED)
+
+
+def _moment(when: Any) -> float | None:
+    """Seconds since the epoch, of what Celery's Retry says: a number of seconds, or a time."""
+    if isinstance(when, datetime):
+        return when.timestamp()
+    return time.time() + when if isinstance(when, (int, float)) else None

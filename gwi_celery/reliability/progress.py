@@ -1,0 +1,52 @@
+"""``self.progress(done, total, "parsing")``: in the job's record, and as its result until it has one."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from gwi_celery.errors import InvalidCall
+from gwi_celery.stores.base import Progress
+from gwi_celery.text import safe_error, shown
+
+if TYPE_CHECKING:
+    from gwi_celery.reliability.direct import DirectJob
+    from gwi_celery.reliability.job import RunningJob
+    from gwi_celery.reliability.task import ReliableTask
+
+logger = logging.getLogger(__name__)
+
+#: Celery's state of a result that is still to come and says how far it is.
+STATE = "PROGRESS"
+
+
+def show(
+    task: ReliableTask,
+    job: RunningJob | DirectJob,
+    done: float,
+    total: float | None,
+    text: str,
+) -> None:
+    """Raises InvalidCall, and all that ``check`` does."""
+    for name, number in (("done", done), ("total", total)):
+        if number is not None and not _is_number(number):
+            raise InvalidCall(f"{task.name}: progress() has {name} {shown(number)}: pass a number")
+    if not isinstance(text, str):
+        raise InvalidCall(f"{task.name}: progress() has a text that is {shown(text)}: pass a str")
+    if not job.progress(Progress(done, total, text)):
+        return
+    request = task.request
+    if request.ignore_result or task.ignore_result:
+        return
+    meta = {"done": done, "total": total, "text": text}
+    try:
+        # Once the record has it, which only the holder can write. It never replaces an end.
+        task.backend.store_result(request.id, meta, STATE, request=request)
+        request._gwi_shown = True
+    except Exception as exc:
+        logger.info("%s[%s] can't show its progress: %s", task.name, request.id, safe_error(exc))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
