@@ -9,7 +9,7 @@
         │   ├── MissingTenant
         │   ├── ConflictingIds      the call and its headers name different tenants or runs
         │   └── NotSerializable     an argument, a result or a step has no JSON form
-        ├── JobError                how a job can end other than by its own exception
+        ├── JobError                ends of a job other than its own exception
         │   ├── IdempotencyMismatch
         │   ├── DeadlineExceeded
         │   ├── CrashLimitExceeded
@@ -45,6 +45,7 @@
 
 from __future__ import annotations
 
+from click import ClickException
 from kombu.exceptions import OperationalError
 
 __all__ = [
@@ -91,8 +92,11 @@ class GwiError(Exception):
     """Root of this package's errors."""
 
 
-class ConfigurationError(GwiError):
-    """A setting, a URL or a task's options can't work. Raised at start, never in mid-job."""
+class ConfigurationError(GwiError, ClickException):
+    """A setting, a URL or a task's options can't work. Raised at start, never in mid-job.
+
+    A command line (``celery worker``) prints its text instead of a traceback.
+    """
 
 
 class InvalidCall(GwiError, ValueError):
