@@ -406,7 +406,9 @@ class Channel(virtual.Channel):
                 safe_text(reason, 200),
             )
             settlement = Settlement.NACKED
-            with contextlib.suppress(BrokerError):  # then it is redelivered when its lease has run out
+            with contextlib.suppress(
+                BrokerError
+            ):  # then it is redelivered when its lease has run out
                 self._broker.nack(delivery, _REQUEUE_MAX)
         emit(settlement.text, task_id="")
 
