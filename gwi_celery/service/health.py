@@ -1,4 +1,4 @@
-"""Whether this worker lives, and whether it can work: /health, /ready, /stats and /metrics.
+"""Whether this worker is alive and can work: /health, /ready, /stats and /metrics.
 
 The same for the push service and for a pull worker.
 """
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the broker or the store has to answer in.
 _PATIENCE = 5.0
-#: Seconds that an answer of theirs is used again: probes must not become load.
+#: Seconds for which an answer is reused: probes must not become load.
 _FRESH = 1.0
 
 #: A job that doesn't exist; asking for it proves that the store answers.
@@ -50,7 +50,7 @@ class Answer:
 
 
 class Probe:
-    """Asks one dependency, one question at a time, whoever wants to know."""
+    """Probes one dependency; concurrent callers share one question."""
 
     def __init__(self, ask: Callable[[], object]) -> None:
         self._ask = ask
