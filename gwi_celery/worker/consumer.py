@@ -1,8 +1,8 @@
-"""Celery's consumer, which survives any message.
+"""Celery's consumer, made to survive any message.
 
-Celery's own takes for granted that a message which names a task is otherwise as Celery makes it. One
-without an id, or with a body of another shape, ends the whole worker, and the next one it is delivered
-to. Here such a message is rejected, and so kept in the dead letter, with the reason.
+Celery's own assumes that a message which names a task is well-formed otherwise. One without an id, or
+with a body of another shape, ends the worker, and the next one that it is redelivered to. Here such a
+message is rejected, and so dead-lettered with the reason.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _HELD_AT_MOST = 5.0
 
 
 class Consumer(consumer.Consumer):
-    """In force by ``app.conf.worker_consumer``, which ``setup()`` sets."""
+    """Configured as ``app.conf.worker_consumer`` by ``setup()``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         processes = getattr(self.pool, "_pool", None)
         if hasattr(processes, "maintain_pool"):
-            # Celery ends a worker that lost a child while it started: start that child again instead.
-            # One that can't start any is ended by the pool itself, by how often it starts them.
+            # Celery ends a worker that lost a child during its start: restart the child instead. If
+            # none can start, the pool itself gives up.
             self.pool.did_start_ok = functools.partial(_all_started, processes)
 
     def connection_for_read(self, heartbeat: Any = None) -> Any:
@@ -54,7 +54,7 @@ class Consumer(consumer.Consumer):
         tracer.install(self.app)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Any) -> Any:
-        """Celery's own; the dead letter says which task it was, and whose."""
+        """Celery's own; also records the task and its tenant for the dead letter."""
         name, kwargs = _named(message)
         message.death_reason = (
             f"no task is registered as {name!r}: start the worker with the module that defines it "
@@ -104,7 +104,7 @@ def _seconds_to_wait(message: Any, app: Any) -> float:
 
 
 def _named(message: Any) -> tuple[Any, dict[str, Any]]:
-    """The task that a message names, and its keyword arguments as far as they can be read."""
+    """The task's name and, if readable, its keyword arguments."""
     payload = message.payload
     fields = payload if isinstance(payload, dict) else {}
     if isinstance(payload, (list, tuple)) and len(payload) > 1:
@@ -120,16 +120,15 @@ def _all_started(processes: Any) -> bool:
 
 
 def why_malformed(message: Any) -> str | None:
-    """What is wrong with a message that names a task; None if it is as Celery makes it.
+    """What is wrong with a message that names a task; None if it is well-formed.
 
-    Whatever Celery itself answers well (no task named, an unknown one, a body that can't be decoded)
-    is its own business.
+    What Celery itself handles well (no task, an unknown one, an undecodable body) is left to it.
     """
     headers = message.headers
     try:
         payload = message.payload
     except Exception:
-        return None  # Celery says so itself
+        return None  # left to Celery
     if "task" in headers:
         return (
             _needed(headers)
@@ -153,7 +152,7 @@ def _is_task(message: Any) -> bool:
     try:
         payload = message.payload
     except Exception:
-        return False  # Celery says so itself
+        return False  # left to Celery
     return "task" in message.headers or (isinstance(payload, dict) and "task" in payload)
 
 
