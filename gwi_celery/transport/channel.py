@@ -25,7 +25,14 @@ from kombu.utils.uuid import uuid
 from gwi_celery.authority import SIGNATURE, Authority
 from gwi_celery.batch import current_batch
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
-from gwi_celery.errors import BrokerError, MalformedMessage, NotDeleted, NotFound, StoreError
+from gwi_celery.errors import (
+    BrokerError,
+    MalformedMessage,
+    NotDeleted,
+    NotFound,
+    StoreError,
+    TooLarge,
+)
 from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_text
 from gwi_celery.transport import envelope, handover
@@ -394,6 +401,20 @@ class Channel(virtual.Channel):
             logger.warning(
                 "an attempt at message %s could not be counted: %s", held.delivery.message_id, exc
             )
+
+    def postpone(self, delivery_tag: str, seconds: float) -> bool:
+        """Publish a copy of what it holds under this tag, delayed; whether that was done."""
+        held = self.held.get(delivery_tag)
+        if held is None:
+            return False
+        told = held.delivery
+        copy = OutgoingMessage(told.data, told.attributes, told.priority, delay=seconds)
+        try:
+            self._broker.publish("", told.queue, copy)
+        except (BrokerError, TooLarge) as exc:
+            logger.warning("message %s waits in the worker's memory: %s", told.message_id, exc)
+            return False
+        return True
 
     def _dead_letter(self, delivery: Delivery, reason: str) -> None:
         """Dead-letter it; if that fails now, the message is redelivered later."""

@@ -60,6 +60,14 @@ class Message(virtual.Message):
             self.begun = True
             self.channel.begin(self.delivery_tag)
 
+    def postpone(self, seconds: float) -> bool:
+        """Give it back to the broker for so long, rather than hold it; False if that can't be done."""
+        postpone = getattr(self.channel, "postpone", None)
+        if postpone is None or not postpone(self.delivery_tag, seconds):
+            return False
+        self.ack()
+        return True
+
     def _decode(self) -> Any:
         if self.undecodable is not None:  # as it was found before
             raise DecodeError(self.undecodable)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import consumer
 
 from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
@@ -23,6 +25,9 @@ from gwi_celery.worker.guard import guarded
 from gwi_celery.worker.policy import Policy
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that a message may wait for its ETA in a worker's memory: what clocks may differ by.
+_HELD_AT_MOST = 5.0
 
 
 class Consumer(consumer.Consumer):
@@ -78,12 +83,24 @@ class Consumer(consumer.Consumer):
             elif _is_task(message):
                 reason = policy.refusal(message, message.payload)
             if reason is None:
+                wait = _seconds_to_wait(message, self.app)
+                if wait > _HELD_AT_MOST and message.postpone(wait):
+                    return None
                 return handle(message)
             logger.error("message %s is not run: %s", message.delivery_tag, reason)
             message.death_reason, message.death = reason, death
             return message.reject_log_error(logger, self.connection_errors)
 
         return on_task_received
+
+
+def _seconds_to_wait(message: Any, app: Any) -> float:
+    """Until the message's ETA. Of our own transport's messages it has passed: the broker waits for it."""
+    eta = message.headers.get("eta")
+    if not isinstance(eta, str) or not hasattr(message, "postpone"):
+        return 0.0
+    when = maybe_make_aware(maybe_iso8601(eta), app.timezone)
+    return float((when - datetime.now(timezone.utc)).total_seconds())
 
 
 def _named(message: Any) -> tuple[Any, dict[str, Any]]:
