@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 import weakref
 from collections.abc import Callable
 from typing import Any, Final
@@ -132,9 +131,9 @@ class Authority:
         keys = self._of_the_store() if seal.startswith(f"{STORE}:") else self.keys
         return keys.verify(MARK, json.dumps(what).encode(), seal)
 
-    def redrive_mark(self) -> str:
-        """What makes the messages of one redrive new submissions, and proves who asked for it."""
-        mark = uuid.uuid4().hex
+    def redrive_mark(self, death: str) -> str:
+        """What makes a dead message a new submission, and proves that an operator asked for it."""
+        mark = digest("redrive", death)[:32]
         return f"{mark}{_SEALED}{self.seal('redrive', mark)}"
 
     def is_redrive_mark(self, value: str) -> bool:

@@ -44,6 +44,7 @@
 
 from __future__ import annotations
 
+from click import ClickException
 from kombu.exceptions import OperationalError
 
 __all__ = [
@@ -89,8 +90,11 @@ class GwiError(Exception):
     """Root of this package's errors."""
 
 
-class ConfigurationError(GwiError):
-    """A setting, a URL or a task's options can't work. Raised at start, never in mid-job."""
+class ConfigurationError(GwiError, ClickException):
+    """A setting, a URL or a task's options can't work. Raised at start, never in mid-job.
+
+    A command line (``celery worker``) prints its text instead of a traceback.
+    """
 
 
 class InvalidCall(GwiError, ValueError):

@@ -16,9 +16,9 @@ Foreign exceptions stop here: an implementation raises :mod:`gwi_celery.errors` 
 
 from __future__ import annotations
 
+import hashlib
 import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +30,35 @@ DEATH_REASON = "gwi-death-reason"
 DEATH_QUEUE = "gwi-death-queue"
 DEATH_DELIVERIES = "gwi-death-deliveries"
 DEATH_TIME = "gwi-death-time"
+#: One word of :data:`KINDS_OF_DEATH`; the error's class; its traceback, or the end of it; attempts that
+#: were begun; "host:pid" of the worker that gave it up.
+DEATH_KIND = "gwi-death-kind"
+DEATH_ERROR = "gwi-death-error"
+DEATH_TRACEBACK = "gwi-death-traceback"
+DEATH_ATTEMPTS = "gwi-death-attempts"
+DEATH_WORKER = "gwi-death-worker"
+#: All of them: a message that is taken back out of a dead letter has none.
+DEATH = frozenset(
+    {
+        *(DEATH_REASON, DEATH_QUEUE, DEATH_DELIVERIES, DEATH_TIME, DEATH_KIND),
+        *(DEATH_ERROR, DEATH_TRACEBACK, DEATH_ATTEMPTS, DEATH_WORKER),
+    }
+)
+
+#: Why a message was given up, in one word -> what that means.
+KINDS_OF_DEATH = {
+    "failed": "its job raised, and no retry was left",
+    "time-limit": "its hard time limit passed",
+    "deadline": "its deadline passed",
+    "crashed": "it took its worker down too often",
+    "mismatch": "its key was used before with another payload",
+    "rejected": "its task rejected it",
+    "unregistered": "no task of that name is registered",
+    "malformed": "it is no message of Celery's, or can't be decoded",
+    "not-allowed": "it asks for what its publisher may not have",
+    "deliveries": "too many attempts ended without an ack",
+    "unknown": "nobody said why",
+}
 
 #: Attribute of a message taken back out of a dead letter: unique to that redrive, so that a job
 #: which failed runs again rather than being answered with its failure.
@@ -40,12 +69,15 @@ REDRIVE = "gwi-redrive"
 SURE = 0.9
 
 
-def redriving(operators: Operators | None, queue: str) -> str:
-    """The mark of a redrive that is about to be made."""
+def redriving(operators: Operators | None, queue: str) -> Callable[[str], str]:
+    """What gives the mark of a redrive that is about to be made, to each death by its name.
+
+    One death has one mark, however often its redrive is begun anew.
+    """
     if operators is None:
-        return uuid.uuid4().hex
+        return lambda death: hashlib.sha256(death.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     operators.about_to("redrive", queue)
-    return operators.redrive_mark()
+    return operators.redrive_mark
 
 
 def dead_letter_queue(queue: str) -> str:
@@ -137,6 +169,9 @@ class StoredMessage:
     priority: int
     #: "ready", "delayed" or "leased".
     state: str
+    #: Seconds since the epoch: ready from then on; dropped then. None where the broker can't say.
+    due: float | None = None
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +185,23 @@ class QueueSize:
     @property
     def total(self) -> int:
         return self.ready + self.delayed + self.leased
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """A queue as an operator sees it; None is what the broker can't say."""
+
+    name: str
+    ready: int | None = None
+    delayed: int | None = None
+    leased: int | None = None
+    #: Seconds since the oldest that is ready was published; 0 if there is none.
+    oldest: float | None = None
+    #: Connections that consume from it.
+    consumers: int | None = None
+    #: Messages in its dead letter.
+    dead: int | None = None
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,8 +268,8 @@ class Operators(Protocol):
     def about_to(self, what: str, queue: str) -> None:
         """An operator is about to do that to the queue. What it raises keeps it from being done."""
 
-    def redrive_mark(self) -> str:
-        """The REDRIVE of one redrive: unlike any before, and known by workers to be an operator's."""
+    def redrive_mark(self, death: str) -> str:
+        """The REDRIVE of that death: unlike another's, and known by workers to be an operator's."""
 
 
 class Broker(Protocol):
@@ -339,16 +391,32 @@ class Broker(Protocol):
         A dead letter is made when the first message dies: until then it is empty, not missing.
         """
 
+    def state(self, queue: str) -> QueueState:
+        """The queue at a glance. Raises NotFound."""
+
     def purge(self, queue: str) -> int:
         """Delete what is ready or delayed, not what is leased; how many that was."""
 
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
         """What is in the queue, in delivery order, without leasing it."""
 
-    def redrive(self, queue: str, limit: int | None = None) -> int:
+    def browse(self, queue: str) -> Iterator[StoredMessage]:
+        """All that is in the queue and can be seen, each once, without leasing it for long."""
+
+    def discard(self, queue: str, only: Collection[str]) -> int:
+        """Delete the messages of these ids that are in nobody's hands; how many that was."""
+
+    def redrive(
+        self, queue: str, limit: int | None = None, *, only: Collection[str] | None = None
+    ) -> int:
         """Move up to ``limit`` messages from ``queue``'s dead letter back to it; how many.
 
-        Their deliveries count from 0 again, the DEATH_ attributes go, and REDRIVE is set anew.
+        Their deliveries count from 0 again, the DEATH attributes go, and REDRIVE is set anew. None is
+        lost if this process is killed meanwhile. One that then is in both places has one REDRIVE, so
+        that a reliable job of it runs once; the embedded broker moves it in one transaction.
+
+        Args:
+            only: Ids of the messages to move; None: all.
         """
 
     def close(self) -> None:

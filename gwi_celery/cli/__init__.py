@@ -1,21 +1,42 @@
-"""``celery -A app gwi ...``: one file for each command."""
+"""``celery -A app gwi ...``: one file for each command, or group of them. See :mod:`.frame`."""
 
 from __future__ import annotations
 
+import json
+
 import click
 
+from gwi_celery.cli.dlq import dlq
+from gwi_celery.cli.frame import SHAPES
 from gwi_celery.cli.init import init
 from gwi_celery.cli.push_to import push_to
+from gwi_celery.cli.queues import delayed, queues
 from gwi_celery.cli.scaler import scaler
 from gwi_celery.cli.serve import serve
 
 
 @click.group()
 def gwi() -> None:
-    """Reliable jobs on Google Cloud."""
+    """Reliable jobs on Google Cloud.
+
+    \b
+    Exit codes: 0 done; 1 failed; 2 usage or settings; 3 nothing matches;
+    4 not confirmed; 5 broker or store unavailable, try again; 6 doctor found problems.
+    """
 
 
-gwi.add_command(init)
-gwi.add_command(scaler)
-gwi.add_command(serve)
-gwi.add_command(push_to)
+@click.command()
+@click.argument("command", nargs=-1)
+def schema(command: tuple[str, ...]) -> None:
+    """The JSON Schema of a command's --json, such as `gwi schema dlq list`; of all, without one."""
+    name = " ".join(command)
+    if name and name not in SHAPES:
+        raise click.UsageError(
+            f"no command {name!r} prints JSON; those that do: {', '.join(SHAPES)}"
+        )
+    shown = SHAPES[name].schema() if name else {n: SHAPES[n].schema() for n in sorted(SHAPES)}
+    click.echo(json.dumps(shown, indent=2))
+
+
+for made in (delayed, dlq, init, push_to, queues, scaler, schema, serve):
+    gwi.add_command(made)

@@ -36,6 +36,7 @@ from gwi_celery.errors import (
     LeaseLost,
     NotAllowed,
     StoreError,
+    StoreUnusable,
 )
 from gwi_celery.failures import ENDS_THE_WORKER
 from gwi_celery.headers import (
@@ -354,7 +355,9 @@ class Attempt:
             return blobs.load(record.outcome)
         raise load_failure(self._task.backend, record.outcome)
 
-    def _wait(self, exc: Exception, why: str, at_most: float | None = None) -> NoReturn:
+    def _wait(
+        self, exc: Exception, why: str, at_most: float | None = None, level: int = logging.INFO
+    ) -> NoReturn:
         """Put the job off, at no cost: a delayed copy, then this message is acked."""
         if self._request.is_eager:
             raise exc
@@ -366,7 +369,7 @@ class Attempt:
             delay = min(delay, max(at_most, settings.contention_delay))
         delay = jitter(delay, 0.8, 1.2)
         headers[HOLDS_HEADER] = holds + 1
-        logger.info("%s[%s] waits %.1f s: %s", self._task.name, self._request.id, delay, why)
+        logger.log(level, "%s[%s] waits %.1f s: %s", self._task.name, self._request.id, delay, why)
         self._publish_copy(delay, headers)
         raise Ignore(why)
 
@@ -409,7 +412,8 @@ class Attempt:
             # Pub/Sub itself sends a refused push again, more and more slowly.
             logger.warning("%s[%s] is refused: %s", self._task.name, self._request.id, why)
             raise Reject(exc, requeue=True) from exc
-        self._wait(exc, why)
+        unusable = isinstance(exc, StoreUnusable)  # somebody has to do something
+        self._wait(exc, why, level=logging.ERROR if unusable else logging.WARNING)
 
     def _undo(self, record: JobRecord) -> None:
         """Ask for what undoes a cancelled job, if whoever cancelled it could not."""

@@ -39,6 +39,7 @@ from gwi_celery.headers import PUSH_UNTIL
 from gwi_celery.integration import broker_for, integration
 from gwi_celery.telemetry.events import emit
 from gwi_celery.transport import envelope, handover
+from gwi_celery.transport.death import Death, deceased
 from gwi_celery.transport.message import Message
 from gwi_celery.transport.settlement import Settlement
 from gwi_celery.worker.consumer import Consumer
@@ -186,7 +187,7 @@ class Executor:
         except MalformedMessage as exc:
             reason = handover.why_refused(exc)
             logger.error("pushed message %s is %s", delivery.message_id, reason)
-            submission.settle(self.dead_letter(delivery, reason))
+            submission.settle(self.dead_letter(deceased(delivery, Death.refused(exc)), reason))
         except Exception:
             logger.exception("pushed message %s could not be handed over", delivery.message_id)
         finally:
@@ -326,7 +327,9 @@ class _PushChannel:
             described = envelope.described(
                 self._delivery, self.message.headers, self.message.source
             )
-            settlement = self._executor.dead_letter(described, self.message.reason)
+            settlement = self._executor.dead_letter(
+                deceased(described, self.message.cause), self.message.reason
+            )
         self._submission.settle(settlement)
 
 

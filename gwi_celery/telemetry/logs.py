@@ -22,6 +22,7 @@ from celery._state import get_current_task
 from celery.utils.log import get_multiprocessing_logger
 
 from gwi_celery.config import Settings
+from gwi_celery.errors import GwiError
 from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
 from gwi_celery.text import public_error, safe_text
 
@@ -205,6 +206,20 @@ class WithoutArguments(logging.Filter):
         return True
 
 
+class InOneLine(logging.Filter):
+    """What ends a worker, if it is an error of this package: without its trace, which helps nobody."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        args = record.args
+        if isinstance(args, tuple) and args and isinstance(args[0], GwiError):
+            record.msg, record.args = (
+                "this worker ends: %s",
+                (safe_text(args[0], _LONGEST_MESSAGE),),
+            )
+            record.exc_info = record.exc_text = None
+        return True
+
+
 def _without_values(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _HIDDEN if key in _VALUES else value for key, value in facts.items()}
 
@@ -221,6 +236,7 @@ def _short(text: Any) -> tuple[str, tuple[int, ...]] | None:
 
 
 _without_arguments = WithoutArguments()
+_in_one_line = InOneLine()
 
 
 def wants_json(settings: Settings) -> bool:
@@ -255,6 +271,7 @@ signals.after_setup_task_logger.connect(_setup, weak=False)
 def configure(settings: Settings) -> None:
     """Have Celery's logging follow these settings once it sets it up."""
     _setup.settings = settings
+    logging.getLogger("celery.worker").addFilter(_in_one_line)
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if settings.log_arguments:

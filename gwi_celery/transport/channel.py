@@ -29,6 +29,7 @@ from gwi_celery.errors import BrokerError, MalformedMessage, NotDeleted, NotFoun
 from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_text
 from gwi_celery.transport import envelope, handover
+from gwi_celery.transport.death import Death, deceased
 from gwi_celery.transport.leases import LEASE_PROPERTY
 from gwi_celery.transport.message import Message as _Message
 from gwi_celery.transport.settlement import Settlement
@@ -347,7 +348,7 @@ class Channel(virtual.Channel):
                     "message %s of queue %r is %s; it is kept in the dead letter",
                     *(delivery.message_id, delivery.queue, reason),
                 )
-                self._dead_letter(delivery, reason)
+                self._dead_letter(deceased(delivery, Death.refused(exc)), reason)
             except StoreError as exc:  # nobody can tell now whose it is
                 logger.error("message %s is to be redelivered: %s", delivery.message_id, exc)
                 with contextlib.suppress(BrokerError):
@@ -436,7 +437,7 @@ class Channel(virtual.Channel):
                 described = envelope.described(
                     held.delivery, held.message.headers, held.message.source
                 )
-                self._dead_letter(described, held.message.reason)
+                self._dead_letter(deceased(described, held.message.cause), held.message.reason)
         finally:
             self._room_for_more()
 

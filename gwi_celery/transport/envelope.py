@@ -120,7 +120,12 @@ def is_reply(message: Mapping[str, Any], queue: str) -> bool:
         return False
     properties = message["properties"]
     answers = bool(properties.get("correlation_id")) and "reply_to" not in properties
-    return answers or _OF_ONE_READER.fullmatch(queue) is not None
+    return answers or is_of_one_reader(queue)
+
+
+def is_of_one_reader(queue: str) -> bool:
+    """Whether it is named as the queues of one connection are."""
+    return _OF_ONE_READER.fullmatch(queue) is not None
 
 
 def decode(delivery: Delivery) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from gwi_celery.brokers.base import Delivery
 from gwi_celery.errors import BrokerError, MalformedMessage, NotAllowed, StoreError
 from gwi_celery.text import public_error, safe_error
 from gwi_celery.transport import budget, envelope
+from gwi_celery.transport.death import Death
 from gwi_celery.transport.message import Message
 from gwi_celery.transport.source import Source, is_marked
 
@@ -76,6 +77,7 @@ def settle_error(
         reject(requeue=True)  # its state could not be written: REVOKED, say
     else:
         message.death_reason = f"not a Celery task: {safe_error(exc)}"
+        message.death = Death.refused(exc)
         reject(requeue=False)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 from gwi_celery import forks
 from gwi_celery.background import NEVER, Ticker
 from gwi_celery.brokers.base import SURE, Broker, Delivery
+from gwi_celery.errors import BrokerError
+from gwi_celery.text import safe_error
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,9 @@ _EXTEND_AT = 1 / 3
 
 #: Seconds between tries after an error.
 _RETRY = 1.0
+
+#: Seconds between two words on that at most, while the broker stays unavailable.
+_TELL_EVERY = 60.0
 
 #: Property of a message in the worker: its place in the board.
 LEASE_PROPERTY = "gwi_lease"
@@ -60,6 +65,8 @@ class LeaseKeeper:
         self._lost: set[str] = set()
         self._lock = forks.lock()
         self._ticker = Ticker("gwi-lease-keeper", self._extend_due)
+        #: Monotonic time of the last word on a failure (0: none since a success); seconds to the next.
+        self._told, self._pause = 0.0, _RETRY
 
     def keep(self, delivery: Delivery) -> int:
         """Extend it from now on. Returns its place in the board, for the message to carry."""
@@ -99,13 +106,32 @@ class LeaseKeeper:
             due = [k for k in self._kept.values() if k.due <= now]
         try:
             self._extend(due)
-        except Exception:
-            logger.exception("could not extend %d message leases; trying again", len(due))
+            self._told = 0.0
+        except Exception as exc:
+            self._tell(exc, len(due))
             with self._lock:
                 for k in due:
                     k.due = time.monotonic() + min(_RETRY, k.delivery.lease_seconds / 10)
         with self._lock:
             return min((k.due for k in self._kept.values()), default=NEVER)
+
+    def _tell(self, exc: Exception, leases: int) -> None:
+        """In one line, and less and less often: it is tried again each second."""
+        now = time.monotonic()
+        if not self._told:
+            self._pause = _RETRY
+        elif now < self._told + self._pause:
+            return
+        else:
+            self._pause = min(self._pause * 2, _TELL_EVERY)
+        self._told = now
+        known = isinstance(exc, BrokerError)
+        logger.warning(
+            "could not extend %d message leases, trying again: %s",
+            leases,
+            safe_error(exc),
+            exc_info=None if known else exc,
+        )
 
     def _extend(self, due: list[_Kept]) -> None:
         by_length: dict[float, list[_Kept]] = {}

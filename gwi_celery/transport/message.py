@@ -10,6 +10,7 @@ from kombu.transport import virtual
 from gwi_celery.errors import MalformedMessage
 from gwi_celery.text import public_error
 from gwi_celery.transport import budget, compression, depth
+from gwi_celery.transport.death import Death
 from gwi_celery.transport.source import Source
 
 _JSON: Final = "application/json"
@@ -30,6 +31,8 @@ class Message(virtual.Message):
     undecodable: str | None = None
     #: Why the message is about to be rejected, for the dead letter; whoever rejects may set it.
     death_reason: str | None = None
+    #: The same for programs; None: as its reason is found.
+    death: Death | None = None
     #: Whether its task was begun: what goes wrong from then on is the run's, not the message's.
     begun = False
     body: Any
@@ -88,6 +91,15 @@ class Message(virtual.Message):
         if "task" not in self.headers:
             return "not a Celery task: its headers name none"
         return "rejected"
+
+    @property
+    def cause(self) -> Death:
+        """What the dead letter says of it to programs."""
+        if self.undecodable is not None:
+            return Death("malformed")
+        if self.death is not None:
+            return self.death
+        return Death("rejected" if "task" in self.headers else "malformed")
 
     def ack(self, multiple: bool = False) -> None:
         if self.errors and self.undecodable is None:

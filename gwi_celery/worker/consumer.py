@@ -17,6 +17,7 @@ from celery.worker import consumer
 from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
 from gwi_celery.reliability import fields
 from gwi_celery.text import safe_text
+from gwi_celery.transport.death import Death
 from gwi_celery.worker import tracer
 from gwi_celery.worker.guard import guarded
 from gwi_celery.worker.policy import Policy
@@ -54,6 +55,7 @@ class Consumer(consumer.Consumer):
             f"no task is registered as {name!r}: start the worker with the module that defines it "
             "(celery -A, or app.conf.include), then redrive the message"
         )
+        message.death = Death("unregistered")
         for header, argument in ((TENANT_HEADER, "tenant_id"), (RUN_HEADER, "run_id")):
             if isinstance(kwargs.get(argument), str):
                 message.headers.setdefault(header, kwargs[argument])
@@ -61,6 +63,7 @@ class Consumer(consumer.Consumer):
 
     def on_invalid_task(self, body: Any, message: Any, exc: Any) -> Any:
         message.death_reason = f"not a Celery task: {safe_text(exc, 500)}"
+        message.death = Death("malformed")
         return super().on_invalid_task(body, message, exc)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
@@ -69,6 +72,7 @@ class Consumer(consumer.Consumer):
 
         def on_task_received(message: Any) -> Any:
             reason = why_malformed(message)
+            death = Death("malformed" if reason is not None else "not-allowed")
             if reason is not None:
                 reason = f"not a Celery task: {reason}"
             elif _is_task(message):
@@ -76,7 +80,7 @@ class Consumer(consumer.Consumer):
             if reason is None:
                 return handle(message)
             logger.error("message %s is not run: %s", message.delivery_tag, reason)
-            message.death_reason = reason
+            message.death_reason, message.death = reason, death
             return message.reject_log_error(logger, self.connection_errors)
 
         return on_task_received

@@ -35,6 +35,7 @@ from gwi_celery.stores.base import (
     Outcome,
 )
 from gwi_celery.text import safe_error, safe_text
+from gwi_celery.transport.death import Death
 from gwi_celery.worker.guard import GuardedRequest
 
 logger = logging.getLogger(__name__)
@@ -72,9 +73,9 @@ class ReliableRequest(GuardedRequest):
         if isinstance(exc, ExceptionWithTraceback):
             exc = exc.exc
         if isinstance(exc, Reject):
-            self._note_reason(exc.reason)
+            self._note_reason(exc.reason, exc_info.traceback)
         else:
-            self._note_reason(exc)
+            self._note_reason(exc, exc_info.traceback)
             self._failed = not isinstance(exc, (Ignore, Retry, Terminated, WorkerLostError))
         if isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt)):
             self._free_lock()  # the message is delivered again: let the next attempt begin at once
@@ -128,11 +129,13 @@ class ReliableRequest(GuardedRequest):
 
     # --- the job ------------------------------------------------------------------------------
 
-    def _note_reason(self, exc: Any) -> None:
+    def _note_reason(self, exc: Any, traceback: Any = None) -> None:
         if isinstance(exc, TimeLimitExceeded):
             self._timed_out = True
         if exc is not None:
             self.message.death_reason = safe_error(exc)
+            known = isinstance(exc, BaseException)
+            self.message.death = Death.by(exc, traceback) if known else Death("rejected")
 
     def _settle(self, error: Exception) -> bool:
         """Record the job as failed with ``error``; whatever its process does, it is over.

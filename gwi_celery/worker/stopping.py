@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from typing import Any
 
 from celery import bootsteps, signals
 from celery.worker import state
 
 from gwi_celery import shield, sqlite
+from gwi_celery.errors import StoreUnavailable
 from gwi_celery.reliability.stopping import lower_flag, raise_flag
+from gwi_celery.stores.sqlite import SqliteStore
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +38,27 @@ class StopFlag(bootsteps.StartStopStep):
         raise_flag()
 
 
+def _check_store(app: Any) -> None:
+    """Raises StoreUnusable: this worker's jobs would wait for their store without end."""
+    from gwi_celery.integration import store_for
+
+    store = store_for(app)
+    if isinstance(store, SqliteStore):
+        with suppress(StoreUnavailable), store.database.read():
+            pass
+
+
 class FolderWatch(bootsteps.StartStopStep):
     """Worker bootstep: ends the worker, with exit code 1, once a file it works on has gone.
 
-    Nothing would wake it any more: who publishes from then on makes, or finds, another file.
+    Nothing would wake it any more: who publishes from then on makes, or finds, another file. Where its
+    store's file can't be used it does not start.
     """
 
     label = "Folder"
 
     def start(self, worker: Any) -> None:
+        _check_store(worker.app)
         self._over = threading.Event()
         threading.Thread(target=self._watch, args=(worker,), name="gwi-folder", daemon=True).start()
 

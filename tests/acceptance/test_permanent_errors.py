@@ -23,7 +23,7 @@ def no_credentials(folder: Path) -> tuple[dict[str, str], str]:
         "PUBSUB_EMULATOR_HOST": "",
         "GOOGLE_APPLICATION_CREDENTIALS": str(folder / "missing.json"),
     }
-    return env, "no Google Cloud credentials: run `gcloud auth application-default login`"
+    return env, r"no Google Cloud credentials.*: run `gcloud auth application-default login`"
 
 
 def not_a_database(folder: Path) -> tuple[dict[str, str], str]:
@@ -41,6 +41,7 @@ def test_a_worker_does_not_try_again(pool: str, what: object, tmp_path: Path) ->
         worker.wait_for(text)
         assert worker.process.wait(timeout=PATIENCE) == 1
         assert "Trying again" not in worker.log
+        assert "Traceback" not in worker.log
     finally:
         worker.close()
 
@@ -52,3 +53,41 @@ def test_a_call_does_not_try_again(tmp_path: Path) -> None:
     with pytest.raises(BrokerUnusable, match="is not a SQLite database"):
         app.send_task("t")
     app.close()
+
+
+APP_TEXT = """
+from celery import Celery
+from gwi_celery import setup
+app = Celery("refused")
+setup(app, broker_url="embedded://{folder}/queue", store_url="embedded://{store}")
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"then": "app.conf.worker_prefetch_multiplier = 4"}, "worker_prefetch_multiplier is 4"),
+        ({"store": "/dev/null/store"}, "can't make the folder /dev/null/store for the store"),
+    ],
+    ids=["by a bootstep", "by its store"],
+)
+def test_a_worker_that_is_refused_says_why_and_nothing_else(
+    change: dict[str, str], text: str, tmp_path: Path
+) -> None:
+    filled = {
+        "folder": str(tmp_path),
+        "store": f"{tmp_path}/store",
+        "more": "",
+        "then": "",
+        **change,
+    }
+    (tmp_path / "refused.py").write_text(APP_TEXT.format(**filled))
+    worker = Worker("refused", tmp_path, pool="solo", args=("--loglevel", "WARNING"))
+    try:
+        worker.wait_for(text)
+        assert worker.process.wait(timeout=PATIENCE) != 0
+        worker.close()
+        assert "Traceback" not in worker.log
+    finally:
+        worker.close()

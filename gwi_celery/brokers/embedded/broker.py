@@ -21,7 +21,7 @@ it stays in it, and is delivered again after its lease's time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from gwi_celery.brokers.base import (
@@ -36,6 +36,7 @@ from gwi_celery.brokers.base import (
     OutgoingMessage,
     QueueSize,
     QueueSpec,
+    QueueState,
     StoredMessage,
     dead_letter_queue,
     redriving,
@@ -45,6 +46,7 @@ from gwi_celery.brokers.embedded import tables
 from gwi_celery.brokers.embedded.deliveries import Deliveries
 from gwi_celery.brokers.embedded.entities import Entities
 from gwi_celery.brokers.embedded.files import SWEEP_LIMIT, Files, Memory
+from gwi_celery.brokers.embedded.looking import Looking
 from gwi_celery.brokers.embedded.receiver import EmbeddedReceiver
 from gwi_celery.brokers.embedded.tables import Queue
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
@@ -97,6 +99,7 @@ class EmbeddedBroker:
         )
         self._entities = Entities(self._files)
         self._deliveries = Deliveries(self._files)
+        self._looking = Looking(self._files)
 
     def connect(self) -> None:
         with self._files.database.write(durable=False) as c:
@@ -210,8 +213,7 @@ class EmbeddedBroker:
 
     def purge(self, queue: str) -> int:
         """Delete what is ready or delayed, not what is leased; how many. 0 for a missing queue."""
-        if self.operators is not None:
-            self.operators.about_to("purge", queue)
+        self._about_to("purge", queue)
         with self._files.change(durable=True) as change:
             found = tables.find_queue(change.c, queue, change.now)
             return 0 if found is None else tables.delete_unleased(change.c, found, change.now)
@@ -223,7 +225,33 @@ class EmbeddedBroker:
             found = tables.find_queue(c, queue, now)
             return [] if found is None else tables.peek(c, found, limit, now)
 
-    def redrive(self, queue: str, limit: int | None = None) -> int:
+    def state(self, queue: str) -> QueueState:
+        return self._looking.state(queue)
+
+    def browse(self, queue: str) -> Iterator[StoredMessage]:
+        return self._looking.browse(queue)
+
+    def discard(self, queue: str, only: Collection[str]) -> int:
+        self._about_to("purge", queue)
+        return self._looking.discard(queue, only)
+
+    def hasten(self, queue: str, only: Collection[str]) -> int:
+        """Make ready now what is delayed, of these ids; how many that was."""
+        self._about_to("hasten", queue)
+        return self._looking.hasten(queue, only)
+
+    def set_paused(self, queue: str, paused: bool) -> None:
+        """Have nobody given what is in the queue, until it is resumed; what is held goes on."""
+        self._about_to("pause" if paused else "resume", queue)
+        self._looking.set_paused(queue, paused)
+
+    def _about_to(self, what: str, queue: str) -> None:
+        if self.operators is not None:
+            self.operators.about_to(what, queue)
+
+    def redrive(
+        self, queue: str, limit: int | None = None, *, only: Collection[str] | None = None
+    ) -> int:
         """Move what is ready in the dead letter back, in its order; how many that was.
 
         Their time to live starts anew. The queue is made if it is gone.
@@ -236,11 +264,11 @@ class EmbeddedBroker:
             # No more than there are now: some may die again meanwhile.
             left = tables.size(c, found, self._files.clock.time()).ready
         left = left if limit is None else min(limit, left)
-        redrive = redriving(self.operators, queue)
+        mark = redriving(self.operators, queue)
         moved = 0
         while left > moved:
             batch = self._deliveries.redrive(
-                queue, dead, min(_REDRIVE_BATCH, left - moved), redrive
+                queue, dead, min(_REDRIVE_BATCH, left - moved), mark, only
             )
             if not batch:
                 break

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from gwi_celery.brokers.base import (
+    DEATH,
+    DEATH_ATTEMPTS,
     DEATH_DELIVERIES,
+    DEATH_KIND,
     DEATH_QUEUE,
     DEATH_REASON,
     DEATH_TIME,
@@ -20,8 +24,6 @@ from gwi_celery.brokers.embedded import tables
 from gwi_celery.brokers.embedded.files import Change, Files
 from gwi_celery.brokers.embedded.tables import Queue
 from gwi_celery.text import REASON_BYTES, cut
-
-_DEATH_ATTRIBUTES = frozenset({DEATH_REASON, DEATH_QUEUE, DEATH_DELIVERIES, DEATH_TIME})
 
 
 class Deliveries:
@@ -37,12 +39,12 @@ class Deliveries:
             now = self._files.clock.time()
             with self._files.database.read() as c:
                 found = tables.find_queue(c, name, now)
-                if found is None or not tables.has_ready(c, found, now):
+                if found is None or found.paused or not tables.has_ready(c, found, now):
                     return []
         deliveries: list[Delivery] = []
         with self._files.change() as change:
             queue = tables.find_queue(change.c, name, change.now)
-            if queue is None:
+            if queue is None or queue.paused:
                 return []
             promoted = tables.promote(change.c, queue, change.now)
             while len(deliveries) < limit:
@@ -54,7 +56,7 @@ class Deliveries:
                         tables.delete(change.c, row["id"])
                     elif 0 < self._files.max_deliveries(queue) <= row["attempts"]:
                         reason = f"delivered {row['attempts']} times without an ack"
-                        self._bury(change, queue, row, reason)
+                        self._bury(change, queue, row, reason, {DEATH_KIND: "deliveries"})
                     else:
                         deliveries.append(self._deliver(change, queue, row, begun))
             if promoted > len(deliveries):
@@ -147,19 +149,28 @@ class Deliveries:
             tables.free(change.c, row["id"], change.now + self._files.lease_seconds(queue))
             change.wake(queue.spec.name)
             return
+        own = tables.read_attributes(row["attributes"])
         attributes = {
             **more,
-            **tables.read_attributes(row["attributes"]),
+            **{k: v for k, v in own.items() if k not in DEATH},
             DEATH_REASON: cut(reason, REASON_BYTES),
             DEATH_QUEUE: queue.spec.name,
             DEATH_DELIVERIES: str(row["deliveries"]),
+            DEATH_ATTEMPTS: str(row["attempts"]),
             DEATH_TIME: f"{change.now:.6f}",
         }
         dead = self._files.ensure(change, dead_letter_queue(queue.spec.name))
         tables.move(change.c, row["id"], dead, attributes, change.now + self._files.retention)
         change.wake(dead.spec.name)
 
-    def redrive(self, queue: str, dead: str, limit: int, redrive: str) -> int:
+    def redrive(
+        self,
+        queue: str,
+        dead: str,
+        limit: int,
+        mark: Callable[[str], str],
+        only: Collection[str] | None,
+    ) -> int:
         with self._files.change(durable=True) as change:
             source = tables.find_queue(change.c, dead, change.now)
             if source is None:
@@ -168,10 +179,11 @@ class Deliveries:
             tables.promote(change.c, source, change.now)
             target = self._files.ensure(change, queue)
             expires_at = change.now + tables.time_to_live(target, self._files.retention)
-            rows = tables.ready(change.c, source, limit)
+            rows = tables.ready(change.c, source, limit, only)
             for row in rows:
                 attributes = tables.read_attributes(row["attributes"])
-                kept = {k: v for k, v in attributes.items() if k not in _DEATH_ATTRIBUTES}
+                kept = {k: v for k, v in attributes.items() if k not in DEATH}
+                redrive = mark(uuid.uuid4().hex)  # moved once: no name that outlasts this is needed
                 tables.move(change.c, row["id"], target, {**kept, REDRIVE: redrive}, expires_at)
             change.wake(queue)
             return len(rows)

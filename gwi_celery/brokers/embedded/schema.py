@@ -6,9 +6,12 @@ from typing import Final
 
 #: Marks the file as a broker of ours: "gwib" in ASCII.
 APPLICATION_ID: Final = 0x67776962
-VERSION: Final = 2
+VERSION: Final = 3
 #: What 0.1 counted as deliveries says nothing about attempts: they begin at none.
-MIGRATIONS: Final = {1: "ALTER TABLE messages ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0"}
+MIGRATIONS: Final = {
+    1: "ALTER TABLE messages ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0",
+    2: "ALTER TABLE queues ADD COLUMN paused INTEGER NOT NULL DEFAULT 0",
+}
 
 # Names are BLOBs, because UTF-8 text can't carry a lone surrogate. Listeners know their queue by
 # name, so that they stay when it is deleted and made again. Bodies stand apart from what each lease
@@ -23,7 +26,8 @@ CREATE TABLE queues (
     message_ttl REAL,
     lease_seconds REAL,
     max_deliveries INTEGER,
-    gone_at REAL
+    gone_at REAL,
+    paused INTEGER NOT NULL DEFAULT 0
 );
 
 CREATE TABLE listeners (

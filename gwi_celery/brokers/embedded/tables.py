@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from gwi_celery.brokers import routing
@@ -49,6 +49,7 @@ class Queue:
 
     id: int
     spec: QueueSpec
+    paused: bool = False
 
     @property
     def takes_dead_letters(self) -> bool:
@@ -68,6 +69,7 @@ def _queue(row: sqlite3.Row) -> Queue:
             lease_seconds=row["lease_seconds"],
             max_deliveries=row["max_deliveries"],
         ),
+        bool(row["paused"]),
     )
 
 
@@ -271,6 +273,21 @@ def insert_message(
     )
 
 
+def set_paused(c: sqlite3.Connection, queue: Queue, paused: bool) -> None:
+    c.execute("UPDATE queues SET paused = ? WHERE id = ?", (paused, queue.id))
+
+
+def oldest(c: sqlite3.Connection, queue: Queue, now: float) -> float | None:
+    """When the oldest that is ready was published."""
+    row = c.execute(
+        "SELECT min(published_at) AS oldest FROM messages WHERE queue = ? "
+        "AND (due IS NULL OR due <= ?) AND expires_at > ?",
+        (queue.id, now, now),
+    ).fetchone()
+    found: float | None = row["oldest"]
+    return found
+
+
 def time_to_live(queue: Queue, retention: float) -> float:
     """Seconds the queue keeps a message that doesn't say."""
     return retention if queue.spec.message_ttl is None else queue.spec.message_ttl
@@ -302,13 +319,32 @@ def promote(c: sqlite3.Connection, queue: Queue, now: float) -> int:
     ).rowcount
 
 
-def ready(c: sqlite3.Connection, queue: Queue, limit: int) -> list[sqlite3.Row]:
+def ready(
+    c: sqlite3.Connection, queue: Queue, limit: int, only: Collection[str] | None = None
+) -> list[sqlite3.Row]:
     """The next messages in delivery order, once promoted; expired ones among them."""
     return c.execute(
         "SELECT m.*, b.data, b.attributes FROM messages m CROSS JOIN bodies b ON b.id = m.id "
-        "WHERE m.queue = ? AND m.due IS NULL ORDER BY m.priority DESC, m.id LIMIT ?",
-        (queue.id, limit),
+        "WHERE m.queue = ?1 AND m.due IS NULL "
+        "AND (?3 IS NULL OR m.id IN (SELECT value FROM json_each(?3))) "
+        "ORDER BY m.priority DESC, m.id LIMIT ?2",
+        (queue.id, limit, None if only is None else _ids(only)),
     ).fetchall()
+
+
+def _ids(only: Collection[str]) -> str:
+    """As a JSON list; what is no id of ours names no message."""
+    return json.dumps([int(id) for id in only if id.isascii() and id.isdigit()])
+
+
+def unleased(c: sqlite3.Connection, queue: Queue, only: Collection[str], now: float) -> list[int]:
+    """Those of the ids that are in the queue, and in nobody's hands."""
+    rows = c.execute(
+        "SELECT id FROM messages WHERE queue = ? AND (due IS NULL OR due <= ? OR lease IS NULL) "
+        "AND id IN (SELECT value FROM json_each(?))",
+        (queue.id, now, _ids(only)),
+    )
+    return [row["id"] for row in rows]
 
 
 def take(c: sqlite3.Connection, id: int, lease: int, until: float, *, begun: bool) -> None:
@@ -465,6 +501,19 @@ def peek(c: sqlite3.Connection, queue: Queue, limit: int, now: float) -> list[St
     return [_stored(queue, row, now) for row in rows]
 
 
+def page(
+    c: sqlite3.Connection, queue: Queue, after: int, limit: int, now: float
+) -> list[StoredMessage]:
+    """Messages by their ids, whatever their state."""
+    rows = c.execute(
+        "SELECT m.*, b.data, b.attributes FROM messages m CROSS JOIN bodies b ON b.id = m.id "
+        "WHERE m.id > ? AND m.queue = ? AND (m.expires_at > ? OR m.lease IS NOT NULL) "
+        "ORDER BY m.id LIMIT ?",
+        (after, queue.id, now, limit),
+    )
+    return [_stored(queue, row, now) for row in rows]
+
+
 def _stored(queue: Queue, row: sqlite3.Row, now: float) -> StoredMessage:
     if row["due"] is None or row["due"] <= now:
         state = "ready"
@@ -479,6 +528,8 @@ def _stored(queue: Queue, row: sqlite3.Row, now: float) -> StoredMessage:
         published_at=row["published_at"],
         priority=row["priority"],
         state=state,
+        due=row["due"],
+        expires_at=row["expires_at"],
     )
 
 

@@ -27,7 +27,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from gwi_celery.background import Scheduler
@@ -39,13 +39,14 @@ from gwi_celery.brokers.base import (
     OutgoingMessage,
     QueueSize,
     QueueSpec,
+    QueueState,
     StoredMessage,
     dead_letter_queue,
 )
 from gwi_celery.brokers.pubsub import naming, wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger
 from gwi_celery.brokers.pubsub.client import Client, pb
-from gwi_celery.brokers.pubsub.dead import DeadLetters, joined
+from gwi_celery.brokers.pubsub.dead import DeadLetters, Looked, joined
 from gwi_celery.brokers.pubsub.deliveries import Deliveries
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
@@ -294,7 +295,10 @@ class PubSubBroker:
         """Nothing to do: Pub/Sub counts each delivery that isn't given back."""
 
     def give_back(self, delivery: Delivery) -> None:
-        self._deliveries.give_back([delivery])
+        self.give_back_all([delivery])
+
+    def give_back_all(self, deliveries: Sequence[Delivery]) -> None:
+        self._deliveries.give_back(deliveries)
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
         return self._deliveries.extend(deliveries, seconds)
@@ -355,6 +359,19 @@ class PubSubBroker:
             return None
         return self._monitoring.depth(source.path for source in self.topology.sources(queue))
 
+    def state(self, queue: str) -> QueueState:
+        """What Cloud Monitoring has measured, some minutes ago, where that can be asked."""
+        self.topology.spec(queue)
+        waiting, dead = self.depth(queue), None
+        with contextlib.suppress(NotFound):
+            dead = self.depth(dead_letter_queue(queue))
+        return QueueState(
+            queue,
+            ready=None if waiting is None else waiting.messages,
+            oldest=None if waiting is None else waiting.oldest_age_seconds,
+            dead=None if dead is None else dead.messages,
+        )
+
     def purge(self, queue: str) -> int:
         """Take out and ack what is ready, until nothing is left; how many that was.
 
@@ -378,19 +395,7 @@ class PubSubBroker:
         deliveries = self.look(queue, limit)
         self._deliveries.give_back(deliveries)
         self.flush(_CLOSE)
-        return [
-            StoredMessage(
-                queue=queue,
-                message_id=d.message_id,
-                data=d.data,
-                attributes=d.attributes,
-                deliveries=d.attempts,
-                published_at=d.published_at,
-                priority=d.priority,
-                state="ready",
-            )
-            for d in joined(deliveries)
-        ]
+        return [_stored(d) for d in joined(deliveries)]
 
     def push_to(
         self, queue: str, url: str, *, service_account: str = "", audience: str = ""
@@ -413,8 +418,25 @@ class PubSubBroker:
             self.client.persist("ModifyPushConfig", request, source.path, self.options.timeout)
             self.topology.note_push(source.path, url)
 
-    def redrive(self, queue: str, limit: int | None = None) -> int:
-        moved = self._dead_letters.redrive(queue, limit)
+    def browse(self, queue: str) -> Iterator[StoredMessage]:
+        """What is ready, leased for as long as it takes to see all of it, and then given back."""
+        looked = Looked(self, queue)
+        try:
+            for _ in looked:
+                pass
+        finally:
+            looked.give_back()
+        yield from map(_stored, joined(looked.held))
+
+    def discard(self, queue: str, only: Collection[str]) -> int:
+        if self.operators is not None:
+            self.operators.about_to("purge", queue)
+        return self._dead_letters.discard(queue, only)
+
+    def redrive(
+        self, queue: str, limit: int | None = None, *, only: Collection[str] | None = None
+    ) -> int:
+        moved = self._dead_letters.redrive(queue, limit, only)
         self.flush(_CLOSE)
         return moved
 
@@ -449,6 +471,19 @@ class PubSubBroker:
         self.publisher.after_fork()
         self._deliveries.after_fork()
         self._receivers = weakref.WeakSet()
+
+
+def _stored(delivery: Delivery) -> StoredMessage:
+    return StoredMessage(
+        queue=delivery.queue,
+        message_id=delivery.message_id,
+        data=delivery.data,
+        attributes=delivery.attributes,
+        deliveries=delivery.attempts,
+        published_at=delivery.published_at,
+        priority=delivery.priority,
+        state="ready",
+    )
 
 
 #: This process's brokers.

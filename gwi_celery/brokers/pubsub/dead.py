@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gwi_celery.brokers.base import (
+    DEATH,
+    DEATH_ATTEMPTS,
     DEATH_DELIVERIES,
     DEATH_QUEUE,
     DEATH_REASON,
     DEATH_TIME,
+    DEATH_TRACEBACK,
     REDRIVE,
     Delivery,
     OutgoingMessage,
@@ -35,11 +38,13 @@ if TYPE_CHECKING:
 #: Attribute of a note: Pub/Sub's id of the message that it is about.
 NOTE_OF = "gwi-death-of"
 
-_DEATH = frozenset({DEATH_REASON, DEATH_QUEUE, DEATH_DELIVERIES, DEATH_TIME, NOTE_OF})
+_DEATH = DEATH | {NOTE_OF}
 #: Characters of a reason that are kept, where there is room.
 _REASON = 10_000
 #: Messages in one look.
 _LOOK = 1000
+#: Seconds that giving back waits to be sent.
+_FLUSH = 2.0
 
 
 class DeadLetters:
@@ -54,10 +59,16 @@ class DeadLetters:
             DEATH_REASON: _shortened(reason),
             DEATH_QUEUE: delivery.queue,
             DEATH_DELIVERIES: str(deliveries),
+            DEATH_ATTEMPTS: str(max(delivery.attempts, deliveries)),
             DEATH_TIME: f"{time.time():.6f}",
         }
-        message = OutgoingMessage(delivery.data, delivery.attributes, delivery.priority)
+        # What its worker says of the death is ours as well, and no part of the message.
+        said = {k: v for k, v in delivery.attributes.items() if k in _DEATH}
+        kept = {k: v for k, v in delivery.attributes.items() if k not in _DEATH}
+        message = OutgoingMessage(delivery.data, kept, delivery.priority)
+        death = {**said, **death}
         short = {**death, DEATH_REASON: cut(reason, REASON_BYTES)}
+        short.pop(DEATH_TRACEBACK, None)
         for added in (death, short):
             try:
                 self._publish(delivery.queue, _with(message, added))
@@ -75,36 +86,46 @@ class DeadLetters:
         made = publisher.made("", dead_letter_queue(queue), message, merge=True)
         publisher.send_dead(queue, made)
 
-    def redrive(self, queue: str, limit: int | None) -> int:
+    def redrive(self, queue: str, limit: int | None, only: Collection[str] | None = None) -> int:
         broker = self._broker
-        redrive = redriving(broker.operators, queue)
+        mark = redriving(broker.operators, queue)
+        marks: set[str] = set()
         bare: set[bytes] = set()
+        looked = Looked(broker, dead_letter_queue(queue))
         moved = 0
-        while limit is None or moved < limit:
-            left = _LOOK if limit is None else min(_LOOK, limit - moved)
-            deliveries = broker.look(dead_letter_queue(queue), left)
-            # One that died again meanwhile is not taken twice.
-            fresh = [
-                d
-                for d in deliveries
-                if NOTE_OF not in d.attributes
-                and d.attributes.get(REDRIVE) != redrive
-                and _digest(d) not in bare
-            ]
-            for delivery in fresh:
+        try:
+            for delivery in looked if limit != 0 else ():
+                # One that died again meanwhile is not taken twice.
+                again = delivery.attributes.get(REDRIVE) in marks or _digest(delivery) in bare
+                wanted = only is None or delivery.message_id in only
+                if NOTE_OF in delivery.attributes or again or not wanted:
+                    continue
+                redrive = mark(delivery.message_id)
+                marks.add(redrive)
                 if not self._put_back(queue, delivery, redrive):
                     bare.add(_digest(delivery))
-                broker.ack([delivery])
-            done = {d.message_id for d in fresh}
-            for delivery in deliveries:
-                if delivery.attributes.get(NOTE_OF) in done:
-                    broker.ack([delivery])
-                elif delivery.message_id not in done:
-                    broker.give_back(delivery)
-            moved += len(fresh)
-            if not fresh:
-                break
+                looked.done_with(delivery)
+                moved += 1
+                if moved == (len(only) if limit is None and only is not None else limit):
+                    break
+        finally:
+            looked.give_back()
         return moved
+
+    def discard(self, queue: str, only: Collection[str]) -> int:
+        """Take these messages out of ``queue`` itself."""
+        looked = Looked(self._broker, queue)
+        gone = 0
+        try:
+            for delivery in looked:
+                if delivery.message_id in only and NOTE_OF not in delivery.attributes:
+                    looked.done_with(delivery)
+                    gone += 1
+                    if gone == len(only):
+                        break
+        finally:
+            looked.give_back()
+        return gone
 
     def _put_back(self, queue: str, delivery: Delivery, redrive: str) -> bool:
         """Publish it as it was before it died; False if there was no room to say that it was."""
@@ -120,6 +141,46 @@ class DeadLetters:
             self._broker.publisher.send(self._broker.topology.route("", queue), [as_it_came])
             return False
         return True
+
+
+class Looked:
+    """Goes through what is ready in a queue, each message once. It is held until it is given back."""
+
+    def __init__(self, broker: PubSubBroker, queue: str) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._seen: dict[str, Delivery] = {}
+        self._done: set[str] = set()
+
+    @property
+    def held(self) -> list[Delivery]:
+        return [d for id, d in self._seen.items() if id not in self._done]
+
+    def __iter__(self) -> Iterator[Delivery]:
+        while True:
+            deliveries = self._broker.look(self._queue, _LOOK)
+            # What is there for the second time is what we held for longer than its lease.
+            fresh = [d for d in deliveries if d.message_id not in self._seen]
+            self._seen.update((d.message_id, d) for d in deliveries)
+            self._broker.ack([d for d in deliveries if d.message_id in self._done])
+            yield from fresh
+            if not fresh:
+                return
+
+    def done_with(self, delivery: Delivery) -> None:
+        self._broker.ack([delivery])
+        self._done.add(delivery.message_id)
+
+    def give_back(self) -> None:
+        """All but what is done with; the notes of that go with it."""
+        kept = []
+        for delivery in self.held:
+            if delivery.attributes.get(NOTE_OF) in self._done:
+                self._broker.ack([delivery])
+            else:
+                kept.append(delivery)
+        self._broker.give_back_all(kept)
+        self._broker.flush(_FLUSH)
 
 
 def joined(deliveries: Iterable[Delivery]) -> list[Delivery]:

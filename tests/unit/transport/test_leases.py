@@ -96,3 +96,20 @@ def test_a_lease_can_be_bounded(keepers: list[LeaseKeeper]) -> None:
     keeper.keep(delivery)
     again = eventually(lambda: receiver.poll("q", 1))
     assert again[0].deliveries == 2  # type: ignore[index]
+
+
+def test_a_broker_that_stays_unavailable_is_one_line_and_not_one_each_second(
+    keepers: list[LeaseKeeper], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gwi_celery.transport.leases._RETRY", 0.02)
+    watched = Watched(fail_first=12)
+    receiver, (delivery,) = watched.deliver()
+    keeper = LeaseKeeper(watched)  # type: ignore[arg-type] # only extend is asked of it
+    keepers.append(keeper)
+    keeper.keep(delivery)
+    assert watched.extended.acquire(timeout=10)
+    told = [r for r in caplog.records if "could not extend" in r.getMessage()]
+    assert 1 <= len(told) <= 5, "at 0, 0.02, 0.06, 0.14, 0.3 s"
+    assert all("BrokerUnavailable: for a moment" in r.getMessage() for r in told)
+    assert not any(r.exc_info for r in told)
+    receiver.close()

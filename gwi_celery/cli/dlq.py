@@ -1,0 +1,184 @@
+"""``celery -A app gwi dlq``: what was given up, why, and what to do with it."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from gwi_celery import queues
+from gwi_celery.brokers.base import KINDS_OF_DEATH
+from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, yes
+from gwi_celery.queues import DeadLetter
+
+
+@click.group()
+def dlq() -> None:
+    """What was given up, and why: look, redrive, export, import, purge.
+
+    \b
+    Reasons:
+    """
+
+
+assert dlq.help is not None
+dlq.help += "\n".join(f"  {kind:<13} {text}" for kind, text in KINDS_OF_DEATH.items())
+
+_FILTERS: tuple[Callable[[Any], Any], ...] = (
+    click.option("-Q", "--queue", help="Of this queue; all, if left out."),
+    click.option("--reason", type=click.Choice(list(KINDS_OF_DEATH)), help="One word."),
+    click.option("--task"),
+    click.option("--tenant"),
+    click.option("--error", help="The error's class."),
+    click.option("--text", help="Some part of the reason's text."),
+    click.option("--older-than", type=SPAN, help="Died so long ago at least (10m, 3h, 2d)."),
+    click.option("--within", type=SPAN, help="Died within so long."),
+)
+
+
+def _filtered(function: Any) -> Any:
+    for option in reversed(_FILTERS):
+        function = option(function)
+    return function
+
+
+def _matching(app: Any, within: float | None, **given: Any) -> list[DeadLetter]:
+    since = None if within is None else time.time() - within
+    return list(queues.dead_letters(app, since=since, **given))
+
+
+_WHO = (
+    Column("queue"),
+    Column("id", whole=True),
+    Column("reason"),
+    Column("task"),
+    Column("tenant"),
+    Column("run_id", title="run"),
+)
+_MORE = (
+    Column("task_id", title=""),
+    Column("error"),
+    Column("attempts", "integer", title=""),
+    Column("deliveries", "integer", title=""),
+    Column("worker", title=""),
+    Column("published_at", "number", title=""),
+    Column("died_at", "number", title=""),
+    Column("expires_at", "number?", title=""),
+    Column("age", "number", show="age"),
+    Column("text", title=""),
+)
+
+
+def _row(dead: DeadLetter) -> dict[str, Any]:
+    return {**vars(dead), "age": max(time.time() - dead.died_at, 0.0)}
+
+
+@command(dlq, "list", *_WHO, *_MORE)
+@_filtered
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
+    """What is there, the latest death first."""
+    found = sorted(_matching(app, **given), key=lambda dead: -dead.died_at)
+    if len(found) > limit:
+        click.echo(f"the latest {limit} of {len(found)}: see --limit", err=True)
+    return [_row(dead) for dead in found[:limit]]
+
+
+@command(
+    dlq,
+    "show",
+    *(Column("queue"), Column("id"), Column("reason"), Column("text"), Column("error")),
+    *(
+        Column("task"),
+        Column("task_id", title="task id"),
+        Column("tenant"),
+        Column("run_id", title="run"),
+    ),
+    *(Column("attempts", "integer"), Column("deliveries", "integer"), Column("worker")),
+    *(Column("published_at", "number", show="time"), Column("died_at", "number", show="time")),
+    *(Column("expires_at", "number?", show="time"), Column("traceback")),
+    *(Column("attributes", "object", title=""), Column("size", "integer", title="bytes")),
+    Column("message", title=""),
+    single=True,
+)
+@click.argument("id")
+@click.option(
+    "--message", "with_message", is_flag=True, help="Print the message itself, arguments too."
+)
+def show_(app: Any, id: str, with_message: bool) -> dict[str, Any] | None:
+    """All that is known of one, by its id or its task's. In JSON ``message`` is base64."""
+    found = list(queues.dead_letters(app, ids=[id]))
+    if not found:
+        end(Exit.NOTHING, f"no dead letter has the id {id!r}: see `gwi dlq list`")
+    dead = found[-1]
+    if with_message:
+        click.echo(dead.data)
+        return None
+    encoded = base64.b64encode(dead.data).decode("ascii")
+    return {**vars(dead), "size": len(dead.data), "message": encoded}
+
+
+def _chosen(
+    app: Any, deed: str, ids: tuple[str, ...], everything: bool, sure: bool, given: dict[str, Any]
+) -> list[DeadLetter]:
+    """What a bulk verb is for, once it was confirmed."""
+    filtered = any(value is not None for value in given.values())
+    if not (ids or filtered or everything):
+        end(Exit.USAGE, f"say which to {deed}: ids, a filter such as --reason, or --all")
+    chosen = _matching(app, ids=frozenset(ids) or None, **given)
+    total = sum(1 for _ in queues.dead_letters(app, given["queue"]))
+    confirm(deed, len(chosen), total, sure=sure, what="dead letters")
+    return chosen
+
+
+@command(dlq, "redrive", Column("redriven", "integer"), single=True)
+@click.argument("ids", nargs=-1)
+@_filtered
+@click.option("--all", "everything", is_flag=True)
+@click.option("--rate", type=float, help="So many a second at most.")
+@yes
+def redrive(
+    app: Any, ids: tuple[str, ...], everything: bool, rate: float | None, yes: bool, **given: Any
+) -> dict[str, Any]:
+    """Put them back into their queues: a reliable job goes on from its last recorded step.
+
+    Ended half-way, call it again: what was moved is not there any more.
+    """
+    chosen = _chosen(app, "redrive", ids, everything, yes, given)
+    with Progress("redrive", len(chosen)) as moved:
+        return {"redriven": queues.redrive(app, chosen, rate=rate, moved=moved)}
+
+
+@command(dlq, "purge", Column("purged", "integer"), single=True)
+@click.argument("ids", nargs=-1)
+@_filtered
+@click.option("--all", "everything", is_flag=True)
+@yes
+def purge(
+    app: Any, ids: tuple[str, ...], everything: bool, yes: bool, **given: Any
+) -> dict[str, Any]:
+    """Delete them for good."""
+    return {"purged": queues.purge(app, _chosen(app, "purge", ids, everything, yes, given))}
+
+
+@command(dlq, "export", Column("exported", "integer"), single=True)
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+@_filtered
+def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
+    """Write them to FILE (-: stdout) as JSON lines, arguments too; they stay where they are."""
+    count = 0
+    with click.open_file(file, "w", encoding="ascii", atomic=file != "-") as out:
+        for line in queues.export(_matching(app, **given)):
+            out.write(line + "\n")
+            count += 1
+    return None if file == "-" else {"exported": count}
+
+
+@command(dlq, "import", Column("imported", "integer"), single=True)
+@click.argument("file", type=click.File("r"))
+def import_(app: Any, file: Any) -> dict[str, Any]:
+    """Put what was exported back into its dead letters; what is there already is left out."""
+    return {"imported": queues.load(app, file)}

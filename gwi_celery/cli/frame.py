@@ -1,0 +1,354 @@
+"""What all commands of ``gwi`` have in common: their output, their exit codes, and asking before a deed.
+
+A command says what it shows (:class:`Shape`), and returns rows of that. They are a table for people, or
+with ``--json`` an array whose schema ``gwi schema`` prints. In a pipe a table is not cut to any width.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from enum import IntEnum
+from typing import Any, Final, NoReturn
+
+import click
+
+from gwi_celery.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    GwiError,
+    InvalidCall,
+    NotFound,
+    StoreUnavailable,
+)
+from gwi_celery.integration import integration
+
+#: Of a pipe: nothing is folded or cut.
+_ANY_WIDTH: Final = 100_000
+
+
+class Exit(IntEnum):
+    """How a command ends, for scripts."""
+
+    OK = 0
+    #: It could not be done, and trying again won't help.
+    FAILED = 1
+    #: The command line, or a setting, is wrong.
+    USAGE = 2
+    #: There is nothing of that name, or nothing that matches.
+    NOTHING = 3
+    #: It was not confirmed.
+    REFUSED = 4
+    #: The broker or the store can't be used now: try again.
+    UNAVAILABLE = 5
+    #: ``doctor`` found something to mend.
+    PROBLEMS = 6
+
+
+_EXITS: Final[tuple[tuple[type[GwiError], Exit], ...]] = (
+    (BrokerUnavailable, Exit.UNAVAILABLE),
+    (StoreUnavailable, Exit.UNAVAILABLE),
+    (NotFound, Exit.NOTHING),
+    (ConfigurationError, Exit.USAGE),
+    (InvalidCall, Exit.USAGE),
+    (GwiError, Exit.FAILED),
+)
+
+
+class Ended(click.ClickException):
+    def __init__(self, code: Exit, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = int(code)  # type: ignore[misc] # of this one
+
+
+def end(code: Exit, message: str) -> NoReturn:
+    """End the command with that code, and the message on stderr."""
+    raise Ended(code, message)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One field of a row. ``kind`` is its JSON type; with a ``?`` it may be null."""
+
+    name: str
+    kind: str = "string"
+    #: What it is called in a table; "": it is in JSON only.
+    title: str | None = None
+    #: How it is shown: age, time, seconds, or as it is.
+    show: str = ""
+    #: Whether all of it is shown, however long: ids, which people copy.
+    whole: bool = False
+
+    @property
+    def head(self) -> str:
+        return self.name.replace("_", " ") if self.title is None else self.title
+
+    def schema(self) -> dict[str, Any]:
+        kind, null = self.kind.removesuffix("?"), self.kind.endswith("?")
+        return {"type": [kind, "null"] if null else kind}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The rows of one command."""
+
+    name: str
+    columns: tuple[Column, ...]
+    #: Shown one field a line, and as one object rather than an array.
+    single: bool = False
+
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of what ``--json`` prints."""
+        row = {
+            "type": "object",
+            "properties": {column.name: column.schema() for column in self.columns},
+            "required": [column.name for column in self.columns],
+            "additionalProperties": False,
+        }
+        form = row if self.single else {"type": "array", "items": row}
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": f"celery gwi {self.name} --json",
+            **form,
+        }
+
+
+#: Command -> what it prints with ``--json``.
+SHAPES: Final[dict[str, Shape]] = {}
+
+
+def command(
+    group: click.Group, name: str, *columns: Column, single: bool = False
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of ``group`` which gets the app first, and returns rows of these columns, or None."""
+    full = name if group.name == "gwi" else f"{group.name} {name}"
+    shape = SHAPES.setdefault(full, Shape(full, columns, single)) if columns else None
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @functools.wraps(function)
+        def run(
+            ctx: click.Context, /, as_json: bool = False, watch: float | None = None, **given: Any
+        ) -> None:
+            with reporting():
+                app: Any = ctx.obj.app
+                app.finalize()
+                app.loader.import_default_modules()
+                integration(app)
+                while True:
+                    rows = function(app, **given)
+                    if shape is not None and rows is not None:
+                        show(shape, rows, as_json=as_json, clear=bool(watch))
+                    if not watch:
+                        return
+                    time.sleep(watch)
+
+        made = click.command(name)(click.pass_context(run))
+        if shape is not None:
+            made = click.option("--json", "as_json", is_flag=True, help="For programs.")(made)
+        if shape is not None and not single:
+            watch = click.option(
+                "--watch",
+                type=click.FloatRange(0.1),
+                help="Again every so many seconds.",
+            )
+            made = watch(made)
+        group.add_command(made)
+        return made
+
+    return decorate
+
+
+class reporting:
+    """Turns this package's errors into a line on stderr and an exit code."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, exc: Any, tb: Any) -> None:
+        if isinstance(exc, GwiError):
+            code = next(code for error, code in _EXITS if isinstance(exc, error))
+            raise Ended(code, str(exc)) from exc
+
+
+# --- output ---------------------------------------------------------------------------------------
+
+
+def show(shape: Shape, rows: Any, *, as_json: bool, clear: bool = False) -> None:
+    found: list[Mapping[str, Any]] = [rows] if shape.single else list(rows)
+    made = [{column.name: row[column.name] for column in shape.columns} for row in found]
+    if clear:
+        click.clear()
+    if as_json or not _has_rich():
+        click.echo(json.dumps(made[0] if shape.single else made, indent=2))
+    elif shape.single:
+        _fields(shape, made[0])
+    else:
+        _table(shape, made)
+
+
+def _has_rich() -> bool:
+    try:
+        import rich  # noqa: F401
+    except ImportError:
+        click.echo("for tables: pip install 'gwi-celery[cli]'", err=True)
+        return False
+    return True
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    tty = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(
+        file=sys.stdout,
+        width=None if tty else _ANY_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=not tty,
+    )
+
+
+def _table(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.text import Text
+
+    console = _console()
+    columns = [column for column in shape.columns if column.head]
+    table = table_of(columns)
+    for row in rows:
+        table.add_row(*(Text(shown(column, row[column.name])) for column in columns))
+    console.print(table, soft_wrap=False)
+
+
+def table_of(columns: Iterable[Column]) -> Any:
+    """An empty table of rich's, without lines: it can be read, and cut by other programs."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        numeric = column.kind.removesuffix("?") in ("integer", "number") and column.show != "time"
+        table.add_column(
+            column.head.upper(),
+            justify="right" if numeric else "left",
+            overflow="fold" if column.whole else "ellipsis",
+            no_wrap=not column.whole,
+        )
+    return table
+
+
+def _fields(shape: Shape, row: Mapping[str, Any]) -> None:
+    columns = [column for column in shape.columns if column.head]
+    width = max(len(column.head) for column in columns)
+    for column in columns:
+        text = shown(column, row[column.name])
+        if "\n" in text:
+            lines = "\n".join(f"    {line}" for line in text.rstrip("\n").split("\n"))
+            click.echo(f"{column.head}:\n{lines}")
+        else:
+            click.echo(f"{column.head:<{width}}  {text}".rstrip())
+
+
+def shown(column: Column, value: Any) -> str:
+    """The value for people. No text of anybody's can move the cursor or begin a line of a table."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if column.show == "age":
+        return span(value)
+    if column.show == "time":
+        return when(value)
+    if isinstance(value, (list, dict)):
+        return printable(json.dumps(value, ensure_ascii=False))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """With control characters spelt out, but for ends of lines."""
+    safe = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in safe)
+
+
+def span(seconds: float) -> str:
+    """``45s``, ``12m``, ``3h20m``, ``5d``."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
+
+
+def when(at: float) -> str:
+    """In UTC, to the second, as logs have it."""
+    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def seconds_of(text: str) -> float:
+    """``90``, ``45s``, ``10m``, ``3h``, ``2d`` as seconds."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        found = float(number)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise click.BadParameter(f"{text!r} is no time: write 45s, 10m, 3h or 2d")
+    return found * units[unit]
+
+
+class Span(click.ParamType):  # type: ignore[type-arg] # not in every release
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        return value if isinstance(value, float) else seconds_of(value)
+
+
+#: An option of a length of time.
+SPAN: Final = Span()
+
+
+# --- before a deed --------------------------------------------------------------------------------
+
+yes = click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+
+
+def confirm(deed: str, matching: int, total: int, *, sure: bool, what: str) -> None:
+    """Say how many of how many match; go on if there are any and the user wants to."""
+    line = f"{matching} of {total} {what} match"
+    if not matching:
+        end(Exit.NOTHING, f"{line}: nothing to {deed}")
+    click.echo(line, err=True)
+    if sure:
+        return
+    if not sys.stdin.isatty():
+        end(
+            Exit.REFUSED, f"nothing was done: say --yes to {deed} them, as nobody can be asked here"
+        )
+    if not click.confirm(f"{deed} {matching}?", err=True):
+        end(Exit.REFUSED, "nothing was done")
+
+
+class Progress:
+    """A line on stderr for what takes long, where that is a terminal."""
+
+    def __init__(self, deed: str, total: int) -> None:
+        self._bar: Any = click.progressbar(length=total, label=deed, file=sys.stderr)
+
+    def __enter__(self) -> Callable[[int], object]:
+        self._bar.__enter__()
+        update: Callable[[int], object] = self._bar.update
+        return update
+
+    def __exit__(self, *exc: Any) -> None:
+        self._bar.__exit__(*exc)

@@ -1,0 +1,113 @@
+"""``celery -A app gwi queues`` and ``gwi delayed``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from gwi_celery import queues as verbs
+from gwi_celery.cli.frame import Column, Exit, command, confirm, end, yes
+from gwi_celery.queues import Waiting
+
+
+@click.group()
+def queues() -> None:
+    """Depths, ages, consumers, dead letters; pause and resume."""
+
+
+@command(
+    queues,
+    "list",
+    Column("name", title="queue", whole=True),
+    Column("ready", "integer?"),
+    Column("delayed", "integer?"),
+    Column("leased", "integer?"),
+    Column("oldest", "number?", show="age"),
+    Column("consumers", "integer?"),
+    Column("dead", "integer?"),
+    Column("paused", "boolean"),
+)
+def list_(app: Any) -> list[dict[str, Any]]:
+    """Each queue at a glance; ``-`` is what the broker can't say."""
+    return [dict(vars(state)) for state in verbs.queues(app)]
+
+
+@command(queues, "pause")
+@click.argument("queue")
+def pause(app: Any, queue: str) -> None:
+    """No worker begins with what is in QUEUE; calls are accepted, and jobs that run end."""
+    verbs.pause(app, queue)
+    click.echo(f"queue {queue!r} is paused for all workers")
+
+
+@command(queues, "resume")
+@click.argument("queue")
+def resume(app: Any, queue: str) -> None:
+    """The reverse of pause."""
+    verbs.resume(app, queue)
+    click.echo(f"queue {queue!r} is resumed")
+
+
+@click.group()
+def delayed() -> None:
+    """What waits for its time: an ETA, a retry, a lock, a limit."""
+
+
+@command(
+    delayed,
+    "list",
+    Column("queue"),
+    Column("id", whole=True),
+    Column("task"),
+    Column("tenant"),
+    Column("run_id", title="run"),
+    Column("task_id", title=""),
+    Column("published_at", "number", title=""),
+    Column("due", "number", title=""),
+    Column("due_in", "number", show="age", title="due in"),
+)
+@click.option("-Q", "--queue")
+def list_delayed(app: Any, queue: str | None) -> list[dict[str, Any]]:
+    """What waits, by when it is due."""
+    now = time.time()
+    found = sorted(verbs.delayed(app, queue), key=lambda waiting: waiting.due)
+    return [{**vars(w), "due_in": max(w.due - now, 0.0)} for w in found]
+
+
+def _chosen(
+    app: Any, deed: str, ids: tuple[str, ...], queue: str | None, everything: bool, sure: bool
+) -> list[Waiting]:
+    if not (ids or everything):
+        end(Exit.USAGE, f"say which to {deed}: ids (of messages or tasks), or --all")
+    there = list(verbs.delayed(app, queue))
+    chosen = [w for w in there if everything or w.id in ids or w.task_id in ids]
+    confirm(deed, len(chosen), len(there), sure=sure, what="delayed messages")
+    return chosen
+
+
+@command(delayed, "now", Column("released", "integer"), single=True)
+@click.argument("ids", nargs=-1)
+@click.option("-Q", "--queue")
+@click.option("--all", "everything", is_flag=True)
+@yes
+def now(
+    app: Any, ids: tuple[str, ...], queue: str | None, everything: bool, yes: bool
+) -> dict[str, Any]:
+    """Have them delivered now; what waits for a lock may have to wait again."""
+    chosen = _chosen(app, "deliver", ids, queue, everything, yes)
+    return {"released": verbs.release_delayed(app, chosen)}
+
+
+@command(delayed, "cancel", Column("cancelled", "integer"), single=True)
+@click.argument("ids", nargs=-1)
+@click.option("-Q", "--queue")
+@click.option("--all", "everything", is_flag=True)
+@yes
+def cancel(
+    app: Any, ids: tuple[str, ...], queue: str | None, everything: bool, yes: bool
+) -> dict[str, Any]:
+    """Delete them for good. A reliable job is better ended by `gwi jobs cancel`."""
+    chosen = _chosen(app, "cancel", ids, queue, everything, yes)
+    return {"cancelled": verbs.cancel_delayed(app, chosen)}

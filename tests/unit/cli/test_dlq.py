@@ -1,0 +1,147 @@
+"""``gwi dlq``: what it shows, and what becomes of what is chosen."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gwi_celery import audit, broker_for
+from gwi_celery.cli.frame import Exit
+from gwi_celery.transport.death import Death
+
+FAILED = Death("failed", "ValueError", "Traceback (most recent call last):\n  ...\nValueError: no")
+
+
+@pytest.fixture
+def three(gwi_):
+    """Two jobs of acme and one of bolt, given up for three reasons."""
+    gwi_.bury(FAILED, "ValueError: no", run_id="r1")
+    gwi_.bury(Death("deadline", "DeadlineExceeded"), "DeadlineExceeded: late", run_id="r2")
+    gwi_.bury(Death("deliveries"), "delivered 20 times without an ack", tenant_id="bolt")
+    return gwi_
+
+
+def runs(gwi_, *arguments: str) -> list[tuple[str, str]]:
+    return sorted((row["tenant"], row["run_id"]) for row in gwi_.json("dlq", "list", *arguments))
+
+
+def test_each_filter_finds_its_own(three):
+    assert len(runs(three)) == 3
+    assert runs(three, "--reason", "deadline") == [("acme", "r2")]
+    assert runs(three, "--tenant", "bolt") == [("bolt", "r1")]
+    assert runs(three, "--error", "ValueError") == [("acme", "r1")]
+    assert runs(three, "--text", "20 times") == [("bolt", "r1")]
+    assert runs(three, "--task", "shop.other") == []
+    assert runs(three, "--older-than", "1h") == []
+    assert len(runs(three, "--within", "1h", "-Q", "celery")) == 3
+    assert runs(three, "-Q", "other") == []
+    assert three.json("dlq", "list", "--limit", "1")[0]["tenant"] == "bolt", "the latest"
+
+
+def test_one_is_shown_with_all_that_is_known(three):
+    [row] = three.json("dlq", "list", "--reason", "failed")
+    shown = three.json("dlq", "show", row["id"])
+    assert (shown["text"], shown["error"]) == ("ValueError: no", "ValueError")
+    assert shown["traceback"] == FAILED.traceback
+    assert (shown["attempts"], shown["deliveries"]) == (1, 1)
+    assert ":" in shown["worker"]
+    assert shown["expires_at"] > shown["died_at"] > shown["published_at"]
+    assert three.json("dlq", "show", row["task_id"]) == shown, "by its task's id as well"
+    assert "  ValueError: no" in three("dlq", "show", row["id"])
+    message = json.loads(three("dlq", "show", row["id"], "--message"))
+    assert message["headers"]["task"] == "shop.invoice"
+    three("dlq", "show", "nobody", code=Exit.NOTHING)
+
+
+def test_bulk_verbs_say_how_many_and_ask(three):
+    three("dlq", "purge", "--tenant", "acme", code=Exit.REFUSED)
+    assert "2 of 3 dead letters match" in three.err
+    assert len(runs(three)) == 3
+    three("dlq", "redrive", code=Exit.USAGE)
+    three("dlq", "redrive", "--tenant", "nobody", "--yes", code=Exit.NOTHING)
+    assert json.loads(three("dlq", "purge", "--tenant", "acme", "--yes", "--json")) == {"purged": 2}
+    assert runs(three) == [("bolt", "r1")]
+    assert [a.what for a in audit.entries(three.app)] == ["purge"]
+
+
+def test_chosen_ones_go_back_to_their_queue(three):
+    rows = three.json("dlq", "list")
+    chosen = next(row for row in rows if row["reason"] == "deadline")
+    assert three.json("dlq", "redrive", chosen["id"], "--yes") == {"redriven": 1}
+    assert broker_for(three.app).size("celery").ready == 1
+    assert ("acme", "r2") not in runs(three)
+    assert three.json("dlq", "redrive", "--all", "--rate", "1000", "--yes") == {"redriven": 2}
+    assert broker_for(three.app).size("celery").ready == 3
+    three("dlq", "redrive", "--all", "--rate", "0", "--yes", code=Exit.NOTHING)
+
+
+def test_a_bounded_rate_is_kept(gwi_):
+    import time
+
+    for n in range(3):
+        gwi_.bury(FAILED, "no", run_id=f"r{n}")
+    began = time.monotonic()
+    gwi_("dlq", "redrive", "--all", "--rate", "4", "--yes")
+    assert time.monotonic() - began < 5
+    for n in range(6):
+        gwi_.bury(FAILED, "no", run_id=f"s{n}", queue="slow")
+    began = time.monotonic()
+    gwi_("dlq", "redrive", "-Q", "slow", "--rate", "4", "--yes")
+    assert time.monotonic() - began >= 1
+
+
+def test_what_is_exported_can_be_imported_again_and_again(three, tmp_path):
+    file = tmp_path / "dead.jsonl"
+    assert three.json("dlq", "export", str(file)) == {"exported": 3}
+    assert three.json("dlq", "import", str(file)) == {"imported": 0}, "all are there"
+    before = {row["task_id"]: row for row in three.json("dlq", "list")}
+    three("dlq", "purge", "--all", "--yes")
+    assert three.json("dlq", "import", str(file)) == {"imported": 3}
+    assert three.json("dlq", "import", str(file)) == {"imported": 0}
+    after = {row["task_id"]: row for row in three.json("dlq", "list")}
+    for task_id, row in after.items():
+        for name in ("reason", "error", "text", "tenant", "attempts", "worker"):
+            assert row[name] == before[task_id][name], name
+        assert row["died_at"] == pytest.approx(before[task_id]["died_at"], abs=1e-5)
+    assert three.json("dlq", "redrive", "--all", "--yes") == {"redriven": 3}
+    assert len(three("dlq", "export", "-").splitlines()) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("nonsense", "not JSON"),
+        ('{"queue": "q"}', "needs exactly"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_wrong_line_is_named_and_nothing_is_imported(three, tmp_path, line, why):
+    file = tmp_path / "dead.jsonl"
+    three("dlq", "export", str(file))
+    file.write_text(file.read_text() + line + "\n")
+    three("dlq", "purge", "--all", "--yes")
+    three("dlq", "import", str(file), code=Exit.USAGE)
+    assert "line 4" in three.err
+    assert why in three.err
+    assert runs(three) == []
+
+
+def test_a_table_fits_into_80_columns(three, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    [head, *rows] = three("dlq", "list").splitlines()
+    assert head.split() == ["QUEUE", "ID", "REASON", "TASK", "TENANT", "RUN", "ERROR", "AGE"]
+    assert [row.split()[:6] for row in rows] == [
+        ["celery", "3", "deliveries", "shop.invoice", "bolt", "r1"],
+        ["celery", "2", "deadline", "shop.invoice", "acme", "r2"],
+        ["celery", "1", "failed", "shop.invoice", "acme", "r1"],
+    ]
+    assert max(map(len, [head, *rows])) <= 80
+
+
+def test_no_text_of_anybodys_begins_a_line_or_moves_the_cursor(gwi_):
+    gwi_.bury(Death("failed", "E\x1b[2J"), "x\ny", tenant_id="a\nb", run_id="r\x1b[31m")
+    shown = gwi_("dlq", "list")
+    assert "\x1b" not in shown
+    [row] = gwi_.json("dlq", "list")
+    assert "\x1b" not in gwi_("dlq", "show", row["id"])
