@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help docs docs-serve checkov demo demo-emulator test test-all test-floor test-matrix lint audit constraints bench mutants peer-suites clean
+.PHONY: help docs docs-serve checkov demo demo-emulator test test-all test-hard test-floor test-matrix lint audit constraints bench mutants peer-suites clean
 .DEFAULT_GOAL := help
 .SECONDARY:
 
@@ -14,6 +14,7 @@ help:
 	@echo "make demo-emulator   the same on the Pub/Sub and Firestore emulators"
 	@echo "make test    every promise once (under five minutes on two idle cores)"
 	@echo "make test-all      the slow tests too, as CI does"
+	@echo "make test-hard     make test ten times: beside busy processes, in random order (an hour)"
 	@echo "make test-floor    what Celery's oldest supported release decides, on that release (3 minutes)"
 	@echo "make test-matrix   the same on each release of Celery, and on each Python that is there"
 	@echo "make audit   whether a version that may be installed has a known hole, where an advisory service answers"
@@ -61,6 +62,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(PYTEST) $(ARGS)
+
+test-hard: $(STAMP)
+	$(BIN)/python -m tests.hard $(ARGS)
 
 # Tests that stand or fall with Celery's own code: tasks, backends, workers, canvas.
 RELEASE_TESTS := tests/unit/test_config.py tests/unit/reliability/test_task.py tests/unit/test_call.py \

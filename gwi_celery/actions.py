@@ -59,7 +59,7 @@ class Action:
 
 @contextmanager
 def acting_as(who: str) -> Iterator[None]:
-    """Name the person for what is done inside: a tool that many use knows better than the process."""
+    """Name the person who acts inside the block; for tools that several people use."""
     token = _actor.set(who)
     try:
         yield

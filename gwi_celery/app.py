@@ -42,7 +42,7 @@ _BACKENDS = {
 }
 
 
-#: Celery's worker with it answers whatever a message is, and whatever its job raises.
+#: The consumer class with which Celery's worker survives any message.
 _CONSUMER = "gwi_celery.worker.consumer:Consumer"
 
 
@@ -105,7 +105,7 @@ def _trace_in_child(**kwargs: Any) -> None:
 
 
 def _configured_again(sender: Any, **kwargs: Any) -> None:
-    """Celery logs what is raised here, and goes on: the error is kept for the next use."""
+    """Celery only logs what is raised here, so the error is kept for the next use."""
     try:
         _configure(sender)
     except ConfigurationError as exc:
@@ -182,7 +182,7 @@ def _configure(app: Any) -> Settings:
 
 
 def _forget_connections(app: Any) -> None:
-    """What the app opened before leads to another broker, or to none."""
+    """Drop the connections that the app opened before: they lead to another broker, or to none."""
     if app._pool is not None:
         app._pool.force_close_all()
         app._pool = None

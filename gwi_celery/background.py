@@ -1,8 +1,8 @@
-"""Threads for what runs beside: renewals, leases, acks, restores, sweeps.
+"""Background threads: renewals, leases, acks, restores, sweeps.
 
-What may wait for a service has a thread of its own, so that nothing waits behind it: an ack is never
-sent after a restore that stalls. They are started by need, end when they have long had nothing to do,
-survive any error, and are begun anew in a forked child.
+Whatever may have to wait for a service has a thread of its own, so that nothing queues behind it: an
+ack never waits for a restore that stalls. Threads start on demand, end after some idle time, survive
+any error, and start anew in a forked child.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gwi_celery import forks
 logger = logging.getLogger(__name__)
 
 NEVER = float("inf")
-#: Seconds after which what raised an error is tried again.
+#: Seconds after which a tick that raised is tried again.
 _RETRY = 1.0
-#: Seconds after which a thread ends that has nothing to do.
+#: Seconds after which an idle thread ends.
 _LINGER = 30.0
 
 
@@ -50,7 +50,7 @@ class Ticker:
         self._sleeps_until = 0.0
 
     def wake(self, at: float = 0.0) -> None:
-        """Have ``tick`` called by that monotonic time. Cheap where it is to be called by then anyway."""
+        """Have ``tick`` called by that monotonic time. Cheap if it is due by then anyway."""
         with self._changed:
             if self._pid != os.getpid():
                 self._reset()
@@ -62,7 +62,7 @@ class Ticker:
                 self._changed.notify_all()
 
     def stop(self, timeout: float) -> None:
-        """End the thread once it has done what it is at; wait up to ``timeout`` seconds for that.
+        """End the thread after its current tick; wait up to ``timeout`` seconds for that.
 
         Woken again, it starts again. In a forked child it does nothing: the thread is the parent's.
         """
@@ -108,7 +108,7 @@ class Ticker:
 class Scheduler:
     """Calls jobs on a thread of its own, one after the other. What they raise is logged.
 
-    After a fork, what waited is the parent's to do.
+    In a forked child the waiting jobs remain the parent's.
     """
 
     def __init__(self, name: str) -> None:
@@ -148,7 +148,7 @@ class Scheduler:
         if self._pid != os.getpid():
             return
         if not self.flush(timeout):
-            logger.info("what is due in the background was left undone in %g s", timeout)
+            logger.info("some background jobs were not finished within %g s", timeout)
         with self._changed:
             self._jobs.clear()
         self._ticker.stop(0.0)

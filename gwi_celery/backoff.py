@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-#: The system's own source: forked processes don't share its state, and nobody else's seed is touched.
+#: The system's source: forked processes share no state of it, and the user's seed isn't touched.
 _source = random.SystemRandom()
 
 
@@ -26,5 +26,5 @@ class Backoff:
         return jitter(pause, 0.8, 1.2)
 
     def reset(self) -> None:
-        """It worked: begin anew."""
+        """Start again from the first pause."""
         self._pause = self._first

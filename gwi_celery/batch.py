@@ -1,11 +1,11 @@
 """``with publish_batch():`` many calls, published together.
 
 Each ``.delay()`` inside returns its AsyncResult at once; the messages go out in a few large requests,
-at the latest at the end, where the broker has confirmed them all or an error says which it hasn't.
+at the end of the block at the latest: then the broker has confirmed them all, or an error names the rest.
 Celery's ``group`` and ``chunks`` inside a batch are published the same way.
 
-A batch belongs to the block, and to what the block starts with a copy of its context: asyncio tasks,
-``asyncio.to_thread``. What such a one publishes once the block is over is published by itself.
+A batch includes what the block starts in a copy of its context: asyncio tasks, ``asyncio.to_thread``.
+What such a task publishes after the end of the block is published on its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gwi_celery import forks
 from gwi_celery.brokers.base import Broker, OutgoingMessage
 from gwi_celery.errors import BatchFailed, BrokerError, PublishFailed
 
-#: Messages that are kept back at most: a batch of any size needs no more memory than this takes.
+#: Messages held back at most, which bounds the memory of a batch.
 _FLUSH_AT = 2000
 
 _Message = tuple[str, str, OutgoingMessage]
@@ -39,7 +39,7 @@ class Batch:
         self.errors: dict[str, Exception] = {}
 
     def add(self, broker: Broker, message: _Message) -> bool:
-        """Have it published with the batch. False: the batch is over, and takes nothing more."""
+        """Add it to the batch. False: the batch has ended."""
         with self._lock:
             if self._finished:
                 return False
@@ -50,7 +50,7 @@ class Batch:
             return True
 
     def finish(self) -> None:
-        """Publish what waits. Raises BatchFailed if any message of the batch was not published."""
+        """Publish the rest. Raises BatchFailed if any message of the batch was not published."""
         with self._lock:
             self._finished = True
             for broker in list(self._waiting):

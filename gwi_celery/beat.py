@@ -1,7 +1,7 @@
-"""Periodic jobs: each sending by beat is a job of its own, named by the time it was due.
+"""Periodic jobs: each call that beat sends is a job of its own, named by the time it was due.
 
-Without that, a fixed run id would make every sending the same job, and all but the first get its
-outcome. Whichever scheduler beat uses, what it sends is marked with its nominal time (the header
+Without that, a fixed run id would make all these calls one job, and all but the first would get its
+outcome. Whichever scheduler beat uses, its calls are marked with their nominal time (the header
 ``gwi_due``), which becomes a part of the job's key; run and lock stay as they are.
 """
 
@@ -41,13 +41,13 @@ def _named(entry: Any) -> str:
         return nominal_time(entry)
     except (
         Exception
-    ):  # a schedule of the user's own, which can't say: each sending is its own still
+    ):  # a custom schedule that can't tell: each call is a job of its own all the same
         logger.exception("no nominal time of %s: the time of its sending names it", entry.name)
         return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def mark(sender: Any, **kwargs: Any) -> None:
-    """Beat has started: what its scheduler sends is marked from now on."""
+    """Beat has started: mark the calls of its scheduler from now on."""
     scheduler = sender.scheduler
     if "apply_async" in vars(scheduler):
         return

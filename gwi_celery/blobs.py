@@ -1,7 +1,7 @@
 """Values <-> the bytes a store keeps: compressed JSON, with Celery's own JSON types.
 
-What goes in comes out as JSON gives it back (a tuple as a list), at the first run as at every
-later one, so that a job that resumes sees what it saw before.
+Values come back as JSON returns them (a tuple as a list), at the first run as well as at later
+ones, so that a resumed job sees the same values.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def dump(value: Any, *, what: str, limit: int) -> bytes:
 
 
 def refuse_types(value: Any, encoded: Any, *, what: str) -> None:
-    """Refuse a dict that would come back as something else, or not at all.
+    """Refuse a dict that would be decoded as something else, or not at all.
 
     Celery's JSON takes a dict with just these two keys for a value of another type. ``encoded`` is the
     value's JSON. Raises NotSerializable.

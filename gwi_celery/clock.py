@@ -1,6 +1,7 @@
-"""Time, as a thing that can be handed in.
+"""Clocks as objects.
 
-The embedded broker and store decide every expiry by a :class:`Clock`, so that a test can hold it.
+The embedded broker and store decide expiries by a :class:`Clock`, so that a test can control it; other
+modules use :mod:`time` directly.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The clocks of this machine."""
+    """This machine's clocks."""
 
     def time(self) -> float:
         return time.time()

@@ -38,13 +38,13 @@ def _secret(env: str, help: str, default: Any) -> Any:
 
 
 def _mapping(env: str, help: str, read: Callable[[Any, str], Any], *, secret: bool = False) -> Any:
-    """One that is empty by default. ``read`` takes the value and where it stands."""
+    """A setting that is empty by default. ``read`` gets the value and where it was found."""
     return field(
         default_factory=dict, repr=not secret, metadata={"env": env, "help": help, "read": read}
     )
 
 
-#: Settings that are one of a few words.
+#: Settings with a fixed set of values.
 _CHOICES = {
     "store_backend": ("", "memory", "sqlite", "firestore"),
     "environment": ("production", "development"),
@@ -56,7 +56,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``setup()`` works with."""
+    """The settings of one app."""
 
     project: str = _setting(
         "GCP_PROJECT_ID", "Google Cloud project: Pub/Sub and Firestore instead of a folder", ""
@@ -375,12 +375,12 @@ def load(
 _OF_A_SERVICE = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-#: How alike a variable and one of ours are (0 to 1): a typo, or perhaps one.
+#: Similarity (0 to 1) of a variable to a known one: certainly a typo, or possibly.
 _TYPO, _PERHAPS = 0.86, 0.75
 
 
 def _check_environment(environ: Mapping[str, str]) -> None:
-    """Tell typos from what belongs to others: ``GWI_`` is not ours alone."""
+    """Tell typos from foreign variables: others may use ``GWI_`` as well."""
     known = {f.metadata["env"] for f in SETTINGS.values()}
     for key, value in environ.items():
         if not key.startswith("GWI_") or key in known or _OF_A_SERVICE.fullmatch(key):
@@ -425,7 +425,7 @@ def firestore_emulator(environ: Mapping[str, str] | None = None) -> str:
 def emulator_unavailable(
     kind: str, variable: str, endpoint: str, environ: Mapping[str, str] | None = None
 ) -> str:
-    """That an emulator doesn't answer, and what to do."""
+    """The text for an emulator that doesn't answer, with what to do."""
     named = (os.environ if environ is None else environ).get(variable) == endpoint
     return (
         f"the {kind} emulator at {endpoint}{f' ({variable})' if named else ''} does not answer: start "

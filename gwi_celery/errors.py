@@ -9,7 +9,7 @@
         │   ├── MissingTenant
         │   ├── ConflictingIds      the call and its headers name different tenants or runs
         │   └── NotSerializable     an argument, a result or a step has no JSON form
-        ├── JobError                how a job can end other than by its own exception
+        ├── JobError                ends of a job other than its own exception
         │   ├── IdempotencyMismatch
         │   ├── DeadlineExceeded
         │   ├── CrashLimitExceeded

@@ -1,7 +1,7 @@
-"""What a process still has to send when it ends.
+"""Flushes unsent data when a process ends.
 
-``atexit`` is not run in a child of Celery's prefork pool, nor in one of ``multiprocessing``: both leave
-by ``os._exit``, after hooks of their own. A process that is killed, or calls ``os._exit`` itself, sends
+``atexit`` hooks don't run in a child of Celery's prefork pool or of ``multiprocessing``: both leave by
+``os._exit``, after hooks of their own. A process that is killed, or calls ``os._exit`` itself, flushes
 nothing.
 """
 
@@ -30,7 +30,7 @@ def _flush(*args: Any, **kwargs: Any) -> None:
         try:
             flush()
         except Exception:
-            logger.exception("something may not have been sent at exit")
+            logger.exception("unsent data may have been lost at exit")
 
 
 class _Process:

@@ -1,9 +1,9 @@
-"""Exceptions of a job's, on their way to whoever asks for its result: they always get there.
+"""A job's exceptions on their way to whoever asks for its result: they always arrive.
 
 A user's exception may have a text that raises, arguments without a JSON form, a constructor that its own
 arguments don't satisfy, or megabytes of text. Stored, it is a form that Celery's JSON results have, with
-``exc_text`` where class and arguments alone don't bring its text back. In the worker's main process a
-stand-in is all there ever is of it, so that no code of a job's runs there.
+``exc_text`` where class and arguments alone don't reproduce its text. The worker's main process only
+ever sees a stand-in, so that no code of a job runs there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_ARGS: Final = 500_000
 _MAX_TRACEBACK: Final = 100_000
 
 
-#: What ends a pool's process, thread or greenlet rather than the job.
+#: Exceptions that end a pool's process, thread or greenlet rather than the job.
 ENDS_THE_WORKER: tuple[type[BaseException], ...] = (SystemExit, KeyboardInterrupt)
 try:
     from greenlet import GreenletExit
@@ -64,14 +64,14 @@ def _raised(name: str, module: str, text: str) -> Raised:
 
 
 def stand_in(exc: BaseException) -> Raised:
-    """What tells of ``exc`` without being it."""
+    """A stand-in that describes ``exc``."""
     if isinstance(exc, Raised):
         return exc
     return _raised(*_name(exc), safe_text(exc, MAX_TEXT))
 
 
 def presentable(exc: BaseException) -> BaseException:
-    """``exc``, or a stand-in if its text is huge, or if asking for text or arguments raises."""
+    """``exc``, or a stand-in if its text is huge, or if its text or arguments raise."""
     text = _text(exc)
     if text is None or _arguments(exc) is None or len(text) > MAX_TEXT // 2:
         return stand_in(exc)
@@ -82,7 +82,7 @@ def presentable(exc: BaseException) -> BaseException:
 
 
 def form(exc: BaseException) -> dict[str, Any]:
-    """An exception as Celery's JSON results have it. Never raises."""
+    """An exception in the form of Celery's JSON results. Never raises."""
     text = safe_text(exc, MAX_TEXT)
     name, module = _name(exc)
     arguments = _arguments(exc)
@@ -127,7 +127,7 @@ def _telling(cls: type[BaseException], arguments: tuple[Any, ...], text: str) ->
 
 
 def _tells(exc: BaseException, arguments: Any, text: str) -> bool:
-    """Whether class and arguments are enough to tell the text."""
+    """Whether class and arguments reproduce the text."""
     try:
         made = type(exc)(*json.loads(json.dumps(arguments)))
         return type(made) is type(exc) and _text(made) == text
@@ -163,7 +163,7 @@ class _Repr:
 
 
 def rejected(reason: Any, requeue: bool) -> ExceptionInfo:
-    """What the pool's caller gets of a message that is to be redelivered, or dead-lettered."""
+    """What the pool's caller gets for a message that is to be redelivered or dead-lettered."""
     try:
         raise Reject(_plain(reason), requeue=requeue)
     except Reject:
@@ -171,7 +171,7 @@ def rejected(reason: Any, requeue: bool) -> ExceptionInfo:
 
 
 def for_parent(info: ExceptionInfo) -> ExceptionInfo:
-    """The same, with nothing in it but texts."""
+    """The same, holding only texts."""
     exc = info.exception
     if isinstance(exc, ExceptionWithTraceback):
         exc = exc.exc
@@ -196,7 +196,7 @@ def _plain(reason: Any) -> Any:
 
 
 def traceback_text(exc: BaseException) -> str:
-    """The traceback, or as much of it as can be told."""
+    """The traceback, as far as it can be formatted."""
     try:
         text = "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))
     except BaseException:  # a group nested deeper than Python's stack, say
@@ -214,7 +214,7 @@ def _name(exc: BaseException) -> tuple[str, str]:
 
 
 def _text(exc: BaseException) -> str | None:
-    """Its text, as far as it may be stored; None if it has none, or no ``repr``."""
+    """Its text, cut to what may be stored; None if it has none, or no ``repr``."""
     try:
         repr(exc)
         str(exc)

@@ -1,8 +1,8 @@
-"""Names of the headers that our messages carry beside Celery's own (docs/wire.md)."""
+"""Names of this package's message headers, besides Celery's own (docs/wire.md)."""
 
 from __future__ import annotations
 
-#: Of all of them.
+#: Prefix of all of them.
 PREFIX = "gwi_"
 
 TENANT_HEADER = "gwi_tenant"

@@ -38,7 +38,7 @@ def fingerprint(payload: object) -> str:
 
 
 def as_json(payload: object) -> Any:
-    """What a reader of ``payload``'s JSON has: tuples are lists, keys are texts, 1.0 is 1."""
+    """``payload`` as read back from JSON: tuples are lists, keys are texts, 1.0 is 1."""
     return json.loads(_PLAIN.encode(payload), parse_float=_number)
 
 

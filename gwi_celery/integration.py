@@ -1,4 +1,4 @@
-"""What ``setup()`` made of an app: its settings, its store, its broker."""
+"""An app after ``setup()``: its settings, store and broker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gwi_celery.stores.url import open_store
 
 
 class Integration:
-    """What belongs to one app: its settings, and its stores, opened when first used."""
+    """One app's settings and its stores, opened at the first use."""
 
     def __init__(self, settings: Settings, applied: dict[str, Any]) -> None:
         self.settings = settings
@@ -41,8 +41,8 @@ class Integration:
     def eager_store(self) -> Store:
         """Where eager calls keep their jobs: in this process's memory, unless a store is named.
 
-        An eager call is a test's, or a script's: what an earlier process left in the default
-        store must not answer it.
+        Eager calls are made by tests and scripts: records that an earlier process left in the default
+        store must not answer them.
         """
         if self.settings.store_url or self.settings.store_backend:
             return self.store
@@ -73,18 +73,18 @@ def unwrapped(app: Any) -> Any:
 
 
 def known(app: Any) -> Integration | None:
-    """What the last ``setup()`` made of the app; None if there was none, or it was refused since."""
+    """The app's integration; None before ``setup()``, or if its configuration was refused since."""
     return _integrations.get(app)
 
 
 def keep(app: Any, made: Integration) -> None:
-    """From now on that is the app's."""
+    """Make it the app's from now on."""
     _refused.pop(app, None)
     _integrations[app] = made
 
 
 def refuse(app: Any, why: ConfigurationError) -> None:
-    """From now on the app can't be used."""
+    """Make every use of the app raise that error from now on."""
     _integrations.pop(app, None)
     _refused[app] = why
 
@@ -94,9 +94,9 @@ def refused(app: Any) -> bool:
 
 
 def integration(app: Any) -> Integration:
-    """What ``setup(app)`` made.
+    """The app's integration.
 
-    Raises ConfigurationError before it was called, and when what was loaded later can't be used.
+    Raises ConfigurationError before ``setup(app)``, and if a configuration loaded later can't be used.
     """
     app = unwrapped(app)
     if not app.configured:
@@ -125,13 +125,13 @@ def store_for(app: Any) -> Store:
 
 
 def forget_eager_jobs() -> None:
-    """Empty the memory that eager calls keep their jobs in, of every app of this process."""
+    """Forget the eager calls' jobs in memory, of every app of this process."""
     for made in list(_integrations.values()):
         made.forget_eager_jobs()
 
 
 class _AppBroker:
-    """An app's broker in this process, for operators: made when first asked for, closed at exit."""
+    """An app's broker in this process, for operators: opened on demand, closed at exit."""
 
     def __init__(self, app: Any) -> None:
         self.connection = app.connection_for_write()
@@ -143,7 +143,7 @@ class _AppBroker:
                 "redrives of this package's: use embedded:// or pubsub://"
             )
         self.broker = broker
-        if app in _integrations or app in _refused:  # a plain app's broker has none to ask
+        if app in _integrations or app in _refused:  # a plain app has none
             broker.operators = integration(app).authority
         self.close = weakref.finalize(self, _close, broker, self.pid)
 
@@ -160,8 +160,7 @@ _brokers_lock = forks.lock()
 def broker_for(app: Any) -> Broker:
     """The app's broker, for operators and tests: sizes, dead letters, redrives.
 
-    One for each app and process, however often it is asked for; closed at the process's end. A fork
-    gets its own.
+    One for each app and process, closed at the process's end. A forked child gets its own.
     """
     app = unwrapped(app)
     with _brokers_lock:
@@ -172,6 +171,6 @@ def broker_for(app: Any) -> Broker:
 
 
 def close_broker(app: Any) -> None:
-    """The app goes to another broker: the next :func:`broker_for` opens that."""
+    """Close the app's broker: the next :func:`broker_for` opens the configured one."""
     if ours := _brokers.pop(app, None):
         ours.close()

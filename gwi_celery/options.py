@@ -1,7 +1,7 @@
-"""Values of settings, of URLs' options and of transport options: read one way wherever they stand.
+"""One parser for the values of settings, URL options and transport options.
 
-What is declared has a :class:`Kind`. It takes a value as Python has it and as text (an environment
-variable, a URL), and refuses what is neither, so that nothing wrong counts as false or as zero.
+Each declared option has a :class:`Kind`, which accepts Python values and text (environment variables,
+URLs) and refuses anything else, so that nothing wrong counts as false or as zero.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Kind:
     what: str
 
     def convert(self, value: Any, where: str, but: str = "not") -> Any:
-        """The value, or ConfigurationError that names ``where`` it stands."""
+        """The value. Raises ConfigurationError, naming ``where`` it was found."""
         try:
             return self.read(value)
         except (TypeError, ValueError, OverflowError):

@@ -1,8 +1,8 @@
-"""What a worker leaves out where nothing may be made: provisioned Pub/Sub.
+"""What a worker does without on provisioned Pub/Sub, where nothing may be created.
 
-Remote control and events need queues and exchanges that come and go. ``setup()`` switches off what
-has a setting, unless the app says otherwise; a worker's heartbeat events have none, so that a
-bootstep does: their exchange has no topic, unless the transport option ``queues`` names one.
+Remote control and events need temporary queues and exchanges. ``setup()`` switches off what has a
+setting, unless the app sets it; heartbeat events have none, so a bootstep does that: their exchange
+has no topic, unless the transport option ``queues`` names one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What our result backends add to Celery's key-value backends, wherever they keep their results.
+"""What this package's result backends add to Celery's key-value backends, whatever the storage.
 
 A chord counts each part once however often its message is redelivered, and its body is sent at least
 once, or failed; a result past its ``result_expires`` counts as gone when read; a SUCCESS is never
@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Times that an operation is tried again while the store is unavailable, unless the app says how often:
-#: for 5 s at most, with Celery's pauses.
+#: Retries of an operation while the store is unavailable, unless the app sets them: 5 s at most, with
+#: Celery's pauses.
 _RETRIES = 8
 
 
@@ -53,9 +53,9 @@ RENEW_CHORD_AFTER = 1 / 24
 
 
 class Counted(tuple[int, bool]):
-    """How many parts of a chord there are by now, and if its body was sent; and what is known beside."""
+    """How many parts of a chord were counted, how many are expected, and whether its body was sent."""
 
-    #: How many parts there are to be in all, if Celery has told it, and how many joined them.
+    #: How many parts there will be, once Celery has told it, and how many joined later.
     size: int | None
     extra: int
 
@@ -66,7 +66,7 @@ class Counted(tuple[int, bool]):
 
 
 class ReliableBackend(KeyValueStoreBackend):
-    """The part that is the same everywhere. Each kind says how it keeps a value, and counts."""
+    """The common part. Each subclass says how it keeps values and counts."""
 
     supports_autoexpire = True
     supports_native_join = True
@@ -78,7 +78,7 @@ class ReliableBackend(KeyValueStoreBackend):
         kwargs.setdefault("expires_type", int)
         super().__init__(app=app, url=url, **kwargs)
         if not self.always_retry:
-            # A store that is unavailable for a moment is worth some more tries.
+            # A store that is briefly unavailable is worth some retries.
             self.always_retry, self.max_retries = True, _RETRIES
 
     # --- each kind's own ----------------------------------------------------------------------
@@ -93,7 +93,7 @@ class ReliableBackend(KeyValueStoreBackend):
 
     @abstractmethod
     def open_chord(self, group_id: str, key: str, value: Any) -> None:
-        """Keep ``value``, of a chord's group, as ``key``. A chord that was over begins anew."""
+        """Keep ``value``, of a chord's group, as ``key``. A finished chord starts anew."""
 
     @abstractmethod
     def keep_chord_size(self, group_id: str, size: int) -> None:
@@ -101,7 +101,7 @@ class ReliableBackend(KeyValueStoreBackend):
 
     @abstractmethod
     def add_to_chord(self, chord_id: str, result: Any) -> None:
-        """One more part joins: it is to be waited for as well."""
+        """One more part joins the chord."""
 
     @abstractmethod
     def count_part(self, group_id: str, part: str) -> Counted:
@@ -121,7 +121,7 @@ class ReliableBackend(KeyValueStoreBackend):
         return isinstance(exc, StoreUnavailable)
 
     def retried(self, operation: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Do it, and again while the store is unavailable, as often and with such pauses as Celery."""
+        """Call it, retrying while the store is unavailable as Celery would."""
         for retries in itertools.count(1):
             try:
                 return operation(*args, **kwargs)
@@ -180,14 +180,14 @@ class ReliableBackend(KeyValueStoreBackend):
         return meta
 
     def _or_come_again(self, request: Any, operation: Callable[[], Any]) -> Any:
-        """Do it; or, where a message is being worked on, have that redelivered."""
+        """Call it; if it fails while a message is being handled, have that message redelivered."""
         try:
             return operation()
         except (EncodeError, Reject, SoftTimeLimitExceeded):
             raise  # of a value that has no JSON form, Celery makes a failure
         except Exception as exc:
             if request is not None and self.app.current_worker_task is not None:
-                # Acked now, the result would be lost. Delivered again, a reliable job answers
+                # Acked now, the result would be lost. Redelivered, a reliable job answers
                 # from its record.
                 why = exc.__cause__ if isinstance(exc, BackendError) and exc.__cause__ else exc
                 raise Reject(why, requeue=True) from exc
@@ -217,9 +217,9 @@ class ReliableBackend(KeyValueStoreBackend):
 
     @staticmethod
     def arrived(meta: Any, on_interval: Callable[[], Any] | None) -> Any:
-        """A result that was waited for. Of a failure, a parent's own error goes first.
+        """A result that was waited for. A parent's failure takes precedence.
 
-        Celery looks for that at each interval, and both may have come within one.
+        Celery checks the parents at each interval, and both may have failed within one.
         """
         if on_interval and meta["status"] in states.PROPAGATE_STATES:
             on_interval()
@@ -246,7 +246,7 @@ class ReliableBackend(KeyValueStoreBackend):
             key = self.get_key_for_task(request.id)
             meta = self.encode(self._meta(request.id, result, state, traceback, request))
         except Exception:
-            return None  # Celery will meet with the same, and knows what to do then
+            return None  # Celery will get the same error, and handles it
         return StoredResult(
             task_id=request.id,
             key=key,
@@ -263,7 +263,7 @@ class ReliableBackend(KeyValueStoreBackend):
         request._gwi_stored = state
 
     def known_version(self, key: str) -> Any:
-        """What this process knows of the value that is there; None: nothing."""
+        """What this process knows of the stored value; None: nothing."""
         return None
 
     # --- chords -------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ class ReliableBackend(KeyValueStoreBackend):
             self._open_chord(group_id, results)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """Celery tells how many parts there are, before it sends the last one."""
+        """Celery's call with the number of parts, before it sends the last one."""
         self.retried(self.keep_chord_size, group_id, chord_size)
 
     def _open_chord(self, group_id: str, results: Any) -> None:
@@ -293,7 +293,7 @@ class ReliableBackend(KeyValueStoreBackend):
         """Count the part, once; with the last one, send the body.
 
         It is marked as sent only afterwards: a worker killed in between leaves its message to be
-        redelivered, which comes here once more and sends it. A body that can't be sent at all fails.
+        redelivered, which then sends it. A body that can't be sent at all fails.
         """
         if request.group and isinstance(request.chord, dict):
             self._or_come_again(request, lambda: self._part_returned(request, state, result))
@@ -329,7 +329,7 @@ class ReliableBackend(KeyValueStoreBackend):
     def _send_body(self, group: Any, leaves: list[str], joined: list[str], body: Any) -> None:
         conf = self.app.conf
         try:
-            # The results of all of them are stored, so this waits for one that is gone only.
+            # All results are stored, so this waits only for one that is gone.
             found = dict(self.get_many([*leaves, *joined], timeout=conf.result_chord_join_timeout))
         except TimeoutError as exc:
             self._fail_body(body, f"results of its parts are gone: {exc}", exc)
@@ -385,7 +385,7 @@ def _repr(exc: Any) -> str:
 
 
 def came_before(request: Any) -> bool:
-    """Whether a message of this task id was delivered before, or may have been."""
+    """Whether this message is, or may be, a redelivery or a retry."""
     delivery = getattr(request, "delivery_info", None) or {}
     return bool(delivery.get("redelivered")) or bool(getattr(request, "retries", 0))
 

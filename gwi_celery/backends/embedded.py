@@ -1,6 +1,6 @@
 """Celery's results in the embedded store's file: ``result_backend = "embedded:///path/to/folder"``.
 
-Whether an end is there already is decided in the same transaction that would overwrite it.
+Whether a final state may be overwritten is decided in the transaction that would do so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gwi_celery.clock import SYSTEM_CLOCK, Clock
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.sqlite import SqliteStore, memory_store
 
-#: Pauses between looks at a result that isn't there yet, seconds: short at first, then longer.
+#: First and longest pause, seconds, between polls for a result that isn't ready.
 _FIRST_LOOK, _LONGEST_LOOK = 0.002, 0.05
 
 #: Results and chords deleted in one transaction.

@@ -58,13 +58,13 @@ from gwi_celery.stores.firestore.results import (
 
 #: Documents in one read; deletions in one commit; expired results in one page of a clean-up.
 _BATCH: Final = 100
-#: Documents that one wait listens for at a time. Google advises against more than 100 in a process.
+#: Documents that one wait watches at a time. Google advises against more than 100 in a process.
 _LISTENED: Final = 50
-#: Pauses between looks while the stream of changes isn't there, seconds.
+#: Pauses, seconds, between polls while the stream of changes is down.
 _FIRST_LOOK, _LONGEST_LOOK = 0.5, 2.0
-#: Seconds between looks while it is: in case it has fallen silent.
+#: Seconds between polls while it is up, in case it has stalled.
 _LIVE_LOOK: Final = 30.0
-#: Times that a write which can be repeated is sent.
+#: Times that a repeatable write is sent.
 _TRIES: Final = 3
 #: Results not finished yet of which this process knows the version.
 _KNOWN: Final = 1000
@@ -75,7 +75,7 @@ _MANIFEST: Final = [f"data.{name}" for name in ("ttl", "sha", "chunks", "count",
 
 @dataclass(frozen=True)
 class _Place:
-    """What all backends of one URL share in this process, and its forks: Celery makes one a thread."""
+    """What all backends of one URL share in this process and its forks: Celery makes one per thread."""
 
     client: Client
     #: Name of a result -> its version, as this process has written it.
@@ -237,7 +237,7 @@ class FirestoreBackend(ReliableBackend):
         on_interval: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Celery's own, but told of the result rather than asking for it every ``interval``."""
+        """As Celery's, but woken by the result instead of polling every ``interval``."""
         self._ensure_not_eager()
         meta = self.get_task_meta(task_id)
         if meta["status"] in states.READY_STATES:
@@ -257,7 +257,7 @@ class FirestoreBackend(ReliableBackend):
         max_iterations: int | None = None,
         READY_STATES: Any = states.READY_STATES,
     ) -> Iterator[tuple[str, Any]]:
-        """Celery's own: one read for up to 100 results, then told of those that come."""
+        """As Celery's: one read for up to 100 results, then woken by those that arrive."""
         left = list(dict.fromkeys(bytes_to_str(task_id) for task_id in task_ids))
         for task_id in list(left):
             meta = self._cached(task_id)
@@ -356,7 +356,7 @@ class FirestoreBackend(ReliableBackend):
                 return
 
     def _begun_again(self, name: str, fields: Mapping[str, Any]) -> list[Write]:
-        """What begins the chord anew, if the one that is there is over; else nothing: it goes on."""
+        """The writes that restart the chord if the stored one has finished; else none."""
         read = self.client.read([name])
         document = read.documents.get(name)
         if document is None:
@@ -500,7 +500,7 @@ class FirestoreBackend(ReliableBackend):
 
 
 def _keep_listening(watch: Watch, left: Iterable[str]) -> None:
-    """For as many at a time as Firestore likes; of the others it is heard when their turn comes."""
+    """Watch at most 50 documents; start others as these finish."""
     for name in left:
         if len(watch) >= _LISTENED:
             return

@@ -6,8 +6,8 @@ The semantics are Pub/Sub's, so that what works on the embedded broker works the
   other receiver gets it. The lease is moved out with :meth:`Broker.extend`.
 - A message leaves the broker only on :meth:`Broker.ack` (or into the dead letter). A process that
   is killed loses nothing: its leases run out and the messages are delivered again.
-- Attempts are counted: deliveries that somebody began to handle. A message of which ``max_deliveries``
-  attempts ended without an ack goes to its queue's dead letter instead of being delivered once more.
+- Attempts are counted: deliveries that a consumer began to handle. After ``max_deliveries``
+  attempts without an ack a message goes to its queue's dead letter instead of being delivered once more.
   What is given back untouched is not counted, however often that happens.
 - Order is by priority (higher first), then by age; it is not kept across a redelivery.
 
@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-#: Suffix of the queue that takes what a queue gave up on.
+#: Suffix of the name of a queue's dead letter.
 DEAD_LETTER_SUFFIX = ".dead"
 
 #: Attributes that a message carries once it is in a dead letter.
@@ -87,7 +87,7 @@ def dead_letter_queue(queue: str) -> str:
 
 @dataclass(frozen=True)
 class QueueSpec:
-    """What a queue is declared with."""
+    """A queue's settings."""
 
     name: str
     #: Kept while nobody uses it. False: a queue of one connection (replies, remote control).
@@ -106,7 +106,7 @@ class QueueSpec:
 
     @property
     def temporary(self) -> bool:
-        """Whether what is in it may vanish with it: no dead letter is kept for such a queue."""
+        """Whether its messages may vanish with it: such a queue has no dead letter."""
         return self.auto_delete or self.expires is not None
 
 
@@ -123,7 +123,7 @@ class OutgoingMessage:
     delay: float = 0.0
     #: Seconds after which it is dropped undelivered; None: the queue's, then the broker's.
     ttl: float | None = None
-    #: An answer to somebody: if the queue named is gone, so is its reader, and it is dropped.
+    #: A reply: if its queue is gone, so is the reader, and the message is dropped.
     reply: bool = False
 
 
@@ -141,7 +141,7 @@ class Delivery:
     #: Seconds since the epoch.
     published_at: float
     priority: int
-    #: Seconds this delivery is leased for at a time; extend well before they are over.
+    #: Seconds this delivery is leased for at a time; extend well before they have passed.
     lease_seconds: float
     #: Attempts before this one.
     attempts: int = 0
@@ -149,9 +149,9 @@ class Delivery:
     leased_at: float = field(default_factory=time.monotonic, compare=False)
 
     def held_until(self) -> float:
-        """Monotonic time up to which it is surely ours, if it was never extended.
+        """Monotonic time until which the lease certainly holds, if it was never extended.
 
-        Somewhat before its lease is over: a message is not handed over at the last moment.
+        Somewhat before its end: a message is not handed over at the last moment.
         """
         return self.leased_at + SURE * self.lease_seconds
 
@@ -215,9 +215,9 @@ class Receiver(Protocol):
     """What one connection consumes. Used by one thread, except for :meth:`fileno`'s wake-ups."""
 
     def subscribe(self, queue: str, *, bulk: bool = False) -> None:
-        """Start to be woken for ``queue``. Raises NotFound for a queue that doesn't exist.
+        """Begin to be woken for ``queue``. Raises NotFound for a queue that doesn't exist.
 
-        ``bulk``: its user takes any number of messages, and acks them at once.
+        ``bulk``: the caller takes any number of messages and acks them at once.
         """
 
     def unsubscribe(self, queue: str) -> None:
@@ -226,31 +226,31 @@ class Receiver(Protocol):
     def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
         """Lease up to ``limit`` ready messages now. Never waits for one.
 
-        ``begun``: its user begins with them at once, so that they count as attempted. Else
-        :meth:`Broker.begin` says so of each; Pub/Sub counts the lease that runs out without it, too.
+        ``begun``: the caller begins to handle them at once, so they count as attempted. Otherwise
+        it calls :meth:`Broker.begin` for each; Pub/Sub also counts a lease that runs out without that.
 
-        ``room``: how many its user could hold, if that is more than ``limit``: a broker that fetches
-        in the background may have that many fetched.
+        ``room``: how many messages the caller could hold, if more than ``limit``: a broker that
+        fetches in the background may fetch that many.
 
-        Empty when there are none. A broker that fetches in the background may also be empty before
-        what it fetches for a queue subscribed to is there: then :meth:`fileno` tells of it. A queue
-        that was deleted meanwhile is empty.
+        Returns [] when there are none, and for a queue that was deleted meanwhile. A broker that
+        fetches in the background may also return [] before the first messages have arrived;
+        :meth:`fileno` becomes readable when they do.
         """
 
     def want(self, queue: str, limit: int) -> None:
         """There is room for ``limit`` messages: a broker that fetches may do so ahead of the poll."""
 
     def return_unpolled(self, queue: str) -> None:
-        """There is no room: give back what was fetched and not polled, and fetch nothing."""
+        """There is no room: give back what was fetched but not polled, and fetch nothing more."""
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when a poll of a subscribed queue may find something.
 
-        It may wake in vain; it never stays silent when a message became ready by a publish.
+        It may become readable in vain; a publish that makes a message ready always makes it readable.
         """
 
     def clear(self) -> None:
-        """Take back the readiness of :meth:`fileno`. Call before polling, so that no wake is lost."""
+        """Reset :meth:`fileno`. Call it before polling, so that no wake-up is lost."""
 
     def next_due(self) -> float | None:
         """Seconds until a poll may find something although :meth:`fileno` stays silent.
@@ -263,10 +263,10 @@ class Receiver(Protocol):
 
 
 class Operators(Protocol):
-    """Who stands behind an operator's verbs of a broker."""
+    """Authorizes and records what operators do with a broker."""
 
     def about_to(self, what: str, queue: str) -> None:
-        """An operator is about to do that to the queue. What it raises keeps it from being done."""
+        """Called before an operator's action on the queue; raises to prevent it."""
 
     def redrive_mark(self, death: str) -> str:
         """The REDRIVE of that death: unlike another's, and known by workers to be an operator's."""
@@ -275,13 +275,13 @@ class Operators(Protocol):
 class Broker(Protocol):
     """A message queue service.
 
-    Methods may be called from any thread. After a fork the child may go on with the same object,
-    which opens anew what it needs; deliveries leased by the parent stay the parent's.
+    Methods may be called from any thread. After a fork the child may keep using the same object,
+    which reopens what it needs; deliveries leased by the parent remain the parent's.
     """
 
     #: The default lease, seconds.
     lease_seconds: float
-    #: None: nobody looks. Workers then refuse what was redriven, as anyone could have marked it.
+    #: None: nobody authorizes them. Workers then refuse redriven messages: anyone could have marked them.
     operators: Operators | None
 
     def connect(self) -> None:
@@ -308,8 +308,8 @@ class Broker(Protocol):
     def declare_queue(self, spec: QueueSpec) -> None:
         """Make sure the queue exists. An existing one takes over ``spec``'s settings.
 
-        Raises ConfigurationError for a temporary queue of the name of one that stays: its messages
-        would go with the next subscriber.
+        Raises ConfigurationError for a temporary queue with the name of a permanent one, whose
+        messages would be deleted with the last subscriber.
         """
 
     def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
@@ -347,30 +347,30 @@ class Broker(Protocol):
     def publish_many(
         self, messages: Sequence[tuple[str, str, OutgoingMessage]]
     ) -> Sequence[int | None]:
-        """Publish (exchange, routing key, message) triples in one go: all of them, or none.
+        """Publish (exchange, routing key, message) triples together: all of them, or none.
 
-        A broker that can't promise that raises PublishFailed, with the error of each that failed.
+        A broker that can't promise that raises PublishFailed, with an error for each failure.
         """
 
     def receiver(self) -> Receiver: ...
 
     def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """The messages are done with.
+        """Remove messages that have been handled.
 
-        One whose lease was lost is left alone, without an error. Returns the deliveries that the
-        broker says are another's: it has delivered them again, or will.
+        One whose lease was lost is left alone, without an error. Returns the deliveries whose lease
+        the broker knows to be lost: it has redelivered them, or will.
         """
 
     def begin(self, delivery: Delivery) -> None:
-        """Its user begins with the message now: an attempt, whatever becomes of it."""
+        """Count an attempt: the consumer begins to handle the message now."""
 
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
-        """Give the message back, to be delivered again after ``delay`` seconds. Counts as an attempt."""
+        """Have the message redelivered after ``delay`` seconds. Counts as an attempt."""
 
     def give_back(self, delivery: Delivery) -> None:
-        """Give the message back untouched, at once: this was no attempt.
+        """Have the message redelivered at once, without counting an attempt.
 
-        For what was held and never started, as at a shutdown.
+        For a message that was held but never started, as at a shutdown.
         """
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
@@ -380,25 +380,25 @@ class Broker(Protocol):
         """Move the message to the dead letter of its queue, with ``reason`` (none if temporary)."""
 
     def bury(self, delivery: Delivery, reason: str) -> None:
-        """Keep in its queue's dead letter what came by another way than a receiver (a push).
+        """Dead-letter a pushed message; there is no lease to ack.
 
-        Nothing is acked: there is no lease. Returns once the broker keeps the message.
+        Returns once the broker keeps the message.
         """
 
     def size(self, queue: str) -> QueueSize | None:
-        """What the queue holds; None where the broker can't say. Raises NotFound.
+        """How many messages the queue holds; None where the broker can't tell. Raises NotFound.
 
-        A dead letter is made when the first message dies: until then it is empty, not missing.
+        A dead letter is created with its first message: until then it is empty, not missing.
         """
 
     def state(self, queue: str) -> QueueState:
         """The queue at a glance. Raises NotFound."""
 
     def purge(self, queue: str) -> int:
-        """Delete what is ready or delayed, not what is leased; how many that was."""
+        """Delete the messages that are ready or delayed, not leased ones; returns how many."""
 
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
-        """What is in the queue, in delivery order, without leasing it."""
+        """The messages in the queue, in delivery order, without leasing them."""
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
         """All that is in the queue and can be seen, each once, without leasing it for long."""

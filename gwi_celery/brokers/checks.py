@@ -1,4 +1,4 @@
-"""What every broker refuses of a queue."""
+"""Queue settings that every broker refuses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from gwi_celery.errors import ConfigurationError
 
 
 def check_spec(spec: QueueSpec) -> None:
-    """Raise ConfigurationError for a queue that can't work."""
+    """Raise ConfigurationError for settings that can't work."""
     if not spec.name:
         raise ConfigurationError("a queue needs a name")
     for setting in ("expires", "message_ttl", "lease_seconds"):
@@ -27,6 +27,6 @@ def above_zero(setting: str, seconds: float) -> None:
 
 def exists_to_stay(name: str) -> ConfigurationError:
     return ConfigurationError(
-        f"queue {name!r} is declared as one that comes and goes (auto_delete, exclusive or expires), "
-        "and exists as one that stays: declare it as before, or delete it first"
+        f"queue {name!r} is declared as a temporary one (auto_delete, exclusive or expires), "
+        "but exists as a permanent one: declare it as before, or delete it first"
     )

@@ -1,6 +1,6 @@
 """How the embedded broker's receivers are woken without polling, across processes.
 
-Each receiver has an *bell*: a FIFO in a folder, or a pipe for a broker in memory. Whoever makes a
+Each receiver has a *bell*: a FIFO in a folder, or a pipe for a broker in memory. Whoever makes a
 message available writes one byte into the bells of that queue's subscribers. The same FIFO tells
 whether a subscriber is alive: a FIFO without a reader can't be opened for writing, and the system
 closes a dead process's descriptors.
@@ -26,14 +26,14 @@ from gwi_celery.errors import BrokerUnusable
 #: Seconds after which a receiver on a FIFO looks by itself: for a publisher that was killed
 #: between its commit and the wake-up, or that runs as a user who may not write to the FIFO.
 LOOK_INTERVAL = 30.0
-#: The same where the file system has no FIFOs, so that nobody can be woken.
+#: The same where the file system has no FIFOs, so that a receiver has to poll.
 POLL_INTERVAL = 0.05
 
 #: The name of a bell.
 _NAME = re.compile(r"[0-9a-f]{32}(\.polled)?")
-#: Ends the name of an bell that nobody can wake.
+#: Ends the name of a bell that nobody can wake.
 _POLLED = ".polled"
-#: Seconds without a refresh after which such an bell counts as dead.
+#: Seconds without a refresh after which such a bell counts as dead.
 _POLLED_LIFETIME = 300.0
 _NO_FIFOS = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
 _NO_READER = frozenset({errno.ENXIO, errno.ENOENT, errno.ELOOP})
@@ -88,7 +88,7 @@ class Wakeups(Protocol):
     """All bells of one broker."""
 
     def open(self) -> Bell:
-        """Make an bell. Raises BrokerUnusable if this user may not."""
+        """Make a bell. Raises BrokerUnusable if this user may not."""
 
     def ring(self, names: Iterable[str]) -> list[str]:
         """Wake these bells; the names of those found dead. An unread wake-up is enough."""
@@ -99,7 +99,7 @@ class Wakeups(Protocol):
         """Called by a living owner about every LOOK_INTERVAL seconds."""
 
     def remove(self, name: str) -> None:
-        """Forget an bell that is closed or dead."""
+        """Forget a bell that is closed or dead."""
 
 
 class FolderWakeups:
@@ -230,7 +230,7 @@ class PipeWakeups:
 
 
 def local_bell() -> Bell:
-    """An bell that only threads of this process can ring."""
+    """A bell that only threads of this process can ring."""
     return Bell("", *_pipe(), None)
 
 

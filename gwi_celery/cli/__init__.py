@@ -7,6 +7,7 @@ import json
 import click
 
 from gwi_celery.cli.dlq import dlq
+from gwi_celery.cli.doctor import doctor
 from gwi_celery.cli.frame import SHAPES
 from gwi_celery.cli.init import init
 from gwi_celery.cli.push_to import push_to
@@ -38,5 +39,5 @@ def schema(command: tuple[str, ...]) -> None:
     click.echo(json.dumps(shown, indent=2))
 
 
-for made in (delayed, dlq, init, push_to, queues, scaler, schema, serve):
+for made in (delayed, dlq, doctor, init, push_to, queues, scaler, schema, serve):
     gwi.add_command(made)

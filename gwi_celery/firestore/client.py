@@ -1,21 +1,21 @@
-"""Commits, reads and queries: the least of Firestore that a store needs, and no more per call.
+"""Commits, reads and queries: as little of Firestore as a store needs, at the lowest cost per call.
 
-Raw stubs on one channel, because what the generated client adds to a call costs more than the rest
-of it. Its retries are left out too: a commit whose answer was lost would come back as a conflict
-with itself. What a call can end in instead:
+Raw stubs on one channel, because the generated client's overhead costs more than the call itself. Its
+retries are left out, too: a retried commit whose answer was lost would conflict with itself. How a call
+can end instead:
 
 ==========================================================  ========================================
-ALREADY_EXISTS, FAILED_PRECONDITION, NOT_FOUND on a commit  :class:`Conflict`: read, and decide anew
-ABORTED                                                     sent again after a short random pause;
+ALREADY_EXISTS, FAILED_PRECONDITION, NOT_FOUND on a commit  :class:`Conflict`: read, decide again
+ABORTED                                                     retried after a short random pause;
                                                             in the end :class:`Unsettled`
 UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, UNKNOWN,          on a commit :class:`Unsettled`: read to
-CANCELLED                                                   find out; a read is sent again
+CANCELLED                                                   find out; a read is retried
 RESOURCE_EXHAUSTED                                          StoreUnavailable: a quota, or overload
-PERMISSION_DENIED, UNAUTHENTICATED, NOT_FOUND and           StoreUnusable, which says what mends it
+PERMISSION_DENIED, UNAUTHENTICATED, NOT_FOUND and           StoreUnusable, which says how to fix it
 FAILED_PRECONDITION on a read, anything else
 ==========================================================  ========================================
 
-Sending a commit again is safe by its preconditions: its own success makes them fail.
+Retrying a commit is safe by its preconditions: its own success makes them fail.
 """
 
 from __future__ import annotations
@@ -52,26 +52,26 @@ from gwi_celery.gcp import fork_gate, rpcs
 from gwi_celery.gcp.channel import Channel
 from gwi_celery.gcp.credentials import Access, NoCredentials
 
-#: Between this client and the server, for tests: gets the method's name ("Commit"), the request
-#: message and the call itself, which takes a request and answers with the response (of a stream:
-#: a list of them). It may raise :class:`ServerError` in the server's stead.
+#: Hook between client and server, for tests: gets the method's name ("Commit"), the request message
+#: and the call itself, which takes a request and returns the response (for a stream: a list). It may
+#: raise :class:`ServerError` in place of the server.
 Intercept = Callable[[str, Any, Callable[[Any], Any]], Any]
 
 LISTEN_REQUEST: Any = _types.ListenRequest.pb()
 
 _SERVICE: Final = "/google.firestore.v1.Firestore/"
 _SCOPES: Final = ("https://www.googleapis.com/auth/datastore",)
-#: No limit of our own: a read of ten documents of 1 MiB is more than gRPC's 4 MiB.
+#: No limit: a read of ten documents of 1 MiB exceeds gRPC's default of 4 MiB.
 _CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # After an outage of the service: not up to two minutes, as gRPC would wait by then.
+    # gRPC's default would grow to two minutes during an outage.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # A connection that a firewall has dropped is noticed while a call waits on it.
+    # Notice a connection that a firewall has dropped while a call waits on it.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # A channel of our own for each client: not one shared in this process with others'.
+    # A separate connection for each client, not shared within the process.
     ("grpc.use_local_subchannel_pool", 1),
 )
 _Code = grpc.StatusCode
@@ -86,22 +86,22 @@ _UNKNOWN: Final = {
     _Code.UNKNOWN,
     _Code.CANCELLED,
 }
-#: Times that a read that failed for now is sent.
+#: Tries of a read that fails temporarily.
 _TRIES: Final = 6
-#: Times that an aborted commit is sent before it is looked at why.
+#: Tries of an aborted commit before reading why.
 _ABORTED_TRIES: Final = 3
-#: First pause between two sendings, seconds: a random share of it, and it doubles.
+#: First pause between two tries, seconds: a random share of it; it doubles.
 _PAUSE: Final = 0.02
 
 
 class Conflict(Exception):
-    """A precondition of the commit does not hold, so nothing was written. Which one isn't told."""
+    """A precondition of the commit does not hold, so nothing was written."""
 
 
 class Unsettled(StoreUnavailable):
-    """No answer: the commit may have been applied, or may be yet. Read to find out.
+    """No answer: the commit may have been applied, or may still be. Read to find out.
 
-    Or the server has aborted it each time, because others write the same documents: reading tells
+    Also raised when the server aborted every try, because others write the same documents: a read shows
     what they wrote.
     """
 
@@ -116,13 +116,13 @@ class ServerError(Exception):
 
 
 class Client:
-    """A database's documents. Made at once, connects when first used, in each process anew.
+    """A client of one database. Connects at the first use in each process.
 
     May be used from any thread, and on both sides of a fork.
 
     Args:
         url: Project, endpoint, timeout.
-        database: Id of the database; the URL's unless told.
+        database: Id of the database; by default the URL's.
         intercept: See :data:`Intercept`.
         connection: Shares another client's connection.
     """
@@ -141,7 +141,7 @@ class Client:
         self._root = f"{self.path}/documents/"
         self._intercept = intercept
         self._connection = connection if connection is not None else _Connection(url)
-        #: For what is too large for documents; None: chunks.
+        #: Storage for values too large for documents; None: chunks.
         self.bucket = Bucket(url) if url.gcs_bucket else None
         self._metadata = [("google-cloud-resource-prefix", self.path)]
         if url.emulator:
@@ -180,7 +180,7 @@ class Client:
         raise AssertionError  # the last try returned or raised
 
     def commit_surely(self, writes: Sequence[Write], *, tries: int) -> Written:
-        """As :meth:`commit`, sent again without an answer: for writes whose repetition is harmless."""
+        """As :meth:`commit`, retried when unsettled: for writes that may be repeated."""
         while True:
             try:
                 return self.commit(writes)
@@ -190,7 +190,7 @@ class Client:
                     raise
 
     def read(self, names: Sequence[str], mask: Sequence[str] | None = None) -> Read:
-        """Documents by name, all as of one moment. ``mask``: the paths to read.
+        """Documents by name, in one consistent snapshot. ``mask``: the paths to read.
 
         Raises StoreUnavailable, StoreUnusable.
         """
@@ -209,7 +209,7 @@ class Client:
         return self._found(self._read("RunQuery", request), "document")
 
     def listen(self, requests: Iterator[Any]) -> Any:
-        """An open Listen call: what ``requests`` ask for comes by it until it is cancelled.
+        """An open Listen call: it yields the changes that ``requests`` ask for, until it is cancelled.
 
         For a LongCall of :mod:`gwi_celery.gcp.fork_gate`, which enters the gate before and leaves it
         when the call has ended. Raises StoreUnusable, and while it is read grpc.RpcError.
@@ -224,13 +224,13 @@ class Client:
         return self._root + name
 
     def received(self, message: Any) -> Document:
-        """A document as a Listen call brings it."""
+        """Parse a document from a Listen response."""
         return get_document(message, self._root)
 
     def about_now(self) -> int:
-        """The server's time, about: from its last answer, or this machine's clock before any.
+        """The server's approximate time: from its last answer, or this machine's clock before any.
 
-        For hints only, such as when a document may be collected; never to decide an expiry.
+        For hints only, such as TTL fields; never to decide an expiry.
         """
         return self._connection.about_now()
 
@@ -259,7 +259,7 @@ class Client:
                 return self._call(method, request)
             except ServerError as exc:
                 again = exc.code in _UNKNOWN or exc.code is _Code.ABORTED
-                # A call that took its whole time has used up the caller's patience.
+                # A call that used its whole timeout is not retried.
                 if not again or exc.code is _Code.DEADLINE_EXCEEDED or attempt == _TRIES - 1:
                     raise self._read_error(exc) from exc
                 pause = _wait(pause)
@@ -271,11 +271,11 @@ class Client:
         return self._intercept(method, request, lambda message: self._send(method, message))
 
     def _send(self, method: str, request: Any) -> Any:
-        # An exception from outside, raised in gRPC, would leave gRPC's own lock held for good.
+        # A signal's exception raised inside gRPC would leave gRPC's own lock held for good.
         with shield.section(), fork_gate.call():
             rpcs.count(method)
             stub, streams = self._connection.stub(method)
-            # By this the request finds its database's region, as the generated library has it.
+            # Routes the request to the database's region, as the generated library does.
             place = {"parent": request.parent} if method == "RunQuery" else {"database": self.path}
             metadata = [*self._metadata, ("x-goog-request-params", urlencode(place))]
             try:
@@ -317,7 +317,7 @@ class Client:
             )
         if exc.code is _Code.FAILED_PRECONDITION:
             return StoreUnusable(
-                f"Firestore can't answer a query or read as things are: {exc.details}. If an index "
+                f"Firestore can't answer a query or read: {exc.details}. If an index "
                 "is missing, follow the link above, or deploy this package's "
                 "firestore/firestore.indexes.json; if the database is in Datastore mode, make one "
                 "in native mode"
@@ -342,7 +342,7 @@ class Client:
             return StoreUnusable(_no_credentials(str(exc)))
         if exc.code is _Code.RESOURCE_EXHAUSTED and "larger than max" not in exc.details:
             return StoreUnavailable(
-                f"Firestore's quota or capacity is used up for now ({exc.details}): see the "
+                f"Firestore's quota or capacity is exhausted ({exc.details}): see the "
                 "quotas of the Firestore API of this project; a database without billing has "
                 "daily ones"
             )
@@ -358,7 +358,7 @@ class Client:
 
 
 class _Connection:
-    """A channel per process, opened at the first call, and what the server's clock is by it."""
+    """A channel per process, opened at the first call, and an estimate of the server's clock."""
 
     def __init__(self, url: FirestoreURL) -> None:
         self.access = Access(_SCOPES)

@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from google.cloud.firestore_v1 import types as _types
 
-#: The message itself, without the wrapper of the generated library, which costs more than the rest
-#: of a call.
+#: The protobuf message, without the generated library's wrapper, which costs more than the call.
 ValueMessage: Any = _types.Value.pb()
 
 _MILLION: Final = 1_000_000
@@ -51,12 +50,12 @@ class Write:
     increments: Sequence[tuple[str, int]] = ()
     #: Precondition: the document's version. None: no such condition.
     version: int | None = None
-    #: Precondition: whether the document is there.
+    #: Precondition: whether the document exists.
     exists: bool | None = None
 
 
 def create(name: str, fields: Mapping[str, Any], server_times: Sequence[str] = ()) -> Write:
-    """Write a document that must not be there yet."""
+    """Write a document that must not exist yet."""
     return Write(name, fields, server_times=server_times, exists=False)
 
 
@@ -92,22 +91,22 @@ def delete(name: str, version: int | None = None) -> Write:
 
 @dataclass(frozen=True)
 class Written:
-    """What a commit answered, one entry for each write."""
+    """A commit's answer, one entry for each write."""
 
     #: The documents' versions; 0 for what was deleted.
     versions: Sequence[int]
-    #: What ``server_times`` became.
+    #: The values of ``server_times``.
     server_times: Sequence[Sequence[Micros]]
-    #: What ``increments`` have come to.
+    #: The values after ``increments``.
     totals: Sequence[Sequence[int]]
     commit_time: int
 
 
 @dataclass(frozen=True)
 class Read:
-    """What a read answered."""
+    """A read's answer."""
 
-    #: Only those that are there, by name.
+    #: Existing documents only, by name.
     documents: Mapping[str, Document]
     #: The server's time of the read.
     read_time: int
@@ -190,7 +189,7 @@ def set_value(target: Any, value: Any) -> None:
         for each in value:
             set_value(target.array_value.values.add(), each)
     else:
-        raise TypeError(f"no field of ours holds a {type(value).__name__}")
+        raise TypeError(f"no field holds a {type(value).__name__}")
 
 
 def get_value(message: Any) -> Any:

@@ -1,12 +1,12 @@
-"""Waits for documents to change: one Listen stream for all who wait in a process.
+"""Waits for documents to change: one Listen stream for all waiters of a process.
 
-The stream is opened for the first who waits, and closed when nobody has waited for a while. Each
-document is a target of its own, as Google's own clients have it: a target of many is answered with
-a message for each of its missing ones whenever any changes.
+The stream is opened for the first waiter and closed when nobody has waited for a while. Each document
+is a target of its own, as in Google's clients: for a target of several, the server sends a message for
+each missing one whenever any changes.
 
-A stream that breaks is opened again by whoever waits, at their next look. Until then, and until the
-server has stated where a target stands, a :class:`Watch` is not ``live``, and who waits should read
-instead, now and then. What changed meanwhile comes with the new stream's first answer.
+A broken stream is reopened by the next waiter that checks. Until then, and until the server has sent a
+target's current state, a :class:`Watch` is not ``live``, and its owner should poll. Changes made
+meanwhile come with the new stream's first answer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CURRENT: Final = 3
 
 @dataclass(frozen=True)
 class Change:
-    """A document as it is now: it has changed, or was there when the watch began."""
+    """A document's current state: it has changed, or existed when the watch began."""
 
     document: Document
     #: The server's time of this, microseconds.
@@ -51,7 +51,7 @@ class Change:
 
 
 class Watch:
-    """The documents that one thread waits for."""
+    """The documents that one thread watches."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -73,11 +73,11 @@ class Watch:
 
     @property
     def live(self) -> bool:
-        """Whether the server says when any of them changes: until then nobody need look."""
+        """Whether the server reports their changes, so that polling isn't needed."""
         return self._listener.is_current(self._targets.values())
 
     def wait(self, timeout: float) -> list[Change]:
-        """What has changed, or else changes within ``timeout`` seconds. May be empty before that."""
+        """Changes so far, or the first within ``timeout`` seconds. May return [] early."""
         self._listener.revive()
         came: list[Change] = []
         try:
@@ -104,7 +104,7 @@ class Listener:
         self._client = client
         self._lock = forks.lock()
         self._last_target = 0
-        #: Target -> who waits, for which document.
+        #: Target -> its watch and document.
         self._targets: dict[int, tuple[Watch, str]] = {}
         self._current: set[int] = set()
         self._stream: BidiStream | None = None
@@ -155,7 +155,7 @@ class Listener:
             return all(target in self._current for target in targets)
 
     def revive(self) -> None:
-        """Open the stream again if it broke, and it is time."""
+        """Reopen a broken stream once its pause has passed."""
         with self._lock:
             if self._stream is None and self._targets:
                 self._open()
@@ -203,13 +203,13 @@ class Listener:
             came += [(target, document) for target in change.target_ids]
             return
         if not response.HasField("target_change"):
-            return  # of a document that isn't there: nothing to tell
+            return  # of a missing document
         change = response.target_change
         if change.target_change_type == _REMOVED and change.HasField("cause"):
-            raise ConnectionError(f"Firestore ends a listening: {change.cause.message}")
+            raise ConnectionError(f"Firestore ended a watch: {change.cause.message}")
         if not change.HasField("read_time"):
             return
-        # By now all that has come is of one moment.
+        # All that has arrived by now is one consistent snapshot.
         read_time = micros(change.read_time)
         with self._lock:
             told = [(self._targets[target][0], d) for target, d in came if target in self._targets]
@@ -222,15 +222,15 @@ class Listener:
             watch.wake(Change(document, read_time))
 
     def _later(self, error: Exception | None) -> None:
-        """With the lock held: it broke. Who waits reads meanwhile."""
+        """With the lock held: the stream broke. Waiters poll meanwhile."""
         what = "is over" if error is None else f"broke ({error})"
-        logger.info("the stream of changes from Firestore %s: it is opened again", what)
+        logger.info("the stream of changes from Firestore %s: it is reopened", what)
         self._retry_at = time.monotonic() + self._pauses.next()
 
     # --- its ends -----------------------------------------------------------------------------
 
     def pause(self, waited: float) -> None:
-        # Nothing gets lost: the next stream tells what has changed meanwhile.
+        # Nothing gets lost: the next stream begins with what has changed meanwhile.
         with self._lock:
             self._paused = True
             self._end()
@@ -242,7 +242,7 @@ class Listener:
                 self._open()
 
     def close(self) -> None:
-        """End the stream; whoever waits next opens another."""
+        """End the stream; the next waiter opens another."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()

@@ -1,7 +1,7 @@
 """Cloud Storage for what is large: ``?gcs_bucket=name``, with the extra ``gcs``.
 
-An object is written under a name that nobody has seen yet, before the commit whose manifest names it.
-What never becomes visible, or could not be deleted, is for the bucket's lifecycle rule.
+An object is written under a fresh name, before the commit whose manifest names it. What is never
+referenced, or could not be deleted, is left to the bucket's lifecycle rule.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Bucket:
-    """Objects of one bucket. Made at once, connects when first used, in each process anew.
+    """Objects of one bucket. Connects at the first use in each process.
 
     Raises ConfigurationError where the extra is not installed.
     """
@@ -38,7 +38,7 @@ class Bucket:
     def put(self, name: str, data: bytes) -> None:
         """Raises StoreUnavailable, StoreUnusable."""
         with self._mapped():
-            # Given a name of its own, it may be sent again.
+            # Its name is unique, so the upload may be retried.
             self._bucket().blob(name).upload_from_string(
                 data,
                 content_type="application/octet-stream",
@@ -58,7 +58,7 @@ class Bucket:
             return data
 
     def delete(self, names: list[str]) -> None:
-        """Never raises: what is left is for the lifecycle rule."""
+        """Never raises: what is left is deleted by the lifecycle rule."""
         if not names:
             return
         try:
@@ -78,13 +78,13 @@ class Bucket:
             logger.warning("could not look for objects of %s: %s", self.name, exc)
 
     def _patience(self) -> dict[str, Any]:
-        """The library would go on for two minutes, while the job's lease runs out."""
+        """The library's default retries for two minutes, while the job's lease runs out."""
         retry: Any = importlib.import_module("google.cloud.storage.retry").DEFAULT_RETRY
         return {"timeout": self._url.timeout, "retry": retry.with_timeout(self._url.timeout)}
 
     def _bucket(self) -> Any:
         with self._lock:
-            # A session's sockets are not for two processes.
+            # Two processes must not share a session's sockets.
             if self._opened is None or self._opened[0] != os.getpid():
                 self._opened = os.getpid(), self._client().bucket(self.name)
             return self._opened[1]

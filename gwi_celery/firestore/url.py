@@ -32,7 +32,7 @@ OPTIONS: Final[Mapping[str, str]] = {
 
 #: By Firestore's rules for database ids.
 _DATABASE_ID = re.compile(r"[a-z][a-z0-9-]{2,61}[a-z0-9]")
-#: One part of a document's path: no slash, and none of the names that Firestore keeps for itself.
+#: One part of a document's path: no slash, and no name that Firestore reserves.
 _PREFIX = re.compile(r"(?!\.{1,2}$)(?!__.*__$)[^/]{1,200}")
 
 
@@ -62,7 +62,7 @@ class FirestoreURL:
         """The id of the tenant's database.
 
         Raises InvalidCall when the template names tenants by ``{tenant}`` and this one's id makes
-        no legal database id: ids are never bent into shape, for then two tenants could meet.
+        no legal database id: ids are never altered, as two tenants could then share a database.
         """
         if not self.database_per_tenant:
             return self.database
@@ -94,7 +94,7 @@ def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
     prefix = unquote(parts.path.strip("/")) or DEFAULT_PREFIX
     if not _PREFIX.fullmatch(prefix):
         raise ConfigurationError(
-            f"{url!r}: {prefix!r} can't name a collection: one word without '/', please"
+            f"{url!r}: {prefix!r} can't name a collection: use one word without '/'"
         )
     database = options.get("database") or DEFAULT_DATABASE
     _check_database(url, database)

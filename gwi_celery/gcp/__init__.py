@@ -1,1 +1,1 @@
-"""What a gRPC client needs in a process that forks: written once, for Pub/Sub and for Firestore."""
+"""What a gRPC client needs in a process that forks, for Pub/Sub and Firestore alike."""

@@ -1,6 +1,6 @@
-"""No gRPC call is in flight when this process forks.
+"""Makes sure that no gRPC call is in flight when this process forks.
 
-gRPC survives a fork of an idle process, and now and then hangs or crashes the child of one with
+gRPC survives a fork of an idle process, but now and then hangs or crashes the child of one with
 calls in flight (https://github.com/grpc/grpc/issues/31885). A prefork worker forks whenever it
 replaces a child, from the process that pulls and extends leases. So every call passes a gate: while
 a fork is under way new calls wait, long ones are told to end, and the fork waits for what is in
@@ -37,7 +37,7 @@ class LongCall(Protocol):
         """End the call soon, and leave the gate when it has ended. Must not block.
 
         Called again and again while calls are in flight, with the seconds that the fork has waited:
-        gently at first, so that nothing gets lost that is just arriving, then at any cost.
+        gently at first, so that arriving messages are not lost, then by force.
         """
 
     def resume(self) -> None:
@@ -87,7 +87,7 @@ class _Gate:
 
     def before_fork(self) -> None:
         with self._changed:
-            while self._forking:  # two threads fork: one after the other
+            while self._forking:  # two threads fork: one waits for the other
                 self._changed.wait()
             self._forking = True
             paused = list(self._long)
@@ -112,7 +112,7 @@ class _Gate:
     def after_in_parent(self) -> None:
         with self._changed:
             self._forking = False
-            # Also one that was made during the fork, and so waits for this.
+            # Includes calls registered during the fork, which wait for this.
             registered = list(self._long)
             self._changed.notify_all()
         for call in registered:

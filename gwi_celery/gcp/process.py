@@ -1,4 +1,4 @@
-"""What each process makes for itself, and never takes over from the one that it was forked from."""
+"""Objects that each process creates for itself and never inherits from the parent of a fork."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from gwi_celery import forks
 
 T = TypeVar("T")
 
-#: What parents made. It must not be collected: that would close the parent's connection, or hang.
+#: Objects of parents. They must not be collected: that would close the parent's connection, or hang.
 _inherited: list[Any] = []
 
 
 class PerProcess(Generic[T]):
-    """One thing per process, made when it is first asked for. Any thread may ask.
+    """One object per process, created at the first :meth:`get`. Any thread may call.
 
     Args:
-        make: Makes it. What it raises, :meth:`get` raises, and the next call tries again.
-        close: Ends it, in the process that made it.
+        make: Creates it. What it raises, :meth:`get` raises, and the next call tries again.
+        close: Closes it, in the process that created it.
     """
 
     def __init__(self, make: Callable[[], T], close: Callable[[T], object]) -> None:
@@ -35,7 +35,7 @@ class PerProcess(Generic[T]):
         return made[1]
 
     def close(self) -> None:
-        """End this process's. Safe to call twice; the next :meth:`get` makes another."""
+        """Close this process's object. Safe to call twice; the next :meth:`get` creates another."""
         with self._lock:
             made, self._made = self._made, None
         if made is not None and made[0] == os.getpid():

@@ -1,7 +1,7 @@
-"""One message of a reliable task: what its claim is answered, its attempt, and how that ends.
+"""Handles one message of a reliable task: the claim's answer, the attempt, and how that ends.
 
-The way of a job is readable on one screen (:meth:`Attempt.run`, :meth:`Attempt._attempt`); what each
-end does to the message is in the one table (``reliability/outcome.py``).
+The sequence is readable on one screen (:meth:`Attempt.run`, :meth:`Attempt._attempt`); what each end
+does to the message is in the one table (``reliability/ends.py``).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ logger = logging.getLogger(__name__)
 
 
 class Attempt:
-    """Works on the message that ``task.request`` stands for."""
+    """Handles the message of ``task.request``."""
 
     def __init__(self, task: ReliableTask) -> None:
         self._task = task
@@ -93,9 +93,9 @@ class Attempt:
         )
 
     def run(self, body: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What the task gives to Celery; what it raises is an end of the table's.
+        """The task's result for Celery; what it raises is an end of the table.
 
-        Nothing from outside is raised between the claim and the end, but in the job's own code.
+        Between the claim and the end, signals' exceptions are raised only in the job's own code.
         """
         with shield.section():
             return self._run(body, args, kwargs)
@@ -105,7 +105,7 @@ class Attempt:
         headers = request.headers or {}
         options = task.reliable
         if options.deadline is not None and DEADLINE_HEADER not in headers:
-            # Sent by one who knows no more than the task's name: counted from here on.
+            # Sent by the task's name only, without its options: the deadline counts from now.
             headers = {**headers, DEADLINE_HEADER: time.time() + options.deadline}
             request.headers = headers
         with call.for_logs():
@@ -175,8 +175,8 @@ class Attempt:
         deadline = headers.get(DEADLINE_HEADER)
         if not isinstance(answer, Held) or deadline is None or time.time() <= float(deadline):
             return answer
-        # It waits no longer. Under a lock of its own it is recorded as failed, before it begins;
-        # unless it is the job itself that runs elsewhere.
+        # It stops waiting. Under a lock of its own it is recorded as failed, without having begun;
+        # unless this very job is running elsewhere.
         own = call.own_lock(resolved.job)
         answer = store.claim(replace(wanted, lock=own, nonce=uuid4().hex, redelivered=True))
         if isinstance(answer, Held):
@@ -194,9 +194,9 @@ class Attempt:
         kwargs: Mapping[str, Any],
     ) -> Any:
         request = self._request
-        # Not the request itself: a cycle would keep the attempt, and all it recorded, for long.
+        # A weak reference: a cycle would keep the attempt, and all it recorded, alive.
         request._gwi_job = (weakref.ref(request), job)
-        # A retry sends what came with the message, whatever the job does to its arguments.
+        # A retry sends the original arguments, whatever the job does to them.
         request.args, request.kwargs = copy.deepcopy((request.args, request.kwargs))
         job.start_renewing()
         finishing = False
@@ -207,19 +207,19 @@ class Attempt:
             limit = first(self._task.reliable.max_result_bytes, self._settings.max_result_bytes)
             blob = blobs.dump(result, what=f"the result of {self._task.name}", limit=limit)
             if isinstance(result, ResultBase):
-                result = blobs.load(blob)  # what duplicates are answered
+                result = blobs.load(blob)  # as duplicates get it
             finishing = True
             self._finish(job, Outcome(JobStatus.SUCCEEDED, blob), result)
             return result
         except BaseException as exc:
-            # The job has done its part: what the store raises then is no failure of it.
+            # The job itself succeeded: an error of the store is not its failure.
             unrecorded = finishing and isinstance(exc, StoreError)
             self._end(job, End.UNRECORDED if unrecorded else end_of(exc), exc)
         finally:
             job.abandon()
 
     def _end(self, job: RunningJob, end: End, exc: BaseException) -> NoReturn:
-        """Record how the attempt ended, then leave the message to Celery as the table has it."""
+        """Record how the attempt ended, then settle the message through Celery, by the table."""
         if end is End.DEADLINE:
             exc = DeadlineExceeded(f"{self._task.name} did not finish before its deadline")
         elif isinstance(exc, ENDS_THE_WORKER) and end is End.EXITED and not self._request.is_eager:
@@ -232,7 +232,7 @@ class Attempt:
         try:
             self._record(job, end, recorded)
         except LeaseLost as lost:
-            # Another attempt decides the outcome now; ours must not be reported as one.
+            # Another attempt decides the outcome now; this one must not be reported as such.
             end, exc = End.LEASE_LOST, lost
         except JobCancelled as cancelled:
             end, exc = End.CANCELLED, cancelled
@@ -253,7 +253,7 @@ class Attempt:
                 if isinstance(exc, Replaced):
                     blob = dump_replaced(exc.signature)
                 else:
-                    # The job said that there is nothing (more) to answer.
+                    # The job raised Ignore: there is no result.
                     blob = blobs.dump(None, what="result", limit=100)
                 job.finish(Outcome(JobStatus.SUCCEEDED, blob, told))
             case Record.PENDING:
@@ -281,7 +281,7 @@ class Attempt:
                 self._publish_copy(0.0, self._request.headers or {})
                 raise Ignore(str(exc)) from None
             case End.ENDED if shield.ends_greenlet(exc):
-                # Celery takes a killed greenlet's job for done.
+                # Celery takes the job of a killed greenlet for finished.
                 logger.info("%s[%s] is handed back: its greenlet was told to end", name, id)
                 raise Reject(exc, requeue=True) from None
             case End.REPLACED:
@@ -293,14 +293,14 @@ class Attempt:
                 raise exc
 
     def _replace(self, signature: Any) -> NoReturn:
-        """Send what replaces the job, under this message's id and with its callbacks."""
+        """Send the job's replacement, under this message's id and with its callbacks."""
         self._request._gwi_replaced = True
         try:
             self._task.replace(maybe_signature(signature, app=self._task.app))
         except Ignore:
             raise
         except Exception as exc:
-            # Nothing is lost: this very message is redelivered, and sends it then.
+            # Nothing is lost: this message is redelivered, and sends it then.
             raise Reject(exc, requeue=True) from exc
         raise AssertionError("Celery's replace() raises")
 
@@ -321,7 +321,7 @@ class Attempt:
         job.check()
 
     def _finish(self, job: RunningJob, outcome: Outcome, result: Any) -> None:
-        """Record the outcome, and in the same go Celery's result where the store keeps that too."""
+        """Record the outcome, and Celery's result in the same commit if the store keeps that too."""
         state, trace = states.SUCCESS, None
         if outcome.status is JobStatus.FAILED:
             state = states.FAILURE
@@ -344,7 +344,7 @@ class Attempt:
         emit("duplicate")
         succeeded = record.status is JobStatus.SUCCEEDED
         if record.result_of == self._request.id and isinstance(self._task.backend, ReliableBackend):
-            # This message came again: its result was written with the outcome.
+            # This message was redelivered: its result was written with the outcome.
             self._task.backend.mark_stored(
                 self._request, states.SUCCESS if succeeded else states.FAILURE
             )
@@ -358,7 +358,7 @@ class Attempt:
     def _wait(
         self, exc: Exception, why: str, at_most: float | None = None, level: int = logging.INFO
     ) -> NoReturn:
-        """Put the job off, at no cost: a delayed copy, then this message is acked."""
+        """Postpone the job without counting anything: publish a delayed copy, then ack this message."""
         if self._request.is_eager:
             raise exc
         headers = dict(self._request.headers or {})
@@ -387,7 +387,7 @@ class Attempt:
         try:
             signature.apply_async(add_to_parent=False)
         except Exception as exc:
-            # Nothing is lost: this very message is redelivered.
+            # Nothing is lost: this message is redelivered.
             raise Reject(exc, requeue=True) from exc
 
     def _not_started(self) -> None:
@@ -409,7 +409,7 @@ class Attempt:
     def _store_unavailable(self, exc: StoreError) -> NoReturn:
         why = f"the store can't be used ({exc})"
         if PUSH_UNTIL in (self._request.properties or {}):
-            # Pub/Sub itself sends a refused push again, more and more slowly.
+            # Pub/Sub itself redelivers a refused push, with growing pauses.
             logger.warning("%s[%s] is refused: %s", self._task.name, self._request.id, why)
             raise Reject(exc, requeue=True) from exc
         unusable = isinstance(exc, StoreUnusable)  # somebody has to do something
@@ -450,7 +450,7 @@ class Attempt:
 
 
 def _in_a_workers_job() -> bool:
-    """Whether this eager call is part of a job that a worker runs: then it is as lasting as that."""
+    """Whether this eager call is made by a worker's job: then it is kept as durably as that."""
     return any(
         not (request.called_directly or request.is_eager)
         for task in _task_stack.stack

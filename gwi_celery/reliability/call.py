@@ -1,6 +1,6 @@
-"""One call of a reliable task: whose it is, and what it is the same as. Pure functions.
+"""Resolves a call of a reliable task to its tenant, run, job and lock. Pure functions.
 
-Ids come from the call's bound arguments, positional ones too, else from its headers.
+Ids come from the call's bound arguments, including positional ones, else from its headers.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from gwi_celery.reliability.payload import Payload
 from gwi_celery.stores.base import JobRef, LockRef
 from gwi_celery.text import shown
 
-#: Bytes of a tenant, run or key at most: they stand in records beside what else these hold.
+#: Longest tenant, run or key, bytes: they are stored in records along with other fields.
 _LONGEST = 10_000
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call, with whose it is and what it excludes."""
+    """A resolved call."""
 
     task: str
     tenant: str
@@ -108,7 +108,7 @@ def promised(
     if idempotency_key is not None:
         sent[KEY_HEADER] = given_key(task, idempotency_key)
     if deadline is not None:
-        # A number is what the type says; what a caller passes is another matter.
+        # The annotation promises a number; callers may pass anything.
         number = deadline if type(deadline) in (int, float) else math.nan
         if not math.isfinite(number):
             raise InvalidCall(
@@ -132,14 +132,14 @@ def filled(
 ) -> dict[str, Any]:
     """``kwargs``, and the tenant and run that only the headers name, where the function takes them.
 
-    A call by headers alone (a plain job, or ``send_task``) is so the same job as one by arguments.
+    So a call by headers alone (a plain job, or ``send_task``) is the same job as one by arguments.
     """
     arguments = dict(kwargs)
     try:
         signature = inspect.signature(function)
         bound = signature.bind_partial(*args, **kwargs).arguments
     except (TypeError, ValueError):
-        return arguments  # the call itself says what is wrong
+        return arguments  # the call itself will report what is wrong
     for name, own_header in ((options.tenant, TENANT_HEADER), (options.run, RUN_HEADER)):
         parameter = signature.parameters.get(name)
         if parameter is None or name in bound or parameter.kind not in _BY_NAME:
@@ -154,11 +154,11 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def callers_headers(message: Mapping[str, Any], options: Reliable) -> dict[str, Any]:
-    """The headers that a call was given, of all that its message has.
+    """The headers that the caller gave, out of all that the message has.
 
-    Monitoring libraries put an entry named "headers" among them, with theirs, and look for theirs
-    where Celery shows it: as *the* headers. So what is in it is shown beside the others; but for
-    names of ours, which nobody reads there when a call is made.
+    Monitoring libraries add an entry named "headers" that holds theirs, and read it where Celery shows
+    it: as *the* headers. So its content is merged with the others, except for this package's names,
+    which are not read from there when a call is made.
     """
     given = Context({name: v for name, v in message.items() if name != "headers"}).headers or {}
     nested = message["headers"]
@@ -170,7 +170,7 @@ def callers_headers(message: Mapping[str, Any], options: Reliable) -> dict[str, 
 
 
 def submission(task_id: str, headers: Mapping[str, Any]) -> str:
-    """Names the submission: the task id, and which redrive of it, if it came from a dead letter."""
+    """The submission's id: the task id, with its redrive if it came from a dead letter."""
     redrive = headers.get(REDRIVE_HEADER)
     return f"{task_id}/{redrive}" if redrive else task_id
 
@@ -250,12 +250,12 @@ def _key(
     due = headers.get(DUE_HEADER)
     if due is None:
         return key
-    # Neither the time nor a "run:" has a space before the other: no two such keys meet.
+    # The time contains no space, so no two such keys are equal.
     return f"due:{_text(due, f'{task}: the header {DUE_HEADER}')} {key}"
 
 
 def given_key(task: str, key: Any) -> str:
-    """The key that was given with a call. Raises InvalidCall unless it is a text of some length."""
+    """Validate a key given with a call. Raises InvalidCall unless it is a non-empty text."""
     return _text(key, f"{task}: the idempotency key")
 
 

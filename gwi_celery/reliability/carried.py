@@ -1,9 +1,9 @@
-"""Which attempt the code that is running belongs to: in the job's own thread, and in those it starts.
+"""Finds the attempt that the running code belongs to, in the job's own thread and in others it starts.
 
-The job's thread has the request of its message. Another thread has the attempt if it runs in a copy of
-the job's context: ``asyncio.to_thread`` makes one, ``contextvars.copy_context().run`` does, and
-:func:`carry` wraps a function so. A thread without one can't know of the attempt; there a step would
-be a plain call, so it is refused. In a process that the job has forked nothing can be saved either.
+The job's thread has the message's request. Another thread belongs to the attempt if it runs in a copy of
+the job's context, as by ``asyncio.to_thread``, ``contextvars.copy_context().run`` or :func:`carry`. In
+a thread without it, a step would silently be a plain call, so it is refused; as it is in a process
+that the job has forked, which can't save anything.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: The attempts that this context is inside of, by task.
+#: Task -> the attempt that this context is part of.
 _carried: contextvars.ContextVar[Mapping[Any, RunningJob] | None] = contextvars.ContextVar(
     "attempts", default=None
 )
-#: How many attempts of each task this process is running.
+#: Task -> number of its attempts running in this process.
 _running: Counter[Any] = Counter()
 _lock = forks.lock()
 
 
 @contextmanager
 def carrying(task: ReliableTask, job: RunningJob) -> Iterator[None]:
-    """While the job's own code runs."""
+    """Make ``job`` known to the context, while the job's own code runs."""
     token = _carried.set({**(_carried.get() or {}), task: job})
     with _lock:
         _running[task] += 1
@@ -54,7 +54,7 @@ def carrying(task: ReliableTask, job: RunningJob) -> Iterator[None]:
 def job_of(task: ReliableTask) -> RunningJob | None:
     """The attempt of ``task`` that this code belongs to; None in a plain call.
 
-    Raises OutsideAttempt in a thread or process of a job's that can't know which attempt it is of.
+    Raises OutsideAttempt in a job's thread or process that doesn't carry its context.
     """
     job = _of_this_thread(task)
     if job is not None and job.pid != os.getpid():

@@ -19,7 +19,7 @@ class _Job(Protocol):
 
 
 class Cursor:
-    """Progress inside a loop. ``value`` is where to go on; ``advance`` moves it, never back."""
+    """Progress inside a loop. ``value`` is where to resume; ``advance`` moves it, never back."""
 
     def __init__(
         self,
@@ -76,5 +76,5 @@ class Cursor:
 
 
 def _comparable(value: Any) -> Any:
-    """Tuples as the lists that JSON makes of them."""
+    """Tuples as lists, as in JSON."""
     return [_comparable(item) for item in value] if isinstance(value, (list, tuple)) else value

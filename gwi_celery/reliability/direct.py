@@ -1,7 +1,7 @@
-"""What a task that is called as a plain function has in place of a running job: nothing is recorded.
+"""Stands in for the running job when a task is called as a plain function: nothing is recorded.
 
-Steps run, cursors move, and a name used twice is an error as it is in a worker, so that a unit test
-of a task's function finds it.
+Steps run, cursors move, and a name used twice is an error, as in a worker, so that a unit test of the
+function finds it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_LIMIT = 2**63 - 1
 
 
 class DirectJob:
-    """One call. Offers a job what :class:`gwi_celery.reliability.job.RunningJob` does."""
+    """One call, with the methods of :class:`gwi_celery.reliability.job.RunningJob`."""
 
     fence = 0
     attempt = generation = 1
@@ -61,7 +61,7 @@ class DirectJob:
 
 
 def direct_job(task: ReliableTask) -> DirectJob:
-    """That of the call that this code belongs to; a new one where Celery knows of no call."""
+    """The DirectJob of the current call; a new one if Celery knows of no call."""
     request = task.request_stack.top
     if request is None:
         return DirectJob()

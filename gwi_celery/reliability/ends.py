@@ -1,22 +1,22 @@
-"""The one table: every way in which a run can end, and what then becomes of it.
+"""The table of ends: every way in which an attempt can end, and the consequences.
 
-``Attempt`` and ``ReliableRequest`` go by these rows. ``tests/ends/`` drives them through every pool, push
-and each store; ``tests/unit/reliability/test_ends.py`` those of a store or a broker that fails, at each
-point of an attempt; ``tests/acceptance/test_kill.py`` and ``test_attempts.py`` those of a worker that is
-killed.
-``record`` is what the job's record says, ``caller`` what the caller's result
-does (Celery's state; PENDING: it is still to come), ``message`` what becomes of the message. A copy
+``Attempt`` and ``ReliableRequest`` follow these rows. ``tests/ends/`` drives them through every pool,
+push and each store; ``tests/unit/reliability/test_ends.py`` those of a store or a broker that fails, at
+each point of an attempt; ``tests/acceptance/test_kill.py`` and ``test_attempts.py`` those of a killed
+worker.
+``record`` is the job's record afterwards, ``caller`` the state of the caller's result
+(Celery's states; PENDING: still to come), ``message`` what happens to the message. A copy
 has the same task id and the same retries; it is published before the original is acked, so that a
 message is outstanding at every moment. A pulled message whose whole worker died is redelivered once
 its lease has run out; a pushed one, when its request breaks off.
 
-An attempt begins with a claim. A crash is an attempt that vanished, its process or its lease, before it
-could say how it ended; a step that is saved afterwards takes the count back. Only attempts and crashes
-ever end a job. Deliveries are the broker's to count, and waiting for a lock, a store, or
-another worker costs none of the three.
+An attempt begins with a claim. A crash is an attempt whose process or lease was lost before it
+could record its end; a later saved step resets the count. Only attempts and crashes ever end a job.
+Deliveries are counted by the broker; waiting for a lock, a store or another worker counts as none of
+the three.
 
-Not every pool can do everything: time limits need prefork (gevent knows hard ones), and a revoke with
-terminate needs prefork or gevent. Threads and solo run such a job to its end.
+Time limits need prefork (gevent has hard ones), and a revoke with terminate needs prefork or gevent.
+Threads and solo run such a job to its end.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from gwi_celery.transport.settlement import Settlement
 
 
 class Record(Enum):
-    """What the job's record says afterwards."""
+    """The job's record afterwards."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     #: Free to be claimed; its steps are kept.
     PENDING = "pending"
-    #: As it was before this message, or as another has written it meanwhile.
+    #: Unchanged by this message; another may have written it meanwhile.
     KEPT = "kept"
     #: Still RUNNING: its next claim counts a crash.
     RUNNING = "running"
@@ -68,7 +68,7 @@ _OPEN = states.PENDING
 
 
 class End(Enum):
-    """How a run ends. The value is its row of the table."""
+    """How an attempt ends. The value is its row of the table."""
 
     # --- by the job's own code
     SUCCEEDED = Row("it returned", Record.SUCCEEDED, states.SUCCESS, _ACKED)
@@ -172,14 +172,14 @@ class End(Enum):
 
 
 class Replaced(Ignore):
-    """``self.replace()`` was called: the job's answer is another task's."""
+    """``self.replace()`` was called: another task gives the result."""
 
     def __init__(self, signature: Any) -> None:
         super().__init__("Replaced by new task")
         self.signature = signature
 
 
-#: The first that fits, for what an attempt raised.
+#: Ends by the exception of the attempt; the first match counts.
 _BY_EXCEPTION: tuple[tuple[type[BaseException], End], ...] = (
     (Retry, End.RETRIED),
     (Replaced, End.REPLACED),

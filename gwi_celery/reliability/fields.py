@@ -1,8 +1,8 @@
-"""What the headers and properties of a task's message may be: one table.
+"""The allowed types and ranges of a task message's headers and properties: one table.
 
-Celery takes its own publisher's word for them, so that one of another type ends the worker, or goes
-wrong later and farther off. Checked where a message enters, whoever sent it. What isn't in the table
-may be anything: nobody uses it.
+Celery trusts its own publisher, so that a value of another type ends the worker, or fails later and
+elsewhere. So messages are checked on arrival, whoever sent them. Fields that are not in the table are
+unused, and may hold anything.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gwi_celery.headers import (
     TENANT_HEADER,
 )
 
-#: Retries and the like are exponents of a backoff: 2 ** retries is computed.
+#: Retries are exponents of a backoff: 2 ** retries is computed.
 MOST_RETRIES: Final = 100_000
 #: Labels of one job, and characters of a label's name and of its value.
 MOST_LABELS: Final = 8
@@ -40,7 +40,7 @@ _LATEST: Final = 1e11
 
 
 class Kind(NamedTuple):
-    """What a field may be, beside absent and null."""
+    """What a field may be, besides absent or null."""
 
     what: str
     takes: Callable[[Any], bool]
@@ -51,7 +51,7 @@ def _text(value: Any) -> bool:
 
 
 def _name(value: Any) -> bool:
-    """No lone surrogate either: it goes into logs, keys and other messages."""
+    """Without lone surrogates: it is copied into logs, keys and other messages."""
     return isinstance(value, str) and bool(value.strip()) and _encodes(value)
 
 
@@ -79,7 +79,7 @@ def _whole(lowest: int, highest: int) -> Kind:
 
 
 def _time(value: Any) -> bool:
-    """What Celery's own parser makes a point in time of, and any clock or timer can bear."""
+    """A time that Celery's parser accepts, in a range that every clock and timer can handle."""
     if not isinstance(value, str):
         return False
     try:
@@ -113,7 +113,7 @@ def signature(value: Any) -> bool:
 
 
 def _signatures(value: Any) -> bool:
-    # One by itself is what Celery takes for a list of one.
+    # Celery takes a single one for a list of one.
     return signature(value) or (isinstance(value, (list, tuple)) and all(map(signature, value)))
 
 
@@ -207,7 +207,7 @@ CALLBACKS: Final[Mapping[str, Kind]] = {
 
 
 def wrong(fields: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> str | None:
-    """What is wrong with these, by name and never by content; None if nothing is."""
+    """What is wrong with these, without their values; None if nothing is."""
     for name, kind in kinds.items():
         value = fields.get(name)
         if value is not None and not kind.takes(value):

@@ -61,19 +61,19 @@ T = TypeVar("T")
 
 #: Share of the TTL after which a lease is renewed in the background.
 _RENEW_AT = 1 / 3
-#: Share of the TTL taken off the holder's own idea of its end: its clock may run slower.
+#: Share of the TTL subtracted from the holder's own deadline: its clock may run slower.
 _MARGIN = 0.1
 #: Bytes of a value that are kept for restore() in the same attempt.
 _KEPT = 65_536
 #: Seconds between two writes of a job's progress.
 _PROGRESS_EVERY = 1.0
-#: First pause, seconds, before a store operation that failed for now is sent again.
+#: First pause, seconds, before a failed store operation is retried.
 _FIRST_PAUSE = 0.05
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one attempt keeps to."""
+    """The limits of one attempt."""
 
     max_checkpoint_bytes: int
     #: Seconds since the epoch; None: no deadline.
@@ -91,21 +91,21 @@ class RunningJob:
         self._lease = claimed.lease
         self._limits = limits
         self.record: JobRecord = claimed.record
-        #: Renewals and saves both move the lease on: one at a time.
+        #: Renewals and saves both replace the lease: one at a time.
         self._mutex = forks.rlock()
         #: Monotonic time of the request that last renewed it; earlier than the store's own.
         self._renewed_at = asked_at
-        #: No renewal before this monotonic time: a pause after one that failed for now.
+        #: No renewal before this monotonic time: the pause after a failed one.
         self._renew_not_before = 0.0
         #: The same of what the job says of its progress.
         self._progress_not_before = 0.0
         self._interrupt: LeaseLost | JobCancelled | None = None
         self._finished = False
         self._names = StepNames()
-        #: What is recorded; that of steps and cursors, once used, without their bytes.
+        #: Recorded checkpoints; those of steps and cursors, once used, without their bytes.
         self._recorded: dict[str, Checkpoint] = {}
         self.has_checkpoints = claimed.has_checkpoints
-        #: The process that runs it: a fork of that can't go on with its lease.
+        #: The process that runs it: a forked child can't use its lease.
         self.pid = os.getpid()
 
     # --- facts --------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ class RunningJob:
         return isinstance(self._interrupt, LeaseLost) or time.monotonic() > self._ends_at()
 
     def derive_key(self, *parts: object) -> str:
-        """An idempotency key for the outside: the same at every attempt of this job."""
+        """An idempotency key for external systems: the same at every attempt of this job."""
         job = self.record.job
         return digest("derived", job.id, *(str(part) for part in parts))
 
@@ -153,9 +153,9 @@ class RunningJob:
 
     @shielded
     def check(self) -> None:
-        """Go on, or stop: raises LeaseLost, JobCancelled, DeadlinePassed or WorkerStopping."""
+        """Raises LeaseLost, JobCancelled, DeadlinePassed or WorkerStopping if the job should stop."""
         if self._interrupt is None and time.monotonic() > self._ends_at():
-            # This process may have been asleep. Nobody else need have noticed: ask.
+            # This process may have been suspended; the lease may still be valid: ask.
             self.renew_now()
         if self._interrupt is not None:
             raise self._interrupt
@@ -224,7 +224,7 @@ class RunningJob:
                 self._save(Checkpoint(name, CheckpointKind.VALUE, blob, version))
                 return
             except CursorWentBack:
-                # Another has written it meanwhile, by Store.put_value(): the holder's goes on top.
+                # Written meanwhile by Store.put_value(): the holder's value replaces it.
                 recorded = self._persist(lambda: self._store.fetch(self._lease, name))
                 if recorded is None or recorded.version < version:
                     raise
@@ -274,7 +274,7 @@ class RunningJob:
             self._finished = True
 
     def release(self, end: AttemptEnd) -> None:
-        """Leave the job to the next message for it. Never raises: the lease runs out anyhow."""
+        """Release the lock for the job's next message. Never raises: the lease runs out anyway."""
         renewer().remove(self)
         with self._mutex:
             self._finished = True
@@ -305,7 +305,7 @@ class RunningJob:
             if self._finished or self._interrupt is not None:
                 return
             asked_at = time.monotonic()
-            # Whatever it ends in: a renewer that is asked again at once would do nothing else.
+            # Whatever the result: otherwise the renewer would retry without a pause.
             self._renew_not_before = asked_at + min(1.0, self._lease.ttl / 10)
             try:
                 self._lease = self._store.renew(self._lease)
@@ -346,7 +346,7 @@ class RunningJob:
         emit("checkpoint", checkpoint=checkpoint.name)
 
     def _bytes(self, recorded: Checkpoint) -> bytes:
-        """The checkpoint's bytes, read if need be, and kept no longer than the caller keeps them."""
+        """The checkpoint's bytes, read if needed; not kept here."""
         if not recorded.deferred:
             return recorded.blob
         fetched = self._persist(lambda: self._store.fetch(self._lease, recorded.name))
@@ -358,7 +358,7 @@ class RunningJob:
         return fetched.blob
 
     def _persist(self, operation: Callable[[], T]) -> T:
-        """Do a store operation, again and again while the store is unavailable and the lease may last."""
+        """Call a store operation, retrying while the store is unavailable and the lease may hold."""
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -366,7 +366,7 @@ class RunningJob:
             except StoreUnavailable as exc:
                 if time.monotonic() + pause > self._ends_at():
                     raise LeaseLost(
-                        f"the store was unavailable until the lease was over ({exc})"
+                        f"the store was unavailable until the lease had run out ({exc})"
                     ) from exc
                 time.sleep(jitter(pause, 0.5, 1.0))
                 pause = min(pause * 2, 2.0)
@@ -375,7 +375,7 @@ class RunningJob:
         return blobs.dump(value, what=f"{name!r}", limit=self._limits.max_checkpoint_bytes)
 
     def _use(self, name: str, kind: CheckpointKind) -> Checkpoint | None:
-        """Use the name, once in an attempt; what is recorded under it. Raises StepNameReused."""
+        """Mark the name as used; returns what is recorded under it. Raises StepNameReused."""
         with self._mutex:
             recorded = self._recorded.get(name)
             self._names.expect_unused(name)

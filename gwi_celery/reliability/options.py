@@ -1,4 +1,4 @@
-"""What a task may ask for: ``@app.task(base=ReliableTask, reliable=Reliable(...))``."""
+"""A reliable task's options: ``@app.task(base=ReliableTask, reliable=Reliable(...))``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Key = Literal["run", "payload"] | KeyFunction
 
 @dataclass(frozen=True)
 class Reliable:
-    """Options of one reliable task. None always means: as in the settings."""
+    """Options of one reliable task. None means the setting's value."""
 
     #: Name of the argument (or header) that holds the tenant's id.
     tenant: str = "tenant_id"
@@ -69,16 +69,16 @@ class Reliable:
                 raise ConfigurationError(f"Reliable({name}={value!r}): must be above 0 seconds")
 
 
-#: Names that a task's class has no use for. ("run" is the task's own function.)
+#: Names that a task's class doesn't use itself. ("run" is the task's own function.)
 OPTIONS: Final = tuple(
     name for name in (*(f.name for f in fields(Reliable)), "idempotency") if name != "run"
 )
 
 
 def is_misplaced(name: str, attributes: Mapping[str, Any]) -> bool:
-    """Whether an option of ours was given to the decorator, or to the class, where nobody looks.
+    """Whether an option of Reliable was given to the decorator or the class, where it has no effect.
 
-    A class may have an attribute of such a name for reasons of its own: a method or a property, say.
+    A class may use such a name for something else, such as a method or a property.
     """
     if name not in attributes:
         return False
@@ -87,5 +87,5 @@ def is_misplaced(name: str, attributes: Mapping[str, Any]) -> bool:
 
 
 def first(option: Any, setting: Any) -> Any:
-    """A task's option, or the setting where the task says nothing."""
+    """The task's option, or the setting if that is None."""
     return setting if option is None else option

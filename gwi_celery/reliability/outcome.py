@@ -17,7 +17,7 @@ from gwi_celery.errors import (
     TooLarge,
 )
 
-#: Trying again can't help: Celery's retry, autoretry too, gives these up at once.
+#: Errors that a retry can't fix: Celery's retry and autoretry fail at once.
 PERMANENT = (
     CrashLimitExceeded,
     CursorWentBack,
@@ -36,7 +36,7 @@ def dump_failure(exc: BaseException) -> bytes:
 
 
 def load_failure(backend: Any, blob: bytes) -> Exception:
-    """The exception of a stored failure; JobFailed if its class can't be found or made any more."""
+    """The exception of a stored failure; JobFailed if its class can't be found or built any more."""
     form = blobs.load(blob).get("failure") or {}
     try:
         exc = failures.rebuild(form, backend.exception_to_python)
@@ -47,7 +47,7 @@ def load_failure(backend: Any, blob: bytes) -> Exception:
     return JobFailed(f"an earlier run failed: {form.get('exc_type')}: {form.get('exc_message')}")
 
 
-#: Before a blob that says what a job was replaced by; no result of a job begins so.
+#: Prefix of a blob that holds a job's replacement; no result begins with it.
 _REPLACED = b"r"
 
 

@@ -1,9 +1,9 @@
-"""The payload of a call: the arguments, and when two of them are the same.
+"""The payload of a call: its arguments, and when two payloads are equal.
 
-They are the same however they are spelt: by position or by name, defaults spelt out or left out,
-tuples or lists, 1 or 1.0. Signatures change as well while records live: a parameter that is passed by
-position may be renamed, one that is passed by name may move, and one with a default may be added. So
-a payload has several forms, and is the same as another if one form of each is.
+They are equal however they are written: by position or by name, with or without defaults, as tuples or
+lists, 1 or 1.0. Signatures may change while records exist: a parameter passed by position may be
+renamed, one passed by name may move, and one with a default may be added. So a payload has several
+forms, and equals another if they have one in common.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Payload:
     named: Mapping[str, Any]
     #: Name -> place, of those that could be passed by position.
     places: Mapping[str, int]
-    #: Names of those that are as their default has it.
+    #: Names of those that equal their default.
     left_out: frozenset[str]
 
     @classmethod
@@ -36,7 +36,7 @@ class Payload:
             signature = inspect.signature(function)
             bound = signature.bind_partial(*args, **kwargs).arguments
         except (TypeError, ValueError):
-            # Wrong arguments: Celery's own check, or the call itself, says so better than we could.
+            # Wrong arguments: Celery's own check, or the call itself, gives the better error.
             named = {**{f"*{i}": value for i, value in enumerate(args)}, **kwargs}
             return cls(named, {}, frozenset())
         named, places = {}, {}
@@ -64,7 +64,7 @@ class Payload:
         return cls(named, places, frozenset(left_out))
 
     def key(self) -> str:
-        """One digest, the same for all calls that are spelt otherwise only."""
+        """One digest, the same for all calls that are only written differently."""
         return fingerprint(as_json(self._by_place()))
 
     def fingerprint(self) -> str:

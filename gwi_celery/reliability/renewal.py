@@ -1,7 +1,7 @@
 """Renews the leases of running jobs in the background: one thread per process.
 
-It is woken for the earliest lease that needs it, renews at a third of the TTL, and survives any
-error: what could not be renewed is tried again until the lease is surely over.
+It wakes for the earliest due lease, renews at a third of the TTL, and survives any error: a failed
+renewal is retried until the lease has certainly run out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Renewable(Protocol):
         """Monotonic time of the next renewal; infinity once none is needed any more."""
 
     def renew_now(self) -> None:
-        """Renew. Keeps what went wrong to itself, for the job to find at its next boundary."""
+        """Renew. Errors are kept, for the job to find at its next boundary."""
 
 
 class Renewer:

@@ -1,7 +1,7 @@
-"""``app.send_task()`` and canvases keep what ``apply_async()`` promises, or refuse what they can't keep.
+"""Makes ``app.send_task()`` and canvases honour ``apply_async()``'s options, or refuse them.
 
-Celery would take ``idempotency_key`` and ``deadline`` for properties of the message, where no worker
-looks; it would give a chain's to its first task alone, and a group's one key to all of its calls.
+Celery would take ``idempotency_key`` and ``deadline`` for message properties, which no worker reads; it
+would give a chain's to its first task only, and a group's one key to all of its calls.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def keep_promises(app: Any) -> None:
 
 
 def _refuse(canvas: Any, verb: str, options: tuple[str, ...]) -> None:
-    """Have the canvas's ``verb`` refuse these options, whichever way it was given them."""
+    """Have the canvas's ``verb`` refuse these options, however they are given."""
     done = getattr(canvas, verb)
     if hasattr(done, "_gwi_refuses"):
         return

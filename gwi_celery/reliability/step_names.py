@@ -1,4 +1,4 @@
-"""The names that one attempt has used for its steps, cursors and values: each once."""
+"""The names of steps, cursors and values that one attempt has used: each only once."""
 
 from __future__ import annotations
 

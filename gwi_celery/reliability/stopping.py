@@ -1,4 +1,4 @@
-"""Tells jobs that their worker is stopping, in the worker's own process and in its pool children.
+"""A flag that tells jobs that their worker is stopping, in its main process and pool children.
 
 The flag is one byte of memory shared with forked children. Celery's signal sets it at SIGTERM, also
 while a solo worker is busy in a task; the bootstep sets it for ``control shutdown``.
@@ -19,12 +19,12 @@ def worker_is_stopping() -> bool:
 
 
 def raise_flag(**kwargs: Any) -> None:
-    """This worker begins to stop. Safe in a signal handler."""
+    """Set the flag: this worker begins to stop. Safe in a signal handler."""
     _flag[0] = 1
 
 
 def lower_flag(**kwargs: Any) -> None:
-    """This worker has started."""
+    """Clear the flag: this worker has started."""
     _flag[0] = 0
 
 

@@ -1,6 +1,6 @@
 """ReliableTask: how a job is called, and what it can call while it runs.
 
-What becomes of its message is in ``reliability/attempt.py``.
+``reliability/attempt.py`` handles its messages.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from gwi_celery.stores.base import (
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: What keeps the promise: attribute -> (its value, what would happen otherwise).
+#: Attributes that the promise needs: name -> (value, what would happen otherwise).
 _REQUIRED: dict[str, tuple[Any, str]] = {
     "acks_late": (True, "a worker that is killed would lose the job"),
     "reject_on_worker_lost": (True, "a pool process that is killed would lose the job"),
@@ -75,13 +75,13 @@ class ReliableTask(Task):
     """Base of a reliable task: ``@app.task(base=ReliableTask, bind=True)``.
 
     Run by a worker, the job has one terminal outcome per generation, which answers every later
-    duplicate; what it recorded as steps is never run again. Called directly, it is a plain call.
+    duplicate; recorded steps are never run again. Called directly, it is a plain call.
     """
 
     abstract = True
     Request = "gwi_celery.worker.request:ReliableRequest"
 
-    #: Options of ours.
+    #: This package's options.
     reliable: Reliable = Reliable()
 
     acks_late = True
@@ -149,7 +149,7 @@ class ReliableTask(Task):
         headers, resolved = self.addressed(
             args, kwargs, options.pop("headers", None), task_id, idempotency_key, deadline, labels
         )
-        # A copy or retry of a call by headers alone too: Celery checks the arguments here.
+        # Also for a copy or retry of a call by headers alone: Celery checks the arguments here.
         kwargs = call.filled(self.run, self.reliable, args or (), kwargs or {}, headers)
         try:
             return super().apply_async(
@@ -179,7 +179,7 @@ class ReliableTask(Task):
         deadline: float | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[dict[str, Any], Call]:
-        """The headers that tell a worker what was promised to the caller, and the call itself.
+        """The headers that carry the caller's options to the worker, and the resolved call.
 
         Raises MissingTenant, ConflictingIds, InvalidCall.
         """
@@ -228,15 +228,15 @@ class ReliableTask(Task):
         task_id: str | None = None,
         **options: Any,
     ) -> Any:
-        """Run a job anew although it has an outcome: all of it, or ``from_step`` on.
+        """Run a job again although it has an outcome: all of it, or from ``from_step`` on.
 
         Opens a new generation. What was recorded before ``from_step`` is kept; all of it if that is
         "". The payload must be the one the job had. Takes ``apply_async``'s options; returns its
         AsyncResult.
 
         Args:
-            task_id: Of the call to replay, where that had neither a run nor a key: then its task id
-                names the job. The replay has a task id of its own.
+            task_id: Task id of the call to replay, if that had neither a run nor a key: then it names
+                the job. The replay has a task id of its own.
 
         Raises:
             InvalidCall: the job has recorded no such step, or nothing names it.
@@ -274,7 +274,7 @@ class ReliableTask(Task):
 
     @shielded
     def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """Celery's own; but what can't get better is not tried again, and nothing gets lost."""
+        """Celery's own, except that permanent errors are not retried and no message is lost."""
         exc = kwargs.get("exc")
         if isinstance(exc, PERMANENT):
             raise exc
@@ -292,7 +292,7 @@ class ReliableTask(Task):
             # The copy could not be published. Celery would drop the message: keep it instead.
             raise Reject(reject.reason, requeue=True) from reject
         finally:
-            # Celery keeps the limit on the task, where autoretry of other jobs would find it.
+            # Celery stores the limit on the task, where other jobs' autoretry would read it.
             self.__dict__.pop("override_max_retries", None)
 
     def signature_from_request(
@@ -304,7 +304,7 @@ class ReliableTask(Task):
         headers: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Celery's own, which keeps what the request's headers say beside those given here.
+        """Celery's own, which keeps the request's headers in addition to those given here.
 
         A retry is of the same job, whatever arguments it has.
         """
@@ -337,12 +337,12 @@ class ReliableTask(Task):
 
     @shielded
     def replace(self, sig: Any) -> Any:
-        """Celery's own. The record says what the job was replaced by: a duplicate is as well."""
+        """Celery's own. The replacement is recorded, so that a duplicate is replaced as well."""
         before = json.loads(json.dumps(sig))
         try:
             return super().replace(sig)
         except Replaced as replaced:
-            # As it was given: each message adds its own id and callbacks to it.
+            # Unmodified: each message adds its own id and callbacks.
             replaced.signature = before
             raise
 
@@ -355,7 +355,7 @@ class ReliableTask(Task):
     # --- inside a job -------------------------------------------------------------------------
 
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call ``function`` once in the job's life and record its JSON result under ``name``.
+        """Call ``function`` once in the job's lifetime and record its JSON result under ``name``.
 
         Raises StepNameReused, TooLarge, NotSerializable, and all that :meth:`check` does.
         """
@@ -383,11 +383,11 @@ class ReliableTask(Task):
         progress.show(self, self._job, done, total, text)
 
     def check(self) -> None:
-        """Stop here if the job should: LeaseLost, JobCancelled, DeadlinePassed, WorkerStopping."""
+        """Raises LeaseLost, JobCancelled, DeadlinePassed or WorkerStopping if the job should stop."""
         self._job.check()
 
     def derive_key(self, *parts: object) -> str:
-        """A key for a sink outside: the same at every attempt of this job, for these ``parts``."""
+        """An idempotency key for an external sink: the same at every attempt, for these ``parts``."""
         return self._job.derive_key(*parts)
 
     @property
@@ -407,14 +407,14 @@ class ReliableTask(Task):
 
     @property
     def lease_lost(self) -> bool:
-        """Whether another worker may hold this job by now. Cheap; look as often as you like."""
+        """Whether another worker may hold this job by now. Cheap to check."""
         return self._job.lease_lost
 
     # --- the way of a job ---------------------------------------------------------------------
 
     @property
     def __trace__(self) -> Any:
-        """How a pool runs a message of this task: Celery's, with what is from outside held back."""
+        """Celery's tracer for this task, with exceptions from outside held back."""
         return self.__dict__.get("_gwi_trace")
 
     @__trace__.setter
@@ -422,7 +422,7 @@ class ReliableTask(Task):
         self.__dict__["_gwi_trace"] = trace and shield.task()(trace)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if verbs.is_inside(self):  # a custom __call__ has come to its super()
+        if verbs.is_inside(self):  # called by a custom __call__ through super()
             return self.run(*args, **kwargs)
         if self.starts_an_attempt():
             return self.begin_attempt(self.run, args, kwargs)
@@ -430,18 +430,18 @@ class ReliableTask(Task):
         return super().__call__(*args, **kwargs)
 
     def starts_an_attempt(self) -> bool:
-        """Whether a call now is a worker's, for the message that it works on."""
+        """Whether a call now is the worker's, to handle a message."""
         request = self.request
         return not (request.called_directly or "_gwi_entered" in vars(request))
 
     def begin_attempt(
         self, body: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Work on the message: ``body`` is what the job does."""
+        """Handle the message; ``body`` is the job's code."""
         request = self.request
         request._gwi_entered = True
-        # Celery's worker takes the first call of Task.__call__ for the message's own, and gives it
-        # the message's request. That call is this one, so a nested one must get its own.
+        # Celery gives the message's request to the first call of Task.__call__. That is this call,
+        # so a nested one must get its own.
         request._protected = 1
         return Attempt(self).run(body, args, kwargs)
 
@@ -472,7 +472,7 @@ class ReliableTask(Task):
         headers: Mapping[str, Any],
         task_id: str,
     ) -> Call:
-        """Whose call this is and which job it names. Raises InvalidCall and its kin."""
+        """Tenant, run, job and lock of a call. Raises InvalidCall and its subclasses."""
         return call.resolve_call(self.run, self.name, self.reliable, args, kwargs, headers, task_id)
 
     def claim_request(
@@ -485,7 +485,7 @@ class ReliableTask(Task):
         redelivered: bool,
         nonce: str | None = None,
     ) -> ClaimRequest:
-        """What to ask the store for, for the attempt of process ``pid``.
+        """The claim to make for an attempt of process ``pid``.
 
         Raises NotAllowed for a replay or redrive that no operator asked for.
         """
@@ -507,7 +507,7 @@ class ReliableTask(Task):
 
 
 def owner(pid: int, task_id: str) -> str:
-    """Names an attempt's process and message: who holds a lock, for people and for the parent."""
+    """The holder of a lock, for people: an attempt's process and message."""
     return f"{socket.gethostname()}:{pid} {task_id}"
 
 

@@ -1,4 +1,4 @@
-"""What else Celery lets one do with a task: custom calls, maps, Django's verbs."""
+"""Celery's other ways to call a task: a custom ``__call__``, maps, Django's methods."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def keep_inside(cls: type[ReliableTask], own: Any) -> None:
 
     @wraps(custom)
     def __call__(self: ReliableTask, *args: Any, **kwargs: Any) -> Any:
-        if type(self).__call__ is not __call__:  # reached by the super() of a subclass's own
+        if type(self).__call__ is not __call__:  # called by a subclass through super()
             return custom(self, *args, **kwargs)
         if self.starts_an_attempt():
             return self.begin_attempt(partial(custom, self), args, kwargs)
@@ -46,7 +46,7 @@ def keep_inside(cls: type[ReliableTask], own: Any) -> None:
 
 
 def is_inside(task: ReliableTask) -> bool:
-    """Whether the task's calls are kept inside, so that what gets further is a super() of theirs."""
+    """Whether the task has a custom ``__call__`` that :func:`keep_inside` wrapped."""
     return hasattr(type(task).__call__, "_gwi_inside")
 
 
@@ -66,7 +66,7 @@ def refuse_mapped(task: ReliableTask) -> None:
 
 
 def add_django_verbs(cls: type[ReliableTask], app: Any) -> None:
-    """What Celery gives every task of a Django app that names no base of its own."""
+    """Add the methods that Celery gives the default tasks of a Django app."""
     if app.task_cls != _DJANGO_TASK:
         return
     django_task: Any = symbol_by_name(_DJANGO_TASK)

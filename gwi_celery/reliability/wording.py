@@ -1,4 +1,4 @@
-"""What the log says of a job that waits, or goes on: sentences for people, from what the store knows."""
+"""Log texts about a job that waits or resumes, from the store's records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST, _LONGEST = 10, 60
 
 
 def why_held(lock: LockRef, held: Held) -> str:
-    """Which lock a job waits for, who holds it and until when."""
+    """Which lock the job waits for, who holds it and until when."""
     until = datetime.now(timezone.utc) + timedelta(seconds=held.retry_after)
     process, _, message = held.by.partition(" ")
     return (
@@ -25,7 +25,7 @@ def why_held(lock: LockRef, held: Held) -> str:
 
 
 def where_resumed(record: JobRecord, checkpoints: Iterable[Checkpoint]) -> str:
-    """What an attempt that isn't the first finds recorded."""
+    """What earlier attempts have recorded."""
     recorded = list(checkpoints)
     steps = [c for c in recorded if c.kind is CheckpointKind.STEP]
     cursors = [c for c in recorded if c.kind is CheckpointKind.CURSOR]

@@ -1,4 +1,4 @@
-"""Who may run now: places in the pool, those who wait for one, and the end of it all at shutdown."""
+"""Admission to the pool: free places, waiting requests, and draining at shutdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_WAITING = 100
 
 
 class Refused(Exception):
-    """The message is not run now. Pub/Sub sends it again."""
+    """The message is not run now. Pub/Sub redelivers it."""
 
     def __init__(self, status: int, reason: str, retry_after: int | None = None) -> None:
         super().__init__(reason)
@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 class Admission:
-    """The way into the executor. Used on the event loop only.
+    """Admits requests to the executor. Used on the event loop only.
 
     Args:
         wait: Seconds a request waits for a place; 0: it is refused at once.
@@ -38,7 +38,7 @@ class Admission:
         self._wait = wait
         self._free = executor.size
         self._waiting: deque[asyncio.Future[bool]] = deque()
-        #: Set when who still waits for an answer is given up.
+        #: Set when the shutdown stops waiting for unfinished requests.
         self._over: asyncio.Task[bool] | None = None
         self._give_up = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -56,17 +56,17 @@ class Admission:
         return len(self._waiting)
 
     async def run(self, delivery: Delivery, *, hand_back_at: float, answer_by: float) -> Settlement:
-        """What became of the message. Raises Refused.
+        """Run the message; returns how it was settled. Raises Refused.
 
-        A job that is still running at ``answer_by`` (both are monotonic) keeps its place, and goes
-        on; its message is refused, so that it is redelivered and finds the outcome or the job.
+        A job that is still running at ``answer_by`` (both times are monotonic) keeps its place and
+        continues; its message is refused, so that the redelivery finds the outcome or the job.
         """
         if self.draining:
             raise _stopping()
         await self._take_place()
         try:
             future = self._executor.submit(delivery, hand_back_at=hand_back_at)
-        except RuntimeError:  # the pool was stopped this very moment
+        except RuntimeError:  # the pool has just been stopped
             self._give_place()
             raise _stopping() from None
         loop = asyncio.get_running_loop()
@@ -90,7 +90,7 @@ class Admission:
         raise Refused(503, "the job is still running: its message has to be redelivered")
 
     async def hold(self, seconds: float) -> bool:
-        """Wait; True if the time was up, False if the shutdown came before."""
+        """Wait; True if the time has passed, False if the shutdown came first."""
         try:
             await asyncio.wait_for(self._stopping.wait(), seconds)
         except (TimeoutError, asyncio.TimeoutError):
@@ -112,7 +112,7 @@ class Admission:
             await asyncio.wait({place}, timeout=self._wait)
         except asyncio.CancelledError:
             if place.done() and place.result():
-                self._give_place()  # it was just ours, and nobody is left to use it
+                self._give_place()  # the place was just assigned, and its request is gone
             raise
         finally:
             if place in self._waiting:
@@ -138,7 +138,7 @@ class Admission:
     # --- shutdown -----------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Take nothing more; who waits is refused now."""
+        """Admit nothing more; waiting requests are refused now."""
         self.draining = True
         self._stopping.set()
         while self._waiting:

@@ -1,4 +1,4 @@
-"""The web application: a few lines for each path."""
+"""The web application: a few lines per path."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ logger = logging.getLogger(__name__)
 
 #: Request bodies that may be in memory at a time, in units of the largest.
 _BODIES = 8
-#: Deliveries of a message for which there is no place before it is published anew: Pub/Sub counts a
-#: refusal as an attempt, and its own dead letter takes a message after 100 at most.
+#: Refused deliveries of a message after which it is published anew: Pub/Sub counts a refusal as an
+#: attempt, and dead-letters a message after 100 at most.
 _REFUSALS = 50
-#: Share of the push deadline that a request may wait for in which its message is due.
+#: Share of the push deadline for which a request may wait until its message is due.
 _HOLD_AT_MOST = 0.5
 #: Share of the push deadline after which a job is handed back, and its request answered.
 _HAND_BACK_AT, _ANSWER_AT = 0.9, 0.98
@@ -227,15 +227,15 @@ class Service:
             except Refused as exc:
                 if exc.status != 429 or pushed.delivery.deliveries < _REFUSALS:
                     raise
-                # Nobody has tried it: a copy counts from 1.
+                # It was not attempted: a copy counts from 1.
                 return await asyncio.to_thread(
                     self._executor.defer, pushed.delivery, float(exc.retry_after or 1)
                 )
 
     async def _until_due(self, pushed: Pushed, at_most: float) -> Settlement | None:
-        """Hold a message that came too early: its request waits, without a place in the pool.
+        """Hold a message that is early: its request waits, without a place in the pool.
 
-        None: it is due. One that waits for longer is published anew, which costs no delivery.
+        Returns None once it is due. A longer wait publishes the message anew, which counts no delivery.
         """
         now = time.time()
         if pushed.expires <= now:

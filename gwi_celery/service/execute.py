@@ -76,19 +76,19 @@ class Executor:
         self._pool: Any = None
         self._consumer: _PushConsumer | None = None
         self._broker: Broker | None = None
-        # Linux may kill a child when the thread that forked it ends: this one lives as long as the pool.
+        # Linux may kill a child when the thread that forked it ends: this one lives as long as it.
         self._thread = threading.Thread(target=self._main, name="gwi-execute", daemon=True)
         self._ready: Future[None] = Future()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_pipe: tuple[int, int] | None = None
-        #: Of the latest dead letters: ack id and reason.
+        #: Ack id and reason of the latest dead letters.
         self._reasons: deque[tuple[str, str]] = deque(maxlen=100)
         self._stopping = False
         self._ticked_at = time.monotonic()
 
     @property
     def broker(self) -> Broker:
-        """Where dead letters and delayed copies go."""
+        """For dead letters and delayed copies."""
         if self._broker is None:
             self._broker = broker_for(self.app)
         return self._broker
@@ -99,14 +99,14 @@ class Executor:
         self._ready.result()
 
     def submit(self, delivery: Delivery, *, hand_back_at: float) -> Future[Settlement]:
-        """Run what is delivered.
+        """Run a delivery.
 
         Args:
             hand_back_at: Monotonic time from which a reliable job is handed back at its next
                 boundary.
 
         Returns:
-            What becomes of the message, once that is done and the pool has a place free again.
+            How the message was settled, once that is done and the pool has a free place again.
         """
         submission = _Submission()
         self._inbox.append(lambda: self._run(delivery, hand_back_at, submission))
@@ -203,7 +203,7 @@ class Executor:
             self._consumer.receive(message, submission)
 
     def dead_letter(self, delivery: Delivery, reason: str) -> Settlement:
-        """Keep a message in its queue's dead letter; NACKED if that can't be done now."""
+        """Dead-letter a message; NACKED if that fails."""
         self._reasons.append((delivery.ack_id, reason))
         try:
             self.broker.bury(delivery, reason)
@@ -213,11 +213,11 @@ class Executor:
         return Settlement.DEAD_LETTERED
 
     def why_dead(self, delivery: Delivery) -> str:
-        """The reason with which a message went to the dead letter lately."""
+        """The reason for which the message was recently dead-lettered; "" if it wasn't."""
         return dict(self._reasons).get(delivery.ack_id, "")
 
     def defer(self, delivery: Delivery, seconds: float, ttl: float | None = None) -> Settlement:
-        """Give a message that must wait back to the broker; NACKED if that can't be done now."""
+        """Publish a delayed copy of a message that must wait; NACKED if that fails."""
         message = OutgoingMessage(
             delivery.data, delivery.attributes, delivery.priority, delay=seconds, ttl=ttl
         )
@@ -231,7 +231,7 @@ class Executor:
     # --- its end ------------------------------------------------------------------------------
 
     def alive(self) -> bool:
-        """Whether jobs could run: the loop turns, and the pool has its processes."""
+        """Whether jobs can run: the loop is alive, and the pool has its processes."""
         if not self._thread.is_alive() or self._pool is None:
             return False
         if self._pool_name != "solo" and time.monotonic() - self._ticked_at > _STUCK_AFTER:
@@ -240,7 +240,7 @@ class Executor:
         return not processes or any(p.is_alive() for p in processes)
 
     def stop(self, patience: float) -> None:
-        """End the pool; after ``patience`` seconds, whatever it still does. Blocks."""
+        """End the pool; after ``patience`` seconds by force. Blocks."""
         if self._wake_pipe is None:
             return
         signals.worker_shutting_down.send(
@@ -300,7 +300,7 @@ class _Submission:
 
 
 class _PushChannel:
-    """What a message answers to: acks and rejects settle the submission."""
+    """The message's channel: acks and rejects settle the submission."""
 
     no_ack_consumers = None
 
@@ -334,11 +334,11 @@ class _PushChannel:
 
 
 class _WatchedPool:
-    """The pool as requests see it; knows when the call of a submission is over."""
+    """The pool as requests see it; notices when a submission's call has ended."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        #: The submission in whose favour it is called now; one thread hands over.
+        #: The submission that is being handed over; only one thread does so.
         self.current: _Submission | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -368,7 +368,7 @@ class _WatchedPool:
 
 
 class _PushConsumer(Consumer):
-    """Celery's consumer without a connection: its strategies, and its answers to odd messages."""
+    """Celery's consumer without a connection: its strategies, and its handling of invalid messages."""
 
     def __init__(self, app: Any, pool: Any, hostname: str) -> None:
         # Not super(): that would set out to connect and to consume.
@@ -417,7 +417,7 @@ class _PushConsumer(Consumer):
         self._handle(message)
 
     def call_soon(self, p: Any, *args: Any, **kwargs: Any) -> Any:
-        """Now: acks are answers, and any thread may give them."""
+        """Call it at once: acks are answers, and any thread may give them."""
         return p(*args, **kwargs)
 
     call_soon_ack = call_soon
@@ -428,7 +428,7 @@ class _PushConsumer(Consumer):
 
 
 class _NoTimer:
-    """An ETA that gets here is over: run at once."""
+    """An ETA that gets here has passed: run at once."""
 
     def call_at(self, eta: float, function: Any, args: Any = (), **kwargs: Any) -> None:
         function(*args)

@@ -1,4 +1,4 @@
-"""Whether this worker lives, and whether it can work: /health, /ready, /stats and /metrics.
+"""Whether this worker is alive and can work: /health, /ready, /stats and /metrics.
 
 The same for the push service and for a pull worker.
 """
@@ -19,6 +19,7 @@ from starlette.routing import Route
 from gwi_celery import sqlite
 from gwi_celery.errors import GwiError
 from gwi_celery.integration import broker_for, settings_for, store_for
+from gwi_celery.service import local
 from gwi_celery.service.answers import Json
 from gwi_celery.service.auth import Denied, require_token
 from gwi_celery.stores.base import JobRef
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the broker or the store has to answer in.
 _PATIENCE = 5.0
-#: Seconds that an answer of theirs is used again: probes must not become load.
+#: Seconds for which an answer is reused: probes must not become load.
 _FRESH = 1.0
 
 #: A job that doesn't exist; asking for it proves that the store answers.
@@ -49,7 +50,7 @@ class Answer:
 
 
 class Probe:
-    """Asks one dependency, one question at a time, whoever wants to know."""
+    """Probes one dependency; concurrent callers share one question."""
 
     def __init__(self, ask: Callable[[], object]) -> None:
         self._ask = ask
@@ -153,6 +154,8 @@ class Health:
     async def stats(self, request: Request) -> Response:
         if self._settings.service_token or not self._settings.development:
             require_token(request.headers.get("authorization"), self._settings.service_token)
+        else:
+            local.check_name(request, self._settings)
         return Json({"mode": self._mode, "draining": self._draining(), **self._stats.snapshot()})
 
     async def metrics(self, request: Request) -> Response:

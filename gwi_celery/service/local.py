@@ -36,11 +36,8 @@ def check(request: Request, settings: Settings) -> None:
     found = next((name for name in _FORWARDED if name in headers), None)
     if found is not None:
         raise Denied(403, f"it came through a proxy ({found}): call directly, {_OR_ELSE}")
+    check_name(request, settings)
     host = headers.get("host", "")
-    if not _is_ours(host, settings):
-        raise Denied(
-            403, f"it was called by a name that is not this machine's: use 127.0.0.1, {_OR_ELSE}"
-        )
     origin = headers.get("origin")
     site = headers.get("sec-fetch-site", "none")
     if site not in ("none", "same-origin") or (
@@ -53,6 +50,14 @@ def check(request: Request, settings: Settings) -> None:
         kind is not None and kind.partition(";")[0].strip().lower() != "application/json"
     ):
         raise Denied(403, f"send it with Content-Type: application/json, {_OR_ELSE}")
+
+
+def check_name(request: Request, settings: Settings) -> None:
+    """Raises Denied where the name that this service was called by may be a web page's."""
+    if not _is_ours(request.headers.get("host", ""), settings):
+        raise Denied(
+            403, f"it was called by a name that is not this machine's: use 127.0.0.1, {_OR_ELSE}"
+        )
 
 
 def _is_ours(host: str, settings: Settings) -> bool:

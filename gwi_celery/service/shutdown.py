@@ -1,10 +1,10 @@
 """The end of the service: SIGTERM, and what has to happen in the ten seconds after it.
 
-1. At once: /ready says 503, /push takes nothing more, running jobs see the stop flag.
+1. At once: /ready answers 503, /push refuses messages, running jobs see the stop flag.
 2. At their next boundary jobs are handed back (a copy is published) and their pushes answered.
-3. When none is left, or the grace is over, the server itself stops, and then the pool. A job that
-   never came to a boundary is killed with its process: its lease runs out, and another instance goes
-   on at its last step.
+3. When none is left, or the grace has passed, the server stops, and then the pool. A job that
+   reached no boundary is killed with its process: its lease runs out, and another instance resumes
+   at its last step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gwi_celery.service.execute import Executor
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Seconds for an idle pool to end, and for one whose jobs would not.
+#: Seconds for an idle pool to end, and for one with jobs that don't stop.
 _IDLE_PATIENCE, _BUSY_PATIENCE = 5.0, 0.1
 
 
@@ -40,7 +40,7 @@ class Shutdown:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """While the service runs, its signals come here first, and go on to the server later."""
+        """While the service runs, handle its signals first and pass them to the server later."""
         if threading.current_thread() is not threading.main_thread():
             yield  # a server in a thread is told to stop by whoever started it
             return
@@ -69,7 +69,7 @@ class Shutdown:
 
     async def _drain(self) -> None:
         self._drained = await self._admission.drained(self._grace)
-        # Those who were just answered get their answers out before the server closes.
+        # Give the latest answers time to be sent before the server closes.
         await asyncio.sleep(0)
 
     async def finish(self) -> None:

@@ -49,8 +49,9 @@ def _emulator(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def pubsub_twin() -> Iterator[Twin]:
-    """Without what would make a count wrong now and then."""
-    with start_twin(faults=0, early_expiry=0) as twin, pytest.MonkeyPatch.context() as patched:
+    """Without what makes a count wrong, or what one connection made unknown to another."""
+    off = {"faults": 0, "early_expiry": 0, "settle": 0, "name_rest": 0}
+    with start_twin(**off) as twin, pytest.MonkeyPatch.context() as patched:
         PubSubTwin.endpoint = twin.endpoint
         patched.setattr(streams, "_QUIET", 0.5)  # the twin is near
         yield twin

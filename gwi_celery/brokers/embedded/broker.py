@@ -2,21 +2,21 @@
 
 It keeps the broker seam's promises on one SQLite file, ``broker.sqlite3``, in WAL mode:
 
-- A publish returns after an fsync. What is lost in a power cut is at most a lease, an ack or a nack
-  of the last moment, so that a message comes once more.
+- A publish returns after an fsync. A power cut loses at most the latest
+  leases, acks and nacks, so that some messages are redelivered.
 - Time is the wall clock of the machine, which all of its processes share.
 - Receivers are woken through FIFOs in the folder ``wake`` (see :mod:`gwi_celery.brokers.wakeups`);
   nobody polls. A receiver that is alive keeps its ``auto_delete`` and ``expires`` queues alive. One
   that was killed is noticed by the next publish to it, or within about half a minute.
-- What has expired counts as gone at once, and is deleted when somebody comes across it.
+- What has expired counts as gone at once; it is deleted later, by whoever finds it.
 
 Retention: a message is kept for ``retention`` seconds from when it could first be delivered, unless
 its own or its queue's time to live says otherwise. One that is moved to a dead letter is kept there
-for ``retention`` seconds from then on, whatever its time to live was. A message in somebody's hands
+for ``retention`` seconds from then on, whatever its time to live was. A leased message
 is never dropped.
 
-A queue whose name ends in ``.dead`` is a dead letter: nothing dies there. What is dead-lettered from
-it stays in it, and is delivered again after its lease's time.
+A queue whose name ends in ``.dead`` is a dead letter: nothing is dead-lettered from it. A message
+that is rejected there stays, and is redelivered once its lease has run out.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class EmbeddedBroker:
     """A :class:`~gwi_celery.brokers.base.Broker` in ``folder``, or in memory.
 
     Args:
-        folder: Made if need be. None: a memory of its own; see :func:`memory_broker` to share one.
-        clock: What expires, expires by its ``time()``.
+        folder: Created if it doesn't exist. None: in memory; see :func:`memory_broker` to share that.
+        clock: Every expiry is decided by its ``time()``.
         lease_seconds: How long a delivery is leased for, where its queue doesn't say.
         max_deliveries: Deliveries before the dead letter, where the queue doesn't say; 0: no limit.
         retention: Seconds a message is kept, where neither it nor its queue says.
@@ -219,7 +219,7 @@ class EmbeddedBroker:
             return 0 if found is None else tables.delete_unleased(change.c, found, change.now)
 
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
-        """What is ready in delivery order, then the rest by when it is; [] for a missing queue."""
+        """Ready messages in delivery order, then the others by their due time; [] for a missing queue."""
         now = self._files.clock.time()
         with self._files.database.read() as c:
             found = tables.find_queue(c, queue, now)
@@ -254,14 +254,14 @@ class EmbeddedBroker:
     ) -> int:
         """Move what is ready in the dead letter back, in its order; how many that was.
 
-        Their time to live starts anew. The queue is made if it is gone.
+        Their time to live starts anew. The queue is created if it is gone.
         """
         dead = dead_letter_queue(queue)
         with self._files.database.read() as c:
             found = tables.find_queue(c, dead, self._files.clock.time())
             if found is None:
                 return 0
-            # No more than there are now: some may die again meanwhile.
+            # No more than there are now: some may be dead-lettered again meanwhile.
             left = tables.size(c, found, self._files.clock.time()).ready
         left = left if limit is None else min(limit, left)
         mark = redriving(self.operators, queue)

@@ -1,4 +1,4 @@
-"""What an embedded broker hands out, and what becomes of it: acks, leases, dead letters."""
+"""Deliveries of an embedded broker: leases, acks, dead letters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Deliveries:
         self._files = files
 
     def poll(self, name: str, limit: int, *, busy: bool, begun: bool = True) -> list[Delivery]:
-        """``busy``: more is likely to be there, so that a look before the lock isn't worth it."""
+        """``busy``: more is likely there, so a read before the write lock isn't worth it."""
         self._files.sweep_if_due()
         if not busy:
             now = self._files.clock.time()
@@ -60,7 +60,7 @@ class Deliveries:
                     else:
                         deliveries.append(self._deliver(change, queue, row, begun))
             if promoted > len(deliveries):
-                # Another receiver may be about to wait for what was due and now is ready.
+                # Another receiver may be about to wait for a message that has just become ready.
                 change.wake(name)
         return deliveries
 
@@ -140,12 +140,12 @@ class Deliveries:
         reason: str,
         more: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Move it to the dead letter; ``more``: attributes that its consumer gave it."""
+        """Move it to the dead letter; ``more``: attributes that its consumer added."""
         if queue.spec.temporary:
             tables.delete(change.c, row["id"])
             return
         if queue.takes_dead_letters:
-            # Back at once, it would keep a consumer that refuses it busy for ever.
+            # Redelivered at once, it would keep a consumer that refuses it busy forever.
             tables.free(change.c, row["id"], change.now + self._files.lease_seconds(queue))
             change.wake(queue.spec.name)
             return

@@ -57,7 +57,7 @@ class Entities:
         dead = self._files.dead(listeners)
         with self._files.database.write(durable=not spec.temporary) as c:
             now = self._files.clock.time()
-            # First: what a killed process left in an auto_delete queue is gone with it.
+            # First: an auto_delete queue of a killed process is deleted, with its messages.
             for bell in dead:
                 tables.drop_bell(c, bell, now)
             found = tables.find_queue(c, spec.name, now)
@@ -127,7 +127,7 @@ class Entities:
         return self._files.find(c, queue)
 
     def route(self, change: Change, exchange: str, routing_key: str) -> list[Queue]:
-        """The queues that a message reaches. Raises NotFound for an exchange that there isn't."""
+        """The queues that a message reaches. Raises NotFound for a missing exchange."""
         if exchange:
             type = tables.exchange_type(change.c, exchange)
             if type is None:

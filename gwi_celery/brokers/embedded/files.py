@@ -1,4 +1,4 @@
-"""The database of an embedded broker, and whom its changes wake. Its other modules stand on this."""
+"""The database of an embedded broker, and whom its changes wake. The package's other modules use it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Acks and nacks, sent in the background: batched, tried again, never in the worker's way.
+"""Acks and nacks, sent in the background: batched and retried, without holding up the worker.
 
-One thread per broker and process, which does nothing else that takes time. While one request is on
-its way the next ones gather, so that a busy worker makes fewer of them than it has messages. What fails
-for now is sent again until the message's lease is surely over; then it is delivered again anyway, and
-that is logged.
+One thread per broker and process, for nothing else. While one request is in flight the next acks
+accumulate, so that a busy worker makes fewer requests than it has messages. A temporary failure is
+retried until the message's lease has certainly ended; then the message is redelivered anyway, and a
+warning is logged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 #: Ids in one request, and their bytes: Pub/Sub takes 512 KB (an id has about 200).
 _BATCH, _BATCH_BYTES = 1000, 480_000
-#: Bytes that an id costs in a request beside itself.
+#: Bytes of overhead per id in a request.
 _FRAME = 4
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
@@ -37,12 +37,12 @@ class _Item:
     ack_id: str
     #: None: ack. Else: the message is redelivered after that many seconds.
     seconds: int | None
-    #: Monotonic time after which sending it is no use.
+    #: Monotonic time after which sending it is pointless.
     until: float
 
 
 def fitting(ack_ids: Iterable[str]) -> Iterator[list[str]]:
-    """The same ids, in parts that each fit one request."""
+    """Split the ids into parts that each fit one request."""
     part: list[str] = []
     size = 0
     for ack_id in ack_ids:
@@ -56,7 +56,7 @@ def fitting(ack_ids: Iterable[str]) -> Iterator[list[str]]:
 
 
 class Acknowledger:
-    """Sends what it is told to, soon."""
+    """Sends acks and nacks soon after it is told to."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -69,7 +69,7 @@ class Acknowledger:
         self._waiting: deque[_Item] = deque()
         self._sending = 0
         self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
-        #: Monotonic time before which nothing is sent again.
+        #: Monotonic time before which nothing is retried.
         self._retry_at = 0.0
 
     def ack(self, subscription: str, ack_id: str, until: float) -> None:
@@ -107,14 +107,14 @@ class Acknowledger:
         self._ticker.stop(1.0)
 
     def _add(self, item: _Item) -> None:
-        if self._pid != os.getpid():  # forked: what waited is the parent's to send
+        if self._pid != os.getpid():  # forked: the waiting acks are the parent's to send
             self._reset()
         with self._changed:
             self._waiting.append(item)
         self._ticker.wake(self._retry_at)
 
     def _send_some(self) -> float:
-        """One request; the monotonic time of the next."""
+        """Send one request; returns the monotonic time of the next."""
         with self._changed:
             if not self._waiting:
                 return NEVER
@@ -156,7 +156,7 @@ class Acknowledger:
         return self._retry_at
 
     def _take(self) -> list[_Item]:
-        """The oldest, and those that can go with it in one request."""
+        """The oldest item, and those that fit in one request with it."""
         first = self._waiting[0]
         batch: list[_Item] = []
         rest: deque[_Item] = deque()

@@ -1,7 +1,7 @@
 """The admin calls: topics and subscriptions made, read, listed and deleted.
 
-A *sign* is a subscription that says something and gets nothing: its topic is never published to. By
-signs connections tell one another what Pub/Sub keeps no trace of.
+A *sign* is a subscription on a topic that is never published to: its name carries information. With
+signs, connections tell one another what Pub/Sub doesn't record.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Admin:
         self.pushed: dict[str, str] = {}
 
     def create_topic(self, path: str, labels: dict[str, str]) -> bool:
-        """False if it was there already."""
+        """False if it existed already."""
         options = self._options
         topic = pb["Topic"](name=path, labels={**options.labels, **labels})
         if options.kms_key:
@@ -44,7 +44,7 @@ class Admin:
         return True
 
     def create_subscription(self, wanted: Any) -> bool:
-        """False if it was there already. Raises NotFound when its topic isn't."""
+        """False if it existed already. Raises NotFound if its topic doesn't exist."""
         try:
             self._client.persist("CreateSubscription", wanted, wanted.name, self._options.timeout)
         except AlreadyExists:
@@ -59,7 +59,7 @@ class Admin:
         except NotFound:
             return None
         if found.topic == _DELETED_TOPIC:
-            # It can never get a message again; a new one must take its name.
+            # It can never receive a message again; a new one needs its name.
             self.delete_subscription(path)
             return None
         self.note_push(path, found.push_config.push_endpoint)
@@ -81,7 +81,7 @@ class Admin:
             self._client.call("DeleteTopic", pb["DeleteTopicRequest"](topic=path), path)
 
     def subscriptions(self) -> Iterator[Any]:
-        """Those of our prefix."""
+        """Those with this connection's prefix."""
         project = f"projects/{self._options.project}"
         ours = f"{project}/subscriptions/{self._options.prefix}"
         token = ""
@@ -110,7 +110,7 @@ class Admin:
     # --- signs --------------------------------------------------------------------------------
 
     def sign(self, path: str, labels: dict[str, str], expiration: int = 0) -> None:
-        """Leave a sign, if it isn't there; it expires after so many seconds without use, 0: never."""
+        """Create a sign unless it exists; it expires after that many unused seconds, 0: never."""
         wanted = pb["Subscription"](
             name=path,
             topic=self.signs_topic,
@@ -140,7 +140,7 @@ class Admin:
             )
             try:
                 page = self._client.call("ListTopicSubscriptions", request, self.signs_topic)
-            except NotFound:  # nobody ever left one
+            except NotFound:  # there never was one
                 return
             yield from page.subscriptions
             token = page.next_page_token

@@ -1,4 +1,4 @@
-"""What an error of Pub/Sub says to do next: the resource, the role, the command. Pure functions."""
+"""Error texts for Pub/Sub that name the next step: resource, role, command. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.options import EMULATOR_HOST, PubSubOptions
 from gwi_celery.config import emulator_unavailable
 
-#: What makes a call need which role on what; any other needs the editor's.
+#: RPC -> the role that it needs, and on what; any other needs the editor role.
 _ROLES = {
     "Publish": "roles/pubsub.publisher",
     "Pull": "roles/pubsub.subscriber",
@@ -26,7 +26,7 @@ PROJECT_UNKNOWN = re.compile(r"project not found", re.IGNORECASE)
 
 
 def unavailable(options: PubSubOptions) -> str:
-    """Nobody answers at the endpoint."""
+    """The endpoint does not answer."""
     if options.emulator:
         return emulator_unavailable("Pub/Sub", EMULATOR_HOST, options.endpoint)
     hint = ""
@@ -39,7 +39,7 @@ def unavailable(options: PubSubOptions) -> str:
 
 
 def pushed(queue: str, resource: str, endpoint: str) -> str:
-    """For who wants to pull what Pub/Sub pushes."""
+    """For a consumer of a queue that Pub/Sub pushes."""
     return (
         f"queue {queue!r} is not pulled: {resource} is a push subscription, whose messages Pub/Sub posts "
         f"to {endpoint}. Run the push service there (celery gwi serve), or have the queue pulled "
@@ -94,7 +94,7 @@ def unauthenticated(rpc: str, resource: str, details: str) -> str:
 
 
 def missing(options: PubSubOptions, resource: str) -> str:
-    """For NOT_FOUND where nothing is made by us."""
+    """For NOT_FOUND in mode "provisioned"."""
     project, kind, id = _parts(resource)
     if kind == "topics":
         command = f"gcloud pubsub topics create {id} --project={project}"

@@ -1,4 +1,4 @@
-"""What has come in for one queue, on gRPC's threads, until the event loop takes it."""
+"""Messages that have arrived for one queue, on gRPC's threads, until the event loop takes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gwi_celery.brokers.pubsub.topology import Source
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 
-#: Seconds that what arrived waits to be polled by a user who is busy; then others may have it.
+#: Seconds that a message waits for a busy consumer to poll it; then it is given back.
 #: Well under the shortest lease.
 _LONGEST_WAIT = 5.0
 #: Seconds between two looks for bindings that other connections made.
@@ -24,10 +24,10 @@ _REDISCOVER = 60.0
 
 
 class Arrivals:
-    """One queue: its lines, and what came by them and was not taken yet.
+    """One queue: its lines, and the messages that they brought and nobody took yet.
 
-    Nothing is taken whose lease may be over. What waits for long is given back; only what a stream
-    brought stays, as it would come back by the same stream: it is replaced when it is redelivered.
+    A message whose lease may have run out is not handed out. One that waits too long is given back;
+    but what a stream brought stays, as the same stream would bring it again: its redelivery replaces it.
     """
 
     def __init__(self, receiver: PubSubReceiver, queue: str, bulk: bool) -> None:
@@ -39,7 +39,7 @@ class Arrivals:
         self._lock = forks.lock()
         self._arrived: dict[Line, deque[Delivery]] = {}
         self._delayed: list[tuple[float, Delivery]] = []
-        #: How many its user last wanted.
+        #: How many messages its consumer last asked for.
         self._room = 0
         self._watched = False
         self._error: Exception | None = None
@@ -73,7 +73,7 @@ class Arrivals:
         return Flow(self.receiver, self, source)
 
     def rediscovery_due(self) -> bool:
-        """Whether to look for bindings made elsewhere; once in a while, and then not at once again."""
+        """Whether to look for other connections' bindings now; True once a minute at most."""
         now = time.monotonic()
         due = not self._bulk and now >= self._rediscover_at
         if due:
@@ -90,7 +90,7 @@ class Arrivals:
             taken: list[Delivery] = []
             now = time.monotonic()
             lapsed: list[Delivery] = []
-            # What was bound before is the queue's: an unbound line's messages are delivered as well.
+            # Messages of a line that was unbound meanwhile still belong to the queue.
             unbound = [line for line in self._arrived if line not in self.lines]
             for line in [*self.lines, *unbound]:
                 arrived = self._arrived.get(line)
@@ -120,7 +120,7 @@ class Arrivals:
         return dropped
 
     def _watch(self) -> None:
-        """With the lock held: see to what waits for long, also while our user is busy."""
+        """With the lock held: have waiting messages reviewed, also while the consumer is busy."""
         if not self._watched:
             self._watched = True
             self.receiver.broker.later(time.monotonic() + _LONGEST_WAIT, self._review)
@@ -148,7 +148,7 @@ class Arrivals:
             self.receiver.broker.give_back(delivery)
 
     def _early(self, now: float) -> set[str]:
-        """With the lock held: what is held for a time that hasn't come."""
+        """With the lock held: messages held until a later time."""
         return {delivery.ack_id for due, delivery in self._delayed if due > now}
 
     def want(self, limit: int) -> None:
@@ -162,7 +162,7 @@ class Arrivals:
             self._fetch(limit)
 
     def _probe(self, levels: list[Line], limit: int) -> None:
-        """By priority: ask the most urgent level what it has, then the next; none: wait on all."""
+        """By priority: ask the most urgent level, then the next; if all are empty, wait on all."""
         if any(line.probing for line in levels):
             return
         for line in levels:
@@ -171,7 +171,7 @@ class Arrivals:
         self._fetch(limit)
 
     def probed(self, line: Line, limit: int) -> None:
-        """That level has nothing now."""
+        """That level is empty now: ask the next."""
         if limit <= 0:
             return  # nor is there room any more
         levels = [other for other in self.lines if other.source.own]
@@ -183,7 +183,7 @@ class Arrivals:
             line.fetch(limit, now)
 
     def return_unpolled(self) -> None:
-        """There is no room: hand back what came, which others may have, and ask for no more."""
+        """There is no room: give back what arrived, for other consumers, and fetch no more."""
         with self._lock:
             unpolled = {line for line, arrived in self._arrived.items() if arrived}
         for line in self.lines:
@@ -195,7 +195,7 @@ class Arrivals:
             self.receiver.broker.give_back(delivery)
 
     def next_due(self) -> float | None:
-        """Monotonic time at which something happens by itself."""
+        """Monotonic time of the next event that nothing announces; None: there is none."""
         with self._lock:
             dues = [due for due, _ in self._delayed]
         if not self._bulk:
@@ -217,7 +217,7 @@ class Arrivals:
     # gRPC's threads' side.
 
     def arrived(self, line: Line, received: list[Any]) -> int:
-        """Take in what a call brought; how many of them are for delivery now or soon."""
+        """Keep what a call brought; returns how many messages can be delivered now."""
         broker = self.receiver.broker
         ready, delayed = broker.sort(line.source, received, line.lease)
         deferred: list[tuple[float, Delivery]] = []
@@ -225,15 +225,15 @@ class Arrivals:
         with self._lock:
             stopped = self._stopped
             if not stopped:
-                # Delivered again while it waits here: its earlier lease is over.
+                # Redelivered while it waits here: its earlier lease has run out.
                 again = {(_path(d), d.message_id) for d in [*ready, *(d for _, d in delayed)]}
                 replaced = self._drop(lambda d: (_path(d), d.message_id) in again)
                 waiting = [*self._arrived.get(line, ()), *ready]
                 if not broker.options.ordering:
-                    # What one subscription brings at once is in no order of priority.
+                    # A subscription's messages are not ordered by priority.
                     waiting.sort(key=lambda delivery: -delivery.priority)
                 self._arrived[line] = deque(waiting)
-                # What is held takes a place: one must not hoard what others could have.
+                # A held message takes a place: don't hoard what other consumers could take.
                 room = max(self._room - len(self._delayed), 0)
                 delayed, deferred = delayed[:room], delayed[room:]
                 self._delayed += delayed
@@ -251,12 +251,12 @@ class Arrivals:
         return len(ready)
 
     def failed(self, error: Exception) -> None:
-        """It can't go on: whoever polls next is told."""
+        """Receiving has failed for good: the next poll raises the error."""
         with self._lock:
             self._error = error
         self.receiver.ring()
 
 
 def _path(delivery: Delivery) -> str:
-    """Of the subscription that it came by."""
+    """Path of the subscription that the delivery came by."""
     return delivery.ack_id.partition(" ")[0]

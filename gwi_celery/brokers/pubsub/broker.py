@@ -1,4 +1,4 @@
-"""The broker seam on Pub/Sub: what each of its verbs is there.
+"""The broker seam on Pub/Sub: what each of its methods does there.
 
 ==================  ===============================================================================
 publish             Publish, one RPC, confirmed; tried again while it fails for now
@@ -9,9 +9,9 @@ give back           Publish a copy, then Acknowledge: Pub/Sub would count Modify
                     delivery. That it is, where nothing is counted
 extend              ModifyAckDeadline
 dead letter         Publish to the dead letter's topic, then Acknowledge
-a delay             the message says when it may be delivered. Whoever gets it before holds it for
-                    some seconds, or leaves it leased to nobody until then, up to 600 s at a time
-size                None: Pub/Sub itself can't say; see :meth:`PubSubBroker.depth`
+a delay             an attribute says when the message may be delivered. A consumer that gets it
+                    earlier holds it for some seconds, or defers it: up to 600 s at a time
+size                None: Pub/Sub itself can't tell; see :meth:`PubSubBroker.depth`
 ==================  ===============================================================================
 
 What Pub/Sub counts are deliveries, for queues that have a dead letter. To make attempts of them, what
@@ -66,11 +66,11 @@ from gwi_celery.text import REASON_BYTES, cut
 
 logger = logging.getLogger(__name__)
 
-#: Messages in one look into a queue.
+#: Messages in one peek into a queue.
 _LOOK = 1000
 #: Seconds that closing waits for what is still to be sent.
 _CLOSE = 2.0
-#: Seconds for which queues that were left are not deleted once Pub/Sub didn't answer to that.
+#: Seconds without further deletions of unused queues after one that Pub/Sub didn't answer.
 _STALLED = 10.0
 
 
@@ -99,7 +99,7 @@ class PubSubBroker:
         self._dead_letters = DeadLetters(self)
         self._monitoring = Monitoring(options.timeout)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
-        #: Monotonic time up to which queues that were left are not deleted: they expire by themselves.
+        #: Monotonic time until which unused queues are not deleted: they expire by themselves.
         self._stalled_until = 0.0
         _brokers.add(self)
 
@@ -153,9 +153,9 @@ class PubSubBroker:
     def publish(
         self, exchange: str, routing_key: str, message: OutgoingMessage, *, merge: bool = False
     ) -> None:
-        """As :meth:`Broker.publish`. None: how many queues it reaches is Pub/Sub's business.
+        """As :meth:`Broker.publish`. Returns None: Pub/Sub doesn't tell how many queues it reached.
 
-        ``merge``: somebody else's message, with any number of attributes.
+        ``merge``: a foreign message, which may have any number of attributes.
 
         Raises TooLarge over 10 MB, with both sizes, and BrokerUnavailable after
         ``publish_timeout`` seconds.
@@ -163,7 +163,7 @@ class PubSubBroker:
         self.publisher.publish(exchange, routing_key, message, merge=merge)
 
     def publish_many(self, messages: Sequence[tuple[str, str, OutgoingMessage]]) -> list[None]:
-        """Publish all of them, many at a time. Raises PublishFailed with an error for each failed."""
+        """Publish all of them, many at a time. Raises PublishFailed with an error for each failure."""
         return self.publisher.publish_many(messages)
 
     # --- receive --------------------------------------------------------------------------------
@@ -174,11 +174,11 @@ class PubSubBroker:
         return receiver
 
     def leave(self, queue: str) -> None:
-        """A receiver of ours ended its subscription: an auto_delete queue goes with its last one."""
+        """A receiver unsubscribed: an auto_delete queue is deleted with its last one."""
         if any(receiver.reads(queue) for receiver in self._receivers):
             return
         if time.monotonic() < self._stalled_until:
-            return  # a stop must not wait for each
+            return  # stopping must not wait for each
         try:
             with self.client.within(_CLOSE):
                 self.topology.leave(queue)
@@ -188,12 +188,12 @@ class PubSubBroker:
             logger.info("queue %r was not deleted (%s): it expires by itself", queue, exc)
 
     def look(self, queue: str, limit: int) -> list[Delivery]:
-        """What is there now. For a queue that no receiver of ours is subscribed to."""
+        """Messages that are ready now, of a queue that no receiver of this connection reads."""
         try:
             sources = self.topology.sources(queue)
         except NotFound:
             return []
-        self.flush(_CLOSE)  # what was handed back just now is there, too
+        self.flush(_CLOSE)  # so that messages given back just now are included
         found: list[Delivery] = []
         for source in sources:
             while len(found) < limit:
@@ -218,7 +218,7 @@ class PubSubBroker:
         """In the background, look for bindings that other connections made."""
 
         def job() -> None:
-            with contextlib.suppress(BrokerError):  # it is looked again
+            with contextlib.suppress(BrokerError):  # tried again later
                 self.topology.rediscover(queue)
                 self._reread(queue)
 
@@ -226,22 +226,20 @@ class PubSubBroker:
             self._jobs.run(job)
 
     def recover(self, source: Source, then: Callable[[], None]) -> None:
-        """In the background: a subscription that is read from is gone, and so is what it was for."""
+        """In the background, recreate a subscription that is being read and was deleted."""
 
         def job() -> None:
             try:
                 self.topology.recover(source)
                 self._reread(source.queue)
             except BrokerError as exc:
-                logger.warning(
-                    "queue %r is gone and can't be made again yet: %s", source.queue, exc
-                )
+                logger.warning("queue %r is gone and can't be recreated yet: %s", source.queue, exc)
             then()
 
         self._jobs.run(job)
 
     def _reread(self, queue: str, *, again: bool = False) -> None:
-        """Receivers of ours read from what the queue consists of now."""
+        """Have this connection's receivers read the queue's current subscriptions."""
         for receiver in list(self._receivers):
             receiver.rebound(queue, again=again)
 
@@ -268,12 +266,12 @@ class PubSubBroker:
     # --- leases ---------------------------------------------------------------------------------
 
     def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Sent in the background, again and again while the lease lasts. What is lost isn't told."""
+        """Sent in the background, with retries while the lease lasts. A lost lease isn't reported."""
         self._deliveries.ack(deliveries)
         return []
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
-        """Their leases are over, or may be: they are redelivered, and nobody is given them here."""
+        """Drop deliveries whose lease has, or may have, run out: they will be redelivered."""
         self._deliveries.forget(deliveries)
 
     def outstanding(self, ack_ids: Iterable[str]) -> set[str]:
@@ -281,11 +279,11 @@ class PubSubBroker:
         return self._deliveries.outstanding(ack_ids)
 
     def any_deferred(self, ack_ids: Iterable[str]) -> bool:
-        """Whether one of these is leased to nobody until its time."""
+        """Whether one of these is a deferred message."""
         return self._deliveries.any_deferred(ack_ids)
 
     def defer(self, delivery: Delivery, seconds: float) -> None:
-        """Leave it leased to nobody for that time; then whoever has room gets it."""
+        """Keep it leased, to nobody, for that time; then it is redelivered."""
         self._deliveries.release(delivery, max(seconds, 0.0))
 
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
@@ -310,13 +308,13 @@ class PubSubBroker:
         if spec.temporary:
             self.ack([delivery])
         elif delivery.queue == dead_letter_queue(delivery.queue.removesuffix(".dead")):
-            # Nothing dies in a dead letter; back at once, it would keep its consumer busy.
+            # No dead letter has a dead letter; redelivered at once, it would keep its consumer busy.
             self._deliveries.release(delivery, delivery.lease_seconds)
         else:
             self._try_to_bury(delivery, reason, delivery.deliveries)
 
     def _try_to_bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
-        """Without a dead letter to publish to the message stays, and the worker goes on."""
+        """If the dead letter can't be published to, the message stays in its queue."""
         try:
             self._bury(delivery, reason, deliveries)
         except (BrokerUnusable, TooLarge) as exc:
@@ -350,7 +348,7 @@ class PubSubBroker:
         return None
 
     def depth(self, queue: str) -> QueueDepth | None:
-        """What waits in the queue, some minutes ago, as Cloud Monitoring has it. Raises NotFound.
+        """The queue's depth some minutes ago, from Cloud Monitoring. Raises NotFound.
 
         None where it can't be known: on an emulator, without the extra ``monitoring``, without the
         permission, and before all of the queue's subscriptions have been measured.
@@ -373,9 +371,9 @@ class PubSubBroker:
         )
 
     def purge(self, queue: str) -> int:
-        """Take out and ack what is ready, until nothing is left; how many that was.
+        """Ack ready messages until none is left; returns how many.
 
-        What is delayed goes as well, once it is delivered for the first time; not what is deferred.
+        Includes delayed messages that are delivered for the first time, but not deferred ones.
         """
         if self.operators is not None:
             self.operators.about_to("purge", queue)
@@ -391,7 +389,7 @@ class PubSubBroker:
         return purged
 
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
-        """What is ready. Looking leases it for a moment, and then gives it back."""
+        """Ready messages. They are leased for a moment and then given back."""
         deliveries = self.look(queue, limit)
         self._deliveries.give_back(deliveries)
         self.flush(_CLOSE)
@@ -403,10 +401,10 @@ class PubSubBroker:
         """Have Pub/Sub post the queue's messages to ``url``; empty: back to pulling.
 
         Args:
-            queue: Made if it doesn't exist.
+            queue: Created if it doesn't exist.
             url: Of the push service's ``/push``.
-            service_account: Whose OIDC token comes with each request; empty: none does.
-            audience: What that token is for; empty: the URL.
+            service_account: Account whose OIDC token each request carries; empty: no token.
+            audience: Audience of that token; empty: the URL.
         """
         self.topology.declare_queue(QueueSpec(queue))
         for source in self.topology.sources(queue):
@@ -444,7 +442,7 @@ class PubSubBroker:
         """Wait until acks and unconfirmed messages are with Pub/Sub; False if that took longer."""
         deadline = time.monotonic() + timeout
         self.publisher.wait(timeout)
-        # What failed is a job now, and a job may ack.
+        # A failed publish has become a background job, and a job may ack.
         done = self._jobs.flush(max(deadline - time.monotonic(), 0))
         return self._acks.flush(max(deadline - time.monotonic(), 0)) and done
 
@@ -459,7 +457,7 @@ class PubSubBroker:
         self.client.close()
 
     def _flush_at_end(self) -> None:
-        """Messages that were not confirmed are waited for as if they had been; all else for a moment."""
+        """Wait for unconfirmed messages as a confirmed publish would; for all else only briefly."""
         if self.publisher.unsettled():
             if not self.flush(self.options.publish_timeout):
                 logger.error("unconfirmed messages may not have been published")
@@ -467,7 +465,7 @@ class PubSubBroker:
             self.flush(_CLOSE)
 
     def _after_fork(self) -> None:
-        """What is on its way, leased and received is the parent's."""
+        """Forget what is in flight, leased or received: it is the parent's."""
         self.publisher.after_fork()
         self._deliveries.after_fork()
         self._receivers = weakref.WeakSet()
@@ -499,7 +497,7 @@ os.register_at_fork(after_in_child=_in_child)
 
 
 def _flush_all() -> None:
-    """Acks and unconfirmed messages of brokers that nobody closed."""
+    """Send the acks and unconfirmed messages of brokers that nobody closed."""
     for broker in list(_brokers):
         broker._flush_at_end()
 

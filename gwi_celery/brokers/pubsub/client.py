@@ -7,12 +7,12 @@ own and leaves the inherited one alone, neither used nor closed.
 What a status means (https://cloud.google.com/pubsub/docs/reference/error-codes):
 
 =================================================  =================================================
-NOT_FOUND, ALREADY_EXISTS                          an answer: NotFound, AlreadyExists
+NOT_FOUND, ALREADY_EXISTS                          NotFound, AlreadyExists
 PERMISSION_DENIED, UNAUTHENTICATED; NOT_FOUND      BrokerUnusable, with the role and the command
 in mode "provisioned"; no token to be had
 UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED,           BrokerUnavailable: may or may not have happened;
-INTERNAL, UNKNOWN, CANCELLED, RESOURCE_EXHAUSTED   every call of ours may be made again
-anything else                                      BrokerError: making it again can't help
+INTERNAL, UNKNOWN, CANCELLED, RESOURCE_EXHAUSTED   every call of this package can be retried
+anything else                                      BrokerError: retrying can't help
 =================================================  =================================================
 """
 
@@ -41,7 +41,7 @@ from gwi_celery.gcp import fork_gate, rpcs
 from gwi_celery.gcp.channel import Channel
 from gwi_celery.gcp.credentials import Access, NoCredentials
 
-#: The messages of the wire, without the wrappers that the library puts around them.
+#: The protobuf messages, without the library's wrappers.
 pb = {
     name: getattr(types, name).pb()
     for name in (
@@ -134,17 +134,17 @@ _CHANNEL_OPTIONS = [
     # Also the time that one attempt may take.
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # A peer that went away without a word is noticed by a blocked pull.
+    # A blocked pull notices a peer that has silently disappeared.
     ("grpc.keepalive_time_ms", 300_000),
     # Each client has a connection of its own: closing one leaves the others.
     ("grpc.use_local_subchannel_pool", 1),
-    # No look into a proxy for an emulator on loopback; TLS endpoints keep gRPC's default.
+    # No proxy for an emulator on loopback; TLS endpoints keep gRPC's default.
 ]
 
 _SCOPES = ("https://www.googleapis.com/auth/pubsub",)
-#: Seconds for which what was just created may be unknown to other calls: Pub/Sub spreads the word first.
+#: Seconds for which other calls may not find a new entity: Pub/Sub is eventually consistent.
 _SETTLES = 10.0
-#: What tells a connection of an entity; of one that another made, the age isn't known.
+#: RPCs by which a connection learns of an entity; the age of one that another created is unknown.
 _FIRST_SEEN_BY = frozenset({"CreateTopic", "CreateSubscription", "GetTopic", "GetSubscription"})
 #: First and longest pause, seconds, between two calls that find it missing.
 _SETTLING_PAUSES = (0.1, 1.0)
@@ -163,7 +163,7 @@ class Client:
         self._access = Access(_SCOPES)
         self._channel = Channel(partial(_connect, options, self._access))
         self._metadata: dict[tuple[str, str], Any] = {}
-        #: Path of what was created or first seen lately -> monotonic time when it has surely settled.
+        #: Path of an entity created or first seen recently -> monotonic time when it has settled.
         self._young: dict[str, float] = {}
         #: Called with the name of each RPC that is made; for tests and metrics.
         self.on_call: Callable[[str], None] | None = None
@@ -171,7 +171,7 @@ class Client:
     def call(self, rpc: str, request: Any, resource: str, timeout: float | None = None) -> Any:
         """Make one RPC and wait. Raises as the table above says; names ``resource`` in errors.
 
-        What was created a moment ago and can't be found yet is asked for again until it has settled.
+        A call that doesn't find a new entity is retried until that has settled.
         """
         pauses = Backoff(*_SETTLING_PAUSES)
         while True:
@@ -185,7 +185,7 @@ class Client:
             time.sleep(pause)
 
     def settling(self, resource: str) -> bool:
-        """Whether it was created or first seen so lately that it may be there and not be found."""
+        """Whether it is so new that calls may not find it although it exists."""
         return time.monotonic() < self._young.get(resource, 0.0)
 
     def _call_once(self, rpc: str, request: Any, resource: str, timeout: float | None) -> Any:
@@ -206,7 +206,7 @@ class Client:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Calls of this thread inside take no longer than that altogether."""
+        """Limit the total time of this thread's calls inside the block."""
         self._hurry.until = time.monotonic() + seconds
         try:
             yield
@@ -218,12 +218,12 @@ class Client:
         return wanted if until is None else max(min(wanted, until - time.monotonic()), 0.05)
 
     def persist(self, rpc: str, request: Any, resource: str, total: float) -> Any:
-        """As :meth:`call`, made again while it fails for now, for ``total`` seconds at most."""
+        """As :meth:`call`, retrying temporary failures for ``total`` seconds at most."""
         total = self._timeout(total)
         timeout = min(total, self._options.timeout)
         began = time.monotonic()
         try:
-            # By far the most calls succeed at once: the retry's own cost is for those that don't.
+            # Nearly all calls succeed at once; only the others pay for the retry wrapper.
             return self.call(rpc, request, resource, timeout)
         except BrokerUnavailable as exc:
             left = total - (time.monotonic() - began)
@@ -242,13 +242,13 @@ class Client:
                 raise (error.cause or exc) from error
 
     def start(self, rpc: str, request: Any, resource: str, timeout: float) -> Any:
-        """Begin one RPC; its gRPC future. The caller has passed the gate of ``forks``."""
+        """Begin one RPC; its gRPC future. The caller has entered the fork gate."""
         return self._stub(rpc).future(
             request, timeout=timeout, metadata=self._routing(rpc, resource)
         )
 
     def stream(self, requests: Iterator[Any], resource: str) -> Any:
-        """Open a StreamingPull; an iterator of answers. The caller has passed the gate."""
+        """Open a StreamingPull; an iterator of answers. The caller has entered the fork gate."""
         if self.on_call is not None:
             self.on_call("StreamingPull")
         rpcs.count("StreamingPull")
@@ -260,7 +260,7 @@ class Client:
         return stub(requests, metadata=self._routing("StreamingPull", resource))
 
     def error(self, exc: Any, rpc: str, resource: str) -> Exception:
-        """Our error for gRPC's."""
+        """This package's error for gRPC's."""
         code, details = exc.code(), exc.details() or ""
         if code is grpc.StatusCode.NOT_FOUND:
             if advice.PROJECT_UNKNOWN.search(details):
@@ -288,7 +288,7 @@ class Client:
         return BrokerUnavailable(text) if temporary else BrokerError(text)
 
     def ready(self, timeout: float) -> None:
-        """Wait until the endpoint can be talked to, without any RPC. Raises BrokerUnavailable."""
+        """Wait for a connection to the endpoint, without any RPC. Raises BrokerUnavailable."""
         with fork_gate.call():
             future = grpc.channel_ready_future(self._channel.get())
             try:
@@ -342,7 +342,7 @@ def _unary(rpc: str, channel: Any) -> Any:
 
 
 def _failed_for_now(exc: Any) -> bool:
-    """Whether an exactly-once subscription says so of any ack id, in the answer's metadata.
+    """Whether an exactly-once subscription reports a transient failure for any ack id, in the metadata.
 
     https://cloud.google.com/pubsub/docs/exactly-once-delivery
     """
@@ -361,6 +361,6 @@ def _serialize(message: Any) -> bytes:
 
 @contextlib.contextmanager
 def ignoring_missing() -> Iterator[None]:
-    """What was to be deleted is gone already."""
+    """Ignore NotFound: what was to be deleted is already gone."""
     with contextlib.suppress(NotFound):
         yield

@@ -1,9 +1,9 @@
 """Dead letters on Pub/Sub: keeping a message with the reason, and taking it back out.
 
-What we say of a death are four attributes more, and a message may be as large as any can be, or have
-as many attributes. Those that don't fit as they are go into one of ours (:mod:`.wire`). Where the
-message itself leaves no room it is kept exactly as it came, and followed by a *note*: a message without
-data that has our attributes and names, in :data:`NOTE_OF`, the message it is about.
+A death adds four attributes, and a message may already be as large as Pub/Sub allows, or have as many
+attributes. Attributes that don't fit are packed into one (:mod:`.wire`). Where the message leaves no
+room at all it is kept unchanged and followed by a *note*: a message without data that carries these
+attributes and names, in :data:`NOTE_OF`, the message it is about.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NOTE_OF = "gwi-death-of"
 _DEATH = DEATH | {NOTE_OF}
 #: Characters of a reason that are kept, where there is room.
 _REASON = 10_000
-#: Messages in one look.
+#: Messages in one pull.
 _LOOK = 1000
 #: Seconds that giving back waits to be sent.
 _FLUSH = 2.0
@@ -77,7 +77,7 @@ class DeadLetters:
                 pass
         as_it_came = wire.as_it_came(message)
         if as_it_came is None:
-            raise TooLarge("there is no room in it for anything of ours, and it is not as it came")
+            raise TooLarge("it has no room for the reason, and is not as it came")
         id = self._broker.publisher.send_dead(delivery.queue, as_it_came)
         self._publish(delivery.queue, OutgoingMessage(b"", {**short, NOTE_OF: id}))
 
@@ -128,7 +128,7 @@ class DeadLetters:
         return gone
 
     def _put_back(self, queue: str, delivery: Delivery, redrive: str) -> bool:
-        """Publish it as it was before it died; False if there was no room to say that it was."""
+        """Publish it as it was before it died; False if there was no room for the REDRIVE attribute."""
         kept = {k: v for k, v in delivery.attributes.items() if k not in _DEATH}
         kept = {k: v for k, v in kept.items() if not k.startswith("CloudPubSubDeadLetter")}
         message = OutgoingMessage(delivery.data, kept, delivery.priority)
@@ -184,7 +184,7 @@ class Looked:
 
 
 def joined(deliveries: Iterable[Delivery]) -> list[Delivery]:
-    """Those that are messages, each with what its note says of it."""
+    """The messages, each with the attributes of its note."""
     deliveries = list(deliveries)
     notes = {d.attributes[NOTE_OF]: d.attributes for d in deliveries if NOTE_OF in d.attributes}
     return [

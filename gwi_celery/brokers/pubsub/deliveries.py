@@ -1,4 +1,4 @@
-"""What was received from Pub/Sub: what of it is given out, and how each is settled while it is leased."""
+"""Messages received from Pub/Sub: which are handed out, and how each is settled while it is leased."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from gwi_celery.errors import BrokerError, BrokerUnavailable, TooLarge
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a message which comes too early is held rather than deferred.
+#: Seconds for which a message that arrives too early is held rather than deferred.
 _HOLD = 4.0
 #: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is deferred at a time.
 _PARK = 600.0
-#: Notes of deferred messages after which those are dropped that are over.
+#: Entries of deferred messages above which outdated ones are dropped.
 _MANY_DEFERRED = 10_000
-#: Age, seconds, at which a deferred message is published anew: waiting then neither counts as failing,
-#: nor is it dropped. Half the retention, if that is less.
+#: Age, seconds, at which a deferred message is published anew, so that waiting neither counts as
+#: failing nor outlives the retention. Half the retention, if that is less.
 _RENEWED_AT = 3000.0
-#: Seconds for which another reader's message is left to it.
+#: Seconds for which another reader's messages are left to it.
 _SPARE = 1.0
 
 
 @dataclass(frozen=True)
 class _Delivery(Delivery):
-    """What is known of one of ours besides."""
+    """What else is known of a delivery."""
 
     #: Seconds since the epoch after which it is dropped.
     expires: float = math.inf
@@ -47,7 +47,7 @@ class _Delivery(Delivery):
 
 
 class Deliveries:
-    """Those of one connection. ``bury`` is given what was delivered too often, why, and how often."""
+    """Those of one connection. ``bury`` gets what was delivered too often, the reason and the count."""
 
     def __init__(
         self,
@@ -68,15 +68,15 @@ class Deliveries:
         self._bury = bury
         #: ack id -> monotonic time at which its lease runs out.
         self.leases: dict[str, float] = {}
-        #: ack id -> the same, of what is leased to nobody until then.
+        #: ack id -> the same, for deferred messages.
         self._deferred: dict[str, float] = {}
 
     def after_fork(self) -> None:
-        """What is leased is the parent's."""
+        """Forget the leases: they are the parent's."""
         self.leases, self._deferred = {}, {}
 
     def outstanding(self, ack_ids: Iterable[str]) -> set[str]:
-        """Of these, what Pub/Sub may still count as delivered and not settled."""
+        """How many of these Pub/Sub may still count as outstanding."""
         now = time.monotonic()
         return {
             id for id in ack_ids if max(self.leases.get(id, 0.0), self._deferred.get(id, 0.0)) > now
@@ -89,12 +89,12 @@ class Deliveries:
     def sort(
         self, source: Source, received: Iterable[Any], lease: float | None = None
     ) -> tuple[list[Delivery], list[tuple[float, Delivery]]]:
-        """Of what came: deliveries, and those to hold until a monotonic time.
+        """Sort received messages: deliveries for now, and those to hold until a monotonic time.
 
-        ``lease``: seconds that they are leased for, where that isn't the subscription's ack deadline.
+        ``lease``: seconds that they are leased for, if not the subscription's ack deadline.
 
-        Everything else is dealt with here: what is not for this queue or has expired is acked, what
-        was delivered too often is buried, and what comes long before its time is deferred.
+        The rest is settled here: foreign or expired messages are acked, messages that were delivered
+        too often are buried, and those that are much too early are deferred.
         """
         ready: list[Delivery] = []
         held: list[tuple[float, Delivery]] = []
@@ -105,7 +105,7 @@ class Deliveries:
         for item in received:
             parsed = wire.parse(item.message)
             delivery = self._delivery(source, item, parsed, lease, now)
-            # A queue's time to live is that of waiting for a worker, not of waiting for its time.
+            # A queue's time to live limits the wait for a worker, not a message's own delay.
             age = wall - max(delivery.published_at, parsed.not_before)
             late = source.message_ttl is not None and age > source.message_ttl
             if (
@@ -116,7 +116,7 @@ class Deliveries:
             ):
                 self.ack([delivery])
             elif delivery.published_at < source.since:
-                # Of a reader who was killed, or of one who is still there and may have it.
+                # Of a reader that was killed, or of one that still exists and may take it.
                 self.release(delivery, _SPARE)
             elif parsed.not_before > wall:
                 wait = parsed.not_before - wall
@@ -136,7 +136,7 @@ class Deliveries:
         return ready, held
 
     def _again(self, wait: float, age: float, attempt: int) -> float | None:
-        """Seconds to defer what is not due for ``wait`` seconds; 0: publish it anew; None: hold it."""
+        """Seconds to defer a message due in ``wait`` seconds; 0: publish it anew; None: hold it."""
         first = backoff = 0.0
         if self._options.retry_policy is not None:
             # Pub/Sub adds this to a lease that runs out, and more with each delivery.
@@ -150,7 +150,7 @@ class Deliveries:
         return max(min(wait - backoff, _PARK, left), 1.0)
 
     def _until_due(self, delivery: _Delivery, wait: float) -> _Delivery:
-        """It, leased until it is due and as long as usual from then on."""
+        """The delivery, leased until it is due and for the usual time after that."""
         if wait <= _HOLD:
             return delivery
         seconds = min(wait + delivery.lease_seconds, _PARK)
@@ -194,7 +194,7 @@ class Deliveries:
         )
 
     def _if_ours(self, delivery: Delivery, job: Callable[[], object]) -> None:
-        """Settle it in the background, unless its lease may be over when its turn comes."""
+        """Settle it in the background, unless its lease may have run out by then."""
 
         def settle() -> None:
             if time.monotonic() < delivery.held_until():
@@ -207,14 +207,14 @@ class Deliveries:
     # --- settling -------------------------------------------------------------------------------
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Sent in the background, again and again while the lease lasts. What is lost isn't told."""
+        """Sent in the background, with retries while the lease lasts. A lost lease isn't reported."""
         for delivery in deliveries:
             subscription, ack_id = _parts(delivery)
             until = self.leases.pop(delivery.ack_id, 0.0)
             self._acks.ack(subscription, ack_id, until)
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
-        """Their leases are over, or may be: they are redelivered, and nobody is given them here."""
+        """Drop deliveries whose lease has, or may have, run out: they will be redelivered."""
         for delivery in deliveries:
             self.leases.pop(delivery.ack_id, None)
 
@@ -230,11 +230,11 @@ class Deliveries:
         self._acks.nack(subscription, ack_id, min(seconds, _PARK), until)
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Of one queue. What a copy can't be published of is delivered once more, and counted."""
+        """Give back messages of one queue. If a copy can't be published, the redelivery counts."""
         now = time.monotonic()
         counted = []
         for delivery in deliveries:
-            # Of one whose lease is lost there may be another delivery: no copy beside that.
+            # If its lease is lost there may be another delivery: no copy in addition.
             leased = self.leases.get(delivery.ack_id, 0.0) > now
             if isinstance(delivery, _Delivery) and delivery.counted and leased:
                 counted.append(delivery)
@@ -254,13 +254,13 @@ class Deliveries:
         try:
             self._publish_anew(deliveries)
         except (BrokerError, TooLarge) as exc:
-            logger.debug("%d messages are given back as they are: %s", len(deliveries), exc)
+            logger.debug("%d messages are given back without a copy: %s", len(deliveries), exc)
             for delivery in deliveries:
                 if delivery.ack_id in self.leases:  # not acked
                     self.release(delivery, 0.0)
 
     def _publish_anew(self, deliveries: Sequence[_Delivery], not_before: float = 0.0) -> None:
-        """Have copies of a queue's messages delivered instead, for which Pub/Sub counts from 1."""
+        """Publish copies of a queue's messages, for which Pub/Sub counts from 1, in their place."""
         now = time.time()
         due = max(not_before, now)
         copies = []
@@ -283,7 +283,7 @@ class Deliveries:
     # --- leases ---------------------------------------------------------------------------------
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
-        # Where the subscription's own ack deadline isn't known, the first lease is taken for short.
+        # If the subscription's ack deadline is unknown, assume a short first lease.
         if not self._options.managed:
             seconds = max(seconds, self._options.lease_seconds)
         now = time.monotonic()
@@ -312,7 +312,7 @@ class Deliveries:
         except BrokerUnavailable:
             raise
         except BrokerError:
-            # An exactly-once subscription says that a lease is lost; of many, not which one.
+            # An exactly-once subscription reports that a lease is lost, but not which one of several.
             if len(group) == 1:
                 return group
             half = len(group) // 2
@@ -331,5 +331,5 @@ def _parts(delivery: Delivery) -> tuple[str, str]:
 
 
 def _parkings(wait: float) -> int:
-    """How often a message that was published so long before its time may have been deferred."""
+    """How often a message with that delay may have been deferred."""
     return 0 if wait <= _HOLD else math.ceil(min(wait, _RENEWED_AT) / _PARK)

@@ -1,8 +1,8 @@
-"""How much is waiting, as Cloud Monitoring knows it: Pub/Sub itself can't say.
+"""Queue depths from Cloud Monitoring: Pub/Sub itself can't tell.
 
 Pub/Sub measures each subscription every 60 seconds, and a measurement can be read up to two minutes
-later (https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-pubsub). Where any of a queue's
-subscriptions has none, nothing is known: the sum of the others would be a wrong number.
+later (https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-pubsub). If any of a queue's
+subscriptions has no measurement the depth is unknown: the sum of the others would be wrong.
 
 Needs the extra ``monitoring``, and the role ``roles/monitoring.viewer`` on the project.
 """
@@ -21,13 +21,13 @@ from gwi_celery.gcp.process import PerProcess
 logger = logging.getLogger(__name__)
 
 _METRIC = "pubsub.googleapis.com/subscription/"
-#: Seconds: the newest measurement is at most this old; older ones tell of a subscription that is gone.
+#: Seconds: the newest measurement is at most this old; older ones are of deleted subscriptions.
 _WINDOW = 300.0
 
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """What waits in a queue, leased messages included."""
+    """The messages in a queue, including leased ones."""
 
     messages: int
     #: Seconds since the oldest of them was published: 0 if there are none, None if not known.
@@ -62,7 +62,7 @@ class Monitoring:
         self._told: set[str] = set()
 
     def depth(self, subscriptions: Iterable[str]) -> QueueDepth | None:
-        """Of one queue, by the paths of its subscriptions; None if that can't be known."""
+        """Depth of one queue, by the paths of its subscriptions; None if unknown."""
         by_project: dict[str, list[str]] = {}
         for path in subscriptions:
             _, project, _, id = path.split("/")
@@ -87,7 +87,7 @@ class Monitoring:
         )
 
     def _newest(self, project: str, metric: str, ids: list[str]) -> dict[str, _Point] | None:
-        """Subscription's id -> its newest measurement, if it has one; None if not to be read."""
+        """Subscription id -> its newest measurement, if any; None if they can't be read."""
         quoted = ", ".join(f'"{id}"' for id in ids)
         now = time.time()
         request = {
@@ -113,7 +113,7 @@ class Monitoring:
                 "queue depths are not known: google-cloud-monitoring is not installed; run "
                 "`pip install 'gwi-celery[monitoring]'`"
             )
-        except Exception as exc:  # foreign ones of many kinds, none of which may stop the caller
+        except Exception as exc:  # many foreign kinds; none may fail the caller
             self._tell(
                 f"queue depths of project {project} are not known: {exc}; reading them needs "
                 f"roles/monitoring.viewer, by `gcloud projects add-iam-policy-binding {project} "
@@ -122,7 +122,7 @@ class Monitoring:
         return None
 
     def _tell(self, text: str) -> None:
-        """Once: it is asked for again and again."""
+        """Log it once: depths are polled."""
         if text not in self._told:
             self._told.add(text)
             logger.warning("%s", text)

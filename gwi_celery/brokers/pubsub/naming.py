@@ -29,7 +29,7 @@ EXCHANGE = "exchange"
 ROUTING_KEY = "routing_key"
 PRIORITY = "priority"
 
-#: Labels that say what a topic or subscription is to us.
+#: Labels that say what a topic or subscription is for.
 EXCHANGE_LABEL = "gwi-exchange"
 TEMPORARY_LABEL = "gwi-temporary"
 TTL_LABEL = "gwi-message-ttl"
@@ -72,12 +72,12 @@ def priority_id(prefix: str, queue: str, level: int) -> str:
 
 
 def temporary_topic_id(prefix: str) -> str:
-    """Of the one topic on which the default exchange reaches queues that come and go."""
+    """Of the topic on which the default exchange reaches temporary queues."""
     return f"{prefix}~temporary"
 
 
 def signs_topic_id(prefix: str) -> str:
-    """Of the one topic whose subscriptions only say something: nothing is published to it."""
+    """Of the topic whose subscriptions are signs: nothing is published to it."""
     return f"{prefix}~signs"
 
 
@@ -110,8 +110,8 @@ def key_of(labels: Mapping[str, str]) -> str | None:
 
 
 def binding_filter(exchange_type: str, key: str) -> str:
-    """The filter nearest to a binding: it lets through all that matches, and maybe more."""
-    # What the default exchange sends to a queue of the exchange's name is on this topic as well.
+    """The closest filter for a binding: it passes all that matches, and possibly more."""
+    # The default exchange's messages for a queue of the exchange's name are on this topic as well.
     sent = f"attributes:{EXCHANGE}"
     if exchange_type == FANOUT:
         return sent
@@ -143,7 +143,7 @@ def priority_filter(level: int, next_level: int | None) -> str:
     """Messages whose priority is from ``level`` up to below ``next_level``; both 0 to 9."""
     if level > 0:
         return _any_priority(level, next_level or 10)
-    # Whatever is no priority of a higher level is of this one: also none, and a foreign "high".
+    # Everything without a higher level's priority belongs to this one: none at all, or a foreign "high".
     others = f"NOT ({_any_priority(next_level or 10, 10)})"
     missing = f"NOT attributes:{PRIORITY} OR {others}"
     return missing if len(missing) <= _MAX_FILTER else others
@@ -162,7 +162,7 @@ def _has_prefix(attribute: str, value: str) -> str:
 
 
 def _fitting(sent: str, condition: str) -> str:
-    """Both, or as much of it as the limit allows: the check on arrival does the rest."""
+    """Both, or as much as the limit allows: messages are checked again on arrival."""
     both = f"{sent} AND {condition}" if sent and condition else sent or condition
     return both if len(both) <= _MAX_FILTER else sent
 
@@ -210,7 +210,7 @@ def _from_labels(label: str, labels: Mapping[str, str]) -> str | None:
         raw = base64.b32hexdecode(code + "=" * (-len(code) % 8))
         return (zlib.decompress(raw) if compressed else raw).decode("utf-8", "surrogatepass")
     except (ValueError, zlib.error):
-        return None  # somebody else's label
+        return None  # a foreign label
 
 
 def _base32(raw: bytes) -> str:

@@ -69,7 +69,7 @@ class PubSubOptions:
     mode: str = MANAGED
     #: Managed: bring what differs from the configuration in line, instead of raising.
     repair: bool = False
-    #: Every topic and subscription of ours starts with it.
+    #: Every topic and subscription of this package starts with it.
     prefix: str = "gwi-"
     #: Provisioned: queue -> {"topic": ..., "subscription": ..., "dead_letter_topic": ...}.
     queues: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -200,7 +200,7 @@ class PubSubOptions:
 
     @property
     def lax(self) -> bool:
-        """Whether it is Google's own emulator, which has habits that the service hasn't."""
+        """Whether it is Google's own emulator, which differs from the service."""
         return self.emulator and not self.strict
 
 

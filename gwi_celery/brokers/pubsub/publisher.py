@@ -1,4 +1,4 @@
-"""Publishing: one message or many, confirmed or not, to what is there or is made again."""
+"""Publishing: one message or many, confirmed or not; missing topics are recreated."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from gwi_celery.gcp import fork_gate
 
 logger = logging.getLogger(__name__)
 
-#: Times that what a message goes to is made again, while others delete it.
+#: Times that a message's topic is recreated while others delete it.
 _RESTORES = 3
 #: Messages and bytes of one Publish request: Pub/Sub takes 1,000 and 10 MB.
 _BATCH_MESSAGES, _BATCH_BYTES = 1000, 9_000_000
-#: Publish requests on their way at a time.
+#: Publish requests in flight at a time.
 _PIPELINED = 8
 
 #: Exchange, routing key and message.
 _To: TypeAlias = tuple[str, str, OutgoingMessage]
-#: And the message as Pub/Sub gets it.
+#: The same with the message as sent to Pub/Sub.
 _Addressed: TypeAlias = tuple[_To, Any]
 
 
 class Publisher:
-    """That of one connection. ``jobs``: where what failed unconfirmed is sent again."""
+    """Publisher of one connection. ``jobs`` resends unconfirmed messages that failed."""
 
     def __init__(
         self, client: Client, options: PubSubOptions, topology: Topology, jobs: Scheduler
@@ -46,7 +46,7 @@ class Publisher:
         self._topology = topology
         self._jobs = jobs
         self._unconfirmed: set[Any] = set()
-        #: Of these, how many failed and are sent again.
+        #: How many of these failed and are being resent.
         self._late = 0
         self._unconfirmed_changed = forks.condition()
 
@@ -59,7 +59,7 @@ class Publisher:
         merge: bool = False,
         attempts: int = 0,
     ) -> Any:
-        """The message as Pub/Sub gets it. Raises TooLarge."""
+        """The message as sent to Pub/Sub. Raises TooLarge."""
         return wire.to_pubsub(
             exchange,
             routing_key,
@@ -73,9 +73,9 @@ class Publisher:
     def publish(
         self, exchange: str, routing_key: str, message: OutgoingMessage, *, merge: bool = False
     ) -> None:
-        """As :meth:`Broker.publish`. None: how many queues it reaches is Pub/Sub's business.
+        """As :meth:`Broker.publish`. Returns None: Pub/Sub doesn't tell how many queues it reached.
 
-        ``merge``: somebody else's message, with any number of attributes.
+        ``merge``: a foreign message, which may have any number of attributes.
 
         Raises TooLarge over 10 MB, with both sizes, and BrokerUnavailable after
         ``publish_timeout`` seconds.
@@ -93,7 +93,7 @@ class Publisher:
             self._send_again([((exchange, routing_key, message), made)])
 
     def publish_many(self, messages: Sequence[_To]) -> list[None]:
-        """Publish all of them, many at a time. Raises PublishFailed with an error for each failed."""
+        """Publish all of them, many at a time. Raises PublishFailed with an error for each failure."""
         errors: dict[int, Exception] = {}
         made: dict[int, Any] = {}
         for n, message in enumerate(messages):
@@ -101,7 +101,7 @@ class Publisher:
                 made[n] = self.made(*message)
             except TooLarge as exc:
                 errors[n] = exc
-        # A missing exchange is known before anything is made or sent.
+        # A missing exchange is reported before anything is created or sent.
         for exchange in {exchange for exchange, _, _ in messages if exchange}:
             self._topology.route(exchange, "")
         # Pub/Sub refuses a request with two ordering keys.
@@ -142,7 +142,7 @@ class Publisher:
         return ids
 
     def _send_again(self, addressed: Sequence[_Addressed]) -> None:
-        """Make again what these were sent to, and send them."""
+        """Recreate the targets of these messages, and send them."""
 
         def restore() -> dict[str, list[Any]]:
             for exchange, routing_key in dict.fromkeys(to[:2] for to, _ in addressed):
@@ -158,8 +158,8 @@ class Publisher:
     def _send_restored(self, restore: Callable[[], dict[str, list[Any]]]) -> list[str]:
         """Call ``restore`` and send the messages by topic that it returns; Pub/Sub's ids of them.
 
-        What they were sent to was deleted by somebody, maybe just now and more than once, or an emulator
-        was started anew. ``restore`` makes it again.
+        Somebody deleted the target, maybe just now and more than once, or an emulator was restarted.
+        ``restore`` recreates it.
         """
         left = _RESTORES
         while True:
@@ -185,7 +185,7 @@ class Publisher:
         return id
 
     def _reader_is_gone(self, exchange: str, routing_key: str, message: OutgoingMessage) -> bool:
-        """Whether to drop an answer, rather than to make a queue that nobody would ever read."""
+        """Whether to drop a reply rather than create a queue that nobody would read."""
         return message.reply and not exchange and not self._topology.finds(routing_key)
 
     def _begin(self, topic: str, messages: list[Any]) -> Any:
@@ -200,7 +200,7 @@ class Publisher:
         return future
 
     def _settle(self, topic: str, addressed: Sequence[_Addressed], future: Any) -> None:
-        """Wait for a request that was begun, and make it again if that can help."""
+        """Wait for a request in flight; retry it if that can help."""
         try:
             future.result()
             return
@@ -243,21 +243,21 @@ class Publisher:
                 self._late -= 1
 
     def unsettled(self) -> bool:
-        """Whether anything unconfirmed is on its way, or failed and is sent again."""
+        """Whether anything unconfirmed is in flight or being resent."""
         return bool(self._unconfirmed or self._late)
 
     def wait(self, timeout: float) -> None:
-        """Until what is unconfirmed was confirmed, or became a job in the background."""
+        """Wait until unconfirmed messages were confirmed, or became background jobs."""
         with self._unconfirmed_changed:
             self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, timeout)
 
     def after_fork(self) -> None:
-        """What is on its way is the parent's."""
+        """Forget what is in flight: it is the parent's."""
         self._unconfirmed, self._late = set(), 0
 
 
 def chunks(numbered: list[tuple[int, Any]]) -> Iterable[list[tuple[int, Any]]]:
-    """As many in one as a Publish request takes."""
+    """Split into batches that each fit one Publish request."""
     chunk: list[tuple[int, Any]] = []
     size = 0
     for item in numbered:

@@ -1,11 +1,11 @@
-"""Who else reads from a queue that comes and goes: Pub/Sub doesn't tell.
+"""Which other connections read a temporary queue: Pub/Sub doesn't tell.
 
-Nearly every such queue has one reader, the connection that made it, so that costs a call at its end. A
-connection that reads from what another one made leaves a sign, ``gwi-q~u<id>``, and takes it away when it
-leaves. Whoever made the queue looks for signs when it leaves: if there are any, the queue stays, with one
-sign more, ``gwi-q~left``, so that the last reader deletes it.
+Nearly every such queue has one reader, the connection that created it, so the only cost is one call at
+its end. A connection that reads another's queue creates a sign, ``gwi-q~u<id>``, and removes it when it
+leaves. The creator looks for signs when it leaves: if there are any, the queue stays, with one more
+sign, ``gwi-q~left``, so that the last reader deletes it.
 
-A killed process's sign expires after a day, and so does a queue that nobody reads from.
+The sign of a killed process expires after a day, as does a queue that nobody reads.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class Readers:
     def __init__(self, admin: Admin, later: Callable[[float, Callable[[], object]], None]) -> None:
         self._admin = admin
         self._later = later
-        #: A queue's own subscription -> our sign that we read from it.
+        #: A queue's own subscription -> this connection's sign that it reads it.
         self._ours: dict[str, str] = {}
 
     def join(self, subscription: str) -> None:
-        """We read from what another connection made."""
+        """This connection begins to read another's queue."""
         if subscription not in self._ours:
             sign = self._ours[subscription] = f"{subscription}~u{uuid.uuid4().hex[:16]}"
             self._admin.sign(sign, {}, _EXPIRATION)
             self._refresh_later(subscription, sign)
 
     def leave(self, subscription: str, *, made: bool) -> bool:
-        """We read no more. Whether that makes the queue nobody's; ``made``: it was ours."""
+        """This connection stops reading; whether no reader is left. ``made``: it created the queue."""
         ours = self._ours.pop(subscription, None)
         if ours is not None:
             self._admin.delete_subscription(ours)
@@ -60,7 +60,7 @@ class Readers:
         self._later(time.monotonic() + _REFRESH, lambda: self.refresh(subscription, sign))
 
     def refresh(self, subscription: str, sign: str) -> None:
-        """Keep our sign from expiring, as long as we read."""
+        """Keep the sign from expiring while this connection reads."""
         if self._ours.get(subscription) != sign:
             return
         with contextlib.suppress(BrokerError):

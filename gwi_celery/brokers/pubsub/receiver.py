@@ -1,4 +1,4 @@
-"""A connection's consumers: which queues are read from, and how their user learns that messages came.
+"""A connection's receiver: which queues are read, and how the consumer learns of new messages.
 
 Calls (see :mod:`.lines`) put what they bring into a queue's :class:`Arrivals`, on gRPC's threads, and
 make a pipe readable, which wakes the event loop; the loop takes as many as it has room for.
@@ -56,11 +56,11 @@ class PubSubReceiver:
         return queue in self._queues
 
     def rebound(self, queue: str, *, again: bool = False) -> None:
-        """The queue may have other bindings or settings; ``again``: it was made just now."""
+        """The queue's bindings or settings may have changed; ``again``: it has just been created."""
         arrivals = self._queues.get(queue)
         if arrivals is None:
             return
-        # One that is gone may be made again by anybody: what reads from it asks now and then.
+        # A deleted one may be recreated by anybody: its lines retry now and then.
         with contextlib.suppress(NotFound):
             arrivals.read_from(self._broker.topology.sources(queue))
             for line in arrivals.lines if again else ():
@@ -86,7 +86,7 @@ class PubSubReceiver:
         return arrivals.take(limit, max(room, limit))
 
     def want(self, queue: str, limit: int) -> None:
-        """There is room for ``limit``: have that many fetched, if none are on their way."""
+        """There is room for ``limit`` messages: fetch that many, unless a call is in flight."""
         arrivals = self._queues.get(queue)
         if arrivals is not None:
             arrivals.want(limit)
@@ -118,7 +118,7 @@ class PubSubReceiver:
         queues, self._queues = self._queues, {}
         for arrivals in queues.values():
             arrivals.stop()
-        # What ends by itself may bring something, which is then handed back.
+        # A call that ends by itself may still bring messages, which are then given back.
         began = time.monotonic()
         lines = [*self._ending, *(line for arrivals in queues.values() for line in arrivals.lines)]
         while any(
@@ -140,7 +140,7 @@ class PubSubReceiver:
         return self._closed
 
     def ring(self) -> None:
-        """Wake who waits on :meth:`fileno`. Any thread may call this."""
+        """Make :meth:`fileno` readable. Any thread may call this."""
         self._bell.ring()
 
     def _check(self) -> None:

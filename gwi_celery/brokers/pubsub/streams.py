@@ -40,7 +40,9 @@ _HEARTBEAT = 30.0
 #: Seconds after which the end of a stream that brought nothing is one of those that come to every stream.
 _LIVED = 20.0
 #: Seconds without a message after which a look ends.
-_QUIET = 1.0
+_QUIET = 2.0
+#: How a stream ends that its client half-closed.
+_AS_TOLD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 #: Seconds in which what is under way arrives.
 _SETTLED = 0.1
 
@@ -58,9 +60,10 @@ class _Call:
         self.stream: BidiStream
 
 
-def _open(
+def open_stream(
     client: Client, path: str, allowance: int, lease: float, **callbacks: Any
 ) -> BidiStream | None:
+    """A StreamingPull, with heartbeats; None while a fork is under way. See :meth:`BidiStream.open`."""
     first = pb["StreamingPullRequest"](
         subscription=path,
         stream_ack_deadline_seconds=round(lease),
@@ -78,12 +81,14 @@ def _open(
 def look(client: Client, path: str, limit: int, lease: float) -> list[Any]:
     """What is ready now, ``limit`` messages at most, leased for ``lease`` seconds.
 
-    A stream that brings nothing for a second says that there is no more; an immediate pull may say so
+    A stream that brings nothing for two seconds says that there is no more; an immediate pull may say so
     of any queue. Raises as :meth:`Client.call`.
     """
     while True:
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        stream = _open(client, path, limit, lease, on_response=answers.put, on_end=answers.put)
+        stream = open_stream(
+            client, path, limit, lease, on_response=answers.put, on_end=answers.put
+        )
         try:
             if stream is not None:  # no fork is under way
                 return _gathered(stream, answers, limit)
@@ -110,8 +115,10 @@ def _gathered(stream: BidiStream, answers: queue.SimpleQueue[Any], limit: int) -
                 closing = True
                 stream.half_close()  # what is on its way comes yet
                 continue
-            if isinstance(answer, Exception) and not (found or closing):
-                raise answer
+            if isinstance(answer, Exception) and not found:
+                ended = isinstance(answer, grpc.RpcError) and answer.code() in _AS_TOLD
+                if not (closing and ended):
+                    raise answer
             if answer is None or isinstance(answer, Exception):
                 return found
             found += answer.received_messages
@@ -150,7 +157,7 @@ class Stream(Line):
         self._calls.add(opened)
         stream = None
         try:
-            stream = _open(
+            stream = open_stream(
                 self.receiver.broker.client,
                 self.source.path,
                 allowance,

@@ -39,10 +39,10 @@ ODD = "gwi-more-"
 
 #: Bytes; Pub/Sub refuses a larger publish request, and the emulator hangs on it.
 MAX_REQUEST = 10_000_000
-#: What a message leaves to the request around it, of which the topic's path has the most.
+#: Bytes left for the rest of the request, mostly the topic's path.
 _AROUND = 350
 MAX_MESSAGE = MAX_REQUEST - _AROUND
-#: The same around what came by a request of its own, to a topic of which ours has nearly the name.
+#: The same for a copy of a message that came in a request of its own, to a topic of nearly the same name.
 _LEAST_AROUND = 40
 _MAX_KEY = 256
 _MAX_VALUE = 1024
@@ -57,7 +57,7 @@ FORWARDED_COUNT = "CloudPubSubDeadLetterSourceDeliveryCount"
 
 @dataclass(frozen=True)
 class Received:
-    """What a message says about itself."""
+    """What a message's attributes tell."""
 
     exchange: str
     routing_key: str
@@ -80,8 +80,8 @@ def to_pubsub(
 ) -> Any:
     """The message to publish. Raises TooLarge, with both sizes.
 
-    ``attempts``: made already, at what this is a copy of. ``merge``: put attributes over Pub/Sub's
-    limit into one of ours, for somebody else's messages.
+    ``attempts``: made already, at what this is a copy of. ``merge``: for others' messages, put
+    attributes over Pub/Sub's limit into one of this package's.
     """
     attributes: dict[str, str] = {}
     odd: dict[str, str] = {}
@@ -149,9 +149,9 @@ def _pieces(more: dict[str, Any]) -> dict[str, str]:
 
 
 def as_it_came(message: OutgoingMessage) -> Any | None:
-    """A message with its own attributes only, which needs no more room than where it came from.
+    """A message with its own attributes only, which needs no more room than the original.
 
-    None if one of them never was an attribute of Pub/Sub's.
+    None if one of them can't have been a Pub/Sub attribute.
     """
     attributes = dict(message.attributes)
     few = len(attributes) <= _MAX_ATTRIBUTES
@@ -171,7 +171,7 @@ def check_size(message: Any) -> None:
 
 
 def parse(message: Any) -> Received:
-    """What a message says. One that says nothing, or nonsense, is a plain one."""
+    """Parse a message's attributes. Missing or malformed ones are ignored."""
     attributes = dict(message.attributes)
     more = _more(attributes)
     own = {key: attributes.pop(key) for key in _OWN if key in attributes}
@@ -189,7 +189,7 @@ def parse(message: Any) -> Received:
 
 
 def ordering_key(tenant: str, run: str) -> str:
-    """``tenant/run``; where that is too long or could be another's, a digest."""
+    """``tenant/run``, or a digest where that is too long or ambiguous."""
     key = f"{tenant}/{run}"
     if "/" in tenant or len(key.encode()) > _MAX_ORDERING_KEY:
         raw = f"{len(tenant)}:{tenant}/{run}".encode()
@@ -215,7 +215,7 @@ def _beginning(value: str) -> str:
 
 
 def _more(attributes: dict[str, str]) -> dict[str, Any]:
-    """Take the pieces out, and give what they hold."""
+    """Remove the pieces; returns what they hold."""
     pieces: list[str] = []
     while (piece := attributes.pop(f"{ODD}{len(pieces)}", None)) is not None:
         pieces.append(piece)

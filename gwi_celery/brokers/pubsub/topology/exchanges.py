@@ -24,7 +24,7 @@ class Exchanges:
         self._paths = paths
         self._drift = drift
         self._types: dict[str, str] = {}
-        #: Exchanges that were declared here, to be made again if they go.
+        #: Exchanges declared by this connection, to be recreated if they are deleted.
         self._declared: dict[str, str] = {}
 
     def declare(self, name: str, type: str) -> None:
@@ -86,7 +86,7 @@ class Exchanges:
         return name in self._declared
 
     def restore(self, name: str) -> bool:
-        """It may be gone: make it again if it was declared here, which the answer says."""
+        """It may be gone: recreate it if this connection declared it; returns whether it did."""
         self.look_again(name)
         type = self._declared.get(name)
         if type is not None:
@@ -94,7 +94,7 @@ class Exchanges:
         return type is not None
 
     def look_again(self, name: str) -> None:
-        """What was known of it may no longer be true."""
+        """Forget what is known of it: it may have changed."""
         self._types.pop(name, None)
 
     def forget(self, name: str) -> None:

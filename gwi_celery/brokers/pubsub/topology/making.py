@@ -1,4 +1,4 @@
-"""Making the topics and subscriptions of queues, while other processes make and delete them, too."""
+"""Creates the topics and subscriptions of queues while other processes create and delete them, too."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Making:
         self._make_dead_letter = make_dead_letter
 
     def durable(self, queue: Queue) -> None:
-        """Make a queue that stays, with its dead letter."""
+        """Create a permanent queue, with its dead letter."""
         for left in reversed(range(_TRIES)):
             try:
                 self._try(queue)
@@ -74,7 +74,7 @@ class Making:
                 self._drift.compare(name, wanted, found)
 
     def temporary(self, queue: Queue, *, first: bool) -> None:
-        """Make a queue that comes and goes; ``first``: this connection knew nothing of it."""
+        """Create a temporary queue; ``first``: this connection didn't know it."""
         wanted = self._desired.subscription(queue.spec, queue.topic)
         made = self._create_temporary(wanted)
         if not made:
@@ -101,7 +101,7 @@ class Making:
             self._drift.compare(name, wanted, found)
 
     def _create_temporary(self, wanted: Any) -> bool:
-        """False if it was there already. The topic that such queues share is made with the first."""
+        """False if it existed already. The topic that such queues share is created with the first."""
         try:
             return self._admin.create_subscription(wanted)
         except NotFound:
@@ -111,7 +111,7 @@ class Making:
             return self._admin.create_subscription(wanted)
 
     def _take_over(self, queue: Queue, wanted: Any) -> bool:
-        """A subscription of that name is there; whether it had to be made anew."""
+        """Deal with an existing subscription of that name; returns whether it had to be recreated."""
         found = self._admin.get_subscription(wanted.name)
         if found is None:  # its topic was deleted, or another process deleted it just now
             return self._create_temporary(wanted)
@@ -120,7 +120,7 @@ class Making:
         return False
 
     def _beginning(self) -> float:
-        """What was published before now is not for a queue of which this is the beginning.
+        """Skip what was published before now: the queue begins here.
 
         The emulator gives a new subscription a topic's retained messages; and one that a killed
         process left behind may hold what was meant for that one.

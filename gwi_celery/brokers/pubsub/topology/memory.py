@@ -1,4 +1,4 @@
-"""What exists, as one connection knows it: declared, looked up, and made again when it is gone."""
+"""What exists, as one connection knows it: declared, looked up, and recreated when it is gone."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Topology:
     def _refuse_temporary(self, spec: QueueSpec) -> None:
         if spec.temporary and spec.name not in self._options.queues:
             raise ConfigurationError(
-                f"queue {spec.name!r} would have to be made, and mode='provisioned' makes nothing: "
+                f"queue {spec.name!r} doesn't exist, and mode='provisioned' creates nothing: "
                 "switch remote control off (worker_enable_remote_control=False, and start workers "
                 "--without-gossip --without-mingle), or name its topic and subscription in the "
                 "transport option 'queues'"
@@ -179,7 +179,7 @@ class Topology:
 
     def has_queue(self, name: str) -> bool:
         if not self._options.managed:
-            return True  # it can't be asked for without an admin call; using it will tell
+            return True  # only an admin call could tell; using it will
         return self._admin.get_subscription(self._paths.subscription(name)) is not None
 
     def queues(self) -> list[str]:
@@ -276,10 +276,10 @@ class Topology:
         return True
 
     def restore(self, exchange: str, routing_key: str) -> None:
-        """What was known turned out to be gone: make it again as it was declared here.
+        """Something known turned out to be gone: recreate it as this connection declared it.
 
-        Deleted by somebody, or an emulator that was started anew. What wasn't declared here is
-        forgotten, to be looked up again.
+        Somebody deleted it, or an emulator was restarted. What this connection didn't declare is
+        forgotten, and looked up again.
         """
         with self._lock:
             if exchange:
@@ -304,14 +304,14 @@ class Topology:
     def recover(self, source: Source) -> None:
         """A subscription that is read from is gone: one binding, or the queue.
 
-        While the queue is there, somebody undid the binding, or deleted its exchange: it is forgotten.
-        Otherwise the queue is made again as it was declared here, with what it was bound to.
+        If the queue still exists, somebody removed the binding or its exchange: it is forgotten.
+        Otherwise the queue is recreated as this connection declared it, with its bindings.
         """
         with self._lock:
             queue = self._queues.get(source.queue)
             if not source.own and queue is not None and not queue.broken:
                 if self._client.settling(source.path):
-                    return  # it is asked again, and by then it is there or it isn't
+                    return  # tried again later
                 if self._admin.get_subscription(source.path) is not None:
                     return
                 if self._admin.get_subscription(self._paths.subscription(source.queue)) is not None:
@@ -332,10 +332,10 @@ class Topology:
                 except NotFound:
                     if self._exchanges.declared(name):
                         raise
-                    # Another connection's exchange, which is gone: so is what was bound to it.
+                    # Another connection's exchange is gone, and its bindings with it.
 
     def _bind_again(self, exchange: str) -> None:
-        """What is bound to an exchange by a topic that was deleted gets nothing by it any more."""
+        """Bindings on a deleted topic deliver nothing any more: recreate them."""
         for queue in list(self._queues.values()):
             if queue.declared:
                 queue.noted.clear()
@@ -364,7 +364,7 @@ class Topology:
                 self._readers.join(self._paths.subscription(name))
 
     def leave(self, name: str) -> None:
-        """It reads no more: an auto_delete queue goes with its last reader."""
+        """This connection reads no more: an auto_delete queue is deleted with its last reader."""
         with self._lock:
             queue = self._queues.get(name)
             if queue is None or not self._options.managed or not queue.spec.temporary:

@@ -1,4 +1,4 @@
-"""Full names, as in ``projects/P/topics/T``, of what a queue or an exchange consists of."""
+"""Full names (``projects/P/topics/T``) of the topics and subscriptions of queues and exchanges."""
 
 from __future__ import annotations
 

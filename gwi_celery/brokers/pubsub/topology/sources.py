@@ -1,4 +1,4 @@
-"""The subscriptions that a queue's messages come by."""
+"""The subscriptions that a queue's messages arrive by."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class Queue:
     #: Whether bindings made by others have been looked for.
     discovered: bool = False
     since: float = 0.0
-    #: Keys of bindings to the exchange of its own name that others are told of.
+    #: Keys of bindings to the exchange of its own name, as published for other connections.
     noted: set[str] = field(default_factory=set)
-    #: Made by this connection: others may not know of it, and it goes when this one leaves it.
+    #: Created by this connection: others may not know it, and it is deleted when this one leaves it.
     made: bool = False
     #: Until then what is older than ``since`` may be for another reader.
     spared_until: float = 0.0
     #: Declared by this connection, and so its to make again.
     declared: bool = False
-    #: Making it again failed half way.
+    #: Recreating it failed half-way.
     broken: bool = False
 
 
 @dataclass(frozen=True)
 class Source:
-    """One subscription that a queue's messages come by."""
+    """One subscription that a queue's messages arrive by."""
 
     #: projects/P/subscriptions/S
     path: str

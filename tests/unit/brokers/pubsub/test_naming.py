@@ -155,7 +155,7 @@ def test_a_binding_s_filter_lets_through_what_the_binding_matches(
     made = wire.to_pubsub(exchange, routing_key, OutgoingMessage(b"m"), now=0.0)
     if matches(type, key, routing_key):
         assert passes(filter, made.attributes)
-    # What the default exchange sends to a queue of the exchange's name is on this topic as well.
+    # The default exchange's messages for a queue of the exchange's name are on this topic as well.
     own = wire.to_pubsub("", routing_key, OutgoingMessage(b"m"), now=0.0)
     assert not passes(filter, own.attributes)
 

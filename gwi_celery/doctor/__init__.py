@@ -1,0 +1,88 @@
+"""Asks a real project whether it behaves as this package takes for granted.
+
+``python -m gwi_celery.doctor pubsub://my-project firestore://my-project`` takes six minutes, costs less
+than a cent and leaves nothing behind. With ``--seconds 10`` it waits less, and sees less. Exits with 1 if
+something doesn't hold that a broker or a store relies on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.doctor import firestore, pubsub
+from gwi_celery.doctor.findings import Finding
+from gwi_celery.errors import ConfigurationError, GwiError
+
+__all__ = ["Finding", "examine", "main"]
+
+#: Seconds that one check waits at most.
+SECONDS = 360.0
+#: Longest measurement of Firestore under load, seconds.
+_LOAD = 10.0
+
+
+def examine(urls: Sequence[str], seconds: float, report: Callable[[Finding], object]) -> None:
+    """Try each broker and store, and report each finding as soon as it is there.
+
+    Args:
+        urls: ``pubsub://`` and ``firestore://``.
+        seconds: The longest that one check waits.
+
+    Raises ConfigurationError for another URL, before anything is made.
+    """
+    for url in urls:
+        if not url.startswith(("pubsub:", "firestore:")):
+            raise ConfigurationError(
+                f"{url!r}: write pubsub://my-project or firestore://my-project"
+            )
+    for url in urls:
+        if url.startswith("pubsub:"):
+            for finding in pubsub.Trial(parse(url), seconds).run():
+                report(finding)
+        else:
+            firestore.Trial(url, min(seconds, _LOAD), report).run()
+
+
+def written(
+    urls: Sequence[str], seconds: float, as_json: bool, write: Callable[[str], object]
+) -> bool:
+    """Examine and write a report; whether all holds that must."""
+    findings: list[Finding] = []
+
+    def report(finding: Finding) -> None:
+        findings.append(finding)
+        if not as_json:
+            write(str(finding))
+
+    examine(urls, seconds, report)
+    broken = sum(finding.holds is False for finding in findings)
+    if as_json:
+        write(json.dumps([finding.as_json() for finding in findings], indent=1))
+    else:
+        write(f"{broken} broken" if broken else "all that is relied on holds")
+    return not broken
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m gwi_celery.doctor",
+        description="Does a real project behave as gwi_celery takes for granted?",
+    )
+    parser.add_argument("urls", nargs="+", metavar="URL", help="pubsub://P or firestore://P")
+    parser.add_argument("--json", action="store_true", help="one JSON document at the end")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="of the longest check (default: %(default)g)"
+    )
+    options = parser.parse_args(argv)
+    try:
+        holds = written(
+            options.urls, options.seconds, options.json, lambda line: print(line, flush=True)
+        )
+    except GwiError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    return 0 if holds else 1

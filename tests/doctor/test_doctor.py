@@ -1,0 +1,83 @@
+"""The doctor on what stands in for a project: the twin, the emulators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.doctor import Finding, examine, main
+from gwi_celery.testing.emulators import Emulator
+from gwi_celery.testing.twin import Twin, start_twin
+
+
+@pytest.fixture(scope="module")
+def twin() -> Iterator[Twin]:
+    with start_twin(pull_hold=4, settle=1, name_rest=1, faults=0) as started:
+        yield started
+
+
+def _url(endpoint: str) -> str:
+    return f"pubsub://{endpoint}/p-{uuid4().hex[:20]}"
+
+
+def _left(url: str) -> list[str]:
+    options = parse(url)
+    client = Client(options)
+    project = f"projects/{options.project}"
+    found = client.call("ListTopics", pb["ListTopicsRequest"](project=project), project).topics
+    listed = pb["ListSubscriptionsRequest"](project=project)
+    found = [*found, *client.call("ListSubscriptions", listed, project).subscriptions]
+    client.close()
+    return [each.name for each in found]
+
+
+@pytest.mark.slow
+def test_on_the_twin_all_holds_and_nothing_is_left(
+    twin: Twin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = _url(twin.endpoint) + "?emulator=strict"
+    assert main([url, "--json", "--seconds", "8"]) == 0
+    found = {line["what"]: line for line in json.loads(capsys.readouterr().out)}
+    assert not [line for line in found.values() if line["holds"] is False]
+    assert 3.5 < float(found["an empty pull is held"]["measured"].split()[0]) < 7
+    assert found["two ordering keys in one request"]["measured"] == "FAILED_PRECONDITION"
+    assert found["the filter of a topic binding"]["measured"] == "hit"
+    late = "messages late by a lease after a {} was ended by its client"
+    assert found[late.format("pull")]["measured"] != "0 of 3"
+    assert "priority_levels" in found[late.format("pull")]["change"]
+    assert found[late.format("stream")]["measured"] == "0 of 3"
+    assert _left(url) == []
+
+
+@pytest.mark.slow
+@pytest.mark.emulator
+def test_on_the_emulator_what_it_ignores_is_told(pubsub_emulator: Emulator) -> None:
+    url = _url(pubsub_emulator.endpoint)
+    found: dict[str, Finding] = {}
+    examine([url], 8, lambda finding: found.update({finding.what: finding}))
+    assert not [str(finding) for finding in found.values() if finding.holds is False]
+    assert found["the filter of a direct binding"].measured == "hit, miss"
+    assert "billed" in found["the filter of a direct binding"].change
+    assert _left(url) == []
+
+
+def test_what_is_refused_is_told_with_its_reason(twin: Twin) -> None:
+    twin.deny("pubsub.topics.create")
+    try:
+        found: list[Finding] = []
+        examine([_url(twin.endpoint) + "?emulator=strict"], 1, found.append)
+    finally:
+        twin.allow("pubsub.topics.create")
+    assert found[0].what == "who asks"
+    assert all(finding.holds is False for finding in found[1:])
+    assert "PERMISSION_DENIED: User not authorized" in str(found[1])
+
+
+def test_another_url_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["redis://localhost"]) == 2
+    assert "write pubsub://my-project" in capsys.readouterr().err
