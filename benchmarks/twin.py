@@ -58,8 +58,14 @@ def main(quick: bool) -> int:
     ours, theirs = sides[0].runs[0], sides[1].runs[0]
     floor = 1.5 * LATENCY * 1e3  # a publish, and the way of the message
     marks = [
-        ("drain at least 5 times gcpubsub's", ours["drain default/s"] >= 5 * theirs["drain default/s"]),
-        ("idle p50 within 2 round trips of the floor", ours["idle p50 ms"] <= floor + 2e3 * LATENCY),
+        (
+            "drain at least 5 times gcpubsub's",
+            ours["drain default/s"] >= 5 * theirs["drain default/s"],
+        ),
+        (
+            "idle p50 within 2 round trips of the floor",
+            ours["idle p50 ms"] <= floor + 2e3 * LATENCY,
+        ),
         ("no message late by a lease", not ours["late by a lease"]),
     ]
     for text, met in marks:
