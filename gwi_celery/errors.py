@@ -23,6 +23,7 @@
         ├── StoreError
         │   ├── StoreUnavailable    temporary: worth trying again
         │   ├── StoreUnusable       permanent: no database, no permission, wrong version
+        │   ├── TaskIdTaken         the result under this task id is another tenant's
         │   └── VersionConflict     a value has changed since its writer, without a lock, read it
         └── BrokerError
             ├── BrokerUnavailable   temporary: worth trying again
@@ -80,6 +81,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "StoreUnusable",
+    "TaskIdTaken",
     "TooLarge",
     "VersionConflict",
     "WorkerStopping",
@@ -176,6 +178,13 @@ class StoreUnavailable(StoreError):
 class StoreUnusable(StoreError):
     """Permanent: there is no database, it is read-only or of another version, or permission, an
     index or a part of what was stored is missing."""
+
+
+class TaskIdTaken(StoreError):
+    """The result that is kept under this task id is of another tenant's job.
+
+    Results are kept by task id: give each call an id of its own, as Celery does by itself.
+    """
 
 
 class VersionConflict(StoreError):

@@ -2,16 +2,16 @@
 
 A soft time limit, a revoke with terminate, a shutdown or a greenlet's kill may be raised between any
 two instructions: after a commit and before anyone knows of it, or inside gRPC, whose own lock then
-stays held for good. So sections of library code note them, and raise them at their end; windows in
-such a section are the user's code, and get them at once::
+stays held for good. So sections of library code hold them back and raise them at their end; windows
+in such a section are user code, where they are raised at once::
 
     with shield.section():
         claim()
-        with shield.window():   # what was noted is raised here, and what comes
+        with shield.window():   # held exceptions are raised here, new ones at once
             users_code()
         finish()
 
-Two ways lead in, and both are covered. CPython runs a signal's Python handler in the main thread,
+They arrive in two ways, and both are covered. CPython runs a signal's Python handler in the main thread,
 whichever thread got the signal: so the handlers are wrapped (:func:`arm`), whoever installed them, and
 the main thread's section decides. A greenlet is killed by its ``throw``, where it is suspended: within
 :func:`task` that is wrapped as well. Other threads get no exceptions from outside.
@@ -86,7 +86,7 @@ def _mine() -> _State:
 
 
 class section:
-    """Nothing from outside is raised in here; what came is raised at its end. May be nested."""
+    """Exceptions from outside are held back, and raised at the end. May be nested."""
 
     __slots__ = ("_was",)
 
@@ -107,7 +107,7 @@ class section:
 
 
 class window:
-    """The user's code within a section: what was noted is raised at once, and what comes."""
+    """User code within a section: held exceptions are raised here, new ones at once."""
 
     __slots__ = ("_was",)
 
@@ -141,7 +141,7 @@ def shielded(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Around a pool's work on any message: what comes from outside is known for it."""
+    """Around a pool's handling of any message: marks exceptions from outside as such."""
     arm()
     restore = _wrap_throw(_mine())
     try:
@@ -154,8 +154,8 @@ def watched() -> Iterator[None]:
 def task() -> Iterator[None]:
     """Around all that a pool does for a reliable job's message; its own code is a window.
 
-    What would have ended the job, and came too late for that, is dropped: its outcome is written. A
-    signal that ends the process does so at the end.
+    An exception that would have ended the job but came too late is dropped: the outcome is written. A
+    signal that ends the process takes effect at the end.
     """
     with section(), watched():
         state = _mine()
@@ -219,14 +219,14 @@ class _Handler:
 
 
 def arm() -> None:
-    """From now on, sections of this process hold back what its signals' handlers raise."""
+    """Have this process's sections hold back what its signal handlers raise, from now on."""
     global _armed  # noqa: PLW0603 of the process, as its handlers are
     _armed = True
     _wrap_handlers()
 
 
 def _wrap_handlers() -> None:
-    """Handlers come and go: Celery's and billiard's are installed at various times."""
+    """Wrap the current handlers: Celery's and billiard's are installed at various times."""
     for number in _SIGNALS:
         handler = signal.getsignal(number)
         if callable(handler) and type(handler) not in (_Handler, signal.Handlers):
@@ -288,7 +288,7 @@ def _wrap_throw(state: _State) -> Callable[[], None]:
 
 
 def _tell_timeouts_apart() -> None:
-    """Those that begin in a section are its own waits': they end at once, as without the section."""
+    """Greenlets started in a section are its own waits: they end at once, as without the section."""
     from gevent import Timeout
 
     if hasattr(Timeout, "_gwi_within"):

@@ -1,15 +1,15 @@
 """One SQLite file, used safely by many processes and threads.
 
-Both embedded backends (broker and store) stand on this. It owns what is easy to get wrong:
+Both embedded backends (broker and store) use it. It handles what is easy to get wrong:
 
 - Connections are pooled per process. One that was inherited through a fork is put aside unused and
   never closed: its locks and its WAL belong to the parent.
-- Writes start with BEGIN IMMEDIATE, so that a transaction never fails half-way for a lock.
+- Writes start with BEGIN IMMEDIATE, so that a transaction never fails half-way because of a lock.
 - WAL mode lets readers go on beside a writer. ``synchronous=FULL`` makes a commit survive a power
   cut, at the price of an fsync; ``NORMAL`` survives the death of any process, not of the machine.
-- A file that is deleted or replaced under us is noticed before anything is read or written: what SQLite
-  still has open has no name any more, and whoever opens the path next gets another database.
-- SQLite's errors become the caller's, each with what to do next.
+- A file that is deleted or replaced while in use is noticed before anything is read or written: the
+  file that SQLite still has open has no name any more, and the path leads to another database.
+- SQLite's errors are mapped to the caller's, each with what to do next.
 
 See https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_ and
 https://www.sqlite.org/wal.html.
@@ -37,7 +37,7 @@ BUSY_TIMEOUT = 10.0
 _WAL_LIMIT = 4 * 1024 * 1024
 #: Free pages (of 4 KB) that a file keeps, and those given back in one go.
 _KEPT_PAGES, _VACUUMED = 256, 500
-#: SQLite's name for "when asked to", in PRAGMA auto_vacuum.
+#: PRAGMA auto_vacuum: only on request.
 _INCREMENTAL = 2
 
 #: Connections of a parent process. Kept for ever: closing them here would be wrong.
@@ -49,15 +49,15 @@ class Database:
     """One SQLite database: a file, or memory when ``path`` is None.
 
     Args:
-        path: The file; its folder is made if need be. None: private memory of this process.
+        path: The file; its folder is created if needed. None: private memory of this process.
         kind: For messages, "broker" or "store".
         schema: Statements that create the tables, run once in an empty database.
         application_id: Marks a file as ours (SQLite's PRAGMA application_id).
         version: The schema's version (PRAGMA user_version).
-        migrations: Version -> statements that make the next one of it, in place. A file of an older
-            version is brought up when it is opened.
-        unavailable: Error class for what may pass (locked, disk full).
-        unusable: Error class for what will not (not a database, read-only, other version).
+        migrations: Version -> statements that upgrade it to the next, in place. A file of an older
+            version is upgraded when it is opened.
+        unavailable: Error class for temporary failures (locked, disk full).
+        unusable: Error class for permanent ones (not a database, read-only, other version).
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class Database:
         return Transaction(self, "BEGIN IMMEDIATE", "FULL" if durable else "NORMAL")
 
     def check_place(self) -> None:
-        """Raise the ``unusable`` error if the file is gone, or another one has taken its place.
+        """Raise the ``unusable`` error if the file is gone or was replaced.
 
-        Each transaction does so as it begins; it costs a microsecond. Nothing to check before the
-        first of them, and in memory.
+        Each transaction calls it at its beginning; it costs a microsecond. There is nothing to check
+        before the first one, or in memory.
         """
         if self.path is None or self._identity is None:
             return
@@ -153,10 +153,10 @@ class Database:
                 self._closed = True
 
     def shrink(self) -> bool:
-        """Give some pages that are free back to the file system; whether there may be more.
+        """Return some free pages to the file system; whether there may be more.
 
-        Some are kept for what is written next. A file made by 0.1 keeps its size: what is free in it
-        is used again.
+        Some are kept for later writes. A file created by 0.1 keeps its size, and its free pages are
+        reused.
         """
         if self.path is None:
             return False
@@ -189,7 +189,7 @@ class Database:
         return self._open() if c is None else c
 
     def _give_back(self, c: sqlite3.Connection) -> None:
-        """No harm done twice: an exception from outside may come between this and the next line."""
+        """Safe to call twice: an exception from outside may come between this and the next line."""
         if self.path is None:
             with suppress(RuntimeError):  # released already
                 self._memory_lock.release()
@@ -261,7 +261,7 @@ class Database:
             raise self._unusable(f"the {self._kind} can't be used: {exc}") from exc
 
     def _uri(self) -> str:
-        """Made if need be when first opened; never again, as that would be another database."""
+        """Created if needed at the first opening; never again, as that would be another database."""
         if self.path is None:
             return ":memory:"
         mode = "rwc" if self._identity is None else "rw"
@@ -361,7 +361,7 @@ class Database:
 
 
 def displaced() -> str | None:
-    """Of this process's databases: what is wrong with one whose file was deleted or replaced."""
+    """Why a database of this process can't be used: its file was deleted or replaced; else None."""
     for database in list(_databases):
         try:
             database.check_place()
@@ -373,9 +373,9 @@ def displaced() -> str | None:
 
 
 class Transaction:
-    """``with`` it: the connection, in a transaction that is over at the end, whatever happens.
+    """Context manager: the connection, in a transaction that ends with the block, whatever happens.
 
-    A class, and not a generator: an exception from outside can't get between its two halves.
+    A class rather than a generator: an exception from outside can't get between its two halves.
     """
 
     _c: sqlite3.Connection | None = None
@@ -416,7 +416,7 @@ class Transaction:
             self._leave(exc)
 
     def __del__(self) -> None:
-        self._end()  # of one that was struck at the edge of the above
+        self._end()  # of one interrupted at the edge of the above
 
     def _leave(self, exc: BaseException | None) -> None:
         """Translates SQLite's errors. Its parts are done, whichever of them is interrupted."""
@@ -440,7 +440,7 @@ class Transaction:
 
 
 def _close_all(connections: list[sqlite3.Connection], pid: int) -> None:
-    """Close what a database that nobody uses any more left open, in the process that opened it."""
+    """Close an abandoned database's connections, in the process that opened them."""
     if os.getpid() == pid:
         while connections:
             connections.pop().close()

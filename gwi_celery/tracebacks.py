@@ -1,16 +1,16 @@
-"""What a failed task leaves behind is freed when it ends, not when the collector comes round to it.
+"""Frees what a failed task leaves behind when it ends, rather than at a later garbage collection.
 
 Celery's tracer holds the exception in a local variable, and the exception's traceback holds the
 tracer's frame: a cycle, which keeps the task's arguments, the frames it passed and billiard's copy of
-the traceback (200 KB a failure and more). Python collects cycles by how many objects there are, whatever
-their size, so that a worker whose jobs fail now and then grew by hundreds of megabytes.
+the traceback (200 KB a failure and more). Python collects cycles by the number of objects, not their
+size, so that a worker whose jobs failed now and then grew by hundreds of megabytes.
 
 Kombu's way of raising an EncodeError (an exception whose arguments have no JSON form meets it) and much
 user code leave cycles of their own, whose frames lead to the tracer's as well: they are young, and a
 collection of the young objects takes about a millisecond, once for a failure.
 
-Also in force for plain tasks, and for all the ends that Celery has exceptions for: failure, retry,
-ignored, rejected.
+Applies to plain tasks, too, and to all ends that Celery signals by exceptions: failure, retry, ignored,
+rejected.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from celery import signals
 
 
 def let_go(sender: Any = None, retval: Any = None, **kwargs: Any) -> None:
-    """At the end of a task's run: part its exception from the frames it came through.
+    """At the end of a task: clear its exception's frames.
 
-    All that wants its traceback has had it by now: the result, the logs, ``on_failure``, and the
+    All users of the traceback have had it by now: the result, the logs, ``on_failure``, and the
     signals ``task_failure`` and ``task_retry``. An eager caller still wants it.
     """
     if isinstance(retval, BaseException) and not sender.request.is_eager:

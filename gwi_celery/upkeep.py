@@ -1,9 +1,8 @@
-"""What has expired is deleted by the workers themselves, so that the embedded files stop growing.
+"""Workers delete what has expired from the embedded files, so that these stop growing.
 
-Each worker's main process has a thread for it, and so has each push service. About once in
-``cleanup_interval`` seconds one of them, whichever comes first, goes through broker, store and results
-in small transactions, and gives pages that stay free back to the file system. Firestore has a TTL
-policy for it.
+Each worker's main process and each push service has a thread for it. About once in ``cleanup_interval``
+seconds the first of them goes through broker, store and results in small transactions, and returns free
+pages to the file system. On Firestore a TTL policy does this.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from gwi_celery.stores.sqlite import SqliteStore
 
 logger = logging.getLogger(__name__)
 
-#: Records deleted in one transaction: other writers wait for no longer than that takes.
+#: Records deleted in one transaction, during which other writers wait.
 _BATCH = 200
 #: Seconds between two transactions.
 _PAUSE = 0.05
-#: The file in an embedded folder that says who is at it, and when somebody was last.
+#: The lock file in an embedded folder, which also holds the time of the last turn.
 _LOCK = "upkeep.lock"
 
 
@@ -60,7 +59,7 @@ class Upkeep(bootsteps.StartStopStep):
 
 
 class Cleaner:
-    """The thread. Args: interval: about how many seconds lie between two of its turns; 0: no turn."""
+    """The thread. Args: interval: seconds between two turns, approximately; 0: none."""
 
     def __init__(self, app: Any, interval: float) -> None:
         self._app = app
@@ -73,7 +72,7 @@ class Cleaner:
             self._ticker.wake(self._next_turn())
 
     def stop(self) -> None:
-        """No turn begins any more; the one under way ends within its transaction."""
+        """Begin no more turns; the current one ends with its transaction."""
         self._stop.set()
         self._ticker.stop(5)
 
@@ -84,18 +83,18 @@ class Cleaner:
         try:
             clean(self._app, interval=self._interval, stopping=self._stop)
         except GwiError as exc:
-            logger.warning("what has expired is not deleted yet: %s", exc)
+            logger.warning("expired records could not be deleted yet: %s", exc)
         except Exception:
-            logger.exception("what has expired is not deleted yet")
+            logger.exception("expired records could not be deleted yet")
         return self._next_turn()
 
 
 def clean(app: Any, *, interval: float = 0.0, stopping: threading.Event | None = None) -> int:
-    """Delete what has expired in the app's embedded files, and shrink them; how many records.
+    """Delete expired records in the app's embedded files, and shrink these; returns how many.
 
     Args:
         interval: A folder that another process has cleaned within half of this time is left alone.
-        stopping: Once it is set, no more than the transaction under way is done.
+        stopping: Once it is set, stop after the current transaction.
     """
     stopping = stopping or threading.Event()
     deleted = 0
@@ -116,7 +115,7 @@ _Chore = tuple[Database, Callable[[int], int]]
 
 
 def _chores(app: Any) -> dict[Path | None, list[_Chore]]:
-    """Folder (None: memory) -> what there is to do in it."""
+    """Folder (None: memory) -> its databases and their clean-ups."""
     from gwi_celery.backends.embedded import EmbeddedBackend
     from gwi_celery.integration import broker_for, integration
 
@@ -131,7 +130,7 @@ def _chores(app: Any) -> dict[Path | None, list[_Chore]]:
     backend = app.backend
     if isinstance(backend, EmbeddedBackend):
         add(backend.database, backend.delete_expired)
-    with contextlib.suppress(GwiError):  # the broker is none of ours
+    with contextlib.suppress(GwiError):  # another package's broker
         broker = broker_for(app)
         if isinstance(broker, EmbeddedBroker):
             add(broker.database, broker.housekeep)
@@ -140,14 +139,14 @@ def _chores(app: Any) -> dict[Path | None, list[_Chore]]:
 
 @contextmanager
 def _alone_in(folder: Path | None, interval: float) -> Iterator[bool]:
-    """Whether it is our turn: nobody else is cleaning this folder, or has just done so."""
+    """Whether nobody else is cleaning this folder, or has just done so."""
     if folder is None:
         yield True
         return
     if not folder.is_dir():
-        yield False  # nobody has used it yet
+        yield False  # unused so far
         return
-    # Not flock(): a pool's child would inherit that.
+    # Not flock(): a pool's child would inherit the lock.
     fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:

@@ -1,6 +1,6 @@
-"""The releases of Celery and Kombu that are tested, and what of their insides is relied on.
+"""The tested releases of Celery and Kombu, and the list of their internals that this package uses.
 
-Whatever differs between them is asked for here, by its presence rather than by a number.
+Differences between releases are detected by the presence of a feature rather than by version.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import kombu
 #: First release that is tested, and the first that is not.
 TESTED: Final = ((5, 4), (5, 8))
 
-#: What is used of Celery, Kombu and billiard beyond their documentation: module -> paths of attributes.
-#: A test looks each up, in every release that is supported.
+#: The undocumented parts of Celery, Kombu and billiard in use: module -> paths of attributes. A test
+#: looks each up in every supported release. (Producers and workers use them, hence not in worker/.)
 INTERNALS: Final = {
     "billiard.einfo": (
         "ExceptionInfo.__init__",
@@ -136,7 +136,7 @@ INTERNALS: Final = {
 
 
 def warn_outside() -> None:
-    """Say so where Celery or Kombu is of a release that nobody has tested this package with."""
+    """Warn about a release of Celery or Kombu that this package isn't tested with."""
     first, after = TESTED
     for module in (celery, kombu):
         version = tuple(int(part) for part in module.__version__.split(".")[:2])

@@ -34,6 +34,7 @@ from kombu.utils.encoding import bytes_to_str, ensure_bytes
 from kombu.utils.uuid import uuid
 
 from gwi_celery import blobs, failures
+from gwi_celery.backends import tenants
 from gwi_celery.errors import BrokerUnavailable, NotSerializable, StoreError, StoreUnavailable
 from gwi_celery.stores.base import Store, StoredResult
 
@@ -66,7 +67,10 @@ class Counted(tuple[int, bool]):
 
 
 class ReliableBackend(KeyValueStoreBackend):
-    """The common part. Each subclass says how it keeps values and counts."""
+    """The common part. Each subclass says how it keeps values and counts.
+
+    Its methods are Celery's hooks, hence their number.
+    """
 
     supports_autoexpire = True
     supports_native_join = True
@@ -175,9 +179,25 @@ class ReliableBackend(KeyValueStoreBackend):
             result=result, state=state, traceback=traceback, request=request
         )
         meta["task_id"] = bytes_to_str(task_id)
+        tenant = tenants.tenant_of(request)
+        if tenant is not None:
+            meta[tenants.FIELD] = tenant
         if getattr(request, "group_index", None) is not None:
             meta["group_index"] = request.group_index  # its place in the results of a chord
         return meta
+
+    def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
+        """Celery's own. Raises TaskIdTaken for another tenant's than the id says."""
+        return tenants.checked(task_id, super().get_task_meta(task_id, cache=cache))
+
+    @staticmethod
+    def log_taken(key: str) -> None:
+        """What was to be written under ``key`` is not: it is another tenant's."""
+        logger.error(
+            "a result is not kept: its task id (%s) has one of another tenant's; use ids that no two "
+            "tenants share",
+            key,
+        )
 
     def _or_come_again(self, request: Any, operation: Callable[[], Any]) -> Any:
         """Call it; if it fails while a message is being handled, have that message redelivered."""
@@ -255,6 +275,7 @@ class ReliableBackend(KeyValueStoreBackend):
             ttl=self.expires or None,
             seen_before=came_before(request),
             version=self.known_version(key),
+            tenant=tenants.tenant_of(request),
         )
 
     @staticmethod

@@ -14,6 +14,7 @@ from celery import states
 from celery.exceptions import TimeoutError
 
 from gwi_celery import config
+from gwi_celery.backends import tenants
 from gwi_celery.backends.base import RENEW_CHORD_AFTER, Counted, ReliableBackend
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
 from gwi_celery.sqlite import Database
@@ -73,7 +74,15 @@ class EmbeddedBackend(ReliableBackend):
         now = self._clock.time()
         # Not synced: a power cut may take the result's copy, never the outcome of a reliable job,
         # which answers the next call.
+        ours = tenants.tenant_of(request)
         with self._db.write(durable=False) as c:
+            there = c.execute(
+                "SELECT meta FROM results WHERE task_id = ? AND (expires IS NULL OR expires > ?)",
+                (key, now),
+            ).fetchone()
+            if there is not None and tenants.is_anothers(tenants.tenant_in(there["meta"]), ours):
+                self.log_taken(key)
+                return
             c.execute(
                 """
                 INSERT INTO results (task_id, status, meta, updated, expires)
@@ -116,9 +125,9 @@ class EmbeddedBackend(ReliableBackend):
             pause = min(pause * 1.5, _LONGEST_LOOK)
 
     def get_many(self, task_ids: Any, timeout: Any = None, interval: Any = 0.5, **kw: Any) -> Any:
-        return super().get_many(
-            task_ids, timeout=timeout, interval=min(interval or _LONGEST_LOOK, _LONGEST_LOOK), **kw
-        )
+        interval = min(interval or _LONGEST_LOOK, _LONGEST_LOOK)
+        for task_id, meta in super().get_many(task_ids, timeout=timeout, interval=interval, **kw):
+            yield task_id, tenants.checked(task_id, meta)
 
     @property
     def database(self) -> Database:

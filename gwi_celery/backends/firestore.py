@@ -28,6 +28,7 @@ from celery.exceptions import TimeoutError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 from kombu.utils.functional import LRUCache
 
+from gwi_celery.backends import tenants
 from gwi_celery.backends.base import (
     RENEW_CHORD_AFTER,
     Counted,
@@ -179,6 +180,7 @@ class FirestoreBackend(ReliableBackend):
             ttl=float(expires) if expires else None,
             seen_before=came_before(request),
             version=version,
+            tenant=tenants.tenant_of(request),
         )
         return ResultWrite(self.client, self._names, result)
 
@@ -199,6 +201,8 @@ class FirestoreBackend(ReliableBackend):
         tries = Tries("store a result", look)
         for _ in tries:
             if write.settled:
+                if write.taken:
+                    self.log_taken(key)
                 return
             with tries.once():
                 written = self.client.commit([*write.writes(), *write.pieces])
@@ -243,7 +247,7 @@ class FirestoreBackend(ReliableBackend):
         if meta["status"] in states.READY_STATES:
             return self.arrived(meta, on_interval)
         for _, meta in self._waited([task_id], timeout, interval, on_interval):
-            return self.arrived(meta, on_interval)
+            return self.arrived(tenants.checked(task_id, meta), on_interval)
         raise AssertionError  # it came, or the time was up
 
     def get_many(
@@ -263,14 +267,16 @@ class FirestoreBackend(ReliableBackend):
             meta = self._cached(task_id)
             if meta is not None and meta["status"] in READY_STATES:
                 left.remove(task_id)
-                yield task_id, meta
+                yield task_id, tenants.checked(task_id, meta)
         for task_id, meta in (self._look(left) if left else {}).items():
             left.remove(task_id)
+            tenants.checked(task_id, meta)
             if on_message is not None:
                 on_message(meta)
             yield task_id, meta
         if left and not max_iterations:
             for task_id, meta in self._waited(left, timeout, interval, on_interval):
+                tenants.checked(task_id, meta)
                 if on_message is not None:
                     on_message(meta)
                 yield task_id, meta

@@ -12,7 +12,9 @@ from uuid import uuid4
 
 from celery.canvas import _chain, chord, group
 
+from gwi_celery.backends import tenants
 from gwi_celery.errors import InvalidCall
+from gwi_celery.headers import TENANT_HEADER
 from gwi_celery.reliability import call
 
 
@@ -63,7 +65,8 @@ def keep_promises(app: Any) -> None:
             options["headers"] = call.promised(
                 name, options.get("headers"), idempotency_key, deadline, labels=labels
             )
-        return send(name, args, kwargs, *rest, **options)
+        result = send(name, args, kwargs, *rest, **options)
+        return tenants.owned(result, (options.get("headers") or {}).get(TENANT_HEADER))
 
     app.send_task = send_task
 

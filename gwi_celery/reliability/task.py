@@ -19,6 +19,7 @@ from kombu.utils import json
 
 from gwi_celery import shield
 from gwi_celery.actions import action
+from gwi_celery.backends import tenants
 from gwi_celery.errors import (
     ConfigurationError,
     InvalidCall,
@@ -144,7 +145,7 @@ class ReliableTask(Task):
         # Also for a copy or retry of a call by headers alone: Celery checks the arguments here.
         kwargs = call.filled(self.run, self.reliable, args or (), kwargs or {}, headers)
         try:
-            return super().apply_async(
+            result = super().apply_async(
                 args,
                 kwargs,
                 task_id=task_id,
@@ -160,6 +161,7 @@ class ReliableTask(Task):
                 f"{self.name}: {_culprit(resolved.arguments)} has no JSON form ({exc}): pass "
                 "plain values (text, numbers, lists, dicts), or an id to load it by"
             ) from exc
+        return tenants.owned(result, resolved.tenant)
 
     def addressed(
         self,

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from gwi_celery import sqlite
 from gwi_celery.errors import GwiError
 from gwi_celery.integration import broker_for, settings_for, store_for
+from gwi_celery.service import local
 from gwi_celery.service.answers import Json
 from gwi_celery.service.auth import Denied, require_token
 from gwi_celery.stores.base import JobRef
@@ -153,6 +154,8 @@ class Health:
     async def stats(self, request: Request) -> Response:
         if self._settings.service_token or not self._settings.development:
             require_token(request.headers.get("authorization"), self._settings.service_token)
+        else:
+            local.check_name(request, self._settings)
         return Json({"mode": self._mode, "draining": self._draining(), **self._stats.snapshot()})
 
     async def metrics(self, request: Request) -> Response:

@@ -254,6 +254,8 @@ class StoredResult:
     seen_before: bool = False
     #: Store-private: what is known of the one that is there.
     version: Any = field(default=None, compare=False)
+    #: Whose task it was. A result that is there of another tenant's stays.
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What a worker tells of itself. Read in this order: events, stats, metrics, logs, tracing."""
+"""A worker's telemetry. Read in this order: events, stats, metrics, logs, tracing."""

@@ -1,9 +1,9 @@
-"""The one hook: what happens to jobs, told to whoever listens in the worker's main process.
+"""The one hook: events of jobs, for listeners in the worker's main process.
 
-Jobs run in pool children, and who wants to know (the health endpoints, metrics) is in their parent.
-An event is a line of JSON through a pipe that was there before the fork: one write, which either
-fits whole or is dropped, so that a child never waits for its parent and can be killed at any moment.
-While nobody listens an event costs one comparison.
+Jobs run in pool children, while the listeners (health endpoints, metrics) are in the parent. An event is
+a line of JSON through a pipe opened before the fork: one write, which either fits whole or is dropped,
+so that a child never waits for its parent and can be killed at any moment. Without a listener an event
+costs one comparison.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def ignore(listener: Listener) -> None:
 
 
 def emit(name: str, *, task_id: str | None = None, **facts: Any) -> None:
-    """Something happened. Never raises and never blocks; facts are plain values."""
+    """Emit an event. Never raises, never blocks; facts are plain values."""
     if not _hook.listeners:
         return
     if task_id is None:

@@ -30,7 +30,7 @@ _HELP = {
 
 
 class _Collector:
-    """Turns a Stats into metrics whenever it is asked."""
+    """Converts a Stats into metrics on each scrape."""
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats

@@ -139,7 +139,7 @@ class Stats:
     # --- reading ------------------------------------------------------------------------------
 
     def running(self) -> list[Job]:
-        """What runs now. A job whose process has died is not among it."""
+        """Tasks that run now, without those whose process has died."""
         with self._lock:
             for key in [k for k in self._running if not _alive(k[0])]:
                 del self._running[key]
@@ -179,7 +179,7 @@ class Stats:
             return dict(self._rpcs + Counter(rpcs.total()))
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it, as plain values."""
+        """All counts, as plain values."""
         now = time.time()
         running = self.running()
         return {

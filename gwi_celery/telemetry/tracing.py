@@ -1,8 +1,8 @@
 """OpenTelemetry: one trace from ``.delay()`` through the queue to each attempt and step.
 
 The community's Celery instrumentation carries the trace through the message's headers and makes a
-span of each publish and each attempt. Here its attempts get what we know of a job, and each step a
-span of its own. Which exporter they go to is the application's business (``opentelemetry-instrument``,
+span of each publish and each attempt. Here attempts get the job's attributes, and each step a
+span of its own. The exporter is configured by the application (``opentelemetry-instrument``,
 or a tracer provider of its own).
 """
 
@@ -36,7 +36,7 @@ def configure(settings: Settings) -> None:
 
 
 def describe(**facts: Any) -> None:
-    """Say more of the attempt whose span is the current one."""
+    """Add attributes to the current attempt's span."""
     if _tracer is not None:
         from opentelemetry import trace
 
@@ -46,7 +46,7 @@ def describe(**facts: Any) -> None:
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """Around a step. An Interrupt is how a job stops, and no error."""
+    """A step's span. An Interrupt stops the job and is not recorded as an error."""
     if _tracer is None:
         yield
         return

@@ -1,9 +1,9 @@
-"""The Kombu transport over a broker: connections, the event loop, and who is woken when.
+"""The Kombu transport over a broker: connections, the event loop, and wake-ups.
 
-A message that arrives makes the receiver's descriptor readable, which wakes Celery's hub (or the
-``select`` of a blocking drain) at once. Nothing polls: between wakes there is at most one timer, for
+An arriving message makes the receiver's descriptor readable, which wakes Celery's hub (or the
+``select`` of a blocking drain) at once. Nothing polls: between wake-ups there is at most one timer, for
 the next delayed message or expiring lease. An ack frees a place in the prefetch window and wakes the
-loop through a pipe of our own, because no descriptor of the broker's would.
+loop through a separate pipe, because the broker's descriptors don't signal it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ from gwi_celery.transport.leases import LeaseKeeper
 
 logger = logging.getLogger(__name__)
 
-#: Transport options that are Kombu's and Celery's own: how to connect again, and what has no meaning
-#: here.
+#: Kombu's and Celery's own transport options: how to reconnect, and some without a meaning here.
 _KOMBU_OPTIONS = frozenset(
     {
         "body_encoding",
@@ -58,7 +57,7 @@ _KOMBU_OPTIONS = frozenset(
     }
 )
 
-#: Messages handed over before Celery's event loop sees to everything else.
+#: Messages handed over before Celery's event loop handles other events.
 _AROUND = 1000
 #: Longest wait for messages, seconds, while the worker stops.
 _STOPPING_WAIT = 0.1
@@ -73,7 +72,7 @@ class Transport(virtual.Transport):
     polling_interval = None
 
     connection_errors = (*base.Transport.connection_errors, BrokerUnavailable, OSError)
-    # Kombu connects again for each of these. What can't get better (no credentials, a read-only file)
+    # Kombu reconnects for each of these. What is permanent (no credentials, a read-only file)
     # is raised as it is; and a file that was deleted must not be begun anew in silence.
     channel_errors = (
         *base.Transport.channel_errors,
@@ -135,7 +134,7 @@ class Transport(virtual.Transport):
         return any(channel.consuming_from(queue) for channel in self.channels)
 
     def wake(self) -> None:
-        """Something may be deliverable that no descriptor tells of. Any thread may call this."""
+        """Wake the loop: there may be a message that no descriptor signals. Any thread may call this."""
         if self._bell is not None:
             self._bell.ring()
 
@@ -178,10 +177,10 @@ class Transport(virtual.Transport):
         """Deliver one message, or raise ``socket.timeout`` after ``timeout`` seconds.
 
         One, as with AMQP: who counts messages, or waits for a certain one, looks between two calls.
-        What else is there is delivered by the next call at once.
+        Further messages are delivered by the next call at once.
 
-        Once the worker was told to stop, a wait is short: a pool without Celery's event loop
-        (gevent) looks whether it should end only between waits, and then once more.
+        Once the worker is stopping, waits are short: a pool without Celery's event loop (gevent)
+        checks for the stop only between waits.
         """
         began = time.monotonic()
         deadline = None if timeout is None else began + timeout
@@ -216,11 +215,11 @@ class Transport(virtual.Transport):
         self._loop = None
 
     def on_readable(self, *args: Any) -> None:
-        """A message arrived, or a place became free: hand over what fits, once around."""
+        """A message arrived, or a place became free: hand over what fits, once for each channel."""
         self._clear()
         self._cancel_timer()
         if self._deliver_ready(_AROUND):
-            self.wake()  # there may be more; let the loop see to everything else first
+            self.wake()  # there may be more; let the loop handle other events first
             return
         due = self._next_due()
         if due is not None and self._loop is not None:
@@ -247,7 +246,7 @@ class Transport(virtual.Transport):
         return delivered
 
     def return_unwanted(self) -> None:
-        """What was fetched for a queue whose consumers are full, others may have."""
+        """Give back what was fetched for queues whose consumers are full."""
         if self._receiver is not None:
             channels = [channel for channel in self.channels if not channel.closed]
             for queue in set().union(*(channel.queues() for channel in channels)):
@@ -301,8 +300,8 @@ class Transport(virtual.Transport):
 def _url(client: Any) -> str:
     """The URL of a connection.
 
-    Kombu leaves it to a transport that can parse URLs, but after a failover it hands over the parts
-    of the alternate's URL.
+    Kombu passes it whole to a transport that can parse URLs, but after a failover it passes the parts
+    of the alternate URL.
     """
     hostname: str = client.hostname or ""
     if "://" in hostname:
@@ -313,7 +312,7 @@ def _url(client: Any) -> str:
 
 
 def unknown_options(options: dict[str, Any], known: Any) -> None:
-    """Raise ConfigurationError if ``broker_transport_options`` has one that we don't know."""
+    """Raise ConfigurationError for an unknown option in ``broker_transport_options``."""
     for option in options:
         if option not in known:
             raise ConfigurationError(

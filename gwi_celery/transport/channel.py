@@ -1,7 +1,7 @@
-"""Kombu's channel verbs on the broker seam, and nothing else.
+"""Kombu's channel methods on the broker seam, and nothing else.
 
-State lives on the instance: a channel knows the queues it consumes from and the deliveries it
-holds, gives back what it holds when it is closed, and touches nothing of another channel's.
+State lives on the instance: a channel knows the queues it consumes and the deliveries it holds, gives
+back what it holds when it is closed, and touches nothing of another channel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from kombu.utils.uuid import uuid
 from gwi_celery.authority import SIGNATURE, Authority
 from gwi_celery.batch import current_batch
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
-from gwi_celery.errors import BrokerError, MalformedMessage, NotDeleted, NotFound, StoreError
+from gwi_celery.errors import (
+    BrokerError,
+    MalformedMessage,
+    NotDeleted,
+    NotFound,
+    StoreError,
+    TooLarge,
+)
 from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_text
 from gwi_celery.transport import envelope, handover
@@ -39,15 +46,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Messages taken in one go by a consumer without a prefetch limit.
+#: Messages taken at a time by a consumer without a prefetch limit.
 _UNLIMITED_BATCH = 100
 
-#: Seconds before a requeued message is delivered again, doubling with each delivery up to the last:
-#: a task that is always requeued must not spin.
+#: First and longest delay, seconds, of a requeued message; it doubles with each delivery, so that a
+#: task that is always requeued doesn't spin.
 _REQUEUE_FIRST, _REQUEUE_MAX = 0.0, 60.0
 
 
-#: Seconds until a message is redelivered that could not be judged, as the store was unavailable.
+#: Seconds until the redelivery of a message that could not be checked, as the store was unavailable.
 _ASK_AGAIN = 5.0
 
 
@@ -81,7 +88,10 @@ class Prefetch:
 
 
 class Channel(virtual.Channel):
-    """One channel of a connection. Used by one thread, as Kombu's channels are."""
+    """One channel of a connection. Used by one thread, as Kombu's channels are.
+
+    Its methods are Kombu's hooks, hence their number.
+    """
 
     Message = _Message
     supports_fanout = True
@@ -97,13 +107,13 @@ class Channel(virtual.Channel):
         self._broker = connection.broker
         self._pid = os.getpid()
         self._consuming: dict[str, _Consumer] = {}
-        #: Delivery tag -> what is held unacked.
+        #: Delivery tag -> unacked message.
         self.held: dict[str, _Held] = {}
         self._prefetch = Prefetch(self)
 
     @property
     def authority(self) -> Authority | None:
-        """By what right it sends, and takes."""
+        """The app's authority: what it may send and accept."""
         return self.connection.authority
 
     @property
@@ -237,8 +247,8 @@ class Channel(virtual.Channel):
             signature = self.authority.sign(data, routing_key or exchange or "")
             if signature is not None:
                 attributes[SIGNATURE] = signature
-        # A task that expires is revoked by a worker, which tells its caller and its chord: the broker
-        # would drop it without a word.
+        # An expired task is revoked by a worker, which tells its caller and its chord: the broker
+        # would drop it silently.
         task = "task" in (message.get("headers") or {})
         expiration = None if task else properties.get("expiration")
         outgoing = OutgoingMessage(
@@ -288,13 +298,13 @@ class Channel(virtual.Channel):
         return None
 
     def deliver_ready(self, most: int) -> int:
-        """Hand over what is ready and fits the prefetch limit; how many messages that were.
+        """Hand over ready messages that fit the prefetch limit; returns how many.
 
-        Queues take turns: who was served last is asked last. Room for several is shared, and what
-        one leaves of its share is there for all at the next call.
+        Queues take turns: the one served last is polled last. Room for several messages is shared
+        between them; an unused share is available to all at the next call.
         """
         delivered = 0
-        # A worker's tasks say themselves when they begin; anybody else begins at once.
+        # A worker's tasks report when they begin; other consumers begin at once.
         begun = not self.connection.serves_worker
         consumers = list(self._consuming.items())
         for n, (tag, consumer) in enumerate(consumers):
@@ -310,7 +320,7 @@ class Channel(virtual.Channel):
             delivered += len(deliveries)
             accepted = self._accept(deliveries, consumer.no_ack)
             if accepted and not self._room(consumer):
-                # Before a task that keeps this very thread busy: others may have what comes now.
+                # Before a task that keeps this thread busy: leave new messages to other consumers.
                 self.connection.return_unwanted()
             for delivery, message in accepted:
                 if not (consumer.no_ack or self._still_ours(delivery)):
@@ -327,16 +337,16 @@ class Channel(virtual.Channel):
         return any(c.queue == queue and self._room(c) > 0 for c in self._consuming.values())
 
     def queues(self) -> set[str]:
-        """Those it consumes from."""
+        """The queues that it consumes."""
         return {consumer.queue for consumer in self._consuming.values()}
 
     def _room(self, consumer: _Consumer) -> int:
         return _UNLIMITED_BATCH if consumer.no_ack else self._prefetch.capacity()
 
     def _accept(self, deliveries: list[Delivery], no_ack: bool) -> list[tuple[Delivery, _Message]]:
-        """Decode deliveries and hold them from now on, or ack them; those that may be handed over.
+        """Decode deliveries and hold them from now on, or ack them; returns those to hand over.
 
-        What is no message is in the dead letter then, and what is not surely ours is left alone.
+        Malformed messages are dead-lettered; deliveries whose lease may be lost are left alone.
         """
         accepted = []
         for delivery in deliveries:
@@ -349,7 +359,7 @@ class Channel(virtual.Channel):
                     *(delivery.message_id, delivery.queue, reason),
                 )
                 self._dead_letter(deceased(delivery, Death.refused(exc)), reason)
-            except StoreError as exc:  # nobody can tell now whose it is
+            except StoreError as exc:  # whose message it is can't be told now
                 logger.error("message %s is to be redelivered: %s", delivery.message_id, exc)
                 with contextlib.suppress(BrokerError):
                     self._broker.nack(delivery, _ASK_AGAIN)
@@ -361,14 +371,14 @@ class Channel(virtual.Channel):
         return accepted
 
     def _acked(self, accepted: list[tuple[Delivery, _Message]]) -> list[tuple[Delivery, _Message]]:
-        """Ack them before any is handed over, which may take long; those that were still ours."""
+        """Ack them before any is handed over, which may take long; returns those whose lease held."""
         now = time.monotonic()
         ours = [pair for pair in accepted if now < pair[0].held_until()]
         lost = {d.ack_id for d in self._broker.ack([delivery for delivery, _ in ours])}
         return [pair for pair in ours if pair[0].ack_id not in lost]
 
     def _still_ours(self, delivery: Delivery) -> bool:
-        """Whether what is held may be handed over; else it is let go, as it may be another's now."""
+        """Whether a held message may be handed over; else it is dropped: its lease may be lost."""
         if self.connection.leases.holds(delivery):
             return True
         if self._settle(delivery.ack_id) is not None:
@@ -381,7 +391,7 @@ class Channel(virtual.Channel):
         return False
 
     def begin(self, delivery_tag: str) -> None:
-        """What it holds under this tag is being tried: that counts as an attempt."""
+        """The message with this tag is being attempted: count it."""
         held = self.held.get(delivery_tag)
         if held is None:
             return
@@ -392,8 +402,22 @@ class Channel(virtual.Channel):
                 "an attempt at message %s could not be counted: %s", held.delivery.message_id, exc
             )
 
+    def postpone(self, delivery_tag: str, seconds: float) -> bool:
+        """Publish a copy of what it holds under this tag, delayed; whether that was done."""
+        held = self.held.get(delivery_tag)
+        if held is None:
+            return False
+        told = held.delivery
+        copy = OutgoingMessage(told.data, told.attributes, told.priority, delay=seconds)
+        try:
+            self._broker.publish("", told.queue, copy)
+        except (BrokerError, TooLarge) as exc:
+            logger.warning("message %s waits in the worker's memory: %s", told.message_id, exc)
+            return False
+        return True
+
     def _dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Where that can't be done now, the message is delivered again in a while."""
+        """Dead-letter it; if that fails now, the message is redelivered later."""
         try:
             self._broker.dead_letter(delivery, reason)
             settlement = Settlement.DEAD_LETTERED
@@ -406,7 +430,9 @@ class Channel(virtual.Channel):
                 safe_text(reason, 200),
             )
             settlement = Settlement.NACKED
-            with contextlib.suppress(BrokerError):  # then it is, when its lease is over
+            with contextlib.suppress(
+                BrokerError
+            ):  # then it is redelivered when its lease has run out
                 self._broker.nack(delivery, _REQUEUE_MAX)
         emit(settlement.text, task_id="")
 
@@ -452,7 +478,7 @@ class Channel(virtual.Channel):
         self.connection.wake()
 
     def _room_for_more(self) -> None:
-        """A place is free: have the next message fetched while the event loop is still busy."""
+        """A place is free: fetch the next message while the event loop is still busy."""
         if os.getpid() != self._pid or self.closed:
             return
         room = self._prefetch.capacity()
@@ -473,9 +499,9 @@ class Channel(virtual.Channel):
     # --- end ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Cancel the consumers and hand back at once what is held unacked.
+        """Cancel the consumers and give back all unacked messages at once.
 
-        What was begun counts as an attempt; the rest was touched by nobody.
+        Those that were begun count as attempted; the others don't.
         """
         if self.closed:
             return
@@ -494,7 +520,7 @@ class Channel(virtual.Channel):
                             self._broker.give_back(held.delivery)
                     except BrokerError as exc:
                         logger.warning(
-                            "could not hand back message %s (%s): it is delivered again when its "
+                            "could not give back message %s (%s): it is redelivered when its "
                             "lease of %g s is over",
                             held.delivery.message_id,
                             exc,
@@ -505,11 +531,11 @@ class Channel(virtual.Channel):
         self.exchange_types = None
 
     def after_reply_message_received(self, queue: str) -> None:
-        """Kombu's replies are collected. Their queue goes with its consumer, as it was declared."""
+        """Kombu has collected its replies. Their queue is deleted with its consumer."""
 
 
 def _takes_for_later(callback: Callable[..., object]) -> bool:
-    """Whether it is a Celery worker's without :func:`gwi_celery.setup`: it doesn't say when it begins."""
+    """Whether it is a worker without :func:`gwi_celery.setup`: that doesn't report when tasks begin."""
     return getattr(getattr(callback, "__self__", None), "on_message", None) is not None
 
 
@@ -521,14 +547,14 @@ def requeue_delay(deliveries: int) -> float:
 
 
 def _delay(headers: dict[str, Any]) -> float:
-    """Seconds until the message's ETA: the broker keeps it until then, not a worker's memory."""
+    """Seconds until the message's ETA: the broker keeps it until then, rather than a worker's memory."""
     eta = headers.get("eta")
     if not isinstance(eta, str):
         return 0.0
     try:
         when = datetime.fromisoformat(eta.replace("Z", "+00:00"))
     except ValueError:
-        return 0.0  # the worker refuses the task, with Celery's own message
+        return 0.0  # the worker will refuse the task with Celery's own message
     if when.tzinfo is None:
         return 0.0  # in the app's time zone, which only the worker knows
     return max((when - datetime.now(timezone.utc)).total_seconds(), 0.0)

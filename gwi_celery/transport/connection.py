@@ -1,4 +1,4 @@
-"""Kombu's connection, where one of several URLs is ours."""
+"""Kombu's connection, where any of several URLs may be this package's."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import kombu
 from kombu.transport import get_transport_cls
 
-#: Transport option that says why an app's configuration can't be used. ``setup()`` puts it there when
-#: it has nobody to raise to; connecting raises it.
+#: Transport option that holds the error of an unusable configuration, set by ``setup()`` when it can't
+#: raise to anybody; connecting raises it.
 REFUSED_OPTION = "gwi_refused"
 
 
 class Connection(kombu.Connection):
-    """In force for apps that were set up: after a failover, too, a URL is its transport's to read.
+    """Used by apps that were set up: passes URLs whole to their transport, also after a failover.
 
-    Kombu leaves it whole only the first time. Later it takes the URL apart, gives options after ``?``
-    to its own initialiser, which has no such arguments, and fills gaps from the URL before.
+    Kombu does so only the first time. After a failover it splits the URL, passes the options after
+    ``?`` to its own initialiser, which has no such arguments, and fills gaps from the previous URL.
     """
 
     def switch(self, conn_str: str) -> None:
@@ -27,7 +27,7 @@ class Connection(kombu.Connection):
         self.close()
         self.declared_entities.clear()
         self._closed = False
-        # Gaps are not filled from the URL before.
+        # Don't fill gaps from the previous URL.
         self.virtual_host, self.port = "", None
         empty: dict[str, Any] = dict.fromkeys(("userid", "password", "virtual_host", "port"))
         parts = {"hostname": conn_str, "transport": scheme}

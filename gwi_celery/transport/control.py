@@ -1,8 +1,8 @@
-"""Remote control answers from a worker's first moment.
+"""Makes remote control answer from the start of a worker.
 
-A worker replies by a connection of the app's pool, which is otherwise opened by its first reply, and
-looks for the exchange of replies then. On a busy machine that takes longer than the second for which
-Celery's commands wait by default.
+A worker replies through the app's connection pool. Otherwise its first reply opens the connection and
+looks up the reply exchange, which on a busy machine takes longer than the second for which Celery's
+commands wait by default.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_workers() -> None:
-    """Have each worker of this process open that connection, and declare that exchange, as it starts."""
+    """Have each worker of this process open that connection and declare that exchange at its start."""
     signals.worker_ready.connect(_prepare, weak=False, dispatch_uid="gwi-prepare-replies")
 
 

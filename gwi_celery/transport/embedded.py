@@ -45,7 +45,7 @@ class Transport(base.Transport):
         return open_broker(url, options)
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """With the absolute path: a worker prints it when it starts."""
+        """With the absolute path: a worker prints it at its start."""
         return config.absolute_url(self.url)
 
     def driver_version(self) -> str:

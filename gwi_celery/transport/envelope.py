@@ -28,10 +28,10 @@ from gwi_celery.text import public_error
 from gwi_celery.transport import depth, jobformat
 from gwi_celery.transport.source import FOREIGN, Source
 
-#: Pub/Sub's limit on an attribute's value, bytes. A longer one is left out, never cut.
+#: Pub/Sub's limit on an attribute's value, bytes. Longer ones are omitted, never cut.
 MAX_ATTRIBUTE_BYTES = 1024
 
-#: Queues that Kombu and Celery name by a uuid, or for remote control and events.
+#: Names of queues that Kombu and Celery create for replies, remote control and events.
 _OF_ONE_READER = re.compile(
     r"amq\.gen-.*|celeryev\..*|.*\.pidbox|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.DOTALL
 )
@@ -85,9 +85,9 @@ def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
 def described(
     delivery: Delivery, headers: Mapping[str, Any], source: Source | None = None
 ) -> Delivery:
-    """The delivery with the attributes that its headers give it, where it came without.
+    """The delivery, with attributes from its headers if it had none.
 
-    A plain job has none, and in the dead letter people look for the tenant.
+    A plain job has none, and people look for the tenant in the dead letter.
     """
     foreign = source is not None and not (source.plain or source.marked)
     given = {**_attributes(headers), **({FOREIGN: "1"} if foreign else {})}
@@ -111,10 +111,10 @@ def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_reply(message: Mapping[str, Any], queue: str) -> bool:
-    """Whether it is an answer, of use only to a reader who is still there.
+    """Whether it is a reply, useful only to a reader that still exists.
 
-    As AMQP's users have it: an answer repeats its question's correlation id and asks for no answer
-    itself. Also what goes to a queue whose name is made up for one reader. A task never is one.
+    By AMQP's convention a reply repeats the request's correlation id and has no ``reply_to``. Messages
+    to a queue with a generated name count, too. A task is never a reply.
     """
     if "task" in (message.get("headers") or {}):
         return False
@@ -129,7 +129,7 @@ def is_of_one_reader(queue: str) -> bool:
 
 
 def decode(delivery: Delivery) -> dict[str, Any]:
-    """The message as Kombu's virtual Message takes it, with this delivery's facts filled in.
+    """The message in the form of Kombu's virtual Message, with this delivery's properties.
 
     ``delivery_info["redelivered"]`` is where Celery looks; ``properties["delivery_count"]`` is the
     broker's own count. Raises MalformedMessage with the reason.
@@ -138,7 +138,7 @@ def decode(delivery: Delivery) -> dict[str, Any]:
         raise MalformedMessage(depth.reason())
     try:
         raw = json.loads(delivery.data)
-    except Exception as exc:  # Kombu's own types in JSON have decoders that raise anything
+    except Exception as exc:  # decoders of Kombu's own JSON types may raise anything
         raise MalformedMessage(f"not JSON ({public_error(exc, _SHORT)})") from exc
     plain = jobformat.is_job(raw)
     if plain:

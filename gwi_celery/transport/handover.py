@@ -1,10 +1,9 @@
-"""Where a message is handed over to Celery's worker, whether it was pulled or pushed.
+"""Hands messages over to Celery's worker, whether they were pulled or pushed.
 
-Nothing that a message holds may end a worker. What is raised on its way to its task is the message's
-fault: it goes to the dead letter with the reason, and the worker goes on. Once its task was begun, an
-error is the run's: the message is delivered again, and that attempt counts. A state that can't be stored
-has it delivered again, too. An error of the broker is neither: it keeps its meaning, and Celery connects
-again.
+No message may end a worker. An error before the task begins is the message's fault: it is dead-lettered
+with the reason, and the worker continues. Once the task has begun, an error belongs to the attempt: the
+message is redelivered, and the attempt counts. The message is also redelivered if a state can't be
+stored. An error of the broker is neither: it is raised unchanged, and Celery reconnects.
 """
 
 from __future__ import annotations
@@ -51,12 +50,12 @@ def decode(delivery: Delivery, channel: Any) -> Message:
 
 
 def why_refused(exc: MalformedMessage) -> str:
-    """What the dead letter says of a message that could not be taken."""
+    """The dead letter's reason for a message that could not be decoded."""
     return str(exc) if isinstance(exc, NotAllowed) else f"not a Celery message: {exc}"
 
 
 def hand_over(message: Message, receive: Callable[[Message], object]) -> None:
-    """Call ``receive`` with the message. Raises what the broker does, and no other Exception."""
+    """Call ``receive`` with the message. Raises only the broker's errors."""
     try:
         receive(message)
     except Exception as exc:
@@ -68,13 +67,13 @@ def hand_over(message: Message, receive: Callable[[Message], object]) -> None:
 def settle_error(
     message: Message, exc: Exception, reject: Callable[..., object] | None = None
 ) -> None:
-    """Deal with a message whose handling raised: see above. ``reject``: how, instead of its own."""
+    """Settle a message whose handling raised, as above. ``reject`` replaces the message's own method."""
     log_error(message, exc)
     if message.acknowledged:
         return
     reject = reject or message.reject
     if message.begun or isinstance(exc, (StoreError, BackendError)):
-        reject(requeue=True)  # its state could not be written: REVOKED, say
+        reject(requeue=True)  # its state, such as REVOKED, could not be written
     else:
         message.death_reason = f"not a Celery task: {safe_error(exc)}"
         message.death = Death.refused(exc)

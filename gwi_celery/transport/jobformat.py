@@ -5,8 +5,8 @@
     {"id": "...", "type": "shop.invoice", "tenantId": "acme", "runId": "r1", "payload": {...},
      "metadata": {"maxRetries": 5, "retryCount": 0, "priority": 3, "deadline": "2026-11-24T12:00:00Z"}}
 
-It is turned into Celery's own message at arrival, so that all that follows knows one format only.
-docs/wire.md has the fields for those who publish.
+It is converted to Celery's own message on arrival, so that all later code knows one format only.
+docs/wire.md describes the fields for publishers.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from gwi_celery.headers import (
 
 #: Kombu's own range.
 _LOWEST, _HIGHEST = 0, 9
-#: More than any backoff can bear: 2 ** retries is computed.
+#: The most that a backoff can handle: 2 ** retries is computed.
 _MOST_RETRIES = 1000
 
-#: What tells Celery's message from a plain job.
+#: Keys that distinguish Celery's message from a plain job.
 _CELERY_KEYS = frozenset({"body", "headers", "properties"})
 
 
 def is_job(raw: Any) -> bool:
-    """Whether this JSON means to be a plain job (it may be an invalid one)."""
+    """Whether this JSON is a plain job, possibly an invalid one."""
     return isinstance(raw, Mapping) and "type" in raw and not _CELERY_KEYS & raw.keys()
 
 

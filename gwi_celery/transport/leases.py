@@ -1,8 +1,8 @@
 """Keeps the leases of held deliveries alive while their tasks run.
 
-One thread per connection, started with the first delivery. It survives any error: a failed
-extension is tried again well before the lease is over. A lease that is lost all the same is logged
-and remembered; the message will be delivered again, and a job finds its own lock taken.
+One thread per connection, started with the first delivery. It survives any error: a failed extension
+is retried well before the lease runs out. A lease that is lost all the same is logged and remembered;
+the message will be redelivered, and a reliable job finds its lock taken.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gwi_celery.text import safe_error
 
 logger = logging.getLogger(__name__)
 
-#: A lease is extended when this share of it is over: two more tries fit in before it ends.
+#: A lease is extended when this share of it has passed: two more tries fit in before it ends.
 _EXTEND_AT = 1 / 3
 
 #: Seconds between tries after an error.
@@ -30,11 +30,11 @@ _RETRY = 1.0
 #: Seconds between two words on that at most, while the broker stays unavailable.
 _TELL_EVERY = 60.0
 
-#: Property of a message in the worker: its place in the board.
+#: Property of a message in the worker: its index in the board.
 LEASE_PROPERTY = "gwi_lease"
 
 #: One byte for each of the latest deliveries: 1 once its lease is lost. Shared memory, made before a
-#: pool forks, so that a task in a pool process sees what the main process learns.
+#: pool forks, so that pool processes see what the main process learns.
 _board = mmap.mmap(-1, 65536)
 _places = itertools.count()
 
@@ -42,9 +42,9 @@ _places = itertools.count()
 def message_lease_lost(request: Any) -> bool:
     """Whether the message behind a task's ``request`` is no longer leased to its worker.
 
-    True means: it may be delivered to another worker while this task runs. For tasks that aren't
-    reliable and would rather stop then; a ReliableTask has its own lock, see its ``lease_lost``.
-    Always False in a pool that is started by spawn, and outside a worker on our transports.
+    True means: it may be delivered to another worker while this task runs. For plain tasks that
+    should stop in that case; a ReliableTask has its own lock, see its ``lease_lost``.
+    Always False in a pool that is started by spawn, and outside workers on this package's transports.
     """
     place = (getattr(request, "properties", None) or {}).get(LEASE_PROPERTY)
     return isinstance(place, int) and _board[place % len(_board)] == 1
@@ -54,7 +54,7 @@ class LeaseKeeper:
     """Extends what it was told to ``keep`` until told to ``drop`` it.
 
     Args:
-        broker: Whose deliveries they are.
+        broker: The broker of the deliveries.
         max_seconds: Longest time to keep one delivery leased, seconds; None: as long as it runs.
     """
 
@@ -69,7 +69,7 @@ class LeaseKeeper:
         self._told, self._pause = 0.0, _RETRY
 
     def keep(self, delivery: Delivery) -> int:
-        """Extend it from now on. Returns its place in the board, for the message to carry."""
+        """Extend it from now on. Returns its index in the board, for the message to carry."""
         due = delivery.leased_at + delivery.lease_seconds * _EXTEND_AT
         place = next(_places) % len(_board)
         _board[place] = 0
@@ -84,7 +84,7 @@ class LeaseKeeper:
             self._lost.discard(delivery.ack_id)
 
     def holds(self, delivery: Delivery) -> bool:
-        """Whether it is kept, and surely still ours: nobody else may have been given it."""
+        """Whether it is kept and its lease certainly holds, so that nobody else has it."""
         with self._lock:
             kept = self._kept.get(delivery.ack_id)
             return kept is not None and time.monotonic() < kept.until
@@ -173,5 +173,5 @@ class _Kept:
         self.delivery = delivery
         self.place = place
         self.due = due
-        #: Monotonic time up to which it is surely ours.
+        #: Monotonic time until which the lease certainly holds.
         self.until = delivery.held_until()

@@ -1,4 +1,4 @@
-"""A delivered message, as Celery's worker takes it. Pulled and pushed ones are the same class."""
+"""A delivered message, as Celery's worker takes it; one class for pulled and pushed ones."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Message(virtual.Message):
     #: Where it is from; None for one that didn't come over a broker of ours.
     source: Source | None = None
     undecodable: str | None = None
-    #: Why the message is about to be rejected, for the dead letter; whoever rejects may set it.
+    #: Reason for the dead letter; set by whoever rejects the message.
     death_reason: str | None = None
     #: The same for programs; None: as its reason is found.
     death: Death | None = None
-    #: Whether its task was begun: what goes wrong from then on is the run's, not the message's.
+    #: Whether its task has begun: later errors belong to the attempt, not the message.
     begun = False
     body: Any
 
@@ -55,10 +55,18 @@ class Message(virtual.Message):
             self.errors.append((type(exc), exc, None))
 
     def begin(self) -> None:
-        """Its task begins now: that is an attempt, whatever becomes of it."""
+        """Count an attempt: its task begins now."""
         if not self.begun:
             self.begun = True
             self.channel.begin(self.delivery_tag)
+
+    def postpone(self, seconds: float) -> bool:
+        """Give it back to the broker for so long, rather than hold it; False if that can't be done."""
+        postpone = getattr(self.channel, "postpone", None)
+        if postpone is None or not postpone(self.delivery_tag, seconds):
+            return False
+        self.ack()
+        return True
 
     def _decode(self) -> Any:
         if self.undecodable is not None:  # as it was found before
@@ -83,7 +91,7 @@ class Message(virtual.Message):
 
     @property
     def reason(self) -> str:
-        """What the dead letter says of this message."""
+        """The reason for the dead letter."""
         if self.undecodable is not None:
             return self.undecodable
         if self.death_reason is not None:

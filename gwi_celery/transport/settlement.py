@@ -1,4 +1,4 @@
-"""What becomes of a message, pulled or pushed. Every end of a run is a row in ``reliability/ends.py``."""
+"""How a message is settled, pulled or pushed. ``reliability/ends.py`` has a row for every end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import Enum
 
 
 class Settlement(Enum):
-    """What becomes of a message: what a pull worker does to it, and what a push is answered with."""
+    """How a message is settled: by a pull worker's call, or a push request's answer."""
 
     ACKED = ("acked", 204)
-    #: Kept in the dead letter first; then it is done with as well.
+    #: Kept in the dead letter, then acked.
     DEAD_LETTERED = ("dead-lettered", 204)
     NACKED = ("nacked", 503)
 

@@ -1,1 +1,1 @@
-"""What a worker's main process adds to Celery's: its consumer, its requests, its tracer, how it stops."""
+"""What this package adds to a Celery worker: consumer, requests, tracer, bootsteps, shutdown."""

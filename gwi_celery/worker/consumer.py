@@ -1,8 +1,8 @@
-"""Celery's consumer, which survives any message.
+"""Celery's consumer, made to survive any message.
 
-Celery's own takes for granted that a message which names a task is otherwise as Celery makes it. One
-without an id, or with a body of another shape, ends the whole worker, and the next one it is delivered
-to. Here such a message is rejected, and so kept in the dead letter, with the reason.
+Celery's own assumes that a message which names a task is well-formed otherwise. One without an id, or
+with a body of another shape, ends the worker, and the next one that it is redelivered to. Here such a
+message is rejected, and so dead-lettered with the reason.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import consumer
 
 from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
@@ -24,16 +26,19 @@ from gwi_celery.worker.policy import Policy
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that a message may wait for its ETA in a worker's memory: what clocks may differ by.
+_HELD_AT_MOST = 5.0
+
 
 class Consumer(consumer.Consumer):
-    """In force by ``app.conf.worker_consumer``, which ``setup()`` sets."""
+    """Configured as ``app.conf.worker_consumer`` by ``setup()``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         processes = getattr(self.pool, "_pool", None)
         if hasattr(processes, "maintain_pool"):
-            # Celery ends a worker that lost a child while it started: start that child again instead.
-            # One that can't start any is ended by the pool itself, by how often it starts them.
+            # Celery ends a worker that lost a child during its start: restart the child instead. If
+            # none can start, the pool itself gives up.
             self.pool.did_start_ok = functools.partial(_all_started, processes)
 
     def connection_for_read(self, heartbeat: Any = None) -> Any:
@@ -49,7 +54,7 @@ class Consumer(consumer.Consumer):
         tracer.install(self.app)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Any) -> Any:
-        """Celery's own; the dead letter says which task it was, and whose."""
+        """Celery's own; also records the task and its tenant for the dead letter."""
         name, kwargs = _named(message)
         message.death_reason = (
             f"no task is registered as {name!r}: start the worker with the module that defines it "
@@ -78,6 +83,9 @@ class Consumer(consumer.Consumer):
             elif _is_task(message):
                 reason = policy.refusal(message, message.payload)
             if reason is None:
+                wait = _seconds_to_wait(message, self.app)
+                if wait > _HELD_AT_MOST and message.postpone(wait):
+                    return None
                 return handle(message)
             logger.error("message %s is not run: %s", message.delivery_tag, reason)
             message.death_reason, message.death = reason, death
@@ -86,8 +94,17 @@ class Consumer(consumer.Consumer):
         return on_task_received
 
 
+def _seconds_to_wait(message: Any, app: Any) -> float:
+    """Until the message's ETA. Of our own transport's messages it has passed: the broker waits for it."""
+    eta = message.headers.get("eta")
+    if not isinstance(eta, str) or not hasattr(message, "postpone"):
+        return 0.0
+    when = maybe_make_aware(maybe_iso8601(eta), app.timezone)
+    return float((when - datetime.now(timezone.utc)).total_seconds())
+
+
 def _named(message: Any) -> tuple[Any, dict[str, Any]]:
-    """The task that a message names, and its keyword arguments as far as they can be read."""
+    """The task's name and, if readable, its keyword arguments."""
     payload = message.payload
     fields = payload if isinstance(payload, dict) else {}
     if isinstance(payload, (list, tuple)) and len(payload) > 1:
@@ -103,16 +120,15 @@ def _all_started(processes: Any) -> bool:
 
 
 def why_malformed(message: Any) -> str | None:
-    """What is wrong with a message that names a task; None if it is as Celery makes it.
+    """What is wrong with a message that names a task; None if it is well-formed.
 
-    Whatever Celery itself answers well (no task named, an unknown one, a body that can't be decoded)
-    is its own business.
+    What Celery itself handles well (no task, an unknown one, an undecodable body) is left to it.
     """
     headers = message.headers
     try:
         payload = message.payload
     except Exception:
-        return None  # Celery says so itself
+        return None  # left to Celery
     if "task" in headers:
         return (
             _needed(headers)
@@ -136,7 +152,7 @@ def _is_task(message: Any) -> bool:
     try:
         payload = message.payload
     except Exception:
-        return False  # Celery says so itself
+        return False  # left to Celery
     return "task" in message.headers or (isinstance(payload, dict) and "task" in payload)
 
 

@@ -1,14 +1,14 @@
-"""A worker that is told to stop ends in time: with or without its jobs, with or without its broker.
+"""Ends a stopping worker in time, whatever its jobs and its broker do.
 
-Celery waits for its jobs and for its broker without end, and a platform such as Cloud Run for ten
-seconds. A thread of its own counts the time from the signal on, whatever the worker is doing then:
+Celery waits for its jobs and its broker indefinitely, but a platform such as Cloud Run only for ten
+seconds. A separate thread counts the time from the signal on, whatever the worker is doing:
 
 - Jobs have ``worker_grace`` seconds; 0: as long as they take. But a job whose broker doesn't answer
-  has ``shutdown_grace`` seconds: nobody could be told of its end, so its message is redelivered anyway.
-- Without a job the worker has a few seconds to hand back what it holds and to close.
+  has ``shutdown_grace`` seconds: its end could not be reported, so its message is redelivered anyway.
+- Without a job the worker has a few seconds to give back its messages and to close.
 
-A pool's processes are killed first, so that the rest of the worker can end as it should; if it
-doesn't, the process ends here. Leases of messages and locks run out then, and nothing is lost.
+The pool's processes are killed first, so that the rest of the worker can end in order; if it doesn't,
+the process exits here. Leases of messages and locks then run out, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from gwi_celery.worker.pools import pool_processes
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to close in where no job runs.
+#: Seconds to close within if no job runs.
 _CLOSING = 6.0
-#: Seconds that the rest of the worker has once its pool's processes were killed.
+#: Seconds for the rest of the worker once the pool's processes were killed.
 _REST = 1.0
-#: Seconds between two questions to the broker while jobs are waited for, and without an answer after
+#: Seconds between two probes of the broker while waiting for jobs; seconds without an answer after
 #: which it counts as unavailable.
 _ASK_EVERY, _SILENCE = 1.0, 6.0
 _LOOK_EVERY = 0.1
 
 
 class ShutdownGrace(bootsteps.StartStopStep):
-    """Worker bootstep. It listens from when the worker is made: starting, too, may have to be ended."""
+    """Worker bootstep. It listens from the worker's creation: even a start may have to be ended."""
 
     label = "Grace"
 
@@ -56,7 +56,7 @@ class ShutdownGrace(bootsteps.StartStopStep):
         self._grace = settings.worker_grace
         self._without_broker = settings.shutdown_grace
         self._begun = False
-        #: Whether the process is there for this worker alone, and not a test's or a script's.
+        #: Whether the process belongs to this worker alone, rather than to a test or script.
         self._own_process = True
         self._broker = _Broker(worker.app)
         signals.worker_shutting_down.connect(self._begin)
@@ -82,7 +82,7 @@ class ShutdownGrace(bootsteps.StartStopStep):
             self._sleep(_LOOK_EVERY)
             now = time.monotonic()
             if self._grace and now - began > self._grace:
-                return self._end(f"the grace of {self._grace:g} s is over")
+                return self._end(f"the grace of {self._grace:g} s has passed")
             if not self._waits_for_jobs():
                 if now - closing_since > _CLOSING:
                     return self._end(f"no job runs, and it did not close in {_CLOSING:g} s")
@@ -94,23 +94,23 @@ class ShutdownGrace(bootsteps.StartStopStep):
                 )
 
     def _waits_for_jobs(self) -> bool:
-        """Whether Celery waits for jobs, rather than for a broker on its way to the pool's end."""
+        """Whether Celery waits for jobs, rather than for a broker while it closes."""
         if not state.active_requests:
             return False
         consumer = getattr(self._worker, "consumer", None)
         closed = consumer is None or consumer.blueprint.state != bootsteps.RUN
-        # Elsewhere the main thread sees the stop flag at once, unless the broker keeps it. Solo's is
-        # in the job itself.
+        # In other pools the main thread sees the stop flag at once, unless the broker blocks it. In
+        # solo it is in the job itself.
         return closed or self._worker.pool.__module__.endswith(".solo")
 
     def _end(self, why: str) -> None:
-        # Logging may wait for a thread that waits for the broker.
+        # Logging may block on a thread that waits for the broker.
         _native()[0](self._exit_soon, ())
         processes = pool_processes(self._worker.pool)
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
-        logger.warning("this worker is ended (%s): what it holds is delivered again", why)
+        logger.warning("this worker is ended (%s): its messages are redelivered", why)
 
     def _exit_soon(self) -> None:
         self._sleep(_REST if pool_processes(self._worker.pool) else _LOOK_EVERY)
@@ -118,7 +118,7 @@ class ShutdownGrace(bootsteps.StartStopStep):
 
 
 class _Broker:
-    """Whether the broker answers, asked in the background and at intervals."""
+    """Probes the broker in the background, at intervals."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -126,7 +126,7 @@ class _Broker:
         self._answered_at = 0.0
 
     def fails(self) -> bool:
-        """Whether it has not answered for some seconds; False for those after the first question."""
+        """Whether it hasn't answered for some seconds; False for as long after the first probe."""
         if self._asking is None:
             self._answered_at = time.monotonic()
             self._asking = threading.Thread(target=self._ask, name="gwi-grace", daemon=True)
@@ -147,7 +147,7 @@ class _Broker:
 
 
 def _native() -> tuple[Callable[..., object], Callable[[float], object]]:
-    """Starts a thread, and sleeps in it: the system's own, where gevent has put its own in place."""
+    """The system's functions to start a thread and to sleep, even where gevent has replaced them."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None:
         import _thread

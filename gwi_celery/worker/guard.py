@@ -1,8 +1,8 @@
-"""What a worker's main process does for a task, with nothing of the user's left unguarded.
+"""Guards user code that Celery runs in a worker's main process.
 
-Celery runs the user's code there too: ``on_failure`` and its kin after a hard time limit or a lost
-child, ``__str__`` of exceptions. An error in it, or in what a message asks for, must neither end the
-worker nor leave the message leased for as long as the worker lives.
+Examples are ``on_failure`` and similar handlers after a hard time limit or a lost child, and
+``__str__`` of exceptions. Its errors, and those caused by a message, must neither end the worker nor
+leave the message leased for as long as the worker lives.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _CELERYS = "celery.worker.request:Request"
 
 
 class GuardedRequest(Request):
-    """Celery's request. What is raised in it settles the message, and is logged.
+    """Celery's request. Errors raised in it settle the message and are logged.
 
-    Errors of the broker keep their meaning: Celery connects again.
+    Errors of the broker are raised unchanged: Celery reconnects.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -52,7 +52,7 @@ class GuardedRequest(Request):
             self.settle_error(exc)
 
     def settle_error(self, exc: Exception) -> None:
-        """Deal with what was raised while this request was in the main process's hands."""
+        """Settle the message after an error in the main process."""
         if not self.acknowledged:
             handover.settle_error(self.message, exc, reject=self.reject)
         else:
@@ -60,7 +60,7 @@ class GuardedRequest(Request):
 
 
 def guarded(request: Any) -> Any:
-    """The request class (or its name) that a task has, guarded."""
+    """The guarded version of a task's request class (or its name)."""
     if request == _CELERYS:
         return GuardedRequest
     cls = symbol_by_name(request)
@@ -87,10 +87,10 @@ def _begun(execute: Callable[..., Any]) -> Callable[..., Any]:
         except (BrokerError, TaskRevokedError):
             raise
         except Exception as exc:
-            if self.time_start is None:  # the pool could not take it: that is what it asks for
+            if self.time_start is None:  # the pool refused it because of what the message asks for
                 self.message.begun = False
             self.settle_error(exc)
-            # What tells Celery that the place in the pool is free again.
+            # Tells Celery that the place in the pool is free again.
             raise TaskRevokedError(self.id) from exc
 
     return execute_using_pool

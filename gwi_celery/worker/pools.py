@@ -1,4 +1,4 @@
-"""Celery's pools: which can keep the promise, and what is asked of one that runs."""
+"""Celery's pools: which ones are usable, and their processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gwi_celery.errors import ConfigurationError
 
 
 class PoolCheck(bootsteps.Step):
-    """Worker bootstep: refuses a pool that jobs would be lost in, before any is taken."""
+    """Worker bootstep: refuses a pool that would lose jobs, before any is taken."""
 
     label = "Pool check"
 

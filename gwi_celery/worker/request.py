@@ -1,8 +1,8 @@
-"""What the worker's main process does for a reliable job whose own process can't any more.
+"""Settles a reliable job from the worker's main process when its own process no longer can.
 
-A hard time limit, a revoke with terminate and a pool child that was killed all end a job from
-outside: its process writes nothing more. The main process knows at once, so the job's lock need not
-run out first: it is freed here, and the job is recorded as failed where Celery says so.
+A hard time limit, a revoke with terminate and a killed pool child all end a job from outside: its
+process writes nothing more. The main process learns of it at once, so the job's lock need not run out:
+it is freed here, and the job is recorded as failed where Celery reports a failure.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class ReliableRequest(GuardedRequest):
         super().__init__(message, *args, **kwargs)
         if "headers" in self._request_dict:
             self._request_dict["headers"] = callers_headers(self._request_dict, self.task.reliable)
-        #: Names the attempt that is made of this message, here and in its pool process.
+        #: Id of this message's attempt, here and in its pool process.
         self._attempt = uuid4().hex
-        #: The job's record, once it is known to have succeeded before it was ended.
+        #: The job's record, if it had succeeded before it was ended.
         self._succeeded: JobRecord | None = None
         properties = self._request_dict.get("properties") or {}
         self._request_dict["properties"] = {**properties, ATTEMPT_PROPERTY: self._attempt}
@@ -61,7 +61,7 @@ class ReliableRequest(GuardedRequest):
         if not soft:
             error = TimeLimitExceeded(timeout)
             if self._settle(error):
-                # It was done before its process was killed: delivered again, it is answered.
+                # It had succeeded before its process was killed: its redelivery is answered.
                 task_ready(self)
                 self.reject(requeue=True)
                 return
@@ -78,13 +78,13 @@ class ReliableRequest(GuardedRequest):
             self._note_reason(exc, exc_info.traceback)
             self._failed = not isinstance(exc, (Ignore, Retry, Terminated, WorkerLostError))
         if isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt)):
-            self._free_lock()  # the message is delivered again: let the next attempt begin at once
+            self._free_lock()  # the message is redelivered: let the next attempt begin at once
         return super().on_failure(exc_info, send_failed_event, **kwargs)
 
     @shielded
     def acknowledge(self) -> None:
-        # A job that timed out has failed like any other: its message is kept in the dead letter. So
-        # has one for which Celery asks to ack where ``acks_on_failure`` says no, before 5.7.
+        # A job that timed out has failed like any other: its message is dead-lettered. So is one that
+        # Celery before 5.7 acks in spite of ``acks_on_failure``.
         if (self._timed_out or self._failed) and not self.acknowledged:
             self.reject(requeue=False)
         else:
@@ -98,13 +98,13 @@ class ReliableRequest(GuardedRequest):
         if _can_end_jobs(pool):
             super().terminate(pool, signal)
         else:
-            logger.warning("%s[%s] can't be ended in this pool: it goes on", self.name, self.id)
+            logger.warning("%s[%s] can't be ended in this pool: it continues", self.name, self.id)
 
     def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
         if _can_end_jobs(pool):
             super().cancel(pool, *args, **kwargs)
         else:
-            logger.warning("%s[%s] can't be ended in this pool: it goes on", self.name, self.id)
+            logger.warning("%s[%s] can't be ended in this pool: it continues", self.name, self.id)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         error = TaskRevokedError(reason)
@@ -116,7 +116,7 @@ class ReliableRequest(GuardedRequest):
         super()._announce_revoked(reason, terminated, signum, expired)
 
     def _announce_success(self) -> None:
-        """It was done before it could be ended: that is what its caller gets, but no callbacks."""
+        """It succeeded before it could be ended: its caller gets the result, but no callbacks run."""
         assert self._succeeded is not None
         assert self._succeeded.outcome is not None
         task_ready(self)
@@ -138,9 +138,9 @@ class ReliableRequest(GuardedRequest):
             self.message.death = Death.by(exc, traceback) if known else Death("rejected")
 
     def _settle(self, error: Exception) -> bool:
-        """Record the job as failed with ``error``; whatever its process does, it is over.
+        """Record the job as failed with ``error``, whatever its process still does.
 
-        False, unless the job has succeeded meanwhile: then that is its outcome.
+        Returns True if the job has succeeded meanwhile: then that is its outcome.
         """
         try:
             record = self._end_job(self._resolve_call(), error)
@@ -154,7 +154,7 @@ class ReliableRequest(GuardedRequest):
         return True
 
     def _settle_pending(self, error: Exception) -> None:
-        """End what an earlier attempt of this message left, if it did: nobody goes on with it."""
+        """Record as failed what an earlier attempt of this message left: nobody continues it."""
         try:
             resolved = self._resolve_call()
             record = store_for(self._app).get_job(resolved.job)
@@ -169,9 +169,9 @@ class ReliableRequest(GuardedRequest):
     def _end_job(
         self, resolved: Call, error: Exception, lock: LockRef | None = None
     ) -> JobRecord | None:
-        """Record the job as failed, unless another holds it. Its record if it has succeeded."""
+        """Record the job as failed, unless another holds it. Returns its record if it has succeeded."""
         store = store_for(self._app)
-        # By the attempt's own name: what its process holds, this claim holds as well.
+        # With the attempt's nonce: what its process holds, this claim holds as well.
         wanted = self.task.claim_request(
             resolved,
             self._request_dict,
@@ -190,7 +190,7 @@ class ReliableRequest(GuardedRequest):
         return None
 
     def _free_lock(self) -> None:
-        """Free the job's lock if this very attempt holds it."""
+        """Free the job's lock if this attempt holds it."""
         try:
             store_for(self._app).force_release(self._resolve_call().lock, owner_nonce=self._attempt)
         except (Exception, Interrupt) as exc:  # lock= and idempotency= are the user's
@@ -206,5 +206,5 @@ class ReliableRequest(GuardedRequest):
 
 
 def _can_end_jobs(pool: Any) -> bool:
-    """Whether the pool can: threads and solo can't."""
+    """Whether the pool supports it: threads and solo don't."""
     return getattr(pool.terminate_job, "__func__", None) is not BasePool.terminate_job

@@ -17,14 +17,14 @@ from gwi_celery.stores.sqlite import SqliteStore
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the embedded files.
+#: Seconds between two checks of the embedded files.
 _LOOK_EVERY = 1.0
 
 
 class StopFlag(bootsteps.StartStopStep):
-    """Worker bootstep: lowers the flag at start, raises it as soon as the worker begins to stop.
+    """Worker bootstep: clears the flag at start, sets it as soon as the worker begins to stop.
 
-    From its start on, the process holds signals back where library code is at work.
+    From its start on, the process holds signals back while library code runs.
     """
 
     def start(self, worker: Any) -> None:
@@ -49,9 +49,9 @@ def _check_store(app: Any) -> None:
 
 
 class FolderWatch(bootsteps.StartStopStep):
-    """Worker bootstep: ends the worker, with exit code 1, once a file it works on has gone.
+    """Worker bootstep: ends the worker, with exit code 1, once one of its files is gone.
 
-    Nothing would wake it any more: who publishes from then on makes, or finds, another file. Where its
+    Nothing would wake it any more: later publishers create, or find, another file. Where its
     store's file can't be used it does not start.
     """
 
@@ -73,7 +73,7 @@ class FolderWatch(bootsteps.StartStopStep):
             problem = sqlite.displaced()
             if problem is not None:
                 logger.critical("this worker stops: %s", problem)
-                # What a SIGTERM does, but for the exit code.
+                # As SIGTERM does, except for the exit code.
                 state.should_stop = 1
                 signals.worker_shutting_down.send(
                     sender=worker.hostname, sig="SIGTERM", how="Warm", exitcode=1

@@ -1,10 +1,9 @@
-"""Celery's tracer, with an answer whatever a job raises and whatever can't be recorded.
+"""Celery's tracer, made to answer whatever a job raises and whatever can't be recorded.
 
-Celery's own takes for granted that an exception can be turned into text, that a state can be stored, and
-that only an ``Exception`` ends a job. Where that fails it raises, and the pools of threads and greenlets,
-and the solo pool, take what it raises for their own end: the message stays leased and its place is gone.
-Here the answer is one of Celery's outcomes always; a message whose outcome could not be recorded is
-rejected and redelivered.
+Celery's own assumes that an exception has a text, that a state can be stored, and that only an
+``Exception`` ends a job. Otherwise it raises, and the pools of threads and greenlets and the solo pool
+take that for their own end: the message stays leased, and its place is lost. Here the answer is always
+one of Celery's outcomes; a message whose outcome could not be recorded is rejected and redelivered.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class TraceInfo(trace.TraceInfo):
-    """Celery's, which records a failure as it is and tells the pool's caller no more than texts."""
+    """Celery's own, which records a failure unchanged and returns only texts to the pool's caller."""
 
     def handle_failure(
         self, task: Any, req: Any, store_errors: bool = True, call_errbacks: bool = True
@@ -59,7 +58,7 @@ class TraceInfo(trace.TraceInfo):
 
 
 def install(app: Any) -> None:
-    """Make it the tracer of all of the app's tasks, in this process of a worker."""
+    """Make it the tracer of all of the app's tasks in this worker process."""
     hostname = trace._localized[2] if trace._localized else None
     for task in app.tasks.values():
         _guard_handlers(task)
@@ -88,7 +87,7 @@ def build(app: Any, task: Any, hostname: str | None) -> Callable[..., Any]:
         except BaseException as exc:
             if shield.from_outside(exc):
                 raise  # gevent's, at a time limit
-            # Of the job's own kind (a cancelled asyncio task, say), and not known to Celery.
+            # Raised by the job (a cancelled asyncio task, say), and unknown to Celery.
             return failed(uuid, args, kwargs, request, exc, started)
         else:
             if isinstance(result, ExceptionInfo):
@@ -125,7 +124,7 @@ def build(app: Any, task: Any, hostname: str | None) -> Callable[..., Any]:
 
 
 def _info(exc: BaseException, text: str) -> ExceptionInfo:
-    """Celery's, made without formatting the exception once more."""
+    """Celery's ExceptionInfo, without formatting the exception again."""
     info = ExceptionInfo.__new__(ExceptionInfo)
     info.type, info.exception, info.tb = type(exc), exc, exc.__traceback__
     info.traceback, info.internal = text, False

@@ -17,7 +17,9 @@ from celery.utils.functional import regen
 from kombu.exceptions import OperationalError
 
 from gwi_celery import broker_for
-from gwi_celery.errors import BrokerUnavailable, MissingTenant, StoreUnavailable
+from gwi_celery.backends.tenants import owned
+from gwi_celery.errors import BrokerUnavailable, MissingTenant, StoreUnavailable, TaskIdTaken
+from gwi_celery.headers import TENANT_HEADER
 from tests.contract.backends import BackendCase
 from tests.machine import PATIENCE
 from tests.workers import eventually
@@ -43,6 +45,62 @@ def exists(result: AsyncResult) -> bool:
 
 def request(task_id: str = "t1", **fields: Any) -> Context:
     return Context({"id": task_id, "task": "add", "args": (1, 2), "kwargs": {}, **fields})
+
+
+# --- tenants ---------------------------------------------------------------------------------------
+
+
+def of_tenant(tenant: str, task_id: str = "t1", **fields: Any) -> Context:
+    return request(task_id, headers={TENANT_HEADER: tenant}, **fields)
+
+
+@pytest.mark.parametrize("redelivered", [False, True])
+def test_two_tenants_that_use_one_task_id_never_read_each_others_result(
+    results: BackendCase, redelivered: bool
+) -> None:
+    info = {"delivery_info": {"redelivered": redelivered}}
+    results.backend.store_result("t1", "acme's", SUCCESS, request=of_tenant("acme"))
+    results.another().store_result("t1", "other's", SUCCESS, request=of_tenant("other", **info))
+    results.another().store_result("t1", "other's", FAILURE, request=of_tenant("other", **info))
+
+    def read_by(tenant: str) -> AsyncResult:
+        return owned(result_of(results), tenant)
+
+    assert read_by("acme").get(timeout=PATIENCE) == "acme's"
+    assert result_of(results).get(timeout=PATIENCE) == "acme's", "who names no tenant"
+    for read in (
+        lambda result: result.get(timeout=PATIENCE),
+        lambda result: result.state,
+        lambda result: next(result.backend.get_many([result.id], timeout=PATIENCE)),
+    ):
+        with pytest.raises(TaskIdTaken, match="another tenant's"):
+            read(read_by("other"))
+    results.outlast_result()
+    results.backend.store_result("t1", "other's", SUCCESS, request=of_tenant("other"))
+    assert read_by("other").get(timeout=PATIENCE) == "other's"
+
+
+def test_one_who_waits_is_not_given_another_tenants_result(results: BackendCase) -> None:
+    failed: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            owned(result_of(results), "other").get(timeout=PATIENCE)
+        except TaskIdTaken as exc:
+            failed.append(exc)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    results.backend.store_result("t1", "acme's", SUCCESS, request=of_tenant("acme"))
+    waiting.join(PATIENCE)
+    assert len(failed) == 1
+
+
+def test_a_result_without_a_tenant_is_everybodys_as_0_1_wrote_it(results: BackendCase) -> None:
+    results.backend.store_result("t1", 1, STARTED, request=request())
+    assert owned(result_of(results), "acme").state == STARTED
+    results.backend.store_result("t1", 2, SUCCESS, request=of_tenant("acme"))
+    assert owned(result_of(results), "acme").get(timeout=PATIENCE) == 2
 
 
 # --- states and results ---------------------------------------------------------------------------

@@ -24,7 +24,15 @@ from gwi_celery.firestore.documents import Document, Micros, Write
 from gwi_celery.ids import digest
 from gwi_celery.stores.base import StoredResult
 from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.records import DAY, SECOND, Blob, Places, blob_of
+from gwi_celery.stores.firestore.records import (
+    DAY,
+    SECOND,
+    Blob,
+    Places,
+    blob_of,
+    get_text,
+    put_text,
+)
 
 RESULTS: Final = "gwi_results"
 PARTS: Final = "gwi_parts"
@@ -69,6 +77,7 @@ class Result:
     nonce: str
     blob: Blob
     version: int
+    tenant: str | None = None
 
     def expired(self, now: int) -> bool:
         return has_expired(self.ttl, self.version, now)
@@ -81,7 +90,9 @@ def has_expired(ttl: float | None, version: int, now: int) -> bool:
 def result_of(document: Document) -> Result:
     data = document.fields["data"]
     return Result(
-        data["state"], data["ttl"], data["nonce"], blob_of(data), version=document.update_time
+        *(data["state"], data["ttl"], data["nonce"], blob_of(data)),
+        version=document.update_time,
+        tenant=get_text(data["tenant"]) if "tenant" in data else None,
     )
 
 
@@ -98,6 +109,7 @@ class ResultWrite:
         self.name = result_name(places, result.key)
         self._state = result.state
         self._ttl = result.ttl
+        self._tenant = result.tenant
         self._gc_at = gc_at(client, result.ttl)
         self._nonce = os.urandom(6).hex()
         self._blob, self.pieces = blobs.pack(client, _packed(result.meta), self.name, self._gc_at)
@@ -107,6 +119,8 @@ class ResultWrite:
         self.unsure = result.seen_before and result.version is None
         #: It is there already, or a SUCCESS is.
         self.settled = False
+        #: There is one of another tenant's.
+        self.taken = False
 
     def look(self, document: Document | None, now: int) -> None:
         """What is there, as of a read at the server's time ``now``."""
@@ -118,11 +132,18 @@ class ResultWrite:
         self._version, self._replaced = stored.version, stored.blob
         over = stored.state == _SUCCESS or (stored.state in _ENDS and self._state not in _ENDS)
         stays = over and not stored.expired(now)
-        self.settled = stays or stored.nonce == self._nonce
+        self.taken = (
+            None not in (stored.tenant, self._tenant)
+            and stored.tenant != self._tenant
+            and not stored.expired(now)
+        )
+        self.settled = stays or self.taken or stored.nonce == self._nonce
 
     @property
     def fields(self) -> dict[str, Any]:
-        data = {"state": self._state, "ttl": self._ttl, "nonce": self._nonce}
+        data: dict[str, Any] = {"state": self._state, "ttl": self._ttl, "nonce": self._nonce}
+        if self._tenant is not None:
+            data["tenant"] = put_text(self._tenant)
         return {"gc_at": self._gc_at, "data": {**data, **self._blob.fields()}}
 
     def writes(self) -> list[Write]:

@@ -14,6 +14,7 @@ from celery.contrib.testing.worker import start_worker
 
 from gwi_celery import ReliableTask, audit, broker_for, setup, store_for
 from gwi_celery.brokers.base import REDRIVE, OutgoingMessage
+from gwi_celery.errors import TaskIdTaken
 from gwi_celery.stores.base import JobRef, JobStatus
 from tests.workers import dead_letters, drained, eventually
 
@@ -152,3 +153,16 @@ def test_an_operators_replay_and_redrive_run_and_are_kept(bench: Bench) -> None:
     assert (replay.what, replay.target, replay.tenant, replay.who) == (
         *("replay", f"pay run:{run}", "t", "ann"),
     )
+
+
+def test_a_call_reads_its_own_tenants_result(bench: Bench) -> None:
+    run, task_id = uuid4().hex, uuid4().hex
+    ours = bench.pay.apply_async(kwargs={"tenant_id": "t", "run_id": run}, task_id=task_id)
+    assert ours.get(timeout=20)
+    other = bench.pay.apply_async(kwargs={"tenant_id": "u", "run_id": run}, task_id=task_id)
+    eventually(lambda: bench.paid.count(run) == 2, what="both ran")
+    bench.settled()
+    for result in (other, bench.app.send_task("pay", headers={"gwi_tenant": "u"}, task_id=task_id)):
+        with pytest.raises(TaskIdTaken):
+            result.get(timeout=20)
+    assert ours.get(timeout=20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -13,7 +14,7 @@ from celery.contrib.testing.worker import start_worker
 
 from gwi_celery import ReliableTask, broker_for, setup
 from gwi_celery.authority import SIGNATURE
-from gwi_celery.brokers.base import Delivery, OutgoingMessage
+from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSize
 from gwi_celery.errors import ConfigurationError, NotAllowed
 from gwi_celery.integration import integration
 from gwi_celery.signing import MESSAGE, Keys
@@ -328,3 +329,18 @@ def test_canvas_retries_and_plain_jobs_between_an_apps_own_workers(settings: Any
         eventually(lambda: drained(broker), what="no message is left")
         refused = bool(dead_letters(broker))
         assert refused is bool(settings)
+
+
+def test_an_eta_of_a_foreign_publisher_waits_in_the_broker_and_not_in_memory() -> None:
+    app = make()
+    broker = broker_for(app)
+    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+        late, soon = (datetime.now(timezone.utc) + timedelta(seconds=n) for n in (3600, 1))
+        ids = []
+        for eta in (late.isoformat(), late.replace(tzinfo=None).isoformat(), soon.isoformat()):
+            raw = message("other", headers={"eta": eta})
+            ids.append(raw["headers"]["id"])
+            broker.publish("", "celery", OutgoingMessage(json.dumps(raw).encode()))
+        assert app.AsyncResult(ids[-1]).get(timeout=20) == "other"
+        eventually(lambda: broker.size("celery") == QueueSize(0, 2, 0), what="two wait")
+        assert not dead_letters(broker)
