@@ -107,6 +107,11 @@ class FirestoreStore(Store):
         #: By database: those used so far.
         self._clients: dict[str, Client] = {}
 
+    @property
+    def client(self) -> Client:
+        """Of the database that the URL names; where that is one for each tenant, of none."""
+        return self._client
+
     def client_of(self, tenant: str) -> Client:
         """The client of the tenant's database. Raises InvalidCall if it can have none."""
         database = self.url.database_of(tenant)

@@ -104,7 +104,7 @@ class _Steered(Emulator):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Connected, and silent."""
+        """Accept connections but don't answer."""
         assert self.pid is not None, "start it first"
         os.kill(self.pid, signal.SIGSTOP)
         try:
