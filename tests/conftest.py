@@ -1,11 +1,14 @@
 """Fixtures of all suites: the emulators, as the package gives them to its users."""
 
+import logging
 import os
 from contextlib import ExitStack, suppress
 
 import pytest
+from celery import _state
 from hypothesis import HealthCheck, settings
 
+from gwi_celery import shield
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
 from gwi_celery.testing.emulators import (
@@ -41,8 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """No test begins in a process that stops: an earlier one may have raised the flag."""
+    """What an earlier test may have left in this process, as it is in a new one."""
     lower_flag()
+    shield._after_fork()
+    # Celery's workers set them for their process: those that tests run in a thread, for this one.
+    logging.getLogger().setLevel(logging.WARNING)
+    _state._set_task_join_will_block(False)
 
 
 @pytest.fixture(autouse=True)
