@@ -1,4 +1,4 @@
-"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|handover|service|broker|...]``.
+"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|service|broker|...]``.
 
 Each is put into a copy of the tree, and the store's contract, its state machine and the tests of keys
 run there; those of Firestore on one emulator for all; those of the worker with real ones. Exits with 1
