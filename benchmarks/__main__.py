@@ -1,4 +1,4 @@
-"""``python -m benchmarks [embedded|transport|store|waiting] [--quick]``, ``python -m benchmarks soak``
+"""``python -m benchmarks [embedded|transport|store|jobs|waiting] [--quick]``, ``... soak``
 
 Prints figures and ratios measured in this one run, and whether the marks were met. The exit code
 tells only whether something broke: a slow machine is no failure.
@@ -14,7 +14,9 @@ from importlib import import_module
 BENCHMARKS = {
     "embedded": "our embedded transport beside Redis, SQLAlchemy and memory",
     "transport": "our Pub/Sub transport beside Kombu's gcpubsub, Redis and the raw client",
+    "twin": "our Pub/Sub transport beside gcpubsub on the strict twin, 20 ms away",
     "store": "reliable tasks on Firestore beside plain ones and a naive protocol",
+    "jobs": "jobs.find() among 100,000 jobs of 500 tenants on SQLite",
     "soak": "mixed jobs for minutes or hours: whether memory, files and descriptors level off",
     "newcomer": "from a checkout to the first job and the first test, as docs/quickstart.md has it",
     "scale": "a model: what jobs cost, and which limits end it, at 10 to 100,000 a second",

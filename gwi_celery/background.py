@@ -101,8 +101,10 @@ class Ticker:
                 woken = self._changed.wait(_LINGER if at == NEVER else left)
                 if not woken and at == self._asked == NEVER:
                     self._thread = None
+            if self._thread is not me:
+                return False  # what was asked for since is the next thread's
             self._sleeps_until, self._asked = 0.0, NEVER
-            return self._thread is me
+            return True
 
 
 class Scheduler:

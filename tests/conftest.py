@@ -1,11 +1,15 @@
 """Fixtures of all suites: the emulators, as the package gives them to its users."""
 
+import logging
 import os
+from collections.abc import Generator
 from contextlib import ExitStack, suppress
 
 import pytest
+from celery import _state
 from hypothesis import HealthCheck, settings
 
+from gwi_celery import shield
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
 from gwi_celery.testing.emulators import (
@@ -41,8 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """No test begins in a process that stops: an earlier one may have raised the flag."""
+    """What an earlier test may have left in this process, as it is in a new one."""
     lower_flag()
+    shield._after_fork()
+    # Celery's workers set them for their process: those that tests run in a thread, for this one.
+    logging.getLogger().setLevel(logging.WARNING)
+    _state._set_task_join_will_block(False)
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +59,20 @@ def _no_emulator_of_others(request: pytest.FixtureRequest, monkeypatch: pytest.M
     if request.node.get_closest_marker("emulator") is None:
         monkeypatch.delenv(PUBSUB_HOST, raising=False)
         monkeypatch.delenv(FIRESTORE_HOST, raising=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A lone surrogate in what a test printed would end the whole run: pytest-xdist can't send it."""
+    report = yield
+    report.sections = [(name, _sendable(text)) for name, text in report.sections]
+    if report.longrepr is not None and _sendable(str(report.longrepr)) != str(report.longrepr):
+        report.longrepr = _sendable(str(report.longrepr))
+    return report
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @pytest.hookimpl(trylast=True)

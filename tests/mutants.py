@@ -18,8 +18,9 @@ from pathlib import Path
 from gwi_celery.testing.emulators import FIRESTORE_HOST, start_firestore
 
 ROOT = Path(__file__).resolve().parent.parent
-STORE, RULES, ROWS, IDS = (
+STORE, WRITES, RULES, ROWS, IDS = (
     "gwi_celery/stores/sqlite/store.py",
+    "gwi_celery/stores/sqlite/writes.py",
     "gwi_celery/stores/protocol.py",
     "gwi_celery/stores/sqlite/rows.py",
     "gwi_celery/ids.py",
@@ -44,6 +45,7 @@ SUITE = [
     "tests/contract/test_store.py",
     "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
+    "tests/contract/test_store_records.py",
     "tests/contract/test_store_machine.py",  # last: it takes its time to shrink what it finds
 ]
 FIRESTORE_SUITE = [
@@ -121,7 +123,7 @@ SQLITE_MUTANTS = [
     ),
     Mutant(
         "tokens start again with each lock",
-        STORE,
+        WRITES,
         "token = max(last + 1, int(now * 1_000_000))",
         "token = 1 + 0 * last",
     ),
@@ -258,9 +260,9 @@ SQLITE_MUTANTS = [
     ),
     Mutant(
         "a value is put to a job that has ended",
-        STORE,
-        "if known is None or status is None or status.terminal:",
-        "if known is None or status is None:",
+        RULES,
+        "    if known.status.terminal:\n        raise InvalidCall(",
+        "    if False:\n        raise InvalidCall(",
     ),
     Mutant(
         "what has expired is still answered",

@@ -67,7 +67,10 @@ class Counted(tuple[int, bool]):
 
 
 class ReliableBackend(KeyValueStoreBackend):
-    """The common part. Each subclass says how it keeps values and counts."""
+    """The common part. Each subclass says how it keeps values and counts.
+
+    Its methods are Celery's hooks, hence their number.
+    """
 
     supports_autoexpire = True
     supports_native_join = True

@@ -10,20 +10,13 @@ from gwi_celery.cli.dlq import dlq
 from gwi_celery.cli.doctor import doctor
 from gwi_celery.cli.frame import SHAPES
 from gwi_celery.cli.init import init
+from gwi_celery.cli.jobs import jobs, locks
 from gwi_celery.cli.push_to import push_to
 from gwi_celery.cli.queues import delayed, queues
+from gwi_celery.cli.root import gwi
 from gwi_celery.cli.scaler import scaler
 from gwi_celery.cli.serve import serve
-
-
-@click.group()
-def gwi() -> None:
-    """Reliable jobs on Google Cloud.
-
-    \b
-    Exit codes: 0 done; 1 failed; 2 usage or settings; 3 nothing matches;
-    4 not confirmed; 5 broker or store unavailable, try again; 6 doctor found problems.
-    """
+from gwi_celery.cli.service import cleanup, config, tail, workers
 
 
 @click.command()
@@ -39,5 +32,7 @@ def schema(command: tuple[str, ...]) -> None:
     click.echo(json.dumps(shown, indent=2))
 
 
-for made in (delayed, dlq, doctor, init, push_to, queues, scaler, schema, serve):
+for made in (delayed, dlq, doctor, init, jobs, locks, push_to, queues, scaler, schema, serve):
     gwi.add_command(made)
+
+__all__ = ["cleanup", "config", "gwi", "tail", "workers"]

@@ -29,6 +29,8 @@ from gwi_celery.errors import (
 )
 from gwi_celery.integration import integration
 
+#: Characters of a column that is shown whole which are never folded: a task's id.
+_WHOLE: Final = 36
 #: Of a pipe: nothing is folded or cut.
 _ANY_WIDTH: Final = 100_000
 
@@ -220,21 +222,25 @@ def _table(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> None:
 
     console = _console()
     columns = [column for column in shape.columns if column.head]
-    table = table_of(columns)
-    for row in rows:
-        table.add_row(*(Text(shown(column, row[column.name])) for column in columns))
+    cells = [{column.name: shown(column, row[column.name]) for column in columns} for row in rows]
+    longest = {c.name: max((len(row[c.name]) for row in cells), default=0) for c in columns}
+    table = table_of(columns, longest)
+    for row in cells:
+        table.add_row(*(Text(row[column.name]) for column in columns))
     console.print(table, soft_wrap=False)
 
 
-def table_of(columns: Iterable[Column]) -> Any:
+def table_of(columns: Iterable[Column], longest: Mapping[str, int]) -> Any:
     """An empty table of rich's, without lines: it can be read, and cut by other programs."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
         numeric = column.kind.removesuffix("?") in ("integer", "number") and column.show != "time"
+        wide = longest.get(column.name, 0) if column.whole else 0
         table.add_column(
             column.head.upper(),
+            min_width=min(wide, _WHOLE) or None,
             justify="right" if numeric else "left",
             overflow="fold" if column.whole else "ellipsis",
             no_wrap=not column.whole,

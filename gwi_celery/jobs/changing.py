@@ -1,35 +1,82 @@
-"""Mending jobs: cancel and replay. What is done is kept in the audit trail."""
+"""Mending jobs: cancel, replay, fork. What is done is kept in the audit trail."""
 
 from __future__ import annotations
 
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 from celery.result import AsyncResult
 
+from gwi_celery.actions import action
 from gwi_celery.errors import InvalidCall
+from gwi_celery.headers import DUE_HEADER, KEY_HEADER, RUN_HEADER
+from gwi_celery.jobs.looking import calls_of, children_of
 from gwi_celery.jobs.naming import Named, app_of, known_record, record_of, store_of
+from gwi_celery.reliability import compensation
+from gwi_celery.reliability.call import own_lock
 from gwi_celery.reliability.origin import call_of
-from gwi_celery.stores.base import JobRecord, JobRef, JobStatus, Store
+from gwi_celery.stores.base import (
+    AttemptEnd,
+    Checkpoint,
+    Claimed,
+    JobRecord,
+    JobRef,
+    JobStatus,
+    Store,
+)
 
 
 def cancel(
-    job: Named, reason: str = "cancelled by an operator", *, app: Any = None
+    job: Named, reason: str = "cancelled by an operator", *, tree: bool = False, app: Any = None
 ) -> list[JobRef]:
     """End a job as cancelled, whether it runs, waits or was handed back; the jobs that this ended.
 
-    One that runs stops at its next step, renewal or ``check()``. A ``JobRef`` of a job that no worker has
-    seen yet is cancelled in advance; a task's id of one is not known (Celery's ``revoke`` is for that).
+    One that runs stops at its next step, renewal or ``check()``. What its task's ``@task.on_cancel``
+    undoes is undone, once, by a job of its own: ask again if this could not send it. A ``JobRef`` of a
+    job that no worker has seen yet is cancelled in advance; a task's id of one is not known (Celery's
+    ``revoke`` is for that).
 
     Args:
         reason: What its caller gets.
+        tree: Also what it has called, and what that has called, of the same tenant. What of that has
+            not begun never will.
 
-    Raises InvalidCall when nothing is known of the job.
+    Raises InvalidCall when nothing is known of the job, and kombu.exceptions.OperationalError.
     """
+    app = app_of(app)
     store = store_of(app)
     if isinstance(job, JobRef) and record_of(store, job) is None:
         return [job] if store.cancel(job, reason, in_advance=True) else []
-    record = known_record(store, job)
-    return [record.job] if store.cancel(record.job, reason) else []
+    ended: list[JobRef] = []
+    todo, seen = [known_record(store, job)], set()
+    while todo:
+        record = todo.pop()
+        if record.job in seen:
+            continue
+        seen.add(record.job)
+        if tree:  # before its calls are looked for: none begins in between, unseen
+            for task_id in calls_of(record):
+                store.bar_calls_of(record.job.tenant, task_id, reason)
+        if store.cancel(record.job, reason):
+            ended.append(record.job)
+        _undo(app, store, record)
+        if tree:
+            todo += children_of(store, record)
+    return ended
+
+
+def _undo(app: Any, store: Store, record: JobRecord) -> None:
+    """Ask for what undoes it, if it is cancelled and its call is known; else its worker does."""
+    now = store.get_job(record.job)
+    task, envelope = app.tasks.get(record.job.task), store.get_envelope(record.job)
+    if now is None or now.status is not JobStatus.CANCELLED or not (task and envelope):
+        return
+    call = call_of(envelope)
+    compensation.ask(task, now, call["args"], call["kwargs"], call["queue"])
 
 
 def replay(
@@ -80,6 +127,106 @@ def replay(
         **options,
     )
     return result
+
+
+def fork(
+    job: Named,
+    *,
+    run_id: str,
+    from_step: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    app: Any = None,
+    **options: Any,
+) -> AsyncResult:
+    """A new job with another's call, under a run id of its own, that begins with its earlier steps.
+
+    The other stays as it is, whatever it does. Takes ``apply_async``'s options; returns the AsyncResult.
+
+    Args:
+        from_step: Steps recorded before this one are taken over; None: all that are recorded.
+        changes: Arguments that are others, by name. The steps taken over were made with the former.
+
+    Raises InvalidCall when the job is unknown, its call was not kept, it has no such step, or there is a
+    job of that run already.
+    """
+    app = app_of(app)
+    store = store_of(app)
+    record = known_record(store, job)
+    call, task = _kept_call(store, record), _task(app, record)
+    taken = _steps_before(store, record, from_step)
+    kwargs = {**_by_name(task, call), **(changes or {})}
+    headers = {name: value for name, value in call["headers"].items() if name not in _OWN_HEADERS}
+    if task.reliable.run in kwargs:
+        kwargs[task.reliable.run] = run_id
+    headers[RUN_HEADER] = run_id
+    task_id = options.pop("task_id", None) or str(uuid4())
+    headers, resolved = task.addressed((), kwargs, headers, task_id)
+    there = store.get_job(resolved.job)
+    if there is not None and not _is_half_forked(there):
+        raise InvalidCall(
+            f"there is a job of {record.job.task} for run {run_id!r} already: name another run_id"
+        )
+    store.record_action(
+        action("fork", f"{record.job.task} {record.job.key}", record.job.tenant, run=run_id)
+    )
+    wanted = task.claim_request(resolved, headers, task_id, os.getpid(), redelivered=False)
+    claimed = store.claim(replace(wanted, lock=own_lock(resolved.job)))
+    if not isinstance(claimed, Claimed):
+        raise InvalidCall(f"the job of run {run_id!r} is being forked, or runs, already")
+    lease = claimed.lease
+    for step in taken:
+        lease = store.save(lease, step)
+    store.release(lease, AttemptEnd(_FORKED))
+    options.setdefault("queue", call["queue"])
+    result: AsyncResult = task.apply_async(
+        kwargs=kwargs, headers=headers, task_id=task_id, **options
+    )
+    return result
+
+
+#: How the attempt ended that wrote a forked job's first steps.
+_FORKED = "forked"
+#: What names the other job.
+_OWN_HEADERS = (RUN_HEADER, KEY_HEADER, DUE_HEADER)
+
+
+def _steps_before(store: Store, record: JobRecord, from_step: str | None) -> list[Checkpoint]:
+    recorded = store.get_checkpoints(record.job)
+    names = [step.name for step in recorded]
+    if from_step is None:
+        return recorded
+    if from_step not in names:
+        raise InvalidCall(
+            f"can't fork {record.job.task} from {from_step!r}: its recorded steps are "
+            + (", ".join(map(repr, names)) or "none")
+        )
+    return recorded[: names.index(from_step)]
+
+
+def _by_name(task: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The call's arguments by name, so that some can be changed. Raises InvalidCall."""
+    if not call["args"]:
+        return dict(call["kwargs"])
+    signature = inspect.signature(task.run)
+    bound = signature.bind(*call["args"], **call["kwargs"])
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            named |= value
+        elif kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
+            raise InvalidCall(
+                f"can't fork {task.name}: its argument {name!r} can't be passed by name"
+            )
+        else:
+            named[name] = value
+    return named
+
+
+def _is_half_forked(there: JobRecord) -> bool:
+    """Whether a fork of it was begun, and its call perhaps never sent: this one goes on with it."""
+    ends = [past.end.how for past in there.attempts if past.end is not None]
+    return there.status is JobStatus.PENDING and bool(ends) and set(ends) <= {_FORKED, "lost"}
 
 
 def _kept_call(store: Store, record: JobRecord) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,7 +21,7 @@ from gwi_celery.stores.base import (
     Store,
 )
 
-#: Children that :func:`get` reads at most.
+#: Children that :func:`get` reads at most, but for a page.
 _MOST_CHILDREN = 1000
 
 
@@ -99,7 +99,7 @@ def get(job: Named, *, app: Any = None) -> JobDetails | None:
     return JobDetails(
         record=record,
         steps=store.get_checkpoints(record.job, outline=True),
-        children=list(children_of(store, record)),
+        children=list(children_of(store, record, _MOST_CHILDREN)),
         lock=lock,
         call=None if envelope is None else call_of(envelope),
         explanation=sentence(record, lock, _now()),
@@ -119,19 +119,23 @@ def explain(job: Named, *, app: Any = None) -> str:
     return sentence(record, lock, _now())
 
 
-def children_of(store: Store, record: JobRecord) -> Iterable[JobRecord]:
-    """Jobs that its attempts have called, as far as these are remembered."""
-    calls = {past.task_id for past in record.attempts} | {record.origin.task_id}
-    for task_id in sorted(calls - {""}):
-        token = None
-        for _ in range(_MOST_CHILDREN // 100):
-            page = store.find_jobs(
-                JobFilter(tenant=record.job.tenant, parent_id=task_id), token=token
-            )
+def children_of(store: Store, record: JobRecord, at_most: int | None = None) -> Iterator[JobRecord]:
+    """Jobs that its attempts have called, as far as these are remembered; newest first of each."""
+    for task_id in calls_of(record):
+        of, token = JobFilter(tenant=record.job.tenant, parent_id=task_id), None
+        while at_most is None or at_most > 0:
+            page = store.find_jobs(of, token=token)
             yield from page.jobs
             token = page.next_token
             if token is None:
                 break
+            at_most = None if at_most is None else at_most - len(page.jobs)
+
+
+def calls_of(record: JobRecord) -> list[str]:
+    """The ids of the calls that it was tried for."""
+    calls = {past.task_id for past in record.attempts} | {record.origin.task_id}
+    return sorted(calls - {""})
 
 
 def _now() -> float:

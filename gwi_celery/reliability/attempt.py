@@ -47,7 +47,7 @@ from gwi_celery.headers import (
     PUSH_UNTIL,
 )
 from gwi_celery.integration import integration, settings_for
-from gwi_celery.reliability import call, carried, wording
+from gwi_celery.reliability import call, carried, compensation, wording
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
 from gwi_celery.reliability.job import Limits, RunningJob
@@ -146,6 +146,7 @@ class Attempt:
                 why = wording.why_held(resolved.lock, answer)
                 self._wait(JobHeld(f"{task.name}: {why}"), why, at_most=answer.retry_after)
             case Cancelled():
+                self._undo(answer.record)
                 # The record's outcome is the operator's reason.
                 self._revoked((answer.record.outcome or b"").decode(errors="replace"))
         return None
@@ -237,7 +238,7 @@ class Attempt:
             end, exc = End.CANCELLED, cancelled
         except StoreError as unusable:
             end, exc = End.UNRECORDED, unusable
-        self._leave(end, exc)
+        self._leave(end, exc, job.record)
 
     def _record(self, job: RunningJob, end: End, exc: BaseException) -> None:
         told = attempt_end(end, exc)
@@ -260,11 +261,12 @@ class Attempt:
             case _:
                 job.abandon()
 
-    def _leave(self, end: End, exc: BaseException) -> NoReturn:
+    def _leave(self, end: End, exc: BaseException, record: JobRecord) -> NoReturn:
         name, id = self._task.name, self._request.id
         match end:
             case End.CANCELLED:
                 assert isinstance(exc, JobCancelled)
+                self._undo(record)
                 self._revoked(exc.reason)
             case End.LEASE_LOST:
                 emit("lease lost")
@@ -412,6 +414,17 @@ class Attempt:
             raise Reject(exc, requeue=True) from exc
         unusable = isinstance(exc, StoreUnusable)  # somebody has to do something
         self._wait(exc, why, level=logging.ERROR if unusable else logging.WARNING)
+
+    def _undo(self, record: JobRecord) -> None:
+        """Ask for what undoes a cancelled job, if whoever cancelled it could not."""
+        request = self._request
+        if request.is_eager:
+            return
+        try:
+            compensation.ask(self._task, record, request.args, request.kwargs)
+        except Exception as exc:
+            # Nothing is lost: this very message is redelivered, and asks then.
+            raise Reject(exc, requeue=True) from exc
 
     def _revoked(self, reason: str) -> NoReturn:
         request = self._request

@@ -34,7 +34,15 @@ from gwi_celery.headers import (
     TENANT_HEADER,
 )
 from gwi_celery.integration import integration, settings_for, store_for
-from gwi_celery.reliability import call, carried, direct, marks, progress, verbs
+from gwi_celery.reliability import (
+    call,
+    carried,
+    compensation,
+    direct,
+    marks,
+    progress,
+    verbs,
+)
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.cursor import Cursor
@@ -198,6 +206,14 @@ class ReliableTask(Task):
         """Celery's own: run here and now, as a job of this process. Options as ``apply_async``."""
         sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable, labels)
         return super().apply(args, kwargs, *rest, headers=sent, **options)
+
+    def on_cancel(self, function: Callable[..., Any]) -> Any:
+        """Decorator: ``function(self, ...)`` undoes a job of this task that was cancelled.
+
+        It gets the job's arguments, and is a reliable task itself, run once as a job of its own, unless
+        the job had never begun. The cancelled attempt may not have come to its next boundary yet.
+        """
+        return compensation.register(self, function)
 
     def map(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused, as ``starmap`` and ``chunks`` are: they would call the task as a function."""

@@ -502,6 +502,14 @@ class Store(Protocol):
         never starts, whatever its payload. The caller gets ``reason``.
         """
 
+    def bar_calls_of(self, tenant: str, task_id: str, reason: str) -> None:
+        """Operator's tool: no job that the task of that id has called begins any more.
+
+        One of that tenant that hasn't begun is recorded as cancelled when it is claimed, with
+        ``reason``, unless the claim replays it. Those that have begun are for :meth:`cancel`. Kept for
+        30 days: longer than a broker keeps a call.
+        """
+
     def put_value(
         self, job: JobRef, name: str, blob: bytes, *, expected_version: int
     ) -> Checkpoint:

@@ -40,6 +40,9 @@ from gwi_celery.text import safe_text
 #: Seconds a cancellation is kept for a job that was never claimed, and so named no TTL itself.
 CANCELLED_TTL: Final = 24 * 3600.0
 
+#: Seconds that a task's calls are kept from beginning.
+BARRED_TTL: Final = 30 * 24 * 3600.0
+
 #: How many failed submissions a record remembers; an older one would run again if redelivered.
 FAILED_KEPT: Final = 16
 
@@ -240,6 +243,21 @@ def _replays(job: Job, request: ClaimRequest) -> bool:
         and job.status.terminal
         and request.replay.generation == job.generation + 1
     )
+
+
+# --- what its caller's cancellation keeps from beginning ------------------------------------------
+
+
+def may_be_barred(request: ClaimRequest, job: Job | None) -> str | None:
+    """The id of the task whose cancellation keeps the job from beginning; None: nothing does."""
+    if request.origin is None or request.replay is not None:
+        return None
+    return request.origin.parent_id if job is None or never_begun(job) else None
+
+
+def barred(reason: str) -> tuple[Wait, str]:
+    """What the record of such a job says before it is cancelled, and what it is cancelled with."""
+    return Wait("caller", "was cancelled"), f"its caller was cancelled: {reason}"
 
 
 # --- waiting --------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ exec "$@" </dev/null 3<&-
 
 
 class EmulatorMissing(GwiError):
-    """There is neither a running emulator, nor the SDK with Java, nor Docker."""
+    """Neither a running emulator, nor the SDK with Java, nor Docker was found."""
 
 
 class Emulator:
@@ -114,7 +114,7 @@ class Emulator:
             connection.close()
 
     def log(self) -> str:
-        """What it has printed so far."""
+        """Its output so far."""
         if self._log is None:
             return ""
         # os.pread: the file's position is the emulator's to write at.
@@ -143,7 +143,7 @@ class Emulator:
             self._log = None
 
     def restart(self, *, down_for: float = 0.0) -> None:
-        """Kill it, leave it down for some seconds, and start it, empty, at the same endpoint."""
+        """Kill it, wait some seconds, and restart it, empty, at the same endpoint."""
         self.kill()
         time.sleep(down_for)
         self.start()
@@ -151,7 +151,7 @@ class Emulator:
 
 @contextmanager
 def start_pubsub(*, fresh: bool = False) -> Iterator[Emulator]:
-    """A running Pub/Sub emulator. ``fresh``: one of our own even if the environment names one."""
+    """A running Pub/Sub emulator. ``fresh``: a new one even if the environment names one."""
     with _run(_find("pubsub", PUBSUB_HOST, fresh)) as emulator:
         yield emulator
 
@@ -230,7 +230,7 @@ _EMULATORS = {
     "firestore": (FIRESTORE_HOST, start_firestore),
 }
 
-#: Any name will do for an emulator: each project is an empty world of its own.
+#: Emulators accept any name: each project is empty at first.
 _DEFAULT_PROJECT = "local"
 
 

@@ -123,7 +123,7 @@ _BACKENDS = {
 
 
 def _store(backend_url: str | None) -> dict[str, str]:
-    """Results and the state of jobs are in one place, where that can be."""
+    """Results and jobs are stored in the same place where possible."""
     own = str(backend_url or "").startswith(("embedded:", "firestore:"))
     return {"store_url": str(backend_url)} if own else {}
 

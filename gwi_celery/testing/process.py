@@ -111,15 +111,15 @@ class Machine:
             )
 
     def reload(self) -> None:
-        """Docker's objects are snapshots; this one always tells what is."""
+        """Nothing to do: Docker's objects are snapshots, this one is always current."""
 
     def logs(self) -> bytes:
-        """Everything it has printed, restarts included."""
+        """Its output, restarts included."""
         path = self.folder / "node.log"
         return path.read_bytes() if path.exists() else b""
 
     def logs_since_start(self) -> bytes:
-        """What it has printed since it was last started."""
+        """Its output since the last start."""
         return self.logs()[self._log_start :]
 
     def kill(self, signal: str | int | None = None) -> None:
@@ -145,7 +145,7 @@ class Machine:
         self.start()
 
     def wait(self, timeout: float) -> int:
-        """Until it has gone by itself; its exit code. Raises subprocess.TimeoutExpired."""
+        """Wait until it has ended by itself; returns its exit code. Raises subprocess.TimeoutExpired."""
         if self._process is None:
             raise RuntimeError(f"{self.name} was never started")
         code = self._process.wait(timeout=timeout)
@@ -220,7 +220,7 @@ class WorkerProcess(CeleryWorkerContainer):
         return True
 
     def wait(self, timeout: float = 120.0) -> int:
-        """Until the worker has stopped by itself; its exit code."""
+        """Wait until the worker has stopped by itself; returns its exit code."""
         return self._container.wait(timeout)
 
     @property

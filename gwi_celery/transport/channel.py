@@ -88,7 +88,10 @@ class Prefetch:
 
 
 class Channel(virtual.Channel):
-    """One channel of a connection. Used by one thread, as Kombu's channels are."""
+    """One channel of a connection. Used by one thread, as Kombu's channels are.
+
+    Its methods are Kombu's hooks, hence their number.
+    """
 
     Message = _Message
     supports_fanout = True

@@ -18,6 +18,7 @@ from gwi_celery.stores.base import (
     Origin,
     Outcome,
     Progress,
+    Replay,
     Wait,
 )
 from gwi_celery.stores.history import KEPT
@@ -223,6 +224,29 @@ def test_a_wait_for_a_limit_is_recorded_and_can_be_cancelled(case):
     assert case.store.cancel(asked.job, "enough")
     assert case.store.get_job(asked.job).waits is None
     assert isinstance(case.store.claim(asked), Cancelled)
+
+
+def test_what_a_cancelled_task_has_called_never_begins(case):
+    case.store.bar_calls_of("acme", "parent", "wrong customer")
+    child = call(case, "child", parent_id="parent")
+    answer = case.store.claim(child)
+    assert isinstance(answer, Cancelled)
+    assert answer.record.outcome == b"its caller was cancelled: wrong customer"
+    assert answer.record.origin.parent_id == "parent"
+    assert isinstance(case.store.claim(replace(child, redelivered=True)), Cancelled)
+    assert case.store.get_lock(child.lock) is None
+
+    case.take(call(case, "child", tenant="other", parent_id="parent"))
+    case.take(call(case, "another", parent_id="else"))
+    replayed = replace(child, replay=Replay(2), redelivered=True)
+    assert case.take(replayed).record.generation == 2
+
+
+def test_what_has_begun_is_not_barred(case):
+    child = call(case, "child", parent_id="parent")
+    case.store.release(case.take(child).lease)
+    case.store.bar_calls_of("acme", "parent", "enough")
+    assert case.take(child).record.attempt == 2
 
 
 # --- finding --------------------------------------------------------------------------------------

@@ -29,6 +29,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 
 #: What a page takes for granted, run before its first block.
 GIVEN = {
+    "jobs.md": "from celery import Celery\nfrom gwi_celery import ReliableTask, setup\n"
+    "app = Celery('shop')\nsetup(app)\n"
+    "@app.task(base=ReliableTask, bind=True)\n"
+    "def review(self, *, tenant_id, run_id): ...\n"
+    "self, files, refund = review, ['a.py'], print\n",
     "operating.md": "from celery import Celery\nfrom gwi_celery import setup\n"
     "app = Celery('shop')\nsetup(app)\n",
     "pubsub.md": "from celery import Celery\nfrom gwi_celery import setup\n",

@@ -26,7 +26,7 @@ from tests.firestore_wire import Wire
 
 ASCENDING, DESCENDING, EQUAL = 1, 2, 5
 GROUPS = (
-    *("gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks", "gwi_results", "gwi_parts"),
+    *("gwi_jobs", "gwi_locks", "gwi_barred", "gwi_steps", "gwi_chunks", "gwi_results", "gwi_parts"),
     *("gwi_actions", "gwi_keys"),
 )
 
@@ -99,6 +99,7 @@ def test_every_query_is_served_and_every_field_has_its_say(wire: Wire) -> None:
     store.cancel(request("never").job, "no", in_advance=True)
     store.operator_key()
     take(store, key="last")
+    store.bar_calls_of("acme", "t", "enough")
     fill(case_of(store, wire))
     used = set()
     for group in GROUPS:

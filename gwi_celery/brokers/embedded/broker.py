@@ -65,6 +65,8 @@ _REDRIVE_BATCH = 1000
 class EmbeddedBroker:
     """A :class:`~gwi_celery.brokers.base.Broker` in ``folder``, or in memory.
 
+    It has the seam's methods, hence their number; the other modules of the package do the work.
+
     Args:
         folder: Created if it doesn't exist. None: in memory; see :func:`memory_broker` to share that.
         clock: Every expiry is decided by its ``time()``.
@@ -227,6 +229,10 @@ class EmbeddedBroker:
 
     def state(self, queue: str) -> QueueState:
         return self._looking.state(queue)
+
+    def expiring(self, within: float) -> dict[str, int]:
+        """Queue -> how many of its dead letters are dropped within that time, seconds."""
+        return self._looking.expiring(within)
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
         return self._looking.browse(queue)

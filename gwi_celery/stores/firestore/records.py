@@ -4,6 +4,7 @@
 
     {prefix}/v1/gwi_tenants/{digest of tenant}/
         gwi_locks/{lock id}                      only while the lock is held, or has expired
+        gwi_barred/{digest of task id}           of a cancelled task, whose calls begin no more
         gwi_jobs/{job id}                        the record: idempotency, status, outcome
             gwi_eras/{era}/                      an era is one life of the record, until it expires
                 gwi_steps/{digest of name}       checkpoints
@@ -56,6 +57,7 @@ from gwi_celery.stores.history import (
 TENANTS: Final = "gwi_tenants"
 JOBS: Final = "gwi_jobs"
 LOCKS: Final = "gwi_locks"
+BARRED: Final = "gwi_barred"
 ERAS: Final = "gwi_eras"
 STEPS: Final = "gwi_steps"
 CHUNKS: Final = "gwi_chunks"
@@ -117,6 +119,9 @@ class Places:
 
     def lock_by_id(self, tenant: str, lock_id: str) -> str:
         return f"{self.tenant(tenant)}/{LOCKS}/{lock_id}"
+
+    def barred(self, tenant: str, task_id: str) -> str:
+        return f"{self.tenant(tenant)}/{BARRED}/{digest('call', task_id)}"
 
     @staticmethod
     def era(job_name: str, era: str) -> str:

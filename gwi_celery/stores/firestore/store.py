@@ -84,12 +84,15 @@ from gwi_celery.stores.firestore.records import (
     Lock,
     Places,
     Step,
+    get_text,
     job_of,
     lock_of,
+    put_text,
 )
 from gwi_celery.stores.firestore.upkeep import Upkeep
 from gwi_celery.stores.firestore.values import put_value
 from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
+from gwi_celery.text import safe_text
 
 
 class FirestoreStore(Store):
@@ -106,6 +109,11 @@ class FirestoreStore(Store):
         self._client = Client(url, intercept=intercept)
         #: By database: those used so far.
         self._clients: dict[str, Client] = {}
+
+    @property
+    def client(self) -> Client:
+        """Of the database that the URL names; where that is one for each tenant, of none."""
+        return self._client
 
     def client_of(self, tenant: str) -> Client:
         """The client of the tenant's database. Raises InvalidCall if it can have none."""
@@ -126,16 +134,26 @@ class FirestoreStore(Store):
         protocol.check_tenants(request)
         client = self.client_of(request.job.tenant)
         tries = Tries("claim a job")
+        bar = protocol.may_be_barred(request, None)
+        bars = [] if bar is None else [self._places.barred(request.job.tenant, bar)]
         if not request.redelivered:
             with tries.once():
-                return self._take(client, request, claims.first_generation(request))
+                new = claims.first_generation(request)
+                return self._take(client, request, new, unless=bars)
         for _ in tries:
-            seen = see(client, self._places, request.job, request.lock)
+            seen = see(client, self._places, request.job, request.lock, bars)
             job, lock = seen.live_job, seen.lock
             answer = protocol.settled(request, job)
             if answer is not None:
                 assert job is not None
                 return answer(self._record(client, job))
+            if protocol.may_be_barred(request, job) is None:
+                bars = []
+            elif seen.others:
+                wait, reason = protocol.barred(get_text(seen.others[0].fields["data"]["reason"]))
+                self._record_wait(client, request, wait, seen)  # its record says whose it is
+                self.cancel(request.job, reason, in_advance=True)
+                return self.claim(replace(request, redelivered=True))
             forgotten = self._forgotten(client, request, job)
             other = self._other_lock(client, request, job)
             known = [None if each is None else each.known(seen.now) for each in (lock, other)]
@@ -152,7 +170,7 @@ class FirestoreStore(Store):
                     return self._same_claim(client, request, job, lock)
                 assert isinstance(decision, protocol.Granted)
                 new = claims.granted_to(request, decision, seen.job, seen.now, forgotten)
-                return self._take(client, request, new, seen.job, lock, forgotten, other)
+                return self._take(client, request, new, seen.job, lock, forgotten, other, bars)
         raise AssertionError
 
     def _take(
@@ -164,8 +182,12 @@ class FirestoreStore(Store):
         lock: Lock | None = None,
         forgotten: Sequence[Step] = (),
         own: Lock | None = None,
+        unless: Sequence[str] = (),
     ) -> Claimed:
-        """Write the claim over what was read; None stands for nothing there."""
+        """Write the claim over what was read; None stands for nothing there.
+
+        It is refused if any document of ``unless`` is there.
+        """
         job_name, lock_name = self._places.job(request.job), self._places.lock(request.lock)
         taken = Lock(request.lock, request.owner, request.nonce, request.job, request.lease_ttl)
         begins = not new.created
@@ -186,7 +208,8 @@ class FirestoreStore(Store):
         if own is not None:  # at its version: a holder that has renewed it meanwhile keeps the job
             own_name = self._places.lock(own.ref)
             writes.append(documents.delete(own_name, own.version))
-        writes += pieces
+        # To delete what isn't there changes nothing: it only asks for that.
+        writes += [*pieces, *(Write(name, None, exists=False) for name in unless)]
         if old is not None and old.era == new.era:
             era_name = self._places.era(job_name, old.era)
             writes += blobs.deletions(old.outcome, era_name)
@@ -455,6 +478,13 @@ class FirestoreStore(Store):
         if lock_document is not None and lock_of(lock_document).fence == job.fence:
             writes.append(documents.delete(lock_name, lock_document.update_time))
         client.commit([*writes, *pieces, kept])
+
+    def bar_calls_of(self, tenant: str, task_id: str, reason: str) -> None:
+        client = self.client_of(tenant)
+        gc_at = client.about_now() + round(protocol.BARRED_TTL * SECOND)
+        fields = {"gc_at": Micros(gc_at), "data": {"reason": put_text(safe_text(reason))}}
+        name = self._places.barred(tenant, task_id)
+        client.commit_surely([Write(name, fields)], tries=5)
 
     def operator_key(self) -> bytes:
         if self.url.database_per_tenant:

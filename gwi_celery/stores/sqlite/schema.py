@@ -6,7 +6,7 @@ from typing import Final
 
 #: Marks the file as a store of ours: "gwis" in ASCII.
 APPLICATION_ID: Final = 0x67776973
-VERSION: Final = 4
+VERSION: Final = 5
 
 #: What the size of a chord is, where Celery told it, and how many parts joined it later.
 _CHORD_SIZES: Final = """
@@ -127,6 +127,17 @@ CREATE INDEX terms_of_job ON terms (job_id);
 CREATE TABLE envelopes (job_id TEXT PRIMARY KEY, blob BLOB NOT NULL);
 """
 
+#: Tasks of which no call begins any more.
+_BARRED: Final = """
+CREATE TABLE barred (
+    tenant BLOB NOT NULL,
+    task_id BLOB NOT NULL,
+    reason BLOB NOT NULL,
+    expires_at REAL NOT NULL,
+    PRIMARY KEY (tenant, task_id)
+) WITHOUT ROWID;
+"""
+
 #: Version -> what makes the next one of it.
 MIGRATIONS: Final = {
     1: _CHORD_SIZES,
@@ -146,5 +157,6 @@ INSERT INTO terms (term, created_at, job_id)
     SELECT '=' || CAST(submission AS TEXT), created_at, job_id FROM jobs
     WHERE length(submission) > 0 AND NOT instr(submission, x'2f');
 """,  # noqa: S608 - constants
+    4: _BARRED,
 }
-SCHEMA: Final = _FIRST + _CHORD_SIZES + _OPERATORS + _JOBS
+SCHEMA: Final = _FIRST + _CHORD_SIZES + _OPERATORS + _JOBS + _BARRED

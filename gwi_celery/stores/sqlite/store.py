@@ -96,6 +96,17 @@ class SqliteStore(Store):
         the job, or when the job and the lock are of different tenants.
         """
         protocol.check_tenants(request)
+        answer = self._claim(request)
+        if isinstance(answer, str):
+            wait, reason = protocol.barred(answer)
+            self.wait(request, wait)  # its record says whose it is
+            self.cancel(request.job, reason, in_advance=True)
+            answer = self._claim(request)
+            assert not isinstance(answer, str)
+        return answer
+
+    def _claim(self, request: ClaimRequest) -> ClaimAnswer | str:
+        """The answer; or why it may not begin."""
         # A power cut that undoes a claim takes its worker down too, and what the attempt saves is
         # synced together with its claim. The next token is larger all the same: it follows the clock.
         with self._database.write(durable=False) as c:
@@ -107,6 +118,9 @@ class SqliteStore(Store):
             if answer is not None:
                 assert row is not None
                 return answer(rows.job_record(row))
+            barred = writes.barred(c, request.job.tenant, protocol.may_be_barred(request, job))
+            if barred is not None:
+                return barred
             forgotten = protocol.forgotten(request, job, lambda: _checkpoint_names(c, request.job))
             lock = rows.known_lock(rows.lock_row(c, request.lock), now)
             other = _other_lock(c, request, job)
@@ -308,6 +322,10 @@ class SqliteStore(Store):
             operators.keep(c, done)
         done.log()
         return True
+
+    def bar_calls_of(self, tenant: str, task_id: str, reason: str) -> None:
+        with self._database.write() as c:
+            writes.bar(c, tenant, task_id, reason, self._clock.time())
 
     def operator_key(self) -> bytes:
         with self._database.write() as c:

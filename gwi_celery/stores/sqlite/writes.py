@@ -137,6 +137,24 @@ def _is_another(request: ClaimRequest, row: sqlite3.Row | None) -> bool:
     return bool(row["submission"] != raw(request.submission))
 
 
+def bar(c: sqlite3.Connection, tenant: str, task_id: str, reason: str, now: float) -> None:
+    c.execute("DELETE FROM barred WHERE expires_at <= ?", (now,))  # few, and rarely
+    c.execute(
+        "INSERT OR IGNORE INTO barred VALUES (?, ?, ?, ?)",
+        (raw(tenant), raw(task_id), raw(reason), now + protocol.BARRED_TTL),
+    )
+
+
+def barred(c: sqlite3.Connection, tenant: str, task_id: str | None) -> str | None:
+    """Why no call of that task may begin."""
+    if task_id is None:
+        return None
+    row = c.execute(
+        "SELECT reason FROM barred WHERE tenant = ? AND task_id = ?", (raw(tenant), raw(task_id))
+    ).fetchone()
+    return None if row is None else rows.text(row["reason"])
+
+
 # --- checkpoints ----------------------------------------------------------------------------------
 
 

@@ -93,7 +93,7 @@ class _Steered(Emulator):
         return self._do("switch", **switches)
 
     def cost(self) -> dict[str, Any]:
-        """Calls by name, bytes as they are billed, and USD."""
+        """Calls by name, bytes as they are billed, USD; of Pub/Sub, also how many leases ran out."""
         return self._do("cost")
 
     def cut_off(self, seconds: float, *, keep: bool = True) -> None:
@@ -104,7 +104,7 @@ class _Steered(Emulator):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Connected, and silent."""
+        """Accept connections but don't answer."""
         assert self.pid is not None, "start it first"
         os.kill(self.pid, signal.SIGSTOP)
         try:

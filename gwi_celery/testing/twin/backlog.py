@@ -17,7 +17,7 @@ from typing import Any
 from gwi_celery.testing.twin.behaviour import Behaviour
 
 _NEVER = float("inf")
-#: Seconds that a retry policy waits at least and at most where it says nothing.
+#: Shortest and longest pause, seconds, of a retry policy by default.
 _BACKOFF = (10.0, 600.0)
 
 
@@ -34,7 +34,7 @@ class Entry:
     ack_id: str | None = None
     #: Acked, and kept only because an earlier one of its ordering key isn't.
     done: bool = False
-    #: Told when it is settled or its lease is over.
+    #: Notified when it is settled or its lease has run out.
     holder: Callable[[Entry], None] | None = None
     #: Changes with each change of state, so that old places in the heaps are known as such.
     turn: int = 0
@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass
 class Counts:
-    """What became of messages here, for tests."""
+    """Counts of what happened to messages, for tests."""
 
     delivered: int = 0
     acked: int = 0
@@ -182,7 +182,7 @@ class Backlog:
     # --- acks ---------------------------------------------------------------------------------
 
     def ack(self, ack_ids: Iterable[str], now: float) -> list[str]:
-        """Those that are done with. Returns the ids whose lease was over already."""
+        """Ack them. Returns the ids whose lease had run out."""
         self.expire(now)
         stale = []
         for ack_id in ack_ids:
@@ -212,7 +212,7 @@ class Backlog:
         return stale
 
     def expire(self, now: float) -> None:
-        """End the leases that are over."""
+        """End the leases that have run out."""
         while self._leases and self._leases[0][0] <= now:
             _, number, turn = heapq.heappop(self._leases)
             entry = self.entries.get(number)
@@ -223,7 +223,7 @@ class Backlog:
     # --- seek ---------------------------------------------------------------------------------
 
     def seek(self, moment: float) -> None:
-        """Everything published before is done with."""
+        """Ack everything published before."""
         for entry in [e for e in self.entries.values() if e.published < moment]:
             self._unlease(entry)
             self._remove(entry)

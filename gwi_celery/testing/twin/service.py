@@ -241,7 +241,7 @@ class Service:
             await found.backlog.wait(now, ends - now)
 
     async def _haunt(self, found: Subscription, most: int, ends: float) -> None:
-        """What an abandoned pull takes is leased to nobody."""
+        """Lease the messages of an abandoned pull to nobody."""
         try:
             await self._hold(found, most, ends)
         except Refused:

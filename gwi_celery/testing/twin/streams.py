@@ -16,7 +16,7 @@ from gwi_celery.testing.twin.world import Subscription, World
 _NEVER = float("inf")
 #: Most messages in one answer.
 _BATCH = 100
-#: Seconds between two looks at what no event tells of: silence, age, a deletion.
+#: Seconds between two checks for what no event signals: silence, age, a deletion.
 _LOOK = 0.25
 
 _Response: Any = types.StreamingPullResponse.pb()

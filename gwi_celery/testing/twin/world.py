@@ -23,7 +23,7 @@ DELETED_TOPIC = "_deleted-topic_"
 _FORWARDED = "CloudPubSubDeadLetterSource"
 #: Fields of a subscription that can't be changed.
 _FIXED = ("name", "topic", "filter", "enable_message_ordering")
-#: Seconds until an unused subscription expires, where nothing is said.
+#: Seconds until an unused subscription expires by default.
 _EXPIRATION = 31 * 86_400
 
 _Message: Any = types.PubsubMessage.pb()

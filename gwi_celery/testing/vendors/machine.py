@@ -21,7 +21,7 @@ class _Service:
         }
 
     def reload(self) -> None:
-        """Docker's objects are snapshots; this one always tells what is."""
+        """Nothing to do: Docker's objects are snapshots, this one is always current."""
 
 
 class FolderService(_Service):

@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 from celery import Celery, chain, states
 from celery.contrib.testing.worker import start_worker
+from kombu.exceptions import OperationalError
 
 from gwi_celery import ReliableTask, audit, broker_for, jobs, setup, store_for
 from gwi_celery.errors import InvalidCall
@@ -52,7 +53,9 @@ class Bench:
 def working() -> Iterator[Bench]:
     app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
     name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name, code_version="v7", contention_delay=0.05)
+    setup(
+        app, broker_url=name, store_url=name, code_version="v7", contention_delay=0.05, lock_ttl=3
+    )
     app.conf.worker_prefetch_multiplier = 1
     bench = Bench(app)
 
@@ -68,6 +71,10 @@ def working() -> Iterator[Bench]:
     def note(*, tenant_id: str, run_id: str) -> str:
         bench.seen.append(f"note {run_id}")
         return run_id
+
+    @review.on_cancel
+    def undo(self: Any, *, tenant_id: str, run_id: str, depth: int) -> None:
+        self.step("undo", lambda: bench.seen.append(f"undone {run_id} {depth}"))
 
     bench.review, bench.note = review, note
     with start_worker(
@@ -277,7 +284,7 @@ def test_a_cancelled_job_stops_at_a_boundary_and_one_that_waits_never_begins(ben
     assert lease is None, "the lock is free"
     for result in (running, waiter):
         eventually(lambda r=result: r.state == states.REVOKED, what="its caller knows")
-    assert bench.seen == ["list r1"]
+    assert "note r1" not in bench.seen
     with pytest.raises(InvalidCall, match="no record"):
         jobs.cancel("nobody", app=bench.app)
     unseen = JobRef(bench.tenant, "note", "run:later")
@@ -341,6 +348,113 @@ def test_a_job_without_a_run_is_named_by_its_task(bench: Bench) -> None:
     record = bench.becomes(again, JobStatus.SUCCEEDED)
     assert record.generation == 2
     assert bench.seen == ["list None", "post None"] * 2
+
+
+def test_a_tree_is_cancelled_whole_and_what_has_not_begun_never_does(bench: Bench) -> None:
+    tenant = bench.tenant
+    hold(bench, "child")
+    hold(bench, "r1")
+    held = bench.then["r1"]
+
+    def calling(task: Any) -> None:
+        bench.call("child")
+        held(task)
+
+    bench.then["r1"] = calling
+    parent = bench.call("r1")
+    eventually(lambda: "list child" in bench.seen, what="the child runs")
+    # A call that no worker has seen yet: it is published, and due later.
+    late = bench.note.apply_async(
+        kwargs={"tenant_id": tenant, "run_id": "late"}, countdown=0.5, parent_id=parent.id
+    )
+    ended = jobs.cancel(parent, "wrong customer", tree=True, app=bench.app)
+    assert {job.key for job in ended} == {"run:r1", "run:child"}
+    eventually(lambda: late.state == states.REVOKED, what="it never began")
+    assert [line for line in bench.seen if "undone" not in line] == ["list r1", "list child"]
+    found = jobs.get(parent, app=bench.app)
+    assert found is not None
+    called = [each for each in found.children if each.job.task != "review.on_cancel"]
+    assert {each.status for each in called} == {JobStatus.CANCELLED}
+    assert {each.run_id for each in called} == {"child", "late"}
+
+
+def test_what_undoes_a_cancelled_job_runs_once(bench: Bench) -> None:
+    hold(bench, "r1")
+    result = bench.call("r1")
+    bench.becomes(result, JobStatus.RUNNING)
+    for _ in range(2):
+        jobs.cancel(result, "wrong customer", app=bench.app)
+    # The worker that runs it asks for the same, too.
+    eventually(lambda: result.state == states.REVOKED, what="its worker has stopped")
+    eventually(lambda: drained(broker_for(bench.app)), what="no message is left")
+    assert bench.seen == ["list r1", "undone r1 1"]
+    undone = jobs.find(tenant=bench.tenant, task="review.on_cancel", app=bench.app).jobs
+    assert [(each.status, each.origin.parent_id) for each in undone] == [
+        (JobStatus.SUCCEEDED, result.id)
+    ]
+
+    # By the store alone, say by another tool: the worker asks.
+    hold(bench, "r2")
+    result = bench.call("r2")
+    record = bench.becomes(result, JobStatus.RUNNING)
+    store_for(bench.app).cancel(record.job, "enough")
+    eventually(lambda: "undone r2 1" in bench.seen, what="it is undone")
+
+    # What never began has nothing to undo.
+    go_on = hold(bench, "r3")
+    bench.becomes(bench.call("r3"), JobStatus.RUNNING)
+    unseen = JobRef(bench.tenant, "review", "run:r4")
+    jobs.cancel(unseen, app=bench.app)
+    later = bench.call("r4")
+    eventually(lambda: later.state == states.REVOKED, what="it never began")
+    go_on.set()
+    assert not any("undone r4" in line for line in bench.seen)
+
+
+def test_a_fork_begins_with_the_others_earlier_steps(bench: Bench) -> None:
+    result = bench.call("r1", labels={"customer": "7"})
+    result.get(timeout=PATIENCE)
+    forked = jobs.fork(result, run_id="r2", from_step="post", changes={"depth": 5}, app=bench.app)
+    assert forked.get(timeout=PATIENCE) == ["r2", 5, None]
+    assert bench.seen == ["list r1", "post r1", "post r2"]
+    found = jobs.get(forked, app=bench.app)
+    assert found is not None
+    record = found.record
+    assert (record.run_id, record.origin.task_id, record.origin.labels) == (
+        *("r2", forked.id, {"customer": "7"}),
+    )
+    assert [past.end and past.end.how for past in record.attempts] == ["forked", "succeeded"]
+    assert [step.name for step in found.steps] == ["list", "post"]
+    former = jobs.get(result, app=bench.app)
+    assert former is not None
+    assert former.record.generation == 1
+    whole = jobs.fork(result, run_id="r3", app=bench.app)
+    assert whole.get(timeout=PATIENCE) == ["r3", 1, None]
+    assert bench.seen[3:] == []
+    for wrong, why in (
+        ({"run_id": "r2"}, "already"),
+        ({"run_id": "r1"}, "already"),
+        ({"run_id": "r5", "from_step": "no"}, "recorded steps are"),
+    ):
+        with pytest.raises(InvalidCall, match=why):
+            jobs.fork(result, app=bench.app, **wrong)
+
+
+def test_a_fork_that_could_not_be_sent_can_be_repeated(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = bench.call("r1")
+    result.get(timeout=PATIENCE)
+
+    def unavailable(**options: Any) -> None:
+        raise OperationalError("no broker")
+
+    monkeypatch.setattr(bench.review, "apply_async", unavailable)
+    with pytest.raises(OperationalError):
+        jobs.fork(result, run_id="r2", app=bench.app)
+    monkeypatch.undo()
+    assert jobs.fork(result, run_id="r2", app=bench.app).get(timeout=PATIENCE) == ["r2", 1, None]
+    assert bench.seen == ["list r1", "post r1"]
 
 
 def test_a_revoked_job_that_waited_is_not_left_waiting(bench: Bench) -> None:

@@ -36,6 +36,8 @@ def call(headers: dict[str, str], **settings: Any) -> None:
         {"content-type": JSON, "host": "[::1]:8080"},
         {"content-type": JSON, "host": "host.docker.internal:8080"},
         {"content-type": JSON, **HERE},
+        # As the emulator pushes what is not wrapped.
+        {"content-type": "application/x-www-form-urlencoded", "x-goog-pubsub-message-id": "1"},
     ],
 )
 def test_a_developers_call_is_let_in(headers: dict[str, str]) -> None:

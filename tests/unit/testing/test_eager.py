@@ -107,7 +107,7 @@ def test_once_in_each(n):
 def test_the_fixture_gives_each_test_its_own(tmp_path: Path) -> None:
     (tmp_path / "test_users.py").write_text(USERS_TEST)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,

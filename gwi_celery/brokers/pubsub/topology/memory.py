@@ -25,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class Topology:
-    """What exists, and what is made of it, for one connection."""
+    """What exists, for one connection: the one index from names to topics and subscriptions.
+
+    Large, because every admin operation of the seam has to keep this index consistent.
+    """
 
     def __init__(
         self,

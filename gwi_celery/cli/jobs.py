@@ -1,0 +1,356 @@
+"""``celery -A app gwi jobs`` and ``gwi locks``: which job stands where, why, and mending it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from gwi_celery import jobs as verbs
+from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, yes
+from gwi_celery.integration import store_for
+from gwi_celery.jobs import JobRecord, JobStatus, LockRecord, LockRef
+
+#: Of JSON lines and tables.
+_PAGE = 100
+
+
+@click.group()
+def jobs() -> None:
+    """Find any job, say why it waits, and mend it.
+
+    A job is named by its task's id.
+    """
+
+
+_FILTERS = (
+    click.option("--status", type=click.Choice([status.value for status in JobStatus])),
+    click.option("--tenant", help="Of this tenant; of all, if left out."),
+    click.option("--task"),
+    click.option("--run", help="A run's id."),
+    click.option("--label", help="NAME=VALUE, as given with the call."),
+    click.option("--error", help="The class of its last error."),
+    click.option("--older-than", type=SPAN, help="First recorded so long ago at least (10m, 3h)."),
+    click.option("--within", type=SPAN, help="First recorded within so long."),
+)
+
+
+def _filtered(function: Any) -> Any:
+    for option in reversed(_FILTERS):
+        function = option(function)
+    return function
+
+
+def _found(app: Any, within: float | None, **given: Any) -> Iterator[JobRecord]:
+    since = None if within is None else time.time() - within
+    page = None
+    while True:
+        found = verbs.find(app=app, since=since, limit=_PAGE, page=page, **given)
+        yield from found.jobs
+        page = found.next_token
+        if page is None:
+            return
+
+
+_COLUMNS = (
+    Column("status"),
+    Column("task"),
+    Column("tenant"),
+    Column("run_id", "string?", title="run"),
+    Column("key", title=""),
+    Column("age", "number", show="age"),
+    Column("task_id", title="id", whole=True),
+    Column("queue", "string?", title=""),
+    Column("generation", "integer", title=""),
+    Column("attempt", "integer", title=""),
+    Column("worker", title=""),
+    Column("waits_for", "string?", title=""),
+    Column("error", title=""),
+    Column("created_at", "number", title=""),
+    Column("updated_at", "number", title=""),
+    Column("labels", "object", title=""),
+)
+
+
+def _row(record: JobRecord) -> dict[str, Any]:
+    waits = record.waits
+    return {
+        "status": record.status.value,
+        "task": record.job.task,
+        "tenant": record.job.tenant,
+        "key": record.job.key,
+        "run_id": record.run_id,
+        "age": max(time.time() - record.created_at, 0.0),
+        "task_id": record.origin.task_id or record.submission,
+        "queue": record.origin.queue,
+        "generation": record.generation,
+        "attempt": record.attempt,
+        "worker": record.worker,
+        "waits_for": None if waits is None else f"{waits.kind} {waits.what}",
+        "error": f"{record.error_type}: {record.error}" if record.error_type else "",
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+        "labels": dict(record.origin.labels),
+    }
+
+
+@command(jobs, "list", *_COLUMNS)
+@_filtered
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
+    """Jobs that a worker has seen, or that wait, newest first."""
+    rows: list[dict[str, Any]] = []
+    for record in _found(app, **given):
+        if len(rows) == limit:
+            click.echo(f"the newest {limit}, and there are more: see --limit", err=True)
+            break
+        rows.append(_row(record))
+    return rows
+
+
+@command(
+    jobs,
+    "show",
+    Column("explanation", title="it"),
+    *_COLUMNS[:5],
+    *(Column("task_id"), Column("queue", "string?"), Column("generation", "integer")),
+    *(Column("attempt", "integer"), Column("crashes", "integer"), Column("worker")),
+    *(Column("waits_for", "string?"), Column("error"), Column("lock", "string?")),
+    *(Column("lock_owner", "string?"), Column("labels", "object"), Column("code_version")),
+    *(Column("created_at", "number", show="time"), Column("updated_at", "number", show="time")),
+    *(Column("expires_at", "number?", show="time"), Column("parent_id", "string?")),
+    Column("attempts", "array", title=""),
+    Column("steps", "array", title=""),
+    Column("children", "array", title=""),
+    Column("dead_letters", "array", title=""),
+    Column("history", title="attempts", show="text"),
+    Column("recorded", title="steps", show="text"),
+    single=True,
+)
+@click.argument("id")
+def show(app: Any, id: str) -> dict[str, Any]:
+    """Everything on one job, but its arguments: attempts, steps, children, its lock, dead letters."""
+    from gwi_celery import queues
+
+    details = verbs.get(id, app=app)
+    if details is None:
+        end(Exit.NOTHING, f"no record of {id!r}: {verbs.explain(id, app=app)}")
+    record, lock = details.record, details.lock
+    attempts = [
+        {
+            "generation": past.generation,
+            "number": past.number,
+            "worker": past.worker,
+            "fence": past.fence,
+            "task_id": past.task_id,
+            "began": past.began,
+            "ended": past.ended,
+            "how": None if past.end is None else past.end.how,
+            "error": "" if past.end is None else f"{past.end.error_type} {past.end.error}".strip(),
+        }
+        for past in record.attempts
+    ]
+    steps = [
+        {"name": step.name, "kind": step.kind.value, "bytes": step.size, "saved_at": step.saved_at}
+        for step in details.steps
+    ]
+    ids = {past.task_id for past in record.attempts} | {record.origin.task_id} - {""}
+    dead = [d.id for d in queues.dead_letters(app, record.origin.queue, ids=ids)] if ids else []
+    return {
+        **_row(record),
+        "explanation": details.explanation,
+        "crashes": record.crashes,
+        "lock": None if record.lock is None else "/".join(record.lock.scope),
+        "lock_owner": None if lock is None else lock.owner,
+        "code_version": record.origin.code_version,
+        "expires_at": record.expires_at,
+        "parent_id": record.origin.parent_id,
+        "attempts": attempts,
+        "steps": steps,
+        "children": [child.origin.task_id for child in details.children],
+        "dead_letters": dead,
+        "history": "\n".join(
+            f"{a['generation']}.{a['number']} {a['how'] or 'runs'} on {a['worker']} {a['error']}"
+            for a in attempts
+        ),
+        "recorded": "\n".join(f"{s['name']} ({s['kind']}, {s['bytes']} bytes)" for s in steps),
+    }
+
+
+@command(
+    jobs, "explain", Column("task_id", title="id"), Column("explanation", title="it"), single=True
+)
+@click.argument("id")
+def explain(app: Any, id: str) -> dict[str, Any]:
+    """Why a job stands where it stands, in one sentence."""
+    from gwi_celery import queues
+
+    sentence = verbs.explain(id, app=app)
+    if verbs.get(id, app=app) is None and (where := queues.where(app, id)):
+        sentence = where
+    dead = next(queues.dead_letters(app, ids=[id]), None)
+    if dead is not None:
+        sentence += (
+            f"; its message is in the dead letter of {dead.queue} ({dead.reason}): "
+            f"`gwi dlq redrive {dead.id} -Q {dead.queue}`"
+        )
+    return {"task_id": id, "explanation": sentence}
+
+
+def _chosen(
+    app: Any, deed: str, ids: tuple[str, ...], sure: bool, given: dict[str, Any], ended: bool
+) -> list[JobRecord]:
+    """What a bulk verb is for, once it was confirmed."""
+    if ids:
+        found = [verbs.get(id, app=app) for id in ids]
+        unknown = [id for id, one in zip(ids, found, strict=True) if one is None]
+        if unknown:
+            end(Exit.NOTHING, f"no record of {', '.join(unknown)}: see `gwi jobs list`")
+        there = [one.record for one in found if one is not None]
+    elif any(value is not None for value in given.values()):
+        there = list(_found(app, **given))
+    else:
+        end(Exit.USAGE, f"say which to {deed}: ids, or a filter such as --tenant")
+    chosen = [record for record in there if record.status.terminal is ended]
+    state = "ended" if ended else "unfinished"
+    confirm(deed, len(chosen), len(there), sure=sure, what=f"jobs that match are {state}:")
+    return chosen
+
+
+@command(jobs, "cancel", Column("cancelled", "integer"), single=True)
+@click.argument("ids", nargs=-1)
+@_filtered
+@click.option("--reason", default="cancelled by an operator", help="What their callers get.")
+@click.option("--tree", is_flag=True, help="Also what they have called, and so on.")
+@yes
+def cancel(
+    app: Any, ids: tuple[str, ...], reason: str, tree: bool, yes: bool, **given: Any
+) -> dict[str, Any]:
+    """End jobs as cancelled: one that runs stops at its next step. Call it again if it was cut short."""
+    chosen = _chosen(app, "cancel", ids, yes, given, ended=False)
+    done = 0
+    with Progress("cancel", len(chosen)) as moved:
+        for record in chosen:
+            done += len(verbs.cancel(record, reason, tree=tree, app=app))
+            moved(1)
+    return {"cancelled": done}
+
+
+@command(jobs, "replay", Column("replayed", "integer"), Column("task_ids", "array"), single=True)
+@click.argument("ids", nargs=-1)
+@_filtered
+@click.option("--from-step", help="Keep what was recorded before this step.")
+@click.option("--resume", is_flag=True, help="Keep all that was recorded.")
+@yes
+def replay(
+    app: Any,
+    ids: tuple[str, ...],
+    from_step: str | None,
+    resume: bool,
+    yes: bool,
+    **given: Any,
+) -> dict[str, Any]:
+    """Run jobs that have ended anew, from the start unless told otherwise, with the calls they had."""
+    chosen = _chosen(app, "replay", ids, yes, given, ended=True)
+    made = []
+    with Progress("replay", len(chosen)) as moved:
+        for record in chosen:
+            result = verbs.replay(record, from_step=from_step, resume=resume, app=app)
+            made.append(result.id)
+            moved(1)
+    return {"replayed": len(made), "task_ids": made}
+
+
+@command(jobs, "fork", Column("task_id"), single=True)
+@click.argument("id")
+@click.option("--run", "run_id", required=True, help="The new job's run id.")
+@click.option("--from-step", help="Take over the steps recorded before this one; all, if left out.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=JSON", help="Another argument.")
+def fork(
+    app: Any, id: str, run_id: str, from_step: str | None, changes: tuple[str, ...]
+) -> dict[str, Any]:
+    """A new job with the call of another, that begins with its earlier steps."""
+    changed = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        try:
+            changed[name] = json.loads(value)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise click.BadParameter(f"{change!r}: write NAME=JSON, such as amount=3")
+    made = verbs.fork(id, run_id=run_id, from_step=from_step, changes=changed, app=app)
+    return {"task_id": made.id}
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+@click.group()
+def locks() -> None:
+    """Who holds what, and until when."""
+
+
+@command(
+    locks,
+    "list",
+    Column("tenant"),
+    Column("scope", whole=True),
+    Column("owner", whole=True),
+    Column("task"),
+    Column("key", title=""),
+    Column("fence", "integer", title=""),
+    Column("expires_at", "number", title=""),
+    Column("left", "number", show="age", title="free in"),
+    Column("expired", "boolean"),
+)
+@click.option("--tenant", help="Of this tenant; those of all that run now, if left out.")
+def list_locks(app: Any, tenant: str | None) -> list[dict[str, Any]]:
+    """Locks that are held, or that their holders let run out."""
+    found = store_for(app).list_locks(tenant) if tenant is not None else _held(app)
+    return [
+        {
+            **{name: getattr(lock, name) for name in ("tenant", "owner", "fence", "expires_at")},
+            "scope": "/".join(lock.scope),
+            "task": lock.job.task,
+            "key": lock.job.key,
+            "left": max(lock.expires_at - time.time(), 0.0),
+            "expired": lock.expired,
+        }
+        for lock in found
+    ]
+
+
+def _held(app: Any) -> list[LockRecord]:
+    """By the jobs that run: no store lists the locks of all tenants."""
+    store = store_for(app)
+    found: dict[str, LockRecord] = {}
+    for record in _found(app, None, status=JobStatus.RUNNING):
+        lock = None if record.lock is None else store.get_lock(record.lock)
+        if lock is not None:
+            found.setdefault(lock.lock_id, lock)
+    return list(found.values())
+
+
+@command(locks, "release", Column("released", "boolean"), single=True)
+@click.argument("tenant")
+@click.argument("scope")
+@yes
+def release(app: Any, tenant: str, scope: str, yes: bool) -> dict[str, Any]:
+    """Free the lock SCOPE (as `locks list` shows it) of TENANT: its holder's writes fail from then on.
+
+    A holder that is dead loses it by itself after lock_ttl: this is for one that can't be reached.
+    """
+    store = store_for(app)
+    named = [lock for lock in store.list_locks(tenant) if "/".join(lock.scope) == scope]
+    if not named:
+        end(
+            Exit.NOTHING,
+            f"{tenant!r} has no lock {scope!r}: see `gwi locks list --tenant {tenant}`",
+        )
+    confirm("release", len(named), len(named), sure=yes, what="locks")
+    freed = [store.force_release(LockRef(lock.tenant, lock.scope)) for lock in named]
+    return {"released": any(freed)}

@@ -1,0 +1,142 @@
+"""``celery -A app gwi workers|config|cleanup|tail``."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+
+from gwi_celery import upkeep
+from gwi_celery.cli.frame import Column, Exit, command, end, printable, when
+from gwi_celery.cli.root import gwi
+from gwi_celery.config import SETTINGS, Settings
+from gwi_celery.integration import settings_for, store_for
+
+_DEFAULTS = Settings()
+
+
+@command(
+    gwi,
+    "workers",
+    Column("name", whole=True),
+    Column("pid", "integer?"),
+    Column("pool", "string?"),
+    Column("places", "integer?"),
+    Column("runs", "integer"),
+    Column("queues", "array", title=""),
+    Column("tasks", "array"),
+)
+@click.option("--timeout", type=click.FloatRange(0.1), default=1.0, show_default=True)
+def workers(app: Any, timeout: float) -> list[dict[str, Any]]:
+    """Who lives and what runs there: those that answer within the timeout (seconds)."""
+    asked = app.control.inspect(timeout=timeout)
+    stats = asked.stats() or {}
+    if not stats:
+        click.echo(
+            "no worker answers: none runs, or remote control is off (provisioned Pub/Sub)",
+            err=True,
+        )
+        return []
+    active, consumed = asked.active() or {}, asked.active_queues() or {}
+    rows = []
+    for name, said in sorted(stats.items()):
+        pool = said.get("pool") or {}
+        running = active.get(name) or []
+        implementation = pool.get("implementation")
+        rows.append(
+            {
+                "name": name,
+                "pid": said.get("pid"),
+                "pool": implementation
+                and str(implementation).rpartition(":")[0].rpartition(".")[2],
+                "places": pool.get("max-concurrency"),
+                "runs": len(running),
+                "queues": [str(q.get("name")) for q in consumed.get(name) or []],
+                "tasks": [f"{task.get('name')} {task.get('id')}" for task in running],
+            }
+        )
+    return rows
+
+
+@command(
+    gwi,
+    "config",
+    Column("name", whole=True),
+    Column("value"),
+    Column("source", whole=True),
+    Column("help", title=""),
+)
+@click.option("--all", "everything", is_flag=True, help="Defaults, too.")
+def config(app: Any, everything: bool) -> list[dict[str, Any]]:
+    """The settings in force, and where each came from. Secrets are not shown."""
+    settings = settings_for(app)
+    rows = []
+    for name, field in SETTINGS.items():
+        value, source = getattr(settings, name), _source(app, settings, name)
+        if source == "default" and not everything:
+            continue
+        shown = json.dumps(value, default=str) if field.repr or not value else "(set)"
+        rows.append(
+            {
+                "name": name,
+                "value": shown,
+                "source": source,
+                "help": field.metadata["help"],
+            }
+        )
+    effective = {"broker": app.conf.broker_url, "store": settings.effective_store_url}
+    for name, url in effective.items():
+        rows.append(
+            {"name": name, "value": str(url), "source": "in force", "help": f"the {name}'s URL"}
+        )
+    return rows
+
+
+@command(gwi, "cleanup", Column("deleted", "integer"), single=True)
+def cleanup(app: Any) -> dict[str, Any]:
+    """Delete what has expired. Workers do so by themselves on embedded files, TTL on Firestore."""
+    deleted = upkeep.clean(app)
+    store = store_for(app)
+    while found := store.cleanup():
+        deleted += found
+    return {"deleted": deleted}
+
+
+@command(gwi, "tail")
+@click.option("--count", type=click.IntRange(1), help="End after so many.")
+def tail(app: Any, count: int | None) -> None:
+    """What happens, as it happens: Celery's events, of workers that send them (-E)."""
+    seen = 0
+
+    def show(event: dict[str, Any]) -> None:
+        nonlocal seen
+        kind = event.get("type", "?")
+        if kind == "worker-heartbeat":
+            return
+        parts = [when(event.get("timestamp", 0.0)), kind, str(event.get("hostname", ""))]
+        parts += [str(event[name]) for name in ("name", "uuid", "runtime") if event.get(name)]
+        click.echo(printable(" ".join(parts)).replace("\n", "\\n"))
+        seen += 1
+        if count is not None and seen >= count:
+            receiver.should_stop = True
+
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": show})
+        try:
+            receiver.capture(limit=None, timeout=None, wakeup=False)
+        except KeyboardInterrupt:
+            end(Exit.OK, "")
+
+
+def _source(app: Any, settings: Any, name: str) -> str:
+    """Where the value came from. What is the same in two places came from the first of them."""
+    value, field = getattr(settings, name), SETTINGS[name]
+    if app.conf.get(f"gwi_{name}") is not None:
+        return f"app.conf.gwi_{name}"
+    env = str(field.metadata["env"])
+    default = getattr(_DEFAULTS, name)
+    if os.environ.get(env):
+        return env
+    return "default" if value == default else "setup()"

@@ -1,0 +1,60 @@
+"""``@task.on_cancel``: what undoes a job that was cancelled once it had begun, as a job of its own.
+
+It is asked for by whoever cancels the job, and again by the worker that finds it cancelled, so that the
+death of neither loses it; its key makes it one job, whoever asks and however often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
+from gwi_celery.stores.base import JobRecord
+
+if TYPE_CHECKING:
+    from gwi_celery.reliability.task import ReliableTask
+
+#: After the name of the task whose jobs it undoes.
+SUFFIX = ".on_cancel"
+
+
+def register(task: ReliableTask, function: Callable[..., Any]) -> Any:
+    """Make a task of the function; it gets itself and the arguments of the job that it undoes."""
+    return task.app.task(
+        function,
+        name=f"{task.name}{SUFFIX}",
+        base=type(task).__mro__[1],
+        bind=True,
+        shared=False,
+        reliable=task.reliable,
+        ignore_result=task.ignore_result,
+    )
+
+
+def ask(
+    task: Any,
+    record: JobRecord,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    queue: str | None = None,
+) -> None:
+    """Send what undoes the job, if there is such a thing and the job has begun.
+
+    Raises kombu.exceptions.OperationalError.
+    """
+    undoes = task.app.tasks.get(f"{task.name}{SUFFIX}")
+    if undoes is None or not record.attempt:
+        return
+    headers = {TENANT_HEADER: record.job.tenant}
+    if record.run_id is not None:
+        headers[RUN_HEADER] = record.run_id
+    undoes.apply_async(
+        args,
+        dict(kwargs),
+        headers=headers,
+        idempotency_key=f"{record.job.id} {record.generation}",
+        queue=queue,
+        parent_id=record.origin.task_id or None,
+        root_id=record.origin.root_id,
+    )
