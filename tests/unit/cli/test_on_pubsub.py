@@ -35,6 +35,7 @@ def gwi_(tmp_path, monkeypatch) -> Iterator[Gwi]:
         app.close()
 
 
+@pytest.mark.slow  # each look at a dead letter waits for an empty pull
 def test_dead_letters_and_what_can_t_be_done(gwi_):
     for run, death in (("r1", Death("failed", "KeyError", "Traceback")), ("r2", Death("deadline"))):
         gwi_.bury(death, f"text of {run}", run_id=run)
