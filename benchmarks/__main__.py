@@ -14,6 +14,7 @@ from importlib import import_module
 BENCHMARKS = {
     "embedded": "our embedded transport beside Redis, SQLAlchemy and memory",
     "transport": "our Pub/Sub transport beside Kombu's gcpubsub, Redis and the raw client",
+    "twin": "our Pub/Sub transport beside gcpubsub on the strict twin, 20 ms away",
     "store": "reliable tasks on Firestore beside plain ones and a naive protocol",
     "jobs": "jobs.find() among 100,000 jobs of 500 tenants on SQLite",
     "soak": "mixed jobs for minutes or hours: whether memory, files and descriptors level off",

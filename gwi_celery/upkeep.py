@@ -26,6 +26,7 @@ from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import GwiError
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.sqlite import SqliteStore
+from gwi_celery.telemetry.events import emit
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 _BATCH = 200
 #: Seconds between two transactions.
 _PAUSE = 0.05
+#: Seconds before dead letters are dropped at which that is announced; how often each worker does.
+ANNOUNCED = 2 * 86_400.0
+_ANNOUNCE_EVERY = 3600.0
 #: The lock file in an embedded folder, which also holds the time of the last turn.
 _LOCK = "upkeep.lock"
 
@@ -66,6 +70,8 @@ class Cleaner:
         self._interval = interval
         self._stop = threading.Event()
         self._ticker = Ticker("gwi-upkeep", self._take_turn)
+        #: Monotonic time from which on what is about to expire is announced again.
+        self._announce_at = 0.0
 
     def start(self) -> None:
         if self._interval > 0:
@@ -81,12 +87,32 @@ class Cleaner:
 
     def _take_turn(self) -> float:
         try:
+            if time.monotonic() >= self._announce_at:  # before any of it is gone
+                self._announce_at = time.monotonic() + _ANNOUNCE_EVERY
+                announce_expiring(self._app)
             clean(self._app, interval=self._interval, stopping=self._stop)
         except GwiError as exc:
             logger.warning("expired records could not be deleted yet: %s", exc)
         except Exception:
             logger.exception("expired records could not be deleted yet")
         return self._next_turn()
+
+
+def announce_expiring(app: Any) -> None:
+    """Log which queues' dead letters are dropped within :data:`ANNOUNCED`, and count them (metrics)."""
+    from gwi_celery.integration import broker_for
+
+    broker = broker_for(app)
+    if not isinstance(broker, EmbeddedBroker):
+        return  # Pub/Sub's alert is in infra/monitoring: to look at one is to lease it
+    found = broker.expiring(ANNOUNCED)
+    for queue, count in found.items():
+        logger.warning(
+            "%d dead letters of queue %r are dropped within %g days: redrive them, or keep them by "
+            "`celery gwi dlq export FILE -Q %s`",
+            *(count, queue, ANNOUNCED / 86_400, queue),
+        )
+    emit("dead letters expiring", task_id="", count=sum(found.values()))
 
 
 def clean(app: Any, *, interval: float = 0.0, stopping: threading.Event | None = None) -> int:

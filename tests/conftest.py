@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Generator
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -58,6 +59,20 @@ def _no_emulator_of_others(request: pytest.FixtureRequest, monkeypatch: pytest.M
     if request.node.get_closest_marker("emulator") is None:
         monkeypatch.delenv(PUBSUB_HOST, raising=False)
         monkeypatch.delenv(FIRESTORE_HOST, raising=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A lone surrogate in what a test printed would end the whole run: pytest-xdist can't send it."""
+    report = yield
+    report.sections = [(name, _sendable(text)) for name, text in report.sections]
+    if report.longrepr is not None and _sendable(str(report.longrepr)) != str(report.longrepr):
+        report.longrepr = _sendable(str(report.longrepr))
+    return report
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @pytest.hookimpl(trylast=True)

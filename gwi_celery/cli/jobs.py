@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -223,14 +224,17 @@ def _chosen(
 @click.argument("ids", nargs=-1)
 @_filtered
 @click.option("--reason", default="cancelled by an operator", help="What their callers get.")
+@click.option("--tree", is_flag=True, help="Also what they have called, and so on.")
 @yes
-def cancel(app: Any, ids: tuple[str, ...], reason: str, yes: bool, **given: Any) -> dict[str, Any]:
+def cancel(
+    app: Any, ids: tuple[str, ...], reason: str, tree: bool, yes: bool, **given: Any
+) -> dict[str, Any]:
     """End jobs as cancelled: one that runs stops at its next step. Call it again if it was cut short."""
     chosen = _chosen(app, "cancel", ids, yes, given, ended=False)
     done = 0
     with Progress("cancel", len(chosen)) as moved:
         for record in chosen:
-            done += len(verbs.cancel(record, reason, app=app))
+            done += len(verbs.cancel(record, reason, tree=tree, app=app))
             moved(1)
     return {"cancelled": done}
 
@@ -258,6 +262,28 @@ def replay(
             made.append(result.id)
             moved(1)
     return {"replayed": len(made), "task_ids": made}
+
+
+@command(jobs, "fork", Column("task_id"), single=True)
+@click.argument("id")
+@click.option("--run", "run_id", required=True, help="The new job's run id.")
+@click.option("--from-step", help="Take over the steps recorded before this one; all, if left out.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=JSON", help="Another argument.")
+def fork(
+    app: Any, id: str, run_id: str, from_step: str | None, changes: tuple[str, ...]
+) -> dict[str, Any]:
+    """A new job with the call of another, that begins with its earlier steps."""
+    changed = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        try:
+            changed[name] = json.loads(value)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise click.BadParameter(f"{change!r}: write NAME=JSON, such as amount=3")
+    made = verbs.fork(id, run_id=run_id, from_step=from_step, changes=changed, app=app)
+    return {"task_id": made.id}
 
 
 # --- locks ----------------------------------------------------------------------------------------

@@ -74,6 +74,11 @@ class _Collector:
             "gwi_in_flight", "Tasks that run now", value=len(self._stats.running())
         )
         yield GaugeMetricFamily(
+            "gwi_dead_letters_expiring",
+            "Dead letters that are dropped within two days",
+            value=self._stats.expiring,
+        )
+        yield GaugeMetricFamily(
             "gwi_start_time_seconds", "When this worker started", value=self._stats.started_at
         )
         yield InfoMetricFamily("gwi_build", "Versions", value=versions())

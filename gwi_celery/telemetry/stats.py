@@ -91,6 +91,8 @@ class Stats:
         #: Of pool children; this process counts its own.
         self._rpcs: Counter[str] = Counter()
         self.started_at = time.time()
+        #: Dead letters that are about to be dropped, as this worker saw it last.
+        self.expiring = 0
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -105,6 +107,8 @@ class Stats:
                 self._late.add(event.facts["task"], late)
         elif event.name == "step" and job is not None:
             self._steps.add(job.task, event.facts["seconds"])
+        elif event.name == "dead letters expiring":
+            self.expiring = event.facts["count"]
         elif event.name == "failed":
             self._errors[self._kind(event.facts["task"], event.facts["error"])] += 1
         elif event.name == "claimed" and job is not None:

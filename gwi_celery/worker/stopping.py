@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import suppress
 from typing import Any
 
 from celery import bootsteps, signals
 from celery.worker import state
 
 from gwi_celery import shield, sqlite
-from gwi_celery.errors import StoreUnavailable
+from gwi_celery.errors import StoreError
 from gwi_celery.reliability.stopping import lower_flag, raise_flag
 from gwi_celery.stores.sqlite import SqliteStore
 
@@ -39,20 +38,22 @@ class StopFlag(bootsteps.StartStopStep):
 
 
 def _check_store(app: Any) -> None:
-    """Raises StoreUnusable: this worker's jobs would wait for their store without end."""
+    """Say at start what each job would wait for: an embedded store that can't be used."""
     from gwi_celery.integration import store_for
 
     store = store_for(app)
     if isinstance(store, SqliteStore):
-        with suppress(StoreUnavailable), store.database.read():
-            pass
+        try:
+            with store.database.read():
+                pass
+        except StoreError as exc:
+            logger.error("jobs will wait, as their store can't be used: %s", exc)
 
 
 class FolderWatch(bootsteps.StartStopStep):
     """Worker bootstep: ends the worker, with exit code 1, once one of its files is gone.
 
-    Nothing would wake it any more: later publishers create, or find, another file. Where its
-    store's file can't be used it does not start.
+    Nothing would wake it any more: later publishers create, or find, another file.
     """
 
     label = "Folder"

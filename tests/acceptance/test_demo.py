@@ -19,7 +19,12 @@ from gwi_celery.testing.emulators import Emulator
 from tests.machine import PATIENCE
 from tests.workers import ROOT, eventually
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300), pytest.mark.xdist_group("demo")]
+pytestmark = [
+    pytest.mark.acceptance,
+    pytest.mark.slow,  # make demo is how a newcomer runs it
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("demo"),
+]
 
 DEMO = [sys.executable, "-m", "examples.repo_insight.demo"]
 #: A setting of the user's that is wrong must not reach the demo.

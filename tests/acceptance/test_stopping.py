@@ -100,6 +100,7 @@ def keep_busy(jobs: ModuleType, workers: list[Worker], folder: Path, seconds: fl
 @pytest.mark.emulator
 @pytest.mark.parametrize("how", ["killed", "stalled"])
 class TestPubSub:
+    @pytest.mark.slow
     def test_starting(
         self,
         how: str,
@@ -138,6 +139,7 @@ class TestPubSub:
         take_away(how)
         all_end(workers)
 
+    @pytest.mark.slow
     def test_stopping(
         self,
         how: str,

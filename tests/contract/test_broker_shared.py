@@ -90,7 +90,7 @@ def test_a_queue_that_stays_is_not_made_one_that_goes(broker, broker_factory):
     send(broker, b"m")
     other = broker_factory()
     for settings in ({"auto_delete": True}, {"expires": 60.0}):
-        with pytest.raises(ConfigurationError, match="exists as one that stays"):
+        with pytest.raises(ConfigurationError, match="exists as a permanent one"):
             other.declare_queue(QueueSpec("q", **settings))
     assert take(broker.receiver()).data == b"m"
 

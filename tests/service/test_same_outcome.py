@@ -295,6 +295,7 @@ def test_the_store_holds_the_same_jobs(seen: dict[str, Seen]) -> None:
     assert len(seen["push"].jobs) >= 15
 
 
+@pytest.mark.slow
 @pytest.mark.emulator
 def test_pubsub_itself_pushes_to_the_same_end(
     seen: dict[str, Seen],

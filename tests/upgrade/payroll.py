@@ -16,7 +16,9 @@ from gwi_celery import ReliableTask, setup
 HERE = Path(os.environ["UPGRADE_FOLDER"])
 app = Celery("payroll")
 # The outcomes have to answer for as long as the files are kept in the repository.
-setup(app, folder=str(HERE), lease_seconds=10, lock_ttl=3, result_ttl=10 * 365 * 86400.0)
+KEPT = 10 * 365 * 86400.0
+PROJECT = os.environ.get("UPGRADE_PROJECT", "")
+setup(app, project=PROJECT, folder=str(HERE), lease_seconds=10, lock_ttl=3, result_ttl=KEPT)
 
 
 def ran(what: str) -> None:

@@ -230,6 +230,10 @@ class EmbeddedBroker:
     def state(self, queue: str) -> QueueState:
         return self._looking.state(queue)
 
+    def expiring(self, within: float) -> dict[str, int]:
+        """Queue -> how many of its dead letters are dropped within that time, seconds."""
+        return self._looking.expiring(within)
+
     def browse(self, queue: str) -> Iterator[StoredMessage]:
         return self._looking.browse(queue)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from gwi_celery.brokers.base import QueueState, StoredMessage, dead_letter_queue
+from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, QueueState, StoredMessage, dead_letter_queue
 from gwi_celery.brokers.embedded import tables
 from gwi_celery.brokers.embedded.files import Files
 
@@ -35,6 +35,15 @@ class Looking:
             dead=died,
             paused=found.paused,
         )
+
+    def expiring(self, within: float) -> dict[str, int]:
+        now = self._files.clock.time()
+        with self._files.database.read() as c:
+            return {
+                queue.spec.name.removesuffix(DEAD_LETTER_SUFFIX): count
+                for queue in tables.all_queues(c, now)
+                if queue.takes_dead_letters and (count := tables.expiring(c, queue, now, within))
+            }
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
         """In pages by id: what is there all the time is seen once."""

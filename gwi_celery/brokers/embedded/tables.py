@@ -501,6 +501,15 @@ def peek(c: sqlite3.Connection, queue: Queue, limit: int, now: float) -> list[St
     return [_stored(queue, row, now) for row in rows]
 
 
+def expiring(c: sqlite3.Connection, queue: Queue, now: float, within: float) -> int:
+    """How many messages that are there will have expired by then."""
+    row = c.execute(
+        "SELECT count(*) AS n FROM messages WHERE queue = ? AND expires_at > ? AND expires_at <= ?",
+        (queue.id, now, now + within),
+    ).fetchone()
+    return int(row["n"])
+
+
 def page(
     c: sqlite3.Connection, queue: Queue, after: int, limit: int, now: float
 ) -> list[StoredMessage]:

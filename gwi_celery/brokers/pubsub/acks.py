@@ -1,9 +1,9 @@
 """Acks and nacks, sent in the background: batched and retried, without holding up the worker.
 
-One thread per broker and process, for nothing else. While one request is in flight the next acks
-accumulate, so that a busy worker makes fewer requests than it has messages. A temporary failure is
-retried until the message's lease has certainly ended; then the message is redelivered anyway, and a
-warning is logged.
+A few threads per broker and process, for nothing else. While one request is in flight the next acks
+accumulate for some milliseconds, so that a busy worker makes fewer requests than it has messages. A
+temporary failure is retried until the message's lease has certainly ended; then the message is
+redelivered anyway, and a warning is logged.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 _BATCH, _BATCH_BYTES = 1000, 480_000
 #: Bytes of overhead per id in a request.
 _FRAME = 4
+#: Requests on their way at a time, and seconds after which the next one goes without waiting for them: a
+#: place is free only once its ack has arrived.
+_PIPELINED, _GATHER = 3, 0.003
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
@@ -65,7 +68,7 @@ class Acknowledger:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._changed = forks.condition()
-        self._ticker = Ticker("gwi-acks", self._send_some)
+        self._tickers = [Ticker(f"gwi-acks-{n}", self._send_some) for n in range(_PIPELINED)]
         self._waiting: deque[_Item] = deque()
         self._sending = 0
         self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
@@ -104,14 +107,20 @@ class Acknowledger:
                 len(self._waiting) + self._sending,
                 timeout,
             )
-        self._ticker.stop(1.0)
+        for ticker in self._tickers:
+            ticker.stop(1.0)
 
     def _add(self, item: _Item) -> None:
         if self._pid != os.getpid():  # forked: the waiting acks are the parent's to send
             self._reset()
         with self._changed:
             self._waiting.append(item)
-        self._ticker.wake(self._retry_at)
+            busy = self._sending > 0
+        self._tickers[0].wake(self._retry_at)
+        if busy:
+            soon = time.monotonic()
+            for n, ticker in enumerate(self._tickers[1:], 1):
+                ticker.wake(max(self._retry_at, soon + n * _GATHER))
 
     def _send_some(self) -> float:
         """Send one request; returns the monotonic time of the next."""
@@ -121,7 +130,7 @@ class Acknowledger:
             if time.monotonic() < self._retry_at:
                 return self._retry_at
             batch = self._take()
-            self._sending = len(batch)
+            self._sending += len(batch)
         failed: list[_Item] = []
         try:
             self._send(batch)
@@ -140,7 +149,7 @@ class Acknowledger:
             now = time.monotonic()
             hopeless = [item for item in failed if item.until <= now]
             self._waiting.extendleft(item for item in reversed(failed) if item.until > now)
-            self._sending = 0
+            self._sending -= len(batch)
             self._changed.notify_all()
         if hopeless:
             logger.warning(

@@ -66,9 +66,9 @@ def binding_id(prefix: str, queue: str, exchange: str, routing_key: str) -> str:
     return f"{subscription_id(prefix, queue)}~b{_digest(exchange, routing_key)[:32]}"
 
 
-def priority_id(prefix: str, queue: str, level: int) -> str:
-    """Of the subscription that takes a queue's messages of priority ``level`` and above."""
-    return f"{subscription_id(prefix, queue)}~p{level}"
+def level_id(subscription: str, level: int) -> str:
+    """Of the subscription, by a queue's own, that takes its messages of priority ``level`` and above."""
+    return f"{subscription}~p{level}"
 
 
 def temporary_topic_id(prefix: str) -> str:

@@ -93,7 +93,7 @@ class _Steered(Emulator):
         return self._do("switch", **switches)
 
     def cost(self) -> dict[str, Any]:
-        """Calls by name, bytes as they are billed, and USD."""
+        """Calls by name, bytes as they are billed, USD; of Pub/Sub, also how many leases ran out."""
         return self._do("cost")
 
     def cut_off(self, seconds: float, *, keep: bool = True) -> None:

@@ -134,7 +134,8 @@ class PubSubServer(Server):
         self.service.disabled = False
 
     def _do_cost(self) -> dict[str, Any]:
-        return self.world.costs.report()
+        expired = sum(s.backlog.counts.expired for s in self.world.subscriptions.values())
+        return {**self.world.costs.report(), "expired": expired}
 
     def _do_counts(self, subscription: str) -> dict[str, Any]:
         found = self.world.subscriptions.get(subscription)

@@ -299,7 +299,7 @@ def test_two_queues_of_one_connection_go_one_by_one(connect: Connect, google: Go
 def test_a_queue_can_not_both_stay_and_go(connect: Connect) -> None:
     stays, goes = connect(), connect()
     declare(stays, "q")
-    with pytest.raises(ConfigurationError, match="exists as one that stays"):
+    with pytest.raises(ConfigurationError, match="exists as a permanent one"):
         declare(goes, "q", auto_delete=True)
     declare(goes, "reply", auto_delete=True)
     with pytest.raises(ConfigurationError, match=r"topic is .*~temporary, should be .*gwi-reply"):

@@ -135,6 +135,9 @@ def test_seven_stuck_jobs_of_seven_causes(gwi_):
         gwi_("jobs", "cancel", "nobody", "--yes", code=Exit.NOTHING)
         gwi_("jobs", "cancel", "--yes", code=Exit.USAGE)
         gwi_("jobs", "show", "nobody", code=Exit.NOTHING)
+        forked = gwi_.json("jobs", "fork", fails, "--run", "r7", "--set", 'how=""')["task_id"]
+        becomes(forked, "succeeded")
+        gwi_("jobs", "fork", fails, "--run", "r8", "--set", "how", code=Exit.USAGE)
 
 
 def test_a_table_of_jobs(gwi_, monkeypatch):

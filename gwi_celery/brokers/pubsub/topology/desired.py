@@ -40,7 +40,7 @@ class Desired:
             return [(0, own, range(10))]
         ends = [*levels[1:], 10]
         return [
-            (level, own if level == 0 else f"{own}~p{level}", range(level, end))
+            (level, own if level == 0 else naming.level_id(own, level), range(level, end))
             for level, end in zip(levels, ends, strict=True)
         ]
 

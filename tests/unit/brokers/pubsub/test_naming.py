@@ -39,7 +39,7 @@ def test_ids_are_legal(prefix: str, name: str, exchange: str, key: str) -> None:
         naming.topic_id(prefix, name),
         naming.subscription_id(prefix, name),
         naming.binding_id(prefix, name, exchange, key),
-        naming.priority_id(prefix, name, 9),
+        naming.level_id(naming.subscription_id(prefix, name), 9),
         naming.temporary_topic_id(prefix),
     ):
         assert LEGAL_ID.fullmatch(made), made
@@ -52,7 +52,7 @@ def test_no_two_names_share_an_id(a: str, b: str, exchange: str, key: str) -> No
     others = {
         naming.binding_id("gwi-", a, exchange, key),
         naming.binding_id("gwi-", a, key, exchange + "x"),
-        naming.priority_id("gwi-", a, 5),
+        naming.level_id(naming.subscription_id("gwi-", a), 5),
         naming.temporary_topic_id("gwi-"),
     }
     assert len(others) == 4
@@ -78,7 +78,7 @@ def test_the_name_can_be_read_back(prefix: str, name: str) -> None:
 def test_what_stands_beside_a_queue_is_no_queue(name: str, key: str) -> None:
     for made in (
         naming.binding_id("gwi-", name, "x", key),
-        naming.priority_id("gwi-", name, 3),
+        naming.level_id(naming.subscription_id("gwi-", name), 3),
         naming.temporary_topic_id("gwi-"),
     ):
         assert naming.name_of("gwi-", made, naming.name_labels(name)) is None

@@ -1,0 +1,78 @@
+"""What an older release left in Firestore and Pub/Sub: its jobs go on, on the emulators."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from celery.contrib.testing.worker import start_worker
+
+from gwi_celery import broker_for, store_for
+from gwi_celery.brokers.base import QueueSpec
+from gwi_celery.stores.base import JobRef, JobStatus
+from gwi_celery.testing.emulators import Emulator
+from tests.apps import imported
+from tests.upgrade.make import HERE, firestore, pubsub
+from tests.workers import eventually
+
+pytestmark = [pytest.mark.emulator, pytest.mark.slow]
+
+
+def restore(kept: dict[str, Any], project: str) -> None:
+    """The documents and messages, in another project; locks are as fresh as when they were written."""
+    root = f"projects/{project}/databases/(default)/documents/"
+    writes = [
+        {"update": {"name": root + document["name"], "fields": document["fields"]}}
+        for document in kept["documents"]
+    ]
+    firestore(project, "commit", {"writes": writes})
+    for queue, messages in kept["messages"].items():
+        pubsub(project, f"topics/gwi-{queue}:publish", {"messages": messages})
+
+
+@pytest.fixture(params=sorted(path.stem for path in HERE.glob("*.json")))
+def payroll(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pubsub_emulator: Emulator,
+    firestore_emulator: Emulator,
+) -> Iterator[ModuleType]:
+    project = f"p-{uuid.uuid4().hex[:20]}"
+    monkeypatch.setenv("UPGRADE_FOLDER", str(tmp_path))
+    monkeypatch.setenv("UPGRADE_PROJECT", project)
+    with imported("tests.upgrade.payroll") as module:
+        broker_for(module.app).declare_queue(QueueSpec("celery"))
+        restore(json.loads((HERE / f"{request.param}.json").read_text()), project)
+        yield module
+
+
+def test_jobs_of_an_older_release_go_on(payroll: ModuleType, tmp_path: Path) -> None:
+    app, pay = payroll.app, payroll.pay
+    store, broker = store_for(app), broker_for(app)
+    call = {"tenant_id": "acme", "amount": 1}
+
+    def status(run: str) -> JobStatus | None:
+        record = store.get_job(JobRef("acme", "payroll.pay", f"run:{run}"))
+        return record and record.status
+
+    assert status("done") is JobStatus.SUCCEEDED
+    assert status("fails") is JobStatus.FAILED
+    assert status("half") is JobStatus.RUNNING, "its worker was killed"
+
+    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+        done = pay.delay(run_id="done", **call).get(timeout=60)
+        assert done == {"run": "done", "paid": 3, "note": {"half": True}}
+        eventually(lambda: status("half") is JobStatus.SUCCEEDED, timeout=60, what="half")
+        eventually(lambda: status("waits") is JobStatus.SUCCEEDED, timeout=60, what="waits")
+        assert broker.redrive("celery") == 1
+        eventually(lambda: status("fails") is JobStatus.SUCCEEDED, timeout=60, what="redriven")
+
+    ran = [json.loads(line) for line in (tmp_path / "ran.jsonl").read_text().splitlines()]
+    assert sorted(ran) == ["fails pay", "half pay", "waits pay", "waits read"], "no step again"
+    assert status("later") is None, "the one with an ETA still waits"
