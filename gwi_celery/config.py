@@ -157,7 +157,7 @@ class Settings:
     max_decoded_bytes: int = _setting(
         "GWI_MAX_DECODED_BYTES",
         "memory, bytes, that a message may take once it is decompressed and parsed, estimated before "
-        "either; a larger one goes to the dead letter; 0: a sixteenth of the container's memory",
+        "either; a larger one goes to the dead letter; 0: a 24th of the container's memory",
         0,
     )
 

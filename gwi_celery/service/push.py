@@ -76,17 +76,24 @@ def parse(
     def unwrapped() -> Delivery:
         return _delivery(body, _unwrapped_attributes(headers), queue, _meta(headers))
 
-    _check(body, max_depth, max_decoded, unwrapped)
+    # What is in it is checked by itself, with its copies.
+    _check(body, max_depth, max_decoded, unwrapped, copies=0)
     raw = _json(body)
     if isinstance(raw, dict) and isinstance(raw.get("message"), dict) and "type" not in raw:
         return _wrapped(raw, body, queue, max_depth, max_decoded)
     return _when(unwrapped())
 
 
-def _check(data: bytes, max_depth: int, max_decoded: int, kept: Callable[[], Delivery]) -> None:
+def _check(
+    data: bytes,
+    max_depth: int,
+    max_decoded: int,
+    kept: Callable[[], Delivery],
+    copies: int = budget.COPIES,
+) -> None:
     """Raise NotAMessage for JSON that is not to be parsed."""
     try:
-        budget.check(data, max_decoded, "it")
+        budget.check(data, max_decoded, "it", copies=copies)
     except MalformedMessage as exc:
         raise NotAMessage(str(exc), kept()) from exc
     if too_deep(data, max_depth):

@@ -118,7 +118,7 @@ def test_an_unknown_codec_is_refused() -> None:
 def test_the_default_is_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 16 * MB <= budget.automatic() <= 256 * MB
     monkeypatch.setattr(budget.resource, "getrlimit", lambda which: (512_000_000, 512_000_000))
-    assert budget.automatic.__wrapped__() <= 32_000_000
+    assert budget.automatic.__wrapped__() <= 22_000_000
 
 
 #: Runs with little more memory than it has by then, and decodes what it is given.
