@@ -1,4 +1,4 @@
-"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|handover|broker|...]``.
+"""Mutations that must turn the suite red: ``python -m tests.mutants [sqlite|service|broker|...]``.
 
 Each is put into a copy of the tree, and the store's contract, its state machine and the tests of keys
 run there; those of Firestore on one emulator for all; those of the worker with real ones. Exits with 1
@@ -734,6 +734,49 @@ RESULT_MUTANTS = [
     ),
 ]
 
+ORDER_SUITE = ["-m", "not emulator", "tests/contract/test_broker.py"]
+ORDER_MUTANTS = [
+    Mutant(
+        "of one priority the latest comes first",
+        "gwi_celery/brokers/embedded/tables.py",
+        'key=lambda row: (-row["priority"], row["id"])',
+        'key=lambda row: (-row["priority"], -row["id"])',
+    ),
+]
+
+ADMISSION = "gwi_celery/service/admission.py"
+SERVICE_SUITE = [
+    *("-m", "not emulator"),
+    "tests/unit/service/test_push.py",
+    "tests/unit/service/test_execute.py",
+]
+SERVICE_MUTANTS = [
+    Mutant(
+        "one more runs than there are places",
+        ADMISSION,
+        "if self._free and not self._waiting:",
+        "if not self._waiting:",
+    ),
+    Mutant(
+        "a place is never free again",
+        ADMISSION,
+        "loop.call_soon_threadsafe(self._give_place)",
+        "None",
+    ),
+    Mutant(
+        "a service that stops takes more",
+        ADMISSION,
+        "        if self.draining:\n            raise _stopping()\n        await self._take_place()",
+        "        await self._take_place()",
+    ),
+    Mutant(
+        "a push is answered as acked while its job runs",
+        ADMISSION,
+        'raise Refused(503, "the job is still running: its message has to be redelivered")',
+        "return Settlement.ACKED",
+    ),
+]
+
 HANDOVER_SUITE = [
     *("-m", "not emulator", "-k", "not pool and not push and not worker"),
     "tests/unit/transport/test_handover.py",
@@ -839,7 +882,10 @@ def main(which: list[str]) -> int:
         survivors += run(WORKER_MUTANTS, WORKER_SUITE)
         survivors += run(SHIELD_MUTANTS, SHIELD_SUITE)
         survivors += run(ENDS_MUTANTS, ENDS_SUITE)
+    if not which or "service" in which:
+        survivors += run(SERVICE_MUTANTS, SERVICE_SUITE)
     if not which or "broker" in which:
+        survivors += run(ORDER_MUTANTS, ORDER_SUITE)
         survivors += run(BROKER_MUTANTS, BROKER_SUITE)
     if not which or {"firestore", "results"} & set(which):
         with start_firestore() as emulator:
