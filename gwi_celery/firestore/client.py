@@ -313,7 +313,7 @@ class Client:
                 f"project {self._url.project} has no Firestore database {self.database!r} "
                 f"({exc.details}). Make it: gcloud firestore databases create "
                 f"--project={self._url.project} --database='{self.database}' "
-                "--type=firestore-native --location=LOCATION"
+                "--type=firestore-native --edition=standard --location=LOCATION"
             )
         if exc.code is _Code.FAILED_PRECONDITION:
             return StoreUnusable(

@@ -28,10 +28,13 @@ def load() -> dict[str, Any]:
 def commands(project: str, database: str = "(default)") -> list[str]:
     """The gcloud commands that make a database so.
 
-    Run again they change nothing: gcloud then refuses to make an index that is there already.
+    They begin, and don't wait: an index may take an hour, and so all are made side by side. The last
+    one lists what is still under way. Run again they go on where they stopped: gcloud refuses to make
+    an index that is there already. TTL needs a project with billing.
     """
-    where = ["--project", project, "--database", database, "--quiet"]
-    content, made = load(), []
+    place = ["--project", project, "--database", database]
+    where = [*place, "--quiet", "--async"]
+    content, made, lifetimes = load(), [], []
     for index in content["indexes"]:
         command = ["gcloud", "firestore", "indexes", "composite", "create"]
         command += ["--collection-group", index["collectionGroup"]]
@@ -50,5 +53,8 @@ def commands(project: str, database: str = "(default)") -> list[str]:
         made.append([*command, *group, *where])
         if field.get("ttl"):
             command = ["gcloud", "firestore", "fields", "ttls", "update", field["fieldPath"]]
-            made.append([*command, *group, "--enable-ttl", *where])
+            # After all indexes: a field has one operation at a time.
+            lifetimes.append([*command, *group, "--enable-ttl", *where])
+    made += lifetimes
+    made.append(["gcloud", "firestore", "operations", "list", "--filter=done!=true", *place])
     return [shlex.join(command) for command in made]

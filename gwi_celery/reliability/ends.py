@@ -107,9 +107,16 @@ class End(Enum):
         "the key has another payload", Record.KEPT, states.FAILURE, _DEAD, Counts.NOTHING
     )
     REFUSED = Row("it has crashed too often", Record.FAILED, states.FAILURE, _DEAD)
-    CONTENDED = Row("another holds its lock", Record.KEPT, _OPEN, _ACKED, Counts.NOTHING, copy=True)
+    CONTENDED = Row(
+        "another holds its lock: its record says so (WAITING), unless it is another attempt's",
+        Record.KEPT,
+        _OPEN,
+        _ACKED,
+        Counts.NOTHING,
+        copy=True,
+    )
     REVOKED_BEFORE = Row(
-        "it was revoked, or has expired: FAILED if an earlier attempt left it PENDING",
+        "it was revoked, or has expired: FAILED if an earlier attempt left it PENDING or WAITING",
         Record.KEPT,
         states.REVOKED,
         _ACKED,

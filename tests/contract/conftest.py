@@ -14,6 +14,9 @@ from gwi_celery.testing.twin import Twin, start_twin
 from tests.contract import backends
 from tests.contract.brokers import CASES, BrokerFactory, PubSubTwin
 
+#: Backend -> what its tests are marked with.
+MARKS = {"pubsub": pytest.mark.emulator, "twin": pytest.mark.slow}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(flag): only for backends whose factory has that flag")
@@ -24,8 +27,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         flags = [flag for mark in metafunc.definition.iter_markers("needs") for flag in mark.args]
         names = [name for name, (kind, _) in CASES.items() if all(getattr(kind, f) for f in flags)]
         marked = [
-            pytest.param(name, marks=pytest.mark.emulator) if name == "pubsub" else name
-            for name in names
+            pytest.param(name, marks=MARKS[name]) if name in MARKS else name for name in names
         ]
         metafunc.parametrize("broker_factory", marked, indirect=True)
 

@@ -123,26 +123,33 @@ def test_the_file_is_what_the_firebase_cli_takes() -> None:
 def test_the_same_for_gcloud() -> None:
     commands = indexes.commands("proj", "db-1")
     scopes = [i["queryScope"] for f in indexes.load()["fieldOverrides"] for i in f["indexes"]]
+    assert commands[-1] == (
+        "gcloud firestore operations list '--filter=done!=true' --project proj --database db-1"
+    )
+    ttl = [n for n, command in enumerate(commands[:-1]) if "ttls" in command]
+    assert ttl == list(range(ttl[0], len(commands) - 1)), "once the indexes are begun"
     assert set(scopes) == {"COLLECTION"}, "gcloud makes no other index of a single field"
     assert (
         "gcloud firestore indexes composite create --collection-group gwi_jobs "
         "--query-scope collection --field-config field-path=status,order=ascending "
-        "--field-config field-path=updated,order=descending --project proj --database db-1 --quiet"
+        "--field-config field-path=updated,order=descending --project proj --database db-1 "
+        "--quiet --async"
     ) in commands
     assert (
         "gcloud firestore indexes composite create --collection-group gwi_jobs "
         "--query-scope collection-group --field-config field-path=terms,array-config=contains "
-        "--field-config field-path=created,order=descending --project proj --database db-1 --quiet"
+        "--field-config field-path=created,order=descending --project proj --database db-1 "
+        "--quiet --async"
     ) in commands
     assert (
         "gcloud firestore fields ttls update gc_at --collection-group gwi_locks --enable-ttl "
-        "--project proj --database db-1 --quiet"
+        "--project proj --database db-1 --quiet --async"
     ) in commands
     assert (
         "gcloud firestore indexes fields update data --disable-indexes --collection-group "
-        "gwi_steps --project proj --database db-1 --quiet"
+        "gwi_steps --project proj --database db-1 --quiet --async"
     ) in commands
     assert (
         "gcloud firestore indexes fields update updated --index order=descending "
-        "--collection-group gwi_jobs --project proj --database db-1 --quiet"
+        "--collection-group gwi_jobs --project proj --database db-1 --quiet --async"
     ) in commands

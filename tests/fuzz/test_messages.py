@@ -40,7 +40,9 @@ def test_a_pull_worker_survives_any_message(
         # Not all in one request: some are nearly as large as one may be.
         broker.publish("", "celery", OutgoingMessage(message.data, message.attributes))
     worker = start(pool=pool)
-    eventually(lambda: not _missing(odd, jobs, tmp_path, settled), PATIENCE, "all to be settled")
+    eventually(
+        lambda: not _missing(odd, jobs, tmp_path, settled), "all to be settled", timeout=PATIENCE
+    )
     assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=PATIENCE) == 5
     assert worker.process.poll() is None
     assert worker.log.count("ready.") == 1, "it started again"

@@ -105,6 +105,9 @@ def test_seven_stuck_jobs_of_seven_causes(gwi_):
         assert "KeyError" in sentence
         assert "dead letter of celery (failed)" in sentence
         assert "dead letter of celery (unregistered)" in explained(unknown)
+        dead = gwi_.json("dlq", "show", fails)
+        assert (dead["reason"], dead["error"], dead["attempts"]) == ("failed", "KeyError", 1)
+        assert 'raise KeyError("sku")' in dead["traceback"]
         assert "dead-host:7 fell silent" in explained(dies)
         assert "is delayed in queue celery: it is due in" in explained(later)
         assert "queue slow, which is paused: `gwi queues resume slow`" in explained(paused)
