@@ -35,6 +35,8 @@ class GuardedRequest(Request):
                 setattr(cls, name, guard(vars(cls)[name]))
 
     def on_accepted(self, *args: Any, **kwargs: Any) -> Any:
+        # What still waits in a pool of threads when the worker stops was not attempted.
+        self._count_attempt()
         return self._guarded(super().on_accepted, *args, **kwargs)
 
     def on_timeout(self, *args: Any, **kwargs: Any) -> Any:
@@ -42,6 +44,10 @@ class GuardedRequest(Request):
 
     def on_failure(self, *args: Any, **kwargs: Any) -> Any:
         return self._guarded(super().on_failure, *args, **kwargs)
+
+    def _count_attempt(self) -> None:
+        if self.task.acks_late and not self.acknowledged:
+            self.message.begin()
 
     def _guarded(self, end: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
@@ -80,8 +86,9 @@ def _ended(end: Callable[..., Any]) -> Callable[..., Any]:
 def _begun(execute: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(execute)
     def execute_using_pool(self: GuardedRequest, pool: Any, **kwargs: Any) -> Any:
-        if self.task.acks_late and not self.acknowledged:
-            self.message.begin()
+        if pool.uses_semaphore:
+            # A process of its own reports the start only afterwards: the worker may be killed first.
+            self._count_attempt()
         try:
             return execute(self, pool, **kwargs)
         except (BrokerError, TaskRevokedError):

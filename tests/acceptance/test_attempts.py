@@ -79,16 +79,21 @@ def test_what_a_stopped_worker_had_fetched_is_not_counted(
 ) -> None:
     args = ("--prefetch-multiplier", "4")
     results = []
+    broker = broker_for(jobs.app)
     for n in range(3):
         worker = start(pool="threads", env=TWICE, args=args)
         results.append(jobs.naps.delay(str(n), 2))
         eventually(lambda n=n: events(tmp_path, "nap") > n)
         for _ in range(2):
             jobs.naps.delay("behind", 0)
+        worker.wait_for("received", count=3)
         worker.stop()
+        left = broker.receiver().poll("celery", 10)
+        assert [delivery.attempts for delivery in left] == [0] * len(left)
+        for delivery in left:
+            broker.give_back(delivery)
     start(pool="threads", env=TWICE, args=args)
     eventually(lambda: events(tmp_path, "nap") == 9)
-    broker = broker_for(jobs.app)
     eventually(lambda: drained(broker))
     assert dead_letters(broker) == []
 

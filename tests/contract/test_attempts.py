@@ -102,12 +102,12 @@ def test_a_lease_that_runs_out_counts_if_the_message_was_begun(broker_factory, b
 
 
 def test_a_file_of_an_earlier_release_goes_on(tmp_path):
-    """Its schema had no attempts."""
+    """Its schema had no attempts and no paused queues."""
     path = tmp_path / "broker.sqlite3"
+    script = schema.SCHEMA.replace("attempts INTEGER NOT NULL DEFAULT 0,", "")
+    script = script.replace(",\n    paused INTEGER NOT NULL DEFAULT 0", "")
     with sqlite3.connect(path) as c:
-        for statement in schema.SCHEMA.replace("attempts INTEGER NOT NULL DEFAULT 0,", "").split(
-            ";"
-        ):
+        for statement in script.split(";"):
             c.execute(statement)
         c.execute("INSERT INTO queues VALUES (1, ?, 1, 0, NULL, NULL, NULL, NULL, NULL)", (b"q",))
         c.execute("INSERT INTO messages VALUES (1, 1, 0, NULL, NULL, 19, 0, 9e9)")

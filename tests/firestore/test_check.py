@@ -34,7 +34,7 @@ def test_the_check_finds_what_the_store_relies_on_and_leaves_nothing(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "BROKEN" not in done.stdout
-    assert "all that the store relies on holds" in done.stdout
+    assert "all that is relied on holds" in done.stdout
     assert "p99" in done.stdout
     assert "left behind" not in done.stdout
     client = Client(parse(url))
