@@ -24,7 +24,11 @@ _OURS = ("bench", "dev", "docs", "testing")
 
 
 def main(installed: str) -> int:
-    if _run(["pip", "--quiet", "--disable-pip-version-check", "install", "pip-audit"]).returncode:
+    try:
+        _run(
+            ["pip", "--quiet", "--disable-pip-version-check", "install", "pip-audit"]
+        ).check_returncode()
+    except subprocess.SubprocessError:
         print("audit: pip-audit can't be installed here, so nothing was audited")
         return 0
     with tempfile.TemporaryDirectory() as folder:
