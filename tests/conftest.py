@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 from celery import _state
+from celery.worker import state as worker_state
 from hypothesis import HealthCheck, settings
 
 from gwi_celery import shield
@@ -51,6 +52,8 @@ def pytest_runtest_setup() -> None:
     # Celery's workers set them for their process: those that tests run in a thread, for this one.
     logging.getLogger().setLevel(logging.WARNING)
     _state._set_task_join_will_block(False)
+    # With one of these set the next worker in a thread would end as it starts, and its test wait for it.
+    worker_state.should_stop = worker_state.should_terminate = None
 
 
 @pytest.fixture(autouse=True)
