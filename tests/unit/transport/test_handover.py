@@ -160,8 +160,9 @@ def test_a_request_that_fails_frees_its_place(
             request.time_start = 1.0
         raise TypeError("time limits of another type")
 
+    pool = SimpleNamespace(uses_semaphore=True)  # as prefork
     with pytest.raises(TaskRevokedError):
-        request(fetch(channel, broker), execute).execute_using_pool(None)
+        request(fetch(channel, broker), execute).execute_using_pool(pool)
     if accepted:
         [delivery] = broker.receiver().poll("q", 1)
         assert delivery.attempts == 1
