@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -120,7 +121,9 @@ def main(release: str, where: str = "files") -> None:
         (HERE / f"{release}.json").write_text(json.dumps(kept, indent=1) + "\n")
         return
     lines = [line for name in FILES for line in dump(folder / f"{name}.sqlite3", name)]
-    (HERE / f"{release}.sql").write_text("\n".join(lines) + "\n")
+    # Tracebacks name where it was made.
+    text = re.sub(r'/[^"\s]*/(?=(?:site-packages|gwi_celery|tests)/)', "/app/", "\n".join(lines))
+    (HERE / f"{release}.sql").write_text(text + "\n")
     print((folder / "ran.jsonl").read_text())
 
 
