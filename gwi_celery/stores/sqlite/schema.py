@@ -6,7 +6,7 @@ from typing import Final
 
 #: Marks the file as a store of ours: "gwis" in ASCII.
 APPLICATION_ID: Final = 0x67776973
-VERSION: Final = 5
+VERSION: Final = 6
 
 #: What the size of a chord is, where Celery told it, and how many parts joined it later.
 _CHORD_SIZES: Final = """
@@ -138,6 +138,20 @@ CREATE TABLE barred (
 ) WITHOUT ROWID;
 """
 
+#: Places of limits that are taken: under the lock of that token, or until then; and what operators set.
+_LIMITS: Final = """
+CREATE TABLE places (
+    limit_id TEXT NOT NULL,
+    lock_id TEXT,
+    token INTEGER NOT NULL,
+    taken_at REAL NOT NULL,
+    free_at REAL,
+    about TEXT NOT NULL
+);
+CREATE INDEX places_of_limit ON places (limit_id, free_at);
+CREATE TABLE limit_settings (limit_id TEXT PRIMARY KEY, setting TEXT NOT NULL);
+"""
+
 #: Version -> what makes the next one of it.
 MIGRATIONS: Final = {
     1: _CHORD_SIZES,
@@ -158,5 +172,6 @@ INSERT INTO terms (term, created_at, job_id)
     WHERE length(submission) > 0 AND NOT instr(submission, x'2f');
 """,  # noqa: S608 - constants
     4: _BARRED,
+    5: _LIMITS,
 }
-SCHEMA: Final = _FIRST + _CHORD_SIZES + _OPERATORS + _JOBS + _BARRED
+SCHEMA: Final = _FIRST + _CHORD_SIZES + _OPERATORS + _JOBS + _BARRED + _LIMITS

@@ -39,17 +39,20 @@ from gwi_celery.stores.base import (
     JobRef,
     JobStatus,
     Lease,
+    Limited,
     LockRecord,
     LockRef,
     Outcome,
     Page,
+    PlaceRecord,
     Progress,
     Store,
     StoredResult,
     Wait,
 )
+from gwi_celery.stores.limits import LimitSetting
 from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
-from gwi_celery.stores.sqlite import lists, operators, rows, schema, writes
+from gwi_celery.stores.sqlite import lists, operators, places, rows, schema, writes
 from gwi_celery.stores.sqlite.rows import raw, raw_or_none
 
 
@@ -138,6 +141,12 @@ class SqliteStore(Store):
                     pass
                 case _:
                     raise AssertionError
+            taking = places.choose(c, request, now)
+            if isinstance(taking, Limited):
+                if request.origin is not None:
+                    wait = protocol.waits_for_limit(taking, now)
+                    _record_wait(c, request, stored, wait, now)
+                return taking
             token = writes.next_token(c, now)
             told = rows.history_of(row).claimed(
                 request.owner,
@@ -172,6 +181,7 @@ class SqliteStore(Store):
             if other is not None:
                 writes.free_lock(c, other["lock_id"], other["token"])
             writes.take_lock(c, request, token, now + request.lease_ttl)
+            places.take(c, request, taking, token, now)
             taken = rows.job_row(c, request.job)
             assert taken is not None
             return _claimed(c, request, taken)
@@ -413,6 +423,25 @@ class SqliteStore(Store):
             found = c.execute("SELECT * FROM locks WHERE tenant = ? ORDER BY token", (raw(tenant),))
             return [rows.lock_record(row, now) for row in found]
 
+    # --- limits -------------------------------------------------------------------------------
+
+    def list_places(self, limit_id: str | None = None, *, limit: int = 1000) -> list[PlaceRecord]:
+        with self._database.read() as c:
+            return places.listed(c, limit_id, self._clock.time(), limit)
+
+    def limit_settings(self) -> dict[str, LimitSetting]:
+        with self._database.read() as c:
+            return places.settings(c)
+
+    def set_limit(self, setting: LimitSetting) -> None:
+        """As :meth:`Store.set_limit`: at once."""
+        with self._database.write() as c:
+            places.put_setting(c, setting)
+
+    def clear_limit(self, id: str) -> bool:
+        with self._database.write() as c:
+            return places.drop_setting(c, id)
+
     # --- upkeep -------------------------------------------------------------------------------
 
     def cleanup(self, limit: int = 1000) -> int:
@@ -434,6 +463,7 @@ class SqliteStore(Store):
                 (now, max(limit - len(expired), 0)),
             ).rowcount
             done = len(expired) + abandoned
+            done += places.delete_free(c, now, max(limit - done, 0))
             return done + operators.delete_old(c, now, max(limit - done, 0))
 
     def close(self) -> None:
