@@ -1,4 +1,4 @@
-"""``celery -A app gwi ...``: one file for each command, or group of them. See :mod:`.root` and :mod:`.frame`."""
+"""``celery -A app gwi ...``: one file for each command, or group of them. See :mod:`.frame`."""
 
 from gwi_celery.cli.root import gwi
 
