@@ -155,9 +155,9 @@ class Attempt:
                 emit("limited")
                 why = wording.why_limited(answer)
                 # The next place of a rate is nobody's before that; who runs may end at any time.
-                bound = "at_most" if answer.limit.rate is None else "at_least"
-                held = JobHeld(f"{task.name}: {why}")
-                self._wait(held, why, **{bound: answer.retry_after})
+                after, of_rate = answer.retry_after, answer.limit.rate is not None
+                bounds = (None, after) if of_rate else (after, 0.0)
+                self._wait(JobHeld(f"{task.name}: {why}"), why, *bounds)
             case Cancelled():
                 self._undo(answer.record)
                 # The record's outcome is the operator's reason.

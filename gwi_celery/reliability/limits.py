@@ -39,9 +39,10 @@ class Limit:
 
     def __post_init__(self) -> None:
         check_one(f"Limit({self.name!r})", self.max_running, self.rate)
-        if callable(self.name):
+        name: Any = self.name
+        if callable(name):
             return
-        if not isinstance(self.name, str) or not self.name.strip() or len(self.name) > _LONGEST:
+        if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST:
             raise ConfigurationError(
                 f"Limit({self.name!r}): give it a name of at most {_LONGEST} characters, such as "
                 "'openai' or '{tenant_id}'"

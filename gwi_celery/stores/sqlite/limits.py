@@ -20,12 +20,12 @@ from gwi_celery.stores.sqlite import writes
 _HELD: Final = "locks.lock_id = places.lock_id AND locks.token = places.token"
 #: Of a rate, and its time is over; or of a lock that is another's now, or nobody's.
 _FREE: Final = (
-    f"(free_at <= ? OR lock_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM locks WHERE {_HELD}))"
+    "(free_at <= ? OR lock_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM locks WHERE " + _HELD + "))"
 )
 
 _TAKEN: Final = (
-    "SELECT places.*, coalesce(free_at, expires_at) AS until FROM places"
-    f" LEFT JOIN locks ON {_HELD}"
+    "SELECT places.*, coalesce(free_at, expires_at) AS until FROM places LEFT JOIN locks ON "
+    + _HELD
 )
 
 
