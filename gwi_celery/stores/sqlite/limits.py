@@ -17,16 +17,15 @@ from gwi_celery.stores.base import ClaimRequest, JobRef, Limited, PlaceRecord
 from gwi_celery.stores.limits import LimitRef, LimitSetting
 from gwi_celery.stores.sqlite import writes
 
-_HELD: Final = "locks.lock_id = places.lock_id AND locks.token = places.token"
 #: Of a rate, and its time is over; or of a lock that is another's now, or nobody's.
-_FREE: Final = (
-    "(free_at <= ? OR lock_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM locks WHERE " + _HELD + "))"
-)
+_FREE: Final = """(free_at <= ? OR lock_id IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM locks WHERE locks.lock_id = places.lock_id AND locks.token = places.token))"""
 
-_TAKEN: Final = (
-    "SELECT places.*, coalesce(free_at, expires_at) AS until FROM places LEFT JOIN locks ON "
-    + _HELD
-)
+#: ``until``: NULL of one whose lock is another's now.
+_TAKEN: Final = """
+SELECT places.*, coalesce(free_at, expires_at) AS until FROM places
+LEFT JOIN locks ON locks.lock_id = places.lock_id AND locks.token = places.token
+"""
 
 
 @dataclass(frozen=True)
