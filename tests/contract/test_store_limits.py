@@ -128,9 +128,9 @@ def test_a_job_that_lost_its_worker_gets_its_own_place_back(case):
     same = case.store.claim(replace(asked, redelivered=True))
     assert isinstance(same, Claimed)
     assert same.lease.fence == lost.lease.fence, "its answer was lost: it is the same claim"
-    assert isinstance(
-        case.store.claim(replace(asked, nonce="another", redelivered=True)), Held
-    ), "its lease runs yet"
+    assert isinstance(case.store.claim(replace(asked, nonce="another", redelivered=True)), Held), (
+        "its lease runs yet"
+    )
     case.outlast_lease()
     again = case.take(replace(asked, nonce="third", redelivered=True))
     assert (again.record.attempt, again.record.crashes) == (2, 1)

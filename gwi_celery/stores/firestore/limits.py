@@ -1,13 +1,13 @@
 """Places of limits in a database: a document for each, named by its number, and only while it is taken.
 
-A claim takes one by a precondition of its own commit, as it takes its lock: a place that isn't there must
-not be there, and one whose time is over must be at the version just read. So no document is written by more
-than one job at a time, and a free place costs no round trip. Which place to try first a process knows from
-what it has read, taken and freed; a wrong guess is refused, and then some are read (all, if they are few).
+A claim takes one by a precondition of its own commit, as it takes its lock: a place that isn't there
+must not be there, and one whose time is over must be at the version just read. So no document is written
+by two jobs at a time, and a free place costs no round trip. Which place to try first a process knows from
+what it has read, taken and freed; a wrong guess is refused, and then some are read: all, if they are few.
 
-A place of ``max_running`` names its lock's document and the lock's nonce. It counts while that lock is
-held: renewals don't touch it. Who takes it from a lock that has expired frees that lock in the same commit:
-so its former holder, if it lives, has lost its lease. Whoever frees a lock deletes its places with it.
+A place of ``max_running`` names its lock's document and that lock's nonce. It counts while the lock is
+held: renewals don't touch it. Who takes it from a lock that has expired frees that lock in the same
+commit, so that its former holder, if it lives, has lost its lease. Who frees a lock deletes its places.
 """
 
 from __future__ import annotations
@@ -124,8 +124,10 @@ class Keeper:
                 known.free.append((number, version, when))
         if known.crowded or limit.period is not None:
             return None
-        number = _random.randrange(limit.places)
-        return None if number in known.mine else Pick(limit, number)
+        numbers: Sequence[int] = range(limit.places)
+        if limit.places <= _FREE_KNOWN:
+            numbers = [number for number in numbers if number not in known.mine]
+        return Pick(limit, _random.choice(numbers)) if numbers else None
 
     def sample(self, limits: Sequence[LimitRef]) -> dict[str, Pick]:
         """Documents to read, by name: all places of a limit, or some."""
