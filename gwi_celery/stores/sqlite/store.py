@@ -49,7 +49,8 @@ from gwi_celery.stores.base import (
     Wait,
 )
 from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
-from gwi_celery.stores.sqlite import lists, operators, rows, schema, writes
+from gwi_celery.stores.sqlite import lists, operators, queues, rows, schema, writes
+from gwi_celery.stores.sqlite.queues import SqliteQueues
 from gwi_celery.stores.sqlite.rows import raw, raw_or_none
 
 
@@ -86,6 +87,10 @@ class SqliteStore(Store):
     def database(self) -> Database:
         """The database, for the result backend, whose tables are in it as well."""
         return self._database
+
+    @property
+    def queues(self) -> SqliteQueues:
+        return SqliteQueues(self._database, self._clock)
 
     # --- claim --------------------------------------------------------------------------------
 
@@ -434,7 +439,8 @@ class SqliteStore(Store):
                 (now, max(limit - len(expired), 0)),
             ).rowcount
             done = len(expired) + abandoned
-            return done + operators.delete_old(c, now, max(limit - done, 0))
+            done += operators.delete_old(c, now, max(limit - done, 0))
+            return done + queues.delete_old(c, now, max(limit - done, 0))
 
     def close(self) -> None:
         self._database.close()
