@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import click
 import hcl2
 import pytest
 import yaml
@@ -154,10 +155,8 @@ def test_commands_exist(page: Path) -> None:
                 if word == "-m":
                     assert importlib.util.find_spec(following), line
                 elif word == "gwi" and "celery" in words:
-                    options = {
-                        option
-                        for parameter in gwi.commands[following].params
-                        for option in parameter.opts
-                    }
+                    command = gwi.get_command(click.Context(gwi), following)
+                    assert command, line
+                    options = {option for known in command.params for option in known.opts}
                     given = {w for w in words[words.index("gwi") :] if w.startswith("--")}
                     assert {w.partition("=")[0] for w in given} <= options | {"--help"}, line
