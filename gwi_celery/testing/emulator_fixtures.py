@@ -49,7 +49,7 @@ def gwi_twin_switches() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def pubsub_twin(gwi_twin_switches: dict[str, Any]) -> Iterator[Twin]:
-    """A running :mod:`gwi_celery.testing.twin`, not named in the environment: that is ``environ``'s to do.
+    """A running :mod:`gwi_celery.testing.twin`; its ``environ`` has the variables that name it.
 
     Use a project of your own for each test: it is shared.
     """

@@ -141,8 +141,10 @@ def _store(backend_url: str | None) -> dict[str, str]:
 
 @pytest.fixture
 def gwi_broker() -> str:
-    """``embedded``, ``pubsub`` (the emulator, found or started), ``pubsub-docker``, or ``twin``: a Pub/Sub
-    server as strict as Google documents its own, without Java."""
+    """``embedded``, ``pubsub`` (the emulator, found or started), ``pubsub-docker``, or ``twin``.
+
+    The last is a Pub/Sub server as strict as Google documents its own, without Java.
+    """
     return "embedded"
 
 

@@ -343,10 +343,69 @@ def test_a_denied_permission(calls: Calls, twin: Twin) -> None:
     calls.publish(topic, "one")
 
 
+def test_a_call_needs_its_permissions_elsewhere_too(calls: Calls, twin: Twin) -> None:
+    topic = calls.topic()
+    twin.deny("pubsub.topics.attachSubscription", topic)
+    with pytest.raises(exceptions.PermissionDenied, match="not authorized"):
+        calls.subscription(topic)
+    twin.allow("pubsub.topics.attachSubscription", topic)
+    sub = calls.subscription(topic)
+    account = "pusher@p.iam.gserviceaccount.com"
+    twin.deny("iam.serviceAccounts.actAs", f"projects/-/serviceAccounts/{account}")
+    push = {
+        "push_endpoint": "http://127.0.0.1:9/",
+        "oidc_token": {"service_account_email": account},
+    }
+    for call, request in (
+        (calls.subscriber.modify_push_config, {"subscription": sub, "push_config": push}),
+        (
+            calls.subscriber.update_subscription,
+            {
+                "subscription": {"name": sub, "push_config": push},
+                "update_mask": {"paths": ["push_config"]},
+            },
+        ),
+        (
+            calls.subscriber.create_subscription,
+            {"name": f"{sub}-pushed", "topic": topic, "push_config": push},
+        ),
+    ):
+        with pytest.raises(
+            exceptions.PermissionDenied, match="actAs' denied on service account push"
+        ):
+            call(request=request)
+
+
+def test_permissions_can_be_asked_for(calls: Calls, twin: Twin) -> None:
+    topic = calls.topic()
+    twin.deny("pubsub.topics.delete", topic)
+    asked = ["pubsub.topics.publish", "pubsub.topics.delete"]
+    request = {"resource": topic, "permissions": asked}
+    assert calls.publisher.test_iam_permissions(request=request).permissions == asked[:1]
+
+
+def test_nothing_is_dead_lettered_without_the_service_agents_grants(
+    calls: Calls, twin: Twin
+) -> None:
+    topic, dead = calls.topic(), calls.topic("dead")
+    policy = {"dead_letter_topic": dead, "max_delivery_attempts": 5}
+    sub, end = calls.subscription(topic, dead_letter_policy=policy), calls.subscription(dead)
+    twin.deny("pubsub.topics.publish", dead, who="agent")
+    calls.publish(topic, "poison")
+    for _ in range(7):
+        calls.modify(sub, 0, *calls.pull(sub))
+    assert calls.look(end) == []
+    twin.allow("pubsub.topics.publish", dead, who="agent")
+    assert calls.look(sub) == []
+    assert bodies(calls.look(end)) == ["poison"]
+
+
 def test_a_disabled_api(calls: Calls, twin: Twin) -> None:
     twin.disable()
-    with pytest.raises(exceptions.PermissionDenied, match="has not been used in project"):
+    with pytest.raises(exceptions.PermissionDenied, match="has not been used in project") as caught:
         calls.topic()
+    assert caught.value.reason == "SERVICE_DISABLED"
+    assert caught.value.metadata["service"] == "pubsub.googleapis.com"
 
 
 def test_faults_may_come_after_the_effect(
