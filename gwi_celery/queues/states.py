@@ -1,0 +1,90 @@
+"""Queues at a glance, and pausing them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, QueueState, dead_letter_queue
+from gwi_celery.brokers.embedded import EmbeddedBroker
+from gwi_celery.errors import ConfigurationError
+from gwi_celery.integration import broker_for
+from gwi_celery.transport.envelope import is_of_one_reader
+
+
+def queues(app: Any) -> list[QueueState]:
+    """The app's task queues and those that the broker knows, by name, without dead letters.
+
+    Queues of one connection (replies, remote control) are left out.
+    """
+    broker = broker_for(app)
+    # What is configured and was never used is there for people all the same.
+    names = {str(name) for name in app.amqp.queues}
+    known = set(broker.queues())
+    for name in known:
+        base = name.removesuffix(DEAD_LETTER_SUFFIX)
+        if not is_of_one_reader(base):
+            names.add(base)
+    return [
+        broker.state(name) if broker.has_queue(name) else _missing(broker, name)
+        for name in sorted(names)
+    ]
+
+
+def _missing(broker: Any, name: str) -> QueueState:
+    """Nobody has used it yet, or it was deleted and left dead letters."""
+    size = broker.size(dead_letter_queue(name))
+    dead = None if size is None else size.total
+    return QueueState(name, 0, 0, 0, oldest=0.0, consumers=0, dead=dead)
+
+
+def pause(app: Any, queue: str) -> None:
+    """Have no worker begin with what is in the queue; calls go on being accepted, and jobs that run end.
+
+    It holds for all workers, those that start later too, until :func:`resume`. Raises NotFound.
+    """
+    embedded(app, "paused").set_paused(queue, True)
+
+
+def resume(app: Any, queue: str) -> None:
+    """The reverse of :func:`pause`. Raises NotFound."""
+    embedded(app, "resumed").set_paused(queue, False)
+
+
+def embedded(app: Any, what: str) -> EmbeddedBroker:
+    broker = broker_for(app)
+    if not isinstance(broker, EmbeddedBroker):
+        raise ConfigurationError(
+            f"on Pub/Sub this can't be {what}: a subscription shows nothing that it holds back, and has "
+            "no switch. Stop its workers (or `celery -A APP control cancel_consumer QUEUE`) instead; "
+            "jobs that wait are in `gwi jobs list`"
+        )
+    return broker
+
+
+def where(app: Any, task_id: str) -> str | None:
+    """Where the message of a task is that no worker has begun, in a sentence; None: nowhere, or unseen.
+
+    On Pub/Sub nothing can be seen.
+    """
+    broker = broker_for(app)
+    if not isinstance(broker, EmbeddedBroker):
+        return None
+    for state in queues(app):
+        for message in broker.browse(state.name):
+            if message.attributes.get("task_id") != task_id:
+                continue
+            if message.state == "delayed":
+                left = max((message.due or 0.0) - time.time(), 0.0)
+                return f"is delayed in queue {state.name}: it is due in {left:.0f} s"
+            if message.state == "leased":
+                return (
+                    f"was taken from queue {state.name} by a worker that has not begun with it yet"
+                )
+            if state.paused:
+                return f"waits in queue {state.name}, which is paused: `gwi queues resume {state.name}`"
+            if not state.consumers:
+                start = f"start one with -Q {state.name}"
+                return f"waits in queue {state.name}, which no worker consumes: {start}"
+            return f"waits in queue {state.name} behind {state.ready} others: add workers"
+    return None
