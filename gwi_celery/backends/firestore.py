@@ -43,8 +43,8 @@ from gwi_celery.firestore.listener import Listener, Watch, listener_of, stop_lis
 from gwi_celery.firestore.url import FirestoreURL, parse
 from gwi_celery.stores.base import StoredResult
 from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.holder import Tries
-from gwi_celery.stores.firestore.records import SECOND, Places, blob_of
+from gwi_celery.stores.firestore.places import SECOND, Places
+from gwi_celery.stores.firestore.records import blob_of
 from gwi_celery.stores.firestore.results import (
     PARTS,
     RESULTS,
@@ -56,6 +56,7 @@ from gwi_celery.stores.firestore.results import (
     result_of,
     unpacked,
 )
+from gwi_celery.stores.firestore.tries import Tries
 
 #: Documents in one read; deletions in one commit; expired results in one page of a clean-up.
 _BATCH: Final = 100

@@ -15,6 +15,9 @@ What every implementation keeps (one contract suite checks it):
 - What has expired counts as gone, even while it is still there. Expiry is by the store's clock.
 - No operation of one tenant reads or changes another's: ids are digests over the tenant as well.
 - A commit whose answer was lost may be sent again: it converges, and never grants twice.
+
+Over 500 lines because an operation's contract and the values it speaks of are read together, and users
+import both from here.
 """
 
 from __future__ import annotations
@@ -413,6 +416,8 @@ class Store(Protocol):
 
     Methods may be called from any thread. After a fork the child may go on with the same object.
     Any method may raise StoreUnavailable (temporary) or StoreUnusable (permanent).
+
+    Over 25 methods: one is one commit or one read, and a store is the only place for either.
     """
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
@@ -430,6 +435,9 @@ class Store(Protocol):
         4. else Claimed: a fresh record in generation 1, or the record as it stands with one more
            attempt. Taking over from a holder that let its lease run out counts one crash; a step or
            a cursor that is saved forgives those before it.
+
+        Raises InvalidCall, and changes nothing, when ``replay.from_step`` names no checkpoint of the
+        job, or when the job and the lock are of different tenants.
         """
 
     def renew(self, lease: Lease) -> Lease:
@@ -443,8 +451,9 @@ class Store(Protocol):
 
         A step that is there already stays as it is (saving the very same bytes is no error, so
         that a save can be repeated; other bytes raise StepNameReused). A cursor or value is
-        written only if ``version`` is above the stored one, or repeats the stored bytes.
-        Raises LeaseLost, JobCancelled.
+        written only if ``version`` is above the stored one, or repeats the stored bytes; else it
+        raises CursorWentBack. A name that a checkpoint of another kind has raises StepNameReused.
+        Neither renews the lease. Raises LeaseLost, JobCancelled.
         """
 
     def load(self, lease: Lease) -> list[Checkpoint]:
@@ -494,7 +503,8 @@ class Store(Protocol):
         """Operator's tool: free the lock whoever holds it; the holder's writes fail from then on.
 
         With ``owner_nonce``: only if that attempt holds it; that is a worker's own, and no action
-        that is recorded. True if a live lock was freed.
+        that is recorded. True if a live lock was freed. Its job stays RUNNING: the next claim counts a
+        crash.
         """
 
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
@@ -502,7 +512,8 @@ class Store(Protocol):
 
         The store knows a job once a worker has begun it. One that is unknown is left alone, and
         the answer is False, unless ``in_advance``: then it is recorded as cancelled, so that it
-        never starts, whatever its payload. The caller gets ``reason``.
+        never starts, whatever its payload. The outcome is ``reason`` in UTF-8, which the job's
+        caller gets.
         """
 
     def bar_calls_of(self, tenant: str, task_id: str, reason: str) -> None:
@@ -568,7 +579,12 @@ class Store(Protocol):
         limit: int = 100,
         token: str | None = None,
     ) -> Page:
-        """One tenant's jobs, newest change first, stable across pages."""
+        """One tenant's jobs, newest change first.
+
+        A job that changes between two pages moves to the front, and later pages don't show it; every
+        other job is listed once. Raises InvalidCall for a ``limit`` below 1 and for a ``token`` of
+        another list.
+        """
 
     def find_jobs(self, wanted: JobFilter, *, limit: int = 100, token: str | None = None) -> Page:
         """Jobs of one tenant or of all, those recorded last first, stable across pages.
@@ -582,10 +598,14 @@ class Store(Protocol):
     def get_envelope(self, job: JobRef) -> bytes | None:
         """The call that the job stems from (``Origin.envelope``); None: unknown, or not kept."""
 
-    def list_locks(self, tenant: str) -> list[LockRecord]: ...
+    def list_locks(self, tenant: str) -> list[LockRecord]:
+        """The tenant's locks, held or expired, oldest claim first."""
 
     def cleanup(self, limit: int = 1000) -> int:
-        """Delete up to ``limit`` expired records; how many. Never touches what is live."""
+        """Delete up to ``limit`` expired records; how many. Never touches what is live.
+
+        Expired locks under which nobody can write any more count.
+        """
 
     def close(self) -> None:
         """Close what this process opened. Safe to call twice."""

@@ -6,7 +6,7 @@ import sqlite3
 
 from gwi_celery.brokers.base import Binding, QueueSpec
 from gwi_celery.brokers.checks import check_spec, exists_to_stay
-from gwi_celery.brokers.embedded import tables
+from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.files import Change, Files
 from gwi_celery.brokers.embedded.tables import Queue
 from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES
@@ -81,7 +81,7 @@ class Entities:
                 return
             if if_unused and tables.listeners(c, name):
                 raise NotDeleted(f"queue {name!r} is used: somebody consumes from it")
-            if if_empty and (size := tables.size(c, found, now)).total:
+            if if_empty and (size := messages.size(c, found, now)).total:
                 raise NotDeleted(
                     f"queue {name!r} is not empty: {size.ready} messages are ready, "
                     f"{size.delayed} delayed and {size.leased} leased"

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 
 from gwi_celery.brokers.base import Delivery
-from gwi_celery.brokers.embedded import tables
+from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.deliveries import Deliveries
 from gwi_celery.brokers.embedded.files import Files
 from gwi_celery.brokers.wakeups import Bell
@@ -90,7 +90,7 @@ class EmbeddedReceiver:
         with files.database.read() as c:
             for name, known in self._queues.items():
                 queue = tables.find_queue(c, name, now)
-                due = None if queue is None else tables.first_due(c, queue, min(known, now))
+                due = None if queue is None else messages.first_due(c, queue, min(known, now))
                 if due is not None:
                     waits.append(max(due - now, 0.0))
                     self._queues[name] = now

@@ -14,7 +14,8 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Filter, Micros, Query, Write
 from gwi_celery.ids import digest
-from gwi_celery.stores.firestore.records import SECOND, Places, get_text, put_text
+from gwi_celery.stores.firestore.places import SECOND, Places
+from gwi_celery.stores.firestore.records import get_text, put_text
 from gwi_celery.stores.paging import check_limit, place_of, token_after
 from gwi_celery.stores.queues import LEFT_OVER, LetterFilter, LetterPage, QueueRecords, kept_until
 

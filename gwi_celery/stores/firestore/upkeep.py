@@ -9,23 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from gwi_celery.errors import StoreError
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Unsettled
 from gwi_celery.firestore.documents import Document, Filter, Micros, Query
 from gwi_celery.stores.base import JobStatus
 from gwi_celery.stores.firestore.blobs import batches
-from gwi_celery.stores.firestore.records import (
-    CHUNKS,
-    JOB_KEPT,
-    JOBS,
-    LOCKS,
-    STEPS,
-    Job,
-    Lock,
-    Places,
-    job_of,
-    lock_of,
-)
+from gwi_celery.stores.firestore.places import CHUNKS, JOB_KEPT, JOBS, LOCKS, STEPS, Places
+from gwi_celery.stores.firestore.records import Job, Lock, job_of, lock_of
 
 #: Other jobs are kept: those that have begun, and are unfinished.
 _MAY_EXPIRE: Final = [*(status for status in JobStatus if status.terminal), JobStatus.WAITING]
@@ -147,3 +138,11 @@ class Upkeep:
         except (Conflict, Unsettled):
             return 0  # changed meanwhile, or for the next time
         return 1
+
+
+def sweep(client: Client, places: Places, job_name: str, old: Job) -> None:
+    """As :meth:`Upkeep.sweep`, where an error is no matter: the caller's own work is done."""
+    try:
+        Upkeep(client, places).sweep(job_name, old)
+    except StoreError:
+        return  # the TTL policy makes up for this

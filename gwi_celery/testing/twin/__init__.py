@@ -145,13 +145,18 @@ class Twin(_Steered):
         """Key id -> PEM of what signs the tokens of pushes; none before the first token."""
         return self._do("certificates")
 
-    def deny(self, permission: str, resource: str = "*") -> None:
-        """Answer PERMISSION_DENIED to what needs, say, ``pubsub.topics.publish`` there."""
-        self._do("deny", permission=permission, resource=resource)
+    def deny(self, permission: str, resource: str = "*", who: str = "caller") -> None:
+        """Answer PERMISSION_DENIED to what needs, say, ``pubsub.topics.publish`` there.
 
-    def allow(self, permission: str, resource: str = "*") -> None:
+        Who signs pushes with an account needs ``iam.serviceAccounts.actAs`` on
+        ``projects/-/serviceAccounts/EMAIL``. ``who="agent"``: Pub/Sub's service agent, without which
+        nothing is dead-lettered.
+        """
+        self._do("deny", permission=permission, resource=resource, who=who)
+
+    def allow(self, permission: str, resource: str = "*", who: str = "caller") -> None:
         """The reverse."""
-        self._do("allow", permission=permission, resource=resource)
+        self._do("allow", permission=permission, resource=resource, who=who)
 
     def disable(self, disabled: bool = True) -> None:
         """The project's Pub/Sub API is switched off."""
