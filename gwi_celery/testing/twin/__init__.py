@@ -20,8 +20,8 @@ Left out:
 
 - snapshots, schemas, ingestion and export subscriptions, message transforms
 - IAM policies and conditions: a permission is denied by :meth:`Twin.deny`
-- broken credentials (``Getting metadata from plugin failed``): channels without TLS carry none, and the error
-  is made in the client (:mod:`gwi_celery.gcp.credentials`)
+- broken credentials (``Getting metadata from plugin failed``): channels without TLS carry none, and
+  the client makes the error (:mod:`gwi_celery.gcp.credentials`)
 - 400 "not ready" for what was just created: NOT_FOUND stands for it
 - more than one region, and quotas of bytes
 - of Firestore: contention by what is really contended (ABORTED comes by chance), transactions that
