@@ -25,11 +25,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gwi_celery.actions import Action
 from gwi_celery.ids import digest
 from gwi_celery.stores.limits import LimitRef, LimitSetting
+
+if TYPE_CHECKING:
+    from gwi_celery.stores.queues import QueueRecords
 
 
 class JobStatus(str, Enum):
@@ -593,6 +596,10 @@ class Store(Protocol):
         self, *, tenant: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[Action]:
         """What operators did, latest first: to one tenant's or to all; those before an ``id``."""
+
+    @property
+    def queues(self) -> QueueRecords:
+        """What it keeps of queues. Raises InvalidCall where each tenant has a database of its own."""
 
     def get_job(self, job: JobRef) -> JobRecord | None:
         """The record; None when there is none or it has expired."""

@@ -64,6 +64,7 @@ from gwi_celery.stores.firestore.claimer import Claimer
 from gwi_celery.stores.firestore.holder import Holder, Holding
 from gwi_celery.stores.firestore.limits import Keeper, listed
 from gwi_celery.stores.firestore.places import SECOND, Places
+from gwi_celery.stores.firestore.queues import FirestoreQueues
 from gwi_celery.stores.firestore.reads import read_job, whole_record
 from gwi_celery.stores.firestore.records import (
     Job,
@@ -106,6 +107,15 @@ class FirestoreStore(Store):
         if client is None:
             client = self._clients.setdefault(database, self._client.of_database(database))
         return client
+
+    @property
+    def queues(self) -> FirestoreQueues:
+        if self.url.database_per_tenant:
+            raise InvalidCall(
+                "this store has a database for each tenant, and no place for what is of all: it keeps "
+                "no records of dead letters, and no pauses of queues"
+            )
+        return FirestoreQueues(self.client_of(""), self._places)
 
     # --- claim --------------------------------------------------------------------------------
 
@@ -312,6 +322,8 @@ class FirestoreStore(Store):
             upkeep = Upkeep(client, self._places)
             deleted += upkeep.jobs(limit - deleted)
             deleted += upkeep.locks(limit - deleted)
+        if not self.url.database_per_tenant:
+            deleted += self.queues.delete_old(limit - deleted)
         return deleted
 
     def close(self) -> None:

@@ -49,7 +49,8 @@ from gwi_celery.stores.base import (
 from gwi_celery.stores.limits import LimitSetting
 from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
 from gwi_celery.stores.sqlite import claim as claims
-from gwi_celery.stores.sqlite import limits, lists, operators, rows, schema, writes
+from gwi_celery.stores.sqlite import limits, lists, operators, queues, rows, schema, writes
+from gwi_celery.stores.sqlite.queues import SqliteQueues
 from gwi_celery.stores.sqlite.rows import raw
 
 
@@ -88,6 +89,10 @@ class SqliteStore(Store):
     def database(self) -> Database:
         """The database, for the result backend, whose tables are in it as well."""
         return self._database
+
+    @property
+    def queues(self) -> SqliteQueues:
+        return SqliteQueues(self._database, self._clock)
 
     # --- claim --------------------------------------------------------------------------------
 
@@ -364,7 +369,8 @@ class SqliteStore(Store):
             ).rowcount
             done = len(expired) + abandoned
             done += limits.delete_free(c, now, max(limit - done, 0))
-            return done + operators.delete_old(c, now, max(limit - done, 0))
+            done += operators.delete_old(c, now, max(limit - done, 0))
+            return done + queues.delete_old(c, now, max(limit - done, 0))
 
     def close(self) -> None:
         self._database.close()
