@@ -12,14 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from gwi_celery.testing.emulators import (
-    FIRESTORE_HOST,
-    PUBSUB_HOST,
-    Emulator,
-    EmulatorMissing,
-    start_firestore,
-    start_pubsub,
-)
+from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
+from gwi_celery.testing.emulators import Emulator, EmulatorMissing, start_firestore, start_pubsub
 
 
 @pytest.fixture(scope="session")
