@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Generator
+import sys
+import threading
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -18,6 +20,11 @@ from gwi_celery.testing.emulators import EmulatorMissing, start_firestore, start
 from tests import slow
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
+
+# Containers often have it: each process of pytest-xdist would rewrite every test module anew, and each
+# worker that a test starts compile the package.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # How long an example takes measures the machine, and what else it does.
 for name, examples in (("whole", 100), ("quick", 20)):
@@ -57,6 +64,17 @@ def _no_emulator_of_others(request: pytest.FixtureRequest, monkeypatch: pytest.M
     if request.node.get_closest_marker("emulator") is None:
         monkeypatch.delenv(PUBSUB_HOST, raising=False)
         monkeypatch.delenv(FIRESTORE_HOST, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_that_fetches_keys_is_left() -> Iterator[None]:
+    """It would go on asking, and log what it doesn't get among the lines of tests that come later."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        if thread.name == "gwi-keys":
+            thread.join(10)
+            assert not thread.is_alive(), "the service or gate that this test made was not closed"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -444,14 +444,14 @@ FIRESTORE_MUTANTS = [
     Mutant(
         "a cancelled job's lock stays",
         OPERATORS,
-        "        writes.append(documents.delete(lock_name, lock_document.update_time))",
+        "        writes += [documents.delete(lock_name, lock.version), *freeing(places, lock)]",
         "        pass",
     ),
     Mutant(
         "a cancelled job's lock is freed though it is another's",
         OPERATORS,
-        "if lock_document is not None and lock_of(lock_document).fence == job.fence:",
-        "if lock_document is not None:",
+        "if lock_document is not None and (lock := lock_of(lock_document)).fence == job.fence:",
+        "if lock_document is not None and (lock := lock_of(lock_document)):",
     ),
     Mutant(
         "the tenant is left out of paths",

@@ -19,6 +19,8 @@ _ROLES = {
     "ModifyAckDeadline": "roles/pubsub.subscriber",
 }
 _EDITOR = "roles/pubsub.editor"
+#: What having requests signed as an account needs on that account, beside the right to the subscription.
+_ACT_AS, _SIGN = "iam.serviceAccounts.actAs", "roles/iam.serviceAccountUser"
 
 #: How Google says that an API is not enabled; with PERMISSION_DENIED.
 _API_OFF = re.compile(r"has not been used in project|SERVICE_DISABLED|it is disabled")
@@ -60,6 +62,12 @@ def forbidden(options: PubSubOptions, rpc: str, resource: str, details: str) -> 
     """For PERMISSION_DENIED."""
     role = _ROLES.get(rpc, _EDITOR)
     project, kind, id = _parts(resource)
+    if _ACT_AS in details:
+        return (
+            f"not allowed to have pushes signed by that account ({details}): grant {_SIGN} on it, by "
+            "`gcloud iam service-accounts add-iam-policy-binding ACCOUNT "
+            f"--member=serviceAccount:NAME --role={_SIGN}`"
+        )
     if _API_OFF.search(details):
         return (
             f"the Pub/Sub API of project {project} is switched off ({details}): "
@@ -68,6 +76,8 @@ def forbidden(options: PubSubOptions, rpc: str, resource: str, details: str) -> 
     if role == _EDITOR:
         command = f"gcloud projects add-iam-policy-binding {project}"
         hint = ", or use mode='provisioned', which makes no such call" if options.managed else ""
+        if rpc == "ModifyPushConfig":
+            hint = f", and {_SIGN} on the account that signs its pushes"
     else:
         command = f"gcloud pubsub {kind} add-iam-policy-binding {id} --project={project}"
         hint = ""

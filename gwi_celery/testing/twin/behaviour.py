@@ -65,6 +65,7 @@ class Behaviour(Switches):
     #: https://cloud.google.com/pubsub/docs/admin#create_a_topic
     settle: float = 2.0
     #: Share of those calls that find it missing.
+    #: https://github.com/googleapis/google-cloud-go/issues/9723
     settle_misses: float = 0.5
     #: How long a deleted entity's name can't be used again.
     #: https://cloud.google.com/pubsub/docs/delete-topic
@@ -108,8 +109,10 @@ class FirestoreBehaviour(Switches):
     #: https://cloud.google.com/firestore/docs/understand-error-codes
     aborted: float = 0.005
     #: Share of commits and reads that fail with UNAVAILABLE, half of the commits after they took effect.
+    #: https://cloud.google.com/firestore/docs/understand-error-codes
     faults: float = 0.002
     #: Share of commits that fail with DEADLINE_EXCEEDED after they took effect.
+    #: https://cloud.google.com/firestore/docs/understand-error-codes
     late: float = 0.002
     #: Share of calls that find a quota used up (RESOURCE_EXHAUSTED).
     #: https://cloud.google.com/firestore/quotas
