@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from gwi_celery import forks
 from gwi_celery.actions import action
 from gwi_celery.brokers.base import Delivery
+from gwi_celery.brokers.letters import DeadLetter
 from gwi_celery.config import Settings
-from gwi_celery.errors import ConfigurationError, NotAllowed
+from gwi_celery.errors import ConfigurationError, InvalidCall, NotAllowed, StoreError
 from gwi_celery.ids import digest
 from gwi_celery.rights import CELERY, Rights, rights_of
 from gwi_celery.signing import MARK, MESSAGE, STORE, Keys, keys_of
 from gwi_celery.stores.base import Store
+from gwi_celery.stores.queues import QueueRecords
+
+logger = logging.getLogger(__name__)
 
 #: Attribute of a message: see ``signing``. It covers the message's data, byte by byte.
 SIGNATURE: Final = "gwi-signature"
@@ -139,6 +144,31 @@ class Authority:
     def is_redrive_mark(self, value: str) -> bool:
         mark, _, seal = value.partition(_SEALED)
         return self.is_sealed(seal, "redrive", mark)
+
+    @property
+    def records(self) -> QueueRecords | None:
+        """Of dead letters; None where the store has no place for them. Raises StoreError."""
+        try:
+            return self._store().queues
+        except InvalidCall:
+            return None
+
+    def died(self, letter: DeadLetter) -> None:
+        """Record a dead letter. Without a record it is found where its queue is looked through."""
+        try:
+            records = self.records
+            if records is not None:
+                records.keep(letter)
+        except StoreError as exc:
+            logger.error(
+                "dead letter %s of queue %r has no record yet (%s): `gwi dlq list --look` makes one",
+                *(letter.id, letter.queue, exc),
+            )
+
+    def ended(self, ids: Collection[str]) -> None:
+        records = self.records
+        if records is not None and ids:
+            records.end(ids)
 
     def about_to(self, what: str, queue: str) -> None:
         """Keep in the audit trail what is about to be done to a queue. Raises StoreError."""

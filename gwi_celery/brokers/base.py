@@ -20,7 +20,10 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from gwi_celery.brokers.letters import DeadLetter
 
 #: Suffix of the name of a queue's dead letter.
 DEAD_LETTER_SUFFIX = ".dead"
@@ -37,11 +40,13 @@ DEATH_ERROR = "gwi-death-error"
 DEATH_TRACEBACK = "gwi-death-traceback"
 DEATH_ATTEMPTS = "gwi-death-attempts"
 DEATH_WORKER = "gwi-death-worker"
+#: Names the death, where its message's own id doesn't: for its record in the store.
+DEATH_ID = "gwi-death-id"
 #: All of them: a message that is taken back out of a dead letter has none.
 DEATH = frozenset(
     {
         *(DEATH_REASON, DEATH_QUEUE, DEATH_DELIVERIES, DEATH_TIME, DEATH_KIND),
-        *(DEATH_ERROR, DEATH_TRACEBACK, DEATH_ATTEMPTS, DEATH_WORKER),
+        *(DEATH_ERROR, DEATH_TRACEBACK, DEATH_ATTEMPTS, DEATH_WORKER, DEATH_ID),
     }
 )
 
@@ -271,6 +276,12 @@ class Operators(Protocol):
     def redrive_mark(self, death: str) -> str:
         """The REDRIVE of that death: unlike another's, and known by workers to be an operator's."""
 
+    def died(self, letter: DeadLetter) -> None:
+        """Record a dead letter of a broker that can't be searched. Never raises: it can be made later."""
+
+    def ended(self, ids: Collection[str]) -> None:
+        """These dead letters are redriven or deleted; their messages go next. Raises StoreError."""
+
 
 class Broker(Protocol):
     """A message queue service.
@@ -283,6 +294,10 @@ class Broker(Protocol):
     lease_seconds: float
     #: None: nobody authorizes them. Workers then refuse redriven messages: anyone could have marked them.
     operators: Operators | None
+
+    @property
+    def dead_kept(self) -> float:
+        """Seconds for which it keeps a dead letter."""
 
     def connect(self) -> None:
         """One cheap call that proves the broker can be used.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from kombu.utils import json
+from kombu.utils import json as kombu_json
 
 from gwi_celery.brokers.base import (
     DEATH_ATTEMPTS,
@@ -49,10 +51,29 @@ class DeadLetter:
     died_at: float
     #: When the broker drops it; None where it can't say.
     expires_at: float | None
-    #: The whole message, as the broker has it.
-    data: bytes
-    attributes: Mapping[str, str]
+    #: The whole message, as the broker has it; empty where only its record was read.
+    data: bytes = b""
+    attributes: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0
+
+    @property
+    def error_class(self) -> str:
+        """The error's class, without its module."""
+        return self.error.rpartition(".")[2]
+
+    def dumps(self) -> str:
+        """All but its message, as ASCII JSON, which can hold any text."""
+        return json.dumps({name: getattr(self, name) for name in _RECORDED})
+
+    @classmethod
+    def loads(cls, text: str) -> DeadLetter:
+        found = json.loads(text)
+        return cls(**{name: found[name] for name in _RECORDED})
+
+
+_RECORDED: Final = [
+    each.name for each in dataclasses.fields(DeadLetter) if each.name not in ("data", "attributes")
+]
 
 
 def letter_of(queue: str, message: StoredMessage) -> DeadLetter:
@@ -111,7 +132,7 @@ def _kind_of(said: Mapping[str, str]) -> str:
 def _headers(data: bytes) -> dict[str, Any]:
     """The message's headers, as far as it has any; for people."""
     try:
-        found = json.loads(data)["headers"]
+        found = kombu_json.loads(data)["headers"]
     except Exception:  # whatever a publisher may have sent
         return {}
     return found if isinstance(found, dict) else {}

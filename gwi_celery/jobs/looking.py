@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from gwi_celery.errors import InvalidCall
-from gwi_celery.jobs.naming import Named, record_of, store_of
+from gwi_celery import queues
+from gwi_celery.brokers.letters import DeadLetter
+from gwi_celery.errors import ConfigurationError, InvalidCall
+from gwi_celery.jobs.naming import Named, app_of, record_of, store_of
 from gwi_celery.jobs.wording import sentence
 from gwi_celery.reliability.origin import call_of
 from gwi_celery.stores.base import (
@@ -40,6 +42,8 @@ class JobDetails:
     call: Mapping[str, Any] | None
     #: :func:`explain`'s sentence.
     explanation: str
+    #: Its messages that were given up and are in a dead letter; on Pub/Sub by their records.
+    dead_letters: Sequence[DeadLetter] = ()
 
 
 def find(
@@ -103,7 +107,18 @@ def get(job: Named, *, app: Any = None) -> JobDetails | None:
         lock=lock,
         call=None if envelope is None else call_of(envelope),
         explanation=sentence(record, lock, _now()),
+        dead_letters=_dead_letters(app_of(app), record),
     )
+
+
+def _dead_letters(app: Any, record: JobRecord) -> list[DeadLetter]:
+    ids = calls_of(record)
+    if record.status is JobStatus.SUCCEEDED or not ids or app.conf.task_always_eager:
+        return []
+    try:
+        return list(queues.dead_letters(app, record.origin.queue, ids=ids))
+    except ConfigurationError:  # another package's broker
+        return []
 
 
 def explain(job: Named, *, app: Any = None) -> str:

@@ -7,7 +7,7 @@ ours, but where Pub/Sub can't: it shows nothing of what is delayed, and counts o
 
 from gwi_celery.brokers.base import QueueState
 from gwi_celery.brokers.letters import DeadLetter
-from gwi_celery.queues.dead import dead_letters, purge, redrive
+from gwi_celery.queues.dead import count, dead_letters, purge, redrive
 from gwi_celery.queues.held import Waiting, cancel_delayed, delayed, release_delayed
 from gwi_celery.queues.lines import export, load
 from gwi_celery.queues.states import pause, queues, resume, where
@@ -17,6 +17,7 @@ __all__ = [
     "QueueState",
     "Waiting",
     "cancel_delayed",
+    "count",
     "dead_letters",
     "delayed",
     "export",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 from gwi_celery.brokers.base import (
     DEAD_LETTER_SUFFIX,
+    DEATH_ID,
     DEATH_KIND,
     DEATH_QUEUE,
     DEATH_REASON,
@@ -19,7 +22,9 @@ from gwi_celery.brokers.base import (
 )
 from gwi_celery.brokers.letters import DeadLetter, letter_of
 from gwi_celery.errors import InvalidCall
+from gwi_celery.ids import digest
 from gwi_celery.integration import broker_for, integration
+from gwi_celery.queues.dead import recorded
 
 #: Attribute of a message that was imported: the id it was exported under.
 _IMPORTED: Final = "gwi-imported"
@@ -41,26 +46,50 @@ def load(app: Any, lines: Iterable[str]) -> int:
     Those that were loaded before, or never left, are left out: it can be begun anew. All lines are
     checked first; InvalidCall names the one that is wrong, and nothing is loaded.
     """
-    broker = broker_for(app)
+    broker, records = broker_for(app), recorded(app)
     read = [_read(line, n) for n, line in enumerate(lines, 1) if line.strip()]
     by_queue: dict[str, list[DeadLetter]] = {}
     for dead in read:
         by_queue.setdefault(dead.queue, []).append(dead)
     loaded = 0
     for queue, wanted in by_queue.items():
-        name = dead_letter_queue(queue)
-        there = {message.attributes.get(_IMPORTED) for message in broker.browse(name)} | {
-            _name(letter_of(queue, message)) for message in broker.browse(name)
-        }
-        new = {_name(d): d for d in wanted}
-        messages = [_outgoing(d, n) for n, d in new.items() if n not in there]
-        if messages:
-            integration(app).record_action("import", queue, messages=len(messages))
-        for start in range(0, len(messages), _BATCH):
-            batch = messages[start : start + _BATCH]
-            broker.publish_many([("", name, message) for message in batch])
+        there = _there(app, queue, wanted)
+        new = {n: d for d in wanted if (n := _name(d)) not in there}
+        if new:
+            integration(app).record_action("import", queue, messages=len(new))
+        named = list(new.items())
+        for start in range(0, len(named), _BATCH):
+            batch = named[start : start + _BATCH]
+            to = dead_letter_queue(queue)
+            broker.publish_many([("", to, _outgoing(dead, name)) for name, dead in batch])
+            for name, dead in batch if records is not None else ():
+                # Killed before this, the message is there twice then, under one id: see redrive.
+                integration(app).authority.died(_kept_again(app, dead, name))
             loaded += len(batch)
     return loaded
+
+
+def _there(app: Any, queue: str, wanted: list[DeadLetter]) -> set[str]:
+    """The names of those that were loaded before, or never left."""
+    records = recorded(app)
+    if records is not None:
+        known = records.known({id for d in wanted for id in (d.id, _id(_name(d)))})
+        return {_name(d) for d in wanted if known.get(d.id) or known.get(_id(_name(d)))}
+    found: set[str] = set()
+    for message in broker_for(app).browse(dead_letter_queue(queue)):
+        found |= {message.attributes.get(_IMPORTED, ""), _name(letter_of(queue, message))}
+    return found
+
+
+def _kept_again(app: Any, dead: DeadLetter, name: str) -> DeadLetter:
+    """Its record: the broker keeps what was imported for as long as what has just died."""
+    now = time.time()
+    kept = broker_for(app).dead_kept
+    return replace(dead, id=_id(name), published_at=now, expires_at=now + kept)
+
+
+def _id(name: str) -> str:
+    return digest("imported", name)[:32]
 
 
 def _name(dead: DeadLetter) -> str:
@@ -74,6 +103,7 @@ def _outgoing(dead: DeadLetter, name: str) -> OutgoingMessage:
         DEATH_REASON: dead.text,
         DEATH_KIND: dead.reason,
         DEATH_TIME: f"{dead.died_at:.6f}",
+        DEATH_ID: _id(name),
         _IMPORTED: name,
     }
     return OutgoingMessage(dead.data, {**dead.attributes, **said}, dead.priority)

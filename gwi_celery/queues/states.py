@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, QueueState, dead_letter_queue
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.integration import broker_for
+from gwi_celery.queues.dead import recorded
+from gwi_celery.stores.queues import LetterFilter
 from gwi_celery.transport.envelope import is_of_one_reader
 
 
@@ -25,10 +28,14 @@ def queues(app: Any) -> list[QueueState]:
         base = name.removesuffix(DEAD_LETTER_SUFFIX)
         if not is_of_one_reader(base):
             names.add(base)
-    return [
+    found = [
         broker.state(name) if broker.has_queue(name) else _missing(broker, name)
         for name in sorted(names)
     ]
+    records = recorded(app)
+    if records is None:
+        return found
+    return [replace(state, dead=records.count(LetterFilter(state.name))) for state in found]
 
 
 def _missing(broker: Any, name: str) -> QueueState:

@@ -254,6 +254,10 @@ class EmbeddedBroker:
         if self.operators is not None:
             self.operators.about_to(what, queue)
 
+    @property
+    def dead_kept(self) -> float:
+        return self._files.retention
+
     def redrive(
         self, queue: str, limit: int | None = None, *, only: Collection[str] | None = None
     ) -> int:

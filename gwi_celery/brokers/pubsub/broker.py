@@ -107,6 +107,10 @@ class PubSubBroker:
         self._stalled_until = 0.0
         _brokers.add(self)
 
+    @property
+    def dead_kept(self) -> float:
+        return self.topology.desired.dead_kept
+
     def connect(self) -> None:
         if not self.options.managed:
             self.client.ready(self.options.timeout)  # any RPC would need a role of its own
@@ -397,7 +401,7 @@ class PubSubBroker:
         deliveries = self.look(queue, limit)
         self._deliveries.give_back(deliveries)
         self.flush(_CLOSE)
-        return [_stored(d) for d in joined(deliveries)]
+        return [self._dead_letters.stored(d) for d in joined(deliveries)]
 
     def push_to(
         self, queue: str, url: str, *, service_account: str = "", audience: str = ""
@@ -428,7 +432,7 @@ class PubSubBroker:
                 pass
         finally:
             looked.give_back()
-        yield from map(_stored, joined(looked.held))
+        yield from map(self._dead_letters.stored, joined(looked.held))
 
     def discard(self, queue: str, only: Collection[str]) -> int:
         if self.operators is not None:
@@ -473,19 +477,6 @@ class PubSubBroker:
         self.publisher.after_fork()
         self._deliveries.after_fork()
         self._receivers = weakref.WeakSet()
-
-
-def _stored(delivery: Delivery) -> StoredMessage:
-    return StoredMessage(
-        queue=delivery.queue,
-        message_id=delivery.message_id,
-        data=delivery.data,
-        attributes=delivery.attributes,
-        deliveries=delivery.attempts,
-        published_at=delivery.published_at,
-        priority=delivery.priority,
-        state="ready",
-    )
 
 
 #: This process's brokers.

@@ -14,8 +14,18 @@ what it would bill, and can be cut off: each a switch of :class:`Behaviour`, wit
 
 By hand: ``python -m gwi_celery.testing.twin --port 8085``.
 
-Left out: snapshots, schemas, ingestion and export subscriptions, IAM policies (a permission may be denied
-by :meth:`Twin.deny`), message transforms, and anything of more than one region.
+:mod:`gwi_celery.testing.twin.cloudrun` stands before a push service as Cloud Run does.
+
+Left out:
+
+- snapshots, schemas, ingestion and export subscriptions, message transforms
+- IAM policies and conditions: a permission is denied by :meth:`Twin.deny`
+- broken credentials (``Getting metadata from plugin failed``): channels without TLS carry none, and
+  the client makes the error (:mod:`gwi_celery.gcp.credentials`)
+- 400 "not ready" for what was just created: NOT_FOUND stands for it
+- more than one region, and quotas of bytes
+- of Firestore: contention by what is really contended (ABORTED comes by chance), transactions that
+  expire, ramp-up, TTL policies
 """
 
 from __future__ import annotations
