@@ -127,6 +127,12 @@ class Settings:
         "version of the worker's code, for its jobs' records; empty: Cloud Run's revision, if it is one",
         "",
     )
+    dead_letter_archive: str = _setting(
+        "GWI_DEAD_LETTER_ARCHIVE",
+        "folder, or gs://bucket/prefix, to which dead letters go as JSON lines a day before their "
+        "broker drops them; empty: they are dropped, which is announced two days before",
+        "",
+    )
     cleanup_interval: float = _setting(
         "GWI_CLEANUP_INTERVAL",
         "seconds between two times that a worker or push service deletes what has expired from the "
@@ -276,6 +282,12 @@ class Settings:
         for name in ("push_wait", "worker_grace", "cleanup_interval"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
+        scheme, slashes, place = self.dead_letter_archive.partition("://")
+        if slashes and (scheme != "gs" or not place.partition("/")[0]):
+            raise ConfigurationError(
+                f"dead_letter_archive is {self.dead_letter_archive!r}, which names no bucket: write "
+                "gs://bucket/prefix, or the path of a folder"
+            )
         if self.signing_keys_file:
             if self.signing_keys:
                 raise ConfigurationError(

@@ -49,6 +49,7 @@ from gwi_celery.reliability.cursor import Cursor
 from gwi_celery.reliability.direct import DirectJob
 from gwi_celery.reliability.ends import Replaced
 from gwi_celery.reliability.job import RunningJob
+from gwi_celery.reliability.limits import check_arguments
 from gwi_celery.reliability.options import OPTIONS, Reliable, first, is_misplaced
 from gwi_celery.reliability.outcome import PERMANENT
 from gwi_celery.shield import shielded
@@ -111,6 +112,8 @@ class ReliableTask(Task):
                 f"{cls.name}: {given} would be ignored where it stands: pass "
                 f"reliable=Reliable({given}) to the decorator (or set it so in the class)"
             )
+        options = cls.reliable
+        check_arguments(cls.name, options.limits, cls.run, (options.tenant, options.run))
         verbs.add_django_verbs(cls, app)
         verbs.keep_inside(cls, ReliableTask.__call__)
 
@@ -505,6 +508,7 @@ class ReliableTask(Task):
             result_ttl=first(self.reliable.result_ttl, self._settings.result_ttl),
             replay=Replay(replay["generation"], replay["from_step"]) if replay else None,
             redelivered=redelivered or bool(replay) or bool(headers.get(HOLDS_HEADER)),
+            limits=resolved.limits,
         )
 
 

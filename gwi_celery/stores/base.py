@@ -22,13 +22,14 @@ import both from here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gwi_celery.actions import Action
 from gwi_celery.ids import digest
+from gwi_celery.stores.limits import LimitRef, LimitSetting
 
 if TYPE_CHECKING:
     from gwi_celery.stores.queues import QueueRecords
@@ -149,6 +150,13 @@ class ClaimRequest:
     #: A hint that the store may know this job: it was delivered before, or is a retry. It changes
     #: no answer, only what is looked at first.
     redelivered: bool = False
+    #: What else it needs a place of, all or none, as the code has them.
+    limits: Sequence[LimitRef] = ()
+    #: Keeps the rates among ``limits``, as they are in force, in the store's stead. Asked once the claim
+    #: would be granted otherwise; what it answers is the claim's answer then.
+    rates: Callable[[Sequence[LimitRef]], Limited | None] | None = field(
+        default=None, compare=False
+    )
 
 
 @dataclass(frozen=True)
@@ -202,13 +210,15 @@ class Wait:
     kind: str
     #: The lock's scope, its parts joined by ":"; the limit's name; the error that is tried again.
     what: str
-    #: Who holds the lock ("host:pid task id"), and with which job.
+    #: Who holds the lock ("host:pid task id"), and with which job. Of a limit: "3 of 3 held".
     holder: str = ""
     holder_job: JobRef | None = None
     #: Seconds since the epoch; ``since`` is set by the store.
     since: float = 0.0
     #: Until when at the latest, as known when this was written; None: unknown.
     until: float | None = None
+    #: The limit's.
+    limit_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -356,6 +366,23 @@ class LockRecord:
     expired: bool
 
 
+@dataclass(frozen=True)
+class PlaceRecord:
+    """A place of a limit that is taken."""
+
+    limit_id: str
+    #: The limit's name, as the code has it, and what it is filled with.
+    name: str
+    values: Mapping[str, str]
+    #: Of a rate, not of ``max_running``.
+    of_rate: bool
+    owner: str
+    job: JobRef
+    #: Seconds since the epoch. It is free then, unless its job's lease is renewed.
+    taken_at: float
+    free_at: float
+
+
 # --- what a claim answers -------------------------------------------------------------------------
 
 
@@ -395,13 +422,27 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Limited:
+    """A limit has no free place."""
+
+    limit: LimitRef
+    #: Places that are taken.
+    held: int
+    #: Seconds until one is free: at the earliest, of a rate; at the latest, of those that run, unless
+    #: their leases are renewed.
+    retry_after: float
+    #: What else there is to say of it; "": how many are taken.
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Cancelled:
     """An operator cancelled the job."""
 
     record: JobRecord
 
 
-ClaimAnswer = Claimed | Completed | Mismatch | Held | Cancelled
+ClaimAnswer = Claimed | Completed | Mismatch | Held | Limited | Cancelled
 
 
 @dataclass(frozen=True)
@@ -432,7 +473,9 @@ class Store(Protocol):
            one that failed already, else a new generation that keeps the checkpoints
         3. the lock is held by another attempt, or the job is under another lock: Held (a claim with
            the holder's own nonce is the same claim, sent again, and is answered as it was)
-        4. else Claimed: a fresh record in generation 1, or the record as it stands with one more
+        4. one of the request's ``limits`` has no free place: Limited, and no place of any is taken.
+           A place that the job's own lost lease has is its own
+        5. else Claimed: a fresh record in generation 1, or the record as it stands with one more
            attempt. Taking over from a holder that let its lease run out counts one crash; a step or
            a cursor that is saved forgives those before it.
 
@@ -600,6 +643,21 @@ class Store(Protocol):
 
     def list_locks(self, tenant: str) -> list[LockRecord]:
         """The tenant's locks, held or expired, oldest claim first."""
+
+    def list_places(self, limit_id: str | None = None, *, limit: int = 1000) -> list[PlaceRecord]:
+        """Places that are taken, of one limit or of all: up to ``limit``."""
+
+    def limit_settings(self) -> dict[str, LimitSetting]:
+        """What operators have set in place of what the code says, by :attr:`LimitSetting.id`."""
+
+    def set_limit(self, setting: LimitSetting) -> None:
+        """Operator's tool: have this hold for every claim that begins 10 seconds later, or sooner.
+
+        Raises InvalidCall where each tenant has a database of its own.
+        """
+
+    def clear_limit(self, id: str) -> bool:
+        """Undo :meth:`set_limit`; False if there is no such setting."""
 
     def cleanup(self, limit: int = 1000) -> int:
         """Delete up to ``limit`` expired records; how many. Never touches what is live.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gwi_celery.errors import StoreUnavailable
@@ -10,24 +10,39 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Unsettled
 from gwi_celery.firestore.documents import Micros, Write
 from gwi_celery.stores import protocol
-from gwi_celery.stores.base import ClaimAnswer, Claimed, ClaimRequest, Held, Lease, Wait
+from gwi_celery.stores.base import (
+    ClaimAnswer,
+    Claimed,
+    ClaimRequest,
+    Held,
+    Lease,
+    Limited,
+    Wait,
+)
 from gwi_celery.stores.firestore import blobs, upkeep
 from gwi_celery.stores.firestore import claim as claims
 from gwi_celery.stores.firestore.checkpoints import steps_of
 from gwi_celery.stores.firestore.holder import Holding, renewal
+from gwi_celery.stores.firestore.limits import NOTHING, Keeper, Pick, Taking
 from gwi_celery.stores.firestore.places import SECOND, Places, job_gc_at, lock_gc_at, step_gc_at
 from gwi_celery.stores.firestore.reads import Seen, see, whole_record
 from gwi_celery.stores.firestore.records import CREATED, UPDATED, Job, Lock, Step, get_text, lock_of
 from gwi_celery.stores.firestore.tries import Tries
+from gwi_celery.stores.limits import LimitRef
 
 
 class Claimer:
     """One who asks for a job, for one operation."""
 
-    def __init__(self, client: Client, places: Places, request: ClaimRequest) -> None:
+    def __init__(
+        self, client: Client, places: Places, request: ClaimRequest, keeper: Keeper
+    ) -> None:
         self._client = client
         self._places = places
         self._request = request
+        self._keeper = keeper
+        #: Limits that are kept elsewhere, until they were asked.
+        self._elsewhere: Sequence[LimitRef] = ()
 
     def claim(self) -> ClaimAnswer | str:
         """The answer; or, of a job whose caller was cancelled, why it is to be cancelled too."""
@@ -35,12 +50,16 @@ class Claimer:
         tries = Tries("claim a job")
         bar = protocol.may_be_barred(request, None)
         bars = [] if bar is None else [self._places.barred(request.job.tenant, bar)]
-        if not request.redelivered:
+        limits, self._elsewhere = protocol.kept_by(request, lambda: self._keeper.settings(client))
+        guess = None if request.redelivered else self._keeper.guess(limits)
+        # What is taken elsewhere is not given back: it waits until the claim is sure of all else.
+        if guess is not None and not self._elsewhere:
             with tries.once():
                 new = claims.first_generation(request)
-                return self._take(new, unless=bars)
+                return self._take(new, unless=bars, taking=guess)
         for _ in tries:
-            seen = see(client, self._places, request.job, request.lock, bars)
+            sample = self._keeper.sample(limits)
+            seen = see(client, self._places, request.job, request.lock, [*bars, *sample])
             job, lock = seen.live_job, seen.lock
             answer = protocol.settled(request, job)
             if answer is not None:
@@ -48,8 +67,8 @@ class Claimer:
                 return answer(whole_record(client, self._places, job))
             if protocol.may_be_barred(request, job) is None:
                 bars = []
-            elif seen.others:
-                wait, reason = protocol.barred(get_text(seen.others[0].fields["data"]["reason"]))
+            elif barred := [each for each in seen.others if each.name in bars]:
+                wait, reason = protocol.barred(get_text(barred[0].fields["data"]["reason"]))
                 self._record_wait(wait, seen)  # the record says whose it is
                 return reason
             forgotten = self._forgotten(job)
@@ -67,8 +86,14 @@ class Claimer:
                     assert lock is not None
                     return self._same_claim(job, lock)
                 assert isinstance(decision, protocol.Granted)
+                taking = self._choose(sample, seen, other)
+                if isinstance(taking, Limited):
+                    if request.origin is not None:
+                        wait = protocol.waits_for_limit(taking, seen.now / SECOND)
+                        self._record_wait(wait, seen)
+                    return taking
                 new = claims.granted_to(request, decision, seen.job, seen.now, forgotten)
-                return self._take(new, seen.job, lock, forgotten, other, bars)
+                return self._take(new, seen.job, lock, forgotten, other, bars, taking)
         raise AssertionError
 
     def record_wait(self, wait: Wait) -> None:
@@ -76,6 +101,19 @@ class Claimer:
         self._record_wait(
             wait, see(self._client, self._places, self._request.job, self._request.lock)
         )
+
+    def _choose(
+        self, sample: Mapping[str, Pick], seen: Seen, other: Lock | None
+    ) -> Taking | Limited:
+        taking = self._keeper.choose(self._client, self._request, sample, seen, other)
+        if isinstance(taking, Limited) or not self._elsewhere:
+            return taking
+        assert self._request.rates is not None
+        limited = self._request.rates(self._elsewhere)
+        if limited is not None:
+            return limited
+        self._elsewhere = ()  # they are taken, however often this commit has to be tried
+        return taking
 
     def _take(
         self,
@@ -85,6 +123,7 @@ class Claimer:
         forgotten: Sequence[Step] = (),
         own: Lock | None = None,
         unless: Sequence[str] = (),
+        taking: Taking = NOTHING,
     ) -> Claimed:
         """Write the claim over what was read; None stands for nothing there.
 
@@ -100,6 +139,7 @@ class Claimer:
             self._request.nonce,
             self._request.job,
             self._request.lease_ttl,
+            places=[pick.place for pick in taking.picks if pick.limit.period is None],
         )
         begins = not new.created
         new, pieces = self._with_envelope(new, old)
@@ -116,6 +156,9 @@ class Claimer:
                 None if lock is None else lock.version,
             ),
         ]
+        placed = len(writes)
+        replaced = [each for each in (lock, own) if each is not None]
+        writes += self._keeper.writes(self._client, self._request, taking, replaced)
         if own is not None:  # at its version: a holder that has renewed it meanwhile keeps the job
             own_name = self._places.lock(own.ref)
             writes.append(documents.delete(own_name, own.version))
@@ -130,6 +173,7 @@ class Claimer:
                 writes.append(documents.delete(self._places.step(era_name, step.name)))
                 writes += blobs.deletions(step.blob, era_name)
         written = self._client.commit(writes)
+        self._keeper.taken(taking, written.versions[placed:])
         job_version, fence = written.versions[:2]
         updated = written.server_times[0][0]
         created = written.server_times[0][1] if begins else new.created

@@ -35,6 +35,7 @@ from gwi_celery.stores.base import (
     StoredResult,
 )
 from gwi_celery.stores.firestore import blobs, checkpoints
+from gwi_celery.stores.firestore.limits import freeing
 from gwi_celery.stores.firestore.places import (
     SECOND,
     STEP_KEPT,
@@ -271,6 +272,7 @@ class Holder:
         self._client.commit(
             [
                 documents.delete(self._lock_name, hold.lock.version),
+                *freeing(self._places, hold.lock),
                 documents.change(
                     self._job_name, fields, hold.job.version, mask=mask, server_times=[UPDATED]
                 ),

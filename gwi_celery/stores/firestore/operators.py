@@ -19,6 +19,7 @@ from gwi_celery.stores import protocol
 from gwi_celery.stores.base import AttemptEnd, JobRef, JobStatus, LockRef
 from gwi_celery.stores.firestore import blobs, upkeep
 from gwi_celery.stores.firestore import claim as claims
+from gwi_celery.stores.firestore.limits import freeing
 from gwi_celery.stores.firestore.places import SECOND, Places, job_gc_at, step_gc_at
 from gwi_celery.stores.firestore.records import CREATED, UPDATED, Job, job_of, lock_of
 from gwi_celery.stores.firestore.tries import Tries
@@ -86,7 +87,7 @@ def force_release(client: Client, places: Places, lock: LockRef, owner_nonce: st
         if stored is None or owner_nonce not in (None, stored.nonce):
             return False
         live = not stored.expired(read.read_time)
-        writes = [documents.delete(name, stored.version)]
+        writes = [documents.delete(name, stored.version), *freeing(places, stored)]
         if owner_nonce is None:
             writes.append(kept)
         try:
@@ -187,8 +188,8 @@ def _cancel(
         )
     ]
     lock_document = client.read([lock_name]).documents.get(lock_name)
-    if lock_document is not None and lock_of(lock_document).fence == job.fence:
-        writes.append(documents.delete(lock_name, lock_document.update_time))
+    if lock_document is not None and (lock := lock_of(lock_document)).fence == job.fence:
+        writes += [documents.delete(lock_name, lock.version), *freeing(places, lock)]
     client.commit([*writes, *pieces, kept])
 
 

@@ -10,6 +10,9 @@
                 gwi_steps/{digest of name}       checkpoints
                 gwi_chunks/{id}-{n}              pieces of what is too large for one document
     {prefix}/v1/gwi_actions/{time to go}-{id}    what operators did
+    {prefix}/v1/gwi_limits/settings              what operators have set of limits
+    {prefix}/v1/gwi_limits/{limit id}/
+        gwi_places/{number}                      only while the place is taken, or its time is over
     {prefix}/v1/gwi_keys/operator                the key that proves who is one
 """
 
@@ -29,6 +32,8 @@ BARRED: Final = "gwi_barred"
 ERAS: Final = "gwi_eras"
 STEPS: Final = "gwi_steps"
 CHUNKS: Final = "gwi_chunks"
+LIMITS: Final = "gwi_limits"
+LIMIT_PLACES: Final = "gwi_places"
 
 SECOND: Final = 1_000_000
 DAY: Final = 86_400 * SECOND
@@ -66,6 +71,18 @@ class Places:
 
     def barred(self, tenant: str, task_id: str) -> str:
         return f"{self.tenant(tenant)}/{BARRED}/{digest('call', task_id)}"
+
+    @property
+    def limit_settings(self) -> str:
+        return f"{self.base}/{LIMITS}/settings"
+
+    def limit(self, limit_id: str) -> str:
+        return f"{self.base}/{LIMITS}/{limit_id}"
+
+    def place(self, place: str) -> str:
+        """``place``: a limit's id and a number, as a lock's document has it."""
+        limit_id, _, number = place.partition("/")
+        return f"{self.limit(limit_id)}/{LIMIT_PLACES}/{number}"
 
     @staticmethod
     def era(job_name: str, era: str) -> str:

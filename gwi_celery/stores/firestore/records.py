@@ -351,6 +351,8 @@ class Lock:
     #: Changes with every renewal: a write that changes nothing would not move the lease's end.
     beat: str = ""
     version: int = 0
+    #: Of limits: each a limit's id and a number.
+    places: Sequence[str] = ()
 
     @property
     def expires(self) -> int:
@@ -372,6 +374,7 @@ class Lock:
                 "key": put_text(self.job.key),
                 "ttl": float(self.ttl),
                 "beat": self.beat,
+                **({"places": list(self.places)} if self.places else {}),
             },
         }
 
@@ -406,6 +409,7 @@ def lock_of(document: Document) -> Lock:
         fence=data.get("fence", document.update_time),
         beat=data["beat"],
         version=document.update_time,
+        places=data.get("places", ()),
     )
 
 

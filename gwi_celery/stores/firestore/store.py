@@ -52,6 +52,7 @@ from gwi_celery.stores.base import (
     LockRef,
     Outcome,
     Page,
+    PlaceRecord,
     Progress,
     Store,
     StoredResult,
@@ -60,7 +61,8 @@ from gwi_celery.stores.base import (
 from gwi_celery.stores.firestore import blobs, lists, operators
 from gwi_celery.stores.firestore.checkpoints import checkpoints_of, steps_of
 from gwi_celery.stores.firestore.claimer import Claimer
-from gwi_celery.stores.firestore.holder import Holder
+from gwi_celery.stores.firestore.holder import Holder, Holding
+from gwi_celery.stores.firestore.limits import Keeper, listed
 from gwi_celery.stores.firestore.places import SECOND, Places
 from gwi_celery.stores.firestore.queues import FirestoreQueues
 from gwi_celery.stores.firestore.reads import read_job, whole_record
@@ -71,6 +73,7 @@ from gwi_celery.stores.firestore.records import (
 )
 from gwi_celery.stores.firestore.upkeep import Upkeep
 from gwi_celery.stores.firestore.values import put_value
+from gwi_celery.stores.limits import LimitSetting
 from gwi_celery.text import safe_text
 
 
@@ -88,6 +91,7 @@ class FirestoreStore(Store):
         self.url = url
         self._places = Places(url.prefix)
         self._client = Client(url, intercept=intercept)
+        self._keeper = Keeper(self._places)
         #: By database: those used so far.
         self._clients: dict[str, Client] = {}
 
@@ -118,7 +122,7 @@ class FirestoreStore(Store):
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
         protocol.check_tenants(request)
         client = self.client_of(request.job.tenant)
-        answer = Claimer(client, self._places, request).claim()
+        answer = Claimer(client, self._places, request, self._keeper).claim()
         if isinstance(answer, str):
             self.cancel(request.job, answer, in_advance=True)
             return self.claim(replace(request, redelivered=True))
@@ -142,6 +146,7 @@ class FirestoreStore(Store):
 
     def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
         self._holder(lease).finish(outcome, result)
+        self._freed(lease)
 
     def keeps_results_of(self, url: str) -> bool:
         if not url.startswith("firestore:") or self.url.database_per_tenant:
@@ -150,13 +155,19 @@ class FirestoreStore(Store):
 
     def release(self, lease: Lease, end: AttemptEnd = RELEASED) -> None:
         self._holder(lease).release(end)
+        self._freed(lease)
 
     def progress(self, lease: Lease, progress: Progress) -> Lease:
         return self._holder(lease).progress(progress)
 
     def wait(self, request: ClaimRequest, wait: Wait) -> None:
         protocol.check_tenants(request)
-        Claimer(self.client_of(request.job.tenant), self._places, request).record_wait(wait)
+        client = self.client_of(request.job.tenant)
+        Claimer(client, self._places, request, self._keeper).record_wait(wait)
+
+    def _freed(self, lease: Lease) -> None:
+        if isinstance(lease.version, Holding):
+            self._keeper.freed(lease.version.lock.places)
 
     def _holder(self, lease: Lease) -> Holder:
         return Holder(self.client_of(lease.job.tenant), self._places, lease)
@@ -270,6 +281,35 @@ class FirestoreStore(Store):
 
     def list_locks(self, tenant: str) -> list[LockRecord]:
         return lists.list_locks(self.client_of(tenant), self._places, tenant)
+
+    # --- limits -------------------------------------------------------------------------------
+
+    def list_places(self, limit_id: str | None = None, *, limit: int = 1000) -> list[PlaceRecord]:
+        """As :meth:`Store.list_places`. With a database per tenant: of those this process has used."""
+        if not self.url.database_per_tenant:
+            self.client_of("")
+        found: list[PlaceRecord] = []
+        for client in list(self._clients.values()):
+            found += listed(client, self._places, limit_id, limit - len(found))
+        return found
+
+    def limit_settings(self) -> dict[str, LimitSetting]:
+        if self.url.database_per_tenant:
+            return {}
+        return self._keeper.read_settings(self.client_of(""))
+
+    def set_limit(self, setting: LimitSetting) -> None:
+        self._change_limit(setting.id, setting)
+
+    def clear_limit(self, id: str) -> bool:
+        return self._change_limit(id, None)
+
+    def _change_limit(self, id: str, setting: LimitSetting | None) -> bool:
+        if self.url.database_per_tenant:
+            raise InvalidCall(
+                "this store has a database for each tenant, and keeps limits in each: change them in code"
+            )
+        return self._keeper.change(self.client_of(""), id, setting)
 
     # --- upkeep -------------------------------------------------------------------------------
 

@@ -14,9 +14,10 @@ from gwi_celery.stores.base import (
     JobRef,
     JobStatus,
     Lease,
+    Limited,
     Wait,
 )
-from gwi_celery.stores.sqlite import rows, writes
+from gwi_celery.stores.sqlite import limits, rows, writes
 from gwi_celery.stores.sqlite.rows import raw, raw_or_none
 
 
@@ -51,6 +52,11 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
             pass
         case _:
             raise AssertionError
+    taking = limits.choose(c, request, now)
+    if isinstance(taking, Limited):
+        if request.origin is not None:
+            record_wait(c, request, stored, protocol.waits_for_limit(taking, now), now)
+        return taking
     token = writes.next_token(c, now)
     told = rows.history_of(row).claimed(
         request.owner,
@@ -85,6 +91,7 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
     if other is not None:
         writes.free_lock(c, other["lock_id"], other["token"])
     writes.take_lock(c, request, token, now + request.lease_ttl)
+    limits.take(c, request, taking, token, now)
     taken = rows.job_row(c, request.job)
     assert taken is not None
     return _claimed(c, request, taken)

@@ -6,7 +6,7 @@ from typing import Final
 
 #: Marks the file as a store of ours: "gwis" in ASCII.
 APPLICATION_ID: Final = 0x67776973
-VERSION: Final = 6
+VERSION: Final = 7
 
 #: What the size of a chord is, where Celery told it, and how many parts joined it later.
 _CHORD_SIZES: Final = """
@@ -138,6 +138,20 @@ CREATE TABLE barred (
 ) WITHOUT ROWID;
 """
 
+#: Places of limits that are taken: under the lock of that token, or until then; and what operators set.
+_LIMITS: Final = """
+CREATE TABLE places (
+    limit_id TEXT NOT NULL,
+    lock_id TEXT,
+    token INTEGER NOT NULL,
+    taken_at REAL NOT NULL,
+    free_at REAL,
+    about TEXT NOT NULL
+);
+CREATE INDEX places_of_limit ON places (limit_id, free_at);
+CREATE TABLE limit_settings (limit_id TEXT PRIMARY KEY, setting TEXT NOT NULL);
+"""
+
 #: Dead letters of a broker that can't be searched, and queues that it can't pause.
 _QUEUES: Final = """
 CREATE TABLE letters (
@@ -187,5 +201,6 @@ INSERT INTO terms (term, created_at, job_id)
 """,  # noqa: S608 - constants
     4: _BARRED,
     5: _QUEUES,
+    6: _LIMITS,
 }
-SCHEMA: Final = _FIRST + _CHORD_SIZES + _OPERATORS + _JOBS + _BARRED + _QUEUES
+SCHEMA: Final = _FIRST + _CHORD_SIZES + _OPERATORS + _JOBS + _BARRED + _QUEUES + _LIMITS

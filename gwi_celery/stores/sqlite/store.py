@@ -40,14 +40,16 @@ from gwi_celery.stores.base import (
     LockRef,
     Outcome,
     Page,
+    PlaceRecord,
     Progress,
     Store,
     StoredResult,
     Wait,
 )
+from gwi_celery.stores.limits import LimitSetting
 from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
 from gwi_celery.stores.sqlite import claim as claims
-from gwi_celery.stores.sqlite import lists, operators, queues, rows, schema, writes
+from gwi_celery.stores.sqlite import limits, lists, operators, queues, rows, schema, writes
 from gwi_celery.stores.sqlite.queues import SqliteQueues
 from gwi_celery.stores.sqlite.rows import raw
 
@@ -327,6 +329,25 @@ class SqliteStore(Store):
             found = c.execute("SELECT * FROM locks WHERE tenant = ? ORDER BY token", (raw(tenant),))
             return [rows.lock_record(row, now) for row in found]
 
+    # --- limits -------------------------------------------------------------------------------
+
+    def list_places(self, limit_id: str | None = None, *, limit: int = 1000) -> list[PlaceRecord]:
+        with self._database.read() as c:
+            return limits.listed(c, limit_id, self._clock.time(), limit)
+
+    def limit_settings(self) -> dict[str, LimitSetting]:
+        with self._database.read() as c:
+            return limits.settings(c)
+
+    def set_limit(self, setting: LimitSetting) -> None:
+        """As :meth:`Store.set_limit`: at once."""
+        with self._database.write() as c:
+            limits.put_setting(c, setting)
+
+    def clear_limit(self, id: str) -> bool:
+        with self._database.write() as c:
+            return limits.drop_setting(c, id)
+
     # --- upkeep -------------------------------------------------------------------------------
 
     def cleanup(self, limit: int = 1000) -> int:
@@ -347,6 +368,7 @@ class SqliteStore(Store):
                 (now, max(limit - len(expired), 0)),
             ).rowcount
             done = len(expired) + abandoned
+            done += limits.delete_free(c, now, max(limit - done, 0))
             done += operators.delete_old(c, now, max(limit - done, 0))
             return done + queues.delete_old(c, now, max(limit - done, 0))
 

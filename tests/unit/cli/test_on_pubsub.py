@@ -14,7 +14,8 @@ from gwi_celery import ReliableTask, audit, broker_for, queues, setup
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec, dead_letter_queue
 from gwi_celery.cli.frame import Exit
 from gwi_celery.errors import StoreUnavailable
-from gwi_celery.integration import integration
+from gwi_celery.expiry import announce_expiring, archive_expiring
+from gwi_celery.integration import integration, settings_for
 from gwi_celery.stores.queues import LetterFilter
 from gwi_celery.testing.twin import start_twin
 from gwi_celery.transport.death import Death
@@ -158,6 +159,29 @@ def test_what_is_exported_can_be_imported_again_and_again(three: Gwi, tmp_path: 
     assert three.json("dlq", "list", "--look") == []
     assert queues.count(three.app) == 0
     assert integration(three.app).store.queues.count(LetterFilter()) == 0
+
+
+@pytest.mark.emulator
+def test_what_will_expire_is_announced_and_archived_by_its_records(
+    three: Gwi, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    announce_expiring(three.app)
+    assert not caplog.records
+    for name in ("ANNOUNCED", "ARCHIVED"):  # the emulator keeps them for a week
+        monkeypatch.setattr(f"gwi_celery.expiry.{name}", 8 * 86_400.0)
+    announce_expiring(three.app)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("3 dead letters of queue 'celery' are dropped within 8 days")
+    setup(three.app, **_settings(three.app), dead_letter_archive=str(tmp_path / "archive"))
+    assert archive_expiring(three.app) == 3
+    [file] = (tmp_path / "archive").rglob("*.jsonl")
+    assert three.json("dlq", "list", "--look") == []
+    assert three.json("dlq", "import", str(file)) == {"imported": 3}
+    assert len(runs(three)) == 3
+
+
+def _settings(app: Celery) -> dict[str, str]:
+    return {"broker_url": app.conf.broker_url, "store_url": settings_for(app).effective_store_url}
 
 
 @pytest.mark.slow  # each look at a dead letter waits for an empty pull
