@@ -6,11 +6,11 @@ import os
 import weakref
 from typing import Any
 
-from gwi_celery import forks, sqlite
+from gwi_celery import embedded_url, forks, sqlite
 from gwi_celery.actions import action
 from gwi_celery.authority import Authority
 from gwi_celery.brokers.base import Broker
-from gwi_celery.config import Settings, parse_embedded_url, urls
+from gwi_celery.config import Settings, urls
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.sqlite import SqliteStore
@@ -135,7 +135,7 @@ def displaced(app: Any) -> str | None:
         settings_for(app).effective_store_url,
         *urls(conf.result_backend),
     ]
-    embedded = (parse_embedded_url(url).folder for url in used if url.startswith("embedded:"))
+    embedded = (embedded_url.parse(url).folder for url in used if url.startswith("embedded:"))
     return sqlite.displaced({folder for folder in embedded if folder is not None})
 
 
