@@ -6,11 +6,11 @@ import os
 import weakref
 from typing import Any
 
-from gwi_celery import forks
+from gwi_celery import embedded_url, forks, sqlite
 from gwi_celery.actions import action
 from gwi_celery.authority import Authority
 from gwi_celery.brokers.base import Broker
-from gwi_celery.config import Settings
+from gwi_celery.config import Settings, urls
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.sqlite import SqliteStore
@@ -122,6 +122,21 @@ def store_for(app: Any) -> Store:
     if app.conf.task_always_eager:
         return integration(app).eager_store
     return integration(app).store
+
+
+def displaced(app: Any) -> str | None:
+    """Why an embedded file of the app can't be used: it was deleted or replaced; None if all are there.
+
+    Files of other apps don't count: a job may use a folder for a while, and delete it.
+    """
+    conf = app.conf
+    used = [
+        *urls(conf.broker_url),
+        settings_for(app).effective_store_url,
+        *urls(conf.result_backend),
+    ]
+    embedded = (embedded_url.parse(url).folder for url in used if url.startswith("embedded:"))
+    return sqlite.displaced({folder for folder in embedded if folder is not None})
 
 
 def forget_eager_jobs() -> None:

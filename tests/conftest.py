@@ -13,15 +13,10 @@ from celery.worker import state as worker_state
 from hypothesis import HealthCheck, settings
 
 from gwi_celery import shield
+from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
-from gwi_celery.testing.emulators import (
-    FIRESTORE_HOST,
-    PUBSUB_HOST,
-    EmulatorMissing,
-    start_firestore,
-    start_pubsub,
-)
+from gwi_celery.testing.emulators import EmulatorMissing, start_firestore, start_pubsub
 from tests import slow
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]

@@ -15,7 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from gwi_celery.testing.emulators import FIRESTORE_HOST, start_firestore
+from gwi_celery.gcp.emulators import FIRESTORE_HOST
+from gwi_celery.testing.emulators import start_firestore
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE, WRITES, RULES, ROWS, IDS = (
@@ -74,10 +75,12 @@ WORKER_SUITE = [
     "tests/acceptance/test_worker.py",
 ]
 
-RESULTS, BACKEND, COMMON, TRACER = (
+RESULTS, BACKEND, CHORDS, COMMON, RESULT_BASE, TRACER = (
     "gwi_celery/stores/firestore/results.py",
-    "gwi_celery/backends/firestore.py",
+    "gwi_celery/backends/firestore/values.py",
+    "gwi_celery/backends/firestore/chords.py",
     "gwi_celery/backends/base.py",
+    "gwi_celery/backends/results.py",
     "gwi_celery/worker/tracer.py",
 )
 RESULT_SUITE = [
@@ -289,7 +292,7 @@ SQLITE_MUTANTS = [
     ),
     Mutant(
         "the tenant is left out of ids",
-        "gwi_celery/stores/base.py",
+        "gwi_celery/stores/values.py",
         'return digest("lock", self.tenant, *self.scope)',
         'return digest("lock", *self.scope)',
     ),
@@ -442,14 +445,14 @@ FIRESTORE_MUTANTS = [
     Mutant(
         "a cancelled job's lock stays",
         OPERATORS,
-        "        writes.append(documents.delete(lock_name, lock_document.update_time))",
+        "        writes += [documents.delete(lock_name, lock.version), *freeing(places, lock)]",
         "        pass",
     ),
     Mutant(
         "a cancelled job's lock is freed though it is another's",
         OPERATORS,
-        "if lock_document is not None and lock_of(lock_document).fence == job.fence:",
-        "if lock_document is not None:",
+        "if lock_document is not None and (lock := lock_of(lock_document)).fence == job.fence:",
+        "if lock_document is not None and (lock := lock_of(lock_document)):",
     ),
     Mutant(
         "the tenant is left out of paths",
@@ -678,20 +681,20 @@ RESULT_MUTANTS = [
     ),
     Mutant(
         "a chord's part counts each time it returns",
-        BACKEND,
+        CHORDS,
         "create = documents.create(part_name(name, part), self._chord_fields(id=part))",
         "create = Write(part_name(name, part), self._chord_fields(id=part))",
     ),
     Mutant(
         "the size of a chord is forgotten",
-        BACKEND,
+        CHORDS,
         """"data.size"])
-        self.client.commit_surely([write], tries=_TRIES)""",
+        self.client.commit_surely([write], tries=TRIES)""",
         '"data.size"])',
     ),
     Mutant(
         "a chord's parts are not renewed",
-        BACKEND,
+        CHORDS,
         "                self._renew(group_id, name)",
         "                pass",
     ),
@@ -718,7 +721,7 @@ RESULT_MUTANTS = [
     ),
     Mutant(
         "what can't be stored is swallowed",
-        COMMON,
+        RESULT_BASE,
         "                raise Reject(why, requeue=True) from exc",
         "                return None",
     ),

@@ -288,6 +288,8 @@ class Broker(Protocol):
 
     Methods may be called from any thread. After a fork the child may keep using the same object,
     which reopens what it needs; deliveries leased by the parent remain the parent's.
+
+    Over 25 methods: what AMQP's channel can do, and what operators need beside it.
     """
 
     #: The default lease, seconds.

@@ -32,7 +32,6 @@ from google.cloud.firestore_v1 import types as _types
 
 from gwi_celery import shield
 from gwi_celery.backoff import jitter
-from gwi_celery.config import emulator_unavailable
 from gwi_celery.errors import StoreError, StoreUnavailable, StoreUnusable
 from gwi_celery.firestore.documents import (
     Document,
@@ -48,7 +47,7 @@ from gwi_celery.firestore.documents import (
 )
 from gwi_celery.firestore.objects import Bucket
 from gwi_celery.firestore.url import FirestoreURL
-from gwi_celery.gcp import fork_gate, rpcs
+from gwi_celery.gcp import emulators, fork_gate, rpcs
 from gwi_celery.gcp.channel import Channel
 from gwi_celery.gcp.credentials import Access, NoCredentials
 
@@ -364,7 +363,7 @@ class Client:
 
     def _silence(self, exc: ServerError) -> str:
         if self._url.emulator and exc.code in (_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED):
-            down = emulator_unavailable("Firestore", "FIRESTORE_EMULATOR_HOST", self._url.endpoint)
+            down = emulators.unavailable("Firestore", emulators.FIRESTORE_HOST, self._url.endpoint)
             return f"{down} ({exc})"
         return f"Firestore at {self._url.endpoint} does not answer ({exc})"
 

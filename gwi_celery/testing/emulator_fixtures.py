@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
+from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 from gwi_celery.testing.emulators import (
-    FIRESTORE_HOST,
-    PUBSUB_HOST,
     Emulator,
     EmulatorMissing,
     start_firestore,

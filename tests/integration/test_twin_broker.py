@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gwi_celery.testing.emulators import PUBSUB_HOST
+from gwi_celery.gcp.emulators import PUBSUB_HOST
 from tests.workers import ROOT
 
 pytestmark = pytest.mark.acceptance

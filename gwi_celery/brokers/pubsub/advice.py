@@ -6,8 +6,9 @@ import re
 
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX
 from gwi_celery.brokers.pubsub import naming
-from gwi_celery.brokers.pubsub.options import EMULATOR_HOST, PubSubOptions
-from gwi_celery.config import emulator_unavailable
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.gcp import emulators
+from gwi_celery.gcp.emulators import PUBSUB_HOST
 
 #: RPC -> the role that it needs, and on what; any other needs the editor role.
 _ROLES = {
@@ -30,7 +31,7 @@ PROJECT_UNKNOWN = re.compile(r"project not found", re.IGNORECASE)
 def unavailable(options: PubSubOptions) -> str:
     """The endpoint does not answer."""
     if options.emulator:
-        return emulator_unavailable("Pub/Sub", EMULATOR_HOST, options.endpoint)
+        return emulators.unavailable("Pub/Sub", PUBSUB_HOST, options.endpoint)
     hint = ""
     if not options.endpoint.endswith(".googleapis.com:443"):
         hint = "; if that is an emulator, say so: ?emulator=true"
@@ -91,7 +92,7 @@ def no_credentials(details: str) -> str:
     return (
         f"no Google Cloud credentials that Pub/Sub takes ({details}): run `gcloud auth "
         "application-default login`, attach a service account, set GOOGLE_APPLICATION_CREDENTIALS, or, "
-        f"for an emulator, {EMULATOR_HOST}"
+        f"for an emulator, {PUBSUB_HOST}"
     )
 
 

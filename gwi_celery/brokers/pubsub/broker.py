@@ -77,8 +77,8 @@ _STALLED = 10.0
 class PubSubBroker:
     """A :class:`~gwi_celery.brokers.base.Broker` on Google Cloud Pub/Sub, or its emulator.
 
-    It has the seam's methods, hence their number, and connects the parts that do the work: topology,
-    publisher, deliveries, acks, dead letters and receivers.
+    Over 25 methods, as the seam has them. It connects the parts that do the work: topology, publisher,
+    deliveries, acks, dead letters and receivers.
     """
 
     def __init__(self, options: PubSubOptions) -> None:

@@ -42,7 +42,8 @@ from typing import Any
 import grpc
 
 from gwi_celery.brokers.pubsub.options import STRICT_HOST
-from gwi_celery.testing.emulators import FIRESTORE_HOST, PUBSUB_HOST, Emulator, free_port
+from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
+from gwi_celery.testing.emulators import Emulator, free_port
 from gwi_celery.testing.twin.behaviour import (
     FIRESTORE_LENIENT,
     FIRESTORE_STRICT,

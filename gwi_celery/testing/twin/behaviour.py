@@ -105,6 +105,9 @@ class FirestoreBehaviour(Switches):
     #: A query without an index in the package's ``firestore.indexes.json`` fails (FAILED_PRECONDITION).
     #: https://cloud.google.com/firestore/docs/query-data/index-overview
     indexes: bool = True
+    #: Indexes and TTL policies are ready; else they are still being made, as the admin calls tell.
+    #: https://cloud.google.com/firestore/docs/query-data/indexing
+    ready: bool = True
     #: Share of commits that are ABORTED, as under contention: they took no effect.
     #: https://cloud.google.com/firestore/docs/understand-error-codes
     aborted: float = 0.005

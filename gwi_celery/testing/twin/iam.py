@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from google.iam.v1 import iam_policy_pb2, policy_pb2
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
@@ -37,6 +38,12 @@ PERMISSIONS = {
 }
 #: Who asks, and Pub/Sub's own service agent, which dead-letters.
 CALLER, AGENT = "caller", "agent"
+#: Kind of resource -> the role that lets the agent dead-letter, and what of it is looked at.
+_AGENTS = {
+    "topics": ("roles/pubsub.publisher", "pubsub.topics.publish"),
+    "subscriptions": ("roles/pubsub.subscriber", "pubsub.subscriptions.consume"),
+}
+_AGENT_ACCOUNT = "serviceAccount:service-1@gcp-sa-pubsub.iam.gserviceaccount.com"
 _ACT_AS = "iam.serviceAccounts.actAs"
 
 
@@ -74,6 +81,20 @@ class Rights:
                     account = on.rpartition("/")[2]
                     text = f"Permission '{permission}' denied on service account {account}."
                 raise Refused(text, "PERMISSION_DENIED")
+
+    def held(self, request: Any) -> Any:
+        """TestIamPermissions: those that the caller has. Nobody is refused."""
+        has = [p for p in request.permissions if self.has(p, request.resource)]
+        return iam_policy_pb2.TestIamPermissionsResponse(permissions=has)
+
+    def policy(self, request: Any) -> Any:
+        """GetIamPolicy: what the service agent is granted there."""
+        kind, path = request.resource.split("/")[2], request.resource
+        if not self.has(f"pubsub.{kind}.getIamPolicy", path):
+            raise Refused("User not authorized to perform this action.", "PERMISSION_DENIED")
+        role, permission = _AGENTS[kind]
+        members = [_AGENT_ACCOUNT] if self.has(permission, path, AGENT) else []
+        return policy_pb2.Policy(bindings=[{"role": role, "members": members}])
 
     def may_dead_letter(self, subscription: str, topic: str) -> bool:
         """Whether the service agent may: https://cloud.google.com/pubsub/docs/dead-letter-topics"""

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from gwi_celery.testing.twin import firestore_admin
 from gwi_celery.testing.twin.behaviour import Behaviour, FirestoreBehaviour
 from gwi_celery.testing.twin.firestore import FirestoreProxy
 from gwi_celery.testing.twin.iam import CALLER
@@ -168,7 +169,7 @@ class FirestoreServer(Server):
         self._proxy = FirestoreProxy(emulator, behaviour, seed)
 
     def handlers(self) -> list[Any]:
-        return [self._proxy]
+        return [firestore_admin.handler(lambda: self._proxy.behaviour.ready), self._proxy]
 
     def _do_switch(self, **switches: Any) -> dict[str, Any]:
         self._proxy.behaviour = self._proxy.behaviour.changed(**switches)

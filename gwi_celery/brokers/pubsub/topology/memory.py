@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class Topology:
     """What exists, for one connection: the one index from names to topics and subscriptions.
 
-    Large, because every admin operation of the seam has to keep this index consistent.
+    Over 25 methods, because every admin operation of the seam has to keep this index consistent.
     """
 
     def __init__(

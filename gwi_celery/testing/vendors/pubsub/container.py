@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gwi_celery.testing.emulators import PUBSUB_HOST
+from gwi_celery.gcp.emulators import PUBSUB_HOST
 from gwi_celery.testing.twin import PUBSUB_VARIABLES
 from gwi_celery.testing.vendors.emulator import DockerEmulator, EmulatorNode, ProcessEmulator
 from gwi_celery.testing.vendors.pubsub.defaults import PUBSUB_PORT, PUBSUB_PREFIX
