@@ -187,6 +187,8 @@ class Attempt:
         wanted = replace(wanted, origin=origin_of(request, resolved, self._settings))
         if request.is_eager:
             wanted = replace(wanted, limits=())  # there is nowhere to wait
+        if wanted.limits:
+            wanted = replace(wanted, rates=integration(self._task.app).rates)
         answer = store.claim(wanted)
         deadline, waits = headers.get(DEADLINE_HEADER), isinstance(answer, (Held, Limited))
         if not waits or deadline is None or time.time() <= float(deadline):
