@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Where an environment forbids it, each process of the suite would compile the package anew: half of its imports.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help docs docs-serve checkov demo demo-emulator test test-all test-hard test-floor test-matrix lint audit constraints bench mutants peer-suites clean
 .DEFAULT_GOAL := help
 .SECONDARY:

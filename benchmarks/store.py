@@ -27,8 +27,9 @@ from benchmarks.delay import delayed
 from benchmarks.seed import bare_query, seed
 from benchmarks.side import PATIENCE, ROOT, Worker
 from gwi_celery.errors import GwiError
+from gwi_celery.gcp.emulators import FIRESTORE_HOST
 from gwi_celery.stores.url import open_store
-from gwi_celery.testing.emulators import FIRESTORE_HOST, start_firestore
+from gwi_celery.testing.emulators import start_firestore
 
 APP = "benchmarks.store_app"
 

@@ -21,7 +21,8 @@ from celery.backends.base import SyncBackendMixin
 
 from gwi_celery.backends.embedded import EmbeddedBackend
 from gwi_celery.backends.firestore import FirestoreBackend
-from gwi_celery.testing.emulators import FIRESTORE_HOST, start_firestore
+from gwi_celery.gcp.emulators import FIRESTORE_HOST
+from gwi_celery.testing.emulators import start_firestore
 
 #: Seconds until a result is there.
 DELAYS = (0.1, 1.0, 3.0)

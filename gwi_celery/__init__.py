@@ -6,12 +6,14 @@ from gwi_celery.batch import publish_batch
 from gwi_celery.config import Settings
 from gwi_celery.integration import broker_for, store_for
 from gwi_celery.reliability.carried import carry
+from gwi_celery.reliability.limits import Limit
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.reliability.task import ReliableTask
 from gwi_celery.transport import register as _register
 from gwi_celery.transport.leases import message_lease_lost
 
 __all__ = [
+    "Limit",
     "Reliable",
     "ReliableTask",
     "Settings",

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from gwi_celery import forks
 from gwi_celery.actions import action
 from gwi_celery.brokers.base import Delivery
+from gwi_celery.brokers.letters import DeadLetter
 from gwi_celery.config import Settings
-from gwi_celery.errors import ConfigurationError, NotAllowed
+from gwi_celery.errors import ConfigurationError, InvalidCall, NotAllowed, StoreError
 from gwi_celery.ids import digest
+from gwi_celery.pauses import Pauses
 from gwi_celery.rights import CELERY, Rights, rights_of
 from gwi_celery.signing import MARK, MESSAGE, STORE, Keys, keys_of
 from gwi_celery.stores.base import Store
+from gwi_celery.stores.queues import QueueRecords
+
+logger = logging.getLogger(__name__)
 
 #: Attribute of a message: see ``signing``. It covers the message's data, byte by byte.
 SIGNATURE: Final = "gwi-signature"
@@ -55,6 +61,8 @@ class Authority:
         self._store = store
         self._stores_key: Keys | None = None
         self._lock = forks.lock()
+        #: Of a broker that can't pause a queue itself.
+        self.pauses = Pauses(self._paused)
         rights = sorted((queue, repr(own)) for queue, own in settings.queue_rights.items())
         #: The same in all processes of the app.
         parts = (settings.effective_store_url, *self.keys, repr(rights))
@@ -139,6 +147,35 @@ class Authority:
     def is_redrive_mark(self, value: str) -> bool:
         mark, _, seal = value.partition(_SEALED)
         return self.is_sealed(seal, "redrive", mark)
+
+    @property
+    def records(self) -> QueueRecords | None:
+        """Of dead letters; None where the store has no place for them. Raises StoreError."""
+        try:
+            return self._store().queues
+        except InvalidCall:
+            return None
+
+    def died(self, letter: DeadLetter) -> None:
+        """Record a dead letter. Without a record it is found where its queue is looked through."""
+        try:
+            records = self.records
+            if records is not None:
+                records.keep(letter)
+        except StoreError as exc:
+            logger.error(
+                "dead letter %s of queue %r has no record yet (%s): `gwi dlq list --look` makes one",
+                *(letter.id, letter.queue, exc),
+            )
+
+    def ended(self, ids: Collection[str]) -> None:
+        records = self.records
+        if records is not None and ids:
+            records.end(ids)
+
+    def _paused(self) -> frozenset[str]:
+        records = self.records
+        return frozenset() if records is None else records.paused()
 
     def about_to(self, what: str, queue: str) -> None:
         """Keep in the audit trail what is about to be done to a queue. Raises StoreError."""

@@ -15,11 +15,10 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from gwi_celery import folder, options
+from gwi_celery import options
+from gwi_celery.embedded_url import quote_folder
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.rights import Rights, read_rights
 from gwi_celery.signing import read_file, read_keys
@@ -51,6 +50,7 @@ _CHOICES = {
     "push_auth": ("", "oidc", "iam", "none"),
     "push_pool": ("prefork", "threads", "solo"),
     "log_format": ("", "json", "text"),
+    "limits_unavailable": ("wait", "pass"),
 }
 
 
@@ -110,6 +110,16 @@ class Settings:
     max_contention_delay: float = _setting(
         "GWI_MAX_CONTENTION_DELAY", "longest such wait; it doubles each time up to this", 30.0
     )
+    limits_url: str = _secret(
+        "GWI_LIMITS_URL",
+        "Redis (redis://...) that counts the rates of limits; empty: the store does",
+        "",
+    )
+    limits_unavailable: str = _setting(
+        "GWI_LIMITS_UNAVAILABLE",
+        "while that can't be reached jobs with such a limit wait, or pass uncounted",
+        "wait",
+    )
     interrupt_on_shutdown: bool = _setting(
         "GWI_INTERRUPT_ON_SHUTDOWN",
         "hand a job back at its next step when the worker stops, rather than wait for its end",
@@ -125,6 +135,12 @@ class Settings:
     code_version: str = _setting(
         "GWI_CODE_VERSION",
         "version of the worker's code, for its jobs' records; empty: Cloud Run's revision, if it is one",
+        "",
+    )
+    dead_letter_archive: str = _setting(
+        "GWI_DEAD_LETTER_ARCHIVE",
+        "folder, or gs://bucket/prefix, to which dead letters go as JSON lines a day before their "
+        "broker drops them; empty: they are dropped, which is announced two days before",
         "",
     )
     cleanup_interval: float = _setting(
@@ -276,6 +292,12 @@ class Settings:
         for name in ("push_wait", "worker_grace", "cleanup_interval"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
+        scheme, slashes, place = self.dead_letter_archive.partition("://")
+        if slashes and (scheme != "gs" or not place.partition("/")[0]):
+            raise ConfigurationError(
+                f"dead_letter_archive is {self.dead_letter_archive!r}, which names no bucket: write "
+                "gs://bucket/prefix, or the path of a folder"
+            )
         if self.signing_keys_file:
             if self.signing_keys:
                 raise ConfigurationError(
@@ -415,87 +437,3 @@ def _convert(setting: dataclasses.Field[Any], value: Any, source: str) -> Any:
     if "read" in setting.metadata:
         return setting.metadata["read"](value, source)
     return options.of(setting.default).convert(value, source, f"but {setting.name} takes")
-
-
-def firestore_emulator(environ: Mapping[str, str] | None = None) -> str:
-    """``host:port`` of the Firestore emulator that the environment names; "" for Google's own."""
-    return (os.environ if environ is None else environ).get("FIRESTORE_EMULATOR_HOST", "")
-
-
-def emulator_unavailable(
-    kind: str, variable: str, endpoint: str, environ: Mapping[str, str] | None = None
-) -> str:
-    """The text for an emulator that doesn't answer, with what to do."""
-    named = (os.environ if environ is None else environ).get(variable) == endpoint
-    return (
-        f"the {kind} emulator at {endpoint}{f' ({variable})' if named else ''} does not answer: start "
-        f"one by `python -m gwi_celery.testing.emulators --only {kind.lower().replace('/', '')}` and "
-        f"export what it prints, or {f'unset {variable}' if named else 'change the URL'} to use "
-        "Google Cloud"
-    )
-
-
-# --- embedded:// URLs -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EmbeddedURL:
-    """``embedded:///absolute/folder``, ``embedded://relative/folder``, ``embedded://`` (.gwi), or
-    ``embedded://:memory:`` and ``embedded://:memory:/name``; options follow after ``?``."""
-
-    #: None for memory.
-    folder: Path | None
-    #: Names the memory shared by all who use it in this process.
-    memory: str
-    options: Mapping[str, str]
-
-
-#: What the embedded broker takes in its URL, which may be the store's as well: option -> how it is read.
-EMBEDDED_OPTIONS = {
-    "lease_seconds": options.NUMBER,
-    "max_deliveries": options.WHOLE.called("a number"),
-    "retention": options.NUMBER,
-}
-#: Folder of ``embedded://``.
-DEFAULT_FOLDER = folder.DEFAULT
-_MEMORY = ":memory:"
-
-
-def parse_embedded_url(url: str) -> EmbeddedURL:
-    """Take an ``embedded://`` URL apart. Raises ConfigurationError, naming what is wrong."""
-    scheme, found, _ = url.partition("://")
-    if not found or scheme != "embedded":
-        raise ConfigurationError(
-            f"{url!r} is no embedded URL: write embedded:///path/to/folder, embedded:// for "
-            f"{DEFAULT_FOLDER}/, or embedded://:memory:"
-        )
-    rest = url.partition("://")[2]
-    # urlsplit would read a folder's name as a host: its case and ':' would be lost.
-    parts = urlsplit("//x/" + rest)
-    if parts.fragment:
-        raise ConfigurationError(f"{url!r}: write '#' in a folder's name as %23")
-    given = options.query(url, parts.query)
-    for option in given:
-        if option not in EMBEDDED_OPTIONS:
-            raise ConfigurationError(
-                f"{url!r}: unknown option {option!r}; {nearest(option, EMBEDDED_OPTIONS)}"
-            )
-    path = unquote(parts.path[1:])
-    if path == _MEMORY or path.startswith(_MEMORY + "/"):
-        return EmbeddedURL(None, path[len(_MEMORY) + 1 :] or "default", given)
-    return EmbeddedURL(folder.place(path or DEFAULT_FOLDER), "", given)
-
-
-def absolute_url(url: str) -> str:
-    """The same URL, naming its folder by an absolute path. Raises ConfigurationError."""
-    if parse_embedded_url(url).folder is None:
-        return url
-    head, mark, query = url.partition("?")
-    name = unquote(head.partition("://")[2]) or DEFAULT_FOLDER
-    return f"embedded://{quote_folder(name)}{mark}{query}"
-
-
-def quote_folder(name: str) -> str:
-    """The folder of this name as it stands in an ``embedded://`` URL: its absolute path."""
-    absolute = str(folder.place(name))
-    return absolute.replace("%", "%25").replace("?", "%3F").replace("#", "%23").replace(";", "%3B")

@@ -1,12 +1,12 @@
 """What an app needs of Google Cloud, as data: APIs, topics, subscriptions, grants, indexes.
 
-The one list behind ``celery gwi init``, the Terraform module's test (``infra/terraform``) and the
-documentation. Pure functions: nothing is called and nothing is made.
+The one list behind ``celery gwi init``, ``celery gwi doctor``, the Terraform module's test
+(``infra/terraform``) and the documentation. Pure functions: nothing is called and nothing is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -79,6 +79,14 @@ GRANTS: Final = (
 )
 
 
+#: Role -> the permission of it that the doctor asks for:
+#: https://cloud.google.com/pubsub/docs/access-control#permissions_and_roles
+PERMISSIONS: Final = {
+    "roles/pubsub.subscriber": "pubsub.subscriptions.consume",
+    "roles/pubsub.publisher": "pubsub.topics.publish",
+}
+
+
 @dataclass(frozen=True)
 class Queue:
     """A queue with its dead letter, as Pub/Sub has it."""
@@ -89,6 +97,18 @@ class Queue:
     subscriptions: tuple[Any, ...]
     dead_topic: str
     dead_subscription: Any
+
+    def grants(self) -> Iterator[tuple[Grant, str]]:
+        """(grant, path) of what is granted on the queue's own resources."""
+        places = {
+            "topic": [self.topic],
+            "dead topic": [self.dead_topic],
+            "subscription": [subscription.name for subscription in self.subscriptions],
+            "dead subscription": [self.dead_subscription.name],
+        }
+        for grant in GRANTS:
+            for path in places.get(grant.on, ()):
+                yield grant, path
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ DUE_HEADER = "gwi_due"
 DEADLINE_HEADER = "gwi_deadline"
 #: Retries this one job may take, whatever its task says.
 MAX_RETRIES_HEADER = "gwi_max_retries"
-#: Times this message has waited for a lock.
+#: Times this message has waited for a lock or a limit.
 HOLDS_HEADER = "gwi_holds"
 #: {"generation": int, "from_step": str | None, "task_id": str | None}; the last names a job that has
 #: neither a run nor a key.

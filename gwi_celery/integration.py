@@ -6,12 +6,13 @@ import os
 import weakref
 from typing import Any
 
-from gwi_celery import forks
+from gwi_celery import embedded_url, forks, sqlite
 from gwi_celery.actions import action
 from gwi_celery.authority import Authority
 from gwi_celery.brokers.base import Broker
-from gwi_celery.config import Settings
+from gwi_celery.config import Settings, urls
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.rates import RedisRates
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.stores.url import open_store
@@ -28,6 +29,10 @@ class Integration:
         self._eager_store: Store | None = None
         self._eager_pid = 0
         self._lock = forks.lock()
+        self.rates: RedisRates | None = None
+        if settings.limits_url:
+            let_pass = settings.limits_unavailable == "pass"
+            self.rates = RedisRates(settings.limits_url, let_pass=let_pass)
         self.authority = Authority(settings, lambda: self.store)
 
     @property
@@ -122,6 +127,21 @@ def store_for(app: Any) -> Store:
     if app.conf.task_always_eager:
         return integration(app).eager_store
     return integration(app).store
+
+
+def displaced(app: Any) -> str | None:
+    """Why an embedded file of the app can't be used: it was deleted or replaced; None if all are there.
+
+    Files of other apps don't count: a job may use a folder for a while, and delete it.
+    """
+    conf = app.conf
+    used = [
+        *urls(conf.broker_url),
+        settings_for(app).effective_store_url,
+        *urls(conf.result_backend),
+    ]
+    embedded = (embedded_url.parse(url).folder for url in used if url.startswith("embedded:"))
+    return sqlite.displaced({folder for folder in embedded if folder is not None})
 
 
 def forget_eager_jobs() -> None:

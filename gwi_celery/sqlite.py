@@ -21,7 +21,7 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -360,9 +360,11 @@ class Database:
             self._orphaned = True
 
 
-def displaced() -> str | None:
-    """Why a database of this process can't be used: its file was deleted or replaced; else None."""
+def displaced(folders: Container[Path]) -> str | None:
+    """Why a database of this process in these folders can't be used: its file was deleted or replaced."""
     for database in list(_databases):
+        if database.path is None or database.path.parent not in folders:
+            continue
         try:
             database.check_place()
         except database._unusable as exc:

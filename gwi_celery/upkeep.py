@@ -20,13 +20,13 @@ from typing import Any
 
 from celery import bootsteps
 
+from gwi_celery import expiry
 from gwi_celery.background import Ticker
 from gwi_celery.backoff import jitter
 from gwi_celery.brokers.embedded import EmbeddedBroker
-from gwi_celery.errors import GwiError
+from gwi_celery.errors import ConfigurationError, GwiError
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.sqlite import SqliteStore
-from gwi_celery.telemetry.events import emit
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,7 @@ logger = logging.getLogger(__name__)
 _BATCH = 200
 #: Seconds between two transactions.
 _PAUSE = 0.05
-#: Seconds before dead letters are dropped at which that is announced; how often each worker does.
-ANNOUNCED = 2 * 86_400.0
+#: Seconds between two looks for dead letters that expire.
 _ANNOUNCE_EVERY = 3600.0
 #: The lock file in an embedded folder, which also holds the time of the last turn.
 _LOCK = "upkeep.lock"
@@ -89,7 +88,7 @@ class Cleaner:
         try:
             if time.monotonic() >= self._announce_at:  # before any of it is gone
                 self._announce_at = time.monotonic() + _ANNOUNCE_EVERY
-                announce_expiring(self._app)
+                _before_they_expire(self._app)
             clean(self._app, interval=self._interval, stopping=self._stop)
         except GwiError as exc:
             logger.warning("expired records could not be deleted yet: %s", exc)
@@ -98,21 +97,10 @@ class Cleaner:
         return self._next_turn()
 
 
-def announce_expiring(app: Any) -> None:
-    """Log which queues' dead letters are dropped within :data:`ANNOUNCED`, and count them (metrics)."""
-    from gwi_celery.integration import broker_for
-
-    broker = broker_for(app)
-    if not isinstance(broker, EmbeddedBroker):
-        return  # Pub/Sub's alert is in infra/monitoring: to look at one is to lease it
-    found = broker.expiring(ANNOUNCED)
-    for queue, count in found.items():
-        logger.warning(
-            "%d dead letters of queue %r are dropped within %g days: redrive them, or keep them by "
-            "`celery gwi dlq export FILE -Q %s`",
-            *(count, queue, ANNOUNCED / 86_400, queue),
-        )
-    emit("dead letters expiring", task_id="", count=sum(found.values()))
+def _before_they_expire(app: Any) -> None:
+    with contextlib.suppress(ConfigurationError):  # another package's broker
+        expiry.announce_expiring(app)
+        expiry.archive_expiring(app)
 
 
 def clean(app: Any, *, interval: float = 0.0, stopping: threading.Event | None = None) -> int:

@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Generator
+import sys
+import threading
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -11,18 +13,18 @@ from celery.worker import state as worker_state
 from hypothesis import HealthCheck, settings
 
 from gwi_celery import shield
+from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
-from gwi_celery.testing.emulators import (
-    FIRESTORE_HOST,
-    PUBSUB_HOST,
-    EmulatorMissing,
-    start_firestore,
-    start_pubsub,
-)
+from gwi_celery.testing.emulators import EmulatorMissing, start_firestore, start_pubsub
 from tests import slow
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
+
+# Containers often have it: each process of pytest-xdist would rewrite every test module anew, and each
+# worker that a test starts compile the package.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # How long an example takes measures the machine, and what else it does.
 for name, examples in (("whole", 100), ("quick", 20)):
@@ -62,6 +64,17 @@ def _no_emulator_of_others(request: pytest.FixtureRequest, monkeypatch: pytest.M
     if request.node.get_closest_marker("emulator") is None:
         monkeypatch.delenv(PUBSUB_HOST, raising=False)
         monkeypatch.delenv(FIRESTORE_HOST, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_that_fetches_keys_is_left() -> Iterator[None]:
+    """It would go on asking, and log what it doesn't get among the lines of tests that come later."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        if thread.name == "gwi-keys":
+            thread.join(10)
+            assert not thread.is_alive(), "the service or gate that this test made was not closed"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,7 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from gwi_celery.testing.emulators import FIRESTORE_HOST, start_firestore
+from gwi_celery.gcp.emulators import FIRESTORE_HOST
+from gwi_celery.testing.emulators import start_firestore
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE, WRITES, RULES, ROWS, IDS = (
@@ -26,9 +27,14 @@ STORE, WRITES, RULES, ROWS, IDS = (
     "gwi_celery/ids.py",
 )
 DOCUMENTS, WIRE = "gwi_celery/stores/firestore/records.py", "gwi_celery/firestore/documents.py"
-FIRESTORE, HOLDER, VALUES, CLAIM, UPKEEP, BLOBS = (
-    "gwi_celery/stores/firestore/store.py",
+HOLDER, CLAIMER, CHECKPOINTS, OPERATORS, PLACES, READS, TRIES, VALUES, CLAIM, UPKEEP, BLOBS = (
     "gwi_celery/stores/firestore/holder.py",
+    "gwi_celery/stores/firestore/claimer.py",
+    "gwi_celery/stores/firestore/checkpoints.py",
+    "gwi_celery/stores/firestore/operators.py",
+    "gwi_celery/stores/firestore/places.py",
+    "gwi_celery/stores/firestore/reads.py",
+    "gwi_celery/stores/firestore/tries.py",
     "gwi_celery/stores/firestore/values.py",
     "gwi_celery/stores/firestore/claim.py",
     "gwi_celery/stores/firestore/upkeep.py",
@@ -69,10 +75,12 @@ WORKER_SUITE = [
     "tests/acceptance/test_worker.py",
 ]
 
-RESULTS, BACKEND, COMMON, TRACER = (
+RESULTS, BACKEND, CHORDS, COMMON, RESULT_BASE, TRACER = (
     "gwi_celery/stores/firestore/results.py",
-    "gwi_celery/backends/firestore.py",
+    "gwi_celery/backends/firestore/values.py",
+    "gwi_celery/backends/firestore/chords.py",
     "gwi_celery/backends/base.py",
+    "gwi_celery/backends/results.py",
     "gwi_celery/worker/tracer.py",
 )
 RESULT_SUITE = [
@@ -279,12 +287,12 @@ SQLITE_MUTANTS = [
     Mutant(
         "expiry is by another clock",
         STORE,
-        "now = self._clock.time()\n            stored = rows.job_row(c, request.job)",
-        "now = __import__('time').time()\n            stored = rows.job_row(c, request.job)",
+        "answer = claims.claim(c, request, self._clock.time())",
+        "answer = claims.claim(c, request, __import__('time').time())",
     ),
     Mutant(
         "the tenant is left out of ids",
-        "gwi_celery/stores/base.py",
+        "gwi_celery/stores/values.py",
         'return digest("lock", self.tenant, *self.scope)',
         'return digest("lock", *self.scope)',
     ),
@@ -305,7 +313,7 @@ SQLITE_MUTANTS = [
 FIRESTORE_MUTANTS = [
     Mutant(
         "tokens start again with each record",
-        FIRESTORE,
+        CLAIMER,
         "job_version, fence = written.versions[:2]",
         "job_version, fence = written.versions[0], new.generation * 100 + new.attempt",
     ),
@@ -335,7 +343,7 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "a save does not name the record's version",
-        HOLDER,
+        CHECKPOINTS,
         """            {"data": data},
             job.version,""",
         """            {"data": data},
@@ -343,7 +351,7 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "a save does not ask for the step not to be there",
-        HOLDER,
+        CHECKPOINTS,
         "            None if stored is None else stored.version,\n",
         "            None if stored is None else stored.version,\n        )\n"
         "        if stored is not None\n        else Write(\n"
@@ -382,7 +390,7 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "a commit without an answer is taken for one that was not applied",
-        HOLDER,
+        TRIES,
         "except (Conflict, Unsettled) as exc:",
         "except Conflict as exc:",
     ),
@@ -394,7 +402,7 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "expiry is by the worker's clock",
-        HOLDER,
+        READS,
         "        read.read_time,\n        list(found.values()),",
         "        round(time.time() * 1_000_000),\n        list(found.values()),",
     ),
@@ -436,19 +444,19 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "a cancelled job's lock stays",
-        FIRESTORE,
-        "            writes.append(documents.delete(lock_name, lock_document.update_time))",
-        "            pass",
+        OPERATORS,
+        "        writes += [documents.delete(lock_name, lock.version), *freeing(places, lock)]",
+        "        pass",
     ),
     Mutant(
         "a cancelled job's lock is freed though it is another's",
-        FIRESTORE,
-        "if lock_document is not None and lock_of(lock_document).fence == job.fence:",
-        "if lock_document is not None:",
+        OPERATORS,
+        "if lock_document is not None and (lock := lock_of(lock_document)).fence == job.fence:",
+        "if lock_document is not None and (lock := lock_of(lock_document)):",
     ),
     Mutant(
         "the tenant is left out of paths",
-        DOCUMENTS,
+        PLACES,
         "{digest('tenant', tenant)}",
         "{digest('tenant', '')}",
     ),
@@ -461,7 +469,7 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "a value that was put leaves the claim's token for its own time",
-        HOLDER,
+        CHECKPOINTS,
         '"fence": job.fence,\n    }',
         "}",
     ),
@@ -473,7 +481,7 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "a holder that renews while its job is taken over under another lock is robbed",
-        FIRESTORE,
+        CLAIMER,
         "writes.append(documents.delete(own_name, own.version))",
         "writes.append(documents.delete(own_name))",
     ),
@@ -485,7 +493,7 @@ FIRESTORE_MUTANTS = [
     ),
     Mutant(
         "what was replaced goes on counting as large",
-        HOLDER,
+        CHECKPOINTS,
         "size -= stored.blob.size",
         "size -= 0",
     ),
@@ -656,7 +664,7 @@ RESULT_MUTANTS = [
     Mutant(
         "a SUCCESS is overwritten",
         RESULTS,
-        "self.settled = stays or stored.nonce == self._nonce",
+        "self.settled = stays or self.taken or stored.nonce == self._nonce",
         "self.settled = stored.nonce == self._nonce",
     ),
     Mutant(
@@ -673,20 +681,20 @@ RESULT_MUTANTS = [
     ),
     Mutant(
         "a chord's part counts each time it returns",
-        BACKEND,
+        CHORDS,
         "create = documents.create(part_name(name, part), self._chord_fields(id=part))",
         "create = Write(part_name(name, part), self._chord_fields(id=part))",
     ),
     Mutant(
         "the size of a chord is forgotten",
-        BACKEND,
+        CHORDS,
         """"data.size"])
-        self.client.commit_surely([write], tries=_TRIES)""",
+        self.client.commit_surely([write], tries=TRIES)""",
         '"data.size"])',
     ),
     Mutant(
         "a chord's parts are not renewed",
-        BACKEND,
+        CHORDS,
         "                self._renew(group_id, name)",
         "                pass",
     ),
@@ -713,7 +721,7 @@ RESULT_MUTANTS = [
     ),
     Mutant(
         "what can't be stored is swallowed",
-        COMMON,
+        RESULT_BASE,
         "                raise Reject(why, requeue=True) from exc",
         "                return None",
     ),
@@ -738,7 +746,7 @@ ORDER_SUITE = ["-m", "not emulator", "tests/contract/test_broker.py"]
 ORDER_MUTANTS = [
     Mutant(
         "of one priority the latest comes first",
-        "gwi_celery/brokers/embedded/tables.py",
+        "gwi_celery/brokers/embedded/messages.py",
         'key=lambda row: (-row["priority"], row["id"])',
         'key=lambda row: (-row["priority"], -row["id"])',
     ),
@@ -801,13 +809,13 @@ HANDOVER_MUTANTS = [
     Mutant(
         "a begun attempt isn't stated",
         "gwi_celery/brokers/embedded/deliveries.py",
-        "tables.set_attempts(c, *_lease_of(delivery), delivery.attempts + 1)",
+        "messages.set_attempts(c, *_lease_of(delivery), delivery.attempts + 1)",
         "pass",
     ),
     Mutant(
         "an untouched message counts",
         "gwi_celery/brokers/embedded/deliveries.py",
-        "tables.set_attempts(change.c, id, lease, delivery.attempts)",
+        "messages.set_attempts(change.c, id, lease, delivery.attempts)",
         "pass",
     ),
     Mutant(

@@ -13,7 +13,7 @@ from typing import Any
 from celery import states
 from celery.exceptions import TimeoutError
 
-from gwi_celery import config
+from gwi_celery import embedded_url
 from gwi_celery.backends import tenants
 from gwi_celery.backends.base import RENEW_CHORD_AFTER, Counted, ReliableBackend
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
@@ -38,13 +38,13 @@ class EmbeddedBackend(ReliableBackend):
         self, app: Any, url: str | None = None, *, clock: Clock = SYSTEM_CLOCK, **kwargs: Any
     ) -> None:
         super().__init__(app=app, url=url, **kwargs)
-        parsed = config.parse_embedded_url(url or "embedded://")
+        parsed = embedded_url.parse(url or "embedded://")
         store = memory_store(parsed.memory) if parsed.folder is None else SqliteStore(parsed.folder)
         self._db = store.database
         self._clock = clock
 
     def as_uri(self, include_password: bool = False) -> str:
-        return config.absolute_url(self.url or "embedded://")
+        return embedded_url.absolute(self.url or "embedded://")
 
     # --- the key-value verbs ------------------------------------------------------------------
 

@@ -17,10 +17,17 @@ Foreign exceptions stop here: an implementation raises :mod:`gwi_celery.errors` 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from gwi_celery.errors import BrokerUnusable, ConfigurationError
+from gwi_celery.text import raw
+
+if TYPE_CHECKING:
+    from gwi_celery.brokers.letters import DeadLetter
 
 #: Suffix of the name of a queue's dead letter.
 DEAD_LETTER_SUFFIX = ".dead"
@@ -37,11 +44,13 @@ DEATH_ERROR = "gwi-death-error"
 DEATH_TRACEBACK = "gwi-death-traceback"
 DEATH_ATTEMPTS = "gwi-death-attempts"
 DEATH_WORKER = "gwi-death-worker"
+#: Names the death, where its message's own id doesn't: for its record in the store.
+DEATH_ID = "gwi-death-id"
 #: All of them: a message that is taken back out of a dead letter has none.
 DEATH = frozenset(
     {
         *(DEATH_REASON, DEATH_QUEUE, DEATH_DELIVERIES, DEATH_TIME, DEATH_KIND),
-        *(DEATH_ERROR, DEATH_TRACEBACK, DEATH_ATTEMPTS, DEATH_WORKER),
+        *(DEATH_ERROR, DEATH_TRACEBACK, DEATH_ATTEMPTS, DEATH_WORKER, DEATH_ID),
     }
 )
 
@@ -75,7 +84,7 @@ def redriving(operators: Operators | None, queue: str) -> Callable[[str], str]:
     One death has one mark, however often its redrive is begun anew.
     """
     if operators is None:
-        return lambda death: hashlib.sha256(death.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        return lambda death: hashlib.sha256(raw(death)).hexdigest()[:32]
     operators.about_to("redrive", queue)
     return operators.redrive_mark
 
@@ -271,18 +280,30 @@ class Operators(Protocol):
     def redrive_mark(self, death: str) -> str:
         """The REDRIVE of that death: unlike another's, and known by workers to be an operator's."""
 
+    def died(self, letter: DeadLetter) -> None:
+        """Record a dead letter of a broker that can't be searched. Never raises: it can be made later."""
+
+    def ended(self, ids: Collection[str]) -> None:
+        """These dead letters are redriven or deleted; their messages go next. Raises StoreError."""
+
 
 class Broker(Protocol):
     """A message queue service.
 
     Methods may be called from any thread. After a fork the child may keep using the same object,
     which reopens what it needs; deliveries leased by the parent remain the parent's.
+
+    Over 25 methods: what AMQP's channel can do, and what operators need beside it.
     """
 
     #: The default lease, seconds.
     lease_seconds: float
     #: None: nobody authorizes them. Workers then refuse redriven messages: anyone could have marked them.
     operators: Operators | None
+
+    @property
+    def dead_kept(self) -> float:
+        """Seconds for which it keeps a dead letter."""
 
     def connect(self) -> None:
         """One cheap call that proves the broker can be used.
@@ -421,3 +442,23 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Close what this process opened. Safe to call twice."""
+
+
+def check_default_binding(queue: str, routing_key: str) -> None:
+    """Raises ConfigurationError unless the default exchange sends that key to the queue by itself."""
+    if routing_key != queue:
+        raise ConfigurationError(
+            f"queue {queue!r} can't be bound to the default exchange under {routing_key!r}: "
+            "it has every queue under its own name; declare another exchange"
+        )
+
+
+def check_usable(closed: bool, pid: int) -> None:
+    """Raises BrokerUnusable for a receiver that was closed, or that another process than ``pid`` has."""
+    if closed:
+        raise BrokerUnusable("this receiver was closed: ask the broker for another one")
+    if os.getpid() != pid:
+        raise BrokerUnusable(
+            "this receiver belongs to the process that this one was forked from: ask the "
+            "broker for another one"
+        )

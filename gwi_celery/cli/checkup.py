@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from typing import Any
 
 from gwi_celery import queues
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from gwi_celery.cli.plan import plan_of
+from gwi_celery.config import urls
+from gwi_celery.doctor import deployed
+from gwi_celery.doctor.findings import Finding
 from gwi_celery.errors import GwiError
 from gwi_celery.firestore import indexes
 from gwi_celery.firestore.url import parse
@@ -33,18 +36,12 @@ _LISTS = (
 )
 
 
-@dataclass(frozen=True)
-class Checked:
+def _checked(what: str, holds: bool, measured: str, change: str = "") -> Finding:
     """``change``: the command or change that mends it; "" where nothing is to be done."""
-
-    what: str
-    holds: bool
-    measured: str
-    change: str = ""
-    expected: str = ""
+    return Finding(what, holds, measured=measured, change=change)
 
 
-def checkup(app: Any) -> Iterator[Checked]:
+def checkup(app: Any) -> Iterator[Finding]:
     """All checks, each as soon as it is done. Nothing is made or changed."""
     yield from _dependencies()
     for check, ask in (
@@ -58,44 +55,58 @@ def checkup(app: Any) -> Iterator[Checked]:
         ("tasks", _tasks),
         ("dead letters", _dead_letters),
     ):
-        yield _asked(check, ask, app)
+        yield from _asked(check, ask, app)
+    yield from _asked("deployment", _deployed, app)
 
 
-def _asked(check: str, ask: Callable[[Any], Checked], app: Any) -> Checked:
+def _asked(
+    check: str, ask: Callable[[Any], Finding | Iterable[Finding]], app: Any
+) -> Iterator[Finding]:
     try:
-        return ask(app)
+        found = ask(app)
+        yield from [found] if isinstance(found, Finding) else found
     except GwiError as exc:  # its text says what to do
-        return Checked(check, False, f"{type(exc).__name__}: {exc}", "as it says")
+        yield _checked(check, False, f"{type(exc).__name__}: {exc}", "as it says")
     except Exception as exc:
-        return Checked(check, False, f"{type(exc).__name__}: {exc}", "look at that service")
+        yield _checked(check, False, f"{type(exc).__name__}: {exc}", "look at that service")
 
 
-def _dependencies() -> Iterator[Checked]:
+def _deployed(app: Any) -> Iterator[Finding]:
+    """Whether Google Cloud has what :mod:`gwi_celery.deployment` lists for this app."""
+    if any(url.startswith("pubsub:") for url in urls(app.conf.broker_url)):
+        yield from deployed.needs(plan_of(app))
+    else:
+        store = settings_for(app).effective_store_url
+        if store.startswith("firestore:") and not parse(store).database_per_tenant:
+            yield from deployed.firestore(parse(store))
+
+
+def _dependencies() -> Iterator[Finding]:
     found = {name: metadata.version(name) for name in ("celery", "kombu", "gwi-celery")}
-    yield Checked("packages", True, ", ".join(f"{n} {v}" for n, v in found.items()))
+    yield _checked("packages", True, ", ".join(f"{n} {v}" for n, v in found.items()))
 
 
-def _settings(app: Any) -> Checked:
+def _settings(app: Any) -> Finding:
     settings = settings_for(app)
     where = f"{app.conf.broker_url}, {settings.effective_store_url}"
     if settings.development:
-        return Checked(
+        return _checked(
             "settings", False, f"{where}; environment is development", "GWI_ENVIRONMENT=production"
         )
-    return Checked("settings", True, where)
+    return _checked("settings", True, where)
 
 
-def _broker(app: Any) -> Checked:
+def _broker(app: Any) -> Finding:
     broker = broker_for(app)
     broker.connect()
-    return Checked("broker", True, type(broker).__name__)
+    return _checked("broker", True, type(broker).__name__)
 
 
-def _queues(app: Any) -> Checked:
+def _queues(app: Any) -> Finding:
     broker = broker_for(app)
     missing = [name for name in app.amqp.queues if not broker.has_queue(name)]
     if missing:
-        return Checked(
+        return _checked(
             "queues",
             False,
             f"not made yet: {', '.join(map(str, missing))}",
@@ -104,17 +115,17 @@ def _queues(app: Any) -> Checked:
     paused = [state.name for state in queues.queues(app) if state.paused]
     if paused:
         mend = f"celery -A APP gwi queues resume {paused[0]}"
-        return Checked("queues", False, f"paused: {', '.join(paused)}", mend)
-    return Checked("queues", True, ", ".join(map(str, app.amqp.queues)))
+        return _checked("queues", False, f"paused: {', '.join(paused)}", mend)
+    return _checked("queues", True, ", ".join(map(str, app.amqp.queues)))
 
 
-def _store(app: Any) -> Checked:
+def _store(app: Any) -> Finding:
     store = store_for(app)
     store.find_jobs(JobFilter(), limit=1)  # opens it, and so checks and migrates its schema
-    return Checked("store", True, type(store).__name__)
+    return _checked("store", True, type(store).__name__)
 
 
-def _indexes(app: Any) -> Checked:
+def _indexes(app: Any) -> Finding:
     store = store_for(app)
     try:
         for wanted in _LISTS:
@@ -125,37 +136,37 @@ def _indexes(app: Any) -> Checked:
         if url.startswith("firestore:"):
             at = parse(url)
             mend = "\n".join(indexes.commands(at.project, at.database))
-        return Checked("indexes", False, str(exc), mend)
-    return Checked("indexes", True, f"{len(_LISTS)} lists are served")
+        return _checked("indexes", False, str(exc), mend)
+    return _checked("indexes", True, f"{len(_LISTS)} lists are served")
 
 
-def _clock(app: Any) -> Checked:
+def _clock(app: Any) -> Finding:
     client = getattr(store_for(app), "client", None)
     if client is None:
-        return Checked("clock", True, "this machine's own")
+        return _checked("clock", True, "this machine's own")
     off = time.time() - client.about_now() / 1_000_000
     found = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} the store's"
     if abs(off) > _CLOCK:
-        return Checked("clock", False, found, "set this machine's clock: timedatectl set-ntp true")
-    return Checked("clock", True, found)
+        return _checked("clock", False, found, "set this machine's clock: timedatectl set-ntp true")
+    return _checked("clock", True, found)
 
 
-def _results(app: Any) -> Checked:
+def _results(app: Any) -> Finding:
     app.backend.get_state("gwi-doctor")
-    return Checked("results", True, type(app.backend).__name__)
+    return _checked("results", True, type(app.backend).__name__)
 
 
-def _tasks(app: Any) -> Checked:
+def _tasks(app: Any) -> Finding:
     ours = [name for name, task in app.tasks.items() if hasattr(task, "reliable")]
     others = [name for name in app.tasks if name not in ours and not name.startswith("celery.")]
     if not ours and not others:
-        return Checked(
+        return _checked(
             "tasks", False, "none is registered", "name the modules that define them: include=[...]"
         )
-    return Checked("tasks", True, f"{len(ours)} reliable, {len(others)} plain")
+    return _checked("tasks", True, f"{len(ours)} reliable, {len(others)} plain")
 
 
-def _dead_letters(app: Any) -> Checked:
+def _dead_letters(app: Any) -> Finding:
     broker = broker_for(app)
     if isinstance(broker, PubSubBroker):
         # To look is to lease them: only their number, where Cloud Monitoring can be asked.
@@ -163,5 +174,5 @@ def _dead_letters(app: Any) -> Checked:
     else:
         count = sum(1 for _ in queues.dead_letters(app))
     if count:
-        return Checked("dead letters", False, f"{count} are there", "celery -A APP gwi dlq list")
-    return Checked("dead letters", True, "none is known of")
+        return _checked("dead letters", False, f"{count} are there", "celery -A APP gwi dlq list")
+    return _checked("dead letters", True, "none is known of")

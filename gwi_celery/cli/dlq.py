@@ -37,6 +37,12 @@ _FILTERS: tuple[Callable[[Any], Any], ...] = (
     click.option("--older-than", type=SPAN, help="Died so long ago at least (10m, 3h, 2d)."),
     click.option("--within", type=SPAN, help="Died within so long."),
 )
+#: Where a command takes what is in the broker, or may.
+_LOOK = click.option(
+    "--look",
+    is_flag=True,
+    help="On Pub/Sub: look through the dead letters themselves, and record those that have no record.",
+)
 
 
 def _filtered(function: Any) -> Any:
@@ -78,6 +84,7 @@ def _row(dead: DeadLetter) -> dict[str, Any]:
 
 @command(dlq, "list", *_WHO, *_MORE)
 @_filtered
+@_LOOK
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
 def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     """What is there, the latest death first."""
@@ -100,8 +107,8 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     *(Column("attempts", "integer"), Column("deliveries", "integer"), Column("worker")),
     *(Column("published_at", "number", show="time"), Column("died_at", "number", show="time")),
     *(Column("expires_at", "number?", show="time"), Column("traceback")),
-    *(Column("attributes", "object", title=""), Column("size", "integer", title="bytes")),
-    Column("message", title=""),
+    *(Column("attributes", "object", title=""), Column("size", "integer?", title="bytes")),
+    Column("message", "string?", title=""),
     single=True,
 )
 @click.argument("id")
@@ -111,14 +118,16 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
 def show_(app: Any, id: str, with_message: bool) -> dict[str, Any] | None:
     """All that is known of one, by its id or its task's. In JSON ``message`` is base64."""
     found = list(queues.dead_letters(app, ids=[id]))
+    if found and with_message and not found[-1].data:
+        found = list(queues.dead_letters(app, found[-1].queue, ids=[found[-1].id], look=True))
     if not found:
         end(Exit.NOTHING, f"no dead letter has the id {id!r}: see `gwi dlq list`")
     dead = found[-1]
     if with_message:
         click.echo(dead.data)
         return None
-    encoded = base64.b64encode(dead.data).decode("ascii")
-    return {**vars(dead), "size": len(dead.data), "message": encoded}
+    encoded = base64.b64encode(dead.data).decode("ascii") if dead.data else None
+    return {**vars(dead), "size": len(dead.data) or None, "message": encoded}
 
 
 def _chosen(
@@ -129,7 +138,7 @@ def _chosen(
     if not (ids or filtered or everything):
         end(Exit.USAGE, f"say which to {deed}: ids, a filter such as --reason, or --all")
     chosen = _matching(app, ids=frozenset(ids) or None, **given)
-    total = sum(1 for _ in queues.dead_letters(app, given["queue"]))
+    total = queues.count(app, given["queue"])
     confirm(deed, len(chosen), total, sure=sure, what="dead letters")
     return chosen
 
@@ -171,7 +180,7 @@ def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
     """Write them to FILE (-: stdout) as JSON lines, arguments too; they stay where they are."""
     count = 0
     with click.open_file(file, "w", encoding="ascii", atomic=file != "-") as out:
-        for line in queues.export(_matching(app, **given)):
+        for line in queues.export(_matching(app, look=True, **given)):
             out.write(line + "\n")
             count += 1
     return None if file == "-" else {"exported": count}

@@ -22,6 +22,7 @@ SHAPES["doctor"] = Shape(
         Column("expected", title=""),
         Column("measured", whole=True),
         Column("change", whole=True),
+        Column("twin", title=""),
     ),
 )
 
@@ -50,7 +51,9 @@ def doctor(ctx: click.Context, live: bool, as_json: bool, seconds: float) -> Non
             app.loader.import_default_modules()
             found = [dict(vars(checked)) for checked in checkup(app)]
             show(SHAPES["doctor"], found, as_json=as_json)
-            ctx.exit(int(Exit.OK if all(row["holds"] for row in found) else Exit.PROBLEMS))
+            ctx.exit(
+                int(Exit.OK if all(row["holds"] is not False for row in found) else Exit.PROBLEMS)
+            )
         asked = [url for url in urls(app.conf.broker_url) if url.startswith("pubsub:")]
         store = settings_for(app).effective_store_url
         asked += [store] if store.startswith("firestore:") else []

@@ -10,15 +10,12 @@ from typing import Any
 import click
 
 from gwi_celery import deployment
-from gwi_celery.brokers.base import QueueSpec
-from gwi_celery.brokers.pubsub.options import OPTIONS, parse
 from gwi_celery.brokers.pubsub.topology.paths import id_of
-from gwi_celery.config import urls
+from gwi_celery.cli.plan import plan_of, queues_of
 from gwi_celery.deployment import Deployment, Grant, Queue
-from gwi_celery.errors import ConfigurationError, GwiError
+from gwi_celery.errors import GwiError
 from gwi_celery.firestore import indexes
-from gwi_celery.firestore.url import parse as parse_store
-from gwi_celery.integration import broker_for, settings_for
+from gwi_celery.integration import broker_for
 
 
 @click.command()
@@ -39,57 +36,21 @@ def init(ctx: click.Context, form: str | None) -> None:
         app.finalize()
         if form is None:
             broker = broker_for(app)
-            for spec in _queues(app):
+            for spec in queues_of(app):
                 broker.declare_queue(spec)
                 click.echo(f"queue {spec.name!r} is there, and its dead letter")
             return
-        needed = _plan(app)
+        needed = plan_of(app)
         for line in _gcloud(needed) if form == "gcloud" else _terraform(needed):
             click.echo(line)
     except GwiError as exc:
         raise click.ClickException(str(exc)) from exc
 
 
-def _queues(app: Any) -> list[QueueSpec]:
-    """The app's task queues, as its channels would declare them."""
-    return [
-        QueueSpec(
-            queue.name,
-            durable=queue.durable,
-            auto_delete=queue.auto_delete,
-            expires=queue.expires,
-            message_ttl=queue.message_ttl,
-        )
-        for queue in app.amqp.queues.values()
-    ]
-
-
-def _plan(app: Any) -> Deployment:
-    url = next((u for u in urls(app.conf.broker_url) if u.startswith("pubsub:")), None)
-    if url is None:
-        raise ConfigurationError(
-            f"{app.conf.broker_url} needs nothing of Google Cloud: set GCP_PROJECT_ID, or a "
-            "pubsub:// broker_url"
-        )
-    given = app.conf.broker_transport_options or {}
-    options = parse(url, {name: value for name, value in given.items() if name in OPTIONS})
-    store_url = settings_for(app).effective_store_url
-    store = parse_store(store_url) if store_url.startswith("firestore:") else None
-    return deployment.plan(options, _queues(app), store)
-
-
 def _grants(queue: Queue) -> Iterator[tuple[Grant, str, str]]:
     """(grant, kind, id) of what is granted on a queue's own resources."""
-    for grant in deployment.GRANTS:
-        if grant.on == "topic":
-            yield grant, "topic", id_of(queue.topic)
-        elif grant.on == "dead topic":
-            yield grant, "topic", id_of(queue.dead_topic)
-        elif grant.on == "subscription":
-            for subscription in queue.subscriptions:
-                yield grant, "subscription", id_of(subscription.name)
-        elif grant.on == "dead subscription":
-            yield grant, "subscription", id_of(queue.dead_subscription.name)
+    for grant, path in queue.grants():
+        yield grant, "topic" if "/topics/" in path else "subscription", id_of(path)
 
 
 # --- gcloud ---------------------------------------------------------------------------------------

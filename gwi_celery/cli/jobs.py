@@ -133,8 +133,6 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
 @click.argument("id")
 def show(app: Any, id: str) -> dict[str, Any]:
     """Everything on one job, but its arguments: attempts, steps, children, its lock, dead letters."""
-    from gwi_celery import queues
-
     details = verbs.get(id, app=app)
     if details is None:
         end(Exit.NOTHING, f"no record of {id!r}: {verbs.explain(id, app=app)}")
@@ -157,8 +155,6 @@ def show(app: Any, id: str) -> dict[str, Any]:
         {"name": step.name, "kind": step.kind.value, "bytes": step.size, "saved_at": step.saved_at}
         for step in details.steps
     ]
-    ids = {past.task_id for past in record.attempts} | {record.origin.task_id} - {""}
-    dead = [d.id for d in queues.dead_letters(app, record.origin.queue, ids=ids)] if ids else []
     return {
         **_row(record),
         "explanation": details.explanation,
@@ -171,7 +167,7 @@ def show(app: Any, id: str) -> dict[str, Any]:
         "attempts": attempts,
         "steps": steps,
         "children": [child.origin.task_id for child in details.children],
-        "dead_letters": dead,
+        "dead_letters": [dead.id for dead in details.dead_letters],
         "history": "\n".join(
             f"{a['generation']}.{a['number']} {a['how'] or 'runs'} on {a['worker']} {a['error']}"
             for a in attempts
@@ -189,8 +185,13 @@ def explain(app: Any, id: str) -> dict[str, Any]:
     from gwi_celery import queues
 
     sentence = verbs.explain(id, app=app)
-    if verbs.get(id, app=app) is None and (where := queues.where(app, id)):
+    details = verbs.get(id, app=app)
+    if details is None and (where := queues.where(app, id)):
         sentence = where
+    elif details is not None and not details.record.status.terminal:
+        queue = details.record.origin.queue
+        if queue and queues.is_paused(app, queue):
+            sentence += f"; its queue is paused: `gwi queues resume {queue}`"
     dead = next(queues.dead_letters(app, ids=[id]), None)
     if dead is not None:
         sentence += (

@@ -1,11 +1,48 @@
-"""The group ``gwi`` itself."""
+"""The group ``gwi`` itself, which imports a command's module when the command is asked for.
+
+Every ``celery`` command loads this group, ``celery worker`` too: what only ``doctor`` or ``scaler`` needs
+(Google's libraries, a second of CPU) must not be part of that.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
+#: Command -> the module of this package that defines it, under the command's name.
+COMMANDS = {
+    "cleanup": "service",
+    "config": "service",
+    "delayed": "queues",
+    "dlq": "dlq",
+    "doctor": "doctor",
+    "init": "init",
+    "jobs": "jobs",
+    "limits": "limits",
+    "locks": "jobs",
+    "push-to": "push_to",
+    "queues": "queues",
+    "scaler": "scaler",
+    "schema": "schema",
+    "serve": "serve",
+    "tail": "service",
+    "workers": "service",
+}
 
-@click.group()
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            module = import_module(f"gwi_celery.cli.{COMMANDS[cmd_name]}")
+            self.add_command(getattr(module, cmd_name.replace("-", "_")), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Lazy)
 def gwi() -> None:
     """Reliable jobs on Google Cloud.
 

@@ -14,11 +14,13 @@ class Finding:
     #: True: as this package needs it. False: it would fail here. None: it differs, or was only measured,
     #: and this package copes.
     holds: bool | None
-    #: What Google documents, or what the strict twin does where the documentation leaves it open.
+    #: What Google documents.
     expected: str = ""
     measured: str = ""
     #: Which option to change, or what else to do.
     change: str = ""
+    #: What :mod:`gwi_celery.testing.twin` does, as it is by default.
+    twin: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -27,5 +29,7 @@ class Finding:
         mark = {True: "holds  ", False: "BROKEN ", None: "       "}[self.holds]
         text = f"{mark} {self.what}"
         text += f": {self.measured}" if self.measured else ""
-        text += f" (expected: {self.expected})" if self.expected else ""
+        known = [("documented", self.expected), ("twin", self.twin)]
+        told = [f"{who}: {what}" for who, what in known if what]
+        text += f" ({'; '.join(told)})" if told else ""
         return text + (f"\n        -> {self.change}" if self.change else "")

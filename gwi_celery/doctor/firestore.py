@@ -34,7 +34,8 @@ from gwi_celery.stores.base import (
     Outcome,
 )
 from gwi_celery.stores.firestore import FirestoreStore
-from gwi_celery.stores.firestore.records import JOBS, LOCKS, Places, job_of
+from gwi_celery.stores.firestore.places import JOBS, LOCKS, Places
+from gwi_celery.stores.firestore.records import job_of
 from gwi_celery.stores.firestore.upkeep import Upkeep
 
 THREADS = 8

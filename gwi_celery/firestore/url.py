@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from gwi_celery.config import firestore_emulator
 from gwi_celery.errors import ConfigurationError, InvalidCall
+from gwi_celery.gcp.emulators import FIRESTORE_HOST
 from gwi_celery.gcp.endpoints import endpoint as google_endpoint
 from gwi_celery.ids import digest
 from gwi_celery.options import BOOLEAN, SECONDS, query
@@ -98,7 +99,7 @@ def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
         )
     database = options.get("database") or DEFAULT_DATABASE
     _check_database(url, database)
-    emulator = firestore_emulator(environ)
+    emulator = (os.environ if environ is None else environ).get(FIRESTORE_HOST, "")
     endpoint = options.get("endpoint") or emulator or google_endpoint("firestore", environ)
     is_emulator = bool(emulator) and endpoint == emulator
     if "emulator" in options:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from gwi_celery.errors import InvalidCall
-from gwi_celery.jobs.naming import Named, record_of, store_of
+from gwi_celery import queues
+from gwi_celery.brokers.letters import DeadLetter
+from gwi_celery.errors import ConfigurationError, InvalidCall
+from gwi_celery.jobs.naming import Named, app_of, record_of, store_of
 from gwi_celery.jobs.wording import sentence
 from gwi_celery.reliability.origin import call_of
 from gwi_celery.stores.base import (
@@ -18,11 +20,14 @@ from gwi_celery.stores.base import (
     JobStatus,
     LockRecord,
     Page,
+    PlaceRecord,
     Store,
 )
 
 #: Children that :func:`get` reads at most, but for a page.
 _MOST_CHILDREN = 1000
+#: Places of a limit that :func:`explain` reads at most.
+_MOST_PLACES = 20
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class JobDetails:
     call: Mapping[str, Any] | None
     #: :func:`explain`'s sentence.
     explanation: str
+    #: Its messages that were given up and are in a dead letter; on Pub/Sub by their records.
+    dead_letters: Sequence[DeadLetter] = ()
 
 
 def find(
@@ -102,8 +109,19 @@ def get(job: Named, *, app: Any = None) -> JobDetails | None:
         children=list(children_of(store, record, _MOST_CHILDREN)),
         lock=lock,
         call=None if envelope is None else call_of(envelope),
-        explanation=sentence(record, lock, _now()),
+        explanation=sentence(record, lock, _now(), _places(store, record)),
+        dead_letters=_dead_letters(app_of(app), record),
     )
+
+
+def _dead_letters(app: Any, record: JobRecord) -> list[DeadLetter]:
+    ids = calls_of(record)
+    if record.status is JobStatus.SUCCEEDED or not ids or app.conf.task_always_eager:
+        return []
+    try:
+        return list(queues.dead_letters(app, record.origin.queue, ids=ids))
+    except ConfigurationError:  # another package's broker
+        return []
 
 
 def explain(job: Named, *, app: Any = None) -> str:
@@ -116,7 +134,15 @@ def explain(job: Named, *, app: Any = None) -> str:
             "has passed"
         )
     lock = None if record.lock is None else store.get_lock(record.lock)
-    return sentence(record, lock, _now())
+    return sentence(record, lock, _now(), _places(store, record))
+
+
+def _places(store: Store, record: JobRecord) -> Sequence[PlaceRecord]:
+    """Those of the limit that it waits for."""
+    waits = record.waits
+    if waits is None or not waits.limit_id:
+        return ()
+    return store.list_places(waits.limit_id, limit=_MOST_PLACES)
 
 
 def children_of(store: Store, record: JobRecord, at_most: int | None = None) -> Iterator[JobRecord]:

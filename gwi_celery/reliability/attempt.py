@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 from uuid import uuid4
 
 from billiard.exceptions import TimeLimitExceeded
@@ -24,7 +24,8 @@ from celery.exceptions import Ignore, Reject
 from celery.result import ResultBase
 
 from gwi_celery import blobs, failures, shield
-from gwi_celery.backends.base import ReliableBackend, came_before
+from gwi_celery.backends.base import ReliableBackend
+from gwi_celery.backends.results import came_before
 from gwi_celery.backoff import jitter
 from gwi_celery.errors import (
     CrashLimitExceeded,
@@ -55,7 +56,8 @@ from gwi_celery.reliability.options import first
 from gwi_celery.reliability.origin import end_of as attempt_end
 from gwi_celery.reliability.origin import origin_of
 from gwi_celery.reliability.outcome import dump_failure, dump_replaced, load_failure, load_replaced
-from gwi_celery.stores.base import (
+from gwi_celery.stores.base import Store
+from gwi_celery.stores.values import (
     Cancelled,
     ClaimAnswer,
     Claimed,
@@ -63,9 +65,9 @@ from gwi_celery.stores.base import (
     Held,
     JobRecord,
     JobStatus,
+    Limited,
     Mismatch,
     Outcome,
-    Store,
 )
 from gwi_celery.telemetry import tracing
 from gwi_celery.telemetry.events import emit
@@ -75,6 +77,11 @@ if TYPE_CHECKING:
     from gwi_celery.reliability.task import ReliableTask
 
 logger = logging.getLogger(__name__)
+
+#: Seconds after its deadline at which a job that waits is looked at.
+_PAST_DEADLINE: Final = 0.05
+#: Seconds that a job waits at most for the next place of a rate: an operator may have raised it.
+_LOOK_AGAIN: Final = 300.0
 
 
 class Attempt:
@@ -145,6 +152,13 @@ class Attempt:
                 emit("contended")
                 why = wording.why_held(resolved.lock, answer)
                 self._wait(JobHeld(f"{task.name}: {why}"), why, at_most=answer.retry_after)
+            case Limited():
+                emit("limited")
+                why = wording.why_limited(answer)
+                # The next place of a rate is nobody's before that; who runs may end at any time.
+                after, of_rate = answer.retry_after, answer.limit.rate is not None
+                bounds = (None, after) if of_rate else (after, 0.0)
+                self._wait(JobHeld(f"{task.name}: {why}"), why, *bounds)
             case Cancelled():
                 self._undo(answer.record)
                 # The record's outcome is the operator's reason.
@@ -171,14 +185,18 @@ class Attempt:
             nonce=(request.properties or {}).get(ATTEMPT_PROPERTY),
         )
         wanted = replace(wanted, origin=origin_of(request, resolved, self._settings))
+        if request.is_eager:
+            wanted = replace(wanted, limits=())  # there is nowhere to wait
+        if wanted.limits:
+            wanted = replace(wanted, rates=integration(self._task.app).rates)
         answer = store.claim(wanted)
-        deadline = headers.get(DEADLINE_HEADER)
-        if not isinstance(answer, Held) or deadline is None or time.time() <= float(deadline):
+        deadline, waits = headers.get(DEADLINE_HEADER), isinstance(answer, (Held, Limited))
+        if not waits or deadline is None or time.time() <= float(deadline):
             return answer
         # It stops waiting. Under a lock of its own it is recorded as failed, without having begun;
         # unless this very job is running elsewhere.
-        own = call.own_lock(resolved.job)
-        answer = store.claim(replace(wanted, lock=own, nonce=uuid4().hex, redelivered=True))
+        own, nonce = call.own_lock(resolved.job), uuid4().hex
+        answer = store.claim(replace(wanted, lock=own, nonce=nonce, limits=(), redelivered=True))
         if isinstance(answer, Held):
             raise DeadlineExceeded(
                 f"{self._task.name}: {wording.why_held(resolved.lock, answer)}, and the deadline of "
@@ -356,7 +374,12 @@ class Attempt:
         raise load_failure(self._task.backend, record.outcome)
 
     def _wait(
-        self, exc: Exception, why: str, at_most: float | None = None, level: int = logging.INFO
+        self,
+        exc: Exception,
+        why: str,
+        at_most: float | None = None,
+        at_least: float = 0.0,
+        level: int = logging.INFO,
     ) -> NoReturn:
         """Postpone the job without counting anything: publish a delayed copy, then ack this message."""
         if self._request.is_eager:
@@ -367,7 +390,11 @@ class Attempt:
         delay = min(settings.contention_delay * 2 ** min(holds, 16), settings.max_contention_delay)
         if at_most is not None:
             delay = min(delay, max(at_most, settings.contention_delay))
-        delay = jitter(delay, 0.8, 1.2)
+        # Those that wait for one thing are spread, all the more the longer they have waited.
+        delay = jitter(delay, 0.8, 1.2) + jitter(min(at_least, _LOOK_AGAIN), 1.0, 1.2)
+        deadline = headers.get(DEADLINE_HEADER)
+        if deadline is not None:
+            delay = min(delay, max(float(deadline) - time.time(), 0.0) + _PAST_DEADLINE)
         headers[HOLDS_HEADER] = holds + 1
         logger.log(level, "%s[%s] waits %.1f s: %s", self._task.name, self._request.id, delay, why)
         self._publish_copy(delay, headers)

@@ -29,10 +29,12 @@ from gwi_celery.headers import (
     TENANT_HEADER,
 )
 from gwi_celery.reliability import fields
+from gwi_celery.reliability.limits import limits_of
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.reliability.payload import Payload
-from gwi_celery.stores.base import JobRef, LockRef
-from gwi_celery.text import shown
+from gwi_celery.stores.limits import LimitRef
+from gwi_celery.stores.values import JobRef, LockRef
+from gwi_celery.text import raw, shown
 
 #: Longest tenant, run or key, bytes: they are stored in records along with other fields.
 _LONGEST = 10_000
@@ -50,6 +52,7 @@ class Call:
     #: By name, as they were passed.
     arguments: Mapping[str, Any]
     payload: Payload
+    limits: Sequence[LimitRef] = ()
 
     def fingerprint(self) -> str:
         """Digests of the payload's forms: two payloads are the same if they share one."""
@@ -84,7 +87,9 @@ def resolve_call(
     key = _key(task, options, payload, headers, run, task_id)
     job = JobRef(tenant, task, key)
     lock = _lock(task, options, arguments, run, job)
-    return Call(task, tenant, run, job, lock, arguments, payload)
+    ids = {options.tenant: tenant} | ({} if run is None else {options.run: run})
+    limits = limits_of(task, options.limits, function, {**arguments, **ids})
+    return Call(task, tenant, run, job, lock, arguments, payload, limits)
 
 
 def promised(
@@ -291,7 +296,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def _bounded(value: str, what: str) -> str:
-    size = len(value.encode("utf-8", "surrogatepass"))
+    size = len(raw(value))
     if size > _LONGEST:
         raise InvalidCall(
             f"{what} is {size:,} bytes long, and at most {_LONGEST:,} are allowed: use a digest of it"

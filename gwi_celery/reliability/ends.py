@@ -108,7 +108,8 @@ class End(Enum):
     )
     REFUSED = Row("it has crashed too often", Record.FAILED, states.FAILURE, _DEAD)
     CONTENDED = Row(
-        "another holds its lock: its record says so (WAITING), unless it is another attempt's",
+        "another holds its lock, or a limit has no free place: its record says so (WAITING), unless "
+        "it is another attempt's",
         Record.KEPT,
         _OPEN,
         _ACKED,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, fields
 from typing import Any, Final, Literal
 
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.reliability.limits import Limit, check_limits
 
 #: Gets the call's arguments by name, and gives a key.
 KeyFunction = Callable[[Mapping[str, Any]], str]
@@ -43,6 +44,9 @@ class Reliable:
     max_checkpoint_bytes: int | None = None
     #: Whether the job is handed back at its next step when the worker stops.
     interrupt_on_shutdown: bool | None = None
+    #: What a job also waits for: a place of each of these limits, which hold across all workers.
+    #: (Celery's ``rate_limit`` is each worker's own.)
+    limits: Sequence[Limit] = ()
     #: The former name of ``key``.
     idempotency: InitVar[Key | None] = None
 
@@ -63,6 +67,7 @@ class Reliable:
                 f"Reliable(key={self.key!r}): use 'run', 'payload', or a function of the "
                 "arguments that gives a text"
             )
+        object.__setattr__(self, "limits", check_limits(self.limits))
         for name in ("result_ttl", "lock_ttl", "deadline"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -1,18 +1,16 @@
-"""ReliableTask: how a job is called, and what it can call while it runs.
+"""ReliableTask: how a job is called.
 
-``reliability/attempt.py`` handles its messages.
+What it can call while it runs is in ``reliability/inside.py``; ``reliability/attempt.py`` handles its
+messages.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
-from typing import Any, NoReturn, ParamSpec, TypeVar, cast
+from typing import Any, NoReturn
 from uuid import uuid4
 
-from celery import Task
 from celery.exceptions import Reject
 from kombu.exceptions import EncodeError
 from kombu.utils import json
@@ -36,19 +34,15 @@ from gwi_celery.headers import (
 from gwi_celery.integration import integration, settings_for, store_for
 from gwi_celery.reliability import (
     call,
-    carried,
     compensation,
-    direct,
     marks,
-    progress,
     verbs,
 )
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.reliability.call import Call
-from gwi_celery.reliability.cursor import Cursor
-from gwi_celery.reliability.direct import DirectJob
 from gwi_celery.reliability.ends import Replaced
-from gwi_celery.reliability.job import RunningJob
+from gwi_celery.reliability.inside import InsideJob
+from gwi_celery.reliability.limits import check_arguments
 from gwi_celery.reliability.options import OPTIONS, Reliable, first, is_misplaced
 from gwi_celery.reliability.outcome import PERMANENT
 from gwi_celery.shield import shielded
@@ -57,9 +51,6 @@ from gwi_celery.stores.base import (
     Replay,
     Store,
 )
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 #: Attributes that the promise needs: name -> (value, what would happen otherwise).
 _REQUIRED: dict[str, tuple[Any, str]] = {
@@ -72,7 +63,7 @@ _REQUIRED: dict[str, tuple[Any, str]] = {
 }
 
 
-class ReliableTask(Task):
+class ReliableTask(InsideJob):
     """Base of a reliable task: ``@app.task(base=ReliableTask, bind=True)``.
 
     Run by a worker, the job has one terminal outcome per generation, which answers every later
@@ -111,6 +102,8 @@ class ReliableTask(Task):
                 f"{cls.name}: {given} would be ignored where it stands: pass "
                 f"reliable=Reliable({given}) to the decorator (or set it so in the class)"
             )
+        options = cls.reliable
+        check_arguments(cls.name, options.limits, cls.run, (options.tenant, options.run))
         verbs.add_django_verbs(cls, app)
         verbs.keep_inside(cls, ReliableTask.__call__)
 
@@ -354,64 +347,6 @@ class ReliableTask(Task):
             return super().on_replace(sig)
         raise Replaced(sig)
 
-    # --- inside a job -------------------------------------------------------------------------
-
-    def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call ``function`` once in the job's lifetime and record its JSON result under ``name``.
-
-        Raises StepNameReused, TooLarge, NotSerializable, and all that :meth:`check` does.
-        """
-        return cast(R, self._job.step(name, partial(function, *args, **kwargs)))
-
-    def cursor(
-        self, name: str, start: Any = 0, *, save_every: float = 1.0
-    ) -> AbstractContextManager[Cursor]:
-        """Progress inside a long loop; saved every ``save_every`` seconds (0: at each advance)."""
-        return self._job.cursor(name, start, save_every)
-
-    def checkpoint(self, name: str, value: Any) -> None:
-        """Record a JSON value that may be overwritten. Raises TooLarge, NotSerializable."""
-        self._job.checkpoint(name, value)
-
-    def restore(self, name: str, default: Any = None) -> Any:
-        """What :meth:`checkpoint` recorded last, at this attempt or an earlier one."""
-        return self._job.restore(name, default)
-
-    def progress(self, done: float, total: float | None = None, text: str = "") -> None:
-        """Say how far the job is: its record has it, and a caller's ``AsyncResult.info``.
-
-        Written at most once a second; call it as often as you like. Raises all that :meth:`check` does.
-        """
-        progress.show(self, self._job, done, total, text)
-
-    def check(self) -> None:
-        """Raises LeaseLost, JobCancelled, DeadlinePassed or WorkerStopping if the job should stop."""
-        self._job.check()
-
-    def derive_key(self, *parts: object) -> str:
-        """An idempotency key for an external sink: the same at every attempt, for these ``parts``."""
-        return self._job.derive_key(*parts)
-
-    @property
-    def fence(self) -> int:
-        """The fencing token: larger at each later attempt. 0 in a plain call."""
-        return self._job.fence
-
-    @property
-    def attempt(self) -> int:
-        """1 at the first attempt of this generation."""
-        return self._job.attempt
-
-    @property
-    def generation(self) -> int:
-        """1, and one more with each re-run after a failure, redrive or replay."""
-        return self._job.generation
-
-    @property
-    def lease_lost(self) -> bool:
-        """Whether another worker may hold this job by now. Cheap to check."""
-        return self._job.lease_lost
-
     # --- the way of a job ---------------------------------------------------------------------
 
     @property
@@ -448,16 +383,6 @@ class ReliableTask(Task):
         return Attempt(self).run(body, args, kwargs)
 
     # --- what it stands on --------------------------------------------------------------------
-
-    @property
-    def _running_job(self) -> RunningJob | None:
-        """None in a plain call. Raises OutsideAttempt."""
-        return carried.job_of(self)
-
-    @property
-    def _job(self) -> RunningJob | DirectJob:
-        running = self._running_job
-        return direct.direct_job(self) if running is None else running
 
     @property
     def _store(self) -> Store:
@@ -505,6 +430,7 @@ class ReliableTask(Task):
             result_ttl=first(self.reliable.result_ttl, self._settings.result_ttl),
             replay=Replay(replay["generation"], replay["from_step"]) if replay else None,
             redelivered=redelivered or bool(replay) or bool(headers.get(HOLDS_HEADER)),
+            limits=resolved.limits,
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 
 from gwi_celery import blobs
-from gwi_celery.stores.base import Checkpoint, CheckpointKind, Held, JobRecord, LockRef
+from gwi_celery.stores.base import Checkpoint, CheckpointKind, Held, JobRecord, Limited, LockRef
 
 #: Names that one sentence lists at most, and characters of one name or place.
 _MOST, _LONGEST = 10, 60
@@ -22,6 +22,13 @@ def why_held(lock: LockRef, held: Held) -> str:
         + (f", message {message}" if message else "")
         + f") until {until:%H:%M:%S} UTC, unless that renews it"
     )
+
+
+def why_limited(limited: Limited) -> str:
+    """Which limit the job waits for."""
+    limit = limited.limit
+    usage = limited.why or limit.usage(limited.held)
+    return f"the limit {_short(limit.text)} has no free place: {usage}"
 
 
 def where_resumed(record: JobRecord, checkpoints: Iterable[Checkpoint]) -> str:

@@ -131,14 +131,16 @@ class Service:
         broker = self._app.connection_for_write().as_uri()
         logger.info("messages: %s, jobs: %s", broker, self._settings.effective_store_url)
         events.listen(self._stats)
-        await asyncio.gather(asyncio.to_thread(self._executor.start), self._know_keys())
-        self._cleaner.start()
-        with self._shutdown.on_signals():
-            yield
-        if self._auth is not None and self._auth.keys is not None:
-            self._auth.keys.stop()
-        await asyncio.gather(self._shutdown.finish(), asyncio.to_thread(self._cleaner.stop))
-        events.ignore(self._stats)
+        try:
+            await asyncio.gather(asyncio.to_thread(self._executor.start), self._know_keys())
+            self._cleaner.start()
+            with self._shutdown.on_signals():
+                yield
+        finally:
+            if self._auth is not None:
+                self._auth.close()
+            await asyncio.gather(self._shutdown.finish(), asyncio.to_thread(self._cleaner.stop))
+            events.ignore(self._stats)
 
     async def _know_keys(self) -> None:
         if self._auth is not None and self._auth.keys is not None:

@@ -66,6 +66,11 @@ class PushAuth:
         self._service_account = service_account
         self.keys = None if fetch is None else Keys(fetch)
 
+    def close(self) -> None:
+        """Fetch no more certificates."""
+        if self.keys is not None:
+            self.keys.stop()
+
     def verify(self, authorization: str | None) -> None:
         """Raises Denied. Blocks only before the first keys are there; see :meth:`Keys.wait`."""
         claims = self._claims(_bearer(authorization))

@@ -16,9 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gwi_celery import sqlite
 from gwi_celery.errors import GwiError
-from gwi_celery.integration import broker_for, settings_for, store_for
+from gwi_celery.integration import broker_for, displaced, settings_for, store_for
 from gwi_celery.service import local
 from gwi_celery.service.answers import Json
 from gwi_celery.service.auth import Denied, require_token
@@ -134,9 +133,9 @@ class Health:
     async def ready(self, request: Request) -> Response:
         if self._draining():
             return Json({"status": "unready", "reason": "shutting down"}, 503)
-        displaced = sqlite.displaced()
-        if displaced is not None:  # a probe would begin another file
-            return Json({"status": "unready", "reason": displaced}, 503)
+        problem = displaced(self._app)
+        if problem is not None:  # a probe would begin another file
+            return Json({"status": "unready", "reason": problem}, 503)
         answers = dict(
             zip(
                 self._probes,

@@ -204,6 +204,7 @@ _SCHEMAS: dict[str, Any] = {
             "failed": _COUNT,
             "duplicates": _COUNT,
             "contended": _COUNT,
+            "limited": _COUNT,
             "dead_lettered": _COUNT,
             "in_flight": _COUNT,
             "current": {"type": "array", "items": {"type": "object"}},

@@ -202,12 +202,13 @@ def _wait_form(wait: Wait) -> list[Any]:
     of = None if job is None else [job.tenant, job.task, job.key]
     if of is not None and sum(map(len, of)) > _LONGEST_NAMES:
         of = None  # such ids have no room beside all else
-    return [wait.kind, wait.what, wait.holder, of, wait.since, wait.until]
+    form = [wait.kind, wait.what, wait.holder, of, wait.since, wait.until]
+    return [*form, wait.limit_id] if wait.limit_id else form
 
 
 def _wait_of(form: list[Any]) -> Wait:
-    kind, what, holder, job, since, until = form
-    return Wait(kind, what, holder, None if job is None else JobRef(*job), since, until)
+    kind, what, holder, job, *rest = form
+    return Wait(kind, what, holder, None if job is None else JobRef(*job), *rest)
 
 
 def _attempt_form(past: PastAttempt) -> list[Any]:

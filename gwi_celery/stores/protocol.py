@@ -6,7 +6,7 @@ one commit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -30,11 +30,13 @@ from gwi_celery.stores.base import (
     JobRef,
     JobStatus,
     Lease,
+    Limited,
     LockRef,
     Mismatch,
     Outcome,
     Wait,
 )
+from gwi_celery.stores.limits import LimitRef, LimitSetting, in_force
 from gwi_celery.text import safe_text
 
 #: Seconds a cancellation is kept for a job that was never claimed, and so named no TTL itself.
@@ -267,6 +269,26 @@ def waits_for_lock(request: ClaimRequest, held: Held, now: float) -> Wait:
     """What a claim that is Held is to record; ``now`` is in seconds since the epoch."""
     scope = ":".join(request.lock.scope)
     return Wait("lock", scope, held.by, held.job, until=now + held.retry_after)
+
+
+def waits_for_limit(limited: Limited, now: float) -> Wait:
+    """The same for a claim that is Limited."""
+    limit = limited.limit
+    usage = limited.why or limit.usage(limited.held)
+    return Wait("limit", limit.text, usage, until=now + limited.retry_after, limit_id=limit.id)
+
+
+def kept_by(
+    request: ClaimRequest, settings: Callable[[], Mapping[str, LimitSetting]]
+) -> tuple[Sequence[LimitRef], Sequence[LimitRef]]:
+    """The request's limits as they are in force: those that the store keeps, and ``request.rates``."""
+    if not request.limits:
+        return (), ()
+    known = settings()
+    now = [in_force(limit, known) for limit in request.limits]
+    if request.rates is None:
+        return now, ()
+    return [each for each in now if each.rate is None], [each for each in now if each.rate]
 
 
 def may_wait(job: Job | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gwi_celery import config
+from gwi_celery import embedded_url
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.stores.base import Store
 from gwi_celery.text import nearest
@@ -16,7 +16,7 @@ def check_store_url(url: str) -> None:
 
         parse(url)
     elif scheme == "embedded":
-        config.parse_embedded_url(url)
+        embedded_url.parse(url)
     else:
         raise ConfigurationError(
             f"unknown store {url!r}; {nearest(scheme, ['embedded', 'firestore'])} "
@@ -40,7 +40,7 @@ def open_store(url: str) -> Store:
     # A broker's options may stand in the same URL: they are not the store's business.
     from gwi_celery.stores.sqlite import SqliteStore, memory_store
 
-    parsed = config.parse_embedded_url(url)
+    parsed = embedded_url.parse(url)
     if parsed.folder is None:
         return memory_store(parsed.memory)
     return SqliteStore(parsed.folder)

@@ -17,6 +17,7 @@ _HELP = {
     "retried": "Attempts that ended in a retry",
     "duplicates": "Messages answered with a stored outcome",
     "contended": "Messages that waited because their lock was held",
+    "limited": "Messages that waited because a limit had no free place",
     "handed_back": "Jobs handed back at a shutdown or before a push deadline",
     "lease_lost": "Attempts that lost their lease",
     "mismatches": "Messages whose key was used with another payload",

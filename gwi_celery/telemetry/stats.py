@@ -31,6 +31,7 @@ _STATES = {"SUCCESS": "succeeded", "FAILURE": "failed", "RETRY": "retried"}
 _EVENTS = {
     "duplicate": "duplicates",
     "contended": "contended",
+    "limited": "limited",
     "stopping": "handed_back",
     "lease lost": "lease_lost",
     "mismatch": "mismatches",

@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 
+from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 from gwi_celery.testing.emulators import (
-    FIRESTORE_HOST,
-    PUBSUB_HOST,
     Emulator,
     EmulatorMissing,
     start_firestore,
     start_pubsub,
 )
+from gwi_celery.testing.twin import Twin, start_twin
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,25 @@ def firestore_emulator() -> Iterator[Emulator]:
     """A running Firestore emulator. Use a project of your own for each test: it is shared."""
     with named(start_firestore(), FIRESTORE_HOST) as emulator:
         yield emulator
+
+
+@pytest.fixture(scope="session")
+def gwi_twin_switches() -> dict[str, Any]:
+    """Switches of the session's twin, by :class:`gwi_celery.testing.twin.Behaviour`'s names.
+
+    What happens by chance, and may run a job twice, is off: a test has one right outcome.
+    """
+    return {"faults": 0, "early_expiry": 0}
+
+
+@pytest.fixture(scope="session")
+def pubsub_twin(gwi_twin_switches: dict[str, Any]) -> Iterator[Twin]:
+    """A running :mod:`gwi_celery.testing.twin`; its ``environ`` has the variables that name it.
+
+    Use a project of your own for each test: it is shared.
+    """
+    with start_twin(**gwi_twin_switches) as twin:
+        yield twin
 
 
 @contextmanager

@@ -35,10 +35,7 @@ from pathlib import Path
 from typing import IO
 
 from gwi_celery.errors import GwiError
-
-#: Environment variables that name a running emulator, and switch Google's clients to it.
-PUBSUB_HOST = "PUBSUB_EMULATOR_HOST"
-FIRESTORE_HOST = "FIRESTORE_EMULATOR_HOST"
+from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 
 #: Google's image with both emulators, where there is Docker but no SDK.
 DOCKER_IMAGE = "gcr.io/google.com/cloudsdktool/google-cloud-cli:emulators"

@@ -32,7 +32,12 @@ from pytest_celery import (
 from gwi_celery import setup
 from gwi_celery.config import SETTINGS
 from gwi_celery.testing.eager import gwi_eager_jobs
-from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
+from gwi_celery.testing.emulator_fixtures import (
+    firestore_emulator,
+    gwi_twin_switches,
+    pubsub_emulator,
+    pubsub_twin,
+)
 from gwi_celery.testing.process import WorkerProcess, worker_process
 from gwi_celery.testing.vendors.embedded.defaults import (
     CELERY_EMBEDDED_BACKEND,
@@ -60,10 +65,12 @@ from gwi_celery.testing.vendors.firestore.fixtures import (
 from gwi_celery.testing.vendors.pubsub.defaults import (
     CELERY_PUBSUB_BROKER,
     CELERY_PUBSUB_PROCESS_BROKER,
+    CELERY_PUBSUB_TWIN_BROKER,
 )
 from gwi_celery.testing.vendors.pubsub.fixtures import (
     celery_pubsub_broker,
     celery_pubsub_process_broker,
+    celery_pubsub_twin_broker,
     default_pubsub_broker,
     default_pubsub_broker_cls,
     default_pubsub_broker_command,
@@ -81,6 +88,7 @@ __all__ = [
     "celery_firestore_process_backend",
     "celery_pubsub_broker",
     "celery_pubsub_process_broker",
+    "celery_pubsub_twin_broker",
     "celery_setup_app",
     "celery_setup_cls",
     "default_firestore_backend",
@@ -104,7 +112,9 @@ __all__ = [
     "gwi_eager_jobs",
     "gwi_settings",
     "gwi_start_worker",
+    "gwi_twin_switches",
     "pubsub_emulator",
+    "pubsub_twin",
 ]
 
 #: ``gwi_broker`` -> the fixture with its node.
@@ -112,6 +122,7 @@ _BROKERS = {
     "embedded": CELERY_EMBEDDED_BROKER,
     "pubsub": CELERY_PUBSUB_PROCESS_BROKER,
     "pubsub-docker": CELERY_PUBSUB_BROKER,
+    "twin": CELERY_PUBSUB_TWIN_BROKER,
 }
 
 #: ``gwi_backend`` -> the fixture with its node.
@@ -130,7 +141,10 @@ def _store(backend_url: str | None) -> dict[str, str]:
 
 @pytest.fixture
 def gwi_broker() -> str:
-    """``embedded``, ``pubsub`` (the emulator, found or started) or ``pubsub-docker``."""
+    """``embedded``, ``pubsub`` (the emulator, found or started), ``pubsub-docker``, or ``twin``.
+
+    The last is a Pub/Sub server as strict as Google documents its own, without Java.
+    """
     return "embedded"
 
 

@@ -1,4 +1,4 @@
-"""Kombu's channel methods on the broker seam, and nothing else.
+"""Kombu's channel methods on the broker seam: publishing, consuming and acks.
 
 State lives on the instance: a channel knows the queues it consumes and the deliveries it holds, gives
 back what it holds when it is closed, and touches nothing of another channel.
@@ -16,19 +16,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from amqp.exceptions import PreconditionFailed
-from amqp.protocol import queue_declare_ok_t
-from kombu.exceptions import ChannelError
-from kombu.transport import virtual
-from kombu.utils.uuid import uuid
-
 from gwi_celery.authority import SIGNATURE, Authority
 from gwi_celery.batch import current_batch
-from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
+from gwi_celery.brokers.base import Delivery, OutgoingMessage
 from gwi_celery.errors import (
     BrokerError,
     MalformedMessage,
-    NotDeleted,
     NotFound,
     StoreError,
     TooLarge,
@@ -37,6 +30,7 @@ from gwi_celery.telemetry.events import emit
 from gwi_celery.text import safe_text
 from gwi_celery.transport import envelope, handover
 from gwi_celery.transport.death import Death, deceased
+from gwi_celery.transport.declaring import DeclaringChannel, not_found
 from gwi_celery.transport.leases import LEASE_PROPERTY
 from gwi_celery.transport.message import Message as _Message
 from gwi_celery.transport.settlement import Settlement
@@ -87,11 +81,8 @@ class Prefetch:
         return max(self.prefetch_count - len(self._channel.held), 0)
 
 
-class Channel(virtual.Channel):
-    """One channel of a connection. Used by one thread, as Kombu's channels are.
-
-    Its methods are Kombu's hooks, hence their number.
-    """
+class Channel(DeclaringChannel):
+    """One channel of a connection. Used by one thread, as Kombu's channels are."""
 
     Message = _Message
     supports_fanout = True
@@ -99,12 +90,10 @@ class Channel(virtual.Channel):
     #: Higher is more urgent, as in AMQP.
     max_priority = 9
 
-    connection: Transport
     closed: bool
 
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
-        self._broker = connection.broker
         self._pid = os.getpid()
         self._consuming: dict[str, _Consumer] = {}
         #: Delivery tag -> unacked message.
@@ -119,119 +108,6 @@ class Channel(virtual.Channel):
     @property
     def qos(self) -> Prefetch:
         return self._prefetch
-
-    # --- topology -----------------------------------------------------------------------------
-
-    def exchange_declare(
-        self,
-        exchange: str | None = None,
-        type: str = "direct",
-        durable: bool = False,
-        auto_delete: bool = False,
-        arguments: Any = None,
-        nowait: bool = False,
-        passive: bool = False,
-    ) -> None:
-        type = type or "direct"
-        name = exchange or f"amq.{type}"
-        if passive:
-            if not self._broker.has_exchange(name):
-                raise _not_found("exchange", name, "Channel.exchange_declare")
-            return
-        self._broker.declare_exchange(name, type)
-
-    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        try:
-            self._broker.delete_exchange(exchange, if_unused=if_unused)
-        except NotDeleted as exc:
-            raise _precondition_failed(exc, (40, 20), "Channel.exchange_delete") from exc
-
-    def queue_declare(
-        self,
-        queue: str | None = None,
-        passive: bool = False,
-        durable: bool = True,
-        auto_delete: bool = False,
-        exclusive: bool = False,
-        arguments: Any = None,
-        nowait: bool = False,
-        **kwargs: Any,
-    ) -> queue_declare_ok_t:
-        name = queue or f"amq.gen-{uuid()}"
-        if passive:
-            if not self._broker.has_queue(name):
-                raise _not_found("queue", name, "Channel.queue_declare")
-        else:
-            arguments = arguments or {}
-            self._broker.declare_queue(
-                QueueSpec(
-                    name=name,
-                    durable=bool(durable),
-                    auto_delete=bool(auto_delete or exclusive),
-                    expires=_milliseconds(arguments.get("x-expires")),
-                    message_ttl=_milliseconds(arguments.get("x-message-ttl")),
-                    lease_seconds=arguments.get("x-lease-seconds"),
-                    max_deliveries=arguments.get("x-max-deliveries"),
-                )
-            )
-        return queue_declare_ok_t(name, 0 if nowait else self._size(name), 0)
-
-    def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
-        """Queue(expires=, message_ttl=) in seconds, as AMQP's x-arguments in milliseconds."""
-        prepared = dict(arguments or {})
-        for option in ("expires", "message_ttl"):
-            if kwargs.get(option) is not None:
-                prepared[f"x-{option.replace('_', '-')}"] = int(kwargs[option] * 1000)
-        return prepared
-
-    def queue_bind(
-        self,
-        queue: str,
-        exchange: str | None = None,
-        routing_key: str = "",
-        arguments: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        if exchange == "":
-            return  # the default exchange reaches every queue by its name
-        self._broker.bind(queue, exchange or "amq.direct", routing_key or "")
-
-    def queue_unbind(
-        self,
-        queue: str,
-        exchange: str | None = None,
-        routing_key: str = "",
-        arguments: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        self._broker.unbind(queue, exchange or "amq.direct", routing_key or "")
-
-    def queue_delete(
-        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
-    ) -> None:
-        try:
-            self._broker.delete_queue(queue, if_unused=if_unused, if_empty=if_empty)
-        except NotDeleted as exc:
-            raise _precondition_failed(exc, (50, 40), "Channel.queue_delete") from exc
-
-    def queue_purge(self, queue: str, **kwargs: Any) -> int:
-        try:
-            return self._broker.purge(queue)
-        except NotFound:
-            return 0
-
-    def list_bindings(self) -> list[tuple[str, str, str]]:
-        return [(b.queue, b.exchange, b.routing_key) for b in self._broker.bindings()]
-
-    def _size(self, queue: str) -> int:
-        try:
-            size = self._broker.size(queue)
-        except NotFound:
-            return 0
-        return size.ready if size is not None else 0
-
-    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return self._broker.has_queue(queue)
 
     # --- publishing ---------------------------------------------------------------------------
 
@@ -277,7 +153,7 @@ class Channel(virtual.Channel):
         try:
             self.connection.receiver.subscribe(queue, bulk=bool(no_ack))
         except NotFound as exc:
-            raise _not_found("queue", queue, "Channel.basic_consume") from exc
+            raise not_found("queue", queue, "Channel.basic_consume") from exc
         self._consuming[consumer_tag] = _Consumer(queue, callback, bool(no_ack))
         self.connection.wake()
 
@@ -341,6 +217,8 @@ class Channel(virtual.Channel):
         return {consumer.queue for consumer in self._consuming.values()}
 
     def _room(self, consumer: _Consumer) -> int:
+        if self.authority is not None and consumer.queue in self.authority.pauses.queues:
+            return 0
         return _UNLIMITED_BATCH if consumer.no_ack else self._prefetch.capacity()
 
     def _accept(self, deliveries: list[Delivery], no_ack: bool) -> list[tuple[Delivery, _Message]]:
@@ -481,11 +359,10 @@ class Channel(virtual.Channel):
         """A place is free: fetch the next message while the event loop is still busy."""
         if os.getpid() != self._pid or self.closed:
             return
-        room = self._prefetch.capacity()
-        if room:
-            for consumer in list(self._consuming.values()):
-                if not consumer.no_ack:
-                    self.connection.receiver.want(consumer.queue, room)
+        for consumer in list(self._consuming.values()):
+            room = 0 if consumer.no_ack else self._room(consumer)
+            if room:
+                self.connection.receiver.want(consumer.queue, room)
         self.connection.wake()
 
     def _settle(self, delivery_tag: str) -> _Held | None:
@@ -530,9 +407,6 @@ class Channel(virtual.Channel):
             connection.close_channel(self)
         self.exchange_types = None
 
-    def after_reply_message_received(self, queue: str) -> None:
-        """Kombu has collected its replies. Their queue is deleted with its consumer."""
-
 
 def _takes_for_later(callback: Callable[..., object]) -> bool:
     """Whether it is a worker without :func:`gwi_celery.setup`: that doesn't report when tasks begin."""
@@ -558,15 +432,3 @@ def _delay(headers: dict[str, Any]) -> float:
     if when.tzinfo is None:
         return 0.0  # in the app's time zone, which only the worker knows
     return max((when - datetime.now(timezone.utc)).total_seconds(), 0.0)
-
-
-def _milliseconds(value: Any) -> float | None:
-    return None if value is None else float(value) / 1000
-
-
-def _precondition_failed(exc: NotDeleted, method: tuple[int, int], name: str) -> PreconditionFailed:
-    return PreconditionFailed(f"PRECONDITION_FAILED - {exc}", method, name, "406")
-
-
-def _not_found(kind: str, name: str, method: str) -> ChannelError:
-    return ChannelError(f"NOT_FOUND - no {kind} {name!r}", (50, 10), method, "404")

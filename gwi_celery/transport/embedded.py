@@ -30,7 +30,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from gwi_celery import config
+from gwi_celery import embedded_url
 from gwi_celery.brokers.base import Broker
 from gwi_celery.brokers.embedded import EmbeddedBroker, memory_broker
 from gwi_celery.errors import ConfigurationError
@@ -46,7 +46,7 @@ class Transport(base.Transport):
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """With the absolute path: a worker prints it at its start."""
-        return config.absolute_url(self.url)
+        return embedded_url.absolute(self.url)
 
     def driver_version(self) -> str:
         return sqlite3.sqlite_version
@@ -55,11 +55,11 @@ class Transport(base.Transport):
 def open_broker(url: str, options: dict[str, Any] | None = None) -> Broker:
     """The broker an ``embedded://`` URL names. Raises ConfigurationError."""
     options = dict(options or {})
-    base.unknown_options(options, config.EMBEDDED_OPTIONS)
-    parsed = config.parse_embedded_url(url)
+    base.unknown_options(options, embedded_url.OPTIONS)
+    parsed = embedded_url.parse(url)
     arguments: dict[str, Any] = {}
     for name, value in {**options, **parsed.options}.items():
-        arguments[name] = config.EMBEDDED_OPTIONS[name].convert(value, f"{url!r}: {name}")
+        arguments[name] = embedded_url.OPTIONS[name].convert(value, f"{url!r}: {name}")
         if arguments[name] <= 0:
             raise ConfigurationError(f"{url!r}: {name} must be above 0, not {value!r}")
     if parsed.folder is None:

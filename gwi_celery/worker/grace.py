@@ -26,7 +26,6 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.worker import state
 
-from gwi_celery import sqlite
 from gwi_celery.errors import GwiError
 from gwi_celery.worker.pools import pool_processes
 
@@ -134,12 +133,12 @@ class _Broker:
         return time.monotonic() - self._answered_at > _SILENCE
 
     def _ask(self) -> None:
-        from gwi_celery.integration import broker_for
+        from gwi_celery.integration import broker_for, displaced
 
         broker = broker_for(self._app)
         while True:
             with contextlib.suppress(GwiError, OSError):
-                if sqlite.displaced() is not None:
+                if displaced(self._app) is not None:
                     return  # connecting would begin another file
                 broker.connect()
                 self._answered_at = time.monotonic()

@@ -9,8 +9,9 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.worker import state
 
-from gwi_celery import shield, sqlite
+from gwi_celery import shield
 from gwi_celery.errors import StoreError
+from gwi_celery.integration import displaced, store_for
 from gwi_celery.reliability.stopping import lower_flag, raise_flag
 from gwi_celery.stores.sqlite import SqliteStore
 
@@ -39,8 +40,6 @@ class StopFlag(bootsteps.StartStopStep):
 
 def _check_store(app: Any) -> None:
     """Say at start what each job would wait for: an embedded store that can't be used."""
-    from gwi_celery.integration import store_for
-
     store = store_for(app)
     if isinstance(store, SqliteStore):
         try:
@@ -71,7 +70,7 @@ class FolderWatch(bootsteps.StartStopStep):
 
     def _watch(self, worker: Any) -> None:
         while not self._over.wait(_LOOK_EVERY):
-            problem = sqlite.displaced()
+            problem = displaced(worker.app)
             if problem is not None:
                 logger.critical("this worker stops: %s", problem)
                 # As SIGTERM does, except for the exit code.

@@ -21,7 +21,6 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 import gwi_celery.app
 from gwi_celery import Reliable, ReliableTask, carry, setup
-from gwi_celery.backends.firestore import FirestoreBackend
 from gwi_celery.stores.base import Claimed
 
 FOLDER = Path(os.environ.get("JOBS_FOLDER", "."))
@@ -96,22 +95,9 @@ class CrashingStore:
         return call
 
 
-class CrashingBackend(FirestoreBackend):
-    """The real results, with a crash point after a chord's part was counted, and its body sent."""
-
-    def count_part(self, group_id: str, part: str) -> tuple[int, bool]:
-        answer = super().count_part(group_id, part)
-        crash("after-part")
-        return answer
-
-    def mark_sent(self, group_id: str) -> None:
-        crash("after-body")
-        super().mark_sent(group_id)
-
-
 if app.conf.result_backend.startswith("firestore:"):
     # The class, and the URL it gets.
-    app.backend_cls = f"{__name__}:CrashingBackend+{app.conf.result_backend}"
+    app.backend_cls = f"tests.acceptance.crashing:CrashingBackend+{app.conf.result_backend}"
 
 _integration = gwi_celery.app.integration(app)
 _integration._store = CrashingStore(_integration.store)  # type: ignore[assignment]

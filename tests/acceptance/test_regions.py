@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from gwi_celery.brokers.pubsub.options import STRICT_HOST
-from gwi_celery.testing.emulators import FIRESTORE_HOST, PUBSUB_HOST, Emulator
+from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
+from gwi_celery.testing.emulators import Emulator
 from gwi_celery.testing.twin import Twin, start_twin
 from tests.proxy import Proxy, proxied
 from tests.workers import ROOT, Worker, eventually

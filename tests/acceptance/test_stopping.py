@@ -19,8 +19,9 @@ from types import ModuleType
 
 import pytest
 
+from gwi_celery.gcp.emulators import PUBSUB_HOST
 from gwi_celery.testing.emulator_fixtures import named
-from gwi_celery.testing.emulators import PUBSUB_HOST, Emulator
+from gwi_celery.testing.emulators import Emulator
 from tests.acceptance.conftest import APP
 from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE, Stopwatch

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import click
 import hcl2
 import pytest
 import yaml
@@ -156,7 +157,7 @@ def test_commands_exist(page: Path) -> None:
                 elif word == "gwi" and "celery" in words:
                     options = {
                         option
-                        for parameter in gwi.commands[following].params
+                        for parameter in gwi.get_command(click.Context(gwi), following).params
                         for option in parameter.opts
                     }
                     given = {w for w in words[words.index("gwi") :] if w.startswith("--")}

@@ -373,7 +373,7 @@ def test_without_a_stream_it_asks_now_and_then(
     backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend.client, "listen", _refuse)
-    monkeypatch.setattr("gwi_celery.backends.firestore._FIRST_LOOK", 0.05)
+    monkeypatch.setattr("gwi_celery.backends.firestore.backend._FIRST_LOOK", 0.05)
     got: list[Any] = []
     thread = waiting(backend, "t1", got)
     backend.store_result("t1", 1, SUCCESS)

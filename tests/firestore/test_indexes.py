@@ -18,7 +18,9 @@ from gwi_celery.firestore.documents import Query
 from gwi_celery.stores.base import JobStatus, Replay, StoredResult
 from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.firestore.blobs import INLINE
+from gwi_celery.stores.limits import LimitRef, LimitSetting
 from gwi_celery.testing.twin.firestore import served
+from tests.contract import test_store_queues as letters
 from tests.contract.stores import StoreCase, failure, step, success
 from tests.contract.test_store_records import WANTED, fill
 from tests.firestore.test_store import TTL, request, take
@@ -27,7 +29,7 @@ from tests.firestore_wire import Wire
 ASCENDING, DESCENDING, EQUAL = 1, 2, 5
 GROUPS = (
     *("gwi_jobs", "gwi_locks", "gwi_barred", "gwi_steps", "gwi_chunks", "gwi_results", "gwi_parts"),
-    *("gwi_actions", "gwi_keys"),
+    *("gwi_actions", "gwi_keys", "gwi_letters", "gwi_queues", "gwi_limits", "gwi_places"),
 )
 
 
@@ -42,12 +44,20 @@ def case_of(store: FirestoreStore, wire: Wire) -> StoreCase:
     return StoreCase(store, lambda: store, wire.advance, TTL, TTL * 100)
 
 
+def limit_something(store: FirestoreStore) -> None:
+    limit = LimitRef("openai", {}, max_running=1)
+    store.set_limit(LimitSetting("openai", {}, 2, None, 0.0, "ops"))
+    take(store, key="limited", limits=[limit])
+    assert len(store.list_places()) == len(store.list_places(limit.id)) == 1
+
+
 def use_everything(wire: Wire) -> None:
     store = wire.store()
     large = b"x" * (INLINE + 1)
     lease = store.save(take(store).lease, step("a", large))
     store.finish(store.save(lease, step("b")), failure(large))
     store.list_locks("acme")
+    limit_something(store)
     store.cancel(request("never").job, "no", in_advance=True)
     store.operator_key()
     assert store.list_actions(limit=1, before=store.list_actions()[0].id) == []
@@ -64,6 +74,13 @@ def use_everything(wire: Wire) -> None:
         for of in (wanted, replace(wanted, since=0.0, before=1e10)):
             token = store.find_jobs(of, limit=1).next_token
             store.find_jobs(of, limit=1, token=token)
+    for record in letters.fill(store.queues):
+        assert store.queues.get(record.id)
+    for wanted_letter, found in letters.WANTED.values():
+        assert store.queues.count(wanted_letter) == len(found)
+        token = store.queues.find(wanted_letter, limit=1).next_token
+        store.queues.find(wanted_letter, limit=1, token=token)
+    store.queues.expiring(1e10)
     store.get_checkpoints(request().job)
     claimed = take(store, replay=Replay(2, "b"))
     store.load(claimed.lease)
@@ -82,10 +99,11 @@ def use_everything(wire: Wire) -> None:
 @pytest.mark.emulator
 def test_every_query_is_served_and_every_field_has_its_say(wire: Wire) -> None:
     use_everything(wire)
-    queries = [sent for sent in wire.requests if hasattr(sent, "structured_query")]
+    sent = [getattr(each, "structured_aggregation_query", each) for each in wire.requests]
+    queries = [each.structured_query for each in sent if hasattr(each, "structured_query")]
     assert len(queries) > 10
-    for sent in queries:
-        assert served(sent.structured_query), sent
+    for query in queries:
+        assert served(query), query
     overrides = {(f["collectionGroup"], f["fieldPath"]) for f in indexes.load()["fieldOverrides"]}
     client = Client(wire.url)
     store = wire.store()
@@ -99,8 +117,11 @@ def test_every_query_is_served_and_every_field_has_its_say(wire: Wire) -> None:
     store.cancel(request("never").job, "no", in_advance=True)
     store.operator_key()
     take(store, key="last")
+    limit_something(store)
     store.bar_calls_of("acme", "t", "enough")
     fill(case_of(store, wire))
+    letters.fill(store.queues)
+    store.queues.set_paused("q", True)
     used = set()
     for group in GROUPS:
         found = client.query(Query("", group, descendants=True)).documents.values()
@@ -117,7 +138,7 @@ def test_the_file_is_what_the_firebase_cli_takes() -> None:
     assert set(content) == {"indexes", "fieldOverrides"}
     assert content == indexes.load()
     ttl = {f["collectionGroup"] for f in content["fieldOverrides"] if f.get("ttl")}
-    assert ttl == {*GROUPS} - {"gwi_keys"}
+    assert ttl == {*GROUPS} - {"gwi_keys", "gwi_queues", "gwi_limits"}
 
 
 def test_the_same_for_gcloud() -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -22,18 +23,27 @@ class Issuer:
     """Signs tokens; ``certificates`` is what it publishes."""
 
     def __init__(self, key_id: str = "key-1") -> None:
-        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        private = key.private_bytes(
+        self.key_id = key_id
+
+    @cached_property
+    def certificates(self) -> dict[str, str]:
+        public = self._key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        return {self.key_id: public.decode()}
+
+    @cached_property
+    def _key(self) -> rsa.RSAPrivateKey:
+        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+    @cached_property
+    def _signer(self) -> Any:
+        private = self._key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.TraditionalOpenSSL,
             serialization.NoEncryption(),
         )
-        public = key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        self.key_id = key_id
-        self.certificates = {key_id: public.decode()}
-        self._signer = crypt.RSASigner.from_string(private, key_id)
+        return crypt.RSASigner.from_string(private, self.key_id)
 
     def token(self, **changes: Any) -> str:
         """A good token, but for ``changes`` (None: without that claim)."""

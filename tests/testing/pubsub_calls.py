@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import queue
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -130,3 +132,39 @@ class StreamCall:
 
 def bodies(received: list[Any]) -> list[str]:
     return [r.message.data.decode() for r in received]
+
+
+class Endpoint:
+    """An HTTP server that notes requests and answers with what ``statuses`` says, then 204."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.arrived = threading.Condition()
+        answers = list(statuses)
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                with endpoint.arrived:
+                    endpoint.requests.append((dict(self.headers), body))
+                    status = answers.pop(0) if answers else 204
+                    endpoint.arrived.notify_all()
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/push?token=x"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def wait_for(self, count: int) -> list[tuple[dict[str, str], bytes]]:
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: len(self.requests) >= count, 20)
+            return self.requests
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -19,7 +19,7 @@ from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
-from gwi_celery.errors import TooLarge
+from gwi_celery.errors import BrokerUnusable, TooLarge
 from gwi_celery.testing.twin import STRICT, Twin, start_twin
 from tests.contract.brokers import send, wait_for
 from tests.workers import eventually
@@ -327,3 +327,15 @@ def _update(broker: PubSubBroker, subscription: Any, field: str) -> None:
         subscription=subscription, update_mask=FieldMask(paths=[field])
     )
     broker.client.call("UpdateSubscription", request, subscription.name)
+
+
+def test_who_may_not_act_as_the_pusher_is_told_the_role(broker: PubSubBroker, twin: Twin) -> None:
+    account = "pusher@p.example"
+    broker.declare_queue(QueueSpec("q"))
+    twin.deny("iam.serviceAccounts.actAs")
+    try:
+        with pytest.raises(BrokerUnusable, match=r"grant roles/iam\.serviceAccountUser on it"):
+            broker.push_to("q", "http://127.0.0.1:9/push", service_account=account)
+        broker.push_to("q", "http://127.0.0.1:9/push")
+    finally:
+        twin.allow("iam.serviceAccounts.actAs")

@@ -11,7 +11,8 @@ from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import firestore
 
-from gwi_celery.testing.emulators import FIRESTORE_HOST, Emulator
+from gwi_celery.gcp.emulators import FIRESTORE_HOST
+from gwi_celery.testing.emulators import Emulator
 from gwi_celery.testing.twin import FirestoreTwin, start_firestore_twin
 
 pytestmark = pytest.mark.emulator

@@ -13,7 +13,7 @@ import pytest
 from google.api_core import exceptions
 from google.cloud import pubsub_v1
 
-from gwi_celery.testing.emulators import PUBSUB_HOST
+from gwi_celery.gcp.emulators import PUBSUB_HOST
 from gwi_celery.testing.twin import start_twin
 from tests.machine import PATIENCE
 from tests.testing.pubsub_calls import Calls, bodies

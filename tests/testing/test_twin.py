@@ -1,4 +1,4 @@
-"""Each switch of the twin: what it does that the emulator doesn't."""
+"""What the twin's switches do, beyond what test_pubsub_differences.py asks the emulator as well."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -16,7 +15,7 @@ from google.api_core import exceptions
 from google.auth import jwt
 
 from gwi_celery.testing.twin import LENIENT, STRICT, Twin, start_twin
-from tests.testing.pubsub_calls import Calls, bodies
+from tests.testing.pubsub_calls import Calls, Endpoint, bodies
 
 #: A switch that is off for all tests but its own.
 _QUIET = {
@@ -78,18 +77,6 @@ def test_what_an_abandoned_pull_takes_stays_leased(
     assert bodies(calls.pull(other)) == ["two"]
 
 
-def test_an_immediate_pull_may_be_empty_although_there_is_a_backlog(
-    calls: Calls, switch: Callable[..., Any]
-) -> None:
-    topic = calls.topic()
-    sub = calls.subscription(topic)
-    calls.publish(topic, "one")
-    switch(immediate_empty=1)
-    assert calls.look(sub) == []
-    switch(immediate_empty=0)
-    assert bodies(calls.look(sub)) == ["one"]
-
-
 def test_a_pull_may_return_fewer_than_asked(calls: Calls, switch: Callable[..., Any]) -> None:
     switch(short_pulls=1)
     topic = calls.topic()
@@ -114,12 +101,6 @@ def test_a_stream_keeps_to_its_flow_control(calls: Calls) -> None:
         assert bodies(calls.pull(sub, 1)) == ["c"]  # it was left for others
         stream.send(ack_ids=[first[0].ack_id])
         assert len(stream.messages(1)) == 1
-
-
-def test_a_silent_stream_is_closed(calls: Calls, switch: Callable[..., Any]) -> None:
-    switch(stream_silence=0.5)
-    with calls.stream(calls.subscription(calls.topic())) as stream:
-        assert isinstance(stream.end(), exceptions.ServiceUnavailable)
 
 
 def test_a_stream_that_is_heard_lives_on_but_not_for_ever(
@@ -210,14 +191,6 @@ def test_what_was_just_created_may_be_unknown(calls: Calls, switch: Callable[...
     calls.publish(topic, "one")
 
 
-def test_a_deleted_name_rests(calls: Calls, switch: Callable[..., Any]) -> None:
-    switch(name_rest=60.0)
-    topic = calls.topic()
-    calls.publisher.delete_topic(request={"topic": topic})
-    with pytest.raises(exceptions.AlreadyExists):
-        calls.topic()
-
-
 def test_a_lease_may_end_early(calls: Calls, switch: Callable[..., Any]) -> None:
     switch(early_expiry=1)
     topic = calls.topic()
@@ -261,13 +234,6 @@ def test_messages_of_a_busy_ordering_key_wait(calls: Calls) -> None:
     assert bodies(calls.pull(sub, 10)) == ["x"]
     calls.ack(sub, *first)
     assert bodies(calls.pull(sub, 10)) == ["b"]
-
-
-def test_one_request_takes_one_ordering_key(calls: Calls) -> None:
-    topic = calls.topic()
-    messages = [{"data": b"x", "ordering_key": key} for key in "ab"]
-    with pytest.raises(exceptions.FailedPrecondition, match="same ordering key"):
-        calls.publisher.publish(request={"topic": topic, "messages": messages})
 
 
 # --- limits ---------------------------------------------------------------------------------------
@@ -343,10 +309,69 @@ def test_a_denied_permission(calls: Calls, twin: Twin) -> None:
     calls.publish(topic, "one")
 
 
+def test_a_call_needs_its_permissions_elsewhere_too(calls: Calls, twin: Twin) -> None:
+    topic = calls.topic()
+    twin.deny("pubsub.topics.attachSubscription", topic)
+    with pytest.raises(exceptions.PermissionDenied, match="not authorized"):
+        calls.subscription(topic)
+    twin.allow("pubsub.topics.attachSubscription", topic)
+    sub = calls.subscription(topic)
+    account = "pusher@p.iam.gserviceaccount.com"
+    twin.deny("iam.serviceAccounts.actAs", f"projects/-/serviceAccounts/{account}")
+    push = {
+        "push_endpoint": "http://127.0.0.1:9/",
+        "oidc_token": {"service_account_email": account},
+    }
+    for call, request in (
+        (calls.subscriber.modify_push_config, {"subscription": sub, "push_config": push}),
+        (
+            calls.subscriber.update_subscription,
+            {
+                "subscription": {"name": sub, "push_config": push},
+                "update_mask": {"paths": ["push_config"]},
+            },
+        ),
+        (
+            calls.subscriber.create_subscription,
+            {"name": f"{sub}-pushed", "topic": topic, "push_config": push},
+        ),
+    ):
+        with pytest.raises(
+            exceptions.PermissionDenied, match="actAs' denied on service account push"
+        ):
+            call(request=request)
+
+
+def test_permissions_can_be_asked_for(calls: Calls, twin: Twin) -> None:
+    topic = calls.topic()
+    twin.deny("pubsub.topics.delete", topic)
+    asked = ["pubsub.topics.publish", "pubsub.topics.delete"]
+    request = {"resource": topic, "permissions": asked}
+    assert calls.publisher.test_iam_permissions(request=request).permissions == asked[:1]
+
+
+def test_nothing_is_dead_lettered_without_the_service_agents_grants(
+    calls: Calls, twin: Twin
+) -> None:
+    topic, dead = calls.topic(), calls.topic("dead")
+    policy = {"dead_letter_topic": dead, "max_delivery_attempts": 5}
+    sub, end = calls.subscription(topic, dead_letter_policy=policy), calls.subscription(dead)
+    twin.deny("pubsub.topics.publish", dead, who="agent")
+    calls.publish(topic, "poison")
+    for _ in range(7):
+        calls.modify(sub, 0, *calls.pull(sub))
+    assert calls.look(end) == []
+    twin.allow("pubsub.topics.publish", dead, who="agent")
+    assert calls.look(sub) == []
+    assert bodies(calls.look(end)) == ["poison"]
+
+
 def test_a_disabled_api(calls: Calls, twin: Twin) -> None:
     twin.disable()
-    with pytest.raises(exceptions.PermissionDenied, match="has not been used in project"):
+    with pytest.raises(exceptions.PermissionDenied, match="has not been used in project") as caught:
         calls.topic()
+    assert caught.value.reason == "SERVICE_DISABLED"
+    assert caught.value.metadata["service"] == "pubsub.googleapis.com"
 
 
 def test_faults_may_come_after_the_effect(
@@ -411,44 +436,8 @@ def test_it_counts_what_would_be_billed(calls: Calls, twin: Twin) -> None:
 # --- push -----------------------------------------------------------------------------------------
 
 
-class _Endpoint:
-    """An HTTP server that notes requests and answers with what ``statuses`` says, then 204."""
-
-    def __init__(self, *statuses: int) -> None:
-        self.requests: list[tuple[dict[str, str], bytes]] = []
-        self.arrived = threading.Condition()
-        answers = list(statuses)
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                with endpoint.arrived:
-                    endpoint.requests.append((dict(self.headers), body))
-                    status = answers.pop(0) if answers else 204
-                    endpoint.arrived.notify_all()
-                self.send_response(status)
-                self.end_headers()
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/push?token=x"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def wait_for(self, count: int) -> list[tuple[dict[str, str], bytes]]:
-        with self.arrived:
-            assert self.arrived.wait_for(lambda: len(self.requests) >= count, 20)
-            return self.requests
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 def test_push_is_sent_again_until_it_is_taken(calls: Calls, twin: Twin) -> None:
-    endpoint = _Endpoint(500, 503)
+    endpoint = Endpoint(500, 503)
     try:
         topic = calls.topic()
         sub = calls.subscription(topic, push_config={"push_endpoint": endpoint.url})
@@ -464,7 +453,7 @@ def test_push_is_sent_again_until_it_is_taken(calls: Calls, twin: Twin) -> None:
 
 
 def test_push_carries_a_signed_token(calls: Calls, twin: Twin) -> None:
-    endpoint = _Endpoint()
+    endpoint = Endpoint()
     try:
         topic = calls.topic()
         token = {"service_account_email": "pusher@p.iam", "audience": "https://audience"}

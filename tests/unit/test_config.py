@@ -18,8 +18,9 @@ from celery import Celery
 from celery.concurrency import solo
 from kombu.exceptions import OperationalError
 
-from gwi_celery import ReliableTask, setup, store_for, versions
-from gwi_celery.config import load, parse_embedded_url, quote_folder
+from gwi_celery import ReliableTask, embedded_url, setup, store_for, versions
+from gwi_celery.config import load
+from gwi_celery.embedded_url import quote_folder
 from gwi_celery.errors import BrokerUnusable, ConfigurationError, StoreUnusable
 from gwi_celery.integration import broker_for, settings_for
 from gwi_celery.service import create_app
@@ -95,16 +96,16 @@ def test_results_go_where_the_store_is() -> None:
 
 @pytest.mark.parametrize("folder", ["/a/b", "/a b/ä#?%;x", "/UPPER/Case:8"])
 def test_any_folder_goes_through_a_url(folder: str) -> None:
-    assert parse_embedded_url(f"embedded://{quote_folder(folder)}").folder == Path(folder)
+    assert embedded_url.parse(f"embedded://{quote_folder(folder)}").folder == Path(folder)
 
 
 def test_the_forms_of_an_embedded_url(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse_embedded_url("embedded://").folder == tmp_path / ".gwi"
-    assert parse_embedded_url("embedded://Sub/dir").folder == tmp_path / "Sub/dir"
-    assert parse_embedded_url("embedded://:memory:").memory == "default"
-    assert parse_embedded_url("embedded://:memory:/x").memory == "x"
-    options = parse_embedded_url("embedded:///x?lease_seconds=5").options
+    assert embedded_url.parse("embedded://").folder == tmp_path / ".gwi"
+    assert embedded_url.parse("embedded://Sub/dir").folder == tmp_path / "Sub/dir"
+    assert embedded_url.parse("embedded://:memory:").memory == "default"
+    assert embedded_url.parse("embedded://:memory:/x").memory == "x"
+    options = embedded_url.parse("embedded:///x?lease_seconds=5").options
     assert options == {"lease_seconds": "5"}
 
 

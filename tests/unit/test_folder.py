@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from gwi_celery import config, setup
+from gwi_celery import embedded_url, setup
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.config import Settings
@@ -186,18 +186,18 @@ def test_the_default_one_is_at_the_projects_root(
     (project / "pyproject.toml").touch()
     monkeypatch.chdir(project / "shop" / "jobs")
     for url in ("embedded://", "embedded://.gwi"):
-        assert config.parse_embedded_url(url).folder == project / ".gwi"
-        assert config.absolute_url(url) == f"embedded://{project}/.gwi"
+        assert embedded_url.parse(url).folder == project / ".gwi"
+        assert embedded_url.absolute(url) == f"embedded://{project}/.gwi"
     assert Settings().effective_broker_url == f"embedded://{project}/.gwi"
     assert (
-        config.absolute_url("embedded://x%25?retention=5")
+        embedded_url.absolute("embedded://x%25?retention=5")
         == f"embedded://{Path.cwd()}/x%25?retention=5"
     )
-    publish(config.parse_embedded_url("embedded://").folder)  # type: ignore[arg-type]
+    publish(embedded_url.parse("embedded://").folder)  # type: ignore[arg-type]
     assert caplog.text == ""
     # 0.1 made it in the current directory: there it stays.
     (project / "shop" / "jobs" / ".gwi").mkdir()
-    assert config.parse_embedded_url("embedded://").folder == Path.cwd() / ".gwi"
+    assert embedded_url.parse("embedded://").folder == Path.cwd() / ".gwi"
 
 
 @pytest.mark.parametrize("url", ["embedded://", "embedded://data"])
@@ -206,12 +206,12 @@ def test_where_its_place_is_by_chance_that_is_said_when_it_begins(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        publish(config.parse_embedded_url(url).folder)  # type: ignore[arg-type]
+        publish(embedded_url.parse(url).folder)  # type: ignore[arg-type]
     (warning,) = caplog.messages
     assert f"an empty queue begins in {tmp_path}/" in warning
     assert "Set GWI_FOLDER" in warning
     caplog.clear()
-    publish(config.parse_embedded_url(f"embedded://{tmp_path}/named").folder)  # type: ignore[arg-type]
+    publish(embedded_url.parse(f"embedded://{tmp_path}/named").folder)  # type: ignore[arg-type]
     assert caplog.text == ""
 
 

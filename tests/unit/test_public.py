@@ -11,6 +11,7 @@ from gwi_celery import errors
 
 def test_the_public_names() -> None:
     assert gwi_celery.__all__ == [
+        "Limit",
         "Reliable",
         "ReliableTask",
         "Settings",

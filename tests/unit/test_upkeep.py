@@ -21,9 +21,7 @@ from gwi_celery import broker_for, setup, store_for
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.base import Checkpoint, CheckpointKind, Claimed, JobStatus, Outcome
-from gwi_celery.telemetry import events
-from gwi_celery.telemetry.stats import Stats
-from gwi_celery.upkeep import ANNOUNCED, announce_expiring, clean
+from gwi_celery.upkeep import clean
 from tests.contract.contender import request
 from tests.machine import PATIENCE
 from tests.service.pushing import Service
@@ -230,21 +228,3 @@ def test_a_push_service_does_it_by_itself(folder: Path, producer: Celery) -> Non
         service.stop()
     finally:
         service.close()
-
-
-def test_dead_letters_are_announced_days_before_they_are_dropped(app, caplog):
-    broker = broker_for(app)
-    broker.declare_queue(QueueSpec("late.dead"))
-    broker.declare_queue(QueueSpec("celery.dead"))
-    broker.publish("", "late.dead", OutgoingMessage(b"1", ttl=ANNOUNCED - 60))
-    broker.publish("", "late.dead", OutgoingMessage(b"2", ttl=ANNOUNCED + 60))
-    broker.publish("", "celery.dead", OutgoingMessage(b"3"))
-    stats = Stats()
-    events.listen(stats)
-    try:
-        announce_expiring(app)
-    finally:
-        events.ignore(stats)
-    [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith("1 dead letters of queue 'late' are dropped within 2 days")
-    assert stats.expiring == 1

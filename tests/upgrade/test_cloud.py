@@ -10,13 +10,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from celery.contrib.testing.worker import start_worker
 
 from gwi_celery import broker_for, store_for
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.stores.base import JobRef, JobStatus
 from gwi_celery.testing.emulators import Emulator
 from tests.apps import imported
+from tests.threadworker import worker_in_thread
 from tests.upgrade.make import HERE, firestore, pubsub
 from tests.workers import eventually
 
@@ -65,7 +65,7 @@ def test_jobs_of_an_older_release_go_on(payroll: ModuleType, tmp_path: Path) -> 
     assert status("fails") is JobStatus.FAILED
     assert status("half") is JobStatus.RUNNING, "its worker was killed"
 
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+    with worker_in_thread(app):
         done = pay.delay(run_id="done", **call).get(timeout=60)
         assert done == {"run": "done", "paid": 3, "note": {"half": True}}
         eventually(lambda: status("half") is JobStatus.SUCCEEDED, timeout=60, what="half")

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from celery.contrib.testing.worker import start_worker
 
 from gwi_celery import broker_for, store_for
 from gwi_celery.stores.base import JobRef, JobStatus
 from tests.apps import imported
+from tests.threadworker import worker_in_thread
 from tests.workers import eventually
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def test_jobs_of_an_older_release_go_on(payroll: ModuleType, tmp_path: Path) -> 
     assert status("half") is JobStatus.RUNNING, "its worker was killed"
     assert [m.attributes["task"] for m in broker.peek("celery.dead")] == ["payroll.pay"]
 
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+    with worker_in_thread(app):
         done = pay.delay(run_id="done", **call).get(timeout=60)
         assert done == {"run": "done", "paid": 3, "note": {"half": True}}
         eventually(lambda: status("half") is JobStatus.SUCCEEDED, what="half")

@@ -42,11 +42,12 @@ from gwi_celery.brokers.base import (
     redriving,
 )
 from gwi_celery.brokers.checks import above_zero
-from gwi_celery.brokers.embedded import tables
+from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.deliveries import Deliveries
 from gwi_celery.brokers.embedded.entities import Entities
 from gwi_celery.brokers.embedded.files import SWEEP_LIMIT, Files, Memory
 from gwi_celery.brokers.embedded.looking import Looking
+from gwi_celery.brokers.embedded.messages import insert_message
 from gwi_celery.brokers.embedded.receiver import EmbeddedReceiver
 from gwi_celery.brokers.embedded.tables import Queue
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
@@ -65,7 +66,7 @@ _REDRIVE_BATCH = 1000
 class EmbeddedBroker:
     """A :class:`~gwi_celery.brokers.base.Broker` in ``folder``, or in memory.
 
-    It has the seam's methods, hence their number; the other modules of the package do the work.
+    Over 25 methods, as the seam has them; the other modules of the package do the work.
 
     Args:
         folder: Created if it doesn't exist. None: in memory; see :func:`memory_broker` to share that.
@@ -159,9 +160,7 @@ class EmbeddedBroker:
                     routes[route] = [self._files.ensure(change, routing_key)]
                 reached.append(len(routes[route]))
                 for queue in routes[route]:
-                    tables.insert_message(
-                        change.c, queue, message, change.now, self._files.retention
-                    )
+                    insert_message(change.c, queue, message, change.now, self._files.retention)
             for queues in routes.values():
                 for queue in queues:
                     change.wake(queue.spec.name)
@@ -211,21 +210,21 @@ class EmbeddedBroker:
         with self._files.database.read() as c:
             if queue.endswith(DEAD_LETTER_SUFFIX) and tables.find_queue(c, queue, now) is None:
                 return QueueSize(0, 0, 0)
-            return tables.size(c, self._files.find(c, queue), now)
+            return messages.size(c, self._files.find(c, queue), now)
 
     def purge(self, queue: str) -> int:
         """Delete what is ready or delayed, not what is leased; how many. 0 for a missing queue."""
         self._about_to("purge", queue)
         with self._files.change(durable=True) as change:
             found = tables.find_queue(change.c, queue, change.now)
-            return 0 if found is None else tables.delete_unleased(change.c, found, change.now)
+            return 0 if found is None else messages.delete_unleased(change.c, found, change.now)
 
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
         """Ready messages in delivery order, then the others by their due time; [] for a missing queue."""
         now = self._files.clock.time()
         with self._files.database.read() as c:
             found = tables.find_queue(c, queue, now)
-            return [] if found is None else tables.peek(c, found, limit, now)
+            return [] if found is None else messages.peek(c, found, limit, now)
 
     def state(self, queue: str) -> QueueState:
         return self._looking.state(queue)
@@ -255,6 +254,10 @@ class EmbeddedBroker:
         if self.operators is not None:
             self.operators.about_to(what, queue)
 
+    @property
+    def dead_kept(self) -> float:
+        return self._files.retention
+
     def redrive(
         self, queue: str, limit: int | None = None, *, only: Collection[str] | None = None
     ) -> int:
@@ -268,7 +271,7 @@ class EmbeddedBroker:
             if found is None:
                 return 0
             # No more than there are now: some may be dead-lettered again meanwhile.
-            left = tables.size(c, found, self._files.clock.time()).ready
+            left = messages.size(c, found, self._files.clock.time()).ready
         left = left if limit is None else min(limit, left)
         mark = redriving(self.operators, queue)
         moved = 0

@@ -20,7 +20,7 @@ from gwi_celery.brokers.base import (
     Delivery,
     dead_letter_queue,
 )
-from gwi_celery.brokers.embedded import tables
+from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.files import Change, Files
 from gwi_celery.brokers.embedded.tables import Queue
 from gwi_celery.text import REASON_BYTES, cut
@@ -39,21 +39,21 @@ class Deliveries:
             now = self._files.clock.time()
             with self._files.database.read() as c:
                 found = tables.find_queue(c, name, now)
-                if found is None or found.paused or not tables.has_ready(c, found, now):
+                if found is None or found.paused or not messages.has_ready(c, found, now):
                     return []
         deliveries: list[Delivery] = []
         with self._files.change() as change:
             queue = tables.find_queue(change.c, name, change.now)
             if queue is None or queue.paused:
                 return []
-            promoted = tables.promote(change.c, queue, change.now)
+            promoted = messages.promote(change.c, queue, change.now)
             while len(deliveries) < limit:
-                rows = tables.ready(change.c, queue, limit - len(deliveries))
+                rows = messages.ready(change.c, queue, limit - len(deliveries))
                 if not rows:
                     break
                 for row in rows:
                     if row["expires_at"] <= change.now:
-                        tables.delete(change.c, row["id"])
+                        messages.delete(change.c, row["id"])
                     elif 0 < self._files.max_deliveries(queue) <= row["attempts"]:
                         reason = f"delivered {row['attempts']} times without an ack"
                         self._bury(change, queue, row, reason, {DEATH_KIND: "deliveries"})
@@ -68,13 +68,13 @@ class Deliveries:
         seconds = self._files.lease_seconds(queue)
         # Not from a counter: it must not be used again, should the file be replaced under a worker.
         lease = int.from_bytes(os.urandom(8), "big") >> 1
-        tables.take(change.c, row["id"], lease, change.now + seconds, begun=begun)
+        messages.take(change.c, row["id"], lease, change.now + seconds, begun=begun)
         return Delivery(
             queue=queue.spec.name,
             ack_id=f"{row['id']}.{lease}",
             message_id=str(row["id"]),
             data=row["data"],
-            attributes=tables.read_attributes(row["attributes"]),
+            attributes=messages.read_attributes(row["attributes"]),
             deliveries=row["deliveries"] + 1,
             attempts=row["attempts"],
             published_at=row["published_at"],
@@ -86,26 +86,26 @@ class Deliveries:
         if not deliveries:
             return []
         with self._files.database.write(durable=False) as c:
-            return [d for d in deliveries if not tables.delete_leased(c, *_lease_of(d))]
+            return [d for d in deliveries if not messages.delete_leased(c, *_lease_of(d))]
 
     def begin(self, delivery: Delivery) -> None:
         with self._files.database.write(durable=False) as c:
-            tables.set_attempts(c, *_lease_of(delivery), delivery.attempts + 1)
+            messages.set_attempts(c, *_lease_of(delivery), delivery.attempts + 1)
 
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
         with self._files.change() as change:
             id, lease = _lease_of(delivery)
-            if tables.leased(change.c, id, lease, change.now) is not None:
-                tables.set_attempts(change.c, id, lease, delivery.attempts + 1)
-                tables.free(change.c, id, change.now + delay if delay > 0 else None)
+            if messages.leased(change.c, id, lease, change.now) is not None:
+                messages.set_attempts(change.c, id, lease, delivery.attempts + 1)
+                messages.free(change.c, id, change.now + delay if delay > 0 else None)
                 change.wake(delivery.queue)
 
     def give_back(self, delivery: Delivery) -> None:
         with self._files.change() as change:
             id, lease = _lease_of(delivery)
-            if tables.leased(change.c, id, lease, change.now) is not None:
-                tables.set_attempts(change.c, id, lease, delivery.attempts)
-                tables.take_back(change.c, id)
+            if messages.leased(change.c, id, lease, change.now) is not None:
+                messages.set_attempts(change.c, id, lease, delivery.attempts)
+                messages.take_back(change.c, id)
                 change.wake(delivery.queue)
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
@@ -116,18 +116,18 @@ class Deliveries:
             until = change.now + seconds
             for delivery in deliveries:
                 id, lease = _lease_of(delivery)
-                row = tables.leased(change.c, id, lease, change.now)
+                row = messages.leased(change.c, id, lease, change.now)
                 if row is None:
                     lost.append(delivery)
                     continue
-                tables.set_due(change.c, id, until)
+                messages.set_due(change.c, id, until)
                 if row["due"] is not None and until < row["due"]:
                     change.wake(delivery.queue)
         return lost
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         with self._files.change() as change:
-            row = tables.leased(change.c, *_lease_of(delivery), change.now)
+            row = messages.leased(change.c, *_lease_of(delivery), change.now)
             queue = tables.find_queue(change.c, delivery.queue, change.now)
             if row is not None and queue is not None:
                 self._bury(change, queue, row, reason, delivery.attributes)
@@ -142,14 +142,14 @@ class Deliveries:
     ) -> None:
         """Move it to the dead letter; ``more``: attributes that its consumer added."""
         if queue.spec.temporary:
-            tables.delete(change.c, row["id"])
+            messages.delete(change.c, row["id"])
             return
         if queue.takes_dead_letters:
             # Redelivered at once, it would keep a consumer that refuses it busy forever.
-            tables.free(change.c, row["id"], change.now + self._files.lease_seconds(queue))
+            messages.free(change.c, row["id"], change.now + self._files.lease_seconds(queue))
             change.wake(queue.spec.name)
             return
-        own = tables.read_attributes(row["attributes"])
+        own = messages.read_attributes(row["attributes"])
         attributes = {
             **more,
             **{k: v for k, v in own.items() if k not in DEATH},
@@ -160,7 +160,7 @@ class Deliveries:
             DEATH_TIME: f"{change.now:.6f}",
         }
         dead = self._files.ensure(change, dead_letter_queue(queue.spec.name))
-        tables.move(change.c, row["id"], dead, attributes, change.now + self._files.retention)
+        messages.move(change.c, row["id"], dead, attributes, change.now + self._files.retention)
         change.wake(dead.spec.name)
 
     def redrive(
@@ -175,16 +175,16 @@ class Deliveries:
             source = tables.find_queue(change.c, dead, change.now)
             if source is None:
                 return 0
-            tables.delete_expired(change.c, change.now, source)
-            tables.promote(change.c, source, change.now)
+            messages.delete_expired(change.c, change.now, source)
+            messages.promote(change.c, source, change.now)
             target = self._files.ensure(change, queue)
-            expires_at = change.now + tables.time_to_live(target, self._files.retention)
-            rows = tables.ready(change.c, source, limit, only)
+            expires_at = change.now + messages.time_to_live(target, self._files.retention)
+            rows = messages.ready(change.c, source, limit, only)
             for row in rows:
-                attributes = tables.read_attributes(row["attributes"])
+                attributes = messages.read_attributes(row["attributes"])
                 kept = {k: v for k, v in attributes.items() if k not in DEATH}
                 redrive = mark(uuid.uuid4().hex)  # moved once: no name that outlasts this is needed
-                tables.move(change.c, row["id"], target, {**kept, REDRIVE: redrive}, expires_at)
+                messages.move(change.c, row["id"], target, {**kept, REDRIVE: redrive}, expires_at)
             change.wake(queue)
             return len(rows)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gwi_celery.brokers.base import QueueSpec
-from gwi_celery.brokers.embedded import schema, tables
+from gwi_celery.brokers.embedded import messages, schema, tables
 from gwi_celery.brokers.embedded.tables import Queue
 from gwi_celery.brokers.wakeups import LOOK_INTERVAL, FolderWakeups, PipeWakeups, Wakeups
 from gwi_celery.clock import Clock
@@ -141,14 +141,14 @@ class Files:
             receiver.refresh()
         with self.database.read() as c:
             listeners = tables.all_listeners(c)
-            expired = tables.has_expired(c, self.clock.time())
+            expired = messages.has_expired(c, self.clock.time())
         dead = self.dead(listeners)
         if not dead and not expired:
             return 0
         self._bury_receivers(dead)
         with self.database.write(durable=False) as c:
             tables.drop_expired_queues(c, self.clock.time())
-            return tables.delete_expired(c, self.clock.time(), limit=limit)
+            return messages.delete_expired(c, self.clock.time(), limit=limit)
 
     def sweep_if_due(self) -> None:
         now = self.clock.monotonic()

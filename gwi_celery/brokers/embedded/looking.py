@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, QueueState, StoredMessage, dead_letter_queue
-from gwi_celery.brokers.embedded import tables
+from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.files import Files
 
 #: Messages in one page of a look.
@@ -23,10 +23,10 @@ class Looking:
         now = files.clock.time()
         with files.database.read() as c:
             found = files.find(c, queue)
-            size, oldest = tables.size(c, found, now), tables.oldest(c, found, now)
+            size, oldest = messages.size(c, found, now), messages.oldest(c, found, now)
             listeners = tables.listeners(c, queue)
             dead = tables.find_queue(c, dead_letter_queue(queue), now)
-            died = 0 if dead is None else tables.size(c, dead, now).total
+            died = 0 if dead is None else messages.size(c, dead, now).total
         return QueueState(
             queue,
             *(size.ready, size.delayed, size.leased),
@@ -42,7 +42,7 @@ class Looking:
             return {
                 queue.spec.name.removesuffix(DEAD_LETTER_SUFFIX): count
                 for queue in tables.all_queues(c, now)
-                if queue.takes_dead_letters and (count := tables.expiring(c, queue, now, within))
+                if queue.takes_dead_letters and (count := messages.expiring(c, queue, now, within))
             }
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
@@ -52,7 +52,7 @@ class Looking:
             now = self._files.clock.time()
             with self._files.database.read() as c:
                 found = tables.find_queue(c, queue, now)
-                page = [] if found is None else tables.page(c, found, last, _PAGE, now)
+                page = [] if found is None else messages.page(c, found, last, _PAGE, now)
             yield from page
             if len(page) < _PAGE:
                 return
@@ -61,17 +61,17 @@ class Looking:
     def discard(self, queue: str, only: Collection[str]) -> int:
         with self._files.change(durable=True) as change:
             found = tables.find_queue(change.c, queue, change.now)
-            ids = tables.unleased(change.c, found, only, change.now) if found else []
+            ids = messages.unleased(change.c, found, only, change.now) if found else []
             for id in ids:
-                tables.delete(change.c, id)
+                messages.delete(change.c, id)
             return len(ids)
 
     def hasten(self, queue: str, only: Collection[str]) -> int:
         with self._files.change(durable=True) as change:
             found = tables.find_queue(change.c, queue, change.now)
-            ids = tables.unleased(change.c, found, only, change.now) if found else []
+            ids = messages.unleased(change.c, found, only, change.now) if found else []
             for id in ids:
-                tables.free(change.c, id, None)
+                messages.free(change.c, id, None)
             change.wake(queue)
             return len(ids)
 

@@ -6,8 +6,9 @@ import re
 
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX
 from gwi_celery.brokers.pubsub import naming
-from gwi_celery.brokers.pubsub.options import EMULATOR_HOST, PubSubOptions
-from gwi_celery.config import emulator_unavailable
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.gcp import emulators
+from gwi_celery.gcp.emulators import PUBSUB_HOST
 
 #: RPC -> the role that it needs, and on what; any other needs the editor role.
 _ROLES = {
@@ -18,6 +19,8 @@ _ROLES = {
     "ModifyAckDeadline": "roles/pubsub.subscriber",
 }
 _EDITOR = "roles/pubsub.editor"
+#: What having requests signed as an account needs on that account, beside the right to the subscription.
+_ACT_AS, _SIGN = "iam.serviceAccounts.actAs", "roles/iam.serviceAccountUser"
 
 #: How Google says that an API is not enabled; with PERMISSION_DENIED.
 _API_OFF = re.compile(r"has not been used in project|SERVICE_DISABLED|it is disabled")
@@ -28,7 +31,7 @@ PROJECT_UNKNOWN = re.compile(r"project not found", re.IGNORECASE)
 def unavailable(options: PubSubOptions) -> str:
     """The endpoint does not answer."""
     if options.emulator:
-        return emulator_unavailable("Pub/Sub", EMULATOR_HOST, options.endpoint)
+        return emulators.unavailable("Pub/Sub", PUBSUB_HOST, options.endpoint)
     hint = ""
     if not options.endpoint.endswith(".googleapis.com:443"):
         hint = "; if that is an emulator, say so: ?emulator=true"
@@ -59,6 +62,12 @@ def forbidden(options: PubSubOptions, rpc: str, resource: str, details: str) -> 
     """For PERMISSION_DENIED."""
     role = _ROLES.get(rpc, _EDITOR)
     project, kind, id = _parts(resource)
+    if _ACT_AS in details:
+        return (
+            f"not allowed to have pushes signed by that account ({details}): grant {_SIGN} on it, by "
+            "`gcloud iam service-accounts add-iam-policy-binding ACCOUNT "
+            f"--member=serviceAccount:NAME --role={_SIGN}`"
+        )
     if _API_OFF.search(details):
         return (
             f"the Pub/Sub API of project {project} is switched off ({details}): "
@@ -67,6 +76,8 @@ def forbidden(options: PubSubOptions, rpc: str, resource: str, details: str) -> 
     if role == _EDITOR:
         command = f"gcloud projects add-iam-policy-binding {project}"
         hint = ", or use mode='provisioned', which makes no such call" if options.managed else ""
+        if rpc == "ModifyPushConfig":
+            hint = f", and {_SIGN} on the account that signs its pushes"
     else:
         command = f"gcloud pubsub {kind} add-iam-policy-binding {id} --project={project}"
         hint = ""
@@ -81,7 +92,7 @@ def no_credentials(details: str) -> str:
     return (
         f"no Google Cloud credentials that Pub/Sub takes ({details}): run `gcloud auth "
         "application-default login`, attach a service account, set GOOGLE_APPLICATION_CREDENTIALS, or, "
-        f"for an emulator, {EMULATOR_HOST}"
+        f"for an emulator, {PUBSUB_HOST}"
     )
 
 

@@ -141,7 +141,8 @@ _CHANNEL_OPTIONS = [
     # No proxy for an emulator on loopback; TLS endpoints keep gRPC's default.
 ]
 
-_SCOPES = ("https://www.googleapis.com/auth/pubsub",)
+#: What Google's credentials are asked for.
+SCOPES = ("https://www.googleapis.com/auth/pubsub",)
 #: Seconds for which other calls may not find a new entity: Pub/Sub is eventually consistent.
 _SETTLES = 10.0
 #: RPCs by which a connection learns of an entity; the age of one that another created is unknown.
@@ -160,7 +161,7 @@ class Client:
     def __init__(self, options: PubSubOptions) -> None:
         self._options = options
         self._hurry = threading.local()
-        self._access = Access(_SCOPES)
+        self._access = Access(SCOPES)
         self._channel = Channel(partial(_connect, options, self._access))
         self._metadata: dict[tuple[str, str], Any] = {}
         #: Path of an entity created or first seen recently -> monotonic time when it has settled.

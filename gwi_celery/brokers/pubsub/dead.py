@@ -9,15 +9,18 @@ attributes and names, in :data:`NOTE_OF`, the message it is about.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gwi_celery.brokers.base import (
+    DEAD_LETTER_SUFFIX,
     DEATH,
     DEATH_ATTEMPTS,
     DEATH_DELIVERIES,
+    DEATH_ID,
     DEATH_QUEUE,
     DEATH_REASON,
     DEATH_TIME,
@@ -25,15 +28,20 @@ from gwi_celery.brokers.base import (
     REDRIVE,
     Delivery,
     OutgoingMessage,
+    StoredMessage,
     dead_letter_queue,
     redriving,
 )
+from gwi_celery.brokers.letters import letter_of
 from gwi_celery.brokers.pubsub import wire
-from gwi_celery.errors import TooLarge
+from gwi_celery.errors import BrokerUnusable, TooLarge
+from gwi_celery.ids import digest
 from gwi_celery.text import REASON_BYTES, cut
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.broker import PubSubBroker
+
+logger = logging.getLogger(__name__)
 
 #: Attribute of a note: Pub/Sub's id of the message that it is about.
 NOTE_OF = "gwi-death-of"
@@ -54,8 +62,10 @@ class DeadLetters:
         self._broker = broker
 
     def keep(self, delivery: Delivery, reason: str, deliveries: int) -> None:
-        """Publish the message to its queue's dead letter. It is not acked."""
+        """Publish the message to its queue's dead letter, and record that. It is not acked."""
+        id = _id(delivery.queue, delivery.message_id)
         death = {
+            DEATH_ID: id,
             DEATH_REASON: _shortened(reason),
             DEATH_QUEUE: delivery.queue,
             DEATH_DELIVERIES: str(deliveries),
@@ -72,14 +82,57 @@ class DeadLetters:
         for added in (death, short):
             try:
                 self._publish(delivery.queue, _with(message, added))
+                self._record(delivery, added, id)
                 return
             except TooLarge:
                 pass
         as_it_came = wire.as_it_came(message)
         if as_it_came is None:
             raise TooLarge("it has no room for the reason, and is not as it came")
-        id = self._broker.publisher.send_dead(delivery.queue, as_it_came)
-        self._publish(delivery.queue, OutgoingMessage(b"", {**short, NOTE_OF: id}))
+        kept_as = self._broker.publisher.send_dead(delivery.queue, as_it_came)
+        del short[DEATH_ID]  # it can't carry one
+        self._publish(delivery.queue, OutgoingMessage(b"", {**short, NOTE_OF: kept_as}))
+        self._record(delivery, short, _id(delivery.queue, kept_as))
+
+    def bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
+        """Keep the message and ack it; if it can't be kept, it stays in its queue."""
+        try:
+            self.keep(delivery, reason, deliveries)
+        except (BrokerUnusable, TooLarge) as exc:
+            logger.error(
+                "message %s of queue %r could not be moved to the dead letter (%s) and stays in "
+                "its queue: %s",
+                delivery.message_id,
+                delivery.queue,
+                cut(reason, REASON_BYTES),
+                exc,
+            )
+            self._broker.deliveries.release(delivery, delivery.lease_seconds)
+            return
+        self._broker.deliveries.ack([delivery])
+
+    def _record(self, delivery: Delivery, death: dict[str, str], id: str) -> None:
+        """After it was published: a death that nobody could record is redelivered, or looked for."""
+        operators = self._broker.operators
+        if operators is not None:
+            died = replace(delivery, attributes={**delivery.attributes, **death})
+            letter = letter_of(delivery.queue, self.stored(died, id))
+            operators.died(replace(letter, expires_at=letter.died_at + self._broker.dead_kept))
+
+    def stored(self, delivery: Delivery, id: str | None = None) -> StoredMessage:
+        """What is seen of a message, in a dead letter or elsewhere."""
+        dead = delivery.queue.endswith(DEAD_LETTER_SUFFIX) or id is not None
+        return StoredMessage(
+            queue=delivery.queue,
+            message_id=id or (id_of(delivery) if dead else delivery.message_id),
+            data=delivery.data,
+            attributes=delivery.attributes,
+            deliveries=delivery.attempts,
+            published_at=delivery.published_at,
+            priority=delivery.priority,
+            state="ready",
+            expires_at=delivery.published_at + self._broker.dead_kept if dead else None,
+        )
 
     def _publish(self, queue: str, message: OutgoingMessage) -> None:
         publisher = self._broker.publisher
@@ -97,13 +150,20 @@ class DeadLetters:
             for delivery in looked if limit != 0 else ():
                 # One that died again meanwhile is not taken twice.
                 again = delivery.attributes.get(REDRIVE) in marks or _digest(delivery) in bare
-                wanted = only is None or delivery.message_id in only
+                id = id_of(delivery)
+                wanted = only is None or id in only
                 if NOTE_OF in delivery.attributes or again or not wanted:
                     continue
-                redrive = mark(delivery.message_id)
+                redrive = mark(id)
+                if redrive in marks:  # a copy of one that was published twice
+                    looked.done_with(delivery)
+                    continue
                 marks.add(redrive)
                 if not self._put_back(queue, delivery, redrive):
                     bare.add(_digest(delivery))
+                # The record ends first: a message that stays behind is then known to be done with.
+                if broker.operators is not None:
+                    broker.operators.ended([id])
                 looked.done_with(delivery)
                 moved += 1
                 if moved == (len(only) if limit is None and only is not None else limit):
@@ -113,12 +173,16 @@ class DeadLetters:
         return moved
 
     def discard(self, queue: str, only: Collection[str]) -> int:
-        """Take these messages out of ``queue`` itself."""
+        """Take these messages out of ``queue`` itself; of a dead letter, after their records."""
+        dead = queue.endswith(DEAD_LETTER_SUFFIX)
+        if dead and self._broker.operators is not None:
+            self._broker.operators.ended(only)
         looked = Looked(self._broker, queue)
         gone = 0
         try:
             for delivery in looked:
-                if delivery.message_id in only and NOTE_OF not in delivery.attributes:
+                id = id_of(delivery) if dead else delivery.message_id
+                if id in only and NOTE_OF not in delivery.attributes:
                     looked.done_with(delivery)
                     gone += 1
                     if gone == len(only):
@@ -179,8 +243,18 @@ class Looked:
                 self._broker.ack([delivery])
             else:
                 kept.append(delivery)
-        self._broker.give_back_all(kept)
+        self._broker.deliveries.give_back(kept)
         self._broker.flush(_FLUSH)
+
+
+def id_of(delivery: Delivery) -> str:
+    """What a message in a dead letter is called: its death's name, or one made from its own id."""
+    said = delivery.attributes.get(DEATH_ID)
+    return said or _id(delivery.queue.removesuffix(DEAD_LETTER_SUFFIX), delivery.message_id)
+
+
+def _id(queue: str, message_id: str) -> str:
+    return digest("death", queue, message_id)[:32]
 
 
 def joined(deliveries: Iterable[Delivery]) -> list[Delivery]:

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from gwi_celery.brokers.pubsub.naming import MOST_USER_LABELS
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.gcp.emulators import PUBSUB_HOST
 from gwi_celery.gcp.endpoints import endpoint as google_endpoint
 from gwi_celery.options import (
     BOOLEAN,
@@ -36,7 +37,6 @@ STRICT = "strict"
 
 #: Google's global endpoint.
 DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
-EMULATOR_HOST = "PUBSUB_EMULATOR_HOST"
 #: Which address is an emulator that behaves as the service does: :mod:`gwi_celery.testing.twin`.
 STRICT_HOST = "GWI_PUBSUB_TWIN"
 
@@ -252,13 +252,13 @@ def _endpoint(
 ) -> tuple[str, bool]:
     """``host:port``, and whether an emulator is there; ``stated``: what the option ``emulator`` is."""
     if not host:
-        named = environ.get(EMULATOR_HOST)
+        named = environ.get(PUBSUB_HOST)
         if named and stated is not False:
             return named, True
         if stated:
             raise ConfigurationError(
                 f"emulator is {_shown(stated)}, and nothing names one: write pubsub://host:port/project, "
-                f"or set {EMULATOR_HOST}"
+                f"or set {PUBSUB_HOST}"
             )
         return google_endpoint("pubsub", environ), False
     found = _HOST.fullmatch(host[0])

@@ -8,131 +8,56 @@ that changes nothing of it.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 from gwi_celery import forks
-from gwi_celery.backoff import jitter
 from gwi_celery.errors import (
     CursorWentBack,
     JobCancelled,
     LeaseLost,
     StepNameReused,
-    StoreUnavailable,
     StoreUnusable,
 )
 from gwi_celery.firestore import documents
-from gwi_celery.firestore.client import Client, Conflict, Unsettled
-from gwi_celery.firestore.documents import Document, Micros, Query, Write
+from gwi_celery.firestore.client import Client
+from gwi_celery.firestore.documents import Micros, Write
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
     AttemptEnd,
     Checkpoint,
-    CheckpointKind,
-    JobRef,
     JobStatus,
     Lease,
-    LockRef,
     Outcome,
     Progress,
     StoredResult,
 )
-from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.records import (
-    JOB_KEPT,
-    LOCK_KEPT,
-    SAVED,
+from gwi_celery.stores.firestore import blobs, checkpoints
+from gwi_celery.stores.firestore.limits import freeing
+from gwi_celery.stores.firestore.places import (
     SECOND,
     STEP_KEPT,
-    STEPS,
+    Places,
+    job_gc_at,
+    lock_gc_at,
+    step_gc_at,
+)
+from gwi_celery.stores.firestore.reads import Seen, reason_of, see
+from gwi_celery.stores.firestore.records import (
     UPDATED,
     Blob,
     Job,
     Lock,
-    Places,
     Step,
     checksum,
-    get_text,
-    job_of,
-    lock_of,
     put_text,
     step_of,
 )
 from gwi_celery.stores.firestore.results import ResultWrite
+from gwi_celery.stores.firestore.tries import Tries
 from gwi_celery.stores.history import History, dump_origin, end_of
-
-#: Times that a write is decided anew after a conflict or without an answer. Each time but the first
-#: has just read what it depends on, so a conflict means that somebody was quicker within it.
-_TRIES: Final = 8
-#: Pause before the third try and those after it, seconds: a random share of it, and it doubles.
-_PAUSE: Final = 0.01
-
-
-class Tries:
-    """The tries at one write. The last one's failure raises StoreUnavailable."""
-
-    def __init__(self, doing: str, look: Callable[[], None] | None = None) -> None:
-        self._doing = doing
-        #: Done before each try but the first.
-        self._look = look
-        self._made = 0
-        self._failure: Exception | None = None
-
-    def __iter__(self) -> Iterator[int]:
-        return self
-
-    def __next__(self) -> int:
-        if self._made >= _TRIES:
-            raise StoreUnavailable(f"could not {self._doing}: {self._failure}") from self._failure
-        if self._made > 1:
-            most = _PAUSE * 2.0 ** (self._made - 2)
-            time.sleep(jitter(most, 0.0, 1.0))
-        if self._made and self._look is not None:
-            self._look()
-        self._made += 1
-        return self._made
-
-    @contextmanager
-    def once(self) -> Iterator[None]:
-        """Around a commit: one that was refused, or has no answer, is for the next try."""
-        try:
-            yield
-        except (Conflict, Unsettled) as exc:
-            self._failure = exc
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The record and the lock, expired or not, as of one moment."""
-
-    job: Job | None
-    lock: Lock | None
-    #: The server's time of the read, microseconds.
-    now: int
-    others: Sequence[Document] = ()
-
-    @property
-    def live_job(self) -> Job | None:
-        return None if self.job is None or self.job.expired(self.now) else self.job
-
-
-def see(
-    client: Client, places: Places, job: JobRef, lock: LockRef, others: Sequence[str] = ()
-) -> Seen:
-    """One read of a job's record and a lock, and of other documents with them."""
-    job_name, lock_name = places.job(job), places.lock(lock)
-    read = client.read([job_name, lock_name, *others])
-    found = dict(read.documents)
-    job_document, lock_document = found.pop(job_name, None), found.pop(lock_name, None)
-    return Seen(
-        None if job_document is None else job_of(job_document),
-        None if lock_document is None else lock_of(lock_document),
-        read.read_time,
-        list(found.values()),
-    )
 
 
 @dataclass
@@ -192,10 +117,10 @@ class Holder:
 
     def load(self) -> list[Checkpoint]:
         with self._holding("load checkpoints") as (hold, _):
-            steps = steps_of(self._client, self._places, hold.job)
+            steps = checkpoints.steps_of(self._client, self._places, hold.job)
             if len(steps) != hold.job.steps:
                 self._look(hold)  # a holder no more may find its steps replaced
-                steps = steps_of(self._client, self._places, hold.job)
+                steps = checkpoints.steps_of(self._client, self._places, hold.job)
             if len(steps) < hold.job.steps:  # more are a value's that was put just now
                 raise StoreUnusable(
                     f"{hold.job.steps - len(steps)} of {hold.job.steps} checkpoints of "
@@ -203,11 +128,12 @@ class Holder:
                     f"attempt has loaded for {STEP_KEPT // (86_400 * SECOND)} days. Replay the job "
                     "from its start"
                 )
-            self._keep(hold, steps)
+            gc_at = step_gc_at(self._client, self._lease.result_ttl)
+            checkpoints.keep(self._client, self._places, hold.job, steps, gc_at)
             hold.steps = {step.name: _without_bytes(step) for step in steps}
             hold.complete = True
             read = [step for step in steps if step.blob.inline is not None]
-            whole = checkpoints_of(self._client, self._places, hold.job, read)
+            whole = checkpoints.checkpoints_of(self._client, self._places, hold.job, read)
             known = {checkpoint.name: checkpoint for checkpoint in whole}
             return [known.get(step.name) or step.checkpoint(None) for step in steps]
 
@@ -220,7 +146,7 @@ class Holder:
             if step is None:
                 return None
             hold.steps[name] = _without_bytes(step)
-            return checkpoints_of(self._client, self._places, hold.job, [step])[0]
+            return checkpoints.checkpoints_of(self._client, self._places, hold.job, [step])[0]
 
     def _stored(self, hold: Holding, name: str) -> Step | None:
         step_name = self._places.step(self._places.era(self._job_name, hold.job.era), name)
@@ -326,7 +252,9 @@ class Holder:
         pieces: list[Write],
     ) -> None:
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
-        job, step, writes = recording(self._places, hold.job, checkpoint, stored, blob, gc_at)
+        job, step, writes = checkpoints.recording(
+            self._places, hold.job, checkpoint, stored, blob, gc_at
+        )
         written = self._client.commit([self._renewal(hold), *writes, *pieces])
         hold.lock = replace(hold.lock, version=written.versions[0])
         hold.job = replace(job, version=written.versions[1])
@@ -344,6 +272,7 @@ class Holder:
         self._client.commit(
             [
                 documents.delete(self._lock_name, hold.lock.version),
+                *freeing(self._places, hold.lock),
                 documents.change(
                     self._job_name, fields, hold.job.version, mask=mask, server_times=[UPDATED]
                 ),
@@ -462,32 +391,6 @@ class Holder:
         packed, pieces = blobs.pack(self._client, blob, era_name, gc_at, [*texts, name])
         return packed, blobs.send_ahead(self._client, [*pieces, *others])
 
-    def _keep(self, hold: Holding, steps: list[Step]) -> None:
-        """Put off the collection of checkpoints that are in use, once half of their time is over."""
-        gc_at = step_gc_at(self._client, self._lease.result_ttl)
-        era_name = self._places.era(self._job_name, hold.job.era)
-        old = [n for n, step in enumerate(steps) if step.gc_at < gc_at - STEP_KEPT // 2]
-        for group in blobs.batches(old, 100):
-            writes = []
-            for n in group:
-                names = [self._places.step(era_name, steps[n].name)]
-                names += steps[n].blob.chunk_names(era_name)
-                fields = {"gc_at": Micros(gc_at)}
-                writes += [Write(name, fields, mask=["gc_at"], exists=True) for name in names]
-            try:
-                written = self._client.commit_surely(writes, tries=3)
-            except Conflict:
-                continue  # some of it is gone already, and will be missed when it is read
-            versions = {
-                write.name: version for write, version in zip(writes, written.versions, strict=True)
-            }
-            for n in group:
-                name = self._places.step(era_name, steps[n].name)
-                steps[n] = replace(steps[n], gc_at=gc_at, version=versions[name])
-
-
-# --- what others need too -------------------------------------------------------------------------
-
 
 def put_error(told: History, before: History, fields: dict[str, Any], mask: list[str]) -> None:
     """Add the last error to a record's changes, if it is another than ``before``; none removes it."""
@@ -505,130 +408,6 @@ def renewal(client: Client, lock_name: str, version: int, ttl: float, fence: int
     fields = {"gc_at": Micros(lock_gc_at(client, ttl)), "data": data}
     mask = ["gc_at", *(f"data.{key}" for key in data)]
     return documents.change(lock_name, fields, version, mask=mask)
-
-
-def recording(
-    places: Places,
-    job: Job,
-    checkpoint: Checkpoint,
-    stored: Step | None,
-    blob: Blob,
-    gc_at: int,
-) -> tuple[Job, Step, list[Write]]:
-    """How a checkpoint is recorded in place of the ``stored`` one, each document at its version.
-
-    Returns the record and the checkpoint as they will be, and the writes: the record's first, then
-    the checkpoint's. The pieces of its blob are to go with them.
-    """
-    job_name = places.job(job.ref)
-    era_name = places.era(job_name, job.era)
-    is_step = checkpoint.kind is CheckpointKind.STEP
-    step = Step(
-        name=checkpoint.name,
-        kind=checkpoint.kind,
-        number=1 if is_step else checkpoint.version,
-        ordinal=job.ordinal + 1 if stored is None else stored.ordinal,
-        blob=blob,
-        gc_at=gc_at,
-    )
-    after = replace(
-        job,
-        steps=job.steps + (stored is None),
-        ordinal=max(job.ordinal, step.ordinal),
-        crashes=0 if protocol.is_progress(checkpoint) else job.crashes,
-    )
-    data: dict[str, Any] = {
-        "steps": after.steps,
-        "ordinal": after.ordinal,
-        "crashes": after.crashes,
-        "fence": job.fence,
-    }
-    if job.inline_bytes is not None:
-        size = blob.size if blob.is_inline else 0
-        if stored is not None and stored.blob.is_inline:
-            size -= stored.blob.size
-        after = replace(after, inline_bytes=job.inline_bytes + size)
-        data["bytes"] = after.inline_bytes
-    writes = [
-        documents.change(
-            job_name,
-            {"data": data},
-            job.version,
-            mask=[f"data.{key}" for key in data],
-            server_times=[UPDATED],
-        ),
-        documents.replace(
-            places.step(era_name, checkpoint.name),
-            step.fields(),
-            None if stored is None else stored.version,
-            server_times=[SAVED],
-        ),
-    ]
-    if stored is not None:
-        writes += blobs.deletions(stored.blob, era_name)
-    return after, step, writes
-
-
-#: What is read of checkpoints without their bytes.
-_OUTLINE = ["gc_at", "data.name", "data.kind", "data.version", "data.ordinal", "data.saved"]
-_OUTLINE += ["data.sha", "data.chunks", "data.count", "data.size", "data.object"]
-#: Documents of at most 900 KB each in one read.
-_WHOLE_PER_READ: Final = 4
-
-
-def steps_of(client: Client, places: Places, job: Job, *, outline: bool = False) -> list[Step]:
-    """The checkpoints of the record's life, in the order they were first saved.
-
-    Those whose bytes are in their documents come with these only if that is little to read.
-    """
-    era_name = places.era(places.job(job.ref), job.era)
-    if job.inline_bytes is None:
-        few = job.steps <= _WHOLE_PER_READ
-    else:
-        few = job.inline_bytes <= protocol.LOADED_AT_ONCE
-    mask = _OUTLINE if outline or not few else None
-    found = client.query(Query(era_name, STEPS, mask=mask))
-    return sorted(map(step_of, found.documents.values()), key=lambda step: step.ordinal)
-
-
-def checkpoints_of(
-    client: Client, places: Places, job: Job, steps: Sequence[Step]
-) -> list[Checkpoint]:
-    """The checkpoints with their bytes, which are read if need be, some at a time."""
-    era_name = places.era(places.job(job.ref), job.era)
-    read = list(steps)
-    unread = [n for n, step in enumerate(read) if step.blob.is_inline and step.blob.inline is None]
-    for group in blobs.batches(unread, _WHOLE_PER_READ):
-        names = [places.step(era_name, read[n].name) for n in group]
-        documents_ = client.read(names).documents
-        for n, name in zip(group, names, strict=True):
-            if name not in documents_:
-                raise StoreUnusable(
-                    f"checkpoint {read[n].name!r} of {job.ref.task} is gone: replay the job from its "
-                    "start"
-                )
-            read[n] = step_of(documents_[name])
-    whole = blobs.unpack(client, era_name, [step.blob for step in read])
-    return [step.checkpoint(blob) for step, blob in zip(read, whole, strict=True)]
-
-
-def reason_of(client: Client, places: Places, job: Job) -> str:
-    """Why a job was cancelled."""
-    assert job.outcome is not None
-    (blob,) = blobs.unpack(client, places.era(places.job(job.ref), job.era), [job.outcome])
-    return get_text(blob)
-
-
-def lock_gc_at(client: Client, ttl: float) -> int:
-    return client.about_now() + round(ttl * SECOND) + LOCK_KEPT
-
-
-def job_gc_at(client: Client, result_ttl: float) -> int:
-    return client.about_now() + round(result_ttl * SECOND) + JOB_KEPT
-
-
-def step_gc_at(client: Client, result_ttl: float) -> int:
-    return client.about_now() + round(result_ttl * SECOND) + STEP_KEPT
 
 
 def _nothing_known(lease: Lease) -> Holding:

@@ -12,15 +12,11 @@ from typing import Final
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Filter, Micros, Query
 from gwi_celery.stores.base import JobFilter, JobRecord, JobStatus, LockRecord, Page
+from gwi_celery.stores.firestore.places import JOBS, LOCKS, SECOND, TENANTS, Places
 from gwi_celery.stores.firestore.records import (
     CREATED,
-    JOBS,
-    LOCKS,
-    SECOND,
-    TENANTS,
     UPDATED,
     Job,
-    Places,
     job_of,
     lock_of,
     name_digest,

@@ -7,15 +7,24 @@ latest first and needs no index.
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import Final
 from uuid import uuid4
 
 from gwi_celery.actions import KEPT, Action
 from gwi_celery.firestore import documents
-from gwi_celery.firestore.client import Client
+from gwi_celery.firestore.client import Client, Conflict, Unsettled
 from gwi_celery.firestore.documents import Micros, Query, Write
-from gwi_celery.stores.firestore.holder import Tries
-from gwi_celery.stores.firestore.records import SECOND, Places
+from gwi_celery.stores import protocol
+from gwi_celery.stores.firestore import blobs, upkeep
+from gwi_celery.stores.firestore import claim as claims
+from gwi_celery.stores.firestore.limits import freeing
+from gwi_celery.stores.firestore.places import SECOND, Places, job_gc_at, step_gc_at
+from gwi_celery.stores.firestore.records import CREATED, UPDATED, Job, job_of, lock_of
+from gwi_celery.stores.firestore.tries import Tries
+from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
+from gwi_celery.stores.values import AttemptEnd, JobRef, JobStatus, LockRef
+from gwi_celery.text import raw
 
 ACTIONS: Final = "gwi_actions"
 KEYS: Final = "gwi_keys"
@@ -61,3 +70,125 @@ def listed(
         if len(read) < _BATCH:
             break
     return found[:limit]
+
+
+def force_release(client: Client, places: Places, lock: LockRef, owner_nonce: str | None) -> bool:
+    """See :meth:`gwi_celery.stores.base.Store.force_release`."""
+    name = places.lock(lock)
+    #: (token, whether it was live) of the lock that a commit without an answer may have freed.
+    sent: tuple[int | None, bool] | None = None
+    done = protocol.releasing(lock)
+    kept = keeping(client, places, done)
+    for _ in Tries("free a lock"):
+        read = client.read([name])
+        document = read.documents.get(name)
+        stored = None if document is None else lock_of(document)
+        if sent is not None and (stored is None or stored.fence != sent[0]):
+            return sent[1]
+        if stored is None or owner_nonce not in (None, stored.nonce):
+            return False
+        live = not stored.expired(read.read_time)
+        writes = [documents.delete(name, stored.version), *freeing(places, stored)]
+        if owner_nonce is None:
+            writes.append(kept)
+        try:
+            client.commit(writes)
+        except Conflict:
+            continue
+        except Unsettled:
+            sent = stored.fence, live
+            continue
+        if owner_nonce is None:
+            done.log()
+        return live
+    raise AssertionError
+
+
+def cancel(client: Client, places: Places, job: JobRef, reason: str, in_advance: bool) -> bool:
+    """See :meth:`gwi_celery.stores.base.Store.cancel`."""
+    name = places.job(job)
+    by = claims.new_era()  # names this very cancellation
+    done = protocol.cancelling(job, reason)
+    kept = keeping(client, places, done)
+    tries = Tries("cancel a job")
+    for _ in tries:
+        read = client.read([name])
+        document = read.documents.get(name)
+        stored = None if document is None else job_of(document)
+        known = None if stored is None or stored.expired(read.read_time) else stored
+        if known is not None and known.status.terminal:
+            return known.cancelled_by == by
+        if known is None and not in_advance:
+            return False
+        with tries.once():
+            if known is None:
+                _cancel_unknown(client, places, job, stored, reason, by, kept)
+            else:
+                _cancel(client, places, known, reason, by, kept, read.read_time)
+            done.log()
+            return True
+    raise AssertionError
+
+
+def _cancel_unknown(
+    client: Client,
+    places: Places,
+    job: JobRef,
+    expired: Job | None,
+    reason: str,
+    by: str,
+    kept: Write,
+) -> None:
+    name = places.job(job)
+    record = replace(
+        claims.unclaimed(job, expired),
+        status=JobStatus.CANCELLED,
+        fingerprint=ANY_PAYLOAD,
+        result_ttl=CANCELLED_TTL,
+        cancelled_by=by,
+    )
+    era_name = places.era(name, record.era)
+    outcome, pieces = blobs.pack(client, raw(reason), era_name, step_gc_at(client, CANCELLED_TTL))
+    fields = replace(record, outcome=outcome).fields()
+    fields["gc_at"] = Micros(job_gc_at(client, CANCELLED_TTL))
+    version = None if expired is None else expired.version
+    write = documents.replace(name, fields, version, server_times=[UPDATED, CREATED])
+    client.commit([write, *pieces, kept])
+    if expired is not None:
+        upkeep.sweep(client, places, name, expired)
+
+
+def _cancel(
+    client: Client, places: Places, job: Job, reason: str, by: str, kept: Write, now: int
+) -> None:
+    """Write the outcome over the record as it was read, and free its lock if it holds it."""
+    name, lock_name = (
+        places.job(job.ref),
+        places.lock_by_id(job.ref.tenant, job.lock_id),
+    )
+    era_name = places.era(name, job.era)
+    outcome, pieces = blobs.pack(client, raw(reason), era_name, step_gc_at(client, job.result_ttl))
+    told = job.history.over(job.running, AttemptEnd("cancelled"), now / SECOND)
+    data = {
+        "outcome": outcome.fields(),
+        "fence": job.fence,
+        "cancelled_by": by,
+        "history": told.dumps(),
+    }
+    writes = [
+        documents.change(
+            name,
+            {
+                "status": JobStatus.CANCELLED.value,
+                "gc_at": Micros(job_gc_at(client, job.result_ttl)),
+                "data": data,
+            },
+            job.version,
+            mask=["status", "gc_at", *(f"data.{key}" for key in data)],
+            server_times=[UPDATED],
+        )
+    ]
+    lock_document = client.read([lock_name]).documents.get(lock_name)
+    if lock_document is not None and (lock := lock_of(lock_document)).fence == job.fence:
+        writes += [documents.delete(lock_name, lock.version), *freeing(places, lock)]
+    client.commit([*writes, *pieces, kept])

@@ -1,16 +1,4 @@
-"""The Firestore store's documents: where they are, and what is in them.
-
-::
-
-    {prefix}/v1/gwi_tenants/{digest of tenant}/
-        gwi_locks/{lock id}                      only while the lock is held, or has expired
-        gwi_barred/{digest of task id}           of a cancelled task, whose calls begin no more
-        gwi_jobs/{job id}                        the record: idempotency, status, outcome
-            gwi_eras/{era}/                      an era is one life of the record, until it expires
-                gwi_steps/{digest of name}       checkpoints
-                gwi_chunks/{id}-{n}              pieces of what is too large for one document
-    {prefix}/v1/gwi_actions/{time to go}-{id}    what operators did
-    {prefix}/v1/gwi_keys/operator                the key that proves who is one
+"""What is in the Firestore store's documents.
 
 All is in the map ``data``, which no index looks at, but for what lists and TTL policies need:
 ``status``, ``run``, ``task``, ``error``, ``parent`` and ``terms`` (labels, and ids of calls), all of them
@@ -34,7 +22,16 @@ from typing import Any, Final
 from gwi_celery.firestore.documents import Document, Micros
 from gwi_celery.ids import digest
 from gwi_celery.stores import protocol
-from gwi_celery.stores.base import (
+from gwi_celery.stores.firestore.places import CHUNKS, SECOND
+from gwi_celery.stores.history import (
+    History,
+    attempts,
+    dump_origin,
+    load_origin,
+    loads,
+    terms,
+)
+from gwi_celery.stores.values import (
     Checkpoint,
     CheckpointKind,
     JobRecord,
@@ -45,33 +42,7 @@ from gwi_celery.stores.base import (
     Origin,
     PastAttempt,
 )
-from gwi_celery.stores.history import (
-    History,
-    attempts,
-    dump_origin,
-    load_origin,
-    loads,
-    terms,
-)
-
-TENANTS: Final = "gwi_tenants"
-JOBS: Final = "gwi_jobs"
-LOCKS: Final = "gwi_locks"
-BARRED: Final = "gwi_barred"
-ERAS: Final = "gwi_eras"
-STEPS: Final = "gwi_steps"
-CHUNKS: Final = "gwi_chunks"
-
-SECOND: Final = 1_000_000
-DAY: Final = 86_400 * SECOND
-
-#: How long after a lock has expired Google may delete its document, microseconds. Until then a
-#: holder that nobody has taken over from may yet go on.
-LOCK_KEPT: Final = 7 * DAY
-#: The same for a record whose outcome has expired: room for clocks that are wrong.
-JOB_KEPT: Final = 1 * DAY
-#: The same for checkpoints, from their last save; an attempt that loads older ones renews it.
-STEP_KEPT: Final = 90 * DAY
+from gwi_celery.text import raw
 
 #: Set by the server at every change of a record, and at its beginning.
 UPDATED: Final = "updated"
@@ -87,49 +58,12 @@ def put_text(text: str) -> str | bytes:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
+        return raw(text)
     return text
 
 
 def get_text(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode("utf-8", "surrogatepass")
-
-
-# --- places ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Places:
-    """Names of documents."""
-
-    prefix: str
-
-    @property
-    def base(self) -> str:
-        return f"{self.prefix}/v1"
-
-    def tenant(self, tenant: str) -> str:
-        return f"{self.base}/{TENANTS}/{digest('tenant', tenant)}"
-
-    def job(self, job: JobRef) -> str:
-        return f"{self.tenant(job.tenant)}/{JOBS}/{job.id}"
-
-    def lock(self, lock: LockRef) -> str:
-        return self.lock_by_id(lock.tenant, lock.id)
-
-    def lock_by_id(self, tenant: str, lock_id: str) -> str:
-        return f"{self.tenant(tenant)}/{LOCKS}/{lock_id}"
-
-    def barred(self, tenant: str, task_id: str) -> str:
-        return f"{self.tenant(tenant)}/{BARRED}/{digest('call', task_id)}"
-
-    @staticmethod
-    def era(job_name: str, era: str) -> str:
-        return f"{job_name}/{ERAS}/{era}"
-
-    @staticmethod
-    def step(era_name: str, name: str) -> str:
-        return f"{era_name}/{STEPS}/{digest('step', name)}"
 
 
 # --- blobs ----------------------------------------------------------------------------------------
@@ -418,6 +352,8 @@ class Lock:
     #: Changes with every renewal: a write that changes nothing would not move the lease's end.
     beat: str = ""
     version: int = 0
+    #: Of limits: each a limit's id and a number.
+    places: Sequence[str] = ()
 
     @property
     def expires(self) -> int:
@@ -439,6 +375,7 @@ class Lock:
                 "key": put_text(self.job.key),
                 "ttl": float(self.ttl),
                 "beat": self.beat,
+                **({"places": list(self.places)} if self.places else {}),
             },
         }
 
@@ -473,6 +410,7 @@ def lock_of(document: Document) -> Lock:
         fence=data.get("fence", document.update_time),
         beat=data["beat"],
         version=document.update_time,
+        places=data.get("places", ()),
     )
 
 

@@ -24,15 +24,8 @@ from gwi_celery.firestore.documents import Document, Micros, Write
 from gwi_celery.ids import digest
 from gwi_celery.stores.base import StoredResult
 from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.records import (
-    DAY,
-    SECOND,
-    Blob,
-    Places,
-    blob_of,
-    get_text,
-    put_text,
-)
+from gwi_celery.stores.firestore.places import DAY, SECOND, Places
+from gwi_celery.stores.firestore.records import Blob, blob_of, get_text, put_text
 
 RESULTS: Final = "gwi_results"
 PARTS: Final = "gwi_parts"

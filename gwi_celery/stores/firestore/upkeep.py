@@ -9,23 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from gwi_celery.errors import StoreError
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Unsettled
-from gwi_celery.firestore.documents import Document, Filter, Micros, Query
+from gwi_celery.firestore.documents import Document, Filter, Micros, Query, Write
 from gwi_celery.stores.base import JobStatus
 from gwi_celery.stores.firestore.blobs import batches
-from gwi_celery.stores.firestore.records import (
-    CHUNKS,
-    JOB_KEPT,
-    JOBS,
-    LOCKS,
-    STEPS,
-    Job,
-    Lock,
-    Places,
-    job_of,
-    lock_of,
-)
+from gwi_celery.stores.firestore.limits import freeing
+from gwi_celery.stores.firestore.places import CHUNKS, JOB_KEPT, JOBS, LOCKS, STEPS, Places
+from gwi_celery.stores.firestore.records import Job, Lock, job_of, lock_of
 
 #: Other jobs are kept: those that have begun, and are unfinished.
 _MAY_EXPIRE: Final = [*(status for status in JobStatus if status.terminal), JobStatus.WAITING]
@@ -80,7 +72,7 @@ class Upkeep:
             running = self._held_jobs([lock for _, lock in expired])
             for document, lock in expired:
                 if deleted < limit and (lock.job.id, lock.fence) not in running:
-                    deleted += self._delete(document)
+                    deleted += self._delete(document, *freeing(self._places, lock))
             if deleted >= limit:
                 break
         return deleted
@@ -141,9 +133,17 @@ class Upkeep:
             if job.status is JobStatus.RUNNING and job.fence is not None
         }
 
-    def _delete(self, document: Document) -> int:
+    def _delete(self, document: Document, *also: Write) -> int:
         try:
-            self._client.commit([documents.delete(document.name, document.update_time)])
+            self._client.commit([documents.delete(document.name, document.update_time), *also])
         except (Conflict, Unsettled):
             return 0  # changed meanwhile, or for the next time
         return 1
+
+
+def sweep(client: Client, places: Places, job_name: str, old: Job) -> None:
+    """As :meth:`Upkeep.sweep`, where an error is no matter: the caller's own work is done."""
+    try:
+        Upkeep(client, places).sweep(job_name, old)
+    except StoreError:
+        return  # the TTL policy makes up for this

@@ -14,16 +14,11 @@ from gwi_celery.firestore.documents import Write
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import Checkpoint, CheckpointKind, JobRef
 from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.holder import Tries, recording, step_gc_at
-from gwi_celery.stores.firestore.records import (
-    Blob,
-    Job,
-    Places,
-    Step,
-    checksum,
-    job_of,
-    step_of,
-)
+from gwi_celery.stores.firestore.checkpoints import recording
+from gwi_celery.stores.firestore.places import Places, step_gc_at
+from gwi_celery.stores.firestore.reads import read_job
+from gwi_celery.stores.firestore.records import Blob, Job, Step, checksum, step_of
+from gwi_celery.stores.firestore.tries import Tries
 
 
 def put_value(
@@ -60,12 +55,7 @@ def put_value(
 
 def _open_job(client: Client, places: Places, ref: JobRef) -> Job:
     """The record. Raises InvalidCall unless the job is there and has not ended."""
-    job_name = places.job(ref)
-    read = client.read([job_name])
-    document = read.documents.get(job_name)
-    job = None if document is None else job_of(document)
-    if job is not None and job.expired(read.read_time):
-        job = None
+    job = read_job(client, places, ref)
     protocol.check_open(ref, job)
     assert job is not None
     return job

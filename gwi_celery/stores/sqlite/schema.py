@@ -6,7 +6,7 @@ from typing import Final
 
 #: Marks the file as a store of ours: "gwis" in ASCII.
 APPLICATION_ID: Final = 0x67776973
-VERSION: Final = 5
+VERSION: Final = 7
 
 #: What the size of a chord is, where Celery told it, and how many parts joined it later.
 _CHORD_SIZES: Final = """
@@ -138,6 +138,48 @@ CREATE TABLE barred (
 ) WITHOUT ROWID;
 """
 
+#: Places of limits that are taken: under the lock of that token, or until then; and what operators set.
+_LIMITS: Final = """
+CREATE TABLE places (
+    limit_id TEXT NOT NULL,
+    lock_id TEXT,
+    token INTEGER NOT NULL,
+    taken_at REAL NOT NULL,
+    free_at REAL,
+    about TEXT NOT NULL
+);
+CREATE INDEX places_of_limit ON places (limit_id, free_at);
+CREATE TABLE limit_settings (limit_id TEXT PRIMARY KEY, setting TEXT NOT NULL);
+"""
+
+#: Dead letters of a broker that can't be searched, and queues that it can't pause.
+_QUEUES: Final = """
+CREATE TABLE letters (
+    id TEXT PRIMARY KEY,
+    queue BLOB NOT NULL,
+    reason BLOB NOT NULL,
+    task BLOB NOT NULL,
+    tenant BLOB NOT NULL,
+    error BLOB NOT NULL,
+    call BLOB NOT NULL,
+    died_at REAL NOT NULL,
+    expires_at REAL NOT NULL,
+    kept_until REAL NOT NULL,
+    ended INTEGER NOT NULL,
+    entry TEXT NOT NULL
+);
+CREATE INDEX letters_newest ON letters (died_at, id) WHERE NOT ended;
+CREATE INDEX letters_of_queue ON letters (queue, died_at, id) WHERE NOT ended;
+CREATE INDEX letters_of_reason ON letters (reason, died_at, id) WHERE NOT ended;
+CREATE INDEX letters_of_task ON letters (task, died_at, id) WHERE NOT ended;
+CREATE INDEX letters_of_tenant ON letters (tenant, died_at, id) WHERE NOT ended;
+CREATE INDEX letters_of_error ON letters (error, died_at, id) WHERE NOT ended;
+CREATE INDEX letters_of_call ON letters (call, died_at, id) WHERE NOT ended;
+CREATE INDEX letters_by_expiry ON letters (expires_at) WHERE NOT ended;
+CREATE INDEX letters_kept ON letters (kept_until);
+CREATE TABLE paused_queues (queue BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+
 #: Version -> what makes the next one of it.
 MIGRATIONS: Final = {
     1: _CHORD_SIZES,
@@ -158,5 +200,7 @@ INSERT INTO terms (term, created_at, job_id)
     WHERE length(submission) > 0 AND NOT instr(submission, x'2f');
 """,  # noqa: S608 - constants
     4: _BARRED,
+    5: _QUEUES,
+    6: _LIMITS,
 }
-SCHEMA: Final = _FIRST + _CHORD_SIZES + _OPERATORS + _JOBS + _BARRED
+SCHEMA: Final = _FIRST + _CHORD_SIZES + _OPERATORS + _JOBS + _BARRED + _QUEUES + _LIMITS

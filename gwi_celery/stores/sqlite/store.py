@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 from gwi_celery import forks
 from gwi_celery.actions import Action
@@ -25,15 +24,19 @@ from gwi_celery.errors import (
 )
 from gwi_celery.sqlite import Database
 from gwi_celery.stores import history, protocol
-from gwi_celery.stores.base import (
+from gwi_celery.stores.base import Store
+from gwi_celery.stores.limits import LimitSetting
+from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
+from gwi_celery.stores.sqlite import claim as claims
+from gwi_celery.stores.sqlite import limits, lists, operators, queues, rows, schema, writes
+from gwi_celery.stores.sqlite.queues import SqliteQueues
+from gwi_celery.stores.values import (
     RELEASED,
     AttemptEnd,
     Checkpoint,
     CheckpointKind,
     ClaimAnswer,
-    Claimed,
     ClaimRequest,
-    Held,
     JobFilter,
     JobRecord,
     JobRef,
@@ -43,18 +46,18 @@ from gwi_celery.stores.base import (
     LockRef,
     Outcome,
     Page,
+    PlaceRecord,
     Progress,
-    Store,
     StoredResult,
     Wait,
 )
-from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
-from gwi_celery.stores.sqlite import lists, operators, rows, schema, writes
-from gwi_celery.stores.sqlite.rows import raw, raw_or_none
+from gwi_celery.text import raw, unraw
 
 
 class SqliteStore(Store):
     """Jobs, locks and checkpoints in one SQLite database.
+
+    Over 25 methods, as :class:`Store` has them: each is one transaction.
 
     Args:
         folder: Where the file is, made if need be. None: memory of this process alone.
@@ -87,94 +90,22 @@ class SqliteStore(Store):
         """The database, for the result backend, whose tables are in it as well."""
         return self._database
 
+    @property
+    def queues(self) -> SqliteQueues:
+        return SqliteQueues(self._database, self._clock)
+
     # --- claim --------------------------------------------------------------------------------
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
-        """As :meth:`Store.claim`.
-
-        Raises InvalidCall, and changes nothing, when ``replay.from_step`` names no checkpoint of
-        the job, or when the job and the lock are of different tenants.
-        """
         protocol.check_tenants(request)
-        answer = self._claim(request)
-        if isinstance(answer, str):
-            wait, reason = protocol.barred(answer)
-            self.wait(request, wait)  # its record says whose it is
-            self.cancel(request.job, reason, in_advance=True)
-            answer = self._claim(request)
-            assert not isinstance(answer, str)
-        return answer
-
-    def _claim(self, request: ClaimRequest) -> ClaimAnswer | str:
-        """The answer; or why it may not begin."""
         # A power cut that undoes a claim takes its worker down too, and what the attempt saves is
         # synced together with its claim. The next token is larger all the same: it follows the clock.
         with self._database.write(durable=False) as c:
-            now = self._clock.time()
-            stored = rows.job_row(c, request.job)
-            row = rows.unless_expired(stored, now)
-            job = rows.known_job(row)
-            answer = protocol.settled(request, job)
-            if answer is not None:
-                assert row is not None
-                return answer(rows.job_record(row))
-            barred = writes.barred(c, request.job.tenant, protocol.may_be_barred(request, job))
-            if barred is not None:
-                return barred
-            forgotten = protocol.forgotten(request, job, lambda: _checkpoint_names(c, request.job))
-            lock = rows.known_lock(rows.lock_row(c, request.lock), now)
-            other = _other_lock(c, request, job)
-            match protocol.decide(request, job, lock, rows.known_lock(other, now)):
-                case Held() as held:
-                    if request.origin is not None:
-                        wait = protocol.waits_for_lock(request, held, now)
-                        _record_wait(c, request, stored, wait, now)
-                    return held
-                case protocol.SameClaim():
-                    assert row is not None
-                    writes.extend(c, request.lock, row["fence"], now + request.lease_ttl)
-                    return _claimed(c, request, row)
-                case protocol.Granted() as granted:
-                    pass
-                case _:
-                    raise AssertionError
-            token = writes.next_token(c, now)
-            told = rows.history_of(row).claimed(
-                request.owner,
-                request.lock,
-                None if row is None else rows.running(row),
-                first=granted.attempt == 1,
-                now=now,
-            )
-            running: dict[str, Any] = {
-                "status": JobStatus.RUNNING.value,
-                "fingerprint": request.fingerprint,
-                "run_id": raw_or_none(request.run_id),
-                "submission": raw(request.submission),
-                "attempt": granted.attempt,
-                "fence": token,
-                "lock_id": request.lock.id,
-                "lock_scope": rows.raw_scope(request.lock),
-                "result_ttl": request.result_ttl,
-                "updated_at": now,
-                "expires_at": None,
-                "outcome": None,
-                "history": told.dumps(),
-                **writes.origin_columns(request, row),
-            }
-            if row is None:
-                writes.insert_job(c, request.job, stored, now, **running)
-            else:
-                writes.delete_checkpoints(c, request.job, None if granted.anew else forgotten)
-                running |= {"generation": granted.generation, "crashes": granted.crashes}
-                writes.update_job(c, row, **running)
-            writes.keep_origin(c, request, row, now)
-            if other is not None:
-                writes.free_lock(c, other["lock_id"], other["token"])
-            writes.take_lock(c, request, token, now + request.lease_ttl)
-            taken = rows.job_row(c, request.job)
-            assert taken is not None
-            return _claimed(c, request, taken)
+            answer = claims.claim(c, request, self._clock.time())
+        if isinstance(answer, str):
+            self.cancel(request.job, answer, in_advance=True)
+            return self.claim(request)
+        return answer
 
     # --- the holder's writes ------------------------------------------------------------------
 
@@ -187,12 +118,6 @@ class SqliteStore(Store):
         return lease
 
     def save(self, lease: Lease, checkpoint: Checkpoint) -> Lease:
-        """As :meth:`Store.save`.
-
-        Raises StepNameReused too when the name is taken by a checkpoint of another kind, and
-        CursorWentBack when a cursor or value comes with other bytes under a version that is not
-        above the stored one. Neither renews the lease.
-        """
         with self._database.write() as c:
             now = self._clock.time()
             job = _check_holder(c, lease, now)
@@ -268,12 +193,11 @@ class SqliteStore(Store):
         protocol.check_tenants(request)
         with self._database.write(durable=False) as c:
             stored = rows.job_row(c, request.job)
-            _record_wait(c, request, stored, wait, self._clock.time())
+            claims.record_wait(c, request, stored, wait, self._clock.time())
 
     # --- operators ----------------------------------------------------------------------------
 
     def force_release(self, lock: LockRef, *, owner_nonce: str | None = None) -> bool:
-        """As :meth:`Store.force_release`. The job stays RUNNING: its next claim counts a crash."""
         with self._database.write() as c:
             row = rows.lock_row(c, lock)
             if row is None or owner_nonce not in (None, row["nonce"]):
@@ -288,7 +212,6 @@ class SqliteStore(Store):
         return live
 
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
-        """As :meth:`Store.cancel`. The outcome is ``reason`` in UTF-8."""
         cancelled = {"status": JobStatus.CANCELLED.value, "outcome": raw(reason)}
         done = protocol.cancelling(job, reason)
         with self._database.write() as c:
@@ -392,12 +315,6 @@ class SqliteStore(Store):
         limit: int = 100,
         token: str | None = None,
     ) -> Page:
-        """As :meth:`Store.list_jobs`.
-
-        A job that changes between two pages moves to the front, where later pages don't come by;
-        every other job is listed once. Raises InvalidCall for a ``limit`` below 1, and for a
-        ``token`` that isn't one of this very list's.
-        """
         with self._database.read() as c:
             now = self._clock.time()
             return lists.list_jobs(c, now, tenant, status, run_id, limit, token)
@@ -407,16 +324,33 @@ class SqliteStore(Store):
             return lists.find_jobs(c, self._clock.time(), wanted, limit, token)
 
     def list_locks(self, tenant: str) -> list[LockRecord]:
-        """The tenant's locks, held or expired, oldest claim first."""
         with self._database.read() as c:
             now = self._clock.time()
             found = c.execute("SELECT * FROM locks WHERE tenant = ? ORDER BY token", (raw(tenant),))
             return [rows.lock_record(row, now) for row in found]
 
+    # --- limits -------------------------------------------------------------------------------
+
+    def list_places(self, limit_id: str | None = None, *, limit: int = 1000) -> list[PlaceRecord]:
+        with self._database.read() as c:
+            return limits.listed(c, limit_id, self._clock.time(), limit)
+
+    def limit_settings(self) -> dict[str, LimitSetting]:
+        with self._database.read() as c:
+            return limits.settings(c)
+
+    def set_limit(self, setting: LimitSetting) -> None:
+        """As :meth:`Store.set_limit`: at once."""
+        with self._database.write() as c:
+            limits.put_setting(c, setting)
+
+    def clear_limit(self, id: str) -> bool:
+        with self._database.write() as c:
+            return limits.drop_setting(c, id)
+
     # --- upkeep -------------------------------------------------------------------------------
 
     def cleanup(self, limit: int = 1000) -> int:
-        """As :meth:`Store.cleanup`. Expired locks under which nobody can write any more count."""
         with self._database.write() as c:
             now = self._clock.time()
             expired = c.execute(
@@ -434,7 +368,9 @@ class SqliteStore(Store):
                 (now, max(limit - len(expired), 0)),
             ).rowcount
             done = len(expired) + abandoned
-            return done + operators.delete_old(c, now, max(limit - done, 0))
+            done += limits.delete_free(c, now, max(limit - done, 0))
+            done += operators.delete_old(c, now, max(limit - done, 0))
+            return done + queues.delete_old(c, now, max(limit - done, 0))
 
     def close(self) -> None:
         self._database.close()
@@ -468,78 +404,6 @@ def forget_memory_store(name: str) -> None:
         store.database.close()
 
 
-# --- parts of a claim -----------------------------------------------------------------------------
-
-
-def _checkpoint_names(c: sqlite3.Connection, job: JobRef) -> list[str]:
-    """In the order they were first saved."""
-    return [each.name for each in rows.checkpoints(c, job, at_most=-1)]
-
-
-def _other_lock(
-    c: sqlite3.Connection, request: ClaimRequest, job: rows.Job | None
-) -> sqlite3.Row | None:
-    """The other lock under which the job's last attempt holds it, or has let it expire."""
-    lock_id = protocol.other_lock(request, job)
-    if job is None or lock_id is None:
-        return None
-    other: sqlite3.Row | None = c.execute(
-        "SELECT * FROM locks WHERE lock_id = ? AND token = ?", (lock_id, job.fence)
-    ).fetchone()
-    return other
-
-
-def _record_wait(
-    c: sqlite3.Connection,
-    request: ClaimRequest,
-    stored: sqlite3.Row | None,
-    wait: Wait,
-    now: float,
-) -> None:
-    """Record it, unless the job runs, has ended, or waits for that already."""
-    row = rows.unless_expired(stored, now)
-    past = rows.history_of(row)
-    if not protocol.may_wait(rows.known_job(row)) or past.waits_for(wait, request.lock):
-        return
-    waiting: dict[str, Any] = {
-        "status": JobStatus.WAITING.value,
-        "lock_id": request.lock.id,
-        "lock_scope": rows.raw_scope(request.lock),
-        "updated_at": now,
-        "history": past.waiting(wait, request.lock, now).dumps(),
-    }
-    if row is None or not row["attempt"]:
-        # It has never begun: it fits any payload, and is forgotten if nobody asks for it any more.
-        waiting |= {
-            **writes.origin_columns(request, row),
-            "fingerprint": protocol.ANY_PAYLOAD,
-            "submission": raw(request.submission),
-            "run_id": raw_or_none(request.run_id),
-            "result_ttl": request.result_ttl,
-            "expires_at": now + request.result_ttl,
-        }
-    if row is None:
-        writes.insert_job(c, request.job, stored, now, attempt=0, fence=0, **waiting)
-    else:
-        writes.update_job(c, row, **waiting)
-    if "origin" in waiting:
-        writes.keep_origin(c, request, row, now)
-
-
-def _claimed(c: sqlite3.Connection, request: ClaimRequest, job: sqlite3.Row) -> Claimed:
-    some = c.execute("SELECT 1 FROM checkpoints WHERE job_id = ? LIMIT 1", (job["job_id"],))
-    lease = Lease(
-        job=request.job,
-        lock=request.lock,
-        fence=job["fence"],
-        nonce=request.nonce,
-        ttl=request.lease_ttl,
-        result_ttl=request.result_ttl,
-        generation=job["generation"],
-    )
-    return Claimed(lease, rows.job_record(job), has_checkpoints=some.fetchone() is not None)
-
-
 # --- parts of a holder's write --------------------------------------------------------------------
 
 
@@ -550,7 +414,7 @@ def _check_holder(c: sqlite3.Connection, lease: Lease, now: float) -> sqlite3.Ro
 
     def reason() -> str:
         assert row is not None
-        return rows.text(row["outcome"])
+        return unraw(row["outcome"])
 
     protocol.check_holder(lease, rows.known_job(row), lock, reason)
     assert row is not None

@@ -14,8 +14,18 @@ what it would bill, and can be cut off: each a switch of :class:`Behaviour`, wit
 
 By hand: ``python -m gwi_celery.testing.twin --port 8085``.
 
-Left out: snapshots, schemas, ingestion and export subscriptions, IAM policies (a permission may be denied
-by :meth:`Twin.deny`), message transforms, and anything of more than one region.
+:mod:`gwi_celery.testing.twin.cloudrun` stands before a push service as Cloud Run does.
+
+Left out:
+
+- snapshots, schemas, ingestion and export subscriptions, message transforms
+- IAM policies and conditions: a permission is denied by :meth:`Twin.deny`
+- broken credentials (``Getting metadata from plugin failed``): channels without TLS carry none, and
+  the client makes the error (:mod:`gwi_celery.gcp.credentials`)
+- 400 "not ready" for what was just created: NOT_FOUND stands for it
+- more than one region, and quotas of bytes
+- of Firestore: contention by what is really contended (ABORTED comes by chance), transactions that
+  expire, ramp-up, TTL policies
 """
 
 from __future__ import annotations
@@ -32,7 +42,8 @@ from typing import Any
 import grpc
 
 from gwi_celery.brokers.pubsub.options import STRICT_HOST
-from gwi_celery.testing.emulators import FIRESTORE_HOST, PUBSUB_HOST, Emulator, free_port
+from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
+from gwi_celery.testing.emulators import Emulator, free_port
 from gwi_celery.testing.twin.behaviour import (
     FIRESTORE_LENIENT,
     FIRESTORE_STRICT,
@@ -145,13 +156,18 @@ class Twin(_Steered):
         """Key id -> PEM of what signs the tokens of pushes; none before the first token."""
         return self._do("certificates")
 
-    def deny(self, permission: str, resource: str = "*") -> None:
-        """Answer PERMISSION_DENIED to what needs, say, ``pubsub.topics.publish`` there."""
-        self._do("deny", permission=permission, resource=resource)
+    def deny(self, permission: str, resource: str = "*", who: str = "caller") -> None:
+        """Answer PERMISSION_DENIED to what needs, say, ``pubsub.topics.publish`` there.
 
-    def allow(self, permission: str, resource: str = "*") -> None:
+        Who signs pushes with an account needs ``iam.serviceAccounts.actAs`` on
+        ``projects/-/serviceAccounts/EMAIL``. ``who="agent"``: Pub/Sub's service agent, without which
+        nothing is dead-lettered.
+        """
+        self._do("deny", permission=permission, resource=resource, who=who)
+
+    def allow(self, permission: str, resource: str = "*", who: str = "caller") -> None:
         """The reverse."""
-        self._do("allow", permission=permission, resource=resource)
+        self._do("allow", permission=permission, resource=resource, who=who)
 
     def disable(self, disabled: bool = True) -> None:
         """The project's Pub/Sub API is switched off."""

@@ -65,6 +65,7 @@ class Behaviour(Switches):
     #: https://cloud.google.com/pubsub/docs/admin#create_a_topic
     settle: float = 2.0
     #: Share of those calls that find it missing.
+    #: https://github.com/googleapis/google-cloud-go/issues/9723
     settle_misses: float = 0.5
     #: How long a deleted entity's name can't be used again.
     #: https://cloud.google.com/pubsub/docs/delete-topic
@@ -104,12 +105,17 @@ class FirestoreBehaviour(Switches):
     #: A query without an index in the package's ``firestore.indexes.json`` fails (FAILED_PRECONDITION).
     #: https://cloud.google.com/firestore/docs/query-data/index-overview
     indexes: bool = True
+    #: Indexes and TTL policies are ready; else they are still being made, as the admin calls tell.
+    #: https://cloud.google.com/firestore/docs/query-data/indexing
+    ready: bool = True
     #: Share of commits that are ABORTED, as under contention: they took no effect.
     #: https://cloud.google.com/firestore/docs/understand-error-codes
     aborted: float = 0.005
     #: Share of commits and reads that fail with UNAVAILABLE, half of the commits after they took effect.
+    #: https://cloud.google.com/firestore/docs/understand-error-codes
     faults: float = 0.002
     #: Share of commits that fail with DEADLINE_EXCEEDED after they took effect.
+    #: https://cloud.google.com/firestore/docs/understand-error-codes
     late: float = 0.002
     #: Share of calls that find a quota used up (RESOURCE_EXHAUSTED).
     #: https://cloud.google.com/firestore/quotas

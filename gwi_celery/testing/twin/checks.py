@@ -26,6 +26,9 @@ _LABEL_VALUE = re.compile(r"[\w-]{0,63}")
 class Refused(Exception):
     """A request that is answered with INVALID_ARGUMENT, or with another status."""
 
+    #: gRPC's trailing metadata, with the error's details.
+    trailing: tuple[tuple[str, bytes], ...] = ()
+
     def __init__(self, text: str, status: str = "INVALID_ARGUMENT") -> None:
         super().__init__(text)
         self.status = status

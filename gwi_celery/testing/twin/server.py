@@ -14,8 +14,10 @@ from typing import Any
 
 import grpc
 
+from gwi_celery.testing.twin import firestore_admin
 from gwi_celery.testing.twin.behaviour import Behaviour, FirestoreBehaviour
 from gwi_celery.testing.twin.firestore import FirestoreProxy
+from gwi_celery.testing.twin.iam import CALLER
 from gwi_celery.testing.twin.push import Pusher
 from gwi_celery.testing.twin.service import Service
 from gwi_celery.testing.twin.world import World
@@ -130,8 +132,7 @@ class PubSubServer(Server):
 
     def _do_reset(self) -> None:
         self.clear()
-        self.service.denied.clear()
-        self.service.disabled = False
+        self.world.rights.clear()
 
     def _do_cost(self) -> dict[str, Any]:
         expired = sum(s.backlog.counts.expired for s in self.world.subscriptions.values())
@@ -150,14 +151,14 @@ class PubSubServer(Server):
     def _do_certificates(self) -> dict[str, str]:
         return self.pusher.certificates
 
-    def _do_deny(self, permission: str, resource: str = "*") -> None:
-        self.service.denied.add((permission, resource))
+    def _do_deny(self, permission: str, resource: str = "*", who: str = CALLER) -> None:
+        self.world.rights.deny(permission, resource, who)
 
-    def _do_allow(self, permission: str, resource: str = "*") -> None:
-        self.service.denied.discard((permission, resource))
+    def _do_allow(self, permission: str, resource: str = "*", who: str = CALLER) -> None:
+        self.world.rights.allow(permission, resource, who)
 
     def _do_disable(self, disabled: bool = True) -> None:
-        self.service.disabled = disabled
+        self.world.rights.disabled = disabled
 
 
 class FirestoreServer(Server):
@@ -168,7 +169,7 @@ class FirestoreServer(Server):
         self._proxy = FirestoreProxy(emulator, behaviour, seed)
 
     def handlers(self) -> list[Any]:
-        return [self._proxy]
+        return [firestore_admin.handler(lambda: self._proxy.behaviour.ready), self._proxy]
 
     def _do_switch(self, **switches: Any) -> dict[str, Any]:
         self._proxy.behaviour = self._proxy.behaviour.changed(**switches)

@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2, empty_pb2
+from google.iam.v1 import iam_policy_pb2
+from google.protobuf import empty_pb2
 from google.pubsub_v1 import types
-from google.rpc import error_details_pb2, status_pb2
 
 from gwi_celery.testing.twin import checks
 from gwi_celery.testing.twin.checks import Refused
+from gwi_celery.testing.twin.iam import PERMISSIONS, error_info
 from gwi_celery.testing.twin.streams import Stream
 from gwi_celery.testing.twin.world import Subscription, World
 
@@ -25,27 +26,6 @@ _PAGE = 100
 _Empty = empty_pb2.Empty
 _STALE, _INVALID_ACK_ID = "EXACTLY_ONCE_ACKID_FAILURE", "PERMANENT_FAILURE_INVALID_ACK_ID"
 
-#: RPC -> what it needs on its resource: https://cloud.google.com/pubsub/docs/access-control
-PERMISSIONS = {
-    "CreateTopic": "pubsub.topics.create",
-    "GetTopic": "pubsub.topics.get",
-    "UpdateTopic": "pubsub.topics.update",
-    "ListTopics": "pubsub.topics.list",
-    "ListTopicSubscriptions": "pubsub.topics.get",
-    "DeleteTopic": "pubsub.topics.delete",
-    "Publish": "pubsub.topics.publish",
-    "CreateSubscription": "pubsub.subscriptions.create",
-    "GetSubscription": "pubsub.subscriptions.get",
-    "UpdateSubscription": "pubsub.subscriptions.update",
-    "ListSubscriptions": "pubsub.subscriptions.list",
-    "DeleteSubscription": "pubsub.subscriptions.delete",
-    "ModifyPushConfig": "pubsub.subscriptions.update",
-    "Pull": "pubsub.subscriptions.consume",
-    "StreamingPull": "pubsub.subscriptions.consume",
-    "Acknowledge": "pubsub.subscriptions.consume",
-    "ModifyAckDeadline": "pubsub.subscriptions.consume",
-    "Seek": "pubsub.subscriptions.consume",
-}
 _DATA = frozenset({"Publish", "Pull", "StreamingPull", "Acknowledge", "ModifyAckDeadline"})
 
 _Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -56,14 +36,13 @@ def _pb(name: str) -> Any:
 
 
 class Service:
-    """Every RPC is a method of its name; :meth:`handlers` gives them to a gRPC server."""
+    """Every RPC is a method of its name; :meth:`handlers` gives them to a gRPC server.
+
+    Over 25 methods, for Pub/Sub has as many RPCs.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        #: (permission, resource) that is refused; resource "*" is every one.
-        self.denied: set[tuple[str, str]] = set()
-        #: The project's API is switched off.
-        self.disabled = False
         self._ghosts: set[asyncio.Task[None]] = set()
 
     def handlers(self) -> list[Any]:
@@ -90,9 +69,20 @@ class Service:
                 request_deserializer=request.FromString,
                 response_serializer=lambda message: message.SerializeToString(),
             )
+        served = {f"google.pubsub.v1.{name}": methods for name, methods in services.items()}
+        served["google.iam.v1.IAMPolicy"] = {
+            rpc: grpc.unary_unary_rpc_method_handler(
+                self._policy(rpc, answer),
+                request_deserializer=getattr(iam_policy_pb2, f"{rpc}Request").FromString,
+                response_serializer=lambda message: message.SerializeToString(),
+            )
+            for rpc, answer in (
+                ("TestIamPermissions", self.world.rights.held),
+                ("GetIamPolicy", self.world.rights.policy),
+            )
+        }
         return [
-            grpc.method_handlers_generic_handler(f"google.pubsub.v1.{name}", methods)
-            for name, methods in services.items()
+            grpc.method_handlers_generic_handler(name, methods) for name, methods in served.items()
         ]
 
     # --- around every call --------------------------------------------------------------------
@@ -116,18 +106,22 @@ class Service:
         world = self.world
         world.costs.rpcs[rpc] += 1
         await self._travel()
-        resource = _resource(rpc, request)
-        if self.disabled:
-            raise Refused(
-                f"Cloud Pub/Sub API has not been used in project {resource.split('/')[1]} before or "
-                "it is disabled.",
-                "PERMISSION_DENIED",
-            )
-        if self.denied & {(PERMISSIONS[rpc], resource), (PERMISSIONS[rpc], "*")}:
-            raise Refused("User not authorized to perform this action.", "PERMISSION_DENIED")
+        world.rights.check(rpc, request)
         if rpc not in _DATA:
             world.count_admin_call()
         self._fail_now_and_then(0.5)
+
+    def _policy(self, rpc: str, answer: Callable[[Any], Any]) -> _Handler:
+        async def handle(request: Any, context: Any) -> Any:
+            self.world.costs.rpcs[rpc] += 1
+            await self._travel()
+            try:
+                self.world.count_admin_call()
+                return answer(request)
+            except Refused as exc:
+                await _abort(context, exc)
+
+        return handle
 
     async def _travel(self) -> None:
         """One way to a region."""
@@ -314,7 +308,8 @@ class _StaleAckIds(Refused):
 
     def __init__(self, ack_ids: list[str]) -> None:
         super().__init__("Some acknowledgement ids in the request were invalid.")
-        self.ack_ids = ack_ids
+        reasons = dict.fromkeys(ack_ids, _INVALID_ACK_ID)
+        self.trailing = error_info(3, str(self), _STALE, "pubsub.googleapis.com", reasons)
 
 
 def _refuse_stale(found: Subscription, stale: list[str]) -> None:
@@ -323,30 +318,7 @@ def _refuse_stale(found: Subscription, stale: list[str]) -> None:
 
 
 async def _abort(context: Any, exc: Refused) -> None:
-    code = getattr(grpc.StatusCode, exc.status)
-    trailing: tuple[tuple[str, bytes], ...] = ()
-    if isinstance(exc, _StaleAckIds):
-        info = error_details_pb2.ErrorInfo(
-            reason=_STALE,
-            domain="pubsub.googleapis.com",
-            metadata=dict.fromkeys(exc.ack_ids, _INVALID_ACK_ID),
-        )
-        detail = any_pb2.Any()
-        detail.Pack(info)
-        status = status_pb2.Status(code=code.value[0], message=str(exc), details=[detail])
-        trailing = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(code, str(exc), trailing)
-
-
-def _resource(rpc: str, request: Any) -> str:
-    """What a call's permission is looked for on."""
-    if rpc in ("CreateTopic", "CreateSubscription"):
-        return str("/".join(request.name.split("/")[:2]))
-    for field in ("topic", "subscription", "project"):
-        value = getattr(request, field, None)
-        if value is not None:
-            return value if isinstance(value, str) else str(value.name)  # an update's
-    return ""
+    await context.abort(getattr(grpc.StatusCode, exc.status), str(exc), exc.trailing)
 
 
 def _of_project(found: dict[str, Any], project: str) -> list[Any]:

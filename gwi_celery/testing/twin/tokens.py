@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import threading
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ class Tokens:
 
     def __init__(self) -> None:
         self._signer: Any = None
+        self._making = threading.Lock()
         self.certificates: dict[str, str] = {}
 
     def make(self, account: str, audience: str) -> str:
@@ -32,7 +34,9 @@ class Tokens:
             "iat": now,
             "exp": now + _LIFE,
         }
-        token: bytes = jwt.encode(self._signer or self._make_key(), claims)
+        with self._making:  # one key, whoever asks first
+            signer = self._signer or self._make_key()
+        token: bytes = jwt.encode(signer, claims)
         return token.decode()
 
     def _make_key(self) -> Any:

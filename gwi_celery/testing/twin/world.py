@@ -17,6 +17,7 @@ from gwi_celery.testing.twin.behaviour import Behaviour
 from gwi_celery.testing.twin.checks import Refused
 from gwi_celery.testing.twin.costs import Costs
 from gwi_celery.testing.twin.filters import Predicate, parse
+from gwi_celery.testing.twin.iam import Rights
 
 DELETED_TOPIC = "_deleted-topic_"
 #: What Google adds to a message that it forwards to a dead letter topic.
@@ -52,6 +53,7 @@ class World:
     def __init__(self, behaviour: Behaviour, seed: int) -> None:
         self.behaviour = behaviour
         self._seed = seed
+        self.rights = Rights()
         self.clear()
 
     def clear(self) -> None:
@@ -198,7 +200,7 @@ class World:
 
     def _forward(self, config: Any, entry: Entry) -> bool:
         topic = self.topics.get(config.dead_letter_policy.dead_letter_topic)
-        if topic is None:
+        if topic is None or not self.rights.may_dead_letter(config.name, topic.config.name):
             return False
         message = _Message(data=entry.message.data, attributes=entry.message.attributes)
         message.attributes[f"{_FORWARDED}Subscription"] = _id(config.name)

@@ -7,12 +7,12 @@ import time
 from typing import Any
 
 import pytest
-from celery.contrib.testing.worker import start_worker
 
 from gwi_celery import ReliableTask, broker_for, jobs, queues, store_for
 from gwi_celery.cli.frame import Exit
 from gwi_celery.stores.base import Claimed, ClaimRequest, JobRef, LockRef, Origin
 from tests.machine import PATIENCE
+from tests.threadworker import worker_in_thread
 from tests.workers import eventually
 
 
@@ -44,9 +44,7 @@ def call(gwi_, run: str, how: str = "", **options: Any) -> str:
 
 
 def working(gwi_) -> Any:
-    return start_worker(
-        gwi_.app, pool="threads", concurrency=4, perform_ping_check=False, shutdown_timeout=30
-    )
+    return worker_in_thread(gwi_.app, pool="threads", concurrency=4)
 
 
 def vanished(gwi_, run: str) -> str:

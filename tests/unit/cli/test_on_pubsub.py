@@ -1,61 +1,263 @@
-"""``gwi`` where the broker is Pub/Sub: dead letters as on the embedded one, and what Pub/Sub can't do."""
+"""``gwi`` where the broker is Pub/Sub: dead letters are found by their records in the store."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from celery import Celery
 
-from gwi_celery import ReliableTask, broker_for, setup
-from gwi_celery.brokers.base import QueueSpec
+from gwi_celery import ReliableTask, audit, broker_for, queues, setup
+from gwi_celery.brokers.base import OutgoingMessage, QueueSpec, dead_letter_queue
 from gwi_celery.cli.frame import Exit
+from gwi_celery.errors import StoreUnavailable
+from gwi_celery.expiry import announce_expiring, archive_expiring
+from gwi_celery.integration import integration, settings_for, store_for
+from gwi_celery.stores.base import Origin, Wait
+from gwi_celery.stores.queues import LetterFilter
 from gwi_celery.testing.twin import start_twin
 from gwi_celery.transport.death import Death
+from tests.machine import PATIENCE
 from tests.unit.cli.conftest import Gwi
-from tests.workers import eventually
+
+FAILED = Death("failed", "shop.errors.NoMoney", "Traceback (most recent call last): ...")
+
+
+def app_on(broker_url: str, store_url: str) -> Celery:
+    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
+    setup(app, broker_url=broker_url, store_url=store_url)
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="shop.invoice")
+    def invoice(self, *, tenant_id: str, run_id: str) -> None: ...
+
+    broker_for(app).declare_queue(QueueSpec("celery"))
+    return app
+
+
+@pytest.fixture(params=["sqlite", "firestore"])
+def gwi_(request: pytest.FixtureRequest, tmp_path: Path, pubsub_emulator) -> Iterator[Gwi]:
+    store = f"embedded://{tmp_path}/gwi"
+    if request.param == "firestore":
+        store = f"firestore://p-{uuid4().hex[:20]}"
+        request.getfixturevalue("firestore_emulator")
+    app = app_on(f"pubsub://{pubsub_emulator.endpoint}/p-{uuid4().hex[:20]}", store)
+    yield Gwi(app)
+    broker_for(app).close()
+    app.close()
 
 
 @pytest.fixture
-def gwi_(tmp_path, monkeypatch) -> Iterator[Gwi]:
-    with start_twin(faults=0, early_expiry=0) as twin:
-        for name, value in twin.environ.items():
-            monkeypatch.setenv(name, value)
-        app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-        project = f"p-{uuid4().hex[:20]}"
-        setup(app, broker_url=f"pubsub://{project}", store_url=f"embedded://{tmp_path}/gwi")
+def three(gwi_: Gwi) -> Gwi:
+    """Two jobs of acme and one of bolt, given up for three reasons."""
+    gwi_.bury(FAILED, "no money", run_id="r1")
+    gwi_.bury(Death("deadline", "DeadlineExceeded"), "late", run_id="r2")
+    gwi_.bury(Death("deliveries"), "delivered 20 times without an ack", tenant_id="bolt")
+    return gwi_
 
-        @app.task(shared=False, base=ReliableTask, name="shop.invoice")
-        def invoice(*, tenant_id: str, run_id: str) -> None: ...
 
-        broker_for(app).declare_queue(QueueSpec("celery"))
-        yield Gwi(app)
-        broker_for(app).close()
-        app.close()
+def runs(gwi_: Gwi, *arguments: str) -> list[tuple[str, str]]:
+    return [(row["tenant"], row["run_id"]) for row in gwi_.json("dlq", "list", *arguments)]
+
+
+@pytest.mark.emulator
+def test_each_filter_finds_its_own_without_a_look(three: Gwi, monkeypatch) -> None:
+    monkeypatch.setattr(broker_for(three.app), "look", None)
+    assert runs(three) == [("bolt", "r1"), ("acme", "r2"), ("acme", "r1")], "the latest first"
+    assert runs(three, "--reason", "deadline") == [("acme", "r2")]
+    assert runs(three, "--tenant", "bolt") == [("bolt", "r1")]
+    assert runs(three, "--error", "NoMoney") == [("acme", "r1")]
+    assert runs(three, "--error", "shop.errors.NoMoney") == [("acme", "r1")]
+    assert runs(three, "--error", "other.NoMoney") == []
+    assert runs(three, "--text", "20 times") == [("bolt", "r1")]
+    assert runs(three, "--task", "shop.other") == []
+    assert runs(three, "--older-than", "1h") == []
+    assert len(runs(three, "--within", "1h", "-Q", "celery")) == 3
+    assert runs(three, "-Q", "other") == []
+    [row] = three.json("dlq", "list", "--reason", "failed")
+    shown = three.json("dlq", "show", row["id"])
+    assert (shown["text"], shown["error"], shown["traceback"]) == ("no money", *_of(FAILED))
+    assert (shown["attempts"], shown["deliveries"], shown["size"]) == (1, 1, None)
+    assert ":" in shown["worker"]
+    assert shown["expires_at"] > shown["died_at"] > shown["published_at"]
+    assert three.json("dlq", "show", row["task_id"]) == shown, "by its task's id as well"
+
+
+def _of(death: Death) -> tuple[str, str]:
+    return death.error, death.traceback
+
+
+@pytest.mark.emulator
+def test_what_is_chosen_goes_with_its_record(three: Gwi) -> None:
+    [row] = three.json("dlq", "list", "--reason", "failed")
+    message = json.loads(three("dlq", "show", row["id"], "--message"))
+    assert message["headers"]["task"] == "shop.invoice"
+    assert three.json("dlq", "redrive", "--reason", "deadline", "--yes") == {"redriven": 1}
+    assert "1 of 3 dead letters match" in three.err
+    [back] = broker_for(three.app).receiver().poll("celery", 5)
+    assert back.attributes["run"] == "r2"
+    assert runs(three) == [("bolt", "r1"), ("acme", "r1")]
+    assert three.json("dlq", "purge", "--error", "NoMoney", "--yes") == {"purged": 1}
+    assert runs(three) == [("bolt", "r1")]
+    assert runs(three, "--look") == [("bolt", "r1")]
+    assert [a.what for a in audit.entries(three.app)] == ["purge", "redrive"]
+    three("dlq", "redrive", "--all", "--rate", "0", "--yes", code=Exit.USAGE)
+
+
+@pytest.mark.emulator
+def test_what_has_no_record_gets_one_from_whoever_meets_it(gwi_: Gwi, monkeypatch) -> None:
+    """Pub/Sub forwarded it; or the store was unavailable when it died."""
+
+    def unavailable(*args: object) -> None:
+        raise StoreUnavailable("it is down")
+
+    records = integration(gwi_.app).store.queues
+    with monkeypatch.context() as patch:
+        patch.setattr(type(records), "keep", unavailable)
+        gwi_.bury(FAILED, "no money")
+    dead = dead_letter_queue("celery")
+    forwarded = {"CloudPubSubDeadLetterSourceDeliveryCount": "100"}
+    broker_for(gwi_.app).publish("", dead, OutgoingMessage(b"{}", forwarded))
+    assert gwi_.json("dlq", "list") == []
+    met = gwi_.json("dlq", "list", "--look")
+    assert sorted(row["reason"] for row in met) == ["deliveries", "failed"]
+    assert {row["id"] for row in gwi_.json("dlq", "list")} == {row["id"] for row in met}
+    assert gwi_.json("dlq", "redrive", *(row["id"] for row in met), "--yes") == {"redriven": 2}
+    assert gwi_.json("dlq", "list", "--look") == []
+
+
+@pytest.mark.emulator
+def test_what_was_left_behind_by_a_crash_is_not_redriven_twice(three: Gwi) -> None:
+    """Its record had ended, and its ack was lost."""
+    [row] = three.json("dlq", "list", "--reason", "failed")
+    records = integration(three.app).store.queues
+    records.end([row["id"]])
+    assert ("acme", "r1") not in runs(three)
+    assert ("acme", "r1") not in runs(three, "--look")
+    assert records.known([row["id"]]) == {row["id"]: False}
+    broker = broker_for(three.app)
+    broker.flush()
+    left = {message.message_id for message in broker.browse(dead_letter_queue("celery"))}
+    assert left == {each["id"] for each in three.json("dlq", "list")}
+
+
+@pytest.mark.emulator
+def test_what_is_exported_can_be_imported_again_and_again(three: Gwi, tmp_path: Path) -> None:
+    file = tmp_path / "dead.jsonl"
+    assert three.json("dlq", "export", str(file)) == {"exported": 3}
+    assert three.json("dlq", "import", str(file)) == {"imported": 0}, "all are there"
+    before = {row["task_id"]: row for row in three.json("dlq", "list")}
+    three("dlq", "purge", "--all", "--yes")
+    assert three.json("dlq", "import", str(file)) == {"imported": 3}
+    assert three.json("dlq", "import", str(file)) == {"imported": 0}
+    after = {row["task_id"]: row for row in three.json("dlq", "list")}
+    for task_id, row in after.items():
+        for name in ("reason", "error", "text", "tenant", "attempts", "worker"):
+            assert row[name] == before[task_id][name], name
+        assert row["died_at"] == pytest.approx(before[task_id]["died_at"], abs=1e-5)
+    assert three.json("dlq", "redrive", "--all", "--yes") == {"redriven": 3}
+    assert three.json("dlq", "list", "--look") == []
+    assert queues.count(three.app) == 0
+    assert integration(three.app).store.queues.count(LetterFilter()) == 0
+
+
+@pytest.mark.emulator
+def test_what_will_expire_is_announced_and_archived_by_its_records(
+    three: Gwi, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    announce_expiring(three.app)
+    assert not caplog.records
+    for name in ("ANNOUNCED", "ARCHIVED"):  # the emulator keeps them for a week
+        monkeypatch.setattr(f"gwi_celery.expiry.{name}", 8 * 86_400.0)
+    announce_expiring(three.app)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("3 dead letters of queue 'celery' are dropped within 8 days")
+    setup(three.app, **_settings(three.app), dead_letter_archive=str(tmp_path / "archive"))
+    assert archive_expiring(three.app) == 3
+    [file] = (tmp_path / "archive").rglob("*.jsonl")
+    assert three.json("dlq", "list", "--look") == []
+    assert three.json("dlq", "import", str(file)) == {"imported": 3}
+    assert len(runs(three)) == 3
+
+
+def _settings(app: Celery) -> dict[str, str]:
+    return {"broker_url": app.conf.broker_url, "store_url": settings_for(app).effective_store_url}
+
+
+@pytest.mark.emulator
+def test_a_paused_queue_is_left_alone_until_it_is_resumed(gwi_: Gwi) -> None:
+    app, got = gwi_.app, []
+    gwi_("queues", "pause", "celery")
+    assert [row["paused"] for row in gwi_.json("queues", "list")] == [True]
+    gwi_("queues", "pause", "nobody", code=Exit.NOTHING)
+    pauses = integration(app).authority.pauses
+    assert pauses.refresh(), "as a worker does at its start, and then now and then"
+    app.tasks["shop.invoice"].apply_async(kwargs={"tenant_id": "acme", "run_id": "r1"})
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        consumer = app.amqp.TaskConsumer(channel)
+        consumer.on_message = got.append
+        consumer.qos(prefetch_count=1)
+        consumer.consume()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=1)
+        gwi_("queues", "resume", "celery")
+        assert pauses.refresh()
+        connection.drain_events(timeout=PATIENCE)
+        gwi_("queues", "pause", "celery")
+        pauses.refresh()
+        app.tasks["shop.invoice"].apply_async(kwargs={"tenant_id": "acme", "run_id": "r2"})
+        got[0].ack()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=1)
+    assert [message.headers["task"] for message in got] == ["shop.invoice"]
+    assert [a.what for a in audit.entries(app)] == ["pause", "resume", "pause"]
+
+
+@pytest.mark.emulator
+def test_a_queue_that_is_pushed_can_t_be_paused(gwi_: Gwi) -> None:
+    broker_for(gwi_.app).push_to("celery", "http://127.0.0.1:9/push")
+    gwi_("queues", "pause", "celery", code=Exit.USAGE)
+    assert "gwi push-to '' -Q celery" in gwi_.err
+
+
+@pytest.mark.emulator
+def test_what_waits_is_listed_by_its_record_and_can_only_be_cancelled_as_a_job(gwi_: Gwi) -> None:
+    app, store = gwi_.app, store_for(gwi_.app)
+    task = app.tasks["shop.invoice"]
+    kwargs = {"tenant_id": "acme", "run_id": "r1"}
+    headers, call = task.addressed((), kwargs, {}, "id1")
+    claim = task.claim_request(call, headers, "id1", 1, redelivered=False)
+    claim = replace(claim, origin=Origin(task_id="id1", queue="celery"))
+    store.wait(claim, Wait("retry", "ValueError: no", until=4e9))
+    [row] = gwi_.json("delayed", "list")
+    assert (row["task_id"], row["queue"], row["run_id"], row["due"]) == ("id1", "celery", "r1", 4e9)
+    assert gwi_.json("delayed", "list", "-Q", "other") == []
+    for verb in ("now", "cancel"):
+        gwi_("delayed", verb, "id1", "--yes", code=Exit.USAGE)
+        assert "gwi jobs cancel" in gwi_.err
+    assert gwi_.json("jobs", "cancel", "id1", "--yes") == {"cancelled": 1}
+    assert gwi_.json("delayed", "list") == []
 
 
 @pytest.mark.slow  # each look at a dead letter waits for an empty pull
-def test_dead_letters_and_what_can_t_be_done(gwi_):
-    for run, death in (("r1", Death("failed", "KeyError", "Traceback")), ("r2", Death("deadline"))):
-        gwi_.bury(death, f"text of {run}", run_id=run)
-    rows = {row["run_id"]: row for row in gwi_.json("dlq", "list")}
-    eventually(
-        lambda: rows.update({r["run_id"]: r for r in gwi_.json("dlq", "list")}) or len(rows) == 2
-    )
-    found = {run: (row["reason"], row["error"], row["text"]) for run, row in rows.items()}
-    assert found == {
-        "r1": ("failed", "KeyError", "text of r1"),
-        "r2": ("deadline", "", "text of r2"),
-    }
-    assert gwi_.json("dlq", "show", rows["r1"]["task_id"])["traceback"] == "Traceback"
-    assert gwi_.json("dlq", "redrive", "--reason", "deadline", "--yes") == {"redriven": 1}
-    assert [row["run_id"] for row in gwi_.json("dlq", "list")] == ["r1"]
-    assert gwi_.json("dlq", "purge", "--error", "KeyError", "--yes") == {"purged": 1}
-    assert gwi_.json("dlq", "list") == []
+def test_dead_letters_and_what_can_t_be_done(tmp_path: Path, monkeypatch) -> None:
+    with start_twin(faults=0, early_expiry=0) as twin:
+        for name, value in twin.environ.items():
+            monkeypatch.setenv(name, value)
+        app = app_on(f"pubsub://p-{uuid4().hex[:20]}", f"embedded://{tmp_path}/gwi")
+        gwi_ = Gwi(app)
+        for run, death in (("r1", FAILED), ("r2", Death("deadline"))):
+            gwi_.bury(death, f"text of {run}", run_id=run)
+        assert runs(gwi_) == [("acme", "r2"), ("acme", "r1")]
+        assert gwi_.json("dlq", "redrive", "--reason", "deadline", "--yes") == {"redriven": 1}
+        assert runs(gwi_, "--look") == [("acme", "r1")]
+        assert gwi_.json("dlq", "purge", "--error", "NoMoney", "--yes") == {"purged": 1}
+        assert runs(gwi_, "--look") == []
 
-    [row] = gwi_.json("queues", "list")
-    assert (row["name"], row["ready"], row["consumers"]) == ("celery", None, None)
-    gwi_("queues", "pause", "celery", code=Exit.USAGE)
-    assert "cancel_consumer" in gwi_.err
-    gwi_("delayed", "list", code=Exit.USAGE)
+        [row] = gwi_.json("queues", "list")
+        assert (row["name"], row["ready"], row["consumers"]) == ("celery", None, None)
+        broker_for(app).close()
+        app.close()

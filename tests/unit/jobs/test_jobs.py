@@ -12,13 +12,13 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery, chain, states
-from celery.contrib.testing.worker import start_worker
 from kombu.exceptions import OperationalError
 
 from gwi_celery import ReliableTask, audit, broker_for, jobs, setup, store_for
 from gwi_celery.errors import InvalidCall
 from gwi_celery.jobs import JobRef, JobStatus
 from tests.machine import PATIENCE
+from tests.threadworker import worker_in_thread
 from tests.workers import drained, eventually
 
 
@@ -77,9 +77,7 @@ def working() -> Iterator[Bench]:
         self.step("undo", lambda: bench.seen.append(f"undone {run_id} {depth}"))
 
     bench.review, bench.note = review, note
-    with start_worker(
-        app, pool="threads", concurrency=3, perform_ping_check=False, shutdown_timeout=30
-    ):
+    with worker_in_thread(app, pool="threads", concurrency=3):
         yield bench
 
 

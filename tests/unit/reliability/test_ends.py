@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery, states
-from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore
 
 from gwi_celery import ReliableTask, broker_for, setup, store_for
@@ -22,6 +21,7 @@ from gwi_celery.integration import integration
 from gwi_celery.reliability.ends import Counts, End
 from gwi_celery.stores.base import JobRef, JobStatus, LockRef, Store
 from gwi_celery.transport.settlement import Settlement
+from tests.threadworker import worker_in_thread
 from tests.workers import dead_letters, drained, eventually
 
 LOCK_TTL = 1.0
@@ -158,7 +158,7 @@ def worked() -> Iterator[Bench]:
     def other(*args: Any) -> str:
         return "another task's"
 
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=60):
+    with worker_in_thread(app):
         yield Bench(app, faulty, ran)
     app.close()
 

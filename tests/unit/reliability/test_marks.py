@@ -10,12 +10,13 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery, states
-from celery.contrib.testing.worker import start_worker
 
 from gwi_celery import ReliableTask, audit, broker_for, setup, store_for
 from gwi_celery.brokers.base import REDRIVE, OutgoingMessage
 from gwi_celery.errors import TaskIdTaken
 from gwi_celery.stores.base import JobRef, JobStatus
+from tests.machine import PATIENCE
+from tests.threadworker import worker_in_thread
 from tests.workers import dead_letters, drained, eventually
 
 
@@ -67,7 +68,7 @@ def bench() -> Iterator[Bench]:
         return len(bench.paid)
 
     bench.pay = pay
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+    with worker_in_thread(app):
         yield bench
 
 
@@ -102,7 +103,7 @@ def forged(bench: Bench) -> dict[str, Callable[[str], tuple[dict[str, Any], dict
 def test_a_publisher_can_not_have_a_job_run_again(bench: Bench, way: str) -> None:
     run = uuid4().hex
     first = bench.pay.delay(tenant_id="t", run_id=run)
-    first.get(timeout=20)
+    first.get(timeout=PATIENCE)
     already = len(bench.reasons())
 
     headers, attributes = forged(bench)[way](first.id)
@@ -120,7 +121,7 @@ def test_a_publisher_can_not_have_a_job_run_again(bench: Bench, way: str) -> Non
 def test_a_forged_replay_that_is_revoked_at_once_ends_nothing(bench: Bench) -> None:
     run = uuid4().hex
     first = bench.pay.delay(tenant_id="t", run_id=run)
-    first.get(timeout=20)
+    first.get(timeout=PATIENCE)
     replay = {"generation": 2, "from_step": None, "task_id": None}
     bench.publish({"gwi_replay": replay, "expires": "2020-01-01T00:00:00+00:00"}, {}, run)
     bench.settled()
@@ -132,9 +133,9 @@ def test_a_forged_replay_that_is_revoked_at_once_ends_nothing(bench: Bench) -> N
 def test_an_operators_replay_and_redrive_run_and_are_kept(bench: Bench) -> None:
     run = uuid4().hex
     call = {"tenant_id": "t", "run_id": run}
-    bench.pay.delay(**call).get(timeout=20)
+    bench.pay.delay(**call).get(timeout=PATIENCE)
     with audit.acting_as("ann"):
-        bench.pay.replay(kwargs=call).get(timeout=20)
+        bench.pay.replay(kwargs=call).get(timeout=PATIENCE)
     assert bench.paid.count(run) == 2
 
     bench.fail = True
@@ -158,11 +159,11 @@ def test_an_operators_replay_and_redrive_run_and_are_kept(bench: Bench) -> None:
 def test_a_call_reads_its_own_tenants_result(bench: Bench) -> None:
     run, task_id = uuid4().hex, uuid4().hex
     ours = bench.pay.apply_async(kwargs={"tenant_id": "t", "run_id": run}, task_id=task_id)
-    assert ours.get(timeout=20)
+    assert ours.get(timeout=PATIENCE)
     other = bench.pay.apply_async(kwargs={"tenant_id": "u", "run_id": run}, task_id=task_id)
     eventually(lambda: bench.paid.count(run) == 2, what="both ran")
     bench.settled()
     for result in (other, bench.app.send_task("pay", headers={"gwi_tenant": "u"}, task_id=task_id)):
         with pytest.raises(TaskIdTaken):
-            result.get(timeout=20)
-    assert ours.get(timeout=20)
+            result.get(timeout=PATIENCE)
+    assert ours.get(timeout=PATIENCE)

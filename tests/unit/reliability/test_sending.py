@@ -10,13 +10,13 @@ from uuid import uuid4
 import pytest
 from celery import Celery, chain, chord, group
 from celery.canvas import Signature, xmap
-from celery.contrib.testing.worker import start_worker
 
 from gwi_celery import Reliable, ReliableTask, broker_for, setup, store_for
 from gwi_celery.brokers.base import DEATH_REASON
 from gwi_celery.errors import DeadlineExceeded, InvalidCall, MissingTenant
 from gwi_celery.stores.base import JobRef, JobStatus
 from tests.machine import PATIENCE
+from tests.threadworker import worker_in_thread
 from tests.workers import dead_letters, eventually
 
 Ran = list[Any]
@@ -56,7 +56,7 @@ def app(ran: Ran) -> Iterator[Celery]:
 
 @pytest.fixture
 def worker(app: Celery) -> Iterator[None]:
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=60):
+    with worker_in_thread(app):
         yield
 
 

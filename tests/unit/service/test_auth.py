@@ -7,7 +7,8 @@ import hmac
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -30,19 +31,25 @@ GOOGLE = Issuer()
 STRANGER = Issuer()
 
 
-def auth(fetch: Any = None) -> PushAuth:
-    return PushAuth(AUDIENCE, ACCOUNT, fetch or (lambda: GOOGLE.certificates))
+@contextmanager
+def auth(fetch: Any = None) -> Iterator[PushAuth]:
+    gate = PushAuth(AUDIENCE, ACCOUNT, fetch or (lambda: GOOGLE.certificates))
+    try:
+        yield gate
+    finally:
+        gate.close()
 
 
 def denied(authorization: str | None, fetch: Any = None) -> tuple[int, str]:
-    with pytest.raises(Denied) as caught:
-        auth(fetch).verify(authorization)
+    with auth(fetch) as gate, pytest.raises(Denied) as caught:
+        gate.verify(authorization)
     return caught.value.status, caught.value.reason
 
 
 def test_pubsubs_token_is_let_in() -> None:
-    auth().verify(f"Bearer {GOOGLE.token()}")
-    auth().verify(f"bearer {GOOGLE.token(iss='accounts.google.com')}")
+    with auth() as gate:
+        gate.verify(f"Bearer {GOOGLE.token()}")
+        gate.verify(f"bearer {GOOGLE.token(iss='accounts.google.com')}")
 
 
 @pytest.mark.parametrize(
@@ -124,51 +131,53 @@ def test_without_certificates_nobody_is_let_in() -> None:
 @pytest.mark.parametrize("claim", ["iss", "aud", "email", "email_verified", "exp", "iat"])
 def test_a_thousand_mutations_of_a_good_token_open_nothing(claim: str) -> None:
     """Bytes, claims, headers and signatures changed at random: none gets in."""
-    rng, gate = random.Random(claim), auth()
-    good = GOOGLE.token()
-    gate.verify(f"Bearer {good}")
-    for _ in range(170):
-        header, body, signature = (_parts(good)[0], _parts(good)[1], good.rpartition(".")[2])
-        kind = rng.randrange(6)
-        if kind == 0:  # a character of the text
-            at = rng.randrange(len(good) - 2)
-            other = rng.choice([c for c in "ABCxyz019-_.=%\n\0é" if c != good[at]])
-            token = good[:at] + other + good[at + 1 :]
-        elif kind == 1:  # a claim, under the old signature
-            body[claim] = rng.choice([ACCOUNT, AUDIENCE, None, True, 0, 2**62, [AUDIENCE], {}, ""])
-            token = f"{_b64(header)}.{_b64({**body, 'n': rng.random()})}.{signature}"
-        elif kind == 2:  # the header
-            header[rng.choice(["alg", "kid", "typ", "crit", "b64", "jwk", "jku", "x5c"])] = (
-                rng.choice(
-                    [
-                        "none",
-                        "None",
-                        "HS256",
-                        "RS512",
-                        "PS256",
-                        "key-2",
-                        None,
-                        [],
-                        {},
-                        ["exp"],
-                        "../key-1",
-                    ]
-                )
-            )
-            token = f"{_b64(header)}.{_b64(body)}.{signature}"
-        elif kind == 3:  # the signature
-            made = ["", "AAAA", SIGNATURE_REMOVED, signature[:-4], signature * 2, signature[::-1]]
-            token = f"{_b64(header)}.{_b64(body)}.{rng.choice(made)}"
-        elif kind == 4:  # signed with what everybody knows
-            key = GOOGLE.certificates["key-1"].encode()
-            hs = _b64({**header, "alg": "HS256"}) + "." + _b64(body)
-            mac = hmac.digest(key, hs.encode(), "sha256")
-            token = f"{hs}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
-        else:  # signed well, without the claim or with another's
-            token = GOOGLE.token(**{claim: rng.choice([None, [AUDIENCE, ACCOUNT], "x", {"a": 1}])})
-        with pytest.raises(Denied):
-            gate.verify(f"Bearer {token}")
-    gate.verify(f"Bearer {good}")
+    rng, good = random.Random(claim), GOOGLE.token()
+    with auth() as gate:
+        gate.verify(f"Bearer {good}")
+        for _ in range(170):
+            with pytest.raises(Denied):
+                gate.verify(f"Bearer {mutated(good, claim, rng)}")
+        gate.verify(f"Bearer {good}")
+
+
+def mutated(good: str, claim: str, rng: random.Random) -> str:
+    header, body, signature = (_parts(good)[0], _parts(good)[1], good.rpartition(".")[2])
+    kind = rng.randrange(6)
+    if kind == 0:  # a character of the text
+        at = rng.randrange(len(good) - 2)
+        other = rng.choice([c for c in "ABCxyz019-_.=%\n\0é" if c != good[at]])
+        token = good[:at] + other + good[at + 1 :]
+    elif kind == 1:  # a claim, under the old signature
+        body[claim] = rng.choice([ACCOUNT, AUDIENCE, None, True, 0, 2**62, [AUDIENCE], {}, ""])
+        token = f"{_b64(header)}.{_b64({**body, 'n': rng.random()})}.{signature}"
+    elif kind == 2:  # the header
+        header[rng.choice(["alg", "kid", "typ", "crit", "b64", "jwk", "jku", "x5c"])] = rng.choice(
+            [
+                "none",
+                "None",
+                "HS256",
+                "RS512",
+                "PS256",
+                "key-2",
+                None,
+                [],
+                {},
+                ["exp"],
+                "../key-1",
+            ]
+        )
+        token = f"{_b64(header)}.{_b64(body)}.{signature}"
+    elif kind == 3:  # the signature
+        made = ["", "AAAA", SIGNATURE_REMOVED, signature[:-4], signature * 2, signature[::-1]]
+        token = f"{_b64(header)}.{_b64(body)}.{rng.choice(made)}"
+    elif kind == 4:  # signed with what everybody knows
+        key = GOOGLE.certificates["key-1"].encode()
+        hs = _b64({**header, "alg": "HS256"}) + "." + _b64(body)
+        mac = hmac.digest(key, hs.encode(), "sha256")
+        token = f"{hs}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
+    else:  # signed well, without the claim or with another's
+        token = GOOGLE.token(**{claim: rng.choice([None, [AUDIENCE, ACCOUNT], "x", {"a": 1}])})
+    return token
 
 
 def _parts(token: str) -> list[dict[str, Any]]:

@@ -53,11 +53,19 @@ def app() -> Iterator[Celery]:
 
 
 @pytest.fixture(scope="module")
-def executor(app: Celery) -> Iterator[Executor]:
+def started(app: Celery) -> Iterator[Executor]:
     executor = Executor(app, pool="threads", size=2)
     executor.start()
     yield executor
     executor.stop(10)
+
+
+@pytest.fixture
+def executor(started: Executor) -> Executor:
+    """All tests share it; what one of them used of a rate limit is there for the next."""
+    assert started._consumer is not None
+    started._consumer.reset_rate_limits()
+    return started
 
 
 @pytest.fixture
@@ -178,6 +186,7 @@ def test_what_can_not_be_kept_is_refused(
 
         bury = publish
 
+    assert run(executor, delivery("limited")) is Settlement.ACKED, "the next is over its rate"
     monkeypatch.setattr(executor, "_broker", Away())
     assert run(executor, delivery("nobody.knows")) is Settlement.NACKED
     assert run(executor, delivery("limited")) is Settlement.NACKED

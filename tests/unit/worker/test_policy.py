@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery, chain, chord, group
-from celery.contrib.testing.worker import start_worker
 
 from gwi_celery import ReliableTask, broker_for, setup
 from gwi_celery.authority import SIGNATURE
@@ -21,6 +20,8 @@ from gwi_celery.signing import MESSAGE, Keys
 from gwi_celery.transport import envelope, handover
 from gwi_celery.worker.consumer import why_malformed
 from gwi_celery.worker.policy import Policy
+from tests.machine import PATIENCE
+from tests.threadworker import worker_in_thread
 from tests.workers import dead_letters, drained, eventually
 
 SECRET = {"k1": "s" * 32}
@@ -307,20 +308,23 @@ def test_canvas_retries_and_plain_jobs_between_an_apps_own_workers(settings: Any
     app = make(**settings)
     tasks = app.tasks
     broker = broker_for(app)
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+    with worker_in_thread(app):
         add = tasks["add"]
-        assert chain(add.s(1, 2), add.s(3), group(add.s(1), add.s(2)))().get(timeout=20) == [7, 8]
-        assert chord([add.s(1), add.s(2)], add.s())().get(timeout=20) == 3
-        assert add.starmap([(1, 2), (3, 4)]).delay().get(timeout=20) == [3, 7]
-        assert add.chunks([(1, 2), (3, 4)], 1).group().delay().get(timeout=20) == [[3], [7]]
-        assert tasks["pay"].delay(tenant_id="t").get(timeout=20) == "paid"
-        assert tasks["again"].delay().get(timeout=20) == 1
+        assert chain(add.s(1, 2), add.s(3), group(add.s(1), add.s(2)))().get(timeout=PATIENCE) == [
+            7,
+            8,
+        ]
+        assert chord([add.s(1), add.s(2)], add.s())().get(timeout=PATIENCE) == 3
+        assert add.starmap([(1, 2), (3, 4)]).delay().get(timeout=PATIENCE) == [3, 7]
+        assert add.chunks([(1, 2), (3, 4)], 1).group().delay().get(timeout=PATIENCE) == [[3], [7]]
+        assert tasks["pay"].delay(tenant_id="t").get(timeout=PATIENCE) == "paid"
+        assert tasks["again"].delay().get(timeout=PATIENCE) == 1
         plain = {**job("again"), "id": uuid4().hex}
         data = json.dumps(plain).encode()
         keys = integration(app).authority.keys
         attributes = {SIGNATURE: keys.sign(MESSAGE, data)} if keys else {}
         broker.publish("", "celery", OutgoingMessage(data, attributes))
-        assert app.AsyncResult(plain["id"]).get(timeout=20) == 1, "its retry is of the worker"
+        assert app.AsyncResult(plain["id"]).get(timeout=PATIENCE) == 1, "its retry is of the worker"
         assert len(app.control.ping(timeout=20, limit=1)) == 1, "remote control is signed as well"
         eventually(lambda: drained(broker), what="no message is left")
         assert not dead_letters(broker)
@@ -334,13 +338,13 @@ def test_canvas_retries_and_plain_jobs_between_an_apps_own_workers(settings: Any
 def test_an_eta_of_a_foreign_publisher_waits_in_the_broker_and_not_in_memory() -> None:
     app = make()
     broker = broker_for(app)
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+    with worker_in_thread(app):
         late, soon = (datetime.now(timezone.utc) + timedelta(seconds=n) for n in (3600, 1))
         ids = []
         for eta in (late.isoformat(), late.replace(tzinfo=None).isoformat(), soon.isoformat()):
             raw = message("other", headers={"eta": eta})
             ids.append(raw["headers"]["id"])
             broker.publish("", "celery", OutgoingMessage(json.dumps(raw).encode()))
-        assert app.AsyncResult(ids[-1]).get(timeout=20) == "other"
+        assert app.AsyncResult(ids[-1]).get(timeout=PATIENCE) == "other"
         eventually(lambda: broker.size("celery") == QueueSize(0, 2, 0), what="two wait")
         assert not dead_letters(broker)

@@ -32,6 +32,12 @@ class Desired:
         self._options = options
         self._paths = paths
 
+    @property
+    def dead_kept(self) -> float:
+        """Seconds that a dead letter's subscription keeps messages."""
+        # Google's emulator takes 7 days at most.
+        return (self._options.retention or RETENTION) if self._options.lax else DEAD_RETENTION
+
     def levels(self, spec: QueueSpec) -> list[tuple[int, str, range]]:
         """(lowest priority, subscription, priorities) of each level, from the lowest."""
         own = self._paths.subscription(spec.name)
@@ -78,8 +84,7 @@ class Desired:
             wanted.filter = naming.queue_filter(spec.name)
             return wanted
         dead = spec.name.endswith(DEAD_LETTER_SUFFIX)
-        # Google's emulator takes 7 days at most.
-        kept = DEAD_RETENTION if dead and not options.lax else options.retention or RETENTION
+        kept = self.dead_kept if dead else options.retention or RETENTION
         wanted.message_retention_duration.seconds = int(kept)
         wanted.enable_exactly_once_delivery = options.exactly_once
         wanted.enable_message_ordering = options.ordering

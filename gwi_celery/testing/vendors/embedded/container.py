@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pytest_celery import CeleryTestContainer
 
-from gwi_celery.config import quote_folder
+from gwi_celery.embedded_url import quote_folder
 from gwi_celery.testing.vendors.embedded.defaults import EMBEDDED_PREFIX
 from gwi_celery.testing.vendors.machine import FolderService
 

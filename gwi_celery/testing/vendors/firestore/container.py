@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gwi_celery.testing.emulators import FIRESTORE_HOST
+from gwi_celery.gcp.emulators import FIRESTORE_HOST
 from gwi_celery.testing.vendors.emulator import DockerEmulator, EmulatorNode, ProcessEmulator
 from gwi_celery.testing.vendors.firestore.defaults import FIRESTORE_PORT, FIRESTORE_PREFIX
 

@@ -1,10 +1,11 @@
-"""The Pub/Sub emulator: a container of Docker's, or a process."""
+"""The Pub/Sub emulator, as a container of Docker's or a process, and its strict twin."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gwi_celery.testing.emulators import PUBSUB_HOST
+from gwi_celery.gcp.emulators import PUBSUB_HOST
+from gwi_celery.testing.twin import PUBSUB_VARIABLES
 from gwi_celery.testing.vendors.emulator import DockerEmulator, EmulatorNode, ProcessEmulator
 from gwi_celery.testing.vendors.pubsub.defaults import PUBSUB_PORT, PUBSUB_PREFIX
 
@@ -40,3 +41,11 @@ class PubSubContainer(PubSubNode, DockerEmulator):
 
 class PubSubProcess(PubSubNode, ProcessEmulator):
     pass
+
+
+class PubSubTwinProcess(PubSubProcess):
+    """:mod:`gwi_celery.testing.twin`: its clients must know that it is strict."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return dict.fromkeys(PUBSUB_VARIABLES, self.endpoint)

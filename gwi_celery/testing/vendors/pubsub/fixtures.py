@@ -8,8 +8,13 @@ import pytest
 from pytest_docker_tools import container, fxtr
 
 from gwi_celery.testing.emulators import Emulator
+from gwi_celery.testing.twin import Twin
 from gwi_celery.testing.vendors.pubsub.api import PubSubTestBroker
-from gwi_celery.testing.vendors.pubsub.container import PubSubContainer, PubSubProcess
+from gwi_celery.testing.vendors.pubsub.container import (
+    PubSubContainer,
+    PubSubProcess,
+    PubSubTwinProcess,
+)
 from gwi_celery.testing.vendors.pubsub.defaults import PUBSUB_CONTAINER_TIMEOUT
 
 
@@ -28,6 +33,15 @@ def celery_pubsub_process_broker(pubsub_emulator: Emulator) -> Iterator[PubSubTe
     yield broker
     broker.teardown()
     pubsub_emulator.start()  # again, if the test has killed it
+
+
+@pytest.fixture
+def celery_pubsub_twin_broker(pubsub_twin: Twin) -> Iterator[PubSubTestBroker]:
+    """The strict twin, shared by the tests of a session; the project is this test's."""
+    broker = PubSubTestBroker(PubSubTwinProcess(pubsub_twin))
+    yield broker
+    broker.teardown()
+    pubsub_twin.start()  # again, if the test has killed it
 
 
 @pytest.fixture

@@ -1,0 +1,146 @@
+"""A dead letter: a message that was given up, with all that is known of why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from kombu.utils import json as kombu_json
+
+from gwi_celery.brokers.base import (
+    DEATH_ATTEMPTS,
+    DEATH_DELIVERIES,
+    DEATH_ERROR,
+    DEATH_KIND,
+    DEATH_REASON,
+    DEATH_TIME,
+    DEATH_TRACEBACK,
+    DEATH_WORKER,
+    KINDS_OF_DEATH,
+    StoredMessage,
+)
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message that was given up, and why. Times are seconds since the epoch."""
+
+    #: The queue it died in, and its id in that queue's dead letter.
+    queue: str
+    id: str
+    #: One of ``KINDS_OF_DEATH``, and what its worker wrote.
+    reason: str
+    text: str
+    #: The error's class and traceback; "" if there was none.
+    error: str
+    traceback: str
+    #: "" where the message doesn't say.
+    task: str
+    task_id: str
+    tenant: str
+    run_id: str
+    #: Attempts that a worker began, and times it was delivered.
+    attempts: int
+    deliveries: int
+    #: "host:pid" of the worker that gave it up.
+    worker: str
+    published_at: float
+    died_at: float
+    #: When the broker drops it; None where it can't say.
+    expires_at: float | None
+    #: The whole message, as the broker has it; empty where only its record was read.
+    data: bytes = b""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+
+    @property
+    def error_class(self) -> str:
+        """The error's class, without its module."""
+        return self.error.rpartition(".")[2]
+
+    def dumps(self) -> str:
+        """All but its message, as ASCII JSON, which can hold any text."""
+        return json.dumps({name: getattr(self, name) for name in _RECORDED})
+
+    @classmethod
+    def loads(cls, text: str) -> DeadLetter:
+        found = json.loads(text)
+        return cls(**{name: found[name] for name in _RECORDED})
+
+
+_RECORDED: Final = [
+    each.name for each in dataclasses.fields(DeadLetter) if each.name not in ("data", "attributes")
+]
+
+
+def letter_of(queue: str, message: StoredMessage) -> DeadLetter:
+    """What a message in ``queue``'s dead letter says of its death."""
+    said = message.attributes
+    headers = _headers(message.data)
+    kind = said.get(DEATH_KIND) or _kind_of(said)
+    return DeadLetter(
+        queue=queue,
+        id=message.message_id,
+        reason=kind if kind in KINDS_OF_DEATH else "unknown",
+        text=said.get(DEATH_REASON, ""),
+        error=said.get(DEATH_ERROR, ""),
+        traceback=said.get(DEATH_TRACEBACK, ""),
+        task=said.get("task") or _text(headers.get("task")),
+        task_id=said.get("task_id") or _text(headers.get("id")),
+        tenant=said.get("tenant", ""),
+        run_id=said.get("run", ""),
+        attempts=_number(said.get(DEATH_ATTEMPTS)),
+        deliveries=_number(said.get(DEATH_DELIVERIES) or said.get(_FORWARDED)),
+        worker=said.get(DEATH_WORKER, ""),
+        published_at=message.published_at,
+        died_at=float(said.get(DEATH_TIME) or message.published_at),
+        expires_at=message.expires_at,
+        data=message.data,
+        attributes=dict(said),
+        priority=message.priority,
+    )
+
+
+#: What Pub/Sub's own dead lettering writes.
+_FORWARDED: Final = "CloudPubSubDeadLetterSourceDeliveryCount"
+#: How 0.1 began its reasons -> their kind.
+_FORMER: Final = {
+    "not a Celery": "malformed",
+    "its body can't be decoded": "malformed",
+    "no task is registered": "unregistered",
+    "delivered ": "deliveries",
+    "rejected": "rejected",
+    "DeadlineExceeded": "deadline",
+    "CrashLimitExceeded": "crashed",
+    "TimeLimitExceeded": "time-limit",
+    "IdempotencyMismatch": "mismatch",
+}
+
+
+def _kind_of(said: Mapping[str, str]) -> str:
+    if DEATH_REASON not in said:
+        return "deliveries" if _FORWARDED in said else "unknown"
+    for begin, kind in _FORMER.items():
+        if said[DEATH_REASON].startswith(begin):
+            return kind
+    return "failed"
+
+
+def _headers(data: bytes) -> dict[str, Any]:
+    """The message's headers, as far as it has any; for people."""
+    try:
+        found = kombu_json.loads(data)["headers"]
+    except Exception:  # whatever a publisher may have sent
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() else 0

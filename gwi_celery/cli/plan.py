@@ -1,0 +1,43 @@
+"""What an app's own configuration needs of Google Cloud, for ``gwi init`` and ``gwi doctor``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gwi_celery import deployment
+from gwi_celery.brokers.base import QueueSpec
+from gwi_celery.brokers.pubsub.options import OPTIONS, parse
+from gwi_celery.config import urls
+from gwi_celery.deployment import Deployment
+from gwi_celery.errors import ConfigurationError
+from gwi_celery.firestore.url import parse as parse_store
+from gwi_celery.integration import settings_for
+
+
+def queues_of(app: Any) -> list[QueueSpec]:
+    """The app's task queues, as its channels would declare them."""
+    return [
+        QueueSpec(
+            queue.name,
+            durable=queue.durable,
+            auto_delete=queue.auto_delete,
+            expires=queue.expires,
+            message_ttl=queue.message_ttl,
+        )
+        for queue in app.amqp.queues.values()
+    ]
+
+
+def plan_of(app: Any) -> Deployment:
+    """Raises ConfigurationError where the broker is not Pub/Sub."""
+    url = next((u for u in urls(app.conf.broker_url) if u.startswith("pubsub:")), None)
+    if url is None:
+        raise ConfigurationError(
+            f"{app.conf.broker_url} needs nothing of Google Cloud: set GCP_PROJECT_ID, or a "
+            "pubsub:// broker_url"
+        )
+    given = app.conf.broker_transport_options or {}
+    options = parse(url, {name: value for name, value in given.items() if name in OPTIONS})
+    store_url = settings_for(app).effective_store_url
+    store = parse_store(store_url) if store_url.startswith("firestore:") else None
+    return deployment.plan(options, queues_of(app), store)

@@ -1,0 +1,33 @@
+"""What operators do with queues: look, pause, and deal with dead letters and with what is delayed.
+
+``celery -A app gwi queues|dlq|delayed`` is this on a command line. All of it works on each broker of
+ours, but where Pub/Sub can't: it shows nothing of what is delayed, and counts only with the extra
+``monitoring``. What changes anything is kept in the audit trail first (``gwi_celery.audit``).
+"""
+
+from gwi_celery.brokers.base import QueueState
+from gwi_celery.brokers.letters import DeadLetter
+from gwi_celery.queues.dead import count, dead_letters, purge, redrive
+from gwi_celery.queues.held import Waiting, cancel_delayed, delayed, release_delayed
+from gwi_celery.queues.lines import export, load
+from gwi_celery.queues.states import is_paused, pause, queues, resume, where
+
+__all__ = [
+    "DeadLetter",
+    "QueueState",
+    "Waiting",
+    "cancel_delayed",
+    "count",
+    "dead_letters",
+    "delayed",
+    "export",
+    "is_paused",
+    "load",
+    "pause",
+    "purge",
+    "queues",
+    "redrive",
+    "release_delayed",
+    "resume",
+    "where",
+]

@@ -1,0 +1,201 @@
+"""Dead letters: finding them, and putting them back or deleting them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, KINDS_OF_DEATH, dead_letter_queue
+from gwi_celery.brokers.embedded import EmbeddedBroker
+from gwi_celery.brokers.letters import DeadLetter, letter_of
+from gwi_celery.errors import InvalidCall
+from gwi_celery.integration import broker_for, integration
+from gwi_celery.stores.queues import LetterFilter, QueueRecords
+from gwi_celery.text import nearest
+
+#: Records in one page.
+_PAGE: Final = 200
+#: Seconds of a bounded rate that one batch takes: a look into Pub/Sub's dead letters costs more.
+_PACE: Final = 1.0
+_PACE_ELSEWHERE: Final = 10.0
+
+
+def dead_letters(
+    app: Any,
+    queue: str | None = None,
+    *,
+    reason: str | None = None,
+    task: str | None = None,
+    tenant: str | None = None,
+    error: str | None = None,
+    text: str | None = None,
+    since: float | None = None,
+    older_than: float | None = None,
+    ids: Collection[str] | None = None,
+    look: bool = False,
+) -> Iterator[DeadLetter]:
+    """Dead letters that fit all that is given, of one queue or of all.
+
+    On Pub/Sub these are the records in the store, each filter served by an index: without their messages'
+    ``data`` and ``attributes``, and the latest death first.
+
+    Args:
+        reason: One of ``KINDS_OF_DEATH``. Raises InvalidCall for another.
+        error: The class of the error, with or without its module.
+        text: Some part of its reason's text.
+        since: Seconds since the epoch: died then or later.
+        older_than: Seconds since it died, at least.
+        ids: Those of the messages, or of their tasks.
+        look: On Pub/Sub, look through the dead letters themselves, which leases them for a moment: with
+            their messages. What has no record, as Pub/Sub forwarded it or the store was unavailable, gets
+            one.
+    """
+    if reason is not None and reason not in KINDS_OF_DEATH:
+        raise InvalidCall(f"there is no reason {reason!r}; {nearest(reason, KINDS_OF_DEATH)}")
+    before = None if older_than is None else time.time() - older_than
+    wanted = LetterFilter(queue, reason, task, tenant, None, None, since, before)
+    if error is not None:
+        wanted = replace(wanted, error=error.rpartition(".")[2])
+
+    def fits(dead: DeadLetter) -> bool:
+        return (
+            reason in (None, dead.reason)
+            and task in (None, dead.task)
+            and tenant in (None, dead.tenant)
+            and (error is None or error in (dead.error, dead.error_class))
+            and (text is None or text in dead.text)
+            and (since is None or dead.died_at >= since)
+            and (before is None or dead.died_at <= before)
+            and (ids is None or dead.id in ids or (dead.task_id != "" and dead.task_id in ids))
+            and queue in (None, dead.queue)
+        )
+
+    records = recorded(app)
+    if records is None:
+        found = _looked(app, queue)
+    elif look:
+        found = _recording(app, records, queue)
+    elif ids is not None:
+        found = _named(records, ids)
+    else:
+        found = _listed(records, wanted)
+    yield from filter(fits, found)
+
+
+def count(app: Any, queue: str | None = None) -> int:
+    """How many dead letters there are, of one queue or of all; on Pub/Sub those that have a record."""
+    records = recorded(app)
+    if records is not None:
+        return records.count(LetterFilter(queue))
+    return sum(1 for _ in _looked(app, queue))
+
+
+def recorded(app: Any) -> QueueRecords | None:
+    """The store's records of dead letters; None where the broker can be searched, or it has none."""
+    if isinstance(broker_for(app), EmbeddedBroker):
+        return None
+    return integration(app).authority.records
+
+
+def _looked(app: Any, queue: str | None) -> Iterator[DeadLetter]:
+    broker = broker_for(app)
+    for name in [queue] if queue is not None else _queues_with_dead_letters(app):
+        for message in broker.browse(dead_letter_queue(name)):
+            yield letter_of(name, message)
+
+
+def _recording(app: Any, records: QueueRecords, queue: str | None) -> Iterator[DeadLetter]:
+    """What is there, once each; what had no record has one then, and what is done with is deleted."""
+    for name in [queue] if queue is not None else _queues_with_dead_letters(app):
+        letters = {letter.id: letter for letter in _looked(app, name)}
+        known = records.known(list(letters))
+        done_with = {id for id, there in known.items() if not there}
+        if done_with:
+            broker_for(app).discard(dead_letter_queue(name), done_with)
+        for id, letter in letters.items():
+            if id not in known:
+                records.keep(letter)
+            if id not in done_with:
+                yield letter
+
+
+def _named(records: QueueRecords, ids: Collection[str]) -> Iterator[DeadLetter]:
+    seen: set[str] = set()
+    for id in dict.fromkeys(ids):
+        own = records.get(id)
+        found = [own] if own is not None else _listed(records, LetterFilter(task_id=id))
+        for letter in found:
+            if letter.id not in seen:
+                seen.add(letter.id)
+                yield letter
+
+
+def _listed(records: QueueRecords, wanted: LetterFilter) -> Iterator[DeadLetter]:
+    token = None
+    while True:
+        page = records.find(wanted, limit=_PAGE, token=token)
+        yield from page.letters
+        token = page.next_token
+        if token is None:
+            return
+
+
+def _queues_with_dead_letters(app: Any) -> list[str]:
+    known = {n for n in broker_for(app).queues() if n.endswith(DEAD_LETTER_SUFFIX)}
+    return sorted(name.removesuffix(DEAD_LETTER_SUFFIX) for name in known)
+
+
+def redrive(
+    app: Any,
+    chosen: Iterable[DeadLetter],
+    *,
+    rate: float | None = None,
+    moved: Callable[[int], object] = lambda n: None,
+) -> int:
+    """Put dead letters back into their queues, where each is a new submission; how many that was.
+
+    A reliable job goes on from its last recorded step. What another has taken meanwhile is left out.
+    Safe to be killed and begun anew, also on Pub/Sub, where publishing and taking away are two calls:
+    a reliable job of a message that then is in both places runs once.
+
+    Args:
+        rate: Messages a second at most; None: as fast as it goes.
+        moved: Called with the number of each batch, for a progress bar.
+    """
+    broker = broker_for(app)
+    if rate is not None and not rate > 0:
+        raise InvalidCall(f"a rate of {rate!r} a second moves nothing: give one above 0")
+    pace = _PACE if isinstance(broker, EmbeddedBroker) else _PACE_ELSEWHERE
+    total = 0
+    for queue, ids in _by_queue(chosen).items():
+        size = max(len(ids), 1) if rate is None else max(int(rate * pace), 1)
+        for start in range(0, len(ids), size):
+            began = time.monotonic()
+            batch = ids[start : start + size]
+            done = broker.redrive(queue, only=frozenset(batch))
+            total += done
+            moved(done)
+            if rate is not None and start + size < len(ids):
+                time.sleep(max(len(batch) / rate - (time.monotonic() - began), 0.0))
+    return total
+
+
+def purge(app: Any, chosen: Iterable[DeadLetter]) -> int:
+    """Delete dead letters for good; how many that was."""
+    broker, records = broker_for(app), recorded(app)
+    total = 0
+    for queue, ids in _by_queue(chosen).items():
+        there = None if records is None else sum(records.known(ids).values())
+        gone = broker.discard(dead_letter_queue(queue), frozenset(ids))
+        # One that another look holds just now goes when it is met: its record has ended.
+        total += gone if there is None else there
+    return total
+
+
+def _by_queue(chosen: Iterable[DeadLetter]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for dead in chosen:
+        found.setdefault(dead.queue, []).append(dead.id)
+    return found

@@ -1,0 +1,147 @@
+"""Dead letters as lines of JSON: out of a dead letter, and back into it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+from gwi_celery.brokers.base import (
+    DEAD_LETTER_SUFFIX,
+    DEATH_ID,
+    DEATH_KIND,
+    DEATH_QUEUE,
+    DEATH_REASON,
+    DEATH_TIME,
+    OutgoingMessage,
+    dead_letter_queue,
+)
+from gwi_celery.brokers.letters import DeadLetter, letter_of
+from gwi_celery.errors import InvalidCall
+from gwi_celery.ids import digest
+from gwi_celery.integration import broker_for, integration
+from gwi_celery.queues.dead import recorded
+
+#: Attribute of a message that was imported: the id it was exported under.
+_IMPORTED: Final = "gwi-imported"
+#: Messages that are published at a time.
+_BATCH: Final = 100
+
+
+def export(chosen: Iterable[DeadLetter]) -> Iterator[str]:
+    """Each as one line of JSON, which :func:`load` takes: all of it, its arguments too."""
+    for dead in chosen:
+        fields = {k: v for k, v in vars(dead).items() if k != "data"}
+        fields["data"] = base64.b64encode(dead.data).decode("ascii")
+        yield json.dumps(fields)
+
+
+def load(app: Any, lines: Iterable[str]) -> int:
+    """Put exported dead letters into their queues' dead letters; how many were not there yet.
+
+    Those that were loaded before, or never left, are left out: it can be begun anew. All lines are
+    checked first; InvalidCall names the one that is wrong, and nothing is loaded.
+    """
+    broker, records = broker_for(app), recorded(app)
+    read = [_read(line, n) for n, line in enumerate(lines, 1) if line.strip()]
+    by_queue: dict[str, list[DeadLetter]] = {}
+    for dead in read:
+        by_queue.setdefault(dead.queue, []).append(dead)
+    loaded = 0
+    for queue, wanted in by_queue.items():
+        there = _there(app, queue, wanted)
+        new = {n: d for d in wanted if (n := _name(d)) not in there}
+        if new:
+            integration(app).record_action("import", queue, messages=len(new))
+        named = list(new.items())
+        for start in range(0, len(named), _BATCH):
+            batch = named[start : start + _BATCH]
+            to = dead_letter_queue(queue)
+            broker.publish_many([("", to, _outgoing(dead, name)) for name, dead in batch])
+            for name, dead in batch if records is not None else ():
+                # Killed before this, the message is there twice then, under one id: see redrive.
+                integration(app).authority.died(_kept_again(app, dead, name))
+            loaded += len(batch)
+    return loaded
+
+
+def _there(app: Any, queue: str, wanted: list[DeadLetter]) -> set[str]:
+    """The names of those that were loaded before, or never left."""
+    records = recorded(app)
+    if records is not None:
+        known = records.known({id for d in wanted for id in (d.id, _id(_name(d)))})
+        return {_name(d) for d in wanted if known.get(d.id) or known.get(_id(_name(d)))}
+    found: set[str] = set()
+    for message in broker_for(app).browse(dead_letter_queue(queue)):
+        found |= {message.attributes.get(_IMPORTED, ""), _name(letter_of(queue, message))}
+    return found
+
+
+def _kept_again(app: Any, dead: DeadLetter, name: str) -> DeadLetter:
+    """Its record: the broker keeps what was imported for as long as what has just died."""
+    now = time.time()
+    kept = broker_for(app).dead_kept
+    return replace(dead, id=_id(name), published_at=now, expires_at=now + kept)
+
+
+def _id(name: str) -> str:
+    return digest("imported", name)[:32]
+
+
+def _name(dead: DeadLetter) -> str:
+    """Names one death, wherever it is kept."""
+    return f"{dead.queue} {dead.id} {dead.died_at:.6f}"
+
+
+def _outgoing(dead: DeadLetter, name: str) -> OutgoingMessage:
+    said = {
+        DEATH_QUEUE: dead.queue,
+        DEATH_REASON: dead.text,
+        DEATH_KIND: dead.reason,
+        DEATH_TIME: f"{dead.died_at:.6f}",
+        DEATH_ID: _id(name),
+        _IMPORTED: name,
+    }
+    return OutgoingMessage(dead.data, {**dead.attributes, **said}, dead.priority)
+
+
+_TYPES: Final[dict[str, Any]] = {
+    **dict.fromkeys(("queue", "id", "reason", "text", "error", "traceback", "worker"), str),
+    **dict.fromkeys(("task", "task_id", "tenant", "run_id", "data"), str),
+    **dict.fromkeys(("attempts", "deliveries", "priority"), int),
+    **dict.fromkeys(("published_at", "died_at"), (int, float)),
+    "expires_at": (int, float, type(None)),
+    "attributes": dict,
+}
+
+
+def _read(line: str, number: int) -> DeadLetter:
+    def wrong(why: str) -> InvalidCall:
+        return InvalidCall(
+            f"line {number} is no exported dead letter: {why}. Nothing was imported: mend or leave "
+            "out that line, and import the file again"
+        )
+
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        raise wrong(f"not JSON ({exc})") from exc
+    if not isinstance(fields, dict) or fields.keys() != _TYPES.keys():
+        raise wrong(f"it needs exactly {', '.join(_TYPES)}")
+    for name, kind in _TYPES.items():
+        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+            raise wrong(f"its {name} is of another type")
+    attributes = fields["attributes"]
+    if not all(isinstance(v, str) for v in attributes.values()):
+        raise wrong("an attribute is no text")
+    if not fields["queue"] or fields["queue"].endswith(DEAD_LETTER_SUFFIX):
+        raise wrong("its queue is none that jobs are sent to")
+    try:
+        data = base64.b64decode(fields["data"], validate=True)
+    except (ValueError, binascii.Error) as exc:
+        raise wrong(f"its data is not base64 ({exc})") from exc
+    return DeadLetter(**{**fields, "data": data})

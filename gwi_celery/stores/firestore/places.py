@@ -1,0 +1,108 @@
+"""Where the store's documents are, and how long they stay.
+
+::
+
+    {prefix}/v1/gwi_tenants/{digest of tenant}/
+        gwi_locks/{lock id}                      only while the lock is held, or has expired
+        gwi_barred/{digest of task id}           of a cancelled task, whose calls begin no more
+        gwi_jobs/{job id}                        the record: idempotency, status, outcome
+            gwi_eras/{era}/                      an era is one life of the record, until it expires
+                gwi_steps/{digest of name}       checkpoints
+                gwi_chunks/{id}-{n}              pieces of what is too large for one document
+    {prefix}/v1/gwi_actions/{time to go}-{id}    what operators did
+    {prefix}/v1/gwi_limits/settings              what operators have set of limits
+    {prefix}/v1/gwi_limits/{limit id}/
+        gwi_places/{number}                      only while the place is taken, or its time is over
+    {prefix}/v1/gwi_keys/operator                the key that proves who is one
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from gwi_celery.firestore.client import Client
+from gwi_celery.ids import digest
+from gwi_celery.stores.base import JobRef, LockRef
+
+TENANTS: Final = "gwi_tenants"
+JOBS: Final = "gwi_jobs"
+LOCKS: Final = "gwi_locks"
+BARRED: Final = "gwi_barred"
+ERAS: Final = "gwi_eras"
+STEPS: Final = "gwi_steps"
+CHUNKS: Final = "gwi_chunks"
+LIMITS: Final = "gwi_limits"
+LIMIT_PLACES: Final = "gwi_places"
+
+SECOND: Final = 1_000_000
+DAY: Final = 86_400 * SECOND
+
+#: How long after a lock has expired Google may delete its document, microseconds. Until then a
+#: holder that nobody has taken over from may yet go on.
+LOCK_KEPT: Final = 7 * DAY
+#: The same for a record whose outcome has expired: room for clocks that are wrong.
+JOB_KEPT: Final = 1 * DAY
+#: The same for checkpoints, from their last save; an attempt that loads older ones renews it.
+STEP_KEPT: Final = 90 * DAY
+
+
+@dataclass(frozen=True)
+class Places:
+    """Names of documents."""
+
+    prefix: str
+
+    @property
+    def base(self) -> str:
+        return f"{self.prefix}/v1"
+
+    def tenant(self, tenant: str) -> str:
+        return f"{self.base}/{TENANTS}/{digest('tenant', tenant)}"
+
+    def job(self, job: JobRef) -> str:
+        return f"{self.tenant(job.tenant)}/{JOBS}/{job.id}"
+
+    def lock(self, lock: LockRef) -> str:
+        return self.lock_by_id(lock.tenant, lock.id)
+
+    def lock_by_id(self, tenant: str, lock_id: str) -> str:
+        return f"{self.tenant(tenant)}/{LOCKS}/{lock_id}"
+
+    def barred(self, tenant: str, task_id: str) -> str:
+        return f"{self.tenant(tenant)}/{BARRED}/{digest('call', task_id)}"
+
+    @property
+    def limit_settings(self) -> str:
+        return f"{self.base}/{LIMITS}/settings"
+
+    def limit(self, limit_id: str) -> str:
+        return f"{self.base}/{LIMITS}/{limit_id}"
+
+    def place(self, place: str) -> str:
+        """``place``: a limit's id and a number, as a lock's document has it."""
+        limit_id, _, number = place.partition("/")
+        return f"{self.limit(limit_id)}/{LIMIT_PLACES}/{number}"
+
+    @staticmethod
+    def era(job_name: str, era: str) -> str:
+        return f"{job_name}/{ERAS}/{era}"
+
+    @staticmethod
+    def step(era_name: str, name: str) -> str:
+        return f"{era_name}/{STEPS}/{digest('step', name)}"
+
+
+# --- when Google may delete them: microseconds by the server's clock, as far as it is known ---------
+
+
+def lock_gc_at(client: Client, ttl: float) -> int:
+    return client.about_now() + round(ttl * SECOND) + LOCK_KEPT
+
+
+def job_gc_at(client: Client, result_ttl: float) -> int:
+    return client.about_now() + round(result_ttl * SECOND) + JOB_KEPT
+
+
+def step_gc_at(client: Client, result_ttl: float) -> int:
+    return client.about_now() + round(result_ttl * SECOND) + STEP_KEPT

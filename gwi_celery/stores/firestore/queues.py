@@ -1,0 +1,178 @@
+"""Records of dead letters and of pauses, in a database.
+
+A record that has ended keeps nothing that a list goes by, so that no query meets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, Final
+
+from gwi_celery.brokers.letters import DeadLetter
+from gwi_celery.firestore import documents
+from gwi_celery.firestore.client import Client
+from gwi_celery.firestore.documents import Filter, Micros, Query, Write
+from gwi_celery.ids import digest
+from gwi_celery.stores.firestore.places import SECOND, Places
+from gwi_celery.stores.firestore.records import get_text, put_text
+from gwi_celery.stores.paging import check_limit, place_of, token_after
+from gwi_celery.stores.queues import LEFT_OVER, LetterFilter, LetterPage, QueueRecords, kept_until
+
+LETTERS: Final = "gwi_letters"
+QUEUES: Final = "gwi_queues"
+DIED: Final = "died"
+EXPIRES: Final = "expires"
+#: Documents in one query, read or commit.
+_BATCH: Final = 300
+_TRIES: Final = 3
+
+
+class FirestoreQueues(QueueRecords):
+    """Those of one database."""
+
+    def __init__(self, client: Client, places: Places) -> None:
+        self._client = client
+        self._places = places
+
+    def keep(self, letter: DeadLetter) -> None:
+        until = kept_until(letter)
+        fields = {
+            "reason": letter.reason,
+            "queue": _digest("queue", letter.queue),
+            "task": _digest("task", letter.task),
+            "tenant": _digest("tenant", letter.tenant),
+            "error": _digest("error", letter.error_class),
+            "call": _digest("call", letter.task_id),
+            DIED: _micros(letter.died_at),
+            EXPIRES: _micros(until if letter.expires_at is None else letter.expires_at),
+            "gc_at": _micros(until),
+            "data": letter.dumps(),
+        }
+        self._client.commit_surely([Write(self._name(letter.id), fields)], tries=_TRIES)
+
+    def end(self, ids: Collection[str]) -> None:
+        client, every = self._client, list(ids)
+        gc_at = Micros(client.about_now() + round(LEFT_OVER * SECOND))
+        for start in range(0, len(every), _BATCH):
+            batch = every[start : start + _BATCH]
+            ended = [Write(self._name(id), {"gc_at": gc_at}) for id in batch]
+            client.commit_surely(ended, tries=_TRIES)
+
+    def known(self, ids: Collection[str]) -> dict[str, bool]:
+        client, every = self._client, list(ids)
+        found: dict[str, bool] = {}
+        for start in range(0, len(every), _BATCH):
+            names = {self._name(id): id for id in every[start : start + _BATCH]}
+            read = client.read(list(names), mask=[DIED]).documents
+            found |= {names[name]: DIED in document.fields for name, document in read.items()}
+        return found
+
+    def get(self, id: str) -> DeadLetter | None:
+        name = self._name(id)
+        read = self._client.read([name])
+        document = read.documents.get(name)
+        if document is None or document.fields.get(EXPIRES, 0) <= read.read_time:
+            return None
+        return DeadLetter.loads(document.fields["data"])
+
+    def find(
+        self, wanted: LetterFilter, *, limit: int = 100, token: str | None = None
+    ) -> LetterPage:
+        check_limit(limit)
+        after = None
+        if token is not None:
+            moment, id = place_of(token, wanted.id)
+            after = [_micros(moment), self._name(id)]
+        found: list[tuple[int, DeadLetter]] = []
+        query = self._query(wanted)
+        while len(found) <= limit:
+            # One more than the page holds tells whether there is another.
+            asked = min(limit + 1 - len(found), _BATCH)
+            read = self._client.query(replace(query, after=after, limit=asked))
+            for document in read.documents.values():
+                after = [Micros(document.fields[DIED]), document.name]
+                if document.fields[EXPIRES] > read.read_time:
+                    letter = DeadLetter.loads(document.fields["data"])
+                    found.append((document.fields[DIED], letter))
+            if len(read.documents) < asked:
+                break
+        page, next_token = found[:limit], None
+        if len(found) > limit:
+            next_token = token_after(page[-1][0] / SECOND, page[-1][1].id, wanted.id)
+        return LetterPage([letter for _, letter in page], next_token)
+
+    def count(self, wanted: LetterFilter) -> int:
+        """What has expired and was not deleted yet counts too."""
+        return self._client.count(self._query(wanted))
+
+    def expiring(self, before: float, *, limit: int = 1000) -> list[DeadLetter]:
+        client = self._client
+        query = Query(
+            self._places.base,
+            LETTERS,
+            filters=[
+                Filter(EXPIRES, ">=", Micros(client.about_now())),
+                Filter(EXPIRES, "<", _micros(before)),
+            ],
+            order=[(EXPIRES, "asc")],
+            limit=limit,
+        )
+        found = client.query(query).documents.values()
+        return [DeadLetter.loads(document.fields["data"]) for document in found]
+
+    def set_paused(self, queue: str, paused: bool) -> None:
+        # One field for each queue: two operators don't undo what the other does.
+        field = f"q{_digest('queue', queue)}"
+        fields = {"data": {field: put_text(queue)}} if paused else {}
+        change = Write(self._pauses, fields, mask=[f"data.{field}"])
+        self._client.commit_surely([change], tries=_TRIES)
+
+    def paused(self) -> frozenset[str]:
+        document = self._client.read([self._pauses]).documents.get(self._pauses)
+        data: dict[str, Any] = {} if document is None else document.fields.get("data", {})
+        return frozenset(get_text(queue) for queue in data.values())
+
+    def delete_old(self, limit: int) -> int:
+        """Delete up to ``limit`` records that nobody needs any more; how many."""
+        client = self._client
+        old = Filter("gc_at", "<=", Micros(client.about_now()))
+        order = [("gc_at", "asc")]
+        query = Query(self._places.base, LETTERS, filters=[old], order=order, limit=_BATCH, mask=[])
+        deleted = 0
+        while deleted < limit:
+            found = list(client.query(query).documents)[: limit - deleted]
+            if not found:
+                break
+            client.commit_surely([documents.delete(name) for name in found], tries=_TRIES)
+            deleted += len(found)
+        return deleted
+
+    @property
+    def _pauses(self) -> str:
+        return f"{self._places.base}/{QUEUES}/paused"
+
+    def _name(self, id: str) -> str:
+        return f"{self._places.base}/{LETTERS}/{id}"
+
+    def _query(self, wanted: LetterFilter) -> Query:
+        """Each equality is served by a composite index of it and ``died``; Firestore merges several."""
+        filters = [] if wanted.reason is None else [Filter("reason", "==", wanted.reason)]
+        for name, value in (
+            *(("queue", wanted.queue), ("task", wanted.task), ("tenant", wanted.tenant)),
+            *(("error", wanted.error), ("call", wanted.task_id)),
+        ):
+            if value is not None:
+                filters.append(Filter(name, "==", _digest(name, value)))
+        for op, moment in ((">=", wanted.since), ("<", wanted.before)):
+            if moment is not None:
+                filters.append(Filter(DIED, op, _micros(moment)))
+        return Query(self._places.base, LETTERS, filters=filters, order=[(DIED, "desc")])
+
+
+def _digest(kind: str, text: str) -> str:
+    return digest(kind, text)
+
+
+def _micros(moment: float) -> Micros:
+    return Micros(round(moment * SECOND))

@@ -1,0 +1,51 @@
+"""How often a write is tried that was refused, or whose answer was lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from gwi_celery.backoff import jitter
+from gwi_celery.errors import StoreUnavailable
+from gwi_celery.firestore.client import Conflict, Unsettled
+
+#: Times that a write is decided anew after a conflict or without an answer. Each time but the first
+#: has just read what it depends on, so a conflict means that somebody was quicker within it.
+_TRIES: Final = 8
+#: Pause before the third try and those after it, seconds: a random share of it, and it doubles.
+_PAUSE: Final = 0.01
+
+
+class Tries:
+    """The tries at one write. The last one's failure raises StoreUnavailable."""
+
+    def __init__(self, doing: str, look: Callable[[], None] | None = None) -> None:
+        self._doing = doing
+        #: Done before each try but the first.
+        self._look = look
+        self._made = 0
+        self._failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        if self._made >= _TRIES:
+            raise StoreUnavailable(f"could not {self._doing}: {self._failure}") from self._failure
+        if self._made > 1:
+            most = _PAUSE * 2.0 ** (self._made - 2)
+            time.sleep(jitter(most, 0.0, 1.0))
+        if self._made and self._look is not None:
+            self._look()
+        self._made += 1
+        return self._made
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """Around a commit: one that was refused, or has no answer, is for the next try."""
+        try:
+            yield
+        except (Conflict, Unsettled) as exc:
+            self._failure = exc

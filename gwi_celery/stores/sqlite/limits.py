@@ -1,0 +1,124 @@
+"""Places of limits in a store's file: a row for each that is taken.
+
+One of ``max_running`` counts while the lock that it names has its token: so freeing a lock writes nothing
+here. Rows that count no more are deleted by the next claim of the same limit, or by ``cleanup()``.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gwi_celery.stores import protocol
+from gwi_celery.stores.limits import LimitRef, LimitSetting
+from gwi_celery.stores.sqlite import writes
+from gwi_celery.stores.values import ClaimRequest, JobRef, Limited, PlaceRecord
+
+#: Of a rate, and its time is over; or of a lock that is another's now, or nobody's.
+_FREE: Final = """(free_at <= ? OR lock_id IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM locks WHERE locks.lock_id = places.lock_id AND locks.token = places.token))"""
+
+#: ``until``: NULL of one whose lock is another's now.
+_TAKEN: Final = """
+SELECT places.*, coalesce(free_at, expires_at) AS until FROM places
+LEFT JOIN locks ON locks.lock_id = places.lock_id AND locks.token = places.token
+"""
+
+
+@dataclass(frozen=True)
+class Taking:
+    """What a claim takes once it has its token."""
+
+    limits: Sequence[LimitRef] = ()
+    #: (lock id, token) of those that fell silent, in whose places it takes theirs.
+    silent: Sequence[sqlite3.Row] = ()
+
+
+def choose(c: sqlite3.Connection, request: ClaimRequest, now: float) -> Taking | Limited:
+    """What a claim may take that is granted otherwise; or the limit that has no free place."""
+    if not request.limits:
+        return Taking()
+    ours, elsewhere = protocol.kept_by(request, lambda: settings(c))
+    silent: list[sqlite3.Row] = []
+    for limit in ours:
+        c.execute(f"DELETE FROM places WHERE limit_id = ? AND {_FREE}", (limit.id, now))  # noqa: S608
+        found = c.execute(
+            f"{_TAKEN} WHERE limit_id = ? AND places.lock_id IS NOT ? ORDER BY until",
+            (limit.id, request.lock.id),
+        ).fetchall()
+        live = [row for row in found if row["until"] > now]
+        if len(live) >= limit.places:
+            return Limited(limit, len(live), retry_after=live[0]["until"] - now)
+        # One that is late may yet renew its lease, as long as nobody needs its place.
+        silent += found[: max(len(found) + 1 - limit.places, 0)]
+    if elsewhere:
+        assert request.rates is not None
+        limited = request.rates(elsewhere)
+        if limited is not None:
+            return limited
+    return Taking(ours, silent)
+
+
+def take(
+    c: sqlite3.Connection, request: ClaimRequest, taking: Taking, token: int, now: float
+) -> None:
+    for row in taking.silent:
+        writes.free_lock(c, row["lock_id"], row["token"])
+    for limit in taking.limits:
+        job = request.job
+        about = [limit.name, dict(limit.values), request.owner, job.tenant, job.task, job.key]
+        until = None if limit.period is None else now + limit.period
+        lock_id = request.lock.id if until is None else None
+        c.execute(
+            "INSERT INTO places VALUES (?, ?, ?, ?, ?, ?)",
+            (limit.id, lock_id, token, now, until, json.dumps(about)),
+        )
+
+
+def listed(c: sqlite3.Connection, limit_id: str | None, now: float, most: int) -> list[PlaceRecord]:
+    """Oldest first."""
+    found = c.execute(
+        f"{_TAKEN} WHERE (?1 IS NULL OR limit_id = ?1) AND until > ?2 ORDER BY taken_at LIMIT ?3",
+        (limit_id, now, most),
+    )
+    return [_record(row) for row in found]
+
+
+def _record(row: sqlite3.Row) -> PlaceRecord:
+    name, values, owner, *job = json.loads(row["about"])
+    return PlaceRecord(
+        limit_id=row["limit_id"],
+        name=name,
+        values=values,
+        of_rate=row["lock_id"] is None,
+        owner=owner,
+        job=JobRef(*job),
+        taken_at=row["taken_at"],
+        free_at=row["until"],
+    )
+
+
+def delete_free(c: sqlite3.Connection, now: float, most: int) -> int:
+    return c.execute(
+        f"DELETE FROM places WHERE rowid IN (SELECT rowid FROM places WHERE {_FREE} LIMIT ?)",  # noqa: S608
+        (now, most),
+    ).rowcount
+
+
+# --- what operators set ---------------------------------------------------------------------------
+
+
+def settings(c: sqlite3.Connection) -> dict[str, LimitSetting]:
+    found = c.execute("SELECT limit_id, setting FROM limit_settings")
+    return {row["limit_id"]: LimitSetting.loads(row["setting"]) for row in found}
+
+
+def put_setting(c: sqlite3.Connection, setting: LimitSetting) -> None:
+    c.execute("INSERT OR REPLACE INTO limit_settings VALUES (?, ?)", (setting.id, setting.dumps()))
+
+
+def drop_setting(c: sqlite3.Connection, id: str) -> bool:
+    return c.execute("DELETE FROM limit_settings WHERE limit_id = ?", (id,)).rowcount > 0

@@ -1,0 +1,153 @@
+"""Permissions: what each RPC needs, on what, and how it is refused.
+
+https://cloud.google.com/pubsub/docs/access-control#permissions_and_roles. There are no policies: whoever
+asks may do everything, but for what a test has denied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from google.iam.v1 import iam_policy_pb2, policy_pb2
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from gwi_celery.testing.twin.checks import Refused
+
+#: RPC -> what it needs on its resource.
+PERMISSIONS = {
+    "CreateTopic": "pubsub.topics.create",
+    "GetTopic": "pubsub.topics.get",
+    "UpdateTopic": "pubsub.topics.update",
+    "ListTopics": "pubsub.topics.list",
+    "ListTopicSubscriptions": "pubsub.topics.get",
+    "DeleteTopic": "pubsub.topics.delete",
+    "Publish": "pubsub.topics.publish",
+    "CreateSubscription": "pubsub.subscriptions.create",
+    "GetSubscription": "pubsub.subscriptions.get",
+    "UpdateSubscription": "pubsub.subscriptions.update",
+    "ListSubscriptions": "pubsub.subscriptions.list",
+    "DeleteSubscription": "pubsub.subscriptions.delete",
+    "ModifyPushConfig": "pubsub.subscriptions.update",
+    "Pull": "pubsub.subscriptions.consume",
+    "StreamingPull": "pubsub.subscriptions.consume",
+    "Acknowledge": "pubsub.subscriptions.consume",
+    "ModifyAckDeadline": "pubsub.subscriptions.consume",
+    "Seek": "pubsub.subscriptions.consume",
+}
+#: Who asks, and Pub/Sub's own service agent, which dead-letters.
+CALLER, AGENT = "caller", "agent"
+#: Kind of resource -> the role that lets the agent dead-letter, and what of it is looked at.
+_AGENTS = {
+    "topics": ("roles/pubsub.publisher", "pubsub.topics.publish"),
+    "subscriptions": ("roles/pubsub.subscriber", "pubsub.subscriptions.consume"),
+}
+_AGENT_ACCOUNT = "serviceAccount:service-1@gcp-sa-pubsub.iam.gserviceaccount.com"
+_ACT_AS = "iam.serviceAccounts.actAs"
+
+
+class Rights:
+    """What is denied to whom. Raises Refused."""
+
+    def __init__(self) -> None:
+        #: (who, permission, resource); resource "*" is every one.
+        self._denied: set[tuple[str, str, str]] = set()
+        #: The project's API is switched off.
+        self.disabled = False
+
+    def clear(self) -> None:
+        self._denied.clear()
+        self.disabled = False
+
+    def deny(self, permission: str, resource: str, who: str) -> None:
+        self._denied.add((who, permission, resource))
+
+    def allow(self, permission: str, resource: str, who: str) -> None:
+        self._denied.discard((who, permission, resource))
+
+    def has(self, permission: str, resource: str, who: str = CALLER) -> bool:
+        return not self._denied & {(who, permission, resource), (who, permission, "*")}
+
+    def check(self, rpc: str, request: Any) -> None:
+        """Raises Refused if the caller may not."""
+        resource = resource_of(rpc, request)
+        if self.disabled:
+            raise _ApiDisabled(resource.split("/")[1])
+        for permission, on in [(PERMISSIONS[rpc], resource), *_besides(rpc, request)]:
+            if not self.has(permission, on):
+                text = "User not authorized to perform this action."
+                if permission == _ACT_AS:
+                    account = on.rpartition("/")[2]
+                    text = f"Permission '{permission}' denied on service account {account}."
+                raise Refused(text, "PERMISSION_DENIED")
+
+    def held(self, request: Any) -> Any:
+        """TestIamPermissions: those that the caller has. Nobody is refused."""
+        has = [p for p in request.permissions if self.has(p, request.resource)]
+        return iam_policy_pb2.TestIamPermissionsResponse(permissions=has)
+
+    def policy(self, request: Any) -> Any:
+        """GetIamPolicy: what the service agent is granted there."""
+        kind, path = request.resource.split("/")[2], request.resource
+        if not self.has(f"pubsub.{kind}.getIamPolicy", path):
+            raise Refused("User not authorized to perform this action.", "PERMISSION_DENIED")
+        role, permission = _AGENTS[kind]
+        members = [_AGENT_ACCOUNT] if self.has(permission, path, AGENT) else []
+        return policy_pb2.Policy(bindings=[{"role": role, "members": members}])
+
+    def may_dead_letter(self, subscription: str, topic: str) -> bool:
+        """Whether the service agent may: https://cloud.google.com/pubsub/docs/dead-letter-topics"""
+        return self.has("pubsub.topics.publish", topic, AGENT) and self.has(
+            "pubsub.subscriptions.consume", subscription, AGENT
+        )
+
+
+class _ApiDisabled(Refused):
+    """https://cloud.google.com/service-usage/docs/enable-disable, with its ErrorInfo."""
+
+    def __init__(self, project: str) -> None:
+        super().__init__(
+            f"Cloud Pub/Sub API has not been used in project {project} before or it is disabled. Enable "
+            "it, then retry. If you enabled this API recently, wait a few minutes.",
+            "PERMISSION_DENIED",
+        )
+        info = {"service": "pubsub.googleapis.com", "consumer": f"projects/{project}"}
+        self.trailing = error_info(7, str(self), "SERVICE_DISABLED", "googleapis.com", info)
+
+
+def error_info(
+    code: int, text: str, reason: str, domain: str, metadata: dict[str, str]
+) -> tuple[tuple[str, bytes], ...]:
+    """Trailing metadata with a google.rpc.ErrorInfo, as Google's clients read it."""
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata=metadata)
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    status = status_pb2.Status(code=code, message=text, details=[detail])
+    return (("grpc-status-details-bin", status.SerializeToString()),)
+
+
+def resource_of(rpc: str, request: Any) -> str:
+    """What a call's permission is looked for on."""
+    if rpc in ("CreateTopic", "CreateSubscription"):
+        return str("/".join(request.name.split("/")[:2]))
+    for field in ("topic", "subscription", "project"):
+        value = getattr(request, field, None)
+        if value is not None:
+            return value if isinstance(value, str) else str(value.name)  # an update's
+    return ""
+
+
+def _besides(rpc: str, request: Any) -> Iterator[tuple[str, str]]:
+    """(permission, resource) that a call needs elsewhere."""
+    if rpc == "CreateSubscription":
+        yield "pubsub.topics.attachSubscription", request.topic
+    push = {
+        "CreateSubscription": lambda: request.push_config,
+        "ModifyPushConfig": lambda: request.push_config,
+        "UpdateSubscription": lambda: request.subscription.push_config,
+    }.get(rpc)
+    # https://cloud.google.com/pubsub/docs/authenticate-push-subscriptions
+    account = push().oidc_token.service_account_email if push is not None else ""
+    if account:
+        yield _ACT_AS, f"projects/-/serviceAccounts/{account}"

@@ -1,0 +1,153 @@
+"""Kombu's channel methods on the broker seam: exchanges, queues and bindings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from amqp.exceptions import PreconditionFailed
+from amqp.protocol import queue_declare_ok_t
+from kombu.exceptions import ChannelError
+from kombu.transport import virtual
+from kombu.utils.uuid import uuid
+
+from gwi_celery.brokers.base import QueueSpec
+from gwi_celery.errors import NotDeleted, NotFound
+
+if TYPE_CHECKING:
+    from gwi_celery.transport.base import Transport
+
+
+class DeclaringChannel(virtual.Channel):
+    """What a channel declares and deletes, and knows of queues."""
+
+    connection: Transport
+
+    def __init__(self, connection: Transport, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        self._broker = connection.broker
+
+    def exchange_declare(
+        self,
+        exchange: str | None = None,
+        type: str = "direct",
+        durable: bool = False,
+        auto_delete: bool = False,
+        arguments: Any = None,
+        nowait: bool = False,
+        passive: bool = False,
+    ) -> None:
+        type = type or "direct"
+        name = exchange or f"amq.{type}"
+        if passive:
+            if not self._broker.has_exchange(name):
+                raise not_found("exchange", name, "Channel.exchange_declare")
+            return
+        self._broker.declare_exchange(name, type)
+
+    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
+        try:
+            self._broker.delete_exchange(exchange, if_unused=if_unused)
+        except NotDeleted as exc:
+            raise _precondition_failed(exc, (40, 20), "Channel.exchange_delete") from exc
+
+    def queue_declare(
+        self,
+        queue: str | None = None,
+        passive: bool = False,
+        durable: bool = True,
+        auto_delete: bool = False,
+        exclusive: bool = False,
+        arguments: Any = None,
+        nowait: bool = False,
+        **kwargs: Any,
+    ) -> queue_declare_ok_t:
+        name = queue or f"amq.gen-{uuid()}"
+        if passive:
+            if not self._broker.has_queue(name):
+                raise not_found("queue", name, "Channel.queue_declare")
+        else:
+            arguments = arguments or {}
+            self._broker.declare_queue(
+                QueueSpec(
+                    name=name,
+                    durable=bool(durable),
+                    auto_delete=bool(auto_delete or exclusive),
+                    expires=_milliseconds(arguments.get("x-expires")),
+                    message_ttl=_milliseconds(arguments.get("x-message-ttl")),
+                    lease_seconds=arguments.get("x-lease-seconds"),
+                    max_deliveries=arguments.get("x-max-deliveries"),
+                )
+            )
+        return queue_declare_ok_t(name, 0 if nowait else self._size(name), 0)
+
+    def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
+        """Queue(expires=, message_ttl=) in seconds, as AMQP's x-arguments in milliseconds."""
+        prepared = dict(arguments or {})
+        for option in ("expires", "message_ttl"):
+            if kwargs.get(option) is not None:
+                prepared[f"x-{option.replace('_', '-')}"] = int(kwargs[option] * 1000)
+        return prepared
+
+    def queue_bind(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if exchange == "":
+            return  # the default exchange reaches every queue by its name
+        self._broker.bind(queue, exchange or "amq.direct", routing_key or "")
+
+    def queue_unbind(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._broker.unbind(queue, exchange or "amq.direct", routing_key or "")
+
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
+    ) -> None:
+        try:
+            self._broker.delete_queue(queue, if_unused=if_unused, if_empty=if_empty)
+        except NotDeleted as exc:
+            raise _precondition_failed(exc, (50, 40), "Channel.queue_delete") from exc
+
+    def queue_purge(self, queue: str, **kwargs: Any) -> int:
+        try:
+            return self._broker.purge(queue)
+        except NotFound:
+            return 0
+
+    def list_bindings(self) -> list[tuple[str, str, str]]:
+        return [(b.queue, b.exchange, b.routing_key) for b in self._broker.bindings()]
+
+    def after_reply_message_received(self, queue: str) -> None:
+        """Kombu has collected its replies. Their queue is deleted with its consumer."""
+
+    def _size(self, queue: str) -> int:
+        try:
+            size = self._broker.size(queue)
+        except NotFound:
+            return 0
+        return size.ready if size is not None else 0
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return self._broker.has_queue(queue)
+
+
+def _milliseconds(value: Any) -> float | None:
+    return None if value is None else float(value) / 1000
+
+
+def _precondition_failed(exc: NotDeleted, method: tuple[int, int], name: str) -> PreconditionFailed:
+    return PreconditionFailed(f"PRECONDITION_FAILED - {exc}", method, name, "406")
+
+
+def not_found(kind: str, name: str, method: str) -> ChannelError:
+    return ChannelError(f"NOT_FOUND - no {kind} {name!r}", (50, 10), method, "404")
