@@ -25,7 +25,7 @@ from celery import current_app
 
 from gwi_celery.actions import action
 from gwi_celery.errors import ConfigurationError, InvalidCall
-from gwi_celery.integration import integration, store_for, unwrapped
+from gwi_celery.integration import store_for, unwrapped
 from gwi_celery.reliability.limits import Limit
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.stores.base import JobRef, PlaceRecord
@@ -128,7 +128,7 @@ def set(
     former = store.limit_settings().get(setting.id)
     if former is not None:
         setting = replace(setting, before=former.max_running or 0)
-    integration(app).store.record_action(done)
+    store.record_action(done)
     store.set_limit(setting)
 
 
