@@ -29,6 +29,7 @@ from gwi_celery.transport import register
 from gwi_celery.transport.connection import REFUSED_OPTION, Connection
 from gwi_celery.upkeep import Upkeep
 from gwi_celery.worker.grace import ShutdownGrace
+from gwi_celery.worker.pausing import PauseWatch
 from gwi_celery.worker.pools import PoolCheck
 from gwi_celery.worker.stopping import FolderWatch, StopFlag
 
@@ -81,6 +82,7 @@ def setup(app: Any, **settings: Any) -> Settings:
             ShutdownGrace,
             FolderWatch,
             Upkeep,
+            PauseWatch,
             "gwi_celery.provisioned:NoEvents",
         )
     )

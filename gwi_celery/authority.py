@@ -15,6 +15,7 @@ from gwi_celery.brokers.letters import DeadLetter
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError, InvalidCall, NotAllowed, StoreError
 from gwi_celery.ids import digest
+from gwi_celery.pauses import Pauses
 from gwi_celery.rights import CELERY, Rights, rights_of
 from gwi_celery.signing import MARK, MESSAGE, STORE, Keys, keys_of
 from gwi_celery.stores.base import Store
@@ -60,6 +61,8 @@ class Authority:
         self._store = store
         self._stores_key: Keys | None = None
         self._lock = forks.lock()
+        #: Of a broker that can't pause a queue itself.
+        self.pauses = Pauses(self._paused)
         rights = sorted((queue, repr(own)) for queue, own in settings.queue_rights.items())
         #: The same in all processes of the app.
         parts = (settings.effective_store_url, *self.keys, repr(rights))
@@ -169,6 +172,10 @@ class Authority:
         records = self.records
         if records is not None and ids:
             records.end(ids)
+
+    def _paused(self) -> frozenset[str]:
+        records = self.records
+        return frozenset() if records is None else records.paused()
 
     def about_to(self, what: str, queue: str) -> None:
         """Keep in the audit trail what is about to be done to a queue. Raises StoreError."""

@@ -185,8 +185,13 @@ def explain(app: Any, id: str) -> dict[str, Any]:
     from gwi_celery import queues
 
     sentence = verbs.explain(id, app=app)
-    if verbs.get(id, app=app) is None and (where := queues.where(app, id)):
+    details = verbs.get(id, app=app)
+    if details is None and (where := queues.where(app, id)):
         sentence = where
+    elif details is not None and not details.record.status.terminal:
+        queue = details.record.origin.queue
+        if queue and queues.is_paused(app, queue):
+            sentence += f"; its queue is paused: `gwi queues resume {queue}`"
     dead = next(queues.dead_letters(app, ids=[id]), None)
     if dead is not None:
         sentence += (

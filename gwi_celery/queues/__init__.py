@@ -10,7 +10,7 @@ from gwi_celery.brokers.letters import DeadLetter
 from gwi_celery.queues.dead import count, dead_letters, purge, redrive
 from gwi_celery.queues.held import Waiting, cancel_delayed, delayed, release_delayed
 from gwi_celery.queues.lines import export, load
-from gwi_celery.queues.states import pause, queues, resume, where
+from gwi_celery.queues.states import is_paused, pause, queues, resume, where
 
 __all__ = [
     "DeadLetter",
@@ -21,6 +21,7 @@ __all__ = [
     "dead_letters",
     "delayed",
     "export",
+    "is_paused",
     "load",
     "pause",
     "purge",

@@ -8,8 +8,8 @@ from typing import Any
 
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, QueueState, dead_letter_queue
 from gwi_celery.brokers.embedded import EmbeddedBroker
-from gwi_celery.errors import ConfigurationError
-from gwi_celery.integration import broker_for
+from gwi_celery.errors import ConfigurationError, NotFound
+from gwi_celery.integration import broker_for, integration
 from gwi_celery.queues.dead import recorded
 from gwi_celery.stores.queues import LetterFilter
 from gwi_celery.transport.envelope import is_of_one_reader
@@ -35,7 +35,11 @@ def queues(app: Any) -> list[QueueState]:
     records = recorded(app)
     if records is None:
         return found
-    return [replace(state, dead=records.count(LetterFilter(state.name))) for state in found]
+    paused = records.paused()
+    return [
+        replace(state, dead=records.count(LetterFilter(state.name)), paused=state.name in paused)
+        for state in found
+    ]
 
 
 def _missing(broker: Any, name: str) -> QueueState:
@@ -48,25 +52,57 @@ def _missing(broker: Any, name: str) -> QueueState:
 def pause(app: Any, queue: str) -> None:
     """Have no worker begin with what is in the queue; calls go on being accepted, and jobs that run end.
 
-    It holds for all workers, those that start later too, until :func:`resume`. Raises NotFound.
+    It holds for all workers, those that start later too, until :func:`resume`. On Pub/Sub workers heed it
+    within ten seconds or so, and finish what they have taken by then.
+
+    Raises NotFound; ConfigurationError for a queue that Pub/Sub pushes, or where the store has no place
+    for a pause.
     """
-    embedded(app, "paused").set_paused(queue, True)
+    _set_paused(app, queue, True)
 
 
 def resume(app: Any, queue: str) -> None:
     """The reverse of :func:`pause`. Raises NotFound."""
-    embedded(app, "resumed").set_paused(queue, False)
+    _set_paused(app, queue, False)
 
 
-def embedded(app: Any, what: str) -> EmbeddedBroker:
+def _set_paused(app: Any, queue: str, paused: bool) -> None:
     broker = broker_for(app)
-    if not isinstance(broker, EmbeddedBroker):
+    if isinstance(broker, EmbeddedBroker):
+        broker.set_paused(queue, paused)
+        return
+    records = recorded(app)
+    if records is None:
         raise ConfigurationError(
-            f"on Pub/Sub this can't be {what}: a subscription shows nothing that it holds back, and has "
-            "no switch. Stop its workers (or `celery -A APP control cancel_consumer QUEUE`) instead; "
-            "jobs that wait are in `gwi jobs list`"
+            "a store with a database for each tenant has no place for a pause: stop the queue's workers, "
+            f"or tell them `celery -A APP control cancel_consumer {queue}`"
         )
-    return broker
+    if not broker.has_queue(queue):
+        raise NotFound(f"there is no queue {queue!r}: see `gwi queues list`")
+    endpoint = _pushed_to(broker, queue)
+    if paused and endpoint is not None:
+        raise ConfigurationError(
+            f"queue {queue!r} is pushed to {endpoint}, and Pub/Sub goes on pushing: stop that by "
+            f"`gwi push-to '' -Q {queue}`, and begin it again by `gwi push-to {endpoint} -Q {queue}`"
+        )
+    integration(app).record_action("pause" if paused else "resume", queue)
+    records.set_paused(queue, paused)
+
+
+def _pushed_to(broker: Any, queue: str) -> str | None:
+    for source in broker.topology.sources(queue):
+        endpoint: str | None = broker.topology.pushed_to(source.path)
+        if endpoint is not None:
+            return endpoint
+    return None
+
+
+def is_paused(app: Any, queue: str) -> bool:
+    """Whether no worker begins with what is in it. False for a queue that there is not."""
+    broker, records = broker_for(app), recorded(app)
+    if records is not None:
+        return queue in records.paused()
+    return broker.has_queue(queue) and broker.state(queue).paused
 
 
 def where(app: Any, task_id: str) -> str | None:

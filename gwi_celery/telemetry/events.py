@@ -24,6 +24,7 @@ from celery import signals
 from celery._state import get_current_task
 
 from gwi_celery.gcp import rpcs
+from gwi_celery.text import raw
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,12 @@ Listener = Callable[[Event], None]
 class _Hook:
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
-        self.pid = os.getpid()
+        #: Of the process that listens; 0: none does yet.
+        self.pid = 0
         self.write_end: int | None = None
 
     def open(self) -> None:
+        self.pid = os.getpid()
         read, self.write_end = os.pipe()
         os.set_blocking(self.write_end, False)
         threading.Thread(target=self._read, args=(read,), name="gwi-events", daemon=True).start()
@@ -96,11 +99,11 @@ def listen(listener: Listener) -> None:
 
     Call it before the pool starts. It may be called in any thread, one event at a time or several.
     """
-    if _hook.pid != os.getpid():
-        return  # a child's listeners are its parent's
     if _hook.write_end is None:
         _hook.open()
         _watch_tasks()
+    if _hook.pid != os.getpid():
+        return  # a child's listeners are its parent's
     _hook.listeners.append(listener)
 
 
@@ -131,7 +134,7 @@ def _short(value: Any) -> Any:
         value
     ):
         return value
-    digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    digest = hashlib.sha256(raw(value)).hexdigest()[:16]
     kept = value[: _LONGEST_TEXT - len(digest)]
     while len(json.dumps(kept)) > _LONGEST_TEXT - len(digest):
         kept = kept[: len(kept) * 3 // 4]

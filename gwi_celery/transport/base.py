@@ -100,6 +100,8 @@ class Transport(virtual.Transport):
         #: By what right its messages are sent and taken; None for an app that was not set up.
         self.authority = authority
         self.broker.operators = self.authority
+        if authority is not None:
+            authority.pauses.listen(self)
         #: Whether this connection is a Celery worker's, which no message may end.
         self.serves_worker = False
         self._pid = os.getpid()

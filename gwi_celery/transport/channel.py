@@ -217,6 +217,8 @@ class Channel(DeclaringChannel):
         return {consumer.queue for consumer in self._consuming.values()}
 
     def _room(self, consumer: _Consumer) -> int:
+        if self.authority is not None and consumer.queue in self.authority.pauses.queues:
+            return 0
         return _UNLIMITED_BATCH if consumer.no_ack else self._prefetch.capacity()
 
     def _accept(self, deliveries: list[Delivery], no_ack: bool) -> list[tuple[Delivery, _Message]]:
@@ -357,11 +359,10 @@ class Channel(DeclaringChannel):
         """A place is free: fetch the next message while the event loop is still busy."""
         if os.getpid() != self._pid or self.closed:
             return
-        room = self._prefetch.capacity()
-        if room:
-            for consumer in list(self._consuming.values()):
-                if not consumer.no_ack:
-                    self.connection.receiver.want(consumer.queue, room)
+        for consumer in list(self._consuming.values()):
+            room = 0 if consumer.no_ack else self._room(consumer)
+            if room:
+                self.connection.receiver.want(consumer.queue, room)
         self.connection.wake()
 
     def _settle(self, delivery_tag: str) -> _Held | None:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.exceptions import TimeoutError as CeleryTimeout
 from google.cloud import pubsub_v1
 
+from gwi_celery import queues
+from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.testing.emulators import Emulator
 from tests.machine import PATIENCE
@@ -88,6 +91,28 @@ def test_what_google_s_own_client_publishes_is_run(
         assert {m.attributes.get("language") for m in dead} == {None, "go"}
         assert running.stop() < 20
     assert sorted(notes(tmp_path)) == ["add 20 3", "invoice acme r1 7", "invoice acme r2 8"]
+
+
+@pytest.mark.slow  # a worker asks every ten seconds; tests/unit/cli/test_on_pubsub.py has the rest
+def test_a_worker_takes_nothing_of_a_queue_that_was_paused_before_it_started(
+    project: str, connect: Connect, jobs: Callable[[str], Any], tmp_path: Path
+) -> None:
+    app = jobs(f"pubsub://{project}")
+    connect(lease_seconds=10).declare_queue(QueueSpec("celery"))
+    queues.pause(app, "celery")
+    with worker(APP, tmp_path, pool="solo") as running:
+        running.wait_for("queues that are paused: 'celery'")
+        result = app.send_task("add", (1, 2))
+        running.wait_for(r"@test ready")
+        with pytest.raises(CeleryTimeout):
+            result.get(timeout=5)
+        queues.resume(app, "celery")
+        assert result.get(timeout=PATIENCE) == 3
+        queues.pause(app, "celery")
+        running.wait_for(r"paused: none[\s\S]*queues that are paused: 'celery'")
+        with pytest.raises(CeleryTimeout):
+            app.send_task("add", (1, 2)).get(timeout=5)
+        running.stop()
 
 
 def test_a_redelivered_message_says_so_and_a_finished_task_is_not_run_again(

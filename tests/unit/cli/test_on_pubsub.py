@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,10 +16,12 @@ from gwi_celery.brokers.base import OutgoingMessage, QueueSpec, dead_letter_queu
 from gwi_celery.cli.frame import Exit
 from gwi_celery.errors import StoreUnavailable
 from gwi_celery.expiry import announce_expiring, archive_expiring
-from gwi_celery.integration import integration, settings_for
+from gwi_celery.integration import integration, settings_for, store_for
+from gwi_celery.stores.base import Origin, Wait
 from gwi_celery.stores.queues import LetterFilter
 from gwi_celery.testing.twin import start_twin
 from gwi_celery.transport.death import Death
+from tests.machine import PATIENCE
 from tests.unit.cli.conftest import Gwi
 
 FAILED = Death("failed", "shop.errors.NoMoney", "Traceback (most recent call last): ...")
@@ -184,6 +187,61 @@ def _settings(app: Celery) -> dict[str, str]:
     return {"broker_url": app.conf.broker_url, "store_url": settings_for(app).effective_store_url}
 
 
+@pytest.mark.emulator
+def test_a_paused_queue_is_left_alone_until_it_is_resumed(gwi_: Gwi) -> None:
+    app, got = gwi_.app, []
+    gwi_("queues", "pause", "celery")
+    assert [row["paused"] for row in gwi_.json("queues", "list")] == [True]
+    gwi_("queues", "pause", "nobody", code=Exit.NOTHING)
+    pauses = integration(app).authority.pauses
+    assert pauses.refresh(), "as a worker does at its start, and then now and then"
+    app.tasks["shop.invoice"].apply_async(kwargs={"tenant_id": "acme", "run_id": "r1"})
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        consumer = app.amqp.TaskConsumer(channel)
+        consumer.on_message = got.append
+        consumer.qos(prefetch_count=1)
+        consumer.consume()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=1)
+        gwi_("queues", "resume", "celery")
+        assert pauses.refresh()
+        connection.drain_events(timeout=PATIENCE)
+        gwi_("queues", "pause", "celery")
+        pauses.refresh()
+        app.tasks["shop.invoice"].apply_async(kwargs={"tenant_id": "acme", "run_id": "r2"})
+        got[0].ack()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=1)
+    assert [message.headers["task"] for message in got] == ["shop.invoice"]
+    assert [a.what for a in audit.entries(app)] == ["pause", "resume", "pause"]
+
+
+@pytest.mark.emulator
+def test_a_queue_that_is_pushed_can_t_be_paused(gwi_: Gwi) -> None:
+    broker_for(gwi_.app).push_to("celery", "http://127.0.0.1:9/push")
+    gwi_("queues", "pause", "celery", code=Exit.USAGE)
+    assert "gwi push-to '' -Q celery" in gwi_.err
+
+
+@pytest.mark.emulator
+def test_what_waits_is_listed_by_its_record_and_can_only_be_cancelled_as_a_job(gwi_: Gwi) -> None:
+    app, store = gwi_.app, store_for(gwi_.app)
+    task = app.tasks["shop.invoice"]
+    kwargs = {"tenant_id": "acme", "run_id": "r1"}
+    headers, call = task.addressed((), kwargs, {}, "id1")
+    claim = task.claim_request(call, headers, "id1", 1, redelivered=False)
+    claim = replace(claim, origin=Origin(task_id="id1", queue="celery"))
+    store.wait(claim, Wait("retry", "ValueError: no", until=4e9))
+    [row] = gwi_.json("delayed", "list")
+    assert (row["task_id"], row["queue"], row["run_id"], row["due"]) == ("id1", "celery", "r1", 4e9)
+    assert gwi_.json("delayed", "list", "-Q", "other") == []
+    for verb in ("now", "cancel"):
+        gwi_("delayed", verb, "id1", "--yes", code=Exit.USAGE)
+        assert "gwi jobs cancel" in gwi_.err
+    assert gwi_.json("jobs", "cancel", "id1", "--yes") == {"cancelled": 1}
+    assert gwi_.json("delayed", "list") == []
+
+
 @pytest.mark.slow  # each look at a dead letter waits for an empty pull
 def test_dead_letters_and_what_can_t_be_done(tmp_path: Path, monkeypatch) -> None:
     with start_twin(faults=0, early_expiry=0) as twin:
@@ -201,8 +259,5 @@ def test_dead_letters_and_what_can_t_be_done(tmp_path: Path, monkeypatch) -> Non
 
         [row] = gwi_.json("queues", "list")
         assert (row["name"], row["ready"], row["consumers"]) == ("celery", None, None)
-        gwi_("queues", "pause", "celery", code=Exit.USAGE)
-        assert "cancel_consumer" in gwi_.err
-        gwi_("delayed", "list", code=Exit.USAGE)
         broker_for(app).close()
         app.close()

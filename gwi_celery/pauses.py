@@ -1,0 +1,39 @@
+"""Queues that are paused where the broker has no such thing: a flag in the store, which workers heed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Listener(Protocol):
+    def wake(self) -> None:
+        """Look again whether there is anything to do. Any thread may call this."""
+
+
+class Pauses:
+    """Of one app, as its process last asked. It is asked by worker processes only.
+
+    Args:
+        ask: Gives the queues that are paused. Raises StoreError.
+    """
+
+    def __init__(self, ask: Callable[[], frozenset[str]]) -> None:
+        self._ask = ask
+        self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+        self.queues: frozenset[str] = frozenset()
+
+    def listen(self, listener: Listener) -> None:
+        """Have it woken when a queue is paused or resumed, for as long as it lives."""
+        self._listeners.add(listener)
+
+    def refresh(self) -> bool:
+        """Ask, and wake the listeners if anything has changed; whether it has. Raises StoreError."""
+        queues = self._ask()
+        if queues == self.queues:
+            return False
+        self.queues = queues
+        for listener in list(self._listeners):
+            listener.wake()
+        return True
