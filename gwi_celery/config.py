@@ -50,6 +50,7 @@ _CHOICES = {
     "push_auth": ("", "oidc", "iam", "none"),
     "push_pool": ("prefork", "threads", "solo"),
     "log_format": ("", "json", "text"),
+    "limits_unavailable": ("wait", "pass"),
 }
 
 
@@ -108,6 +109,16 @@ class Settings:
     )
     max_contention_delay: float = _setting(
         "GWI_MAX_CONTENTION_DELAY", "longest such wait; it doubles each time up to this", 30.0
+    )
+    limits_url: str = _secret(
+        "GWI_LIMITS_URL",
+        "Redis (redis://...) that counts the rates of limits; empty: the store does",
+        "",
+    )
+    limits_unavailable: str = _setting(
+        "GWI_LIMITS_UNAVAILABLE",
+        "while that can't be reached jobs with such a limit wait, or pass uncounted",
+        "wait",
     )
     interrupt_on_shutdown: bool = _setting(
         "GWI_INTERRUPT_ON_SHUTDOWN",

@@ -12,6 +12,7 @@ from gwi_celery.authority import Authority
 from gwi_celery.brokers.base import Broker
 from gwi_celery.config import Settings, urls
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.rates import RedisRates
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.stores.url import open_store
@@ -28,6 +29,10 @@ class Integration:
         self._eager_store: Store | None = None
         self._eager_pid = 0
         self._lock = forks.lock()
+        self.rates: RedisRates | None = None
+        if settings.limits_url:
+            let_pass = settings.limits_unavailable == "pass"
+            self.rates = RedisRates(settings.limits_url, let_pass=let_pass)
         self.authority = Authority(settings, lambda: self.store)
 
     @property

@@ -14,6 +14,16 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 REASON_BYTES: Final = 1000
 
 
+def raw(text: str) -> bytes:
+    """Any string as bytes, lone surrogates too."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def unraw(raw: bytes) -> str:
+    """The string that :func:`raw` was given."""
+    return raw.decode("utf-8", "surrogatepass")
+
+
 def safe_text(value: Any, limit: int = REASON_BYTES) -> str:
     """``str(value)`` in at most ``limit`` bytes of UTF-8; never raises.
 

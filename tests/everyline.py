@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,12 +59,16 @@ def _ours(frame: FrameType) -> bool:
 
 
 def _traced(operation: Callable[[], object], look: Any) -> object:
-    before = sys.gettrace()
+    """Without the garbage collector: it may close what an earlier test dropped in the midst of this."""
+    before, collects = sys.gettrace(), gc.isenabled()
+    gc.disable()
     sys.settrace(look)
     try:
         return operation()
     finally:
         sys.settrace(before)
+        if collects:
+            gc.enable()
 
 
 def short(place: Place) -> str:

@@ -75,11 +75,12 @@ WORKER_SUITE = [
     "tests/acceptance/test_worker.py",
 ]
 
-RESULTS, BACKEND, CHORDS, COMMON, TRACER = (
+RESULTS, BACKEND, CHORDS, COMMON, RESULT_BASE, TRACER = (
     "gwi_celery/stores/firestore/results.py",
     "gwi_celery/backends/firestore/values.py",
     "gwi_celery/backends/firestore/chords.py",
     "gwi_celery/backends/base.py",
+    "gwi_celery/backends/results.py",
     "gwi_celery/worker/tracer.py",
 )
 RESULT_SUITE = [
@@ -291,7 +292,7 @@ SQLITE_MUTANTS = [
     ),
     Mutant(
         "the tenant is left out of ids",
-        "gwi_celery/stores/base.py",
+        "gwi_celery/stores/values.py",
         'return digest("lock", self.tenant, *self.scope)',
         'return digest("lock", *self.scope)',
     ),
@@ -720,7 +721,7 @@ RESULT_MUTANTS = [
     ),
     Mutant(
         "what can't be stored is swallowed",
-        COMMON,
+        RESULT_BASE,
         "                raise Reject(why, requeue=True) from exc",
         "                return None",
     ),

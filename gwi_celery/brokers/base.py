@@ -16,6 +16,7 @@ Foreign exceptions stop here: an implementation raises :mod:`gwi_celery.errors` 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from gwi_celery import redrives
+from gwi_celery.errors import BrokerUnusable, ConfigurationError
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.letters import DeadLetter
@@ -292,6 +294,8 @@ class Broker(Protocol):
 
     Methods may be called from any thread. After a fork the child may keep using the same object,
     which reopens what it needs; deliveries leased by the parent remain the parent's.
+
+    Over 25 methods: what AMQP's channel can do, and what operators need beside it.
     """
 
     #: The default lease, seconds.
@@ -448,3 +452,23 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Close what this process opened. Safe to call twice."""
+
+
+def check_default_binding(queue: str, routing_key: str) -> None:
+    """Raises ConfigurationError unless the default exchange sends that key to the queue by itself."""
+    if routing_key != queue:
+        raise ConfigurationError(
+            f"queue {queue!r} can't be bound to the default exchange under {routing_key!r}: "
+            "it has every queue under its own name; declare another exchange"
+        )
+
+
+def check_usable(closed: bool, pid: int) -> None:
+    """Raises BrokerUnusable for a receiver that was closed, or that another process than ``pid`` has."""
+    if closed:
+        raise BrokerUnusable("this receiver was closed: ask the broker for another one")
+    if os.getpid() != pid:
+        raise BrokerUnusable(
+            "this receiver belongs to the process that this one was forked from: ask the "
+            "broker for another one"
+        )

@@ -19,6 +19,7 @@ COMMANDS = {
     "doctor": "doctor",
     "init": "init",
     "jobs": "jobs",
+    "limits": "limits",
     "locks": "jobs",
     "push-to": "push_to",
     "queues": "queues",

@@ -20,11 +20,14 @@ from gwi_celery.stores.base import (
     JobStatus,
     LockRecord,
     Page,
+    PlaceRecord,
     Store,
 )
 
 #: Children that :func:`get` reads at most, but for a page.
 _MOST_CHILDREN = 1000
+#: Places of a limit that :func:`explain` reads at most.
+_MOST_PLACES = 20
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def get(job: Named, *, app: Any = None) -> JobDetails | None:
         children=list(children_of(store, record, _MOST_CHILDREN)),
         lock=lock,
         call=None if envelope is None else call_of(envelope),
-        explanation=sentence(record, lock, _now()),
+        explanation=sentence(record, lock, _now(), _places(store, record)),
         dead_letters=_dead_letters(app_of(app), record),
     )
 
@@ -131,7 +134,15 @@ def explain(job: Named, *, app: Any = None) -> str:
             "has passed"
         )
     lock = None if record.lock is None else store.get_lock(record.lock)
-    return sentence(record, lock, _now())
+    return sentence(record, lock, _now(), _places(store, record))
+
+
+def _places(store: Store, record: JobRecord) -> Sequence[PlaceRecord]:
+    """Those of the limit that it waits for."""
+    waits = record.waits
+    if waits is None or not waits.limit_id:
+        return ()
+    return store.list_places(waits.limit_id, limit=_MOST_PLACES)
 
 
 def children_of(store: Store, record: JobRecord, at_most: int | None = None) -> Iterator[JobRecord]:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
-from gwi_celery.stores.base import JobRecord, JobStatus, LockRecord, LockRef
+from gwi_celery.stores.base import (
+    JobRecord,
+    JobStatus,
+    LockRecord,
+    LockRef,
+    PlaceRecord,
+    Wait,
+)
+
+#: Holders of a limit that a sentence names.
+_NAMED = 3
 
 
-def sentence(record: JobRecord, lock: LockRecord | None, now: float) -> str:
-    """Args: ``lock``: the record's, as it is now; None: it is free, or unknown."""
+def sentence(
+    record: JobRecord, lock: LockRecord | None, now: float, places: Sequence[PlaceRecord] = ()
+) -> str:
+    """Args: ``lock``: the record's, as it is now; None: it is free, or unknown.
+
+    ``places``: those that are taken now of the limit that it waits for.
+    """
     match record.status:
         case JobStatus.SUCCEEDED:
             return f"succeeded at {moment(record.updated_at, now)}, {_attempt(record)}"
@@ -23,7 +39,7 @@ def sentence(record: JobRecord, lock: LockRecord | None, now: float) -> str:
         case JobStatus.RUNNING:
             return _running(record, lock, now)
         case JobStatus.WAITING:
-            return _waiting(record, lock, now)
+            return _waiting(record, lock, now, places)
         case JobStatus.PENDING:
             return _pending(record, now)
 
@@ -49,7 +65,9 @@ def _running(record: JobRecord, lock: LockRecord | None, now: float) -> str:
     )
 
 
-def _waiting(record: JobRecord, lock: LockRecord | None, now: float) -> str:
+def _waiting(
+    record: JobRecord, lock: LockRecord | None, now: float, places: Sequence[PlaceRecord]
+) -> str:
     waits = record.waits
     if waits is None:
         return "waits for a lock or a limit"
@@ -61,6 +79,8 @@ def _waiting(record: JobRecord, lock: LockRecord | None, now: float) -> str:
             f"waited for {which}, which is free now: it runs when its message is delivered next"
             f"{_in(waits.until, now)}"
         )
+    if waits.kind == "limit":
+        return _for_limit(waits, places, now)
     until = "" if waits.until is None else f", and is tried again{_in(waits.until, now)}"
     return f"waits for the {waits.kind} {waits.what} since {moment(waits.since, now)}{until}"
 
@@ -89,6 +109,22 @@ def _for_lock(lock: LockRecord, now: float) -> str:
         f"waits for {which}, held by {_process(lock.owner)} since {since} (job {short(lock.job.key)} of "
         f"{lock.job.task}), free in {left} s at the latest unless that renews it"
     )
+
+
+def _for_limit(waits: Wait, places: Sequence[PlaceRecord], now: float) -> str:
+    since = f"a place of limit {short(waits.what)}, {waits.holder} since {moment(waits.since, now)}"
+    running = [place for place in places if not place.of_rate]
+    if running:
+        holders = [
+            f"{_process(place.owner)} since {moment(place.taken_at, now)} (job {short(place.job.key)} of "
+            f"{place.job.task})"
+            for place in running[:_NAMED]
+        ]
+        more = f" and {len(running) - _NAMED} more" if len(running) > _NAMED else ""
+        return f"waits for {since}; now by {', '.join(holders)}{more}"
+    if places or not waits.holder.endswith("held"):
+        return f"waits for {since}; it is tried again{_in(waits.until, now)}, or some minutes later"
+    return f"waited for {since}, and free now: it runs when its message is delivered next"
 
 
 def _lock(lock: LockRef) -> str:

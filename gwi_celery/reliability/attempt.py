@@ -24,7 +24,8 @@ from celery.exceptions import Ignore, Reject
 from celery.result import ResultBase
 
 from gwi_celery import blobs, failures, shield
-from gwi_celery.backends.base import ReliableBackend, came_before
+from gwi_celery.backends.base import ReliableBackend
+from gwi_celery.backends.results import came_before
 from gwi_celery.backoff import jitter
 from gwi_celery.errors import (
     CrashLimitExceeded,
@@ -55,7 +56,8 @@ from gwi_celery.reliability.options import first
 from gwi_celery.reliability.origin import end_of as attempt_end
 from gwi_celery.reliability.origin import origin_of
 from gwi_celery.reliability.outcome import dump_failure, dump_replaced, load_failure, load_replaced
-from gwi_celery.stores.base import (
+from gwi_celery.stores.base import Store
+from gwi_celery.stores.values import (
     Cancelled,
     ClaimAnswer,
     Claimed,
@@ -66,7 +68,6 @@ from gwi_celery.stores.base import (
     Limited,
     Mismatch,
     Outcome,
-    Store,
 )
 from gwi_celery.telemetry import tracing
 from gwi_celery.telemetry.events import emit
@@ -186,6 +187,8 @@ class Attempt:
         wanted = replace(wanted, origin=origin_of(request, resolved, self._settings))
         if request.is_eager:
             wanted = replace(wanted, limits=())  # there is nowhere to wait
+        if wanted.limits:
+            wanted = replace(wanted, rates=integration(self._task.app).rates)
         answer = store.claim(wanted)
         deadline, waits = headers.get(DEADLINE_HEADER), isinstance(answer, (Held, Limited))
         if not waits or deadline is None or time.time() <= float(deadline):

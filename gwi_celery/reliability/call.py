@@ -32,9 +32,9 @@ from gwi_celery.reliability import fields
 from gwi_celery.reliability.limits import limits_of
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.reliability.payload import Payload
-from gwi_celery.stores.base import JobRef, LockRef
 from gwi_celery.stores.limits import LimitRef
-from gwi_celery.text import shown
+from gwi_celery.stores.values import JobRef, LockRef
+from gwi_celery.text import raw, shown
 
 #: Longest tenant, run or key, bytes: they are stored in records along with other fields.
 _LONGEST = 10_000
@@ -296,7 +296,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def _bounded(value: str, what: str) -> str:
-    size = len(value.encode("utf-8", "surrogatepass"))
+    size = len(raw(value))
     if size > _LONGEST:
         raise InvalidCall(
             f"{what} is {size:,} bytes long, and at most {_LONGEST:,} are allowed: use a digest of it"

@@ -86,7 +86,7 @@ class Limits:
 class RunningJob:
     """What one attempt holds. Used by the job's thread, and by the renewer's under ``_mutex``.
 
-    Large, because all of it shares the lease, which renewals and saves replace under one lock.
+    Over 25 methods, because all of them share the lease, which renewals and saves replace under one lock.
     """
 
     def __init__(self, store: Store, claimed: Claimed, limits: Limits, *, asked_at: float) -> None:

@@ -24,6 +24,7 @@ from celery import signals
 from celery._state import get_current_task
 
 from gwi_celery.gcp import rpcs
+from gwi_celery.text import raw
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def _short(value: Any) -> Any:
         value
     ):
         return value
-    digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    digest = hashlib.sha256(raw(value)).hexdigest()[:16]
     kept = value[: _LONGEST_TEXT - len(digest)]
     while len(json.dumps(kept)) > _LONGEST_TEXT - len(digest):
         kept = kept[: len(kept) * 3 // 4]

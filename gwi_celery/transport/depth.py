@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Final
 
+from gwi_celery.text import raw
+
 #: Most levels of lists and objects within each other that a message may have. Its body, a text within
 #: the message, counts by itself.
 MAX_DEPTH: Final = 200
@@ -103,4 +105,4 @@ def _without_texts(data: bytes) -> Iterator[bytes]:
 
 
 def _bytes(data: str | bytes) -> bytes:
-    return data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    return raw(data) if isinstance(data, str) else data

@@ -24,7 +24,7 @@ from kombu.utils import json
 from gwi_celery.brokers.base import REDRIVE, Delivery
 from gwi_celery.errors import MalformedMessage, NotSerializable
 from gwi_celery.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
-from gwi_celery.text import public_error
+from gwi_celery.text import public_error, raw
 from gwi_celery.transport import depth, jobformat
 from gwi_celery.transport.source import FOREIGN, Source
 
@@ -104,9 +104,7 @@ def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
     return {
         key: value
         for key, value in named.items()
-        if isinstance(value, str)
-        and value
-        and len(value.encode("utf-8", "surrogatepass")) <= MAX_ATTRIBUTE_BYTES
+        if isinstance(value, str) and value and len(raw(value)) <= MAX_ATTRIBUTE_BYTES
     }
 
 

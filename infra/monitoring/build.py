@@ -78,9 +78,10 @@ PANELS = (
         "ops",
     ),
     Panel(
-        "Waits for a lock, duplicates, retries",
+        "Waits for a lock or a limit, duplicates, retries",
         {
             "lock held": "sum(rate(gwi_contended_total[5m]))",
+            "limit reached": "sum(rate(gwi_limited_total[5m]))",
             "duplicates": "sum(rate(gwi_duplicates_total[5m]))",
             "retries": "sum(rate(gwi_retried_total[5m]))",
         },

@@ -52,14 +52,13 @@ def sleeps():
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("told")
-    (made / "told.py").write_text(APP)
-    return made
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "told.py").write_text(APP)
+    return tmp_path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def app(folder: Path) -> Iterator[Celery]:
     app = Celery("sends", set_as_current=False)
     setup(app, folder=str(folder / "queue"))

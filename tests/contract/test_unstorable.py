@@ -11,7 +11,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import EncodeError
 
 from gwi_celery import failures
-from gwi_celery.backends.base import _RETRIES
+from gwi_celery.backends.results import _RETRIES
 from gwi_celery.errors import StoreUnavailable, StoreUnusable
 from gwi_celery.worker import tracer
 from tests.contract.backends import BackendCase

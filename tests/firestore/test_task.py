@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from gwi_celery import ReliableTask, setup
-from gwi_celery.backends.base import came_before
+from gwi_celery.backends.results import came_before
 from gwi_celery.firestore.client import ServerError
 from gwi_celery.headers import HOLDS_HEADER, REPLAY_HEADER
 from gwi_celery.integration import integration

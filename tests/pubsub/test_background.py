@@ -107,7 +107,7 @@ def _held(broker: PubSubBroker, count: int) -> list[Delivery]:
         Delivery("q", f"{path} {n:0220d}", str(n), b"", {}, 1, 0.0, 0, 60.0) for n in range(count)
     ]
     for delivery in made:
-        broker._deliveries.leases[delivery.ack_id] = time.monotonic() + 60
+        broker.deliveries.leases[delivery.ack_id] = time.monotonic() + 60
     return made
 
 

@@ -11,16 +11,13 @@ from kombu.utils.encoding import ensure_bytes
 from kombu.utils.functional import LRUCache
 
 from gwi_celery.backends import tenants
-from gwi_celery.backends.base import (
-    ReliableBackend,
-    came_before,
-)
+from gwi_celery.backends.base import ReliableBackend
+from gwi_celery.backends.results import came_before
 from gwi_celery.errors import ConfigurationError, StoreUnusable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
 from gwi_celery.firestore.documents import Document, Query, Write
 from gwi_celery.firestore.url import FirestoreURL, parse
-from gwi_celery.stores.base import StoredResult
 from gwi_celery.stores.firestore import blobs
 from gwi_celery.stores.firestore.places import Places
 from gwi_celery.stores.firestore.records import blob_of
@@ -35,6 +32,7 @@ from gwi_celery.stores.firestore.results import (
     unpacked,
 )
 from gwi_celery.stores.firestore.tries import Tries
+from gwi_celery.stores.values import StoredResult
 
 #: Documents in one read; deletions in one commit; expired results in one page of a clean-up.
 BATCH: Final = 100

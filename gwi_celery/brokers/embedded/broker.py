@@ -66,7 +66,7 @@ _REDRIVE_BATCH = 1000
 class EmbeddedBroker:
     """A :class:`~gwi_celery.brokers.base.Broker` in ``folder``, or in memory.
 
-    It has the seam's methods, hence their number; the other modules of the package do the work.
+    Over 25 methods, as the seam has them; the other modules of the package do the work.
 
     Args:
         folder: Created if it doesn't exist. None: in memory; see :func:`memory_broker` to share that.

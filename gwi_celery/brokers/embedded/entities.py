@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from gwi_celery.brokers.base import Binding, QueueSpec
+from gwi_celery.brokers.base import Binding, QueueSpec, check_default_binding
 from gwi_celery.brokers.checks import check_spec, exists_to_stay
 from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.files import Change, Files
@@ -94,12 +94,8 @@ class Entities:
 
     def bind(self, queue: str, exchange: str, routing_key: str) -> None:
         if exchange == "":
-            if routing_key == queue:
-                return
-            raise ConfigurationError(
-                f"queue {queue!r} can't be bound to the default exchange under {routing_key!r}: "
-                "it has every queue under its own name; declare another exchange"
-            )
+            check_default_binding(queue, routing_key)
+            return
         with self._files.database.read() as c:
             found = self._bindable(c, queue, exchange)
             if tables.has_binding(c, found, exchange, routing_key):

@@ -7,12 +7,12 @@ import math
 import os
 from collections.abc import Iterable
 
-from gwi_celery.brokers.base import Delivery
+from gwi_celery.brokers.base import Delivery, check_usable
 from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.deliveries import Deliveries
 from gwi_celery.brokers.embedded.files import Files
 from gwi_celery.brokers.wakeups import Bell
-from gwi_celery.errors import BrokerError, BrokerUnusable
+from gwi_celery.errors import BrokerError
 
 
 class EmbeddedReceiver:
@@ -33,7 +33,7 @@ class EmbeddedReceiver:
         self._closed = False
 
     def subscribe(self, queue: str, *, bulk: bool = False) -> None:
-        self._check()
+        check_usable(self._closed, self._pid)
         files = self._files
         with files.database.write(durable=False) as c:
             files.find(c, queue)
@@ -42,13 +42,13 @@ class EmbeddedReceiver:
         self._bell.ring()  # what is there already was published before anyone could wake us
 
     def unsubscribe(self, queue: str) -> None:
-        self._check()
+        check_usable(self._closed, self._pid)
         if queue in self._queues:
             self._leave([queue])
             del self._queues[queue]
 
     def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
-        self._check()
+        check_usable(self._closed, self._pid)
         now = self._files.clock.time()
         deliveries = self._deliveries.poll(queue, limit, busy=queue in self._busy, begun=begun)
         if limit and len(deliveries) == limit:
@@ -66,11 +66,11 @@ class EmbeddedReceiver:
         """Nothing to do: only a poll leases."""
 
     def fileno(self) -> int:
-        self._check()
+        check_usable(self._closed, self._pid)
         return self._bell.fileno()
 
     def clear(self) -> None:
-        self._check()
+        check_usable(self._closed, self._pid)
         self._bell.clear()
 
     def next_due(self) -> float | None:
@@ -80,7 +80,7 @@ class EmbeddedReceiver:
         must not be called again and again. At most half a minute, as a publisher may have been
         killed before it could wake us.
         """
-        self._check()
+        check_usable(self._closed, self._pid)
         files = self._files
         files.sweep_if_due()
         now = files.clock.time()
@@ -128,12 +128,3 @@ class EmbeddedReceiver:
     def refresh(self) -> None:
         if not self._closed and os.getpid() == self._pid:
             self._files.wakeups.refresh(self._bell)
-
-    def _check(self) -> None:
-        if self._closed:
-            raise BrokerUnusable("this receiver was closed: ask the broker for another one")
-        if os.getpid() != self._pid:
-            raise BrokerUnusable(
-                "this receiver belongs to the process that this one was forked from: ask the "
-                "broker for another one"
-            )

@@ -14,15 +14,7 @@ from gwi_celery.brokers.base import (
     Binding,
     QueueSpec,
 )
-
-
-def raw(text: str) -> bytes:
-    """Any string as bytes, lone surrogates too."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogatepass")
+from gwi_celery.text import raw, unraw
 
 
 def check_writable(c: sqlite3.Connection) -> None:
@@ -51,7 +43,7 @@ def _queue(row: sqlite3.Row) -> Queue:
     return Queue(
         row["id"],
         QueueSpec(
-            name=text(row["name"]),
+            name=unraw(row["name"]),
             durable=bool(row["durable"]),
             auto_delete=bool(row["auto_delete"]),
             expires=row["expires"],
@@ -124,7 +116,7 @@ def set_paused(c: sqlite3.Connection, queue: Queue, paused: bool) -> None:
 
 def drop_expired_queues(c: sqlite3.Connection, now: float) -> None:
     for row in c.execute("SELECT name FROM ending_queues WHERE ends_at <= ?", (now,)).fetchall():
-        drop_queue(c, text(row["name"]))
+        drop_queue(c, unraw(row["name"]))
 
 
 def listeners(c: sqlite3.Connection, queue: str) -> list[str]:
@@ -157,7 +149,7 @@ def drop_bell(c: sqlite3.Connection, bell: str, now: float) -> None:
     """End all subscriptions of one receiver."""
     rows = c.execute("SELECT queue FROM listeners WHERE intake = ?", (bell,)).fetchall()
     for row in rows:
-        drop_listener(c, text(row["queue"]), bell, now)
+        drop_listener(c, unraw(row["queue"]), bell, now)
 
 
 # --- exchanges ------------------------------------------------------------------------------------
@@ -184,7 +176,7 @@ def bound_to(c: sqlite3.Connection, exchange: str, now: float) -> list[str]:
         "WHERE b.exchange = ? AND (ends_at IS NULL OR ends_at > ?) ORDER BY q.name",
         (raw(exchange), now),
     )
-    return [text(row["name"]) for row in rows]
+    return [unraw(row["name"]) for row in rows]
 
 
 def put_binding(c: sqlite3.Connection, queue: Queue, exchange: str, routing_key: str) -> None:
@@ -217,7 +209,8 @@ def all_bindings(c: sqlite3.Connection, now: float) -> list[Binding]:
         (now,),
     )
     return [
-        Binding(text(row["name"]), text(row["exchange"]), text(row["routing_key"])) for row in rows
+        Binding(unraw(row["name"]), unraw(row["exchange"]), unraw(row["routing_key"]))
+        for row in rows
     ]
 
 
@@ -240,6 +233,6 @@ def route(
     found = {
         row["id"]: _queue(row)
         for row in rows
-        if routing.matches(exchange_type, text(row["routing_key"]), routing_key)
+        if routing.matches(exchange_type, unraw(row["routing_key"]), routing_key)
     }
     return list(found.values())

@@ -104,7 +104,7 @@ class Arrivals:
                     self._delayed.remove(item)
                     (taken if now < item[1].held_until() else lapsed).append(item[1])
             left = sum(map(len, self._arrived.values()))
-        self.receiver.broker.forget(lapsed)
+        self.receiver.broker.deliveries.forget(lapsed)
         self.want(room - len(taken) - left)
         return taken
 
@@ -139,7 +139,7 @@ class Arrivals:
             old = self._drop(lambda d: waits_for_long(d) and d.ack_id not in early)
             if any(self._arrived.values()) or self._delayed:
                 self._watch()
-        self.receiver.broker.forget(lapsed)
+        self.receiver.broker.deliveries.forget(lapsed)
         slow = {_path(delivery) for delivery in old}
         for line in self.lines:
             if line.source.path in slow:
@@ -219,7 +219,7 @@ class Arrivals:
     def arrived(self, line: Line, received: list[Any]) -> int:
         """Keep what a call brought; returns how many messages can be delivered now."""
         broker = self.receiver.broker
-        ready, delayed = broker.sort(line.source, received, line.lease)
+        ready, delayed = broker.deliveries.sort(line.source, received, line.lease)
         deferred: list[tuple[float, Delivery]] = []
         replaced: list[Delivery] = []
         with self._lock:
@@ -243,9 +243,9 @@ class Arrivals:
             for delivery in [*ready, *(delivery for _, delivery in delayed)]:
                 broker.give_back(delivery)
             return 0
-        broker.forget(replaced)
+        broker.deliveries.forget(replaced)
         for due, delivery in deferred:
-            broker.defer(delivery, due - time.monotonic())
+            broker.deliveries.release(delivery, max(due - time.monotonic(), 0.0))
         if ready or delayed:
             self.receiver.ring()
         return len(ready)

@@ -27,7 +27,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from gwi_celery.background import Scheduler
@@ -57,12 +57,9 @@ from gwi_celery.brokers.pubsub.topology import Source, Topology
 from gwi_celery.errors import (
     BrokerError,
     BrokerUnavailable,
-    BrokerUnusable,
     NotFound,
-    TooLarge,
 )
 from gwi_celery.exits import at_exit
-from gwi_celery.text import REASON_BYTES, cut
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +74,8 @@ _STALLED = 10.0
 class PubSubBroker:
     """A :class:`~gwi_celery.brokers.base.Broker` on Google Cloud Pub/Sub, or its emulator.
 
-    It has the seam's methods, hence their number, and connects the parts that do the work: topology,
-    publisher, deliveries, acks, dead letters and receivers.
+    Over 25 methods, as the seam has them. It connects the parts that do the work: topology, publisher,
+    deliveries, acks, dead letters and receivers.
     """
 
     def __init__(self, options: PubSubOptions) -> None:
@@ -91,16 +88,16 @@ class PubSubBroker:
         self.topology = Topology(self.client, options, self._run_at)
         self.lease_seconds = options.lease_seconds
         self.publisher = Publisher(self.client, options, self.topology, self._jobs)
-        self._deliveries = Deliveries(
+        self._dead_letters = DeadLetters(self)
+        self.deliveries = Deliveries(
             self.client,
             options,
             self.topology,
             self.publisher,
             self._acks,
             self._jobs,
-            self._try_to_bury,
+            self._dead_letters.bury,
         )
-        self._dead_letters = DeadLetters(self)
         self._monitoring = Monitoring(options.timeout)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: Monotonic time until which unused queues are not deleted: they expire by themselves.
@@ -206,10 +203,10 @@ class PubSubBroker:
         for source in sources:
             while len(found) < limit:
                 received = self._pull_now(source, limit - len(found))
-                ready, delayed = self.sort(source, received)
+                ready, delayed = self.deliveries.sort(source, received)
                 found += ready
                 for due, delivery in delayed:
-                    self._deliveries.release(delivery, due - time.monotonic())
+                    self.deliveries.release(delivery, due - time.monotonic())
                 if not received:
                     break
         return sorted(found, key=lambda d: (-d.priority, d.published_at))
@@ -265,49 +262,24 @@ class PubSubBroker:
             self.topology.forget_queue(source.queue)
             return []
 
-    def sort(
-        self, source: Source, received: Iterable[Any], lease: float | None = None
-    ) -> tuple[list[Delivery], list[tuple[float, Delivery]]]:
-        """See :meth:`Deliveries.sort`."""
-        return self._deliveries.sort(source, received, lease)
-
     # --- leases ---------------------------------------------------------------------------------
 
     def ack(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Sent in the background, with retries while the lease lasts. A lost lease isn't reported."""
-        self._deliveries.ack(deliveries)
+        self.deliveries.ack(deliveries)
         return []
 
-    def forget(self, deliveries: Iterable[Delivery]) -> None:
-        """Drop deliveries whose lease has, or may have, run out: they will be redelivered."""
-        self._deliveries.forget(deliveries)
-
-    def outstanding(self, ack_ids: Iterable[str]) -> set[str]:
-        """See :meth:`Deliveries.outstanding`."""
-        return self._deliveries.outstanding(ack_ids)
-
-    def any_deferred(self, ack_ids: Iterable[str]) -> bool:
-        """Whether one of these is a deferred message."""
-        return self._deliveries.any_deferred(ack_ids)
-
-    def defer(self, delivery: Delivery, seconds: float) -> None:
-        """Keep it leased, to nobody, for that time; then it is redelivered."""
-        self._deliveries.release(delivery, max(seconds, 0.0))
-
     def nack(self, delivery: Delivery, delay: float = 0.0) -> None:
-        self._deliveries.release(delivery, 0.0 if self.options.retry_policy is not None else delay)
+        self.deliveries.release(delivery, 0.0 if self.options.retry_policy is not None else delay)
 
     def begin(self, delivery: Delivery) -> None:
         """Nothing to do: Pub/Sub counts each delivery that isn't given back."""
 
     def give_back(self, delivery: Delivery) -> None:
-        self.give_back_all([delivery])
-
-    def give_back_all(self, deliveries: Sequence[Delivery]) -> None:
-        self._deliveries.give_back(deliveries)
+        self.deliveries.give_back([delivery])
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
-        return self._deliveries.extend(deliveries, seconds)
+        return self.deliveries.extend(deliveries, seconds)
 
     # --- dead letters ---------------------------------------------------------------------------
 
@@ -317,31 +289,12 @@ class PubSubBroker:
             self.ack([delivery])
         elif delivery.queue == dead_letter_queue(delivery.queue.removesuffix(".dead")):
             # No dead letter has a dead letter; redelivered at once, it would keep its consumer busy.
-            self._deliveries.release(delivery, delivery.lease_seconds)
+            self.deliveries.release(delivery, delivery.lease_seconds)
         else:
-            self._try_to_bury(delivery, reason, delivery.deliveries)
-
-    def _try_to_bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
-        """If the dead letter can't be published to, the message stays in its queue."""
-        try:
-            self._bury(delivery, reason, deliveries)
-        except (BrokerUnusable, TooLarge) as exc:
-            logger.error(
-                "message %s of queue %r could not be moved to the dead letter (%s) and stays in "
-                "its queue: %s",
-                delivery.message_id,
-                delivery.queue,
-                cut(reason, REASON_BYTES),
-                exc,
-            )
-            self._deliveries.release(delivery, delivery.lease_seconds)
+            self._dead_letters.bury(delivery, reason, delivery.deliveries)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         self._dead_letters.keep(delivery, reason, delivery.deliveries)
-
-    def _bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
-        self._dead_letters.keep(delivery, reason, deliveries)
-        self.ack([delivery])
 
     # --- for operators --------------------------------------------------------------------------
 
@@ -399,7 +352,7 @@ class PubSubBroker:
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
         """Ready messages. They are leased for a moment and then given back."""
         deliveries = self.look(queue, limit)
-        self._deliveries.give_back(deliveries)
+        self.deliveries.give_back(deliveries)
         self.flush(_CLOSE)
         return [self._dead_letters.stored(d) for d in joined(deliveries)]
 
@@ -481,7 +434,7 @@ class PubSubBroker:
     def _after_fork(self) -> None:
         """Forget what is in flight, leased or received: it is the parent's."""
         self.publisher.after_fork()
-        self._deliveries.after_fork()
+        self.deliveries.after_fork()
         self._receivers = weakref.WeakSet()
 
 

@@ -9,6 +9,7 @@ attributes and names, in :data:`NOTE_OF`, the message it is about.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
@@ -33,12 +34,14 @@ from gwi_celery.brokers.base import (
 )
 from gwi_celery.brokers.letters import letter_of
 from gwi_celery.brokers.pubsub import wire
-from gwi_celery.errors import TooLarge
+from gwi_celery.errors import BrokerUnusable, TooLarge
 from gwi_celery.ids import digest
 from gwi_celery.text import REASON_BYTES, cut
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.broker import PubSubBroker
+
+logger = logging.getLogger(__name__)
 
 #: Attribute of a note: Pub/Sub's id of the message that it is about.
 NOTE_OF = "gwi-death-of"
@@ -92,6 +95,23 @@ class DeadLetters:
         del short[DEATH_ID]  # it can't carry one
         self._publish(delivery.queue, OutgoingMessage(b"", {**short, NOTE_OF: kept_as}))
         self._record(delivery, short, _id(delivery.queue, kept_as))
+
+    def bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
+        """Keep the message and ack it; if it can't be kept, it stays in its queue."""
+        try:
+            self.keep(delivery, reason, deliveries)
+        except (BrokerUnusable, TooLarge) as exc:
+            logger.error(
+                "message %s of queue %r could not be moved to the dead letter (%s) and stays in "
+                "its queue: %s",
+                delivery.message_id,
+                delivery.queue,
+                cut(reason, REASON_BYTES),
+                exc,
+            )
+            self._broker.deliveries.release(delivery, delivery.lease_seconds)
+            return
+        self._broker.deliveries.ack([delivery])
 
     def _record(self, delivery: Delivery, death: dict[str, str], id: str) -> None:
         """After it was published: a death that nobody could record is redelivered, or looked for."""
@@ -238,7 +258,7 @@ class Looked:
                 self._broker.ack([delivery])
             else:
                 kept.append(delivery)
-        self._broker.give_back_all(kept)
+        self._broker.deliveries.give_back(kept)
         self._broker.flush(_FLUSH)
 
 

@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from gwi_celery.brokers.base import Delivery
+from gwi_celery.brokers.base import Delivery, check_usable
 from gwi_celery.brokers.pubsub import advice
 from gwi_celery.brokers.pubsub.arrivals import Arrivals
 from gwi_celery.brokers.pubsub.lines import Line
@@ -37,7 +37,7 @@ class PubSubReceiver:
     # --- the seam -----------------------------------------------------------------------------
 
     def subscribe(self, queue: str, *, bulk: bool = False) -> None:
-        self._check()
+        check_usable(self._closed, self._pid)
         if queue in self._queues:
             return
         topology = self._broker.topology
@@ -68,7 +68,7 @@ class PubSubReceiver:
             self.ring()
 
     def unsubscribe(self, queue: str) -> None:
-        self._check()
+        check_usable(self._closed, self._pid)
         arrivals = self._queues.pop(queue, None)
         if arrivals is None:
             return
@@ -77,7 +77,7 @@ class PubSubReceiver:
         self._broker.leave(queue)
 
     def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
-        self._check()
+        check_usable(self._closed, self._pid)
         arrivals = self._queues.get(queue)
         if arrivals is None:
             return self._broker.look(queue, limit)
@@ -97,15 +97,15 @@ class PubSubReceiver:
             arrivals.return_unpolled()
 
     def fileno(self) -> int:
-        self._check()
+        check_usable(self._closed, self._pid)
         return self._bell.fileno()
 
     def clear(self) -> None:
-        self._check()
+        check_usable(self._closed, self._pid)
         self._bell.clear()
 
     def next_due(self) -> float | None:
-        self._check()
+        check_usable(self._closed, self._pid)
         dues = [
             due for arrivals in self._queues.values() if (due := arrivals.next_due()) is not None
         ]
@@ -142,12 +142,3 @@ class PubSubReceiver:
     def ring(self) -> None:
         """Make :meth:`fileno` readable. Any thread may call this."""
         self._bell.ring()
-
-    def _check(self) -> None:
-        if self._closed:
-            raise BrokerUnusable("this receiver was closed: ask the broker for another one")
-        if os.getpid() != self._pid:
-            raise BrokerUnusable(
-                "this receiver belongs to the process that this one was forked from: ask the "
-                "broker for another one"
-            )

@@ -259,7 +259,7 @@ class Flow(Stream):
             if current is None:
                 self._open(limit)
             elif self._short(current):
-                if self.receiver.broker.any_deferred(current.brought):
+                if self.receiver.broker.deliveries.any_deferred(current.brought):
                     self._open_anew()
                 elif not self._looks_again:
                     # What it lacks may have arrived this very moment.
@@ -272,7 +272,7 @@ class Flow(Stream):
 
     def _free(self, opened: _Call) -> int:
         """How many more Pub/Sub may send."""
-        return opened.allowance - len(self.receiver.broker.outstanding(opened.brought))
+        return opened.allowance - len(self.receiver.broker.deliveries.outstanding(opened.brought))
 
     def _look_again(self) -> None:
         with self._lock:
@@ -290,7 +290,7 @@ class Flow(Stream):
     def _take_in(self, opened: _Call, received: list[Any]) -> None:
         path = self.source.path
         with self._lock:
-            opened.brought = self.receiver.broker.outstanding(opened.brought)
+            opened.brought = self.receiver.broker.deliveries.outstanding(opened.brought)
             opened.brought.update(f"{path} {item.ack_id}" for item in received)
             self._wanted -= len(received)
         ready = self.arrivals.arrived(self, received)

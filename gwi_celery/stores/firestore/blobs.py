@@ -19,6 +19,7 @@ from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Micros, Write
 from gwi_celery.stores.firestore.places import CHUNKS
 from gwi_celery.stores.firestore.records import Blob, checksum
+from gwi_celery.text import raw
 
 #: Bytes of a blob that stay in the document itself, and of one chunk.
 INLINE: Final = 900_000
@@ -49,7 +50,7 @@ def pack(
     length: they take their room first. Raises StoreUnavailable, StoreUnusable.
     """
     sha = checksum(blob)
-    taken = sum(len(text.encode("utf-8", "surrogatepass")) for text in beside if text)
+    taken = sum(len(raw(text)) for text in beside if text)
     if len(blob) <= inline - max(taken - _BESIDE, 0):
         return Blob(sha, blob, size=len(blob)), []
     name = os.urandom(8).hex()

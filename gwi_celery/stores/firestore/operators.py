@@ -16,7 +16,6 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Unsettled
 from gwi_celery.firestore.documents import Micros, Query, Write
 from gwi_celery.stores import protocol
-from gwi_celery.stores.base import AttemptEnd, JobRef, JobStatus, LockRef
 from gwi_celery.stores.firestore import blobs, upkeep
 from gwi_celery.stores.firestore import claim as claims
 from gwi_celery.stores.firestore.limits import freeing
@@ -24,6 +23,8 @@ from gwi_celery.stores.firestore.places import SECOND, Places, job_gc_at, step_g
 from gwi_celery.stores.firestore.records import CREATED, UPDATED, Job, job_of, lock_of
 from gwi_celery.stores.firestore.tries import Tries
 from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
+from gwi_celery.stores.values import AttemptEnd, JobRef, JobStatus, LockRef
+from gwi_celery.text import raw
 
 ACTIONS: Final = "gwi_actions"
 KEYS: Final = "gwi_keys"
@@ -147,7 +148,7 @@ def _cancel_unknown(
         cancelled_by=by,
     )
     era_name = places.era(name, record.era)
-    outcome, pieces = blobs.pack(client, _raw(reason), era_name, step_gc_at(client, CANCELLED_TTL))
+    outcome, pieces = blobs.pack(client, raw(reason), era_name, step_gc_at(client, CANCELLED_TTL))
     fields = replace(record, outcome=outcome).fields()
     fields["gc_at"] = Micros(job_gc_at(client, CANCELLED_TTL))
     version = None if expired is None else expired.version
@@ -166,7 +167,7 @@ def _cancel(
         places.lock_by_id(job.ref.tenant, job.lock_id),
     )
     era_name = places.era(name, job.era)
-    outcome, pieces = blobs.pack(client, _raw(reason), era_name, step_gc_at(client, job.result_ttl))
+    outcome, pieces = blobs.pack(client, raw(reason), era_name, step_gc_at(client, job.result_ttl))
     told = job.history.over(job.running, AttemptEnd("cancelled"), now / SECOND)
     data = {
         "outcome": outcome.fields(),
@@ -191,7 +192,3 @@ def _cancel(
     if lock_document is not None and (lock := lock_of(lock_document)).fence == job.fence:
         writes += [documents.delete(lock_name, lock.version), *freeing(places, lock)]
     client.commit([*writes, *pieces, kept])
-
-
-def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")

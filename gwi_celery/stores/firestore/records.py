@@ -22,7 +22,16 @@ from typing import Any, Final
 from gwi_celery.firestore.documents import Document, Micros
 from gwi_celery.ids import digest
 from gwi_celery.stores import protocol
-from gwi_celery.stores.base import (
+from gwi_celery.stores.firestore.places import CHUNKS, SECOND
+from gwi_celery.stores.history import (
+    History,
+    attempts,
+    dump_origin,
+    load_origin,
+    loads,
+    terms,
+)
+from gwi_celery.stores.values import (
     Checkpoint,
     CheckpointKind,
     JobRecord,
@@ -33,15 +42,7 @@ from gwi_celery.stores.base import (
     Origin,
     PastAttempt,
 )
-from gwi_celery.stores.firestore.places import CHUNKS, SECOND
-from gwi_celery.stores.history import (
-    History,
-    attempts,
-    dump_origin,
-    load_origin,
-    loads,
-    terms,
-)
+from gwi_celery.text import raw
 
 #: Set by the server at every change of a record, and at its beginning.
 UPDATED: Final = "updated"
@@ -57,7 +58,7 @@ def put_text(text: str) -> str | bytes:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
+        return raw(text)
     return text
 
 

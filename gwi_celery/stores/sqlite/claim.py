@@ -6,7 +6,9 @@ import sqlite3
 from typing import Any
 
 from gwi_celery.stores import protocol
-from gwi_celery.stores.base import (
+from gwi_celery.stores.sqlite import limits, rows, writes
+from gwi_celery.stores.sqlite.rows import raw_or_none
+from gwi_celery.stores.values import (
     ClaimAnswer,
     Claimed,
     ClaimRequest,
@@ -17,8 +19,7 @@ from gwi_celery.stores.base import (
     Limited,
     Wait,
 )
-from gwi_celery.stores.sqlite import limits, rows, writes
-from gwi_celery.stores.sqlite.rows import raw, raw_or_none
+from gwi_celery.text import raw
 
 
 def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnswer | str:

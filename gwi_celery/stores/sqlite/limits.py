@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from gwi_celery.stores import protocol
-from gwi_celery.stores.base import ClaimRequest, JobRef, Limited, PlaceRecord
 from gwi_celery.stores.limits import LimitRef, LimitSetting
 from gwi_celery.stores.sqlite import writes
+from gwi_celery.stores.values import ClaimRequest, JobRef, Limited, PlaceRecord
 
 #: Of a rate, and its time is over; or of a lock that is another's now, or nobody's.
 _FREE: Final = """(free_at <= ? OR lock_id IS NOT NULL AND NOT EXISTS (

@@ -6,7 +6,6 @@ import sqlite3
 from typing import Final
 
 from gwi_celery.stores import history
-from gwi_celery.stores.base import JobFilter, JobStatus, Page
 from gwi_celery.stores.paging import (
     check_limit,
     filter_id,
@@ -15,7 +14,8 @@ from gwi_celery.stores.paging import (
     token_after,
 )
 from gwi_celery.stores.sqlite import rows
-from gwi_celery.stores.sqlite.rows import raw
+from gwi_celery.stores.values import JobFilter, JobStatus, Page
+from gwi_celery.text import raw
 
 _LIVE: Final = "(jobs.expires_at IS NULL OR jobs.expires_at > ?)"
 _TERM: Final = "terms.term"

@@ -6,7 +6,8 @@ import secrets
 import sqlite3
 
 from gwi_celery.actions import KEPT, Action
-from gwi_celery.stores.sqlite.rows import raw, raw_or_none
+from gwi_celery.stores.sqlite.rows import raw_or_none
+from gwi_celery.text import raw
 
 
 def key(c: sqlite3.Connection) -> bytes:

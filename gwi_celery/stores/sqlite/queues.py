@@ -11,7 +11,7 @@ from gwi_celery.clock import Clock
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.paging import check_limit, place_of, token_after
 from gwi_celery.stores.queues import LEFT_OVER, LetterFilter, LetterPage, QueueRecords, kept_until
-from gwi_celery.stores.sqlite.rows import raw
+from gwi_celery.text import raw, unraw
 
 #: Ids in one statement.
 _BATCH: Final = 500
@@ -111,7 +111,7 @@ class SqliteQueues(QueueRecords):
     def paused(self) -> frozenset[str]:
         with self._database.read() as c:
             rows = c.execute("SELECT queue FROM paused_queues").fetchall()
-        return frozenset(row["queue"].decode("utf-8", "surrogatepass") for row in rows)
+        return frozenset(unraw(row["queue"]) for row in rows)
 
 
 def _where(wanted: LetterFilter, now: float) -> tuple[list[str], list[object]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gwi_celery.stores import history, protocol
-from gwi_celery.stores.base import (
+from gwi_celery.stores.values import (
     AttemptEnd,
     Checkpoint,
     CheckpointKind,
@@ -20,15 +20,7 @@ from gwi_celery.stores.base import (
     LockRef,
     PastAttempt,
 )
-
-
-def raw(text: str) -> bytes:
-    """Any string as bytes, lone surrogates too."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogatepass")
+from gwi_celery.text import raw, unraw
 
 
 def raw_or_none(value: str | None) -> bytes | None:
@@ -81,7 +73,7 @@ def checkpoints(
 
 def checkpoint(row: sqlite3.Row) -> Checkpoint:
     return Checkpoint(
-        name=text(row["name"]),
+        name=unraw(row["name"]),
         kind=CheckpointKind(row["kind"]),
         blob=row["blob"] or b"",
         version=row["version"],
@@ -94,17 +86,17 @@ def checkpoint(row: sqlite3.Row) -> Checkpoint:
 
 def ref(row: sqlite3.Row) -> JobRef:
     """The job that a row of jobs or of locks names."""
-    return JobRef(text(row["tenant"]), text(row["task"]), text(row["key"]))
+    return JobRef(unraw(row["tenant"]), unraw(row["task"]), unraw(row["key"]))
 
 
 def job_record(row: sqlite3.Row) -> JobRecord:
     told = history_of(row)
     return JobRecord(
         job=ref(row),
-        run_id=None if row["run_id"] is None else text(row["run_id"]),
+        run_id=None if row["run_id"] is None else unraw(row["run_id"]),
         status=JobStatus(row["status"]),
         fingerprint=row["fingerprint"],
-        submission=text(row["submission"]),
+        submission=unraw(row["submission"]),
         generation=row["generation"],
         attempt=row["attempt"],
         crashes=row["crashes"],
@@ -132,7 +124,7 @@ def history_of(row: sqlite3.Row | None) -> history.History:
     scope = row["lock_scope"]
     lock = None
     if scope is not None:
-        lock = LockRef(text(row["tenant"]), tuple(json.loads(text(scope))))
+        lock = LockRef(unraw(row["tenant"]), tuple(json.loads(unraw(scope))))
     return history.loads(row["history"], row["error_type"] or "", row["error"], lock)
 
 
@@ -145,7 +137,7 @@ def running(row: sqlite3.Row) -> PastAttempt | None:
         number=row["attempt"],
         worker=history.loads(row["history"]).worker,
         fence=row["fence"],
-        task_id=history.load_origin(row["origin"]).task_id or text(row["submission"]),
+        task_id=history.load_origin(row["origin"]).task_id or unraw(row["submission"]),
         began=row["fence"] / 1_000_000,  # as the token was made, of the clock
     )
 
@@ -162,9 +154,9 @@ def over(row: sqlite3.Row, end: AttemptEnd, now: float) -> dict[str, Any]:
 def lock_record(row: sqlite3.Row, now: float) -> LockRecord:
     return LockRecord(
         lock_id=row["lock_id"],
-        tenant=text(row["tenant"]),
-        scope=tuple(json.loads(text(row["scope"]))),
-        owner=text(row["owner"]),
+        tenant=unraw(row["tenant"]),
+        scope=tuple(json.loads(unraw(row["scope"]))),
+        owner=unraw(row["owner"]),
         fence=row["token"],
         job=ref(row),
         expires_at=row["expires_at"],
@@ -196,7 +188,7 @@ def known_job(row: sqlite3.Row | None) -> Job | None:
     return Job(
         status=JobStatus(row["status"]),
         fingerprint=row["fingerprint"],
-        submission=text(row["submission"]),
+        submission=unraw(row["submission"]),
         failed=row["failed"].split(),
         generation=row["generation"],
         attempt=row["attempt"],
@@ -210,4 +202,4 @@ def known_lock(row: sqlite3.Row | None, now: float) -> protocol.Lock | None:
     if row is None:
         return None
     left = row["expires_at"] - now
-    return protocol.Lock(text(row["owner"]), row["nonce"], row["token"], ref(row), left)
+    return protocol.Lock(unraw(row["owner"]), row["nonce"], row["token"], ref(row), left)

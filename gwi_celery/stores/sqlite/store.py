@@ -24,7 +24,13 @@ from gwi_celery.errors import (
 )
 from gwi_celery.sqlite import Database
 from gwi_celery.stores import history, protocol
-from gwi_celery.stores.base import (
+from gwi_celery.stores.base import Store
+from gwi_celery.stores.limits import LimitSetting
+from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
+from gwi_celery.stores.sqlite import claim as claims
+from gwi_celery.stores.sqlite import limits, lists, operators, queues, rows, schema, writes
+from gwi_celery.stores.sqlite.queues import SqliteQueues
+from gwi_celery.stores.values import (
     RELEASED,
     AttemptEnd,
     Checkpoint,
@@ -42,16 +48,10 @@ from gwi_celery.stores.base import (
     Page,
     PlaceRecord,
     Progress,
-    Store,
     StoredResult,
     Wait,
 )
-from gwi_celery.stores.limits import LimitSetting
-from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
-from gwi_celery.stores.sqlite import claim as claims
-from gwi_celery.stores.sqlite import limits, lists, operators, queues, rows, schema, writes
-from gwi_celery.stores.sqlite.queues import SqliteQueues
-from gwi_celery.stores.sqlite.rows import raw
+from gwi_celery.text import raw, unraw
 
 
 class SqliteStore(Store):
@@ -414,7 +414,7 @@ def _check_holder(c: sqlite3.Connection, lease: Lease, now: float) -> sqlite3.Ro
 
     def reason() -> str:
         assert row is not None
-        return rows.text(row["outcome"])
+        return unraw(row["outcome"])
 
     protocol.check_holder(lease, rows.known_job(row), lock, reason)
     assert row is not None

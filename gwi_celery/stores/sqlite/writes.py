@@ -7,15 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from gwi_celery.stores import history, protocol
-from gwi_celery.stores.base import (
-    Checkpoint,
-    CheckpointKind,
-    ClaimRequest,
-    JobRef,
-    LockRef,
-)
 from gwi_celery.stores.sqlite import rows
-from gwi_celery.stores.sqlite.rows import raw, raw_or_none
+from gwi_celery.stores.sqlite.rows import raw_or_none
+from gwi_celery.stores.values import Checkpoint, CheckpointKind, ClaimRequest, JobRef, LockRef
+from gwi_celery.text import raw, unraw
 
 # --- locks ----------------------------------------------------------------------------------------
 
@@ -152,7 +147,7 @@ def barred(c: sqlite3.Connection, tenant: str, task_id: str | None) -> str | Non
     row = c.execute(
         "SELECT reason FROM barred WHERE tenant = ? AND task_id = ?", (raw(tenant), raw(task_id))
     ).fetchone()
-    return None if row is None else rows.text(row["reason"])
+    return None if row is None else unraw(row["reason"])
 
 
 # --- checkpoints ----------------------------------------------------------------------------------

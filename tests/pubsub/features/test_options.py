@@ -90,7 +90,7 @@ def test_a_lost_lease_is_known_by_the_error(
     lost, held = sorted(broker.receiver().poll("q", 2), key=lambda d: d.data == b"held")
     # The lease ends behind the broker's back, and another one takes the message.
     other = connect(exactly_once=True, lease_seconds=10)
-    other._deliveries.leases[lost.ack_id] = time.monotonic() + 10
+    other.deliveries.leases[lost.ack_id] = time.monotonic() + 10
     other.nack(lost)
     assert other.flush(5)
     [taken] = until(lambda: other.receiver().poll("q", 1), "the message for the other one")
@@ -237,7 +237,7 @@ def test_a_parked_message_keeps_its_time_and_its_end(
     [item] = until(lambda: broker._pull_now(source, 1), "the message")
     with monkeypatch.context() as patched:
         patched.setattr(deliveries, "_RENEWED_AT", 0.0)  # it is old enough
-        assert broker.sort(source, [item]) == ([], [])
+        assert broker.deliveries.sort(source, [item]) == ([], [])
     assert broker.flush(5)
     [anew] = until(lambda: broker._pull_now(broker.topology.sources(name)[0], 1), "the copy")
     before, after = (broker_said(made) for made in (item, anew))

@@ -110,7 +110,7 @@ def test_what_gets_past_a_filter_is_acked_and_dropped(connect: Connect, google: 
     assert broker._acks.flush(5)
     assert google.pull(bound("q", "d", "a")) == []
     # A lease that runs out would bring them back.
-    assert broker._deliveries.leases == {}
+    assert broker.deliveries.leases == {}
 
 
 def test_bound_twice_and_declared_twice_is_once(connect: Connect, google: Google) -> None:

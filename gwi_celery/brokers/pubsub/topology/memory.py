@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from gwi_celery import forks
-from gwi_celery.brokers.base import Binding, QueueSpec, dead_letter_queue
+from gwi_celery.brokers.base import Binding, QueueSpec, check_default_binding, dead_letter_queue
 from gwi_celery.brokers.checks import check_spec
 from gwi_celery.brokers.pubsub.admin import Admin
 from gwi_celery.brokers.pubsub.client import Client
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class Topology:
     """What exists, for one connection: the one index from names to topics and subscriptions.
 
-    Large, because every admin operation of the seam has to keep this index consistent.
+    Over 25 methods, because every admin operation of the seam has to keep this index consistent.
     """
 
     def __init__(
@@ -204,12 +204,8 @@ class Topology:
 
     def bind(self, queue: str, exchange: str, routing_key: str) -> None:
         if exchange == "":
-            if routing_key == queue:
-                return
-            raise ConfigurationError(
-                f"queue {queue!r} can't be bound to the default exchange under {routing_key!r}: "
-                "it has every queue under its own name; declare another exchange"
-            )
+            check_default_binding(queue, routing_key)
+            return
         with self._lock:
             type = self._exchanges.type_of(exchange)
             if type is None:

@@ -1,0 +1,222 @@
+"""Limits across workers, for operators: what is in force, who holds it, and changing it while all runs.
+
+::
+
+    from gwi_celery import Limit, limits
+
+    limits.find()                                             # each limit, and the jobs that hold it
+    limits.set("openai", rate="100/m")                        # in place of what the code says
+    limits.set("{tenant_id}", max_running=10, of={"tenant_id": "acme"})
+    limits.clear("openai")                                    # back to what the code says
+
+What is set is kept in the store and holds for all workers: at once where that is SQLite, within 10
+seconds on Firestore. Jobs that run already go on. Each function takes ``app=``, an app that was set up;
+without it, Celery's current one. ``celery -A app gwi limits`` is this on a command line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from celery import current_app
+
+from gwi_celery.actions import action
+from gwi_celery.errors import ConfigurationError, InvalidCall
+from gwi_celery.integration import store_for, unwrapped
+from gwi_celery.reliability.limits import Limit
+from gwi_celery.reliability.options import Reliable
+from gwi_celery.stores.base import JobRef, PlaceRecord
+from gwi_celery.stores.limits import (
+    LimitRef,
+    LimitSetting,
+    Rate,
+    check_one,
+    in_force,
+    parse_rate,
+)
+from gwi_celery.text import nearest
+
+__all__ = ["JobRef", "Limit", "LimitState", "PlaceRecord", "changed", "clear", "find", "set"]
+
+#: Places that are read for a list.
+_MOST = 5000
+
+
+@dataclass(frozen=True)
+class LimitState:
+    """One limit as it is now."""
+
+    #: As the code has it, such as ``"{tenant_id}"``.
+    name: str
+    #: What it is filled with; empty: what holds for all that nothing else is set for.
+    of: Mapping[str, str]
+    #: What is in force: jobs at once, or starts in a time such as ``500/m``.
+    max_running: int | None
+    rate: str | None
+    #: Who has set that ("" if it is as the code says), and when, in seconds since the epoch.
+    set_by: str
+    set_at: float | None
+    #: Tasks that have it.
+    tasks: Sequence[str]
+    #: Places that are taken, oldest first: those of a rate by jobs that may have ended.
+    held: Sequence[PlaceRecord] = field(default=())
+
+
+def find(*, app: Any = None) -> list[LimitState]:
+    """All limits of the app's tasks, and what is set; with each value that a name is filled with now.
+
+    At most 5,000 places are read.
+    """
+    app = unwrapped(current_app if app is None else app)
+    store = store_for(app)
+    settings = store.limit_settings()
+    tasks: dict[str, list[str]] = {}
+    known: dict[str, LimitRef] = {}
+    for task, limit in _limits_of(app):
+        if isinstance(limit.name, str):
+            ref = _ref(limit.name, {}, limit.max_running, limit.rate)
+            known.setdefault(ref.id, ref)
+            tasks.setdefault(ref.id, []).append(task)
+    for setting in settings.values():
+        ref = LimitRef(setting.name, setting.values, setting.max_running, setting.rate)
+        known.setdefault(setting.id, ref)
+    held: dict[str, list[PlaceRecord]] = {}
+    for place in store.list_places(limit=_MOST):
+        held.setdefault(place.limit_id, []).append(place)
+        if place.limit_id not in known:
+            known[place.limit_id] = _held_ref(place, known)
+    found = [
+        _state(ref, settings, tasks, sorted(held.get(id, ()), key=lambda p: p.taken_at))
+        for id, ref in known.items()
+    ]
+    return sorted(found, key=lambda state: (state.name, bool(state.rate), sorted(state.of.items())))
+
+
+def set(
+    name: str,
+    *,
+    max_running: int | None = None,
+    rate: str | None = None,
+    of: Mapping[str, str] | None = None,
+    app: Any = None,
+) -> None:
+    """Have this hold in place of what the code says of a limit.
+
+    Args:
+        name: As the code has it: ``"openai"``, ``"{tenant_id}"``.
+        max_running: For a limit of jobs at once.
+        rate: For a limit of starts in a time.
+        of: Only where the name is filled with these, such as ``{"tenant_id": "acme"}``.
+
+    Raises InvalidCall for a limit that no task of the app has.
+    """
+    app = unwrapped(current_app if app is None else app)
+    try:
+        check_one(f"the limit {name!r}", max_running, rate)
+    except ConfigurationError as exc:
+        raise InvalidCall(str(exc)) from exc
+    _check_known(app, name, rate is not None, of)
+    store = store_for(app)
+    parsed = None if rate is None else parse_rate(rate)
+    done = action(
+        "set limit", _target(name, of), (of or {}).get("tenant_id"), allows=rate or max_running
+    )
+    setting = LimitSetting(name, dict(of or {}), max_running, parsed, time.time(), done.who)
+    former = store.limit_settings().get(setting.id)
+    if former is not None:
+        setting = replace(setting, before=former.max_running or 0)
+    store.record_action(done)
+    store.set_limit(setting)
+
+
+def changed(*, app: Any = None) -> list[LimitState]:
+    """What is set in place of what the code says."""
+    settings = store_for(unwrapped(current_app if app is None else app)).limit_settings()
+    refs = [LimitRef(s.name, s.values, s.max_running, s.rate) for s in settings.values()]
+    return [_state(ref, settings, {}, ()) for ref in refs]
+
+
+def clear(name: str, *, of: Mapping[str, str] | None = None, app: Any = None) -> int:
+    """Undo :func:`set`: what the code says holds again. How many settings that undid."""
+    app = unwrapped(current_app if app is None else app)
+    store = store_for(app)
+    wanted = [s for s in store.limit_settings().values() if (s.name, s.values) == (name, of or {})]
+    if not wanted:
+        return 0
+    done = action("clear limit", _target(name, of), (of or {}).get("tenant_id"))
+    store.record_action(done)
+    return sum(store.clear_limit(setting.id) for setting in wanted)
+
+
+def _target(name: str, of: Mapping[str, str] | None) -> str:
+    return " ".join([name, *(f"{argument}={value}" for argument, value in (of or {}).items())])
+
+
+def _limits_of(app: Any) -> list[tuple[str, Limit]]:
+    """(task, limit) of all tasks of the app."""
+    app.finalize()
+    found: list[tuple[str, Limit]] = []
+    for name, task in sorted(app.tasks.items()):
+        options = getattr(task, "reliable", None)
+        if isinstance(options, Reliable):
+            found += [(name, limit) for limit in options.limits]
+    return found
+
+
+def _check_known(app: Any, name: str, is_rate: bool, of: Mapping[str, str] | None) -> None:
+    limits = [limit for _, limit in _limits_of(app)]
+    named = {limit.name: limit for limit in limits if (limit.rate is not None) == is_rate}
+    if name not in named:
+        if any(callable(limit.name) for limit in limits):
+            return  # it may be one that a function gives
+        kind = "rate" if is_rate else "max_running"
+        texts = [str(each) for each in named]
+        raise InvalidCall(
+            f"no task of this app has Limit({name!r}, {kind}=...)"
+            + (f"; {nearest(name, texts)}" if texts else "")
+        )
+    arguments = named[name].arguments()
+    if of and sorted(of) != sorted(arguments):
+        wants = " and ".join(arguments) or "nothing"
+        raise InvalidCall(
+            f"the limit {name!r} is filled with {wants}, and not with {', '.join(of)}"
+        )
+
+
+def _ref(
+    name: str, values: Mapping[str, str], max_running: int | None, rate: str | None
+) -> LimitRef:
+    return LimitRef(name, values, max_running, None if rate is None else parse_rate(rate))
+
+
+def _held_ref(place: PlaceRecord, known: Mapping[str, LimitRef]) -> LimitRef:
+    """The limit of a place, by what the code says of its name; if it says nothing, of unknown size."""
+    for ref in known.values():
+        if ref.name == place.name and (ref.rate is not None) == place.of_rate and not ref.values:
+            return replace(ref, values=place.values)
+    unknown = Rate(1, max(place.free_at - place.taken_at, 1.0)) if place.of_rate else None
+    return LimitRef(place.name, place.values, None if place.of_rate else 1, unknown)
+
+
+def _state(
+    ref: LimitRef,
+    settings: Mapping[str, LimitSetting],
+    tasks: Mapping[str, Sequence[str]],
+    held: Sequence[PlaceRecord],
+) -> LimitState:
+    of_all = replace(ref, values={})
+    setting = settings.get(ref.id) or settings.get(of_all.id)
+    now = in_force(ref, settings)
+    return LimitState(
+        name=ref.name,
+        of=ref.values,
+        max_running=now.max_running,
+        rate=None if now.rate is None else str(now.rate),
+        set_by="" if setting is None else setting.who,
+        set_at=None if setting is None else setting.at,
+        tasks=tasks.get(of_all.id, ()),
+        held=held,
+    )
