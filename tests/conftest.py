@@ -17,7 +17,7 @@ from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
 from gwi_celery.testing.emulators import EmulatorMissing, start_firestore, start_pubsub
-from tests import slow
+from tests import slow, workers
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
 
@@ -36,7 +36,9 @@ for name, examples in (("whole", 100), ("quick", 20)):
 def pytest_configure(config: pytest.Config) -> None:
     """Under pytest-xdist one emulator of each kind serves all processes, which get its address."""
     config.pluginmanager.register(slow)
-    settings.load_profile("quick" if "not slow" in config.option.markexpr else "whole")
+    quick = "not slow" in config.option.markexpr
+    settings.load_profile("quick" if quick else "whole")
+    workers.WARM = quick and sys.platform == "linux"
     controls = bool(getattr(config.option, "numprocesses", None))
     if not controls or hasattr(config, "workerinput") or "not emulator" in config.option.markexpr:
         return

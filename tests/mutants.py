@@ -251,7 +251,7 @@ SQLITE_MUTANTS = [
     Mutant(
         "a redrive from a step is replayed by each redelivery",
         RULES,
-        "# of a submission; so what it failed with is not replayed\n        return _failed_otherwise(job, request)",
+        "what it failed with is not replayed\n        return _failed_otherwise(job, request)",
         "\n        return True",
     ),
     Mutant(

@@ -15,12 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from tests.machine import PATIENCE, Stopwatch
+from tests.zygote import ZYGOTE, Forked
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+#: Whether workers are forked from a process that has imported already; see tests/zygote.py.
+WARM = False
+
+
 class Worker:
-    """One ``celery worker``. Its output is kept in ``log``."""
+    """One ``celery worker``. Its output is kept in ``log``.
+
+    Args:
+        fresh: Start it from nothing, whatever the others do: for what is about its start.
+    """
 
     def __init__(
         self,
@@ -31,26 +40,36 @@ class Worker:
         concurrency: int = 1,
         env: dict[str, str] | None = None,
         args: tuple[str, ...] = (),
+        fresh: bool = False,
     ) -> None:
         self.name = f"w{time.monotonic_ns()}@test"
         self.log = ""
         self._changed = threading.Condition()
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "celery", "-A", app),
-                *self.command(pool, concurrency),
-                *args,
-            ],
+        self.process = self._start(
+            ["-A", app, *self.command(pool, concurrency), *args],
+            folder,
+            {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
+            fresh=fresh or pool == "gevent",  # which changes what others then import
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @staticmethod
+    def _start(
+        arguments: list[str], folder: Path, env: dict[str, str], *, fresh: bool
+    ) -> subprocess.Popen[str] | Forked:
+        if WARM and not fresh:
+            return ZYGOTE.fork(arguments, folder, env)
+        return subprocess.Popen(
+            [sys.executable, "-m", "celery", *arguments],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
+            env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
 
     def command(self, pool: str, concurrency: int) -> list[str]:
         """Celery's subcommand and its arguments."""
