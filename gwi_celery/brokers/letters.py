@@ -55,6 +55,8 @@ class DeadLetter:
     data: bytes = b""
     attributes: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0
+    #: Whether its message was read, and not its record alone.
+    whole: bool = True
 
     @property
     def error_class(self) -> str:
@@ -68,11 +70,13 @@ class DeadLetter:
     @classmethod
     def loads(cls, text: str) -> DeadLetter:
         found = json.loads(text)
-        return cls(**{name: found[name] for name in _RECORDED})
+        return cls(**{name: found[name] for name in _RECORDED}, whole=False)
 
 
 _RECORDED: Final = [
-    each.name for each in dataclasses.fields(DeadLetter) if each.name not in ("data", "attributes")
+    each.name
+    for each in dataclasses.fields(DeadLetter)
+    if each.name not in ("data", "attributes", "whole")
 ]
 
 

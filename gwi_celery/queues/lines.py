@@ -33,9 +33,17 @@ _BATCH: Final = 100
 
 
 def export(chosen: Iterable[DeadLetter]) -> Iterator[str]:
-    """Each as one line of JSON, which :func:`load` takes: all of it, its arguments too."""
+    """Each as one line of JSON, which :func:`load` takes: all of it, its arguments too.
+
+    Raises InvalidCall for one whose message was not read.
+    """
     for dead in chosen:
-        fields = {k: v for k, v in vars(dead).items() if k != "data"}
+        if not dead.whole:
+            raise InvalidCall(
+                f"of dead letter {dead.id} only the record was read: find it with look=True, and leave "
+                "out what is not whole, as another has it just now"
+            )
+        fields = {k: v for k, v in vars(dead).items() if k not in ("data", "whole")}
         fields["data"] = base64.b64encode(dead.data).decode("ascii")
         yield json.dumps(fields)
 

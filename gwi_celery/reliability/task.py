@@ -48,7 +48,6 @@ from gwi_celery.reliability.outcome import PERMANENT
 from gwi_celery.shield import shielded
 from gwi_celery.stores.base import (
     ClaimRequest,
-    Replay,
     Store,
 )
 
@@ -416,7 +415,7 @@ class ReliableTask(InsideJob):
 
         Raises NotAllowed for a replay or redrive that no operator asked for.
         """
-        replay = headers.get(REPLAY_HEADER)
+        replay = marks.replay_of(headers)
         marks.check(self.app, self.name, task_id, headers)
         return ClaimRequest(
             job=resolved.job,
@@ -428,7 +427,7 @@ class ReliableTask(InsideJob):
             nonce=nonce or uuid4().hex,
             lease_ttl=first(self.reliable.lock_ttl, self._settings.lock_ttl),
             result_ttl=first(self.reliable.result_ttl, self._settings.result_ttl),
-            replay=Replay(replay["generation"], replay["from_step"]) if replay else None,
+            replay=replay,
             redelivered=redelivered or bool(replay) or bool(headers.get(HOLDS_HEADER)),
             limits=resolved.limits,
         )

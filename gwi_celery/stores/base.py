@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 from gwi_celery.actions import Action
 from gwi_celery.stores.limits import LimitSetting
 from gwi_celery.stores.values import (
+    NEXT,
     RELEASED,
     AttemptEnd,
     Cancelled,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from gwi_celery.stores.queues import QueueRecords
 
 __all__ = [
+    "NEXT",
     "RELEASED",
     "AttemptEnd",
     "Cancelled",

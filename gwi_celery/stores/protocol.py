@@ -21,6 +21,7 @@ from gwi_celery.errors import (
 )
 from gwi_celery.ids import digest
 from gwi_celery.stores.base import (
+    NEXT,
     Cancelled,
     Checkpoint,
     CheckpointKind,
@@ -223,10 +224,8 @@ def _corrects(job: Job, request: ClaimRequest) -> bool:
 
     A replay from a step keeps what the payload before has made, so it can't be of another one.
     """
-    return (
-        job.status is JobStatus.FAILED
-        and submission_id(request.submission) not in job.failed
-        and (request.replay is None or request.replay.from_step is None)
+    return _failed_otherwise(job, request) and (
+        request.replay is None or request.replay.from_step is None
     )
 
 
@@ -234,17 +233,21 @@ def _opens_next_generation(job: Job, request: ClaimRequest) -> bool:
     """Whether a job that has ended runs again for this request."""
     if _replays(job, request):
         return True
-    failed = job.status is JobStatus.FAILED
-    return failed and submission_id(request.submission) not in job.failed
+    return _failed_otherwise(job, request)
 
 
 def _replays(job: Job, request: ClaimRequest) -> bool:
     """Whether the request replays a job that ended."""
-    return (
-        request.replay is not None
-        and job.status.terminal
-        and request.replay.generation == job.generation + 1
-    )
+    if request.replay is None or not job.status.terminal:
+        return False
+    if request.replay.generation == NEXT:  # of a submission; so what it failed with is not replayed
+        return _failed_otherwise(job, request)
+    return request.replay.generation == job.generation + 1
+
+
+def _failed_otherwise(job: Job, request: ClaimRequest) -> bool:
+    """Whether the job has failed, but by other submissions."""
+    return job.status is JobStatus.FAILED and submission_id(request.submission) not in job.failed
 
 
 # --- what its caller's cancellation keeps from beginning ------------------------------------------

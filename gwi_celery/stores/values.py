@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gwi_celery.ids import digest
 from gwi_celery.stores.limits import LimitRef
@@ -71,11 +71,16 @@ class LockRef:
         return digest("lock", self.tenant, *self.scope)
 
 
+#: A replay's generation: the next one of a job that has failed, but not by this very submission.
+NEXT: Final = 0
+
+
 @dataclass(frozen=True)
 class Replay:
     """Asks for a new generation of a job, although the one before may have succeeded."""
 
-    #: The generation to open. If the job is there already, the submission is a plain duplicate.
+    #: The generation to open, or :data:`NEXT`. If the job is there already, the submission is a plain
+    #: duplicate.
     generation: int
     #: Checkpoints saved from this one on are forgotten; None: all of them; "": none.
     from_step: str | None = None

@@ -86,6 +86,27 @@ def test_what_was_just_created_can_be_used(broker: PubSubBroker, twin: Twin) -> 
         assert twin.counts(broker.topology.subscription(f"queue-{n}"))["waiting"] == 1
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["one", "batch"])
+def test_a_reply_reaches_a_queue_that_others_do_not_find_yet(
+    connect: Connect, twin: Twin, many: bool
+) -> None:
+    """Whoever asks makes the queue for the answer, asks, and is answered within milliseconds."""
+    asker, worker = connect(), connect()
+    worker.declare_queue(QueueSpec("q"))
+    asker.declare_queue(QueueSpec("answers", auto_delete=True))
+    receiver = asker.receiver()
+    receiver.subscribe("answers", bulk=True)
+    twin.switch(settle=1, settle_misses=1)
+    answer = "", "answers", OutgoingMessage(b"x", reply=True)
+    if many:
+        worker.publish_many([answer])
+    else:
+        worker.publish(*answer)
+    twin.switch(settle=0)
+    assert wait_for(receiver, "answers").data == b"x"
+    assert worker.queues() == ["answers", "q", "q.dead"], "and none was made for it"
+
+
 def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:
     eventually(lambda: receiver.poll("q", 4) or twin.counts(subscription)["readers"], 5)
 

@@ -393,11 +393,17 @@ class PubSubBroker:
         return self._dead_letters.discard(queue, only)
 
     def redrive(
-        self, queue: str, limit: int | None = None, *, only: Collection[str] | None = None
+        self,
+        queue: str,
+        limit: int | None = None,
+        *,
+        only: Collection[str] | None = None,
+        from_step: str | None = "",
+        moved: Callable[[int], object] = lambda n: None,
     ) -> int:
-        moved = self._dead_letters.redrive(queue, limit, only)
+        total = self._dead_letters.redrive(queue, limit, only, from_step, moved)
         self.flush(_CLOSE)
-        return moved
+        return total
 
     def flush(self, timeout: float = _CLOSE) -> bool:
         """Wait until acks and unconfirmed messages are with Pub/Sub; False if that took longer."""
