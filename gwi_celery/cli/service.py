@@ -113,8 +113,8 @@ def tail(app: Any, count: int | None) -> None:
     def show(event: dict[str, Any]) -> None:
         nonlocal seen
         kind = event.get("type", "?")
-        if kind == "worker-heartbeat":
-            return
+        if kind == "worker-heartbeat" or receiver.should_stop:
+            return  # several may come at once
         parts = [when(event.get("timestamp", 0.0)), kind, str(event.get("hostname", ""))]
         parts += [str(event[name]) for name in ("name", "uuid", "runtime") if event.get(name)]
         click.echo(printable(" ".join(parts)).replace("\n", "\\n"))
