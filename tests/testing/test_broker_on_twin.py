@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -106,6 +107,26 @@ def test_a_reply_reaches_a_queue_that_others_do_not_find_yet(
     twin.switch(settle=0)
     assert wait_for(receiver, "answers").data == b"x"
     assert worker.queues() == ["answers", "q", "q.dead"], "and none was made for it"
+
+
+def test_asking_whether_it_answers_costs_no_admin_call(connect: Connect, twin: Twin) -> None:
+    """Probes and stopping workers ask every second; a project has 6,000 admin calls a minute."""
+    broker = connect()
+    broker.connect()
+    broker.connect()
+    before = Counter(twin.cost()["rpcs"])
+    for _ in range(20):
+        broker.connect()
+    assert set(Counter(twin.cost()["rpcs"]) - before) == {"Pull"}
+    assert (broker.queues(), broker.bindings()) == ([], [])
+    twin.reset()
+    broker.connect()
+    twin.deny("pubsub.subscriptions.consume")
+    try:
+        with pytest.raises(BrokerUnusable, match=r"pubsub\.subscriber"):
+            broker.connect()
+    finally:
+        twin.allow("pubsub.subscriptions.consume")
 
 
 def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:
