@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from uuid import uuid4
 
 from celery.exceptions import Reject
+from celery.result import AsyncResult, EagerResult
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
@@ -123,7 +124,7 @@ class ReliableTask(InsideJob):
         deadline: float | None = None,
         labels: Mapping[str, str] | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> AsyncResult:
         """Celery's own, with three options more, and refused early if the call can't be right.
 
         Args:
@@ -194,7 +195,7 @@ class ReliableTask(InsideJob):
         deadline: float | None = None,
         labels: Mapping[str, str] | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> EagerResult:
         """Celery's own: run here and now, as a job of this process. Options as ``apply_async``."""
         sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable, labels)
         return super().apply(args, kwargs, *rest, headers=sent, **options)
@@ -221,7 +222,7 @@ class ReliableTask(InsideJob):
         from_step: str | None = None,
         task_id: str | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> AsyncResult:
         """Run a job again although it has an outcome: all of it, or from ``from_step`` on.
 
         Opens a new generation. What was recorded before ``from_step`` is kept; all of it if that is

@@ -72,7 +72,7 @@ class EmbeddedBroker:
         folder: Created if it doesn't exist. None: in memory; see :func:`memory_broker` to share that.
         clock: Every expiry is decided by its ``time()``.
         lease_seconds: How long a delivery is leased for, where its queue doesn't say.
-        max_deliveries: Deliveries before the dead letter, where the queue doesn't say; 0: no limit.
+        max_deliveries: Attempts before the dead letter, where the queue doesn't say; 0: no limit.
         retention: Seconds a message is kept, where neither it nor its queue says.
     """
 

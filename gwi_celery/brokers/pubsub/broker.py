@@ -102,6 +102,8 @@ class PubSubBroker:
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: Monotonic time until which unused queues are not deleted: they expire by themselves.
         self._stalled_until = 0.0
+        #: Pub/Sub has answered this connection once.
+        self._connected = False
         _brokers.add(self)
 
     @property
@@ -112,10 +114,14 @@ class PubSubBroker:
         if not self.options.managed:
             self.client.ready(self.options.timeout)  # any RPC would need a role of its own
             return
+        if self._connected:
+            self.topology.ping()
+            return
         id = naming.temporary_topic_id(self.options.prefix)
         path = f"projects/{self.options.project}/topics/{id}"
         with contextlib.suppress(NotFound):  # an answer like any other
             self.client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
+        self._connected = True
 
     # --- exchanges, queues, bindings ------------------------------------------------------------
 
