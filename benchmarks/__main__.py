@@ -19,6 +19,7 @@ BENCHMARKS = {
     "jobs": "jobs.find() among 100,000 jobs of 500 tenants on SQLite",
     "soak": "mixed jobs for minutes or hours: whether memory, files and descriptors level off",
     "newcomer": "from a checkout to the first job and the first test, as docs/quickstart.md has it",
+    "costs": "what a job of each kind calls, writes and is billed, counted by the twins",
     "scale": "a model: what jobs cost, and which limits end it, at 10 to 100,000 a second",
     "waiting": "waiting for a result in Firestore: by listening, and by asking now and then",
 }

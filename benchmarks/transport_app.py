@@ -1,7 +1,8 @@
 """The app of the transport benchmark: Celery's default settings, but for what ``BENCH_CONF`` says.
 
 ``BENCH_BROKER`` is the broker. The worker appends to the file ``BENCH_MARK``: the times of the first and
-of the ``BENCH_COUNT``-th call of ``noop``, and for ``mark`` the seconds since it was called.
+of the ``BENCH_COUNT``-th call of ``noop``, for ``mark`` the seconds since it was called, and for
+``numbered`` its number before them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,13 @@ def mark(sent: float) -> None:
     _append(time.time() - sent)
 
 
-def _append(value: float) -> None:
+@app.task
+def numbered(n: int, sent: float) -> None:
+    """The same for a call that is told from others."""
+    _append(f"{n} {time.time() - sent}")
+
+
+def _append(value: object) -> None:
     fd = os.open(os.environ["BENCH_MARK"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with contextlib.closing(os.fdopen(fd, "ab", 0)) as file:
         file.write(f"{value}\n".encode())

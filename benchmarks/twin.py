@@ -3,6 +3,9 @@
 On the strict twin, with 20 ms added to each call, as a near region has: the emulator answers at once, and
 holds, closes and strands nothing. One solo worker; plain tasks; Celery's default settings, so a prefetch
 of 4. What the calls of a side would have been billed is the twin's count.
+
+Then our workers alone, three at a time, which start and are stopped, or killed, all the time
+(:mod:`.turnover`): how many messages were late by a lease.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import turnover
 from benchmarks.transport import Side, _measure, _text
 from gwi_celery.testing.twin import Twin, start_twin
 
@@ -54,7 +58,16 @@ def main(quick: bool) -> int:
                 figures["delay ms"] = 1000 / figures["delay/s"]
                 figures.update(_bill(twin, sizes))
                 side.runs.append(figures)
+        console.print("workers that start and stop")
+        runs = _turnovers(Path(name), quick)
     console.print(_table(sides))
+    for how, run in runs.items():
+        console.print(
+            f"{run.messages:,} messages, {run.ended} workers {how}: {run.late} late by a lease, "
+            f"{run.twice} run twice; the slowest took {run.slowest:.1f} s, "
+            f"the slowest stop {run.slowest_stop:.1f} s",
+            highlight=False,
+        )
     ours, theirs = sides[0].runs[0], sides[1].runs[0]
     floor = 1.5 * LATENCY * 1e3  # a publish, and the way of the message
     marks = [
@@ -67,10 +80,24 @@ def main(quick: bool) -> int:
             ours["idle p50 ms"] <= floor + 2e3 * LATENCY,
         ),
         ("no message late by a lease", not ours["late by a lease"]),
+        ("nor while workers start and stop", not runs["stopped"].late),
     ]
     for text, met in marks:
         console.print(f"{'met    ' if met else 'NOT met'}  {text}")
     return 0
+
+
+def _turnovers(folder: Path, quick: bool) -> dict[str, turnover.Turnover]:
+    """How the workers ended -> what that run showed."""
+    runs = {}
+    for how, messages in {"stopped": 10_000, "killed": 3_000}.items():
+        own = folder / how
+        own.mkdir()
+        with start_twin(faults=0, early_expiry=0) as twin:
+            runs[how] = turnover.run(
+                twin, own, messages=messages // (5 if quick else 1), kill=how == "killed"
+            )
+    return runs
 
 
 def _bill(twin: Twin, sizes: dict[str, Any]) -> dict[str, float]:

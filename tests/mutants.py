@@ -197,20 +197,20 @@ SQLITE_MUTANTS = [
             (
                 RULES,
                 "another payload runs after a success",
-                "job.status is JobStatus.FAILED\n        and",
-                "True\n        and",
+                "return _failed_otherwise(job, request) and (",
+                "return True and (",
             ),
             (
                 RULES,
                 "a corrected payload never runs",
-                "job.status is JobStatus.FAILED\n        and",
-                "False\n        and",
+                "return _failed_otherwise(job, request) and (",
+                "return False and (",
             ),
             (
                 RULES,
                 "a redelivery undoes the correction",
-                "and submission_id(request.submission) not in job.failed\n        and",
-                "and",
+                "return _failed_otherwise(job, request) and (",
+                "return job.status is JobStatus.FAILED and (",
             ),
             (
                 RULES,
@@ -259,8 +259,14 @@ SQLITE_MUTANTS = [
     Mutant(
         "a failure answers a fresh call",
         RULES,
-        "    failed = job.status is JobStatus.FAILED\n",
-        "    failed = False\n",
+        "        return True\n    return _failed_otherwise(job, request)\n",
+        "        return True\n    return False\n",
+    ),
+    Mutant(
+        "a redrive from a step is replayed by each redelivery",
+        RULES,
+        "what it failed with is not replayed\n        return _failed_otherwise(job, request)",
+        "\n        return True",
     ),
     Mutant(
         "a step may be overwritten",

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +13,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests import zygote
 from tests.machine import PATIENCE, Stopwatch
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Worker:
-    """One ``celery worker``. Its output is kept in ``log``."""
+    """One ``celery worker``. Its output is kept in ``log``.
+
+    Args:
+        fresh: Start it from nothing, whatever the others do: for what is about its start.
+    """
 
     def __init__(
         self,
@@ -31,23 +35,17 @@ class Worker:
         concurrency: int = 1,
         env: dict[str, str] | None = None,
         args: tuple[str, ...] = (),
+        fresh: bool = False,
     ) -> None:
         self.name = f"w{time.monotonic_ns()}@test"
         self.log = ""
         self._changed = threading.Condition()
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "celery", "-A", app),
-                *self.command(pool, concurrency),
-                *args,
-            ],
-            cwd=folder,
+        self.process = zygote.start(
+            "celery",
+            ["-A", app, *self.command(pool, concurrency), *args],
+            folder=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
+            fresh=fresh or pool == "gevent",  # which changes what others then import
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -41,14 +41,14 @@ def workers(app: Any, timeout: float) -> list[dict[str, Any]]:
         return []
     active, consumed = asked.active() or {}, asked.active_queues() or {}
     rows = []
-    for name, said in sorted(stats.items()):
-        pool = said.get("pool") or {}
+    for name, answer in sorted(stats.items()):
+        pool = answer.get("pool") or {}
         running = active.get(name) or []
         implementation = pool.get("implementation")
         rows.append(
             {
                 "name": name,
-                "pid": said.get("pid"),
+                "pid": answer.get("pid"),
                 "pool": implementation
                 and str(implementation).rpartition(":")[0].rpartition(".")[2],
                 "places": pool.get("max-concurrency"),

@@ -25,12 +25,21 @@ SECONDS = 360.0
 _LOAD = 10.0
 
 
-def examine(urls: Sequence[str], seconds: float, report: Callable[[Finding], object]) -> None:
+def examine(
+    urls: Sequence[str],
+    seconds: float,
+    report: Callable[[Finding], object],
+    *,
+    echo: str = "",
+    echo_account: str = "",
+) -> None:
     """Try each broker and store, and report each finding as soon as it is there.
 
     Args:
         urls: ``pubsub://`` and ``firestore://``.
         seconds: The longest that one check waits.
+        echo: URL of :mod:`gwi_celery.doctor.echo`, behind Cloud Run's IAM, if that is deployed.
+        echo_account: The account that may invoke it.
 
     Raises ConfigurationError for another URL, before anything is made.
     """
@@ -41,14 +50,19 @@ def examine(urls: Sequence[str], seconds: float, report: Callable[[Finding], obj
             )
     for url in urls:
         if url.startswith("pubsub:"):
-            for finding in pubsub.Trial(parse(url), seconds).run():
+            trial = pubsub.Trial(parse(url), seconds, echo=echo, echo_account=echo_account)
+            for finding in trial.run():
                 report(finding)
         else:
             firestore.Trial(url, min(seconds, _LOAD), report).run()
 
 
 def written(
-    urls: Sequence[str], seconds: float, as_json: bool, write: Callable[[str], object]
+    urls: Sequence[str],
+    seconds: float,
+    as_json: bool,
+    write: Callable[[str], object],
+    **echo: str,
 ) -> bool:
     """Examine and write a report; whether all holds that must."""
     findings: list[Finding] = []
@@ -58,7 +72,7 @@ def written(
         if not as_json:
             write(str(finding))
 
-    examine(urls, seconds, report)
+    examine(urls, seconds, report, **echo)
     broken = sum(finding.holds is False for finding in findings)
     if as_json:
         write(json.dumps([finding.as_json() for finding in findings], indent=1))
@@ -77,10 +91,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="of the longest check (default: %(default)g)"
     )
+    parser.add_argument(
+        "--echo", default="", metavar="URL", help="of gwi_celery.doctor.echo behind IAM"
+    )
+    parser.add_argument("--echo-account", default="", help="who may invoke that")
     options = parser.parse_args(argv)
+    if bool(options.echo) != bool(options.echo_account):
+        parser.error("--echo and --echo-account belong together")
     try:
         holds = written(
-            options.urls, options.seconds, options.json, lambda line: print(line, flush=True)
+            options.urls,
+            options.seconds,
+            options.json,
+            lambda line: print(line, flush=True),
+            echo=options.echo,
+            echo_account=options.echo_account,
         )
     except GwiError as exc:
         print(exc, file=sys.stderr)

@@ -37,7 +37,7 @@ def needs(wanted: Deployment) -> Iterator[Finding]:
     """One finding for each thing that is needed, with the command that mends it."""
     client = Client(wanted.options)
     try:
-        with _channel(wanted.options, SCOPES) as channel:
+        with channel_to(wanted.options, SCOPES) as channel:
             for queue in wanted.queues:
                 yield from _resources(client, queue)
                 yield from _grants(channel, queue, wanted.options)
@@ -117,7 +117,7 @@ def _ours(channel: Any, path: str, what: str, permission: str, mend: str) -> Fin
     try:
         has = permissions(channel, path, [permission])
     except grpc.RpcError as exc:
-        return _unasked(what, exc, mend)
+        return unasked(what, exc, mend)
     found = bool(has)
     measured = permission if found else f"not {permission}, as whoever asks here"
     return Finding(what, found, "granted", measured, "" if found else mend, twin="granted")
@@ -147,7 +147,7 @@ def _agents(channel: Any, path: str, what: str, role: str, mend: str) -> Finding
             channel, f"{_IAM}GetIamPolicy", request, policy_pb2.Policy, ("resource", path)
         )
     except grpc.RpcError as exc:
-        return _unasked(what, exc, mend)
+        return unasked(what, exc, mend)
     found = any(
         binding.role == role and any(member.endswith(_AGENT) for member in binding.members)
         for binding in policy.bindings
@@ -156,7 +156,8 @@ def _agents(channel: Any, path: str, what: str, role: str, mend: str) -> Finding
     return Finding(what, True if found else None, "granted", measured, "" if found else mend)
 
 
-def _unasked(what: str, exc: Any, mend: str) -> Finding:
+def unasked(what: str, exc: Any, mend: str = "") -> Finding:
+    """For an RpcError of what asks who may what."""
     if exc.code() in _NOT_THERE:
         return Finding(what, None, "granted", "an emulator: there is no IAM to ask", twin="granted")
     told = f"{exc.code().name}: {exc.details()}"
@@ -172,7 +173,7 @@ def firestore(url: FirestoreURL) -> Iterator[Finding]:
 
     path = f"projects/{url.project}/databases/{url.database}"
     commands = "\n".join(indexes.commands(url.project, url.database))
-    with _channel(url, _ADMIN_SCOPES) as channel:
+    with channel_to(url, _ADMIN_SCOPES) as channel:
 
         def ask(rpc: str, answer: str, **fields: Any) -> Any:
             request = getattr(types, f"{rpc}Request").pb()(**fields)
@@ -290,7 +291,8 @@ def _pages(ask: _Ask, rpc: str, field: str, parent: str, **fields: Any) -> Itera
 
 
 @contextmanager
-def _channel(where: PubSubOptions | FirestoreURL, scopes: tuple[str, ...]) -> Iterator[Any]:
+def channel_to(where: PubSubOptions | FirestoreURL, scopes: tuple[str, ...]) -> Iterator[Any]:
+    """A channel with the environment's credentials. Raises BrokerUnusable without any."""
     if where.emulator:
         channel = grpc.insecure_channel(where.endpoint, [("grpc.enable_http_proxy", 0)])
     else:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from gwi_celery.doctor import deployed
 from gwi_celery.doctor.findings import Finding
 from gwi_celery.errors import GwiError, LeaseLost
 from gwi_celery.firestore import documents
@@ -64,6 +65,10 @@ class Trial:
         where = f"{self.client.path} at {self.url.endpoint}, below {self.url.prefix}/"
         self.say(None, "Firestore", where)
         try:
+            for finding in deployed.firestore(
+                replace(self.url, database=self.url.database_of("check"))
+            ):
+                self._report(finding)
             for check in (
                 self.versions,
                 self.preconditions,
@@ -89,7 +94,9 @@ class Trial:
         return answer
 
     def say(self, holds: bool | None, what: str, found: str = "") -> None:
-        self._report(Finding(what, holds, measured=found))
+        documented = "" if holds is None else "it is so"
+        found = found or ("it is so" if holds else "it is not so")
+        self._report(Finding(what, holds, documented, found, twin=documented))
 
     def name(self, name: str) -> str:
         return f"{self.url.prefix}/v1/things/{name}"

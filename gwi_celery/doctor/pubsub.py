@@ -7,31 +7,40 @@ of them wait.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import Any
 
 import google.auth
 import grpc
 from google.auth.exceptions import GoogleAuthError
 
+from gwi_celery import deployment
 from gwi_celery.brokers.pubsub import naming
-from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.client import SCOPES
 from gwi_celery.brokers.pubsub.lines import PULL_SECONDS
 from gwi_celery.brokers.pubsub.options import PubSubOptions
-from gwi_celery.brokers.pubsub.streams import look, open_stream
+from gwi_celery.brokers.pubsub.streams import open_stream
 from gwi_celery.brokers.routing import DIRECT, FANOUT, TOPIC
+from gwi_celery.doctor import deployed
+from gwi_celery.doctor.echo import behind_iam
 from gwi_celery.doctor.findings import Finding
-from gwi_celery.errors import BrokerUnavailable, GwiError, NotFound
+from gwi_celery.doctor.sandbox import LEASE, SETTLES, Sandbox
+from gwi_celery.errors import GwiError
 
-_LEASE = 10
-#: Seconds that what was just created may be unknown for.
-_SETTLES = 30.0
-_WORKERS = 12
 _Status = grpc.StatusCode
 _AGENT = "service-NUMBER@gcp-sa-pubsub.iam.gserviceaccount.com"
+#: Seconds that a client waits for a message before it gives a pull up.
+_PULL_DEADLINES = (1.0, 5.0)
+#: How often it does.
+_TIMES = 3
+#: What managed mode does to resources, beside what the roles of provisioned mode have.
+_MANAGED = {
+    "topics": ("get", "update", "delete", "attachSubscription"),
+    "subscriptions": ("get", "update", "delete"),
+}
 
 #: What is filtered: (what, filter, attributes that match, attributes that don't).
 _FILTERS: tuple[tuple[str, str, dict[str, str], dict[str, str]], ...] = (
@@ -64,51 +73,61 @@ _FILTERS: tuple[tuple[str, str, dict[str, str], dict[str, str]], ...] = (
 )
 
 
-class Trial:
+class Trial(Sandbox):
     """Of one project.
 
     Args:
         options: Of the broker.
-        seconds: The longest that one check waits; 300 sees all that there is to see.
+        seconds: The longest that one check waits; 360 sees all that there is to see.
+        echo: Where :mod:`gwi_celery.doctor.echo` answers behind Cloud Run's IAM; "": nowhere.
+        echo_account: The account that may invoke it.
     """
 
-    def __init__(self, options: PubSubOptions, seconds: float) -> None:
-        self.options = options
+    def __init__(
+        self, options: PubSubOptions, seconds: float, *, echo: str = "", echo_account: str = ""
+    ) -> None:
+        super().__init__(options)
         self.seconds = seconds
-        self.client = Client(options)
-        self._prefix = f"gwi-doctor-{os.urandom(5).hex()}"
-        self._made: list[tuple[str, str]] = []
+        self._echo, self._echo_account = echo, echo_account
 
     def run(self) -> Iterator[Finding]:
         """Each finding as soon as it is there; then all that was made is deleted."""
         yield self._who()
-        checks = (
-            self._names,
-            self._fresh,
-            self._reuse,
-            self._held,
-            self._stranded,
-            self._ones,
-            self._leases,
+        # The slowest first: there are more checks than threads.
+        checks: list[Callable[[], list[Finding]]] = [
+            self._idle_stream,
+            partial(self._lease, 600),
+            partial(self._lease, 30),
+            partial(self._lease, LEASE),
+            *(partial(self._stranded, seconds) for seconds in (*_PULL_DEADLINES, None)),
             self._dead_letter,
             self._filters,
-            self._ordering,
             self._late_acks,
-            self._idle_stream,
-        )
+            self._held,
+            self._permissions,
+            self._fresh,
+            self._ones,
+            self._reuse,
+            self._names,
+            self._ordering,
+        ]
+        if self._echo:
+            account = self._echo_account
+            checks.insert(0, partial(behind_iam, self, self._echo, account, self.seconds))
         try:
-            with ThreadPoolExecutor(_WORKERS) as threads:
-                running: dict[Future[list[Finding]], Callable[[], list[Finding]]] = {
-                    threads.submit(check): check for check in checks
+            with ThreadPoolExecutor(len(checks)) as threads:
+                running: dict[Future[list[Finding]], str] = {
+                    threads.submit(check): getattr(check, "func", check).__name__
+                    for check in checks
                 }
                 for done in as_completed(running):
-                    name = running[done].__name__.strip("_").replace("_", " ")
+                    name = running[done].strip("_").replace("_", " ")
                     try:
                         yield from done.result()
                     except (GwiError, grpc.RpcError) as exc:
                         yield Finding(name, False, measured=_told(exc))
         finally:
-            self._clean_up()
+            self.clean_up()
 
     # --- the checks ---------------------------------------------------------------------------
 
@@ -123,97 +142,153 @@ class Trial:
         account = getattr(credentials, "service_account_email", "") or type(credentials).__name__
         quota = getattr(credentials, "quota_project_id", None)
         return Finding(
-            "who asks", None, measured=f"{account}, quota of {quota or 'its own'}, {where}"
+            "who asks",
+            None,
+            "a quota project other than this one counts the calls",
+            f"{account}, quota of {quota or 'its own project'}, {where}",
+            "gcloud auth application-default set-quota-project"
+            if quota not in (None, self.options.project)
+            else "",
         )
 
+    def _permissions(self) -> list[Finding]:
+        """What managed mode and the roles need, on what this account has made."""
+        topic, subscription = self.pair("permissions")
+        self.await_(topic, subscription)
+        found = []
+        with deployed.channel_to(self.options, SCOPES) as channel:
+            for path in (topic, subscription):
+                kind = path.split("/")[2]
+                wanted = [p for p in deployment.PERMISSIONS.values() if f".{kind}." in p]
+                wanted += [f"pubsub.{kind}.{verb}" for verb in _MANAGED[kind]]
+                what = f"permissions on {kind}"
+                try:
+                    has = deployed.permissions(channel, path, wanted)
+                except grpc.RpcError as exc:
+                    found.append(deployed.unasked(what, exc))
+                    continue
+                lacks = sorted(set(wanted) - set(has))
+                change = "roles/pubsub.editor, or mode=provisioned and the roles of docs/deploy.md"
+                found.append(
+                    Finding(
+                        what,
+                        not lacks or None,
+                        "each call needs its own",
+                        f"none of {', '.join(lacks)}" if lacks else "all",
+                        change if lacks else "",
+                        twin="all, until one is denied",
+                    )
+                )
+        return found
+
     def _names(self) -> list[Finding]:
-        topic, subscription = self._pair("a~b%25.c+d")
-        self._publish(topic, b"x")
-        found = self._look(subscription, 1)
-        return [Finding("names with ~, % and +", len(found) == 1, "allowed", f"{len(found)} of 1")]
+        topic, subscription = self.pair("a~b%25.c+d")
+        self.publish(topic, b"x")
+        found = self.look(subscription, 1)
+        return [
+            Finding(
+                "names with ~, % and +",
+                len(found) == 1,
+                "allowed",
+                f"{len(found)} of 1",
+                twin="1 of 1",
+            )
+        ]
 
     def _fresh(self) -> list[Finding]:
         missed, longest = 0, 0.0
         for n in range(20):
-            topic = self._topic(f"fresh{n}")
+            topic = self.topic(f"fresh{n}")
             began = time.monotonic()
             with contextlib.suppress(grpc.RpcError):
-                self._rpc("Publish", topic=topic, messages=[{"data": b"x"}])
+                self.rpc("Publish", topic=topic, messages=[{"data": b"x"}])
                 continue
             missed += 1
-            self._publish(topic, b"x")
+            self.publish(topic, b"x")
             longest = max(longest, time.monotonic() - began)
         return [
             Finding(
                 "publishing right after creating",
-                longest < _SETTLES or None,
+                longest < SETTLES or None,
                 "may miss for some seconds: such calls are made again",
                 f"{missed} of 20 missed, {longest:.1f} s at the longest",
+                twin="half of them miss, for 2 s",
             )
         ]
 
     def _reuse(self) -> list[Finding]:
-        topic = self._topic("reused")
-        self._patiently("DeleteTopic", topic=topic)
+        topic = self.topic("reused")
+        self.patiently("DeleteTopic", topic=topic)
         began = time.monotonic()
-        self._topic("reused")
+        self.topic("reused")
         took = time.monotonic() - began
         return [
-            Finding("a deleted name is free again", None, "after some seconds", f"{took:.1f} s")
+            Finding(
+                "a deleted name is free again",
+                None,
+                "after some seconds",
+                f"{took:.1f} s",
+                twin="3 s",
+            )
         ]
 
     def _held(self) -> list[Finding]:
-        _, subscription = self._pair("held")
+        _, subscription = self.pair("held")
         began = time.monotonic()
         try:
-            self._patiently("Pull", self.seconds, subscription=subscription, max_messages=1)
+            self.patiently("Pull", self.seconds, subscription=subscription, max_messages=1)
         except grpc.RpcError as exc:
             if exc.code() is not _Status.DEADLINE_EXCEEDED:
                 raise
-            return [Finding("an empty pull is held", None, "90 s", f"over {self.seconds:g} s")]
+            over = f"over {self.seconds:g} s"
+            return [Finding("an empty pull is held", None, "not told", over, twin="90 s")]
         took = time.monotonic() - began
         return [
-            Finding("an empty pull is held", took < PULL_SECONDS - 5, "90 s", f"{took:.1f} s"),
+            Finding(
+                "an empty pull is held",
+                took < PULL_SECONDS - 5,
+                "not told",
+                f"{took:.1f} s",
+                "" if took < PULL_SECONDS - 5 else "avoid priority_levels",
+                twin="90 s",
+            ),
         ]
 
-    def _stranded(self) -> list[Finding]:
-        found = []
-        for kind, leave in (("pull", self._leave_a_pull), ("stream", self._leave_a_stream)):
-            topic, subscription = self._pair(f"stranded-{kind}")
-            late, pulled = 0, kind == "pull"
-            for _ in range(3):
-                leave(subscription)
-                self._publish(topic, b"x")
-                began = time.monotonic()
-                while not (received := self._look(subscription, 1)):
-                    if time.monotonic() - began > 3 * _LEASE:
-                        break
-                late += time.monotonic() - began > _LEASE / 2
-                self._ack(subscription, received)
-            found.append(
-                Finding(
-                    f"messages late by a lease after a {kind} was ended by its client",
-                    (late == 0) or (None if pulled else False),
-                    "some" if pulled else "none",
-                    f"{late} of 3",
-                    "avoid priority_levels: such queues are pulled from" if pulled and late else "",
-                )
+    def _stranded(self, deadline: float | None) -> list[Finding]:
+        """Messages that are late after a pull of so many seconds, or a stream (None), was given up."""
+        kind = "a stream" if deadline is None else f"a pull of {deadline:g} s"
+        topic, subscription = self.pair(f"stranded-{deadline or 0:g}")
+        late, pulled = 0, deadline is not None
+        for _ in range(_TIMES):
+            if deadline is None:
+                self.look(subscription, 1)
+            else:
+                with contextlib.suppress(grpc.RpcError):
+                    self.rpc("Pull", deadline, subscription=subscription, max_messages=1)
+            self.publish(topic, b"x")
+            began = time.monotonic()
+            while not (received := self.look(subscription, 1)):
+                if time.monotonic() - began > 3 * LEASE:
+                    break
+            late += time.monotonic() - began > LEASE / 2
+            self.ack(subscription, received)
+        return [
+            Finding(
+                f"messages late by a lease after {kind} was ended by its client",
+                (late == 0) or (None if pulled else False),
+                "some" if pulled else "none",
+                f"{late} of {_TIMES}",
+                "avoid priority_levels: such queues are pulled from" if pulled and late else "",
+                twin=f"{_TIMES if pulled else 0} of {_TIMES}",
             )
-        return found
-
-    def _leave_a_pull(self, subscription: str) -> None:
-        with contextlib.suppress(grpc.RpcError):
-            self._rpc("Pull", 2.0, subscription=subscription, max_messages=1)
-
-    def _leave_a_stream(self, subscription: str) -> None:
-        self._look(subscription, 1)
+        ]
 
     def _ones(self) -> list[Finding]:
-        topic, subscription = self._pair("ones")
-        self._publish(topic, *[b"x"] * 20)
+        topic, subscription = self.pair("ones")
+        self.publish(topic, *[b"x"] * 20)
         got = empty = 0
         while got < 20 and empty < 60:
-            answer = self._patiently(
+            answer = self.patiently(
                 "Pull", subscription=subscription, max_messages=1, return_immediately=True
             )
             got += len(answer.received_messages)
@@ -224,41 +299,55 @@ class Trial:
                 None,
                 "may be empty: none is taken for an empty queue",
                 f"{got} messages, {empty} empty",
+                twin="3 in 10 empty",
             )
         ]
 
-    def _leases(self) -> list[Finding]:
-        topic, subscription = self._pair("lease")
-        self._publish(topic, b"x")
-        first = self._look(subscription, 1)
+    def _lease(self, seconds: int) -> list[Finding]:
+        """Whether a message stays away for as long as it is leased; of a long lease, for a part of it."""
+        topic, subscription = self.pair(f"lease-{seconds}", ack_deadline_seconds=seconds)
+        self.publish(topic, b"x")
+        first = self.look(subscription, 1, seconds)
         began = time.monotonic()
-        while first and not self._look(subscription, 1):
-            if time.monotonic() - began > 6 * _LEASE:
-                break
+        watched = min(seconds + 2.0 * LEASE, max(self.seconds, 3.0 * LEASE))
+        again: list[Any] = []
+        while first and not again and time.monotonic() - began < watched:
+            time.sleep(min(1.0, seconds / 20))
+            again = self.look(subscription, 1, seconds)
         took = time.monotonic() - began
-        holds = bool(first) and took >= _LEASE - 3
-        return [Finding(f"a lease of {_LEASE} s", holds, f"{_LEASE} s", f"{took:.1f} s")]
+        early = bool(again) and took < 0.7 * seconds
+        late = not again and watched > seconds + LEASE
+        return [
+            Finding(
+                f"a lease of {seconds} s",
+                bool(first) and not late and (None if early else True),
+                "best effort: now and then a message is redelivered early",
+                f"redelivered after {took:.1f} s" if again else f"kept for {took:.0f} s",
+                "jobs must bear to be started twice: base=ReliableTask" if early else "",
+                twin=f"{seconds} s; 1 of 500 ends after a third",
+            )
+        ]
 
     def _dead_letter(self) -> list[Finding]:
-        dead_topic, dead = self._pair("dead")
+        dead_topic, dead = self.pair("dead")
         policy = {"dead_letter_topic": dead_topic, "max_delivery_attempts": 5}
-        topic, subscription = self._pair("dying", dead_letter_policy=policy)
-        self._publish(topic, b"x")
+        topic, subscription = self.pair("dying", dead_letter_policy=policy)
+        self.publish(topic, b"x")
         until = time.monotonic() + min(self.seconds, 60) + 20
         deliveries = 0
         found: list[Any] = []
         while not found and time.monotonic() < until:
-            received = self._look(subscription, 1)
+            received = self.look(subscription, 1)
             for item in received:
                 deliveries = max(deliveries, item.delivery_attempt)
-                self._patiently(
+                self.patiently(
                     "ModifyAckDeadline",
                     subscription=subscription,
                     ack_ids=[item.ack_id],
                     ack_deadline_seconds=0,
                 )
             if deliveries >= 5 or not received:
-                found = self._look(dead, 1)
+                found = self.look(dead, 1)
         return [
             Finding(
                 "the dead letter after 5 deliveries",
@@ -266,22 +355,23 @@ class Trial:
                 "forwarded",
                 f"{deliveries} deliveries, {'forwarded' if found else 'not forwarded'}",
                 "" if found else f"grant {_AGENT} publisher on dead letters, subscriber on queues",
+                twin="5 deliveries, forwarded",
             )
         ]
 
     def _filters(self) -> list[Finding]:
-        topic = self._topic("filtered")
+        topic = self.topic("filtered")
         subscriptions = [
-            self._subscription(f"filter{n}", topic, filter=text)
+            self.subscription(f"filter{n}", topic, filter=text)
             for n, (_, text, _, _) in enumerate(_FILTERS)
         ]
-        self._await(topic, *subscriptions)
+        self.await_(topic, *subscriptions)
         found = []
         for (what, text, hit, miss), subscription in zip(_FILTERS, subscriptions, strict=True):
             sent = {f"hit {what}".encode(): hit, f"miss {what}".encode(): miss}
             messages = [{"data": data, "attributes": each} for data, each in sent.items()]
-            self._patiently("Publish", topic=topic, messages=messages)
-            received = {item.message.data for item in self._look(subscription, 50)}
+            self.patiently("Publish", topic=topic, messages=messages)
+            received = {item.message.data for item in self.look(subscription, 50)}
             data = {body.decode().split()[0] for body in received & sent.keys()}
             missed = "hit" not in data
             leaks = bool(text) and "miss" in data
@@ -294,32 +384,31 @@ class Trial:
                     "what it lets through is delivered, checked on arrival, and billed"
                     if leaks
                     else "",
+                    twin="hit" if text else "hit, miss",
                 )
             )
         return found
 
     def _ordering(self) -> list[Finding]:
-        topic = self._topic("ordered")
-        self._publish(topic, b"x")
+        topic = self.topic("ordered")
+        self.publish(topic, b"x")
         messages = [{"data": b"x", "ordering_key": key} for key in "ab"]
         try:
-            self._rpc("Publish", topic=topic, messages=messages)
+            self.rpc("Publish", topic=topic, messages=messages)
         except grpc.RpcError as exc:
             measured = exc.code().name
         else:
             measured = "accepted"
-        what = "two ordering keys in one request"
-        return [Finding(what, None, "FAILED_PRECONDITION: none is ever made", measured)]
+        what, refused = "two ordering keys in one request", "FAILED_PRECONDITION"
+        return [Finding(what, None, "refused: none is ever made", measured, twin=refused)]
 
     def _late_acks(self) -> list[Finding]:
-        topic, subscription = self._pair("once", enable_exactly_once_delivery=True)
-        self._publish(topic, b"x")
-        received = self._look(subscription, 1)
-        time.sleep(_LEASE + 2)
+        topic, subscription = self.pair("once", enable_exactly_once_delivery=True)
+        self.publish(topic, b"x")
+        received = self.look(subscription, 1)
+        time.sleep(LEASE + 2)
         try:
-            self._rpc(
-                "Acknowledge", subscription=subscription, ack_ids=[m.ack_id for m in received]
-            )
+            self.rpc("Acknowledge", subscription=subscription, ack_ids=[m.ack_id for m in received])
         except grpc.RpcError as exc:
             measured = exc.code().name
         else:
@@ -332,15 +421,16 @@ class Trial:
                 "refused, with a reason",
                 measured,
                 "" if measured != "accepted" else "don't rely on exactly_once here",
+                twin="INVALID_ARGUMENT",
             )
         ]
 
     def _idle_stream(self) -> list[Finding]:
-        topic, subscription = self._pair("idle")
-        self._await(topic, subscription)
+        topic, subscription = self.pair("idle")
+        self.await_(topic, subscription)
         seconds = min(self.seconds, 360)
         ends: list[Any] = []
-        until = time.monotonic() + _SETTLES
+        until = time.monotonic() + SETTLES
         while True:
             began = time.monotonic()
             ends.clear()
@@ -348,7 +438,7 @@ class Trial:
                 self.client,
                 subscription,
                 1,
-                _LEASE,
+                LEASE,
                 on_response=lambda response: None,
                 on_end=ends.append,
             )
@@ -367,97 +457,9 @@ class Trial:
                 None,
                 "closed now and then: it is opened again at once",
                 ended,
+                twin="closed after 600 s, without heartbeats after 60",
             )
         ]
-
-    # --- calls --------------------------------------------------------------------------------
-
-    def _rpc(self, rpc: str, timeout: float = 15.0, **fields: Any) -> Any:
-        kind = {"CreateTopic": "Topic", "CreateSubscription": "Subscription"}
-        resource = next(
-            fields[name] for name in ("name", "subscription", "topic") if name in fields
-        )
-        request = pb[kind.get(rpc, f"{rpc}Request")](**fields)
-        return self.client.start(rpc, request, resource, timeout).result()
-
-    def _patiently(self, rpc: str, timeout: float = 15.0, **fields: Any) -> Any:
-        """As :meth:`_rpc`, made again while what it needs was just made, or it fails for now."""
-        until = time.monotonic() + _SETTLES
-        unsure = False
-        while True:
-            try:
-                return self._rpc(rpc, timeout, **fields)
-            except grpc.RpcError as exc:
-                if unsure and exc.code() is _Status.ALREADY_EXISTS:
-                    return None  # by the call before
-                unsure |= exc.code() in (_Status.UNAVAILABLE, _Status.INTERNAL)
-                again = {_Status.NOT_FOUND, _Status.UNAVAILABLE, _Status.INTERNAL, _Status.ABORTED}
-                if rpc.startswith("Create"):
-                    again.add(_Status.ALREADY_EXISTS)  # a name that rests yet
-                if exc.code() not in again or time.monotonic() > until:
-                    raise
-            time.sleep(0.2)
-
-    def _topic(self, name: str) -> str:
-        path = f"projects/{self.options.project}/topics/{self._prefix}-{name}"
-        self._made.append(("topic", path))
-        self._patiently("CreateTopic", name=path)
-        return path
-
-    def _subscription(self, name: str, topic: str, **fields: Any) -> str:
-        path = f"projects/{self.options.project}/subscriptions/{self._prefix}-{name}"
-        self._made.append(("subscription", path))
-        self._patiently(
-            "CreateSubscription",
-            name=path,
-            topic=topic,
-            ack_deadline_seconds=_LEASE,
-            labels={"gwi-doctor": "1"},
-            **fields,
-        )
-        return path
-
-    def _pair(self, name: str, **fields: Any) -> tuple[str, str]:
-        topic = self._topic(name)
-        return topic, self._subscription(name, topic, **fields)
-
-    def _await(self, topic: str, *subscriptions: str) -> None:
-        """Until all of them are known."""
-        self._patiently("GetTopic", topic=topic)
-        for subscription in subscriptions:
-            self._patiently("GetSubscription", subscription=subscription)
-
-    def _publish(self, topic: str, *bodies: bytes) -> None:
-        self._patiently("Publish", topic=topic, messages=[{"data": body} for body in bodies])
-
-    def _look(self, subscription: str, limit: int) -> list[Any]:
-        until = time.monotonic() + _SETTLES
-        while True:
-            try:
-                return look(self.client, subscription, limit, _LEASE)
-            except (NotFound, BrokerUnavailable):
-                if time.monotonic() > until:
-                    raise
-            time.sleep(0.2)
-
-    def _ack(self, subscription: str, received: list[Any]) -> None:
-        if received:
-            ids = [item.ack_id for item in received]
-            self._patiently("Acknowledge", subscription=subscription, ack_ids=ids)
-
-    def _clean_up(self) -> None:
-        for kind, path in reversed(self._made):
-            rpc = f"Delete{kind.capitalize()}"
-            for _ in range(10):
-                try:
-                    self._rpc(rpc, 15.0, **{kind: path})
-                except grpc.RpcError as exc:
-                    if exc.code() in (_Status.PERMISSION_DENIED, _Status.UNAUTHENTICATED):
-                        break
-                    time.sleep(0.05)
-                else:
-                    break
-        self.client.close()
 
 
 def _told(exc: Exception) -> str:

@@ -54,10 +54,12 @@ Listener = Callable[[Event], None]
 class _Hook:
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
-        self.pid = os.getpid()
+        #: Of the process that listens; 0: none does yet.
+        self.pid = 0
         self.write_end: int | None = None
 
     def open(self) -> None:
+        self.pid = os.getpid()
         read, self.write_end = os.pipe()
         os.set_blocking(self.write_end, False)
         threading.Thread(target=self._read, args=(read,), name="gwi-events", daemon=True).start()
@@ -97,11 +99,11 @@ def listen(listener: Listener) -> None:
 
     Call it before the pool starts. It may be called in any thread, one event at a time or several.
     """
-    if _hook.pid != os.getpid():
-        return  # a child's listeners are its parent's
     if _hook.write_end is None:
         _hook.open()
         _watch_tasks()
+    if _hook.pid != os.getpid():
+        return  # a child's listeners are its parent's
     _hook.listeners.append(listener)
 
 

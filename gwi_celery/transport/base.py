@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-import select
+import selectors
 import socket
 import time
 from typing import Any
@@ -269,13 +269,10 @@ class Transport(virtual.Transport):
             self._bell.clear()
 
     def _select(self, seconds: float | None) -> None:
-        poller = select.poll() if hasattr(select, "poll") else None
-        if poller is None:
-            select.select(self._descriptors(), [], [], seconds)
-            return
-        for fd in self._descriptors():
-            poller.register(fd, select.POLLIN)
-        poller.poll(None if seconds is None else seconds * 1000)
+        with selectors.DefaultSelector() as waiting:
+            for fd in self._descriptors():
+                waiting.register(fd, selectors.EVENT_READ)
+            waiting.select(seconds)
 
     def _descriptors(self) -> list[int]:
         fds = [] if self._bell is None else [self._bell.fileno()]

@@ -77,7 +77,7 @@ resource "google_cloud_run_v2_service" "worker" {
       }
 
       dynamic "env" {
-        for_each = var.secrets
+        for_each = local.secrets
         content {
           name = env.key
           value_source {
@@ -106,6 +106,7 @@ resource "google_cloud_run_v2_service" "worker" {
     google_project_service.apis,
     google_project_iam_member.worker_store,
     google_secret_manager_secret_iam_member.worker_reads,
+    google_secret_manager_secret_iam_member.worker_reads_limits,
     google_kms_crypto_key_iam_member.run,
   ]
 }
@@ -166,7 +167,7 @@ resource "google_cloud_run_v2_worker_pool" "worker" {
       }
 
       dynamic "env" {
-        for_each = var.secrets
+        for_each = local.secrets
         content {
           name = env.key
           value_source {
@@ -201,6 +202,7 @@ resource "google_cloud_run_v2_worker_pool" "worker" {
     google_project_iam_member.worker_store,
     google_pubsub_subscription_iam_member.worker_subscribes,
     google_secret_manager_secret_iam_member.worker_reads,
+    google_secret_manager_secret_iam_member.worker_reads_limits,
     google_kms_crypto_key_iam_member.run,
   ]
 }

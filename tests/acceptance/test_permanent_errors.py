@@ -36,7 +36,7 @@ def not_a_database(folder: Path) -> tuple[dict[str, str], str]:
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 def test_a_worker_does_not_try_again(pool: str, what: object, tmp_path: Path) -> None:
     env, text = what(tmp_path)  # type: ignore[operator]
-    worker = Worker(APP, tmp_path, pool=pool, env={"JOBS_FOLDER": str(tmp_path), **env})
+    worker = Worker(APP, tmp_path, pool=pool, env={"JOBS_FOLDER": str(tmp_path), **env}, fresh=True)
     try:
         worker.wait_for(text)
         assert worker.process.wait(timeout=PATIENCE) == 1

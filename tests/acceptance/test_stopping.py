@@ -21,10 +21,11 @@ import pytest
 
 from gwi_celery.gcp.emulators import PUBSUB_HOST
 from gwi_celery.testing.emulator_fixtures import named
-from gwi_celery.testing.emulators import Emulator, start_pubsub
+from gwi_celery.testing.emulators import Emulator
 from tests.acceptance.conftest import APP
 from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE, Stopwatch
+from tests.twins import own_pubsub
 from tests.workers import ROOT, Worker, eventually
 
 pytestmark = pytest.mark.acceptance
@@ -37,7 +38,7 @@ POOLS = ["prefork", "threads", "solo", "gevent"]
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """A Pub/Sub emulator that the test may stop; the app's broker is on it."""
-    with named(start_pubsub(fresh=True), PUBSUB_HOST) as emulator:
+    with named(own_pubsub(), PUBSUB_HOST) as emulator:
         monkeypatch.setenv("JOBS_BROKER_URL", f"pubsub://p-{uuid.uuid4().hex[:20]}")
         monkeypatch.setenv("JOBS_LEASE_SECONDS", "10")
         yield emulator
@@ -115,6 +116,7 @@ class TestPubSub:
             worker.wait_for(r"the Pub/Sub emulator at \S+ \(PUBSUB_EMULATOR_HOST\) does not answer")
         all_end(workers)
 
+    @pytest.mark.slow  # test_busy has more to end
     def test_idle(
         self,
         how: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -13,6 +14,9 @@ from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.doctor import Finding, examine, main
 from gwi_celery.testing.emulators import Emulator
 from gwi_celery.testing.twin import Twin, start_twin
+from gwi_celery.testing.twin.cloudrun import start_cloud_run
+
+ACCOUNT = "pusher@p.example"
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +45,32 @@ def test_on_the_twin_all_holds_and_nothing_is_left(
     twin: Twin, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = _url(twin.endpoint) + "?emulator=strict"
-    assert main([url, "--json", "--seconds", "8"]) == 0
+    with start_cloud_run(
+        [sys.executable, "-m", "gwi_celery.doctor.echo"],
+        invoker=ACCOUNT,
+        certificates=twin.certificates,
+    ) as service:
+        asked = ["--seconds", "8", "--echo", service.url, "--echo-account", ACCOUNT]
+        assert main([url, "--json", *asked]) == 0
     found = {line["what"]: line for line in json.loads(capsys.readouterr().out)}
     assert not [line for line in found.values() if line["holds"] is False]
+    untold = [w for w, line in found.items() if not (line["expected"] and line["twin"])]
+    assert untold == ["who asks"], "documented, the twin's and measured, each"
+    assert all(line["measured"] for line in found.values())
+    iam = found["a push through Cloud Run's IAM"]
+    assert iam["measured"] == iam["twin"] == "let in, signature removed"
+    assert iam["change"] == "push_auth=iam"
+    assert found["permissions on topics"]["measured"] == "all"
+    assert found["a lease of 600 s"]["measured"] == "kept for 30 s"
+    assert float(found["a lease of 10 s"]["measured"].split()[2]) >= 9
     assert 3.5 < float(found["an empty pull is held"]["measured"].split()[0]) < 7
     assert found["two ordering keys in one request"]["measured"] == "FAILED_PRECONDITION"
     assert found["the filter of a topic binding"]["measured"] == "hit"
-    late = "messages late by a lease after a {} was ended by its client"
-    assert found[late.format("pull")]["measured"] != "0 of 3"
-    assert "priority_levels" in found[late.format("pull")]["change"]
-    assert found[late.format("stream")]["measured"] == "0 of 3"
+    late = "messages late by a lease after {} was ended by its client"
+    assert found[late.format("a pull of 1 s")]["measured"] != "0 of 3"
+    assert "priority_levels" in found[late.format("a pull of 1 s")]["change"]
+    assert found[late.format("a pull of 5 s")]["measured"] == "0 of 3", "this one holds it for 4 s"
+    assert found[late.format("a stream")]["measured"] == "0 of 3"
     assert _left(url) == []
 
 
@@ -63,6 +83,7 @@ def test_on_the_emulator_what_it_ignores_is_told(pubsub_emulator: Emulator) -> N
     assert not [str(finding) for finding in found.values() if finding.holds is False]
     assert found["the filter of a direct binding"].measured == "hit, miss"
     assert "billed" in found["the filter of a direct binding"].change
+    assert found["permissions on topics"].measured == "an emulator: there is no IAM to ask"
     assert _left(url) == []
 
 

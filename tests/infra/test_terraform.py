@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import quote_plus
 
 import pytest
+from redis.connection import SSLConnection
 
 from gwi_celery import deployment
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.brokers.pubsub.options import OPTIONS, parse
 from gwi_celery.config import _CHOICES, SETTINGS
+from gwi_celery.config import load as load_settings
 from gwi_celery.firestore import indexes
 from gwi_celery.firestore.url import parse as parse_store
+from gwi_celery.rates import RedisRates
 from tests.infra.hcl import MODULE, faults, folder, load, references
 from tests.workers import ROOT
 
@@ -122,8 +126,6 @@ def test_settings_are_the_librarys(module: Any) -> None:
 
 def url_of(module: Any, **values: str) -> str:
     """local.settings.GWI_BROKER_URL, as Terraform would make it."""
-    from urllib.parse import quote_plus
-
     parts = re.findall(r'"((?:[^"\\]|\\.)*)"', module.locals["broker_options"])[1:]
     filled = "&".join(parts)
     queues = {
@@ -163,6 +165,39 @@ def test_workers_find_what_was_made(module: Any) -> None:
     assert not parse(regional, environ={}).emulator
     store = parse_store(url_of(module, store="yes"))
     assert (store.project, store.database, store.prefix) == ("p-1", "(default)", "gwi")
+
+
+def test_the_redis_that_is_made_counts_the_limits(module: Any) -> None:
+    """The URL that Terraform would make, in a setting of the library's, read by the library."""
+    [name] = re.findall(r"(GWI_\w+)\s*=", module.text.partition("limits_secrets =")[2])[:1]
+    assert name in {f.metadata["env"] for f in SETTINGS.values()}
+    certificate = "-----BEGIN CERTIFICATE-----\nAB+/=\n-----END CERTIFICATE-----"
+    given = {
+        "auth_string": quote_plus("p/@:+"),
+        "host": "10.0.0.3",
+        "port": "6378",
+        "server_ca_certs": quote_plus(certificate),
+    }
+    text = "".join(re.findall(r'"((?:rediss|@|\?ssl)\S.*)",\n', module.text))
+    url = re.sub(
+        r"\$\{.*?\.(auth_string|host|port|server_ca_certs)\b[^}]*\}", lambda m: given[m[1]], text
+    )
+    assert "${" not in url
+    settings = load_settings({}, {}, {name: url})
+    pool = RedisRates(settings.limits_url, let_pass=True)._limiter.storage.storage.connection_pool
+    wanted = {
+        "host": "10.0.0.3",
+        "port": 6378,
+        "password": "p/@:+",
+        "ssl_ca_data": certificate,
+        "ssl_check_hostname": False,
+    }
+    assert wanted.items() <= pool.connection_kwargs.items()
+    assert pool.connection_class is SSLConnection
+    for kind in ("google_cloud_run_v2_service", "google_cloud_run_v2_worker_pool"):
+        [container] = module.of(kind)["worker"]["template"][0]["containers"]
+        secrets = [env for env in container["dynamic"] if "local.secrets" in str(env)]
+        assert secrets, f"{kind} gets it"
 
 
 def test_subscriptions_are_as_the_library_would_make_them(module: Any) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from gwi_celery import broker_for, publish_batch
-from gwi_celery.testing.emulators import Emulator, EmulatorMissing, start_pubsub
+from gwi_celery.testing.emulators import Emulator, EmulatorMissing
 from tests.pubsub.jobs import trail
+from tests.twins import own_pubsub
 from tests.workers import Worker, eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.emulator]
@@ -23,8 +24,7 @@ KILLS, BETWEEN = 6, 800
 def emulator(pubsub_emulator: Emulator):
     """One that may be restarted: nobody else's."""
     try:
-        started = start_pubsub(fresh=True)
-        with started as emulator:
+        with own_pubsub() as emulator:
             yield emulator
     except EmulatorMissing as exc:  # only a running one was named
         pytest.fail(str(exc))

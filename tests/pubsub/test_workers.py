@@ -206,6 +206,7 @@ def test_a_worker_learns_of_a_binding_that_another_process_makes(
     receiver = worker.receiver()
     receiver.subscribe("celery")
     other.declare_exchange("news", "fanout")
+    other.declare_queue(_celery())
     other.bind("celery", "news", "")
     other.publish("news", "", OutgoingMessage(b"late"))
     assert wait_for(receiver, "celery").data == b"late"

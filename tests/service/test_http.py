@@ -8,14 +8,16 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 import schemathesis
+import yaml
 
 from gwi_celery import broker_for, store_for
-from gwi_celery.service.openapi import describe
+from gwi_celery.service import openapi
 from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE
 from tests.service.pushing import APP, Service, envelope, jobs_in
@@ -315,8 +317,16 @@ def _hostile(rng: random.Random) -> Iterator[bytes]:
             )
 
 
+def described_in_development() -> dict[str, Any]:
+    """As the description's first lines say."""
+    described: dict[str, Any] = yaml.safe_load(openapi.text())
+    del described["paths"]["/push"]["post"]["requestBody"]["content"]["application/octet-stream"]
+    described["paths"]["/stats"]["get"]["security"].append({})
+    return described
+
+
 schema = schemathesis.openapi.from_dict(
-    describe(development=True),
+    described_in_development(),
     config=schemathesis.Config.from_dict(
         {
             "generation": {"deterministic": True},

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -22,6 +23,7 @@ from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.errors import BrokerUnusable, TooLarge
 from gwi_celery.testing.twin import STRICT, Twin, start_twin
 from tests.contract.brokers import send, wait_for
+from tests.machine import Stopwatch
 from tests.workers import eventually
 
 
@@ -86,6 +88,47 @@ def test_what_was_just_created_can_be_used(broker: PubSubBroker, twin: Twin) -> 
         assert twin.counts(broker.topology.subscription(f"queue-{n}"))["waiting"] == 1
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["one", "batch"])
+def test_a_reply_reaches_a_queue_that_others_do_not_find_yet(
+    connect: Connect, twin: Twin, many: bool
+) -> None:
+    """Whoever asks makes the queue for the answer, asks, and is answered within milliseconds."""
+    asker, worker = connect(), connect()
+    worker.declare_queue(QueueSpec("q"))
+    asker.declare_queue(QueueSpec("answers", auto_delete=True))
+    receiver = asker.receiver()
+    receiver.subscribe("answers", bulk=True)
+    twin.switch(settle=1, settle_misses=1)
+    answer = "", "answers", OutgoingMessage(b"x", reply=True)
+    if many:
+        worker.publish_many([answer])
+    else:
+        worker.publish(*answer)
+    twin.switch(settle=0)
+    assert wait_for(receiver, "answers").data == b"x"
+    assert worker.queues() == ["answers", "q", "q.dead"], "and none was made for it"
+
+
+def test_asking_whether_it_answers_costs_no_admin_call(connect: Connect, twin: Twin) -> None:
+    """Probes and stopping workers ask every second; a project has 6,000 admin calls a minute."""
+    broker = connect()
+    broker.connect()
+    broker.connect()
+    before = Counter(twin.cost()["rpcs"])
+    for _ in range(20):
+        broker.connect()
+    assert set(Counter(twin.cost()["rpcs"]) - before) == {"Pull"}
+    assert (broker.queues(), broker.bindings()) == ([], [])
+    twin.reset()
+    broker.connect()
+    twin.deny("pubsub.subscriptions.consume")
+    try:
+        with pytest.raises(BrokerUnusable, match=r"pubsub\.subscriber"):
+            broker.connect()
+    finally:
+        twin.allow("pubsub.subscriptions.consume")
+
+
 def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:
     eventually(lambda: receiver.poll("q", 4) or twin.counts(subscription)["readers"], 5)
 
@@ -108,10 +151,8 @@ def test_workers_that_come_and_go_leave_no_message_to_its_lease(
         send(sender, str(n).encode())
     receiver = stays.receiver()
     receiver.subscribe("q")
-    began = time.monotonic()
     found = [wait_for(receiver).data for _ in range(5)]
     assert sorted(found) == [b"0", b"1", b"2", b"3", b"4"]
-    assert time.monotonic() - began < 5, "a lease has 10 s"
     assert twin.counts(subscription)["expired"] == 0
 
 
@@ -172,9 +213,9 @@ def test_streams_that_end_as_all_do_are_opened_again_without_a_word(
                 assert receiver.poll(queue, 1) == []
                 time.sleep(0.01)
             send(broker, b"then", queue=queue)
-            began = time.monotonic()
-            broker.ack([wait_for(receiver, queue)])
-            assert time.monotonic() - began < 1
+            with Stopwatch() as watch:
+                broker.ack([wait_for(receiver, queue)])
+            assert watch.seconds < 1
     assert twin.cost()["rpcs"]["StreamingPull"] >= before + 4
     assert [r for r in caplog.records if r.name.startswith("gwi_celery")] == []
 

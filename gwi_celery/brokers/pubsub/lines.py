@@ -11,10 +11,10 @@ Measured on the emulator (0.8.20) and on the twin, and by what Google documents:
   lives on there, takes what comes next along, and leaves it leased to nobody. So a pull outlasts that
   and is ended for a fork and a stop only.
 
-A queue whose consumer has a prefetch limit is pulled from by one call at a time, and only while there is
-room. On the emulator, where a blocked pull is late by up to 50 ms, it is asked at short intervals while
-there is traffic. Queues without a limit (replies, remote control, events), which hold little and are
-waited for, are streamed.
+Where a consumer with a prefetch limit pulls, it makes one call at a time, and only while there is room.
+On the emulator, where a blocked pull is late by up to 50 ms, it asks at short intervals while there is
+traffic. Queues without a limit (replies, remote control, events), which hold little and are waited for,
+are streamed.
 
 Pulls are gRPC futures, whose callbacks run on gRPC's threads. No call is in flight when the process
 forks.
@@ -51,7 +51,7 @@ EMULATOR_PULL_SECONDS = 12.0
 EMULATOR_LATELY = 3.0
 #: Seconds between two such questions: at first, and how fast they get rarer.
 _ASK_EVERY, _ASK_RARER = 0.003, 0.008
-#: Seconds after which a pull has said what was there when it came.
+#: Seconds after which a pull has answered with what was there when it arrived.
 _PRESENT = 0.05
 #: Seconds that such a pull may take to end by itself.
 ENDS_BY_ITSELF = 0.2

@@ -81,9 +81,7 @@ class Publisher:
         ``publish_timeout`` seconds.
         """
         made = self.made(exchange, routing_key, message, merge=merge)
-        if self._reader_is_gone(exchange, routing_key, message):
-            return
-        topic = self._topology.route(exchange, routing_key)
+        topic = self._topic(exchange, routing_key, message)
         if not self._options.publisher_confirms:
             self._publish_unconfirmed(topic, (exchange, routing_key, message), made)
             return
@@ -107,9 +105,7 @@ class Publisher:
         # Pub/Sub refuses a request with two ordering keys.
         by_topic: dict[tuple[str, str], list[tuple[int, Any]]] = {}
         for n, message in made.items():
-            if self._reader_is_gone(*messages[n]):
-                continue
-            topic = self._topology.route(*messages[n][:2])
+            topic = self._topic(*messages[n])
             by_topic.setdefault((topic, message.ordering_key), []).append((n, message))
         pending: list[tuple[str, list[tuple[int, Any]], Any]] = []
 
@@ -149,8 +145,7 @@ class Publisher:
                 self._topology.restore(exchange, routing_key)
             by_topic: dict[str, list[Any]] = {}
             for to, made in addressed:
-                if not self._reader_is_gone(*to):
-                    by_topic.setdefault(self._topology.route(*to[:2]), []).append(made)
+                by_topic.setdefault(self._topic(*to), []).append(made)
             return by_topic
 
         self._send_restored(restore)
@@ -184,9 +179,11 @@ class Publisher:
             [id] = self._send_restored(restore)
         return id
 
-    def _reader_is_gone(self, exchange: str, routing_key: str, message: OutgoingMessage) -> bool:
-        """Whether to drop a reply rather than create a queue that nobody would read."""
-        return message.reply and not exchange and not self._topology.finds(routing_key)
+    def _topic(self, exchange: str, routing_key: str, message: OutgoingMessage) -> str:
+        """Path of the topic to publish to."""
+        if message.reply and not exchange:
+            return self._topology.reply_topic(routing_key)
+        return self._topology.route(exchange, routing_key)
 
     def _begin(self, topic: str, messages: list[Any]) -> Any:
         request = pb["PublishRequest"](topic=topic, messages=messages)

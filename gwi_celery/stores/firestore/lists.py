@@ -1,6 +1,6 @@
 """Lists of jobs and locks, each a query by one tenant's own path.
 
-Every query made here must be served by ``firestore.indexes.json``, for a test holds it to that.
+Every query made here must be served by ``firestore.indexes.json``; a test checks that.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _live_jobs(
         if len(documents) < asked:
             break
         after = Micros(documents[-1].fields[path]), documents[-1].name
-        asked = _BATCH  # there is a stretch of what has expired: not one by one through it
+        asked = _BATCH  # a long run of expired jobs: don't go through it one by one
     return found[:wanted]
 
 

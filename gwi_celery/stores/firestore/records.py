@@ -1,15 +1,15 @@
 """What is in the Firestore store's documents.
 
-All is in the map ``data``, which no index looks at, but for what lists and TTL policies need:
+Everything is in the map ``data``, which has no index, except what lists and TTL policies need:
 ``status``, ``run``, ``task``, ``error``, ``parent`` and ``terms`` (labels, and ids of calls), all of them
-digests but the first and the error's class; ``created``, ``updated`` and ``gc_at``. Lists across tenants
-are by ``created``, which never changes: so the one place in an index that all of a moment's writes go to
-sees a job twice or so in its life, and not at each step. Documents are never Firestore maps of a
-job's own values: those are bytes.
+digests but the status and the error's class; ``created``, ``updated`` and ``gc_at``. Lists across tenants
+are ordered by ``created``, which never changes. All writes of one moment go to one place of such an
+index, and so a job is written there about twice in its life, not at each step. A job's own values are
+stored as bytes, never as Firestore maps.
 
 The fencing token of a claim is its commit's time in microseconds, which its own writes can't name.
-So a lock and a record without a ``fence`` have their version for it; the first write after the
-claim puts it down.
+So in a lock or record without a ``fence`` the version is the token; the first write after the claim
+records it.
 """
 
 from __future__ import annotations

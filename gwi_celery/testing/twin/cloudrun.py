@@ -121,7 +121,7 @@ class CloudRun:
     Args:
         command: Of an instance; it listens on ``$PORT`` of loopback.
         invoker: The account that may call it.
-        audience: Of that account's tokens.
+        audience: Of that account's tokens; by default the service's URL.
         certificates: Key id -> PEM of who signs them: :meth:`Twin.certificates`.
         env: The instances' environment; by default this process's.
         folder: Their working directory.
@@ -261,7 +261,9 @@ class CloudRun:
         if kind.lower() != "bearer":
             return 403, ""  # nobody: not an invoker
         try:
-            claims = jwt.decode(token, certs=self._certificates(), audience=self._audience)
+            claims = jwt.decode(
+                token, certs=self._certificates(), audience=self._audience or self.url
+            )
         except (ValueError, exceptions.GoogleAuthError):
             return 401, ""
         return (0, token) if claims.get("email") == self._invoker else (403, "")

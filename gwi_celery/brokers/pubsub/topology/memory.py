@@ -50,10 +50,16 @@ class Topology:
         self._making = Making(self._admin, options, paths, desired, drift, self.dead_topic)
         self._queues: dict[str, Queue] = {}
         self._dead: set[str] = set()
+        #: The topic that temporary queues share is known to exist.
+        self._shared_topic = False
 
     def subscription(self, queue: str) -> str:
         """Path of a queue's own subscription."""
         return self._paths.subscription(queue)
+
+    def ping(self) -> None:
+        """See :meth:`Admin.ping`."""
+        self._admin.ping()
 
     # --- exchanges ----------------------------------------------------------------------------
 
@@ -266,13 +272,20 @@ class Topology:
                 self.declare_queue(QueueSpec(routing_key))
                 return self._queues[routing_key].topic
 
-    def finds(self, queue: str) -> bool:
-        """Whether the queue is known here, or is found."""
+    def reply_topic(self, queue: str) -> str:
+        """Path of the topic to publish a reply to; no queue is made for one that nobody waits for.
+
+        Whoever asked made the queue just now, and Pub/Sub may not find it yet. On the topic that such
+        queues share it gets the reply all the same.
+        """
         try:
-            self._find(queue)
+            return self._find(queue).topic
         except NotFound:
-            return False
-        return True
+            topic = self._paths.temporary_topic()
+            if not self._shared_topic:
+                self._admin.create_topic(topic, {})
+                self._shared_topic = True
+            return topic
 
     def restore(self, exchange: str, routing_key: str) -> None:
         """Something known turned out to be gone: recreate it as this connection declared it.
@@ -288,6 +301,7 @@ class Topology:
             queue = self._queues.pop(routing_key, None)
             self._dead.discard(dead_letter_queue(routing_key))
             self._queues.pop(dead_letter_queue(routing_key), None)
+            self._shared_topic = False
             if queue is None or not self._options.managed:
                 return
             if not queue.declared:

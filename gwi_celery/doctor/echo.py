@@ -1,0 +1,97 @@
+"""``python -m gwi_celery.doctor.echo``: what Cloud Run lets through to a container, told to the doctor.
+
+Deploy it with any image of yours, for the time of a trial, with the pusher as its only invoker::
+
+    gcloud run deploy gwi-echo --image IMAGE --command python --args=-m,gwi_celery.doctor.echo
+        --no-allow-unauthenticated
+    python -m gwi_celery.doctor pubsub://P --echo https://gwi-echo-....run.app --echo-account PUSHER
+
+It answers 204, an ack, where the caller's token is as the path says (``/removed``: without its
+signature; ``/signed``: with it), else 409. It needs nothing but Python, and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from gwi_celery.doctor.findings import Finding
+from gwi_celery.doctor.sandbox import Sandbox
+
+#: What Cloud Run puts in a signature's place.
+_REMOVED = "SIGNATURE_REMOVED_BY_GOOGLE"
+#: Seconds that a push may take to be acked: a cold start, and some refusals.
+_PATIENCE = 60.0
+
+
+def behind_iam(sandbox: Sandbox, url: str, account: str, seconds: float) -> list[Finding]:
+    """Push to the echo service as ``account``, and see by what is acked how it was called."""
+    acked = {kind: _acked(sandbox, f"{url}/{kind}", account, kind, seconds) for kind in _KINDS}
+    found = [kind for kind, taken in acked.items() if taken]
+    if not found:
+        return [
+            Finding(
+                "a push through Cloud Run's IAM",
+                False,
+                "the invoker's are let in",
+                "not acked",
+                f"grant roles/run.invoker on the service to {account}, and your own account "
+                "roles/iam.serviceAccountUser on it",
+                twin="let in, signature removed",
+            )
+        ]
+    removed = "removed" in found
+    return [
+        Finding(
+            "a push through Cloud Run's IAM",
+            True,
+            "the invoker's are let in",
+            "let in, signature removed" if removed else "let in, with its signature",
+            f"push_auth={'iam' if removed else 'oidc'}",
+            twin="let in, signature removed",
+        )
+    ]
+
+
+_KINDS = ("removed", "signed")
+
+
+def _acked(sandbox: Sandbox, endpoint: str, account: str, kind: str, seconds: float) -> bool:
+    """Whether a message that is pushed there is gone when the subscription is pulled again."""
+    token = {"service_account_email": account, "audience": endpoint.rpartition("/")[0]}
+    topic, subscription = sandbox.pair(
+        f"echo-{kind}", push_config={"push_endpoint": endpoint, "oidc_token": token}
+    )
+    sandbox.await_(topic, subscription)
+    sandbox.publish(topic, b"x")
+    time.sleep(min(seconds, _PATIENCE))
+    sandbox.patiently("ModifyPushConfig", subscription=subscription, push_config={})
+    # What was refused is leased for a while yet, or waits for the next push.
+    until = time.monotonic() + min(2 * seconds, _PATIENCE)
+    while not sandbox.look(subscription, 1):
+        if time.monotonic() > until:
+            return True
+        time.sleep(0.5)
+    return False
+
+
+class _Echo(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        token = self.headers.get("Authorization", "").partition(" ")[2]
+        signature = token.rpartition(".")[2]
+        kind = "" if not signature else ("removed" if signature == _REMOVED else "signed")
+        self.send_response(204 if self.path == f"/{kind}" else 409)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None: ...
+
+
+def main() -> None:
+    host = os.environ.get("HOST", "0.0.0.0")  # noqa: S104 a container's
+    ThreadingHTTPServer((host, int(os.environ.get("PORT", "8080"))), _Echo).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

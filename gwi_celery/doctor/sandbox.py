@@ -1,0 +1,115 @@
+"""Topics and subscriptions of a trial's own, and patient calls to them; all are deleted at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import grpc
+
+from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.streams import look
+from gwi_celery.errors import BrokerUnavailable, NotFound
+
+LEASE = 10
+#: Seconds that what was just created may be unknown for.
+SETTLES = 30.0
+_Status = grpc.StatusCode
+
+
+class Sandbox:
+    """Of one project. Any thread may call."""
+
+    def __init__(self, options: PubSubOptions) -> None:
+        self.options = options
+        self.client = Client(options)
+        self._prefix = f"gwi-doctor-{os.urandom(5).hex()}"
+        self._made: list[tuple[str, str]] = []
+
+    def rpc(self, rpc: str, timeout: float = 15.0, **fields: Any) -> Any:
+        kind = {"CreateTopic": "Topic", "CreateSubscription": "Subscription"}
+        resource = next(
+            fields[name] for name in ("name", "subscription", "topic") if name in fields
+        )
+        request = pb[kind.get(rpc, f"{rpc}Request")](**fields)
+        return self.client.start(rpc, request, resource, timeout).result()
+
+    def patiently(self, rpc: str, timeout: float = 15.0, **fields: Any) -> Any:
+        """As :meth:`rpc`, made again while what it needs was just made, or it fails for now."""
+        until = time.monotonic() + SETTLES
+        unsure = False
+        while True:
+            try:
+                return self.rpc(rpc, timeout, **fields)
+            except grpc.RpcError as exc:
+                if unsure and exc.code() is _Status.ALREADY_EXISTS:
+                    return None  # by the call before
+                unsure |= exc.code() in (_Status.UNAVAILABLE, _Status.INTERNAL)
+                again = {_Status.NOT_FOUND, _Status.UNAVAILABLE, _Status.INTERNAL, _Status.ABORTED}
+                if rpc.startswith("Create"):
+                    again.add(_Status.ALREADY_EXISTS)  # a name that rests yet
+                if exc.code() not in again or time.monotonic() > until:
+                    raise
+            time.sleep(0.2)
+
+    def topic(self, name: str) -> str:
+        path = f"projects/{self.options.project}/topics/{self._prefix}-{name}"
+        self._made.append(("topic", path))
+        self.patiently("CreateTopic", name=path)
+        return path
+
+    def subscription(self, name: str, topic: str, **fields: Any) -> str:
+        path = f"projects/{self.options.project}/subscriptions/{self._prefix}-{name}"
+        self._made.append(("subscription", path))
+        self.patiently(
+            "CreateSubscription",
+            name=path,
+            topic=topic,
+            **{"ack_deadline_seconds": LEASE, "labels": {"gwi-doctor": "1"}, **fields},
+        )
+        return path
+
+    def pair(self, name: str, **fields: Any) -> tuple[str, str]:
+        topic = self.topic(name)
+        return topic, self.subscription(name, topic, **fields)
+
+    def await_(self, topic: str, *subscriptions: str) -> None:
+        """Until all of them are known."""
+        self.patiently("GetTopic", topic=topic)
+        for subscription in subscriptions:
+            self.patiently("GetSubscription", subscription=subscription)
+
+    def publish(self, topic: str, *bodies: bytes) -> None:
+        self.patiently("Publish", topic=topic, messages=[{"data": body} for body in bodies])
+
+    def look(self, subscription: str, limit: int, lease: int = LEASE) -> list[Any]:
+        """What is ready now, leased."""
+        until = time.monotonic() + SETTLES
+        while True:
+            try:
+                return look(self.client, subscription, limit, lease)
+            except (NotFound, BrokerUnavailable):
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.2)
+
+    def ack(self, subscription: str, received: list[Any]) -> None:
+        if received:
+            ids = [item.ack_id for item in received]
+            self.patiently("Acknowledge", subscription=subscription, ack_ids=ids)
+
+    def clean_up(self) -> None:
+        for kind, path in reversed(self._made):
+            rpc = f"Delete{kind.capitalize()}"
+            for _ in range(10):
+                try:
+                    self.rpc(rpc, 15.0, **{kind: path})
+                except grpc.RpcError as exc:
+                    if exc.code() in (_Status.PERMISSION_DENIED, _Status.UNAUTHENTICATED):
+                        break
+                    time.sleep(0.05)
+                else:
+                    break
+        self.client.close()
