@@ -49,11 +49,11 @@ def parts(redrive: str) -> tuple[str, str]:
 
 def step_of(redrive: str) -> str | None:
     """Where the job goes on, whoever wrote that."""
-    _, _, said = parts(redrive)[0].partition(".")
-    if said == _START:
+    _, _, start = parts(redrive)[0].partition(".")
+    if start == _START:
         return None
     try:
-        name = base64.urlsafe_b64decode(said.removeprefix(_STEP))
-        return name.decode("utf-8", "surrogatepass") if said.startswith(_STEP) else ""
+        name = base64.urlsafe_b64decode(start.removeprefix(_STEP))
+        return name.decode("utf-8", "surrogatepass") if start.startswith(_STEP) else ""
     except (binascii.Error, ValueError):
         return ""  # no seal fits it

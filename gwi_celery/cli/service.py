@@ -41,14 +41,14 @@ def workers(app: Any, timeout: float) -> list[dict[str, Any]]:
         return []
     active, consumed = asked.active() or {}, asked.active_queues() or {}
     rows = []
-    for name, said in sorted(stats.items()):
-        pool = said.get("pool") or {}
+    for name, answer in sorted(stats.items()):
+        pool = answer.get("pool") or {}
         running = active.get(name) or []
         implementation = pool.get("implementation")
         rows.append(
             {
                 "name": name,
-                "pid": said.get("pid"),
+                "pid": answer.get("pid"),
                 "pool": implementation
                 and str(implementation).rpartition(":")[0].rpartition(".")[2],
                 "places": pool.get("max-concurrency"),
@@ -125,8 +125,8 @@ def tail(app: Any, count: int | None) -> None:
     def show(event: dict[str, Any]) -> None:
         nonlocal seen
         kind = event.get("type", "?")
-        if kind == "worker-heartbeat":
-            return
+        if kind == "worker-heartbeat" or receiver.should_stop:
+            return  # several may come at once
         parts = [when(event.get("timestamp", 0.0)), kind, str(event.get("hostname", ""))]
         parts += [str(event[name]) for name in ("name", "uuid", "runtime") if event.get(name)]
         click.echo(printable(" ".join(parts)).replace("\n", "\\n"))

@@ -106,7 +106,7 @@ def _name(dead: DeadLetter) -> str:
 
 
 def _outgoing(dead: DeadLetter, name: str) -> OutgoingMessage:
-    said = {
+    death = {
         DEATH_QUEUE: dead.queue,
         DEATH_REASON: dead.text,
         DEATH_KIND: dead.reason,
@@ -114,7 +114,7 @@ def _outgoing(dead: DeadLetter, name: str) -> OutgoingMessage:
         DEATH_ID: _id(name),
         _IMPORTED: name,
     }
-    return OutgoingMessage(dead.data, {**dead.attributes, **said}, dead.priority)
+    return OutgoingMessage(dead.data, {**dead.attributes, **death}, dead.priority)
 
 
 _TYPES: Final[dict[str, Any]] = {

@@ -21,7 +21,7 @@ def queues(app: Any) -> list[QueueState]:
     Queues of one connection (replies, remote control) are left out.
     """
     broker = broker_for(app)
-    # What is configured and was never used is there for people all the same.
+    # Configured queues are shown even if they were never used.
     names = {str(name) for name in app.amqp.queues}
     known = set(broker.queues())
     for name in known:

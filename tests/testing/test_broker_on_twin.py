@@ -24,6 +24,7 @@ from gwi_celery.brokers.pubsub.sweep import sweep
 from gwi_celery.errors import BrokerUnusable, TooLarge
 from gwi_celery.testing.twin import STRICT, Twin, start_twin
 from tests.contract.brokers import send, wait_for
+from tests.machine import Stopwatch
 from tests.workers import eventually
 
 
@@ -172,10 +173,8 @@ def test_workers_that_come_and_go_leave_no_message_to_its_lease(
         send(sender, str(n).encode())
     receiver = stays.receiver()
     receiver.subscribe("q")
-    began = time.monotonic()
     found = [wait_for(receiver).data for _ in range(5)]
     assert sorted(found) == [b"0", b"1", b"2", b"3", b"4"]
-    assert time.monotonic() - began < 5, "a lease has 10 s"
     assert twin.counts(subscription)["expired"] == 0
 
 
@@ -236,9 +235,9 @@ def test_streams_that_end_as_all_do_are_opened_again_without_a_word(
                 assert receiver.poll(queue, 1) == []
                 time.sleep(0.01)
             send(broker, b"then", queue=queue)
-            began = time.monotonic()
-            broker.ack([wait_for(receiver, queue)])
-            assert time.monotonic() - began < 1
+            with Stopwatch() as watch:
+                broker.ack([wait_for(receiver, queue)])
+            assert watch.seconds < 1
     assert twin.cost()["rpcs"]["StreamingPull"] >= before + 4
     assert [r for r in caplog.records if r.name.startswith("gwi_celery")] == []
 

@@ -75,10 +75,10 @@ class DeadLetters:
             DEATH_TIME: f"{time.time():.6f}",
         }
         # What its worker says of the death is ours as well, and no part of the message.
-        said = {k: v for k, v in delivery.attributes.items() if k in _DEATH}
+        reported = {k: v for k, v in delivery.attributes.items() if k in _DEATH}
         kept = {k: v for k, v in delivery.attributes.items() if k not in _DEATH}
         message = OutgoingMessage(delivery.data, kept, delivery.priority)
-        death = {**said, **death}
+        death = {**reported, **death}
         short = {**death, DEATH_REASON: cut(reason, REASON_BYTES)}
         short.pop(DEATH_TRACEBACK, None)
         for added in (death, short):
@@ -264,8 +264,8 @@ class Looked:
 
 def id_of(delivery: Delivery) -> str:
     """What a message in a dead letter is called: its death's name, or one made from its own id."""
-    said = delivery.attributes.get(DEATH_ID)
-    return said or _id(delivery.queue.removesuffix(DEAD_LETTER_SUFFIX), delivery.message_id)
+    recorded = delivery.attributes.get(DEATH_ID)
+    return recorded or _id(delivery.queue.removesuffix(DEAD_LETTER_SUFFIX), delivery.message_id)
 
 
 def _id(queue: str, message_id: str) -> str:

@@ -51,7 +51,7 @@ EMULATOR_PULL_SECONDS = 12.0
 EMULATOR_LATELY = 3.0
 #: Seconds between two such questions: at first, and how fast they get rarer.
 _ASK_EVERY, _ASK_RARER = 0.003, 0.008
-#: Seconds after which a pull has said what was there when it came.
+#: Seconds after which a pull has answered with what was there when it arrived.
 _PRESENT = 0.05
 #: Seconds that such a pull may take to end by itself.
 ENDS_BY_ITSELF = 0.2
