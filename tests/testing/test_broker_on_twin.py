@@ -210,6 +210,24 @@ def test_what_waits_for_its_time_takes_nobodys_place(connect: Connect) -> None:
     assert wait_for(receiver).data == b"now"
 
 
+def test_a_level_that_is_said_to_be_empty_is_asked_again(connect: Connect, twin: Twin) -> None:
+    """An immediate pull may answer with nothing although there is something."""
+    twin.switch(settle=0)
+    broker = connect(priority_levels=(0, 5, 9))
+    send(broker, *(b"low" for _ in range(30)))
+    send(broker, *(b"high" for _ in range(30)), priority=9)
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    found: list[bytes] = []
+    while found.count(b"high") < 30:
+        delivery = wait_for(receiver)
+        found.append(delivery.data)
+        broker.ack([delivery])
+    assert found.count(b"low") <= 5, "by chance: without asking again a third of the time"
+    receiver.return_unpolled("q")
+    assert twin.counts(broker.topology.subscription("q"))["expired"] == 0
+
+
 def test_streams_that_end_as_all_do_are_opened_again_without_a_word(
     connect: Connect,
     twin: Twin,
