@@ -21,7 +21,7 @@ from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.sweep import sweep
-from gwi_celery.errors import BrokerUnusable, TooLarge
+from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, TooLarge
 from gwi_celery.testing.twin import STRICT, Twin, start_twin
 from tests.contract.brokers import send, wait_for
 from tests.machine import Stopwatch
@@ -149,6 +149,34 @@ def test_queues_that_killed_processes_left_are_found(connect: Connect, twin: Twi
     assert [binding.queue for binding in operator.bindings()] == ["lives"]
     assert wait_for(busy, "lives").data == b"for all"
     assert sweep(operator, patience=1) == 0
+
+
+def test_a_queue_whose_making_was_not_answered_is_ones_own(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call took effect and failed; made again, the queue exists: it is not another's to leave behind."""
+    twin.switch(settle=0)
+    broker = connect()
+    call, failed = broker.client._call_once, []
+
+    def lose_answers(rpc: str, request: Any, *others: Any) -> Any:
+        answer = call(rpc, request, *others)
+        if rpc == "CreateSubscription" and request.name not in failed:
+            failed.append(request.name)
+            raise BrokerUnavailable("the answer was lost")
+        return answer
+
+    monkeypatch.setattr(broker.client, "_call_once", lose_answers)
+    broker.declare_exchange("news", "fanout")
+    broker.declare_queue(QueueSpec("answers", auto_delete=True))
+    broker.bind("answers", "news", "")
+    receiver = broker.receiver()
+    receiver.subscribe("answers", bulk=True)
+    send(broker, b"x", queue="answers")
+    broker.ack([wait_for(receiver, "answers")])
+    broker.close()
+    assert failed
+    assert list(connect().topology._admin.subscriptions()) == []
 
 
 def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:
