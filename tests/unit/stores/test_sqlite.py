@@ -549,9 +549,10 @@ def test_a_full_disk_loses_nothing_and_the_same_requests_go_through_afterwards(t
     lease = take(store, request("first")).lease
     store.save(lease, step("small"))
 
+    (limited,) = store.database._open_connections  # of one thread: the limit is the connection's
+
     def limit_pages(pages: int) -> None:
-        with store.database.write() as c:  # one thread: always the same connection
-            c.execute(f"PRAGMA max_page_count={pages}")
+        limited.execute(f"PRAGMA max_page_count={pages}")
 
     with store.database.read() as c:
         pages = c.execute("PRAGMA page_count").fetchone()[0]
@@ -572,6 +573,7 @@ def test_a_full_disk_loses_nothing_and_the_same_requests_go_through_afterwards(t
     assert store.get_job(lease.job) == before
     assert [c.name for c in store.load(lease)] == ["small"]
 
+    assert store.database._open_connections == [limited]
     limit_pages(1_000_000)
     claimed = take(store, waiting)
     assert take(store, waiting).lease == claimed.lease
