@@ -52,6 +52,7 @@ SUITE = [
     "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
     "tests/contract/test_store_records.py",
+    "tests/contract/test_store_limits.py",
     "tests/contract/test_store_machine.py",  # last: it takes its time to shrink what it finds
 ]
 FIRESTORE_SUITE = [
@@ -59,6 +60,7 @@ FIRESTORE_SUITE = [
     "emulator",
     "tests/unit/reliability/test_known_bugs.py",
     "tests/firestore/test_store.py",
+    "tests/contract/test_store_limits.py",
     "tests/contract/test_store.py",
     "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
@@ -123,6 +125,18 @@ class Mutant:
 
 
 SQLITE_MUTANTS = [
+    Mutant(
+        "one more than a limit allows runs",
+        "gwi_celery/stores/sqlite/limits.py",
+        "if len(live) >= limit.places:",
+        "if len(live) > limit.places:",
+    ),
+    Mutant(
+        "who fell silent keeps its lock, though its place is another's",
+        "gwi_celery/stores/sqlite/limits.py",
+        'writes.free_lock(c, row["lock_id"], row["token"])',
+        "pass",
+    ),
     Mutant(
         "a second outcome of a generation is accepted in silence",
         RULES,
@@ -317,6 +331,24 @@ SQLITE_MUTANTS = [
 ]
 
 FIRESTORE_MUTANTS = [
+    Mutant(
+        "who fell silent keeps its lock, though its place is another's",
+        "gwi_celery/stores/firestore/limits.py",
+        "writes.append(documents.delete(self._places.lock(lock.ref), lock.version))",
+        "pass",
+    ),
+    Mutant(
+        "a freed lock's places stay",
+        "gwi_celery/stores/firestore/limits.py",
+        "return [documents.delete(places.place(place)) for place in lock.places]",
+        "return []",
+    ),
+    Mutant(
+        "a holder that renews loses its place after its first lease",
+        "gwi_celery/stores/firestore/limits.py",
+        "elif lock.expired(read.read_time):",
+        "elif True:",
+    ),
     Mutant(
         "tokens start again with each record",
         CLAIMER,

@@ -10,7 +10,19 @@ from typing import Any
 import click
 
 from gwi_celery import jobs as verbs
-from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, yes
+from gwi_celery.cli.frame import (
+    SHAPES,
+    SPAN,
+    Column,
+    Exit,
+    Progress,
+    Shape,
+    command,
+    confirm,
+    end,
+    yes,
+)
+from gwi_celery.cli.frame import show as print_rows
 from gwi_celery.integration import store_for
 from gwi_celery.jobs import JobRecord, JobStatus, LockRecord, LockRef
 
@@ -111,6 +123,21 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     return rows
 
 
+#: What `show --tree` prints, parents before their children.
+_TREE = SHAPES.setdefault(
+    "jobs show --tree",
+    Shape(
+        "jobs show --tree",
+        (
+            *(Column("job", whole=True), Column("status"), Column("tenant")),
+            *(Column("run_id", "string?", title="run"), Column("age", "number", show="age")),
+            *(Column("task_id", title="id", whole=True), Column("depth", "integer", title="")),
+            *(Column("task", title=""), Column("error", title="")),
+        ),
+    ),
+)
+
+
 @command(
     jobs,
     "show",
@@ -131,8 +158,18 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     single=True,
 )
 @click.argument("id")
-def show(app: Any, id: str) -> dict[str, Any]:
+@click.option("--tree", is_flag=True, help="Only where it and all that it has called stand.")
+def show(app: Any, id: str, tree: bool) -> dict[str, Any] | None:
     """Everything on one job, but its arguments: attempts, steps, children, its lock, dead letters."""
+    if tree:
+        rows = [
+            {**_row(record), "depth": depth, "job": f"{'  ' * depth}{record.job.task}"}
+            for depth, record in verbs.descendants(id, app=app)
+        ]
+        if not rows:
+            end(Exit.NOTHING, f"no record of {id!r}: {verbs.explain(id, app=app)}")
+        print_rows(_TREE, rows, as_json=click.get_current_context().params["as_json"])
+        return None
     details = verbs.get(id, app=app)
     if details is None:
         end(Exit.NOTHING, f"no record of {id!r}: {verbs.explain(id, app=app)}")

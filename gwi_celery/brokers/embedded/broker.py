@@ -287,8 +287,10 @@ class EmbeddedBroker:
             )
             if not batch:
                 break
-            total += batch
-            moved(batch)
+            if only is not None:  # one that died again meanwhile is not taken twice
+                only = frozenset(only) - frozenset(batch)
+            total += len(batch)
+            moved(len(batch))
         return total
 
     @property
