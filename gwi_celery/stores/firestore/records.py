@@ -1,11 +1,12 @@
 """What is in the Firestore store's documents.
 
 Everything is in the map ``data``, which has no index, except what lists and TTL policies need:
-``status``, ``run``, ``task``, ``error``, ``parent`` and ``terms`` (labels, and ids of calls); ``created``,
-``updated`` and ``gc_at``. All of these texts but the status and the error's class are digests, because an
-index entry holds 1,500 bytes at most. Lists across tenants are ordered by ``created``, which never changes.
-All writes of one moment go to one place of such an index, and so a job is written there about twice in its
-life, not at each step. A job's own values are stored as bytes, never as Firestore maps.
+``status``, ``run``, ``task``, ``error``, ``parent`` and ``terms`` (labels, and ids of calls);
+``created``, ``updated`` and ``gc_at``. All of these texts but the status and the error's class are
+digests, because an index entry holds 1,500 bytes at most. Lists across tenants are ordered by
+``created``, which never changes. All writes of one moment go to one place of such an index, and so a
+job is written there about twice in its life, not at each step. A job's own values are stored as bytes,
+never as Firestore maps.
 
 The fencing token of a claim is its commit's time in microseconds, which its own writes can't name.
 So in a lock or record without a ``fence`` the version is the token; the first write after the claim
