@@ -12,7 +12,7 @@ from gwi_celery import upkeep
 from gwi_celery.cli.frame import Column, Exit, command, end, printable, when
 from gwi_celery.cli.root import gwi
 from gwi_celery.config import SETTINGS, Settings
-from gwi_celery.integration import settings_for, store_for
+from gwi_celery.integration import broker_for, settings_for, store_for
 
 _DEFAULTS = Settings()
 
@@ -96,12 +96,24 @@ def config(app: Any, everything: bool) -> list[dict[str, Any]]:
 
 @command(gwi, "cleanup", Column("deleted", "integer"), single=True)
 def cleanup(app: Any) -> dict[str, Any]:
-    """Delete what has expired. Workers do so by themselves on embedded files, TTL on Firestore."""
-    deleted = upkeep.clean(app)
+    """Delete what has expired, and on Pub/Sub the queues that killed processes left, which takes a while.
+
+    Workers delete what has expired by themselves on embedded files, TTL on Firestore; Pub/Sub such queues
+    after a day.
+    """
+    deleted = upkeep.clean(app) + _swept(app)
     store = store_for(app)
     while found := store.cleanup():
         deleted += found
     return {"deleted": deleted}
+
+
+def _swept(app: Any) -> int:
+    from gwi_celery.brokers.pubsub.broker import PubSubBroker
+    from gwi_celery.brokers.pubsub.sweep import sweep
+
+    broker = broker_for(app)
+    return sweep(broker) if isinstance(broker, PubSubBroker) else 0
 
 
 @command(gwi, "tail")

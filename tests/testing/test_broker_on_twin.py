@@ -20,6 +20,7 @@ from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
+from gwi_celery.brokers.pubsub.sweep import sweep
 from gwi_celery.errors import BrokerUnusable, TooLarge
 from gwi_celery.testing.twin import STRICT, Twin, start_twin
 from tests.contract.brokers import send, wait_for
@@ -127,6 +128,27 @@ def test_asking_whether_it_answers_costs_no_admin_call(connect: Connect, twin: T
             broker.connect()
     finally:
         twin.allow("pubsub.subscriptions.consume")
+
+
+def test_queues_that_killed_processes_left_are_found(connect: Connect, twin: Twin) -> None:
+    """What a busy process reads is none of them, nor is a queue that stays."""
+    lives, dead, operator = connect(), connect(), connect()
+    for broker, name in ((lives, "lives"), (dead, "dead")):
+        broker.declare_exchange("news", "fanout")
+        broker.declare_queue(QueueSpec(name, auto_delete=True))
+        broker.bind(name, "news", "")
+    lives.declare_queue(QueueSpec("stays"))
+    busy = lives.receiver()
+    busy.subscribe("lives", bulk=True)
+    subscription = lives.topology.subscription("lives")
+    eventually(lambda: busy.poll("lives", 1) or twin.counts(subscription)["readers"])
+    lives.publish("news", "", OutgoingMessage(b"for all"))
+    twin.switch(settle=0)  # it was long ago
+    assert sweep(operator, patience=1) == 1
+    assert operator.queues() == ["lives", "stays", "stays.dead"]
+    assert [binding.queue for binding in operator.bindings()] == ["lives"]
+    assert wait_for(busy, "lives").data == b"for all"
+    assert sweep(operator, patience=1) == 0
 
 
 def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:
