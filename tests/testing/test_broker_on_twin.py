@@ -154,7 +154,7 @@ def test_queues_that_killed_processes_left_are_found(connect: Connect, twin: Twi
 def test_a_queue_whose_making_was_not_answered_is_ones_own(
     connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The call took effect and failed; made again, the queue exists: it is not another's to leave behind."""
+    """The call took effect and failed; made again, the queue exists, but is no other process's."""
     twin.switch(settle=0)
     broker = connect()
     call, failed = broker.client._call_once, []
