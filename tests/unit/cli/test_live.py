@@ -195,10 +195,14 @@ def test_tail_shows_what_happens_as_it_happens(shop: Shop) -> None:
     busy.start()
     try:
         lines = shop("tail", "--count", "6").splitlines()
+        objects = shop("tail", "--count", "3", "--json").splitlines()
     finally:
         over.set()
         busy.join()
     assert len(lines) == 6
+    assert len(objects) == 3
+    for line in objects:
+        jsonschema_rs.validate(SHAPES["tail"].schema(), json.loads(line))
     kinds = {line.split()[2] for line in lines}
     assert kinds & {"task-received", "task-started", "task-succeeded"}
     assert all(line.split()[1].endswith("Z") for line in lines)
