@@ -131,7 +131,9 @@ def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
     assert (dead["task_id"], dead["reason"], dead["tenant"]) == (fails, "failed", "acme")
     shown = shop.json("dlq", "show", fails)
     assert 'raise KeyError("sku")' in shown["traceback"]
+    fence = shown["fence"]
     shown = shop.json("jobs", "show", fails)
+    assert [a["fence"] for a in shown["attempts"]] == [fence]
     assert [a["how"] for a in shown["attempts"]] == ["failed"]
     assert [s["name"] for s in shown["steps"]] == ["list"]
     assert shown["dead_letters"] == [dead["id"]]
