@@ -12,7 +12,9 @@ import click
 from gwi_celery import queues
 from gwi_celery.brokers.base import KINDS_OF_DEATH
 from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, yes
+from gwi_celery.integration import store_for
 from gwi_celery.queues import DeadLetter
+from gwi_celery.stores.base import JobFilter
 
 
 @click.group()
@@ -105,6 +107,7 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
         Column("run_id", title="run"),
     ),
     *(Column("attempts", "integer"), Column("deliveries", "integer"), Column("worker")),
+    Column("fence", "integer?"),
     *(Column("published_at", "number", show="time"), Column("died_at", "number", show="time")),
     *(Column("expires_at", "number?", show="time"), Column("traceback")),
     *(Column("attributes", "object", title=""), Column("size", "integer?", title="bytes")),
@@ -129,7 +132,22 @@ def show_(app: Any, id: str, with_message: bool) -> dict[str, Any] | None:
         click.echo(dead.data)
         return None
     encoded = base64.b64encode(dead.data).decode("ascii") if dead.whole else None
-    return {**vars(dead), "size": len(dead.data) if dead.whole else None, "message": encoded}
+    size = len(dead.data) if dead.whole else None
+    return {**vars(dead), "fence": _fence(app, dead), "size": size, "message": encoded}
+
+
+def _fence(app: Any, dead: DeadLetter) -> int | None:
+    """That of its last attempt, as its job's record has it."""
+    if not dead.task_id:
+        return None
+    found = store_for(app).find_jobs(JobFilter(task_id=dead.task_id), limit=1).jobs
+    tried = [
+        past.fence
+        for record in found
+        for past in record.attempts
+        if past.task_id == dead.task_id and past.began <= dead.died_at
+    ]
+    return tried[-1] if tried else None
 
 
 def _chosen(

@@ -40,8 +40,8 @@ def export(chosen: Iterable[DeadLetter]) -> Iterator[str]:
     for dead in chosen:
         if not dead.whole:
             raise InvalidCall(
-                f"of dead letter {dead.id} only the record was read: find it with look=True, and leave "
-                "out what is not whole, as another has it just now"
+                f"only the record of dead letter {dead.id} was read: find it with look=True; if its "
+                "message can't be read then, somebody else has it just now: leave it out"
             )
         fields = {k: v for k, v in vars(dead).items() if k not in ("data", "whole")}
         fields["data"] = base64.b64encode(dead.data).decode("ascii")

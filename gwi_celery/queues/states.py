@@ -74,7 +74,7 @@ def _set_paused(app: Any, queue: str, paused: bool) -> None:
     records = recorded(app)
     if records is None:
         raise ConfigurationError(
-            "a store with a database for each tenant has no place for a pause: stop the queue's workers, "
+            "a store with a database for each tenant can't keep a pause: stop the queue's workers, "
             f"or tell them `celery -A APP control cancel_consumer {queue}`"
         )
     if not broker.has_queue(queue):

@@ -53,6 +53,9 @@ EMULATOR_LATELY = 3.0
 _ASK_EVERY, _ASK_RARER = 0.003, 0.008
 #: Seconds after which a pull has answered with what was there when it arrived.
 _PRESENT = 0.05
+#: Times that a level must have said so before it counts as empty: of any queue an immediate pull may
+#: answer with nothing. The emulator's never does.
+_EMPTY_AFTER = 3
 #: Seconds that such a pull may take to end by itself.
 ENDS_BY_ITSELF = 0.2
 #: Messages in one pull or in the hands of one stream at most.
@@ -163,6 +166,8 @@ class Pull(Line):
         self._wanted = 0
         self._paused = False
         self._started = self._active = time.monotonic()
+        #: How often in a row a look found nothing.
+        self._empty = 0
         #: Whether the call in flight asks for what is there, and so ends by itself.
         self._asks = False
 
@@ -184,6 +189,7 @@ class Pull(Line):
             if self.retry_at is not None:
                 return False
             self._wanted = limit
+            self._empty = 0
             self.probing = True
             self._start()
             return True
@@ -267,6 +273,9 @@ class Pull(Line):
             # Nothing for the loop to do: go on waiting without it. Also at once after a message that
             # was not for now, or that a filter should have kept away: the next may be.
             again = idle and self._wanted > 0 and (bool(received) or not (probed or asked))
+            if idle and probed and not received and not self.receiver.broker.options.lax:
+                self._empty += 1
+                again = self._wanted > 0 and self._empty < _EMPTY_AFTER
             if again:
                 self.probing = probed
                 self._start()

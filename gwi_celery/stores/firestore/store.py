@@ -112,8 +112,8 @@ class FirestoreStore(Store):
     def queues(self) -> FirestoreQueues:
         if self.url.database_per_tenant:
             raise InvalidCall(
-                "this store has a database for each tenant, and no place for what is of all: it keeps "
-                "no records of dead letters, and no pauses of queues"
+                "this store has a database for each tenant, and none that all share: it keeps no "
+                "records of dead letters, and no pauses of queues"
             )
         return FirestoreQueues(self.client_of(""), self._places)
 
@@ -190,7 +190,7 @@ class FirestoreStore(Store):
     def operator_key(self) -> bytes:
         if self.url.database_per_tenant:
             raise InvalidCall(
-                "this store has a database for each tenant, and no place for a key of all: set "
+                "this store has a database for each tenant, and none that all share, for a key: set "
                 "gwi_signing_keys, the same for workers and operators"
             )
         return operators.key(self.client_of(""), self._places)
@@ -207,7 +207,7 @@ class FirestoreStore(Store):
     ) -> list[Action]:
         """As :meth:`Store.list_actions`. With a database for each tenant, ``tenant`` is needed."""
         if tenant is None and self.url.database_per_tenant:
-            raise InvalidCall("this store has a database for each tenant: say whose actions")
+            raise InvalidCall("this store has a database for each tenant: name the tenant")
         return operators.listed(self.client_of(tenant or ""), self._places, tenant, limit, before)
 
     def put_value(
@@ -264,8 +264,8 @@ class FirestoreStore(Store):
             client = self.client_of(wanted.tenant)
         elif self.url.database_per_tenant:
             raise InvalidCall(
-                "each tenant has a database of its own here, and no list goes over all of them: "
-                "name a tenant"
+                "each tenant has a database of its own here, and no list covers all of them: name "
+                "a tenant"
             )
         else:
             client = self.client_of("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 
-from gwi_celery import ReliableTask, broker_for, setup
+from gwi_celery import ReliableTask, broker_for, jobs, setup
 from gwi_celery.brokers.base import REDRIVE, Delivery, QueueSpec
+from gwi_celery.cli.frame import Exit
 from gwi_celery.transport.death import Death
+from tests.threadworker import worker_in_thread
 from tests.unit.cli.conftest import Gwi
 from tests.workers import eventually
 
@@ -52,8 +55,9 @@ def killed(
     *arguments: str,
     of: str = "gwi_celery.brokers.embedded:EmbeddedBroker",
     **settings: str,
-) -> None:
-    """Run ``celery gwi`` in a process of its own, and kill -9 it at its third call of ``when``."""
+) -> str:
+    """Run ``celery gwi`` in a process of its own, and kill -9 it at its third call of ``when``;
+    what it wrote to stderr."""
     settings = settings or {"folder": str(folder / "gwi")}
     (folder / "killed_app.py").write_text(_APP.format(settings=settings))
     script = f"""
@@ -61,10 +65,12 @@ import os, signal, sys
 from types import SimpleNamespace
 sys.path.insert(0, {str(folder)!r})
 from killed_app import app
-from kombu.utils.imports import symbol_by_name
+from importlib import import_module
 from gwi_celery.cli import gwi
 calls = 0
-of = symbol_by_name({of!r})
+module, _, name = {of!r}.partition(":")
+of = import_module(module)
+of = getattr(of, name) if name else of
 whole = of.{when}
 def some(self, *args, **kwargs):
     global calls
@@ -79,6 +85,31 @@ gwi({list(arguments)!r}, obj=SimpleNamespace(app=app))
         [sys.executable, "-c", script], cwd=folder, capture_output=True, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    return done.stderr.decode()
+
+
+def test_a_replay_of_many_is_begun_anew_where_it_was_cut_short(gwi_, tmp_path):
+    app, task = gwi_.app, gwi_.app.tasks["shop.invoice"]
+    ids = [task.delay(tenant_id="acme", run_id=f"r{n}").id for n in range(6)]
+
+    def generations() -> list[int]:
+        found = [jobs.get(id, app=app) for id in ids]
+        ended = [job.record for job in found if job and job.record.status.terminal]
+        return [record.generation for record in ended]
+
+    with worker_in_thread(app):
+        eventually(lambda: len(generations()) == len(ids))
+    call = ("jobs", "replay", "--task", "shop.invoice", "--yes")
+    said = killed(tmp_path, "replay", *call, of="gwi_celery.jobs")
+    [until] = re.findall(r"--until ([\d.]+)", said)
+    broker = broker_for(app)
+    assert broker.size("celery").ready == 2
+    # What was replayed and has not begun is a duplicate then.
+    assert gwi_.json(*call, "--until", until)["replayed"] == 6
+    with worker_in_thread(app):
+        eventually(lambda: sorted(generations()) == [2] * 6 and broker.size("celery").total == 0)
+    gwi_(*call, "--until", until, code=Exit.NOTHING)
+    assert generations() == [2] * 6
 
 
 def runs(gwi_, queue: str) -> Counter[str]:

@@ -131,7 +131,9 @@ def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
     assert (dead["task_id"], dead["reason"], dead["tenant"]) == (fails, "failed", "acme")
     shown = shop.json("dlq", "show", fails)
     assert 'raise KeyError("sku")' in shown["traceback"]
+    fence = shown["fence"]
     shown = shop.json("jobs", "show", fails)
+    assert [a["fence"] for a in shown["attempts"]] == [fence]
     assert [a["how"] for a in shown["attempts"]] == ["failed"]
     assert [s["name"] for s in shown["steps"]] == ["list"]
     assert shown["dead_letters"] == [dead["id"]]
@@ -193,10 +195,14 @@ def test_tail_shows_what_happens_as_it_happens(shop: Shop) -> None:
     busy.start()
     try:
         lines = shop("tail", "--count", "6").splitlines()
+        objects = shop("tail", "--count", "3", "--json").splitlines()
     finally:
         over.set()
         busy.join()
     assert len(lines) == 6
+    assert len(objects) == 3
+    for line in objects:
+        jsonschema_rs.validate(SHAPES["tail"].schema(), json.loads(line))
     kinds = {line.split()[2] for line in lines}
     assert kinds & {"task-received", "task-started", "task-succeeded"}
     assert all(line.split()[1].endswith("Z") for line in lines)
