@@ -201,11 +201,11 @@ class Worker:
             "threads": float(main.num_threads()),
         }
 
-    def stop(self) -> float:
+    def stop(self, timeout: float = 30.0) -> float:
         """Seconds from SIGTERM to the end."""
         began = time.perf_counter()
         self.process.terminate()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=timeout)
         return time.perf_counter() - began
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from gwi_celery import forks
+from gwi_celery import forks, redrives
 from gwi_celery.actions import action
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.brokers.letters import DeadLetter
@@ -29,9 +29,6 @@ SIGNATURE: Final = "gwi-signature"
 #: Transport option that names the authority of an app's connections. Not an attribute of theirs, for
 #: Kombu makes copies of them by their options, and shares those of one URL and the same options.
 AUTHORITY_OPTION: Final = "gwi_authority"
-
-#: Of an operator's marks where there is one between an id and its seal.
-_SEALED: Final = "~"
 
 
 def find(id: str | None) -> Authority | None:
@@ -139,13 +136,13 @@ class Authority:
         keys = self._of_the_store() if seal.startswith(f"{STORE}:") else self.keys
         return keys.verify(MARK, json.dumps(what).encode(), seal)
 
-    def redrive_mark(self, death: str) -> str:
+    def redrive_mark(self, death: str, from_step: str | None = "") -> str:
         """What makes a dead message a new submission, and proves that an operator asked for it."""
-        mark = digest("redrive", death)[:32]
-        return f"{mark}{_SEALED}{self.seal('redrive', mark)}"
+        mark = redrives.mark(death, from_step)
+        return redrives.sealed(mark, self.seal("redrive", mark))
 
     def is_redrive_mark(self, value: str) -> bool:
-        mark, _, seal = value.partition(_SEALED)
+        mark, seal = redrives.parts(value)
         return self.is_sealed(seal, "redrive", mark)
 
     @property

@@ -39,9 +39,7 @@ def nominal_time(entry: Any) -> str:
 def _named(entry: Any) -> str:
     try:
         return nominal_time(entry)
-    except (
-        Exception
-    ):  # a custom schedule that can't tell: each call is a job of its own all the same
+    except Exception:  # a custom schedule that can't tell: even so, each call is a job of its own
         logger.exception("no nominal time of %s: the time of its sending names it", entry.name)
         return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 

@@ -93,7 +93,7 @@ class Settings:
         "GWI_RESULT_TTL", "seconds a job's outcome answers its duplicates", DAY
     )
     max_deliveries: int = _setting(
-        "GWI_MAX_DELIVERIES", "deliveries of one message before it goes to the dead letter", 20
+        "GWI_MAX_DELIVERIES", "attempts at one message before it goes to the dead letter", 20
     )
     max_crashes: int = _setting(
         "GWI_MAX_CRASHES", "times a job may take its worker down before it fails for good", 10

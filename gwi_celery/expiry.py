@@ -75,7 +75,7 @@ def archive_expiring(app: Any) -> int:
         due = [
             letter
             for letter in queues.dead_letters(app, queue, look=True)
-            if letter.expires_at is not None and letter.expires_at <= before
+            if letter.whole and letter.expires_at is not None and letter.expires_at <= before
         ]
         for start in range(0, len(due), _BATCH):
             batch = sorted(due[start : start + _BATCH], key=lambda letter: letter.died_at)

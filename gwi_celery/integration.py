@@ -159,8 +159,8 @@ class _AppBroker:
         broker: Broker | None = getattr(self.connection.transport, "broker", None)
         if broker is None:
             raise ConfigurationError(
-                f"the broker {self.connection.transport_cls!r} has no sizes, dead letters or "
-                "redrives of this package's: use embedded:// or pubsub://"
+                f"the broker {self.connection.transport_cls!r} is not one of this package's, so it has "
+                "no sizes, dead letters or redrives here: use embedded:// or pubsub://"
             )
         self.broker = broker
         if app in _integrations or app in _refused:  # a plain app has none

@@ -1,4 +1,4 @@
-"""Words for messages: of values whatever their ``__str__`` does, and of the name that was meant."""
+"""Texts: as bytes, of values whatever their ``__str__`` does, and of the name that was meant."""
 
 from __future__ import annotations
 

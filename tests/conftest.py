@@ -17,7 +17,7 @@ from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
 from gwi_celery.testing.emulators import EmulatorMissing, start_firestore, start_pubsub
-from tests import slow, workers
+from tests import slow, zygote
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
 
@@ -25,6 +25,9 @@ __all__ = ["firestore_emulator", "pubsub_emulator"]
 # worker that a test starts compile the package.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Emulators live for minutes: Java's second compiler and its parallel collector cost more than they give.
+os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 # How long an example takes measures the machine, and what else it does.
 for name, examples in (("whole", 100), ("quick", 20)):
@@ -38,7 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(slow)
     quick = "not slow" in config.option.markexpr
     settings.load_profile("quick" if quick else "whole")
-    workers.WARM = quick and sys.platform == "linux"
+    if quick and sys.platform == "linux":
+        zygote.ZYGOTE = zygote.Zygote()
     controls = bool(getattr(config.option, "numprocesses", None))
     if not controls or hasattr(config, "workerinput") or "not emulator" in config.option.markexpr:
         return

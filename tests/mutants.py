@@ -52,6 +52,7 @@ SUITE = [
     "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
     "tests/contract/test_store_records.py",
+    "tests/contract/test_store_limits.py",
     "tests/contract/test_store_machine.py",  # last: it takes its time to shrink what it finds
 ]
 FIRESTORE_SUITE = [
@@ -59,6 +60,7 @@ FIRESTORE_SUITE = [
     "emulator",
     "tests/unit/reliability/test_known_bugs.py",
     "tests/firestore/test_store.py",
+    "tests/contract/test_store_limits.py",
     "tests/contract/test_store.py",
     "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
@@ -124,6 +126,18 @@ class Mutant:
 
 SQLITE_MUTANTS = [
     Mutant(
+        "one more than a limit allows runs",
+        "gwi_celery/stores/sqlite/limits.py",
+        "if len(live) >= limit.places:",
+        "if len(live) > limit.places:",
+    ),
+    Mutant(
+        "who fell silent keeps its lock, though its place is another's",
+        "gwi_celery/stores/sqlite/limits.py",
+        'writes.free_lock(c, row["lock_id"], row["token"])',
+        "pass",
+    ),
+    Mutant(
         "a second outcome of a generation is accepted in silence",
         RULES,
         "if job.fence != lease.fence or (job.status is outcome.status and same_bytes):",
@@ -183,20 +197,20 @@ SQLITE_MUTANTS = [
             (
                 RULES,
                 "another payload runs after a success",
-                "job.status is JobStatus.FAILED\n        and",
-                "True\n        and",
+                "return _failed_otherwise(job, request) and (",
+                "return True and (",
             ),
             (
                 RULES,
                 "a corrected payload never runs",
-                "job.status is JobStatus.FAILED\n        and",
-                "False\n        and",
+                "return _failed_otherwise(job, request) and (",
+                "return False and (",
             ),
             (
                 RULES,
                 "a redelivery undoes the correction",
-                "and submission_id(request.submission) not in job.failed\n        and",
-                "and",
+                "return _failed_otherwise(job, request) and (",
+                "return job.status is JobStatus.FAILED and (",
             ),
             (
                 RULES,
@@ -245,8 +259,14 @@ SQLITE_MUTANTS = [
     Mutant(
         "a failure answers a fresh call",
         RULES,
-        "    failed = job.status is JobStatus.FAILED\n",
-        "    failed = False\n",
+        "        return True\n    return _failed_otherwise(job, request)\n",
+        "        return True\n    return False\n",
+    ),
+    Mutant(
+        "a redrive from a step is replayed by each redelivery",
+        RULES,
+        "what it failed with is not replayed\n        return _failed_otherwise(job, request)",
+        "\n        return True",
     ),
     Mutant(
         "a step may be overwritten",
@@ -311,6 +331,24 @@ SQLITE_MUTANTS = [
 ]
 
 FIRESTORE_MUTANTS = [
+    Mutant(
+        "who fell silent keeps its lock, though its place is another's",
+        "gwi_celery/stores/firestore/limits.py",
+        "writes.append(documents.delete(self._places.lock(lock.ref), lock.version))",
+        "pass",
+    ),
+    Mutant(
+        "a freed lock's places stay",
+        "gwi_celery/stores/firestore/limits.py",
+        "return [documents.delete(places.place(place)) for place in lock.places]",
+        "return []",
+    ),
+    Mutant(
+        "a holder that renews loses its place after its first lease",
+        "gwi_celery/stores/firestore/limits.py",
+        "elif lock.expired(read.read_time):",
+        "elif True:",
+    ),
     Mutant(
         "tokens start again with each record",
         CLAIMER,

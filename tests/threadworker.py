@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery.contrib.testing.worker import TestWorkController, start_worker
+from celery.platforms import EX_OK
+from celery.worker import state
 
 from tests.machine import PATIENCE
 
@@ -44,3 +46,9 @@ def worker_in_thread(app: Any, **options: Any) -> Iterator[Any]:
         if not started.ready:
             raise RuntimeError("the worker ended while it started") from started.why_it_ended
         yield started
+        # Celery waits for its loop to look, which may sleep for ten seconds.
+        state.should_terminate = EX_OK
+        connection = getattr(started.consumer, "connection", None)
+        wake = getattr(getattr(connection, "transport", None), "wake", None)
+        if wake is not None:
+            wake()

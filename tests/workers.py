@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,14 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests import zygote
 from tests.machine import PATIENCE, Stopwatch
-from tests.zygote import ZYGOTE, Forked
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-#: Whether workers are forked from a process that has imported already; see tests/zygote.py.
-WARM = False
 
 
 class Worker:
@@ -45,31 +40,15 @@ class Worker:
         self.name = f"w{time.monotonic_ns()}@test"
         self.log = ""
         self._changed = threading.Condition()
-        self.process = self._start(
+        self.process = zygote.start(
+            "celery",
             ["-A", app, *self.command(pool, concurrency), *args],
-            folder,
-            {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
+            folder=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
             fresh=fresh or pool == "gevent",  # which changes what others then import
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-
-    @staticmethod
-    def _start(
-        arguments: list[str], folder: Path, env: dict[str, str], *, fresh: bool
-    ) -> subprocess.Popen[str] | Forked:
-        if WARM and not fresh:
-            return ZYGOTE.fork(arguments, folder, env)
-        return subprocess.Popen(
-            [sys.executable, "-m", "celery", *arguments],
-            cwd=folder,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
 
     def command(self, pool: str, concurrency: int) -> list[str]:
         """Celery's subcommand and its arguments."""

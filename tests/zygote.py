@@ -1,4 +1,4 @@
-"""``celery`` processes that are forked from one that has imported what they need.
+"""Processes of tests that are forked from one that has imported what they need.
 
 A start costs a second of a CPU, most of it imports, and the suite starts hundreds. The zygote only
 imports: it has one thread, and opens nothing, so that what it forks is as good as new. From there on the
@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -22,6 +23,8 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +70,9 @@ _MOST = 1 << 20
 class Forked:
     """Such a process, with what :class:`subprocess.Popen` has of one."""
 
-    def __init__(self, pid: int, status: socket.socket, stdout: Any) -> None:
+    def __init__(self, pid: int, status: socket.socket, stdin: Any, stdout: Any) -> None:
         self.pid = pid
+        self.stdin = stdin
         self.stdout = stdout
         self.returncode: int | None = None
         self._status = status
@@ -80,12 +84,15 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         code = self._look(timeout)
         if code is None:
-            raise subprocess.TimeoutExpired("celery", timeout or 0.0)
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
         return code
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
     def _look(self, timeout: float | None) -> int | None:
         with self._lock:
@@ -105,18 +112,28 @@ class Zygote:
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
 
-    def fork(self, arguments: list[str], folder: Path, env: dict[str, str]) -> Forked:
-        """``python -m celery`` with these arguments."""
-        read, write = os.pipe()
-        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        request = json.dumps([arguments, str(folder), env]).encode()
-        with theirs, self._lock:
-            socket.send_fds(self._connected(), [request], [write, theirs.fileno()])
-        os.close(write)
+    def fork(
+        self, module: str, arguments: Sequence[str], folder: Path, env: dict[str, str], talks: bool
+    ) -> Forked:
+        request = json.dumps([module, arguments, str(folder), env]).encode()
+        with ExitStack() as stack:
+            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            stack.enter_context(theirs)
+            output, end = os.pipe()
+            stack.callback(os.close, end)
+            if talks:
+                begin, stdin = os.pipe()
+                put: Any = os.fdopen(stdin, "w", encoding="utf-8")
+            else:
+                begin, put = os.open(os.devnull, os.O_RDONLY), None
+            stack.callback(os.close, begin)
+            fds = [theirs.fileno(), begin, end, sys.__stderr__.fileno() if talks else end]
+            with self._lock:
+                socket.send_fds(self._connected(), [request], fds)
         pid = mine.recv(16)
         if not pid:
             raise RuntimeError("the zygote has ended")
-        return Forked(int(pid), mine, os.fdopen(read, encoding="utf-8", errors="replace"))
+        return Forked(int(pid), mine, put, os.fdopen(output, encoding="utf-8", errors="replace"))
 
     def _connected(self) -> socket.socket:
         if self._control is None:
@@ -129,6 +146,8 @@ class Zygote:
                     [sys.executable, "-m", "tests.zygote", str(theirs.fileno())],
                     cwd=ROOT,
                     env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                 )
@@ -137,15 +156,46 @@ class Zygote:
         return self._control
 
 
-#: This process's.
-ZYGOTE = Zygote()
+#: This process's; None: each process is started from nothing.
+ZYGOTE: Zygote | None = None
+
+
+def start(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    folder: Path = ROOT,
+    env: dict[str, str] | None = None,
+    talks: bool = False,
+    fresh: bool = False,
+) -> subprocess.Popen[str] | Forked:
+    """``python -m module arguments``, in a session of its own.
+
+    Args:
+        talks: It has a stdin, and its stderr is the test's; else its stderr goes where its stdout does.
+        fresh: Start it from nothing, whatever the others do.
+    """
+    env = dict(os.environ) if env is None else env
+    if ZYGOTE is not None and not fresh:
+        return ZYGOTE.fork(module, arguments, folder, env, talks)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=None if talks else subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
 
 
 # --- in the zygote ---------------------------------------------------------------------------------
 
 
-def serve(control: socket.socket) -> list[str]:
-    """Fork whenever asked. Returns in each child, with its arguments; the zygote itself exits here."""
+def serve(control: socket.socket) -> str:
+    """Fork whenever asked. Returns in each child, with its module; the zygote itself exits here."""
     wakes, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -162,35 +212,36 @@ def serve(control: socket.socket) -> list[str]:
                     with children.pop(pid) as told:
                         told.send(str(os.waitstatus_to_exitcode(status)).encode())
         if control in ready:
-            request, fds, _, _ = socket.recv_fds(control, _MOST, 2)
+            request, fds, _, _ = socket.recv_fds(control, _MOST, 4)
             if not request:
                 os._exit(0)
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for fd in (wakes, waker, fds[1], control.detach()):
-                    os.close(fd)
-                for told in children.values():
+                for told in (control, *children.values()):
                     told.close()
-                return _become(request, fds[0])
-            os.close(fds[0])
-            children[pid] = socket.socket(fileno=fds[1])
+                for number, fd in enumerate(fds[1:]):
+                    os.dup2(fd, number)
+                for fd in (wakes, waker, *fds):
+                    os.close(fd)
+                return _become(request)
+            for fd in fds[1:]:
+                os.close(fd)
+            children[pid] = socket.socket(fileno=fds[0])
             children[pid].send(str(pid).encode())
 
 
-def _become(request: bytes, output: int) -> list[str]:
-    arguments, folder, env = json.loads(request)
+def _become(request: bytes) -> str:
+    module, arguments, folder, env = json.loads(request)
     os.setsid()
-    for fd in (1, 2):
-        os.dup2(output, fd)
-    os.close(output)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
     sys.path[0] = folder
     sys.path[1:1] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
-    return list(arguments)
+    sys.argv[1:] = arguments
+    return str(module)
 
 
 def main(fd: int) -> None:
@@ -200,13 +251,7 @@ def main(fd: int) -> None:
             importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in what is forked"
     gc.freeze()
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    sys.argv[1:] = serve(socket.socket(fileno=fd))
-    sys.argv[0] = "celery"
-    from celery.__main__ import main
-
-    sys.exit(main())
+    runpy.run_module(serve(socket.socket(fileno=fd)), run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 #: Size of a chord whose header is being made: more parts than there will ever be.
 _SIZE_TO_COME = 2**40
-#: Share of a result's life after which a chord's next part renews all of the chord: an hour of a day.
+#: Share of a result's life after which a chord's next part renews the whole chord: an hour of a day.
 RENEW_CHORD_AFTER = 1 / 24
 
 
@@ -70,7 +70,7 @@ class ReliableBackend(ReliableResults):
 
     @abstractmethod
     def count_part(self, group_id: str, part: str) -> Counted:
-        """Count one part of a chord, once, and keep all of the chord as long as a new result."""
+        """Count one part of a chord, once, and keep the whole chord as long as a new result."""
 
     @abstractmethod
     def parts(self, group_id: str) -> list[str]:
@@ -86,8 +86,8 @@ class ReliableBackend(ReliableResults):
         self.ensure_chords_allowed()
         group_id, results = header_result_args
         if isinstance(results, _regen):
-            # A generator's tasks are sent while it makes them, with ids of their own. Who they are is
-            # known as they return; how many, with the last.
+            # A generator's tasks are sent while it makes them, with ids of their own. Their ids are
+            # known as they return; their number, with the last.
             self._open_chord(group_id, [])
             self.retried(self.keep_chord_size, group_id, _SIZE_TO_COME)
         else:
@@ -178,7 +178,7 @@ class ReliableBackend(ReliableResults):
 
 
 def _leaves(group: Any) -> Iterator[str]:
-    """The ids of the tasks in it, those of groups in it too."""
+    """The ids of the group's tasks, nested groups' included."""
     for result in group.results:
         if isinstance(result, ResultSet):
             yield from _leaves(result)
@@ -187,7 +187,7 @@ def _leaves(group: Any) -> Iterator[str]:
 
 
 def _values(group: Any, found: Mapping[str, Any]) -> list[Any]:
-    """What the tasks of it returned, in its shape."""
+    """What the group's tasks returned, nested as they are."""
     return [
         _values(result, found) if isinstance(result, ResultSet) else found[result.id]["result"]
         for result in group.results

@@ -72,7 +72,7 @@ class EmbeddedBackend(ReliableBackend):
 
     def put(self, key: str, value: Any, state: str | None, expires: Any, request: Any) -> None:
         now = self._clock.time()
-        # Not synced: a power cut may take the result's copy, never the outcome of a reliable job,
+        # Not synced: a power cut may lose this copy of the result, but never a reliable job's outcome,
         # which answers the next call.
         ours = tenants.tenant_of(request)
         with self._db.write(durable=False) as c:
@@ -201,7 +201,7 @@ class EmbeddedBackend(ReliableBackend):
         )
 
     def _keep_chord(self, c: sqlite3.Connection, group_id: str) -> None:
-        """Keep all of a chord for as long as a result from now on: its last part needs it."""
+        """Keep the whole chord as long as a result from now on: its last part needs it."""
         expires = self._clock.time() + self.expires if self.expires else None
         c.execute("INSERT OR IGNORE INTO chords VALUES (?, NULL, ?)", (group_id, expires))
         row = c.execute("SELECT expires FROM chords WHERE group_id = ?", (group_id,)).fetchone()

@@ -1,7 +1,7 @@
 """What this package's result backends add to Celery's: results, whatever the storage.
 
-A result past its ``result_expires`` counts as gone when read; a SUCCESS is never overwritten, and
-another end only by an end; and a result that can't be stored is not lost: its message is redelivered.
+A result past its ``result_expires`` counts as gone when read. A SUCCESS is never overwritten, and another
+end by an end only. A result that can't be stored is not lost: its message is redelivered.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class ReliableResults(KeyValueStoreBackend):
     def put(self, key: str, value: Any, state: str | None, expires: Any, request: Any) -> None:
         """Keep ``value``, of a task's result in that ``state``, for ``expires`` seconds (0: for good).
 
-        With a ``state``, a SUCCESS that has not expired stays as it is, and so does any other end
-        unless this is one, too. ``request`` is the task's, if it is at hand.
+        With a ``state``, a stored SUCCESS that has not expired is never replaced, and another end by an
+        end only. ``request`` is the task's, if it is known.
         """
 
     # --- values -------------------------------------------------------------------------------
@@ -131,12 +131,12 @@ class ReliableResults(KeyValueStoreBackend):
         return meta
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
-        """Celery's own. Raises TaskIdTaken for another tenant's than the id says."""
+        """Celery's own. Raises TaskIdTaken if the result is of another tenant than the id's."""
         return tenants.checked(task_id, super().get_task_meta(task_id, cache=cache))
 
     @staticmethod
     def log_taken(key: str) -> None:
-        """What was to be written under ``key`` is not: it is another tenant's."""
+        """Log that a result was not written, because another tenant has one under ``key``."""
         logger.error(
             "a result is not kept: its task id (%s) has one of another tenant's; use ids that no two "
             "tenants share",
@@ -194,9 +194,9 @@ class ReliableResults(KeyValueStoreBackend):
     ) -> StoredResult | None:
         """What :meth:`store_result` would write at a reliable task's end, for the store to write.
 
-        None if it is to be written as usual: the store keeps its own data elsewhere, nothing is to
-        be stored at all, or a callback is to be sent first, so that the result can name it as a
-        child, or say that it could not be sent.
+        None if it is to be written as usual: because the store keeps its data elsewhere, because nothing
+        is to be stored at all, or because a callback must be sent first, so that the result can name it
+        as a child, or say that it could not be sent.
         """
         request = task.request
         if not store.keeps_results_of(self.url or ""):

@@ -1,8 +1,8 @@
-"""Whose a result is: two tenants that use one task id never read each other's.
+"""Whose result it is: two tenants that use the same task id never read each other's.
 
-Celery keeps results by a task's id. A result of a call with a tenant says whose it is; another tenant's
-is not written over it, and whoever asks by an id that knows its tenant is refused it. What was written
-without a tenant, by release 0.1 too, is as Celery has it.
+Celery keeps results by a task's id. A result of a call with a tenant names that tenant. Another tenant's
+result is not written over it, and a reader whose id knows another tenant is refused. Results without a
+tenant, such as those of release 0.1, behave as Celery's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from celery.result import AsyncResult
 from gwi_celery.errors import TaskIdTaken
 from gwi_celery.headers import TENANT_HEADER
 
-#: Of a result as it is kept.
+#: The field of a stored result that names its tenant.
 FIELD: Final = "gwi_tenant"
 
 
 class TaskId(str):
-    """A task's id that knows whose task it is; in all else a text."""
+    """A task's id that knows whose task it is, and is a plain string otherwise."""
 
     tenant: str | None = None
 
@@ -59,7 +59,7 @@ def tenant_in(meta: Any) -> str | None:
 
 
 def is_anothers(tenant: str | None, ours: str | None) -> bool:
-    """Whether what is of ``tenant`` is not ours; None: of nobody's in particular."""
+    """Whether ``tenant`` is another than ours; None: nobody's in particular."""
     return tenant is not None and ours is not None and tenant != ours
 
 

@@ -16,15 +16,15 @@ Foreign exceptions stop here: an implementation raises :mod:`gwi_celery.errors` 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from gwi_celery import redrives
 from gwi_celery.errors import BrokerUnusable, ConfigurationError
-from gwi_celery.text import raw
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.letters import DeadLetter
@@ -78,15 +78,17 @@ REDRIVE = "gwi-redrive"
 SURE = 0.9
 
 
-def redriving(operators: Operators | None, queue: str) -> Callable[[str], str]:
+def redriving(
+    operators: Operators | None, queue: str, from_step: str | None = ""
+) -> Callable[[str], str]:
     """What gives the mark of a redrive that is about to be made, to each death by its name.
 
     One death has one mark, however often its redrive is begun anew.
     """
     if operators is None:
-        return lambda death: hashlib.sha256(raw(death)).hexdigest()[:32]
+        return partial(redrives.mark, from_step=from_step)
     operators.about_to("redrive", queue)
-    return operators.redrive_mark
+    return partial(operators.redrive_mark, from_step=from_step)
 
 
 def dead_letter_queue(queue: str) -> str:
@@ -277,7 +279,7 @@ class Operators(Protocol):
     def about_to(self, what: str, queue: str) -> None:
         """Called before an operator's action on the queue; raises to prevent it."""
 
-    def redrive_mark(self, death: str) -> str:
+    def redrive_mark(self, death: str, from_step: str | None = "") -> str:
         """The REDRIVE of that death: unlike another's, and known by workers to be an operator's."""
 
     def died(self, letter: DeadLetter) -> None:
@@ -428,7 +430,13 @@ class Broker(Protocol):
         """Delete the messages of these ids that are in nobody's hands; how many that was."""
 
     def redrive(
-        self, queue: str, limit: int | None = None, *, only: Collection[str] | None = None
+        self,
+        queue: str,
+        limit: int | None = None,
+        *,
+        only: Collection[str] | None = None,
+        from_step: str | None = "",
+        moved: Callable[[int], object] = lambda n: None,
     ) -> int:
         """Move up to ``limit`` messages from ``queue``'s dead letter back to it; how many.
 
@@ -438,6 +446,8 @@ class Broker(Protocol):
 
         Args:
             only: Ids of the messages to move; None: all.
+            from_step: Where a job that has failed goes on: see ``Replay``.
+            moved: Told how many were moved since it was told last.
         """
 
     def close(self) -> None:

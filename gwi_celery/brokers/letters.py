@@ -55,6 +55,8 @@ class DeadLetter:
     data: bytes = b""
     attributes: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0
+    #: Whether its message was read, and not its record alone.
+    whole: bool = True
 
     @property
     def error_class(self) -> str:
@@ -68,38 +70,40 @@ class DeadLetter:
     @classmethod
     def loads(cls, text: str) -> DeadLetter:
         found = json.loads(text)
-        return cls(**{name: found[name] for name in _RECORDED})
+        return cls(**{name: found[name] for name in _RECORDED}, whole=False)
 
 
 _RECORDED: Final = [
-    each.name for each in dataclasses.fields(DeadLetter) if each.name not in ("data", "attributes")
+    each.name
+    for each in dataclasses.fields(DeadLetter)
+    if each.name not in ("data", "attributes", "whole")
 ]
 
 
 def letter_of(queue: str, message: StoredMessage) -> DeadLetter:
     """What a message in ``queue``'s dead letter says of its death."""
-    said = message.attributes
+    attributes = message.attributes
     headers = _headers(message.data)
-    kind = said.get(DEATH_KIND) or _kind_of(said)
+    kind = attributes.get(DEATH_KIND) or _kind_of(attributes)
     return DeadLetter(
         queue=queue,
         id=message.message_id,
         reason=kind if kind in KINDS_OF_DEATH else "unknown",
-        text=said.get(DEATH_REASON, ""),
-        error=said.get(DEATH_ERROR, ""),
-        traceback=said.get(DEATH_TRACEBACK, ""),
-        task=said.get("task") or _text(headers.get("task")),
-        task_id=said.get("task_id") or _text(headers.get("id")),
-        tenant=said.get("tenant", ""),
-        run_id=said.get("run", ""),
-        attempts=_number(said.get(DEATH_ATTEMPTS)),
-        deliveries=_number(said.get(DEATH_DELIVERIES) or said.get(_FORWARDED)),
-        worker=said.get(DEATH_WORKER, ""),
+        text=attributes.get(DEATH_REASON, ""),
+        error=attributes.get(DEATH_ERROR, ""),
+        traceback=attributes.get(DEATH_TRACEBACK, ""),
+        task=attributes.get("task") or _text(headers.get("task")),
+        task_id=attributes.get("task_id") or _text(headers.get("id")),
+        tenant=attributes.get("tenant", ""),
+        run_id=attributes.get("run", ""),
+        attempts=_number(attributes.get(DEATH_ATTEMPTS)),
+        deliveries=_number(attributes.get(DEATH_DELIVERIES) or attributes.get(_FORWARDED)),
+        worker=attributes.get(DEATH_WORKER, ""),
         published_at=message.published_at,
-        died_at=float(said.get(DEATH_TIME) or message.published_at),
+        died_at=float(attributes.get(DEATH_TIME) or message.published_at),
         expires_at=message.expires_at,
         data=message.data,
-        attributes=dict(said),
+        attributes=dict(attributes),
         priority=message.priority,
     )
 
@@ -120,11 +124,11 @@ _FORMER: Final = {
 }
 
 
-def _kind_of(said: Mapping[str, str]) -> str:
-    if DEATH_REASON not in said:
-        return "deliveries" if _FORWARDED in said else "unknown"
+def _kind_of(attributes: Mapping[str, str]) -> str:
+    if DEATH_REASON not in attributes:
+        return "deliveries" if _FORWARDED in attributes else "unknown"
     for begin, kind in _FORMER.items():
-        if said[DEATH_REASON].startswith(begin):
+        if attributes[DEATH_REASON].startswith(begin):
             return kind
     return "failed"
 

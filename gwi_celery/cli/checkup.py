@@ -16,8 +16,9 @@ from gwi_celery.doctor.findings import Finding
 from gwi_celery.errors import GwiError
 from gwi_celery.firestore import indexes
 from gwi_celery.firestore.url import parse
-from gwi_celery.integration import broker_for, settings_for, store_for
+from gwi_celery.integration import broker_for, integration, settings_for, store_for
 from gwi_celery.stores.base import JobFilter, JobStatus
+from gwi_celery.stores.queues import LetterFilter
 
 #: Seconds that this machine's clock may be off before it is a problem: deadlines and delays go by it.
 _CLOCK = 5.0
@@ -33,6 +34,16 @@ _LISTS = (
     JobFilter(error_type="-"),
     JobFilter(task_id="-"),
     JobFilter(tenant="-", parent_id="-"),
+)
+#: The same of dead letters, where they have records.
+_LETTERS = (
+    LetterFilter(),
+    LetterFilter(queue="-"),
+    LetterFilter(reason="-"),
+    LetterFilter(task="-"),
+    LetterFilter(tenant="-"),
+    LetterFilter(error="-"),
+    LetterFilter(task_id="-"),
 )
 
 
@@ -130,6 +141,10 @@ def _indexes(app: Any) -> Finding:
     try:
         for wanted in _LISTS:
             store.find_jobs(wanted, limit=1)
+        records = integration(app).authority.records
+        if records is not None:
+            for letter in _LETTERS:
+                records.find(letter, limit=1)
     except GwiError as exc:
         url = settings_for(app).effective_store_url
         mend = "as it says"
@@ -137,7 +152,7 @@ def _indexes(app: Any) -> Finding:
             at = parse(url)
             mend = "\n".join(indexes.commands(at.project, at.database))
         return _checked("indexes", False, str(exc), mend)
-    return _checked("indexes", True, f"{len(_LISTS)} lists are served")
+    return _checked("indexes", True, f"{len(_LISTS) + len(_LETTERS)} lists are served")
 
 
 def _clock(app: Any) -> Finding:

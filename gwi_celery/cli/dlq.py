@@ -12,7 +12,9 @@ import click
 from gwi_celery import queues
 from gwi_celery.brokers.base import KINDS_OF_DEATH
 from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, yes
+from gwi_celery.integration import store_for
 from gwi_celery.queues import DeadLetter
+from gwi_celery.stores.base import JobFilter
 
 
 @click.group()
@@ -105,6 +107,7 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
         Column("run_id", title="run"),
     ),
     *(Column("attempts", "integer"), Column("deliveries", "integer"), Column("worker")),
+    Column("fence", "integer?"),
     *(Column("published_at", "number", show="time"), Column("died_at", "number", show="time")),
     *(Column("expires_at", "number?", show="time"), Column("traceback")),
     *(Column("attributes", "object", title=""), Column("size", "integer?", title="bytes")),
@@ -118,16 +121,33 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
 def show_(app: Any, id: str, with_message: bool) -> dict[str, Any] | None:
     """All that is known of one, by its id or its task's. In JSON ``message`` is base64."""
     found = list(queues.dead_letters(app, ids=[id]))
-    if found and with_message and not found[-1].data:
+    if found and with_message and not found[-1].whole:
         found = list(queues.dead_letters(app, found[-1].queue, ids=[found[-1].id], look=True))
+        if found and not found[-1].whole:
+            end(Exit.UNAVAILABLE, f"somebody else has {id!r} just now: call it again in a minute")
     if not found:
         end(Exit.NOTHING, f"no dead letter has the id {id!r}: see `gwi dlq list`")
     dead = found[-1]
     if with_message:
         click.echo(dead.data)
         return None
-    encoded = base64.b64encode(dead.data).decode("ascii") if dead.data else None
-    return {**vars(dead), "size": len(dead.data) or None, "message": encoded}
+    encoded = base64.b64encode(dead.data).decode("ascii") if dead.whole else None
+    size = len(dead.data) if dead.whole else None
+    return {**vars(dead), "fence": _fence(app, dead), "size": size, "message": encoded}
+
+
+def _fence(app: Any, dead: DeadLetter) -> int | None:
+    """That of its last attempt, as its job's record has it."""
+    if not dead.task_id:
+        return None
+    found = store_for(app).find_jobs(JobFilter(task_id=dead.task_id), limit=1).jobs
+    tried = [
+        past.fence
+        for record in found
+        for past in record.attempts
+        if past.task_id == dead.task_id and past.began <= dead.died_at
+    ]
+    return tried[-1] if tried else None
 
 
 def _chosen(
@@ -143,22 +163,45 @@ def _chosen(
     return chosen
 
 
+def _say_missing(count: int) -> None:
+    if count > 0:
+        click.echo(
+            f"{count} were not there: somebody else has them just now, or took them; call it again in "
+            "a minute",
+            err=True,
+        )
+
+
 @command(dlq, "redrive", Column("redriven", "integer"), single=True)
 @click.argument("ids", nargs=-1)
 @_filtered
 @click.option("--all", "everything", is_flag=True)
+@click.option("--from-step", help="Keep what jobs recorded before this step, and no more.")
+@click.option("--from-start", is_flag=True, help="Keep nothing that jobs recorded.")
 @click.option("--rate", type=float, help="So many a second at most.")
 @yes
 def redrive(
-    app: Any, ids: tuple[str, ...], everything: bool, rate: float | None, yes: bool, **given: Any
+    app: Any,
+    ids: tuple[str, ...],
+    everything: bool,
+    from_step: str | None,
+    from_start: bool,
+    rate: float | None,
+    yes: bool,
+    **given: Any,
 ) -> dict[str, Any]:
     """Put them back into their queues: a reliable job goes on from its last recorded step.
 
     Ended half-way, call it again: what was moved is not there any more.
     """
+    if from_start and from_step:
+        end(Exit.USAGE, "either --from-start or --from-step")
+    step = None if from_start else from_step or ""
     chosen = _chosen(app, "redrive", ids, everything, yes, given)
     with Progress("redrive", len(chosen)) as moved:
-        return {"redriven": queues.redrive(app, chosen, rate=rate, moved=moved)}
+        done = queues.redrive(app, chosen, from_step=step, rate=rate, moved=moved)
+    _say_missing(len(chosen) - done)
+    return {"redriven": done}
 
 
 @command(dlq, "purge", Column("purged", "integer"), single=True)
@@ -178,12 +221,17 @@ def purge(
 @_filtered
 def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
     """Write them to FILE (-: stdout) as JSON lines, arguments too; they stay where they are."""
-    count = 0
-    with click.open_file(file, "w", encoding="ascii", atomic=file != "-") as out:
-        for line in queues.export(_matching(app, look=True, **given)):
+    found = _matching(app, look=True, **given)
+    there = [dead for dead in found if dead.whole]
+    with (
+        click.open_file(file, "w", encoding="ascii", atomic=file != "-") as out,
+        Progress("export", len(there)) as moved,
+    ):
+        for line in queues.export(there):
             out.write(line + "\n")
-            count += 1
-    return None if file == "-" else {"exported": count}
+            moved(1)
+    _say_missing(len(found) - len(there))
+    return None if file == "-" else {"exported": len(there)}
 
 
 @command(dlq, "import", Column("imported", "integer"), single=True)

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import IntEnum
@@ -224,28 +224,56 @@ def _table(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = [column for column in shape.columns if column.head]
     cells = [{column.name: shown(column, row[column.name]) for column in columns} for row in rows]
     longest = {c.name: max((len(row[c.name]) for row in cells), default=0) for c in columns}
-    table = table_of(columns, longest)
+    table = table_of(columns, longest, console.width)
     for row in cells:
         table.add_row(*(Text(row[column.name]) for column in columns))
     console.print(table, soft_wrap=False)
 
 
-def table_of(columns: Iterable[Column], longest: Mapping[str, int]) -> Any:
+def table_of(columns: Sequence[Column], longest: Mapping[str, int], width: int) -> Any:
     """An empty table of rich's, without lines: it can be read, and cut by other programs."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    widths, gap = fitted(columns, longest, width)
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, gap, 0, 0)
+    )
     for column in columns:
         numeric = column.kind.removesuffix("?") in ("integer", "number") and column.show != "time"
-        wide = longest.get(column.name, 0) if column.whole else 0
         table.add_column(
             column.head.upper(),
-            min_width=min(wide, _WHOLE) or None,
+            width=widths[column.name],
             justify="right" if numeric else "left",
             overflow="fold" if column.whole else "ellipsis",
             no_wrap=not column.whole,
         )
     return table
+
+
+def fitted(
+    columns: Sequence[Column], longest: Mapping[str, int], width: int
+) -> tuple[dict[str, int], int]:
+    """How wide each column is, and the gap between them, so that a table fits if it can.
+
+    Rich alone would take the room of ids, which people copy. So the others give way first, the widest
+    before the rest, as far as their heads; then ids are folded.
+    """
+    widths = {c.name: max(len(c.head), longest.get(c.name, 0)) for c in columns}
+    for gap in (2, 1):
+        excess = sum(widths.values()) + gap * (len(columns) - 1) - width
+        if excess <= 0:
+            return widths, gap
+    # Half a number, or a time, would be another.
+    texts = {c.name for c in columns if c.kind.removesuffix("?") in ("string", "array", "object")}
+    least = {c.name: len(c.head) if c.name in texts else widths[c.name] for c in columns}
+    for floor in ({**least, **{c.name: _WHOLE for c in columns if c.whole}}, least):
+        while excess > 0:
+            name = max(widths, key=lambda name: widths[name] - floor[name])
+            if widths[name] <= floor[name]:
+                break
+            widths[name] -= 1
+            excess -= 1
+    return widths, 1
 
 
 def _fields(shape: Shape, row: Mapping[str, Any]) -> None:

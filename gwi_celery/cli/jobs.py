@@ -10,7 +10,20 @@ from typing import Any
 import click
 
 from gwi_celery import jobs as verbs
-from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, yes
+from gwi_celery.cli.frame import (
+    SHAPES,
+    SPAN,
+    Column,
+    Exit,
+    Progress,
+    Shape,
+    command,
+    confirm,
+    end,
+    yes,
+)
+from gwi_celery.cli.frame import show as print_rows
+from gwi_celery.errors import InvalidCall
 from gwi_celery.integration import store_for
 from gwi_celery.jobs import JobRecord, JobStatus, LockRecord, LockRef
 
@@ -111,6 +124,21 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     return rows
 
 
+#: What `show --tree` prints, parents before their children.
+_TREE = SHAPES.setdefault(
+    "jobs show --tree",
+    Shape(
+        "jobs show --tree",
+        (
+            *(Column("job", whole=True), Column("status"), Column("tenant")),
+            *(Column("run_id", "string?", title="run"), Column("age", "number", show="age")),
+            *(Column("task_id", title="id", whole=True), Column("depth", "integer", title="")),
+            *(Column("task", title=""), Column("error", title="")),
+        ),
+    ),
+)
+
+
 @command(
     jobs,
     "show",
@@ -131,8 +159,18 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     single=True,
 )
 @click.argument("id")
-def show(app: Any, id: str) -> dict[str, Any]:
+@click.option("--tree", is_flag=True, help="Only where it and all that it has called stand.")
+def show(app: Any, id: str, tree: bool) -> dict[str, Any] | None:
     """Everything on one job, but its arguments: attempts, steps, children, its lock, dead letters."""
+    if tree:
+        rows = [
+            {**_row(record), "depth": depth, "job": f"{'  ' * depth}{record.job.task}"}
+            for depth, record in verbs.descendants(id, app=app)
+        ]
+        if not rows:
+            end(Exit.NOTHING, f"no record of {id!r}: {verbs.explain(id, app=app)}")
+        print_rows(_TREE, rows, as_json=click.get_current_context().params["as_json"])
+        return None
     details = verbs.get(id, app=app)
     if details is None:
         end(Exit.NOTHING, f"no record of {id!r}: {verbs.explain(id, app=app)}")
@@ -202,9 +240,15 @@ def explain(app: Any, id: str) -> dict[str, Any]:
 
 
 def _chosen(
-    app: Any, deed: str, ids: tuple[str, ...], sure: bool, given: dict[str, Any], ended: bool
+    app: Any,
+    deed: str,
+    ids: tuple[str, ...],
+    sure: bool,
+    given: dict[str, Any],
+    ended: bool,
+    until: float | None = None,
 ) -> list[JobRecord]:
-    """What a bulk verb is for, once it was confirmed."""
+    """What a bulk verb is for, once it was confirmed. ``until``: what has changed since is left out."""
     if ids:
         found = [verbs.get(id, app=app) for id in ids]
         unknown = [id for id, one in zip(ids, found, strict=True) if one is None]
@@ -215,7 +259,11 @@ def _chosen(
         there = list(_found(app, **given))
     else:
         end(Exit.USAGE, f"say which to {deed}: ids, or a filter such as --tenant")
-    chosen = [record for record in there if record.status.terminal is ended]
+    chosen = [
+        record
+        for record in there
+        if record.status.terminal is ended and (until is None or record.updated_at <= until)
+    ]
     state = "ended" if ended else "unfinished"
     confirm(deed, len(chosen), len(there), sure=sure, what=f"jobs that match are {state}:")
     return chosen
@@ -245,23 +293,41 @@ def cancel(
 @_filtered
 @click.option("--from-step", help="Keep what was recorded before this step.")
 @click.option("--resume", is_flag=True, help="Keep all that was recorded.")
+@click.option(
+    "--until", type=float, help="Go on with a call that was cut short: the time it printed."
+)
 @yes
 def replay(
     app: Any,
     ids: tuple[str, ...],
     from_step: str | None,
     resume: bool,
+    until: float | None,
     yes: bool,
     **given: Any,
 ) -> dict[str, Any]:
-    """Run jobs that have ended anew, from the start unless told otherwise, with the calls they had."""
-    chosen = _chosen(app, "replay", ids, yes, given, ended=True)
-    made = []
+    """Run jobs that have ended anew, from the start unless told otherwise, with the calls they had.
+
+    Those that can't be are named, and the others run.
+    """
+    chosen = _chosen(app, "replay", ids, yes, given, ended=True, until=until)
+    # By the store's clock. What was replayed has changed since; a replay that no worker has begun yet
+    # is of the same generation again, and so a duplicate.
+    latest = max(record.updated_at for record in chosen)
+    click.echo(f"cut short, make the same call again with --until {latest:.6f}", err=True)
+    made, left = [], []
     with Progress("replay", len(chosen)) as moved:
         for record in chosen:
-            result = verbs.replay(record, from_step=from_step, resume=resume, app=app)
-            made.append(result.id)
+            try:
+                result = verbs.replay(record, from_step=from_step, resume=resume, app=app)
+                made.append(result.id)
+            except InvalidCall as exc:
+                left.append(f"{record.origin.task_id or record.submission}: {exc}")
             moved(1)
+    for why in left:
+        click.echo(f"not replayed: {why}", err=True)
+    if not made:
+        end(Exit.FAILED, f"none of {len(chosen)} could be replayed")
     return {"replayed": len(made), "task_ids": made}
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from gwi_celery import upkeep
-from gwi_celery.cli.frame import Column, Exit, command, end, printable, when
+from gwi_celery.cli.frame import SHAPES, Column, Shape, command, shown
 from gwi_celery.cli.root import gwi
 from gwi_celery.config import SETTINGS, Settings
-from gwi_celery.integration import settings_for, store_for
+from gwi_celery.integration import broker_for, settings_for, store_for
 
 _DEFAULTS = Settings()
 
@@ -41,14 +41,14 @@ def workers(app: Any, timeout: float) -> list[dict[str, Any]]:
         return []
     active, consumed = asked.active() or {}, asked.active_queues() or {}
     rows = []
-    for name, said in sorted(stats.items()):
-        pool = said.get("pool") or {}
+    for name, answer in sorted(stats.items()):
+        pool = answer.get("pool") or {}
         running = active.get(name) or []
         implementation = pool.get("implementation")
         rows.append(
             {
                 "name": name,
-                "pid": said.get("pid"),
+                "pid": answer.get("pid"),
                 "pool": implementation
                 and str(implementation).rpartition(":")[0].rpartition(".")[2],
                 "places": pool.get("max-concurrency"),
@@ -96,28 +96,69 @@ def config(app: Any, everything: bool) -> list[dict[str, Any]]:
 
 @command(gwi, "cleanup", Column("deleted", "integer"), single=True)
 def cleanup(app: Any) -> dict[str, Any]:
-    """Delete what has expired. Workers do so by themselves on embedded files, TTL on Firestore."""
-    deleted = upkeep.clean(app)
+    """Delete what has expired, and on Pub/Sub the queues that killed processes left, which takes a while.
+
+    Workers delete what has expired by themselves on embedded files, TTL on Firestore; Pub/Sub such queues
+    after a day.
+    """
+    deleted = upkeep.clean(app) + _swept(app)
     store = store_for(app)
     while found := store.cleanup():
         deleted += found
     return {"deleted": deleted}
 
 
+def _swept(app: Any) -> int:
+    from gwi_celery.brokers.pubsub.broker import PubSubBroker
+    from gwi_celery.brokers.pubsub.sweep import sweep
+
+    broker = broker_for(app)
+    return sweep(broker) if isinstance(broker, PubSubBroker) else 0
+
+
+#: Each line of `tail --json`.
+_EVENT = SHAPES.setdefault(
+    "tail",
+    Shape(
+        "tail",
+        (
+            *(Column("at", "number", show="time"), Column("event"), Column("worker")),
+            *(
+                Column("task", "string?"),
+                Column("task_id", "string?"),
+                Column("runtime", "number?"),
+            ),
+        ),
+        single=True,
+    ),
+)
+
+
 @command(gwi, "tail")
 @click.option("--count", type=click.IntRange(1), help="End after so many.")
-def tail(app: Any, count: int | None) -> None:
+@click.option("--json", "as_lines", is_flag=True, help="For programs: an object a line.")
+def tail(app: Any, count: int | None, as_lines: bool) -> None:
     """What happens, as it happens: Celery's events, of workers that send them (-E)."""
     seen = 0
 
     def show(event: dict[str, Any]) -> None:
         nonlocal seen
         kind = event.get("type", "?")
-        if kind == "worker-heartbeat":
-            return
-        parts = [when(event.get("timestamp", 0.0)), kind, str(event.get("hostname", ""))]
-        parts += [str(event[name]) for name in ("name", "uuid", "runtime") if event.get(name)]
-        click.echo(printable(" ".join(parts)).replace("\n", "\\n"))
+        if kind == "worker-heartbeat" or receiver.should_stop:
+            return  # several may come at once
+        row = {
+            "at": event.get("timestamp", 0.0),
+            "event": kind,
+            "worker": str(event.get("hostname", "")),
+            "task": event.get("name"),
+            "task_id": event.get("uuid"),
+            "runtime": event.get("runtime"),
+        }
+        if as_lines:
+            click.echo(json.dumps(row))
+        else:
+            parts = [shown(column, row[column.name]) for column in _EVENT.columns]
+            click.echo(" ".join(part for part in parts if part != "-").replace("\n", "\\n"))
         seen += 1
         if count is not None and seen >= count:
             receiver.should_stop = True
@@ -127,7 +168,7 @@ def tail(app: Any, count: int | None) -> None:
         try:
             receiver.capture(limit=None, timeout=None, wakeup=False)
         except KeyboardInterrupt:
-            end(Exit.OK, "")
+            return
 
 
 def _source(app: Any, settings: Any, name: str) -> str:

@@ -12,7 +12,7 @@ app that was set up; without it, Celery's current one.
 """
 
 from gwi_celery.jobs.changing import cancel, fork, replay
-from gwi_celery.jobs.looking import JobDetails, explain, find, get
+from gwi_celery.jobs.looking import JobDetails, descendants, explain, find, get
 from gwi_celery.stores.base import (
     AttemptEnd,
     Checkpoint,
@@ -45,6 +45,7 @@ __all__ = [
     "Progress",
     "Wait",
     "cancel",
+    "descendants",
     "explain",
     "find",
     "fork",

@@ -172,7 +172,7 @@ def fork(
     wanted = task.claim_request(resolved, headers, task_id, os.getpid(), redelivered=False)
     claimed = store.claim(replace(wanted, lock=own_lock(resolved.job)))
     if not isinstance(claimed, Claimed):
-        raise InvalidCall(f"the job of run {run_id!r} is being forked, or runs, already")
+        raise InvalidCall(f"the job of run {run_id!r} is already being forked, or runs")
     lease = claimed.lease
     for step in taken:
         lease = store.save(lease, step)

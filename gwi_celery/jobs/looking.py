@@ -17,6 +17,7 @@ from gwi_celery.stores.base import (
     Checkpoint,
     JobFilter,
     JobRecord,
+    JobRef,
     JobStatus,
     LockRecord,
     Page,
@@ -143,6 +144,23 @@ def _places(store: Store, record: JobRecord) -> Sequence[PlaceRecord]:
     if waits is None or not waits.limit_id:
         return ()
     return store.list_places(waits.limit_id, limit=_MOST_PLACES)
+
+
+def descendants(job: Named, *, app: Any = None) -> Iterator[tuple[int, JobRecord]]:
+    """A job, what it has called, what that has called, and so on, each with its depth; itself is 0.
+
+    Depth first, each job once; those that a worker has seen. Nothing if the job itself is unknown.
+    """
+    store = store_of(app)
+    record = record_of(store, job)
+    todo = [] if record is None else [(0, record)]
+    seen: set[JobRef] = set()
+    while todo:
+        depth, record = todo.pop()
+        if record.job not in seen:
+            seen.add(record.job)
+            yield depth, record
+            todo += [(depth + 1, child) for child in children_of(store, record)]
 
 
 def children_of(store: Store, record: JobRecord, at_most: int | None = None) -> Iterator[JobRecord]:

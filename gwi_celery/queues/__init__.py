@@ -1,7 +1,7 @@
 """What operators do with queues: look, pause, and deal with dead letters and with what is delayed.
 
 ``celery -A app gwi queues|dlq|delayed`` is this on a command line. All of it works on each broker of
-ours, but where Pub/Sub can't: it shows nothing of what is delayed, and counts only with the extra
+ours, except where Pub/Sub can't: it shows nothing of what is delayed, and counts only with the extra
 ``monitoring``. What changes anything is kept in the audit trail first (``gwi_celery.audit``).
 """
 

@@ -12,6 +12,7 @@ from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.brokers.letters import DeadLetter, letter_of
 from gwi_celery.errors import InvalidCall
 from gwi_celery.integration import broker_for, integration
+from gwi_celery.stores.base import JobFilter, JobStatus
 from gwi_celery.stores.queues import LetterFilter, QueueRecords
 from gwi_celery.text import nearest
 
@@ -49,8 +50,8 @@ def dead_letters(
         older_than: Seconds since it died, at least.
         ids: Those of the messages, or of their tasks.
         look: On Pub/Sub, look through the dead letters themselves, which leases them for a moment: with
-            their messages. What has no record, as Pub/Sub forwarded it or the store was unavailable, gets
-            one.
+            their messages, but for those that another has leased (see ``DeadLetter.whole``). What has no
+            record, as Pub/Sub forwarded it or the store was unavailable, gets one.
     """
     if reason is not None and reason not in KINDS_OF_DEATH:
         raise InvalidCall(f"there is no reason {reason!r}; {nearest(reason, KINDS_OF_DEATH)}")
@@ -76,7 +77,7 @@ def dead_letters(
     if records is None:
         found = _looked(app, queue)
     elif look:
-        found = _recording(app, records, queue)
+        found = _recording(app, records, queue, wanted)
     elif ids is not None:
         found = _named(records, ids)
     else:
@@ -106,8 +107,11 @@ def _looked(app: Any, queue: str | None) -> Iterator[DeadLetter]:
             yield letter_of(name, message)
 
 
-def _recording(app: Any, records: QueueRecords, queue: str | None) -> Iterator[DeadLetter]:
+def _recording(
+    app: Any, records: QueueRecords, queue: str | None, wanted: LetterFilter
+) -> Iterator[DeadLetter]:
     """What is there, once each; what had no record has one then, and what is done with is deleted."""
+    met: set[str] = set()
     for name in [queue] if queue is not None else _queues_with_dead_letters(app):
         letters = {letter.id: letter for letter in _looked(app, name)}
         known = records.known(list(letters))
@@ -119,6 +123,8 @@ def _recording(app: Any, records: QueueRecords, queue: str | None) -> Iterator[D
                 records.keep(letter)
             if id not in done_with:
                 yield letter
+        met |= letters.keys()
+    yield from (letter for letter in _listed(records, wanted) if letter.id not in met)
 
 
 def _named(records: QueueRecords, ids: Collection[str]) -> Iterator[DeadLetter]:
@@ -151,6 +157,7 @@ def redrive(
     app: Any,
     chosen: Iterable[DeadLetter],
     *,
+    from_step: str | None = "",
     rate: float | None = None,
     moved: Callable[[int], object] = lambda n: None,
 ) -> int:
@@ -161,12 +168,18 @@ def redrive(
     a reliable job of a message that then is in both places runs once.
 
     Args:
+        from_step: Go on from this step, though later ones are recorded; None: from the start. For
+            jobs that have failed and recorded that step: else InvalidCall says of which that isn't so,
+            and nothing is moved.
         rate: Messages a second at most; None: as fast as it goes.
-        moved: Called with the number of each batch, for a progress bar.
+        moved: Told how many were moved since it was told last, for a progress bar.
     """
     broker = broker_for(app)
     if rate is not None and not rate > 0:
         raise InvalidCall(f"a rate of {rate!r} a second moves nothing: give one above 0")
+    chosen = list(chosen)
+    if from_step != "":
+        _check_step(app, chosen, from_step)
     pace = _PACE if isinstance(broker, EmbeddedBroker) else _PACE_ELSEWHERE
     total = 0
     for queue, ids in _by_queue(chosen).items():
@@ -174,12 +187,34 @@ def redrive(
         for start in range(0, len(ids), size):
             began = time.monotonic()
             batch = ids[start : start + size]
-            done = broker.redrive(queue, only=frozenset(batch))
-            total += done
-            moved(done)
+            total += broker.redrive(queue, only=frozenset(batch), from_step=from_step, moved=moved)
             if rate is not None and start + size < len(ids):
                 time.sleep(max(len(batch) / rate - (time.monotonic() - began), 0.0))
     return total
+
+
+def _check_step(app: Any, chosen: Collection[DeadLetter], from_step: str | None) -> None:
+    store = integration(app).store
+    for dead in chosen:
+        found = (
+            store.find_jobs(JobFilter(task_id=dead.task_id), limit=1).jobs if dead.task_id else ()
+        )
+        why = ""
+        if not found:
+            why = "no reliable job of it is recorded"
+        elif found[0].status is not JobStatus.FAILED:
+            why = f"its job is {found[0].status.value}, and not failed"
+        elif from_step is not None:
+            names = [c.name for c in store.get_checkpoints(found[0].job, outline=True)]
+            if from_step not in names:
+                steps = ", ".join(map(repr, names)) or "none"
+                why = f"its recorded steps are {steps}"
+        if why:
+            whence = "the start" if from_step is None else f"step {from_step!r}"
+            raise InvalidCall(
+                f"dead letter {dead.id} of queue {dead.queue!r} can't be redriven from {whence}: {why}. "
+                "Nothing was redriven: choose others, or let them go on from where they were"
+            )
 
 
 def purge(app: Any, chosen: Iterable[DeadLetter]) -> int:

@@ -46,14 +46,14 @@ def delayed(app: Any, queue: str | None = None) -> Iterator[Waiting]:
             continue
         for message in broker.browse(state.name):
             if message.state == "delayed" and message.due is not None:
-                said = message.attributes
+                attributes = message.attributes
                 yield Waiting(
                     state.name,
                     message.message_id,
-                    said.get("task", ""),
-                    said.get("task_id", ""),
-                    said.get("tenant", ""),
-                    said.get("run", ""),
+                    attributes.get("task", ""),
+                    attributes.get("task_id", ""),
+                    attributes.get("tenant", ""),
+                    attributes.get("run", ""),
                     message.published_at,
                     message.due,
                 )

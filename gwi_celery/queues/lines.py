@@ -33,9 +33,17 @@ _BATCH: Final = 100
 
 
 def export(chosen: Iterable[DeadLetter]) -> Iterator[str]:
-    """Each as one line of JSON, which :func:`load` takes: all of it, its arguments too."""
+    """Each as one line of JSON, which :func:`load` takes: all of it, its arguments too.
+
+    Raises InvalidCall for one whose message was not read.
+    """
     for dead in chosen:
-        fields = {k: v for k, v in vars(dead).items() if k != "data"}
+        if not dead.whole:
+            raise InvalidCall(
+                f"only the record of dead letter {dead.id} was read: find it with look=True; if its "
+                "message can't be read then, somebody else has it just now: leave it out"
+            )
+        fields = {k: v for k, v in vars(dead).items() if k not in ("data", "whole")}
         fields["data"] = base64.b64encode(dead.data).decode("ascii")
         yield json.dumps(fields)
 
@@ -98,7 +106,7 @@ def _name(dead: DeadLetter) -> str:
 
 
 def _outgoing(dead: DeadLetter, name: str) -> OutgoingMessage:
-    said = {
+    death = {
         DEATH_QUEUE: dead.queue,
         DEATH_REASON: dead.text,
         DEATH_KIND: dead.reason,
@@ -106,7 +114,7 @@ def _outgoing(dead: DeadLetter, name: str) -> OutgoingMessage:
         DEATH_ID: _id(name),
         _IMPORTED: name,
     }
-    return OutgoingMessage(dead.data, {**dead.attributes, **said}, dead.priority)
+    return OutgoingMessage(dead.data, {**dead.attributes, **death}, dead.priority)
 
 
 _TYPES: Final[dict[str, Any]] = {

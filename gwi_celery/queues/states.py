@@ -21,7 +21,7 @@ def queues(app: Any) -> list[QueueState]:
     Queues of one connection (replies, remote control) are left out.
     """
     broker = broker_for(app)
-    # What is configured and was never used is there for people all the same.
+    # Configured queues are shown even if they were never used.
     names = {str(name) for name in app.amqp.queues}
     known = set(broker.queues())
     for name in known:
@@ -74,7 +74,7 @@ def _set_paused(app: Any, queue: str, paused: bool) -> None:
     records = recorded(app)
     if records is None:
         raise ConfigurationError(
-            "a store with a database for each tenant has no place for a pause: stop the queue's workers, "
+            "a store with a database for each tenant can't keep a pause: stop the queue's workers, "
             f"or tell them `celery -A APP control cancel_consumer {queue}`"
         )
     if not broker.has_queue(queue):

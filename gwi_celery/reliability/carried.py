@@ -74,8 +74,8 @@ def _of_this_thread(task: ReliableTask) -> RunningJob | None:
     job = (_carried.get() or {}).get(task)
     if job is None and task in _running:
         raise OutsideAttempt(
-            f"{task.name}: this thread doesn't know of which attempt it is a part, so that nothing "
-            "could be recorded here: start it with the job's context, as in "
+            f"{task.name}: this thread doesn't know which attempt it belongs to, so nothing could "
+            "be recorded here: start it with the job's context, as in "
             "Thread(target=carry(function)) or executor.submit(carry(function), ...), with carry "
             "from gwi_celery; or with contextvars.copy_context().run"
         )

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gwi_celery import redrives
 from gwi_celery.errors import NotAllowed
 from gwi_celery.headers import REDRIVE_HEADER, REPLAY_HEADER
 from gwi_celery.integration import integration
+from gwi_celery.stores.base import NEXT, Replay
 
 SEAL = "seal"
 
@@ -40,6 +42,15 @@ def check(app: Any, task: str, task_id: str, headers: Mapping[str, Any]) -> None
             f"{task}: its mark of a redrive was not set by an operator: redrive it by "
             "broker_for(app).redrive(...), with the app's store or signing keys"
         )
+
+
+def replay_of(headers: Mapping[str, Any]) -> Replay | None:
+    """What they ask for; whether an operator did, :func:`check` tells."""
+    redrive, replay = headers.get(REDRIVE_HEADER), headers.get(REPLAY_HEADER)
+    step = redrives.step_of(redrive) if redrive else ""
+    if step != "":  # it died after it had been replayed, if it was
+        return Replay(NEXT, step)
+    return Replay(replay["generation"], replay["from_step"]) if replay else None
 
 
 def _what(task: str, task_id: str, replay: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ class Reliable:
     run: str = "run_id"
     #: What excludes other jobs of the tenant while this one runs: "run" (the same run, whatever
     #: the task), "type" (the same run of this task), a function of the arguments, or None (no other
-    #: job; two attempts of one job never run together all the same).
+    #: job; even then two attempts of one job never run together).
     lock: Literal["run", "type"] | KeyFunction | None = "run"
     #: What makes two calls the same job: "run" (this task, tenant and run), "payload" (and also the
     #: same arguments: for a fan-out of one task within a run), or a function of the arguments.

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from uuid import uuid4
 
 from celery.exceptions import Reject
+from celery.result import AsyncResult, EagerResult
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
@@ -48,7 +49,6 @@ from gwi_celery.reliability.outcome import PERMANENT
 from gwi_celery.shield import shielded
 from gwi_celery.stores.base import (
     ClaimRequest,
-    Replay,
     Store,
 )
 
@@ -124,7 +124,7 @@ class ReliableTask(InsideJob):
         deadline: float | None = None,
         labels: Mapping[str, str] | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> AsyncResult:
         """Celery's own, with three options more, and refused early if the call can't be right.
 
         Args:
@@ -195,7 +195,7 @@ class ReliableTask(InsideJob):
         deadline: float | None = None,
         labels: Mapping[str, str] | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> EagerResult:
         """Celery's own: run here and now, as a job of this process. Options as ``apply_async``."""
         sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable, labels)
         return super().apply(args, kwargs, *rest, headers=sent, **options)
@@ -222,7 +222,7 @@ class ReliableTask(InsideJob):
         from_step: str | None = None,
         task_id: str | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> AsyncResult:
         """Run a job again although it has an outcome: all of it, or from ``from_step`` on.
 
         Opens a new generation. What was recorded before ``from_step`` is kept; all of it if that is
@@ -416,7 +416,7 @@ class ReliableTask(InsideJob):
 
         Raises NotAllowed for a replay or redrive that no operator asked for.
         """
-        replay = headers.get(REPLAY_HEADER)
+        replay = marks.replay_of(headers)
         marks.check(self.app, self.name, task_id, headers)
         return ClaimRequest(
             job=resolved.job,
@@ -428,7 +428,7 @@ class ReliableTask(InsideJob):
             nonce=nonce or uuid4().hex,
             lease_ttl=first(self.reliable.lock_ttl, self._settings.lock_ttl),
             result_ttl=first(self.reliable.result_ttl, self._settings.result_ttl),
-            replay=Replay(replay["generation"], replay["from_step"]) if replay else None,
+            replay=replay,
             redelivered=redelivered or bool(replay) or bool(headers.get(HOLDS_HEADER)),
             limits=resolved.limits,
         )

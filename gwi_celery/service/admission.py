@@ -112,7 +112,7 @@ class Admission:
             await asyncio.wait({place}, timeout=self._wait)
         except asyncio.CancelledError:
             if place.done() and place.result():
-                self._give_place()  # the place was just assigned, and its request is gone
+                self._give_place()  # the place was just assigned, but its request has ended
             raise
         finally:
             if place in self._waiting:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,11 +26,11 @@ from gwi_celery.service import local, push
 from gwi_celery.service.admission import Admission, Refused
 from gwi_celery.service.answers import Json
 from gwi_celery.service.auth import Denied, push_auth, require_token, warn_if_open
+from gwi_celery.service.early import Early
 from gwi_celery.service.execute import Executor
 from gwi_celery.service.health import Health, denied
 from gwi_celery.service.keys import Fetch
 from gwi_celery.service.limits import Budget, HeadLimit
-from gwi_celery.service.push import Pushed
 from gwi_celery.service.shutdown import Shutdown
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
@@ -107,6 +106,7 @@ class Service:
         self._stats = Stats()
         self._executor = Executor(app, pool=settings.push_pool, size=settings.push_concurrency)
         self._admission = Admission(self._executor, wait=settings.push_wait)
+        self._early = Early(self._executor, self._admission, self._queue)
         self._budget = Budget(_BODIES * settings.max_body_bytes)
         self._shutdown = Shutdown(self._admission, self._executor, settings.shutdown_grace)
         self._cleaner = Cleaner(app, settings.cleanup_interval)
@@ -134,11 +134,13 @@ class Service:
         try:
             await asyncio.gather(asyncio.to_thread(self._executor.start), self._know_keys())
             self._cleaner.start()
+            await self._early.start()
             with self._shutdown.on_signals():
                 yield
         finally:
             if self._auth is not None:
                 self._auth.close()
+            await self._early.stop()  # while it can publish
             await asyncio.gather(self._shutdown.finish(), asyncio.to_thread(self._cleaner.stop))
             events.ignore(self._stats)
 
@@ -211,13 +213,19 @@ class Service:
             body.release(but=len(pushed.delivery.data))
             await asyncio.to_thread(check, pushed.delivery)
             wait = pushed.not_before - time.time()
-            if wait > 0 and body.is_large and pushed.delivery.deliveries < _REFUSALS:
+            fresh = pushed.delivery.deliveries < _REFUSALS
+            if (
+                wait > 0
+                and body.is_large
+                and fresh
+                and not self._early.holds_until(pushed.not_before)
+            ):
                 # Not in memory all the while: Pub/Sub has it, and sends it again.
                 del pushed
                 body.release()
                 await self._admission.hold(min(wait, _HOLD_AT_MOST * settings.push_deadline))
                 return Settlement.NACKED
-            settlement = await self._until_due(pushed, _HOLD_AT_MOST * settings.push_deadline)
+            settlement = await self._early.until_due(pushed, _HOLD_AT_MOST * settings.push_deadline)
             if settlement is not None:
                 return settlement
             try:
@@ -233,25 +241,6 @@ class Service:
                 return await asyncio.to_thread(
                     self._executor.defer, pushed.delivery, float(exc.retry_after or 1)
                 )
-
-    async def _until_due(self, pushed: Pushed, at_most: float) -> Settlement | None:
-        """Hold a message that is early: its request waits, without a place in the pool.
-
-        Returns None once it is due. A longer wait publishes the message anew, which counts no delivery.
-        """
-        now = time.time()
-        if pushed.expires <= now:
-            return Settlement.ACKED
-        wait = pushed.not_before - now
-        if wait <= 0 or (wait <= at_most and await self._admission.hold(wait)):
-            return None
-        if wait > at_most:
-            await self._admission.hold(at_most)
-        left = max(pushed.not_before - time.time(), 0.0)
-        ttl = pushed.expires - pushed.not_before
-        return await asyncio.to_thread(
-            self._executor.defer, pushed.delivery, left, None if math.isinf(ttl) else ttl
-        )
 
     async def _keep(self, delivery: Delivery, reason: str) -> Settlement:
         logger.error("pushed message %s is %s", delivery.message_id, reason)

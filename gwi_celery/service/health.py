@@ -134,7 +134,7 @@ class Health:
         if self._draining():
             return Json({"status": "unready", "reason": "shutting down"}, 503)
         problem = displaced(self._app)
-        if problem is not None:  # a probe would begin another file
+        if problem is not None:  # a probe would create another file
             return Json({"status": "unready", "reason": problem}, 503)
         answers = dict(
             zip(
@@ -164,7 +164,7 @@ class Health:
 
 
 def denied(request: Request, exc: Exception) -> Response:
-    """The answer to a call that is not let in. The log says who and why, and nothing of the token."""
+    """The answer to a call that is refused. The log says who called and why, but nothing of the token."""
     assert isinstance(exc, Denied)
     client = request.client.host if request.client else "unknown"
     logger.warning("%s %s from %s: %s", exc.status, request.scope["path"], client, exc.reason)

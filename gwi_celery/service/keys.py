@@ -1,7 +1,7 @@
 """The public keys that tokens are checked with: fetched ahead of need, and kept while that fails.
 
-One thread of their own fetches them, so no request ever does: not one with a good token when the keys
-are old, and not a stranger's that names a key nobody has.
+A thread of its own fetches them, so no request ever does: neither one with a good token when the keys are
+old, nor a stranger's that names an unknown key.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GOOGLE_CERTS = "https://www.googleapis.com/oauth2/v1/certs"
 
 #: Seconds until keys are fetched again. Google keeps a key for days.
 _TTL = 3600.0
-#: Seconds between fetches because of a key that is not known: a stranger can name any.
+#: Seconds between fetches for an unknown key, since a stranger can name any.
 _PAUSE = 60.0
 #: First and longest pause after a fetch that failed, seconds.
 _BACKOFF = (1.0, 60.0)
@@ -87,7 +87,7 @@ class Keys:
                 self._changed.wait(left)
 
     def get(self, key_id: str) -> RSAPublicKey | None:
-        """The key, or None if it is not known; then it is looked for, for the next who asks.
+        """The key, or None if it is unknown; then it is fetched, for the next request that needs it.
 
         Raises LookupError where no key at all is known.
         """
@@ -140,7 +140,7 @@ class Keys:
             self._changed.wait(left)
 
     def _read(self, certificates: Mapping[str, str]) -> dict[str, _Key]:
-        """What is a key among them. One that is damaged doesn't replace the one that was known."""
+        """The usable keys among them. A damaged one doesn't replace the one that was known."""
         found: dict[str, _Key] = {}
         for key_id, pem in certificates.items():
             try:
@@ -177,7 +177,7 @@ class _Key:
 
 
 def check_url(url: str) -> None:
-    """Raises ConfigurationError: who can change what is fetched there can sign tokens."""
+    """Raises ConfigurationError: whoever can change what is fetched there can sign tokens."""
     parts = urlsplit(url)
     local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
@@ -216,7 +216,7 @@ def fetch_from(url: str, deadline: float = _DEADLINE) -> Fetch:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The place of keys is what the setting says."""
+    """Keys come from where the setting says, and nowhere else."""
 
     def redirect_request(self, *args: Any) -> None:
         return None
@@ -256,7 +256,7 @@ class _Call(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 class _Plain(http.client.HTTPConnection):
-    """Tells of its socket as soon as that is there: before the handshake of TLS."""
+    """Reports its socket as soon as it exists, before the TLS handshake."""
 
     opened: list[socket.socket]
 

@@ -1,4 +1,4 @@
-"""How much of a request is read: nothing that a stranger sends may grow without end."""
+"""How much of a request is read: nothing that a stranger sends may grow without limit."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MAX_HEAD = 32 * 1024
 
 
 class HeadLimit:
-    """Middleware: what is refused by its head alone, whatever it asks for.
+    """Middleware that refuses requests by their head alone, whatever they ask for.
 
-    A head that is too long (431); one of two lengths, by which a proxy in front may have read another
-    body (400, and the connection ends); and a path with what no path of ours has (404), since a route's
-    pattern takes a line's end for its own.
+    Refused are a head that is too long (431), one with two lengths, by which a proxy in front may have
+    read another body (400, and the connection ends), and a path with characters that no path here has
+    (404), since a route's pattern would match a line's end.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -94,7 +94,7 @@ class Budget:
 
 
 class Body:
-    """What was read of one request, and is counted."""
+    """What was read of one request, and is counted against the budget."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -113,6 +113,6 @@ class Body:
         self._budget.left_for_large -= (self.size if self.is_large else 0) - large
 
     def release(self, but: int = 0) -> None:
-        """Let go of the body; ``but`` so many bytes of it, which are kept elsewhere, still count."""
+        """Let go of the body; ``but``: the bytes of it that are kept elsewhere, and still count."""
         self.data = b""
         self.count(but - self.size)

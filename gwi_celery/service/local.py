@@ -1,9 +1,9 @@
-"""In development nobody shows a token: then a call must come from this developer, not from a web page.
+"""In development calls carry no token: they must come from this developer, not from a web page.
 
 Any page that a browser shows may post to this machine, as long as it asks no permission first (a form, or
 ``text/plain``), and one whose name is pointed at 127.0.0.1 counts as the same origin. So a body must be
-``application/json``, what a browser tells of where a call comes from must be this service itself, and the
-name it was called by must be this machine's. Programs that are no browsers tell no origin.
+``application/json``, the origin that a browser names must be this service itself, and the name that the
+service was called by must be this machine's. Programs other than browsers name no origin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.requests import Request
 from gwi_celery.config import Settings
 from gwi_celery.service.auth import Denied
 
-#: Headers by which a proxy tells that the caller is another than who connects.
+#: Headers by which a proxy says that the caller is not the one who connects.
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 #: Ends of names that nobody can point elsewhere: reserved for this machine and for private networks.
 _PRIVATE = (".localhost", ".internal")
@@ -73,7 +73,7 @@ def _is_ours(host: str, settings: Settings) -> bool:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
-    # An address points nowhere else, and a container's name has no dot: no name of the Internet is so.
+    # An address points nowhere else. A container's name has no dot; names on the Internet have one.
     without_dot = bool(name) and "." not in name
     return (
         without_dot
@@ -92,6 +92,6 @@ def _is_address(name: str) -> bool:
 
 
 def is_loopback(request: Request) -> bool:
-    """Whether who connects is on this machine."""
+    """Whether the one who connects is on this machine."""
     host = request.client.host if request.client is not None else ""
     return _is_address(host) and ipaddress.ip_address(host).is_loopback

@@ -2,7 +2,7 @@
 
 Pub/Sub sends a message wrapped in JSON, or, where the subscription says so, as it is, with what it
 knows of it in headers. Both end as the same :class:`Delivery` that a pull worker would get. Pub/Sub
-has no delayed delivery: a message of ours says itself when it may run, and comes before that.
+has no delayed delivery: our messages say when they may run, and arrive before that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gwi_celery.transport.depth import too_deep
 _META = "x-goog-pubsub-"
 #: Prefix of the attributes that mean something to us; an unwrapped message has them as headers.
 _OURS = "gwi-"
-#: By which a message of our own transport is told.
+#: Marks a message of our own transport.
 _MARKS = ("task", "task_id")
 
 
@@ -46,7 +46,7 @@ class Pushed:
 
 
 class NotAMessage(MalformedMessage):
-    """What was pushed can't be a message. ``delivery`` holds it as it came, for the dead letter."""
+    """What was pushed can't be a message. ``delivery`` holds it unchanged, for the dead letter."""
 
     def __init__(self, reason: str, delivery: Delivery) -> None:
         super().__init__(reason)
@@ -125,7 +125,7 @@ def _wrapped(
 
 
 def _when(delivery: Delivery) -> Pushed:
-    """Take the attributes that our own Pub/Sub transport sends along for what they are."""
+    """Read the attributes that our own Pub/Sub transport adds."""
     from gwi_celery.brokers.pubsub import wire
 
     parsed = wire.parse(SimpleNamespace(attributes=delivery.attributes))

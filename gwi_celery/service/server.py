@@ -76,7 +76,7 @@ def _config(application: ASGIApp, host: str, port: int, connections: int) -> uvi
         port=port,
         http=limited(most),  # on h11, which limits a request's head
         backlog=most,  # accepted in one go, before any of them can be closed
-        proxy_headers=False,  # who connects is who calls: anybody can send X-Forwarded-For
+        proxy_headers=False,  # the caller is whoever connects: anybody can send X-Forwarded-For
         h11_max_incomplete_event_size=2 * MAX_HEAD,
         ws="none",
         access_log=False,

@@ -1,7 +1,7 @@
 """A pull worker's health endpoints, off without a port.
 
-The endpoints answer from a thread of the worker's main process, so also while a task keeps a pool child's
-processor busy, and also where a solo worker's only thread is in a task.
+They answer from a thread of the worker's main process: even while a task keeps a pool child's CPU busy,
+and while a solo worker's main thread is in a task.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 from gwi_celery.actions import Action
 from gwi_celery.stores.limits import LimitSetting
 from gwi_celery.stores.values import (
+    NEXT,
     RELEASED,
     AttemptEnd,
     Cancelled,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from gwi_celery.stores.queues import QueueRecords
 
 __all__ = [
+    "NEXT",
     "RELEASED",
     "AttemptEnd",
     "Cancelled",
@@ -142,11 +144,11 @@ class Store(Protocol):
     def load(self, lease: Lease) -> list[Checkpoint]:
         """The checkpoints of the lease's generation, in the order they were first saved.
 
-        With their bytes if these are few; else those are ``deferred``, of some or of all.
+        Their bytes come with them while these are few; otherwise some or all are ``deferred``.
         """
 
     def fetch(self, lease: Lease, name: str) -> Checkpoint | None:
-        """One checkpoint of the lease's generation with its bytes, as it is now; None: there is none.
+        """One checkpoint of the lease's generation with its current bytes; None if there is none.
 
         Raises LeaseLost if the lease is seen to be lost.
         """
@@ -160,10 +162,10 @@ class Store(Protocol):
         """
 
     def keeps_results_of(self, url: str) -> bool:
-        """Whether the result backend of that URL reads what :meth:`finish` writes of a result."""
+        """Whether :meth:`finish` writes results where the result backend of that URL reads them."""
 
     def release(self, lease: Lease, end: AttemptEnd = RELEASED) -> None:
-        """Free the lock and leave the job PENDING with its checkpoints, uncounted as a crash.
+        """Free the lock and leave the job PENDING with its checkpoints. No crash is counted.
 
         A stale lease releases nothing, and that is no error.
         """
@@ -177,17 +179,17 @@ class Store(Protocol):
     def wait(self, request: ClaimRequest, wait: Wait) -> None:
         """Record what the job waits for, unless it runs, has ended, or waits for that already.
 
-        A claim that is Held has done so for its lock, if it has an ``origin``. One that never began is
-        kept for the request's ``result_ttl``. For people: it changes no later answer, and what isn't
-        recorded because somebody else changed the job meanwhile isn't missed.
+        A claim that is Held records the wait for its lock by itself, if it has an ``origin``. The record
+        of a job that never began is kept for the request's ``result_ttl``. It is for people: no later
+        answer depends on it, and nothing is recorded if somebody else changes the job meanwhile.
         """
 
     def force_release(self, lock: LockRef, *, owner_nonce: str | None = None) -> bool:
         """Operator's tool: free the lock whoever holds it; the holder's writes fail from then on.
 
-        With ``owner_nonce``: only if that attempt holds it; that is a worker's own, and no action
-        that is recorded. True if a live lock was freed. Its job stays RUNNING: the next claim counts a
-        crash.
+        With ``owner_nonce``: only if that attempt holds it; workers do that, and it is not recorded as
+        an operator's action. True if a live lock was freed. Its job stays RUNNING: the next claim counts
+        a crash.
         """
 
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
@@ -200,21 +202,21 @@ class Store(Protocol):
         """
 
     def bar_calls_of(self, tenant: str, task_id: str, reason: str) -> None:
-        """Operator's tool: no job that the task of that id has called begins any more.
+        """Operator's tool: from now on, no job that the task of that id has called may begin.
 
-        One of that tenant that hasn't begun is recorded as cancelled when it is claimed, with
+        When such a job of that tenant is claimed for the first time, it is recorded as cancelled, with
         ``reason``, unless the claim replays it. Those that have begun are for :meth:`cancel`. Kept for
-        30 days: longer than a broker keeps a call.
+        30 days, which is longer than a broker keeps a call.
         """
 
     def put_value(
         self, job: JobRef, name: str, blob: bytes, *, expected_version: int
     ) -> Checkpoint:
-        """For those who hold no lease: write a value of an unfinished job, if it hasn't changed.
+        """Write a value of an unfinished job without holding its lease, if the value hasn't changed.
 
         The value's version serves as an etag: it must be ``expected_version`` (0: there is none),
-        and is one more afterwards. Returns the value as it is stored then; so too when it has
-        that version and those bytes already, so that the call can be repeated. Renews no lease
+        and is one more afterwards. Returns the value as stored. The call can be repeated: if the value
+        has the new version and these bytes already, it is returned as well. Renews no lease
         and changes no step or cursor. A holder who saves the value goes on from its new version.
 
         Raises VersionConflict, and writes nothing, when the version is another. Raises
@@ -223,9 +225,9 @@ class Store(Protocol):
         """
 
     def operator_key(self) -> bytes:
-        """A secret that all who open this store have in common, and nobody else: 32 bytes.
+        """A secret of 32 bytes, known to everyone who can open this store, and to nobody else.
 
-        Made when first asked for. What is signed with it comes from one who may use the store.
+        Created on first use. What is signed with it comes from somebody who may use the store.
         Raises InvalidCall where the store is a database for each tenant.
         """
 
@@ -235,7 +237,7 @@ class Store(Protocol):
     def list_actions(
         self, *, tenant: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[Action]:
-        """What operators did, latest first: to one tenant's or to all; those before an ``id``."""
+        """What operators did, latest first: for one tenant or for all; with ``before``, older ones."""
 
     @property
     def queues(self) -> QueueRecords:
@@ -247,7 +249,7 @@ class Store(Protocol):
     def get_checkpoints(self, job: JobRef, *, outline: bool = False) -> list[Checkpoint]:
         """The current checkpoints, in the order they were first saved; for people and tests.
 
-        ``outline``: all ``deferred``, for who wants the names.
+        ``outline``: all ``deferred``, for callers that want the names only.
         """
 
     def get_lock(self, lock: LockRef) -> LockRecord | None:
@@ -270,7 +272,7 @@ class Store(Protocol):
         """
 
     def find_jobs(self, wanted: JobFilter, *, limit: int = 100, token: str | None = None) -> Page:
-        """Jobs of one tenant or of all, those recorded last first, stable across pages.
+        """Jobs of one tenant or of all, the most recently recorded first, stable across pages.
 
         Without their outcomes, which :meth:`get_job` reads, and their envelopes. A job keeps its place
         from when it was first recorded until it is forgotten. Each filter is served by an index. Raises
@@ -279,7 +281,7 @@ class Store(Protocol):
         """
 
     def get_envelope(self, job: JobRef) -> bytes | None:
-        """The call that the job stems from (``Origin.envelope``); None: unknown, or not kept."""
+        """The call that created the job (``Origin.envelope``); None if it is unknown or not kept."""
 
     def list_locks(self, tenant: str) -> list[LockRecord]:
         """The tenant's locks, held or expired, oldest claim first."""

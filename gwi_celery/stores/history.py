@@ -1,4 +1,4 @@
-"""What a record says for people: its attempts, what it waits for, how far it is. As JSON, in both stores.
+"""What a record tells people: its attempts, what it waits for, its progress. As JSON, in both stores.
 
 Nothing here decides anything. It is bounded, so that a record stays small however often a job is tried.
 """
@@ -26,7 +26,7 @@ from gwi_celery.stores.base import (
 KEPT: Final = 20
 #: Characters of an error's text, of a worker's name and of a class's name.
 LONGEST: Final = 300
-#: Characters of the names of a job that is told beside another.
+#: Characters of the names of a job that is mentioned in another's record.
 _LONGEST_NAMES: Final = 1000
 
 
@@ -50,7 +50,7 @@ class History:
     ) -> History:
         """An attempt begins, the ``first`` of its generation or a later one.
 
-        ``vanished`` is the one that it takes over from: nobody has ended that.
+        ``vanished`` is the attempt that it takes over from, which never ended.
         """
         history = self
         if vanished is not None:
@@ -74,7 +74,7 @@ class History:
         return replace(self, progress=replace(progress, text=short(progress.text), at=now))
 
     def over(self, running: PastAttempt | None, end: AttemptEnd, now: float) -> History:
-        """The attempt that runs is over; None: none did, and the job won't wait any more."""
+        """The running attempt is over; None: none ran, and the job no longer waits."""
         if running is None:
             return replace(self, waits=None)
         end = replace(end, error_type=short(end.error_type), error=short(end.error))
@@ -166,7 +166,7 @@ def call_term(task_id: str) -> str:
 
 
 def terms(origin: Origin, ended: Sequence[PastAttempt]) -> list[str]:
-    """All that a job is found by in this way: its labels, and the ids of the calls it was tried for."""
+    """All terms that a job is found by: its labels, and the ids of the calls it was tried for."""
     calls = dict.fromkeys([*(past.task_id for past in ended), origin.task_id])
     return [
         *(label_term(*label) for label in origin.labels.items()),

@@ -46,7 +46,7 @@ def place_of(token: str, listed: str) -> tuple[float, str]:
         ) from exc
     if of != listed or not math.isfinite(moment):
         raise InvalidCall(
-            "that page token is of another list: ask with the tenant, status, run_id and all else "
-            "that the page before was asked for with"
+            "that page token is of another list: ask with the same tenant, status, run_id and other "
+            "filters as for the page before"
         )
     return moment, job_id

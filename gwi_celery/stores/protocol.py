@@ -21,6 +21,7 @@ from gwi_celery.errors import (
 )
 from gwi_celery.ids import digest
 from gwi_celery.stores.base import (
+    NEXT,
     Cancelled,
     Checkpoint,
     CheckpointKind,
@@ -42,7 +43,7 @@ from gwi_celery.text import safe_text
 #: Seconds a cancellation is kept for a job that was never claimed, and so named no TTL itself.
 CANCELLED_TTL: Final = 24 * 3600.0
 
-#: Seconds that a task's calls are kept from beginning.
+#: Seconds for which the calls of a cancelled task are kept from beginning.
 BARRED_TTL: Final = 30 * 24 * 3600.0
 
 #: How many failed submissions a record remembers; an older one would run again if redelivered.
@@ -98,13 +99,13 @@ class Lock:
 
 # --- what a claim is answered ---------------------------------------------------------------------
 
-#: The answers that the record alone gives; they are filled with the record.
+#: The answers that depend on the record alone; each is made from it.
 Settled = type[Mismatch] | type[Completed] | type[Cancelled]
 
 
 class SameClaim:
-    """The lock is this very claim's already: its answer was lost. It is renewed, as its sender counts
-    the lease's time from this sending, and answered as it was.
+    """This very claim has the lock already: its answer was lost. The lease is renewed, because its sender
+    counts from this sending, and the answer is the same.
     """
 
 
@@ -115,7 +116,7 @@ class Granted:
     generation: int = 1
     attempt: int = 1
     crashes: int = 0
-    #: There is none, or it has expired: a record of a life of its own begins.
+    #: There is no record, or it has expired: a new one begins.
     fresh: bool = False
     #: A new generation that forgets every checkpoint.
     anew: bool = False
@@ -161,7 +162,7 @@ def settled(request: ClaimRequest, job: Job | None) -> Settled | None:
 
 
 def other_lock(request: ClaimRequest, job: Job | None) -> str | None:
-    """The id of another lock than the request's, under which the job's last attempt may run yet."""
+    """The id of the lock, if not the request's, under which the job's last attempt may still run."""
     if job is None or job.status is not JobStatus.RUNNING or job.lock_id == request.lock.id:
         return None
     return job.lock_id
@@ -170,9 +171,9 @@ def other_lock(request: ClaimRequest, job: Job | None) -> str | None:
 def forgotten(
     request: ClaimRequest, job: Job | None, recorded: Callable[[], Sequence[str]]
 ) -> Sequence[str]:
-    """The names of checkpoints that a replay from a step makes anew, of those that are recorded.
+    """The names of the recorded checkpoints that a replay from a step makes anew.
 
-    Raises InvalidCall when the step is none of them.
+    Raises InvalidCall when the step is not recorded.
     """
     if job is None or request.replay is None or not _replays(job, request):
         return []
@@ -191,7 +192,7 @@ def forgotten(
 def begins_anew(request: ClaimRequest, job: Job) -> bool:
     """Whether the next generation of a job that has ended forgets every checkpoint.
 
-    It needs no reading of them, so that those that are damaged are no obstacle.
+    It doesn't read them, so damaged ones are no obstacle.
     """
     if _replays(job, request):
         assert request.replay is not None
@@ -214,7 +215,7 @@ def submission_id(submission: str) -> str:
 
 
 def same_payload(stored: str, asked: str) -> bool:
-    """Whether two fingerprints are of one payload: they have the digest of one form in common."""
+    """Whether two fingerprints are of one payload: one digest is in both."""
     return stored == ANY_PAYLOAD or not set(stored.split()).isdisjoint(asked.split())
 
 
@@ -223,10 +224,8 @@ def _corrects(job: Job, request: ClaimRequest) -> bool:
 
     A replay from a step keeps what the payload before has made, so it can't be of another one.
     """
-    return (
-        job.status is JobStatus.FAILED
-        and submission_id(request.submission) not in job.failed
-        and (request.replay is None or request.replay.from_step is None)
+    return _failed_otherwise(job, request) and (
+        request.replay is None or request.replay.from_step is None
     )
 
 
@@ -234,17 +233,21 @@ def _opens_next_generation(job: Job, request: ClaimRequest) -> bool:
     """Whether a job that has ended runs again for this request."""
     if _replays(job, request):
         return True
-    failed = job.status is JobStatus.FAILED
-    return failed and submission_id(request.submission) not in job.failed
+    return _failed_otherwise(job, request)
 
 
 def _replays(job: Job, request: ClaimRequest) -> bool:
     """Whether the request replays a job that ended."""
-    return (
-        request.replay is not None
-        and job.status.terminal
-        and request.replay.generation == job.generation + 1
-    )
+    if request.replay is None or not job.status.terminal:
+        return False
+    if request.replay.generation == NEXT:  # of a submission; so what it failed with is not replayed
+        return _failed_otherwise(job, request)
+    return request.replay.generation == job.generation + 1
+
+
+def _failed_otherwise(job: Job, request: ClaimRequest) -> bool:
+    """Whether the job has failed, but by other submissions."""
+    return job.status is JobStatus.FAILED and submission_id(request.submission) not in job.failed
 
 
 # --- what its caller's cancellation keeps from beginning ------------------------------------------
@@ -258,7 +261,7 @@ def may_be_barred(request: ClaimRequest, job: Job | None) -> str | None:
 
 
 def barred(reason: str) -> tuple[Wait, str]:
-    """What the record of such a job says before it is cancelled, and what it is cancelled with."""
+    """What the record of such a job says before the cancellation, and the reason it is cancelled with."""
     return Wait("caller", "was cancelled"), f"its caller was cancelled: {reason}"
 
 
@@ -292,12 +295,12 @@ def kept_by(
 
 
 def may_wait(job: Job | None) -> bool:
-    """Whether the record can say that the job waits: it is running's, or an outcome's, otherwise."""
+    """Whether the record may say that the job waits: not while it runs, and not once it has ended."""
     return job is None or job.status in (JobStatus.PENDING, JobStatus.WAITING)
 
 
 def never_begun(job: Job) -> bool:
-    """Whether it has only waited so far. Its record is for people: it expires, and fits any payload."""
+    """Whether it has only waited. Such a record is for people: it expires, and fits any payload."""
     return job.status is JobStatus.WAITING and not job.attempt
 
 
@@ -343,7 +346,7 @@ def is_finished(
 
     ``finished`` is the token of the claim whose finish the record had last; ``same_bytes`` says
     whether its outcome has this one's. Raises LeaseLost when the attempt has ended otherwise. A record
-    that a later claim has changed says nothing more of that.
+    that a later claim has changed can't tell.
     """
     if not outcome.status.terminal:
         raise ValueError(f"{outcome.status.value} is no end of a job")

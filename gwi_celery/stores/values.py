@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gwi_celery.ids import digest
 from gwi_celery.stores.limits import LimitRef
@@ -19,7 +19,7 @@ class JobStatus(str, Enum):
 
     #: Not running: handed back, or waiting for a retry. A message for it is outstanding.
     PENDING = "pending"
-    #: The same, behind a lock that another holds, or a limit. It may never have begun.
+    #: The same, because another job holds its lock, or a limit is reached. It may never have begun.
     WAITING = "waiting"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -45,7 +45,7 @@ class CheckpointKind(str, Enum):
 
 @dataclass(frozen=True)
 class JobRef:
-    """Names one job: what is promised, is promised per (tenant, task, key)."""
+    """Names one job: every promise is made per (tenant, task, key)."""
 
     tenant: str
     #: The Celery task's name: the job's type.
@@ -71,11 +71,16 @@ class LockRef:
         return digest("lock", self.tenant, *self.scope)
 
 
+#: A replay's generation: the next one of a job that has failed, but not by this very submission.
+NEXT: Final = 0
+
+
 @dataclass(frozen=True)
 class Replay:
     """Asks for a new generation of a job, although the one before may have succeeded."""
 
-    #: The generation to open. If the job is there already, the submission is a plain duplicate.
+    #: The generation to open, or :data:`NEXT`. If the job is there already, the submission is a plain
+    #: duplicate.
     generation: int
     #: Checkpoints saved from this one on are forgotten; None: all of them; "": none.
     from_step: str | None = None
@@ -83,7 +88,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a record keeps of the call that a job stems from, for people and to run it again."""
+    """What a record keeps of the call that created the job: for people, and to run it again."""
 
     #: Celery's id of the call.
     task_id: str = ""
@@ -92,9 +97,9 @@ class Origin:
     root_id: str | None = None
     #: Where its message came from.
     queue: str | None = None
-    #: Given with the call, to find it by.
+    #: Given with the call; jobs can be found by them.
     labels: Mapping[str, str] = field(default_factory=dict)
-    #: Of the worker's code.
+    #: The version of the worker's code.
     code_version: str = ""
     #: The call as JSON, to be made again; None: not kept, or not read.
     envelope: bytes | None = None
@@ -123,8 +128,8 @@ class ClaimRequest:
     #: Seconds a terminal outcome is kept.
     result_ttl: float
     replay: Replay | None = None
-    #: What the record is to keep of the call. None: what it has; and a claim that is Held records
-    #: no wait.
+    #: What the record is to keep of the call. None: it keeps what it has, and a claim that is Held
+    #: records no wait.
     origin: Origin | None = None
     #: A hint that the store may know this job: it was delivered before, or is a retry. It changes
     #: no answer, only what is looked at first.
@@ -163,7 +168,7 @@ class AttemptEnd:
     #: The error's class, and the first line of its text; "" if there was none.
     error_type: str = ""
     error: str = ""
-    #: Seconds since the epoch at which the job is tried again; None: nothing is said of that.
+    #: Seconds since the epoch at which the job is tried again; None: unknown.
     retry_at: float | None = None
 
 
@@ -173,11 +178,11 @@ class Outcome:
 
     status: JobStatus
     blob: bytes
-    #: None: by its status.
+    #: None: derived from the status.
     end: AttemptEnd | None = field(default=None, compare=False)
 
 
-#: Of an attempt whose end says nothing more.
+#: The end of an attempt of which nothing more is known.
 RELEASED = AttemptEnd("released")
 
 
@@ -232,8 +237,7 @@ class PastAttempt:
 class StoredResult:
     """A task's result as Celery's readers get it, to be written along with an outcome.
 
-    A SUCCESS that is there already, and has not expired, stays as it is; another end unless this is
-    one, too.
+    A stored SUCCESS that has not expired is never replaced; another end is replaced by an end only.
     """
 
     task_id: str
@@ -245,11 +249,11 @@ class StoredResult:
     meta: bytes
     #: Seconds that it is kept; None: for good.
     ttl: float | None
-    #: A hint that there may be one already, of an earlier attempt: it is looked at first.
+    #: A hint that an earlier attempt may have stored one: the store reads first.
     seen_before: bool = False
     #: Store-private: what is known of the one that is there.
     version: Any = field(default=None, compare=False)
-    #: Whose task it was. A result that is there of another tenant's stays.
+    #: The task's tenant. Another tenant's result is never replaced.
     tenant: str | None = None
 
 

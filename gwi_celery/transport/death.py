@@ -57,14 +57,14 @@ class Death:
 
 def deceased(delivery: Delivery, death: Death) -> Delivery:
     """The delivery with what is known of its death, in place of what its publisher may have claimed."""
-    said = {
+    reported = {
         DEATH_KIND: death.kind,
         DEATH_ERROR: cut(death.error, _NAME_BYTES),
         DEATH_TRACEBACK: _end(death.traceback),
         DEATH_WORKER: f"{socket.gethostname()}:{os.getpid()}",
     }
     kept = {k: v for k, v in delivery.attributes.items() if k not in DEATH}
-    return replace(delivery, attributes={**kept, **{k: v for k, v in said.items() if v}})
+    return replace(delivery, attributes={**kept, **{k: v for k, v in reported.items() if v}})
 
 
 def _end(traceback: str) -> str:

@@ -18,7 +18,7 @@ Connection String
 Transport Options
 =================
 * ``lease_seconds``: seconds a delivery is leased for at a time (default 30).
-* ``max_deliveries``: deliveries of a message before it goes to the dead letter (default 20).
+* ``max_deliveries``: attempts at a message before it goes to the dead letter (default 20).
 * ``retention``: seconds a message is kept at most (default 7 days).
 * ``max_lease_seconds``: longest time a lease is extended (default: as long as the task runs).
 

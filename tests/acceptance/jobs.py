@@ -20,7 +20,7 @@ from celery import Celery, signals
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 import gwi_celery.app
-from gwi_celery import Reliable, ReliableTask, carry, setup
+from gwi_celery import Limit, Reliable, ReliableTask, carry, setup
 from gwi_celery.stores.base import Claimed
 
 FOLDER = Path(os.environ.get("JOBS_FOLDER", "."))
@@ -129,6 +129,23 @@ def parallel(self: Any, *, tenant_id: str) -> dict[str, Any]:
         "trace": self.request.headers["trace"],
         "stranger": type(stranger).__name__,
     }
+
+
+@app.task(
+    shared=False,
+    base=ReliableTask,
+    bind=True,
+    name="limited",
+    reliable=Reliable(limits=[Limit("{tenant_id}", max_running=1)]),
+)
+def limited(self: Any, *, tenant_id: str, run_id: str) -> str:
+    """At its first attempt the first run hangs."""
+    audit("limited", run=run_id, attempt=self.attempt)
+    while run_id == "hangs" and self.attempt == 1:
+        time.sleep(0.05)
+        self.check()
+    audit("limited over", run=run_id)
+    return run_id
 
 
 @app.task(shared=False, base=ReliableTask, bind=True)

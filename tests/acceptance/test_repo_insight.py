@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a repository, and a worker that works for it."""
     path = tmp_path_factory.mktemp("insight")
     make_repository(path / "repo.git", commits=120, seed=5, weeks=30)
+    make_repository(path / "another.git", commits=3, seed=6, weeks=1)
     with worker("examples.repo_insight.app", path, env={"GWI_FOLDER": str(path / "gwi")}):
         yield path
 
@@ -54,7 +55,7 @@ def test_a_submitted_repository_is_analysed_and_a_duplicate_is_answered(folder: 
 def test_another_repository_under_the_same_run_is_a_mismatch(folder: Path) -> None:
     submit(folder, "repo.git", "--tenant", "acme", "--run", "r2", "--wait")
     other = submit(folder, ".", "--tenant", "acme", "--run", "r2", "--wait")
-    there = submit(folder, str(ROOT), "--tenant", "acme", "--run", "r2", "--wait")
+    there = submit(folder, "another.git", "--tenant", "acme", "--run", "r2", "--wait")
 
     assert (other.returncode, there.returncode) == (2, 1)
     assert "IdempotencyMismatch" in there.stderr

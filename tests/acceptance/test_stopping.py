@@ -116,6 +116,7 @@ class TestPubSub:
             worker.wait_for(r"the Pub/Sub emulator at \S+ \(PUBSUB_EMULATOR_HOST\) does not answer")
         all_end(workers)
 
+    @pytest.mark.slow  # test_busy has more to end
     def test_idle(
         self,
         how: str,

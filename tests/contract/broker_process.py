@@ -12,27 +12,19 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 from gwi_celery.brokers.base import Broker, OutgoingMessage, QueueSpec
 from gwi_celery.errors import BrokerError
+from tests import zygote
 from tests.contract.brokers import PATIENCE, SHARED, readable, send, wait_for
-
-ROOT = Path(__file__).parents[2]
 
 
 class Peer:
     """One such process."""
 
     def __init__(self, backend: str, place: str, lease_seconds: float) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, backend, place, str(lease_seconds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
+        self._process = zygote.start(__name__, [backend, place, str(lease_seconds)], talks=True)
 
     def tell(self, *words: object) -> None:
         assert self._process.stdin is not None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gwi_celery.brokers.base import Broker, Receiver
-from gwi_celery.brokers.pubsub import streams
+from gwi_celery.brokers.pubsub import client, streams
 from gwi_celery.testing.twin import Twin, start_twin
 from tests.contract import backends
 from tests.contract.brokers import CASES, BrokerFactory, PubSubTwin
@@ -60,11 +60,15 @@ def pubsub_twin() -> Iterator[Twin]:
 
 
 @pytest.fixture
-def broker_factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerFactory]:
+def broker_factory(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[BrokerFactory]:
     """Makes connections to one broker service, which is new and empty."""
     kind, service = CASES[request.param]
     if kind.fixture:
         request.getfixturevalue(kind.fixture)
+    if request.param == "pubsub":  # the emulator knows at once what was made
+        monkeypatch.setattr(client, "_SETTLES", 0.5)
     with service(tmp_path) as factory:
         yield factory
 

@@ -131,3 +131,15 @@ def test_what_is_delayed_can_be_had_now(broker, receiver):
     assert one.due is not None
     assert broker.hasten("q", [one.message_id, "77"]) == 1
     assert bodies(receiver.poll("q", 5)) == [one.data]
+
+
+@pytest.mark.needs("sees_all")
+def test_one_that_dies_again_meanwhile_is_redriven_once(broker, receiver):
+    bury(broker, receiver, b"1", b"2")
+    ids = dead(broker, 2)
+
+    def die_again(moved: int) -> None:
+        for delivery in receiver.poll("q", 5):
+            broker.dead_letter(delivery, "again")
+
+    assert broker.redrive("q", only=[ids[b"1"]], moved=die_again) == 1

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -18,6 +19,7 @@ from gwi_celery.errors import (
     StepNameReused,
 )
 from gwi_celery.stores.base import (
+    NEXT,
     Cancelled,
     Checkpoint,
     CheckpointKind,
@@ -425,6 +427,29 @@ def test_a_replay_from_a_step_forgets_it_and_what_was_first_saved_after_it(case)
         ("scan", b"2"),
         ("a", b"done"),
     ]
+
+
+@pytest.mark.parametrize(("from_step", "kept"), [(None, ""), ("b", "a"), ("", "ab")])
+def test_a_submission_replays_once_what_failed_whatever_generation_that_had(case, from_step, kept):
+    lease = running(case, case.request())
+    for name in "ab":
+        case.store.save(lease, step(name))
+    case.store.finish(lease, failure())
+    again = partial(case.request, submission="s2", replay=Replay(NEXT, from_step))
+
+    claimed = case.take(again())
+    assert claimed.record.generation == 2
+    assert "".join(c.name for c in case.store.load(claimed.lease)) == kept
+    lease = case.store.save(claimed.lease, step("c"))
+    case.store.release(lease)
+    claimed = case.take(again())
+    assert "".join(c.name for c in case.store.load(claimed.lease)) == f"{kept}c", "it goes on"
+    case.store.finish(claimed.lease, failure())
+    assert isinstance(case.store.claim(again()), Completed), "it failed by this one too"
+    case.store.finish(case.take(case.request(submission="s3")).lease, success())
+    answer = case.store.claim(again(submission="s4"))
+    assert isinstance(answer, Completed)
+    assert answer.record.status is JobStatus.SUCCEEDED, "what has succeeded stays as it is"
 
 
 def test_a_replay_from_the_first_step_leaves_none(case):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -260,3 +261,19 @@ def test_cleanup_leaves_the_places_of_those_that_run(case):
     case.store.cleanup()
     assert names(case, limit) == ["k2"]
     assert case.store.list_places(limit.id)[0].job == JobRef("acme", "review", "k2")
+
+
+def test_of_many_threads_no_more_get_a_place_than_there_are(case):
+    """Each on a handle of its own, as processes have them."""
+    limit, rate = at_once(3), a_rate(case, 3)
+    stores = [case.another() for _ in range(4)]
+    requests = [ask(case, f"k{n}", *((limit,) if n % 2 else (rate,))) for n in range(12)]
+
+    def claim(n):
+        return stores[n % 4].claim(requests[n])
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(claim, range(12)))
+    claimed = [isinstance(answer, Claimed) for answer in answers]
+    assert (sum(claimed[1::2]), sum(claimed[::2])) == (3, 3)
+    assert all(isinstance(answer, Claimed | Limited) for answer in answers)

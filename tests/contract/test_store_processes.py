@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from gwi_celery.errors import LeaseLost
 from gwi_celery.stores.base import Claimed, Completed, Held, Lease, Store
+from tests import zygote
 from tests.contract.contender import request
 from tests.contract.stores import SHARED, step
-
-ROOT = Path(__file__).parents[2]
 
 
 class Contender:
     """A process that runs tests/contract/contender.py."""
 
     def __init__(self, backend: str, place: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.contract.contender", backend, place],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
+        self._process = zygote.start("tests.contract.contender", [backend, place], talks=True)
 
     def tell(self, *words: str) -> None:
         assert self._process.stdin is not None

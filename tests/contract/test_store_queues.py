@@ -42,6 +42,7 @@ def letter(n: int, **other: object) -> DeadLetter:
         died_at=DIED + n,
         expires_at=FUTURE + n,
         priority=3,
+        whole=False,
     )
     return replace(made, **other)  # type: ignore[arg-type] # of a letter's fields
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gwi_celery.brokers.pubsub import client
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.brokers.pubsub.options import parse
@@ -19,6 +20,12 @@ from tests.apps import imported
 from tests.workers import Worker
 
 APP = "tests.pubsub.jobs"
+
+
+@pytest.fixture(autouse=True)
+def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulator knows at once what was made: who misses something need not wait for it."""
+    monkeypatch.setattr(client, "_SETTLES", 0.5)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -63,6 +64,28 @@ def test_a_job_survives_a_kill_and_a_stop_of_the_instances_it_runs_on(
     assert sum(counts.values()) <= 51, "only the one in flight at the kill is done again"
     record = store_for(jobs.app).list_jobs("acme").jobs[0]
     assert (record.status, record.generation) == (JobStatus.SUCCEEDED, 1)
+    assert dead_letters(broker_for(jobs.app)) == []
+
+
+@pytest.mark.slow
+def test_what_waits_for_its_time_keeps_nothing_else_waiting(
+    jobs: ModuleType, project: str, serve: Callable[..., Service], tmp_path: Path
+) -> None:
+    """The emulator pushes two messages at a time: with their requests held the third would wait."""
+    push_to(serve().url, project)
+    began = time.monotonic()
+    later = [
+        jobs.counted.apply_async(
+            kwargs={"tenant_id": "acme", "run_id": f"later-{n}", "to": 1}, countdown=25
+        )
+        for n in range(4)
+    ]
+    eventually(lambda: broker_for(jobs.app).has_queue("celery.later"))
+    now = jobs.counted.delay(tenant_id="acme", run_id="now", to=1)
+    assert now.get(timeout=PATIENCE) == 1
+    assert not any(result.ready() for result in later)
+    assert [result.get(timeout=PATIENCE) for result in later] == [1] * 4
+    assert time.monotonic() - began >= 25
     assert dead_letters(broker_for(jobs.app)) == []
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
+import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +22,8 @@ from gwi_celery.config import Settings
 from gwi_celery.errors import BrokerUnusable, StoreUnusable
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.contract.contender import request
+from tests.machine import PATIENCE
+from tests.workers import ROOT
 
 
 def publish(folder: Path) -> None:
@@ -134,6 +140,60 @@ def test_no_link_is_followed(
         )
     else:
         assert not victim.exists()
+
+
+_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from gwi_celery.errors import BrokerUnusable, StoreUnusable
+from tests.unit.test_folder import claim, publish
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+for use in (publish, claim):
+    try:
+        use(Path(sys.argv[1]))
+    except (BrokerUnusable, StoreUnusable) as exc:
+        print(exc)
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder whose parents anyone may enter, unlike pytest's."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("read_only", ["file and folder", "file", "empty folder"])
+def test_files_that_may_not_be_written(open_folder: Path, read_only: str) -> None:
+    """In a process that may not: root may write anywhere."""
+    folder = open_folder / "gwi"
+    folder.mkdir()
+    if read_only != "empty folder":
+        for use in (publish, claim):
+            use(folder)
+        for name in ("broker.sqlite3", "store.sqlite3"):
+            (folder / name).chmod(0o444)
+    folder.chmod(0o777 if read_only == "file" else 0o555)
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_NOBODY, str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    broker, store = done.stdout.splitlines()
+    assert str(folder / "broker.sqlite3") in broker
+    assert str(folder / "store.sqlite3") in store
+    assert "writ" in broker
+    assert "writ" in store
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,12 +11,31 @@ import pytest
 from tests import mutants
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
+PACKAGE = sorted((ROOT / "gwi_celery").rglob("*.py"))
 PAGES = [page for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if page.stem != "CHANGELOG"]
 #: Where pages' paths may begin.
 BASES = (ROOT, ROOT / "gwi_celery", ROOT / "tests")
 #: A path that begins with one of these is one of this repository's, wherever a page has it.
 TOPS = {path.name for base in BASES for path in base.iterdir() if path.is_dir()}
+
+
+def test_no_module_or_class_is_too_large_to_read() -> None:
+    """At most 500 lines, and 25 methods, unless its docstring says why: "Over 500 lines ..."."""
+    large = []
+    for path in PACKAGE:
+        text = path.read_text()
+        tree = ast.parse(text)
+        lines = text.count("\n")
+        if lines > 500 and "Over 500 lines" not in (ast.get_docstring(tree) or ""):
+            large.append(f"{path.relative_to(ROOT)} has {lines} lines")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                methods = sum(
+                    isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) for each in node.body
+                )
+                if methods > 25 and "Over 25 methods" not in (ast.get_docstring(node) or ""):
+                    large.append(f"{path.relative_to(ROOT)}: {node.name} has {methods} methods")
+    assert large == []
 
 
 def test_each_mutant_changes_one_place() -> None:

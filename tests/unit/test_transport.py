@@ -24,7 +24,7 @@ def test_failover_goes_to_the_next_url_and_keeps_its_folder(tmp_path: Path, name
         connection.ensure_connection(max_retries=2, interval_start=0)
         with connection.SimpleQueue("q") as queue:
             queue.put({"n": 1})
-            message = queue.get(timeout=5)
+            message = queue.get(timeout=PATIENCE)
             message.ack()
         assert message.payload == {"n": 1}
         assert list(folder.glob("*.sqlite3")), "in the folder that was named"

@@ -125,7 +125,7 @@ with _alone_in(Path(sys.argv[1]), 0) as alone:
     )
     assert other.stdout.readline() == "True\n"
     assert clean(app) == 0
-    other.communicate("\n", timeout=20)
+    other.communicate("\n", timeout=PATIENCE)
     assert clean(app, interval=3600) == 0
     assert clean(app) > 0
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,15 +18,14 @@ from gwi_celery import broker_for, store_for
 from gwi_celery.stores.base import JobRef, JobStatus
 from tests.apps import imported
 from tests.threadworker import worker_in_thread
+from tests.upgrade.older import HERE, scripts
 from tests.workers import eventually
 
-HERE = Path(__file__).parent
 RELEASES = sorted(path.stem for path in HERE.glob("*.sql"))
 
 
 def restore(release: str, folder: Path) -> None:
-    text = (HERE / f"{release}.sql").read_text()
-    for name, script in re.findall(r"^-- file (\w+)\n(.*?)(?=^-- file |\Z)", text, re.M | re.S):
+    for name, script in scripts(release).items():
         with closing(sqlite3.connect(folder / f"{name}.sqlite3")) as file:
             file.executescript(script)
             if name == "broker":  # as old as it is, and kept for a week only

@@ -53,7 +53,7 @@ class FirestoreBackend(FirestoreChords):
             return self.arrived(meta, on_interval)
         for _, meta in self._waited([task_id], timeout, interval, on_interval):
             return self.arrived(tenants.checked(task_id, meta), on_interval)
-        raise AssertionError  # it came, or the time was up
+        raise AssertionError  # the loop returns, or raises TimeoutError
 
     def get_many(
         self,
@@ -93,7 +93,7 @@ class FirestoreBackend(FirestoreChords):
             return None
 
     def _look(self, task_ids: Sequence[str]) -> dict[str, Any]:
-        """The results that are there and ready; kept in Celery's cache, too."""
+        """The results that are ready; they are put into Celery's cache, too."""
         values = self.retried(self.mget, [self.get_key_for_task(id) for id in task_ids])
         ready: dict[str, Any] = self._mget_to_results(values, list(task_ids))
         self._cache.update(ready)

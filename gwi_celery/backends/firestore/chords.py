@@ -65,7 +65,7 @@ class FirestoreChords(FirestoreValues):
         self.client.commit_surely([write], tries=TRIES)
 
     def add_to_chord(self, chord_id: str, result: Any) -> None:
-        # With a document of its own, so that it joins once, however often this is sent.
+        # It has a document of its own, so it joins once, however often this is sent.
         name = self._chord_name(chord_id)
         joins = documents.create(part_name(name, f"joins:{result.id}"), self._chord_fields())
         self.retried(self._count, name, joins, "data.extra")
@@ -87,8 +87,8 @@ class FirestoreChords(FirestoreValues):
         )
 
     def _count(self, name: str, create: Write, path: str) -> Mapping[str, Any]:
-        """Create a document, and add one to the chord's number, together: once. What is counted."""
-        # Adding nothing is reading.
+        """Create a document and add one to the chord's number, in one commit; the numbers now."""
+        # Adding 0 reads the number.
         numbers = ["data.count", "data.size", "data.extra", "data.renewed"]
         count = Write(
             name,

@@ -1,4 +1,4 @@
-"""Results, and whatever else Celery keeps by a key, as documents."""
+"""Results, and everything else that Celery keeps by a key, as documents."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class FirestoreValues(ReliableBackend):
         self, key: str, value: Any, state: str, expires: Any, request: Any, version: Any = None
     ) -> ResultWrite:
         result = StoredResult(
-            task_id="",  # of a group, say: the key is what counts
+            task_id="",  # it may be a group's: only the key matters
             key=key,
             state=state,
             meta=ensure_bytes(value),

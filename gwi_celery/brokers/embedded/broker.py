@@ -21,7 +21,7 @@ that is rejected there stays, and is redelivered once its lease has run out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from gwi_celery.brokers.base import (
@@ -72,7 +72,7 @@ class EmbeddedBroker:
         folder: Created if it doesn't exist. None: in memory; see :func:`memory_broker` to share that.
         clock: Every expiry is decided by its ``time()``.
         lease_seconds: How long a delivery is leased for, where its queue doesn't say.
-        max_deliveries: Deliveries before the dead letter, where the queue doesn't say; 0: no limit.
+        max_deliveries: Attempts before the dead letter, where the queue doesn't say; 0: no limit.
         retention: Seconds a message is kept, where neither it nor its queue says.
     """
 
@@ -259,7 +259,13 @@ class EmbeddedBroker:
         return self._files.retention
 
     def redrive(
-        self, queue: str, limit: int | None = None, *, only: Collection[str] | None = None
+        self,
+        queue: str,
+        limit: int | None = None,
+        *,
+        only: Collection[str] | None = None,
+        from_step: str | None = "",
+        moved: Callable[[int], object] = lambda n: None,
     ) -> int:
         """Move what is ready in the dead letter back, in its order; how many that was.
 
@@ -273,16 +279,19 @@ class EmbeddedBroker:
             # No more than there are now: some may be dead-lettered again meanwhile.
             left = messages.size(c, found, self._files.clock.time()).ready
         left = left if limit is None else min(limit, left)
-        mark = redriving(self.operators, queue)
-        moved = 0
-        while left > moved:
+        mark = redriving(self.operators, queue, from_step)
+        total = 0
+        while left > total:
             batch = self._deliveries.redrive(
-                queue, dead, min(_REDRIVE_BATCH, left - moved), mark, only
+                queue, dead, min(_REDRIVE_BATCH, left - total), mark, only
             )
             if not batch:
                 break
-            moved += batch
-        return moved
+            if only is not None:  # one that died again meanwhile is not taken twice
+                only = frozenset(only) - frozenset(batch)
+            total += len(batch)
+            moved(len(batch))
+        return total
 
     @property
     def database(self) -> Database:

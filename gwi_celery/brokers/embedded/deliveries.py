@@ -170,11 +170,12 @@ class Deliveries:
         limit: int,
         mark: Callable[[str], str],
         only: Collection[str] | None,
-    ) -> int:
+    ) -> list[str]:
+        """The ids of those that were moved, which they keep."""
         with self._files.change(durable=True) as change:
             source = tables.find_queue(change.c, dead, change.now)
             if source is None:
-                return 0
+                return []
             messages.delete_expired(change.c, change.now, source)
             messages.promote(change.c, source, change.now)
             target = self._files.ensure(change, queue)
@@ -186,7 +187,7 @@ class Deliveries:
                 redrive = mark(uuid.uuid4().hex)  # moved once: no name that outlasts this is needed
                 messages.move(change.c, row["id"], target, {**kept, REDRIVE: redrive}, expires_at)
             change.wake(queue)
-            return len(rows)
+            return [str(row["id"]) for row in rows]
 
 
 def _lease_of(delivery: Delivery) -> tuple[int, int]:

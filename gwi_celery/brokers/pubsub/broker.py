@@ -102,6 +102,8 @@ class PubSubBroker:
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: Monotonic time until which unused queues are not deleted: they expire by themselves.
         self._stalled_until = 0.0
+        #: Pub/Sub has answered this connection once.
+        self._connected = False
         _brokers.add(self)
 
     @property
@@ -112,10 +114,14 @@ class PubSubBroker:
         if not self.options.managed:
             self.client.ready(self.options.timeout)  # any RPC would need a role of its own
             return
+        if self._connected:
+            self.topology.ping()
+            return
         id = naming.temporary_topic_id(self.options.prefix)
         path = f"projects/{self.options.project}/topics/{id}"
         with contextlib.suppress(NotFound):  # an answer like any other
             self.client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
+        self._connected = True
 
     # --- exchanges, queues, bindings ------------------------------------------------------------
 
@@ -345,6 +351,7 @@ class PubSubBroker:
                 request = pb["AcknowledgeRequest"](
                     subscription=source.path, ack_ids=[item.ack_id for item in received]
                 )
+                self._dead_letters.end(queue, received)
                 self.client.call("Acknowledge", request, source.path)
                 purged += sum(source.takes(wire.parse(item.message)) for item in received)
         return purged
@@ -393,11 +400,17 @@ class PubSubBroker:
         return self._dead_letters.discard(queue, only)
 
     def redrive(
-        self, queue: str, limit: int | None = None, *, only: Collection[str] | None = None
+        self,
+        queue: str,
+        limit: int | None = None,
+        *,
+        only: Collection[str] | None = None,
+        from_step: str | None = "",
+        moved: Callable[[int], object] = lambda n: None,
     ) -> int:
-        moved = self._dead_letters.redrive(queue, limit, only)
+        total = self._dead_letters.redrive(queue, limit, only, from_step, moved)
         self.flush(_CLOSE)
-        return moved
+        return total
 
     def flush(self, timeout: float = _CLOSE) -> bool:
         """Wait until acks and unconfirmed messages are with Pub/Sub; False if that took longer."""

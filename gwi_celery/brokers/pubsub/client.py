@@ -9,7 +9,7 @@ What a status means (https://cloud.google.com/pubsub/docs/reference/error-codes)
 =================================================  =================================================
 NOT_FOUND, ALREADY_EXISTS                          NotFound, AlreadyExists
 PERMISSION_DENIED, UNAUTHENTICATED; NOT_FOUND      BrokerUnusable, with the role and the command
-in mode "provisioned"; no token to be had
+in mode "provisioned"; no token available
 UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED,           BrokerUnavailable: may or may not have happened;
 INTERNAL, UNKNOWN, CANCELLED, RESOURCE_EXHAUSTED   every call of this package can be retried
 anything else                                      BrokerError: retrying can't help

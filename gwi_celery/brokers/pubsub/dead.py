@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ _DEATH = DEATH | {NOTE_OF}
 _REASON = 10_000
 #: Messages in one pull.
 _LOOK = 1000
+#: Seconds until an emulator is asked once more.
+_AGAIN = 0.1
 #: Seconds that giving back waits to be sent.
 _FLUSH = 2.0
 
@@ -73,10 +75,10 @@ class DeadLetters:
             DEATH_TIME: f"{time.time():.6f}",
         }
         # What its worker says of the death is ours as well, and no part of the message.
-        said = {k: v for k, v in delivery.attributes.items() if k in _DEATH}
+        reported = {k: v for k, v in delivery.attributes.items() if k in _DEATH}
         kept = {k: v for k, v in delivery.attributes.items() if k not in _DEATH}
         message = OutgoingMessage(delivery.data, kept, delivery.priority)
-        death = {**said, **death}
+        death = {**reported, **death}
         short = {**death, DEATH_REASON: cut(reason, REASON_BYTES)}
         short.pop(DEATH_TRACEBACK, None)
         for added in (death, short):
@@ -139,13 +141,20 @@ class DeadLetters:
         made = publisher.made("", dead_letter_queue(queue), message, merge=True)
         publisher.send_dead(queue, made)
 
-    def redrive(self, queue: str, limit: int | None, only: Collection[str] | None = None) -> int:
+    def redrive(
+        self,
+        queue: str,
+        limit: int | None,
+        only: Collection[str] | None,
+        from_step: str | None,
+        moved: Callable[[int], object],
+    ) -> int:
         broker = self._broker
-        mark = redriving(broker.operators, queue)
+        mark = redriving(broker.operators, queue, from_step)
         marks: set[str] = set()
         bare: set[bytes] = set()
         looked = Looked(broker, dead_letter_queue(queue))
-        moved = 0
+        total = 0
         try:
             for delivery in looked if limit != 0 else ():
                 # One that died again meanwhile is not taken twice.
@@ -165,12 +174,13 @@ class DeadLetters:
                 if broker.operators is not None:
                     broker.operators.ended([id])
                 looked.done_with(delivery)
-                moved += 1
-                if moved == (len(only) if limit is None and only is not None else limit):
+                total += 1
+                moved(1)
+                if total == (len(only) if limit is None and only is not None else limit):
                     break
         finally:
             looked.give_back()
-        return moved
+        return total
 
     def discard(self, queue: str, only: Collection[str]) -> int:
         """Take these messages out of ``queue`` itself; of a dead letter, after their records."""
@@ -190,6 +200,13 @@ class DeadLetters:
         finally:
             looked.give_back()
         return gone
+
+    def end(self, queue: str, received: Iterable[Any]) -> None:
+        """The records of received messages, if ``queue`` is a dead letter, before they are acked."""
+        operators = self._broker.operators
+        if operators is not None and queue.endswith(DEAD_LETTER_SUFFIX):
+            named = [(wire.parse(item.message), item.message.message_id) for item in received]
+            operators.ended([_named(queue, parsed.attributes, id) for parsed, id in named])
 
     def _put_back(self, queue: str, delivery: Delivery, redrive: str) -> bool:
         """Publish it as it was before it died; False if there was no room for the REDRIVE attribute."""
@@ -221,6 +238,8 @@ class Looked:
         return [d for id, d in self._seen.items() if id not in self._done]
 
     def __iter__(self) -> Iterator[Delivery]:
+        # Google's emulator answers at once, and now and then before it sees what was just published.
+        empty_looks = 2 if self._broker.options.lax else 1
         while True:
             deliveries = self._broker.look(self._queue, _LOOK)
             # What is there for the second time is what we held for longer than its lease.
@@ -229,7 +248,10 @@ class Looked:
             self._broker.ack([d for d in deliveries if d.message_id in self._done])
             yield from fresh
             if not fresh:
-                return
+                empty_looks -= 1
+                if not empty_looks:
+                    return
+                time.sleep(_AGAIN)
 
     def done_with(self, delivery: Delivery) -> None:
         self._broker.ack([delivery])
@@ -249,8 +271,11 @@ class Looked:
 
 def id_of(delivery: Delivery) -> str:
     """What a message in a dead letter is called: its death's name, or one made from its own id."""
-    said = delivery.attributes.get(DEATH_ID)
-    return said or _id(delivery.queue.removesuffix(DEAD_LETTER_SUFFIX), delivery.message_id)
+    return _named(delivery.queue, delivery.attributes, delivery.message_id)
+
+
+def _named(queue: str, attributes: Mapping[str, str], message_id: str) -> str:
+    return attributes.get(DEATH_ID) or _id(queue.removesuffix(DEAD_LETTER_SUFFIX), message_id)
 
 
 def _id(queue: str, message_id: str) -> str:

@@ -11,10 +11,10 @@ Measured on the emulator (0.8.20) and on the twin, and by what Google documents:
   lives on there, takes what comes next along, and leaves it leased to nobody. So a pull outlasts that
   and is ended for a fork and a stop only.
 
-A queue whose consumer has a prefetch limit is pulled from by one call at a time, and only while there is
-room. On the emulator, where a blocked pull is late by up to 50 ms, it is asked at short intervals while
-there is traffic. Queues without a limit (replies, remote control, events), which hold little and are
-waited for, are streamed.
+Where a consumer with a prefetch limit pulls, it makes one call at a time, and only while there is room.
+On the emulator, where a blocked pull is late by up to 50 ms, it asks at short intervals while there is
+traffic. Queues without a limit (replies, remote control, events), which hold little and are waited for,
+are streamed.
 
 Pulls are gRPC futures, whose callbacks run on gRPC's threads. No call is in flight when the process
 forks.
@@ -51,8 +51,11 @@ EMULATOR_PULL_SECONDS = 12.0
 EMULATOR_LATELY = 3.0
 #: Seconds between two such questions: at first, and how fast they get rarer.
 _ASK_EVERY, _ASK_RARER = 0.003, 0.008
-#: Seconds after which a pull has said what was there when it came.
+#: Seconds after which a pull has answered with what was there when it arrived.
 _PRESENT = 0.05
+#: Times that a level must have said so before it counts as empty: of any queue an immediate pull may
+#: answer with nothing. The emulator's never does.
+_EMPTY_AFTER = 3
 #: Seconds that such a pull may take to end by itself.
 ENDS_BY_ITSELF = 0.2
 #: Messages in one pull or in the hands of one stream at most.
@@ -163,6 +166,8 @@ class Pull(Line):
         self._wanted = 0
         self._paused = False
         self._started = self._active = time.monotonic()
+        #: How often in a row a look found nothing.
+        self._empty = 0
         #: Whether the call in flight asks for what is there, and so ends by itself.
         self._asks = False
 
@@ -184,6 +189,7 @@ class Pull(Line):
             if self.retry_at is not None:
                 return False
             self._wanted = limit
+            self._empty = 0
             self.probing = True
             self._start()
             return True
@@ -267,6 +273,9 @@ class Pull(Line):
             # Nothing for the loop to do: go on waiting without it. Also at once after a message that
             # was not for now, or that a filter should have kept away: the next may be.
             again = idle and self._wanted > 0 and (bool(received) or not (probed or asked))
+            if idle and probed and not received and not self.receiver.broker.options.lax:
+                self._empty += 1
+                again = self._wanted > 0 and self._empty < _EMPTY_AFTER
             if again:
                 self.probing = probed
                 self._start()

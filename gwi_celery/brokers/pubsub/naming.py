@@ -32,6 +32,8 @@ PRIORITY = "priority"
 #: Labels that say what a topic or subscription is for.
 EXCHANGE_LABEL = "gwi-exchange"
 TEMPORARY_LABEL = "gwi-temporary"
+#: Who made a temporary one.
+MAKER_LABEL = "gwi-maker"
 TTL_LABEL = "gwi-message-ttl"
 MAX_DELIVERIES_LABEL = "gwi-max-deliveries"
 _NAME_LABEL = "gwi-name-"

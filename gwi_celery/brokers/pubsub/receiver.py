@@ -1,7 +1,7 @@
 """A connection's receiver: which queues are read, and how the consumer learns of new messages.
 
-Calls (see :mod:`.lines`) put what they bring into a queue's :class:`Arrivals`, on gRPC's threads, and
-make a pipe readable, which wakes the event loop; the loop takes as many as it has room for.
+Pulls and streams (see :mod:`.lines`) put what they bring into a queue's :class:`Arrivals`, on gRPC's
+threads, and make a pipe readable, which wakes the event loop; the loop takes as many as it has room for.
 """
 
 from __future__ import annotations

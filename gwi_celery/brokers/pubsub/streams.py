@@ -1,11 +1,11 @@
 """StreamingPull: always open, or open while there is room.
 
-A stream that is half-closed ends with all that Pub/Sub sent on it, so that nothing is left leased to
-nobody; a pull that its client ends, be it by its deadline, goes on for a while at Pub/Sub and takes a
-message along, which is then late by a lease. Pub/Sub closes every stream now and then, with an error,
-and one on which its client says nothing for a minute: so that is no failure, and a heartbeat is sent.
+A stream that is half-closed ends with everything that Pub/Sub sent on it, so no message is left leased to
+nobody. A pull that its client ends, even by its deadline, goes on for a while at Pub/Sub and takes a
+message along, which is then late by a lease. Pub/Sub closes every stream now and then with an error,
+which is no failure, and also a stream whose client is silent for a minute, so heartbeats are sent.
 
-Acks and extensions are calls of their own; Pub/Sub counts them for the stream all the same.
+Acks and extensions are separate calls; Pub/Sub counts them for the stream nevertheless.
 """
 
 from __future__ import annotations

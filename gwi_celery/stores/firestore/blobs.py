@@ -1,9 +1,9 @@
 """Bytes of any size in documents of at most 1 MiB, written by commits of at most 4 MiB.
 
 A blob that one document can't hold is cut into chunks under a name that nobody has seen yet. They
-become visible with the commit that writes their manifest, and that one is conditional; until then
-they are nothing. What never becomes visible goes with its record's life, or by the TTL policy. With a
-bucket, what needs more than one commit is an object there instead, made visible in the same way.
+become visible with the commit that writes their manifest, which is conditional; until then nobody sees
+them. Chunks that never become visible are deleted with their record, or by the TTL policy. With a bucket,
+a blob that needs more than one commit is an object there instead, made visible in the same way.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def pack(
 ) -> tuple[Blob, list[Write]]:
     """The blob's field, and the writes that are to go with it.
 
-    Most of a large one is written already. ``beside`` are the texts that the same document has, of any
-    length: they take their room first. Raises StoreUnavailable, StoreUnusable.
+    Most of a large blob is written here already. ``beside`` are the other texts of the same document,
+    of any length, which take their room first. Raises StoreUnavailable, StoreUnusable.
     """
     sha = checksum(blob)
     taken = sum(len(raw(text)) for text in beside if text)
@@ -81,7 +81,7 @@ def deletions(blob: Blob | None, era_name: str) -> list[Write]:
 
 
 def drop(client: Client, blobs: Iterable[Blob | None]) -> None:
-    """Delete the objects of blobs that are visible no more. Never raises."""
+    """Delete the objects of blobs that are no longer visible. Never raises."""
     if client.bucket is not None:
         client.bucket.delete([blob.stored_as for blob in blobs if blob and blob.stored_as])
 

@@ -89,7 +89,7 @@ _WHOLE_PER_READ: Final = 4
 def steps_of(client: Client, places: Places, job: Job, *, outline: bool = False) -> list[Step]:
     """The checkpoints of the record's life, in the order they were first saved.
 
-    Those whose bytes are in their documents come with these only if that is little to read.
+    Bytes that are in the documents themselves are read along only while they are few.
     """
     era_name = places.era(places.job(job.ref), job.era)
     if job.inline_bytes is None:
@@ -104,7 +104,7 @@ def steps_of(client: Client, places: Places, job: Job, *, outline: bool = False)
 def checkpoints_of(
     client: Client, places: Places, job: Job, steps: Sequence[Step]
 ) -> list[Checkpoint]:
-    """The checkpoints with their bytes, which are read if need be, some at a time."""
+    """The checkpoints with their bytes; those that were not read along are read now, some at a time."""
     era_name = places.era(places.job(job.ref), job.era)
     read = list(steps)
     unread = [n for n, step in enumerate(read) if step.blob.is_inline and step.blob.inline is None]
@@ -123,9 +123,9 @@ def checkpoints_of(
 
 
 def keep(client: Client, places: Places, job: Job, steps: list[Step], gc_at: int) -> None:
-    """Extend the time of those in ``steps`` that have used up half of theirs, to ``gc_at``.
+    """Extend to ``gc_at`` those in ``steps`` that have used up half of their time.
 
-    Those extended are replaced in ``steps`` by what they are now.
+    In ``steps`` they are replaced by their new state.
     """
     era_name = places.era(places.job(job.ref), job.era)
     old = [n for n, step in enumerate(steps) if step.gc_at < gc_at - STEP_KEPT // 2]

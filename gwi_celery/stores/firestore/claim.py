@@ -20,10 +20,10 @@ def granted_to(
     now: int,
     forgotten: Sequence[Step] = (),
 ) -> Job:
-    """The record of a claim that is granted, but for what the server sets.
+    """The record of a claim that is granted, except what the server sets.
 
     ``stored`` is the record as it is at the server's time ``now``, expired or not; its next generation
-    makes ``forgotten`` anew.
+    makes the checkpoints in ``forgotten`` anew.
     """
     if granted.fresh or stored is None:
         return first_generation(request, stored)
@@ -76,7 +76,7 @@ def first_generation(request: ClaimRequest, expired: Job | None = None) -> Job:
 
 
 def origin_of(request: ClaimRequest, stored: Job | None) -> Origin:
-    """Where the record's call comes from: that of another submission takes the former one's place."""
+    """Where the record's call comes from; another submission's replaces the former one's."""
     if is_another(request, stored):
         assert request.origin is not None
         return replace(request.origin, envelope=None)
@@ -84,7 +84,7 @@ def origin_of(request: ClaimRequest, stored: Job | None) -> Origin:
 
 
 def is_another(request: ClaimRequest, stored: Job | None) -> bool:
-    """Whether the record is to keep the request's call in place of what it has."""
+    """Whether the request's call replaces the one that the record has."""
     if request.origin is None or stored is None:
         return request.origin is not None
     return stored.origin == Origin() or stored.submission != request.submission
@@ -93,7 +93,7 @@ def is_another(request: ClaimRequest, stored: Job | None) -> bool:
 def waiting(
     request: ClaimRequest, wait: Wait, stored: Job | None, job: Job | None, now: int
 ) -> Job:
-    """The record of a job that waits, but for what the server sets.
+    """The record of a job that waits, except what the server sets.
 
     ``stored`` is the record as it is at the server's time ``now``; ``job`` is that unless it has expired.
     One that has never begun fits any payload, and is forgotten if nobody asks for it any more.

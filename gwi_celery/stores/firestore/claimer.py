@@ -32,7 +32,7 @@ from gwi_celery.stores.limits import LimitRef
 
 
 class Claimer:
-    """One who asks for a job, for one operation."""
+    """One claim."""
 
     def __init__(
         self, client: Client, places: Places, request: ClaimRequest, keeper: Keeper
@@ -125,7 +125,7 @@ class Claimer:
         unless: Sequence[str] = (),
         taking: Taking = NOTHING,
     ) -> Claimed:
-        """Write the claim over what was read; None stands for nothing there.
+        """Write the claim over what was read; None: nothing was there.
 
         It is refused if any document of ``unless`` is there.
         """
@@ -162,7 +162,7 @@ class Claimer:
         if own is not None:  # at its version: a holder that has renewed it meanwhile keeps the job
             own_name = self._places.lock(own.ref)
             writes.append(documents.delete(own_name, own.version))
-        # To delete what isn't there changes nothing: it only asks for that.
+        # Deleting what must not exist changes nothing: it only checks that.
         writes += [*pieces, *(Write(name, None, exists=False) for name in unless)]
         if old is not None and old.era == new.era:
             era_name = self._places.era(job_name, old.era)
@@ -201,7 +201,7 @@ class Claimer:
         return replace(new, envelope=packed), pieces
 
     def _record_wait(self, wait: Wait, seen: Seen) -> None:
-        """One commit, unless it says so already. What fails is for the next time it is asked."""
+        """One commit, unless the record says so already. If it fails, the next claim records it."""
         job, stored = seen.live_job, seen.job
         if not protocol.may_wait(job):
             return
@@ -224,7 +224,7 @@ class Claimer:
             return
 
     def _same_claim(self, job: Job, lock: Lock) -> ClaimAnswer:
-        """As it was answered; renewed, for its sender counts the lease's time from this sending."""
+        """The same answer, with the lease renewed: its sender counts from this sending."""
         assert lock.fence is not None
         written = self._client.commit(
             [
@@ -242,7 +242,7 @@ class Claimer:
         return self._claimed(job, renewed)
 
     def _forgotten(self, job: Job | None) -> list[Step]:
-        """The checkpoints from a replay's step on: to be made anew, beside those that are kept."""
+        """The checkpoints from a replay's step on, which are to be made anew."""
         recorded: list[Step] = []
 
         def names() -> list[str]:

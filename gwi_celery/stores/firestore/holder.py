@@ -2,7 +2,7 @@
 
 Both are named because one alone is not enough: the same job may have been claimed under another
 lock meanwhile, and another job may have taken the lock. A renewal names the record too, by a write
-that changes nothing of it.
+that changes nothing in it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Holding:
     steps: dict[str, Step] = field(default_factory=dict)
     #: Whether ``steps`` has all that there are.
     complete: bool = False
-    #: Renewals and saves both move the versions on: one at a time.
+    #: Renewals and saves both change the versions, so they take turns.
     mutex: Any = field(default_factory=forks.rlock)
 
 
@@ -100,7 +100,7 @@ class Holder:
         with self._holding("save a checkpoint", step=name) as (hold, tries):
             for _ in tries:
                 if name not in hold.steps and not hold.complete and checkpoint.version > 1:
-                    self._look(hold, name)  # saved before, but not by what is known here
+                    self._look(hold, name)  # it was saved before, by another process
                 wanted = self._must_write(hold, checkpoint, sha)
                 stored = hold.steps.get(name)
                 if not wanted:
@@ -119,9 +119,9 @@ class Holder:
         with self._holding("load checkpoints") as (hold, _):
             steps = checkpoints.steps_of(self._client, self._places, hold.job)
             if len(steps) != hold.job.steps:
-                self._look(hold)  # a holder no more may find its steps replaced
+                self._look(hold)  # one who has lost the lease may find its steps replaced
                 steps = checkpoints.steps_of(self._client, self._places, hold.job)
-            if len(steps) < hold.job.steps:  # more are a value's that was put just now
+            if len(steps) < hold.job.steps:  # one more may be a value that was put just now
                 raise StoreUnusable(
                     f"{hold.job.steps - len(steps)} of {hold.job.steps} checkpoints of "
                     f"{self._lease.job.task} are gone: the TTL policy deletes those that no "
@@ -141,7 +141,7 @@ class Holder:
         with self._holding("load a checkpoint") as (hold, _):
             step = self._stored(hold, name)
             if step is None:
-                self._look(hold)  # a holder no more may find its steps replaced
+                self._look(hold)  # one who has lost the lease may find its steps replaced
                 step = self._stored(hold, name)
             if step is None:
                 return None
@@ -190,7 +190,7 @@ class Holder:
 
     def _is_finished(self, job: Job, outcome: Outcome) -> bool:
         there = job.outcome
-        # A record that has been claimed anew has no outcome: it says nothing more of this one.
+        # A record that has been claimed again has no outcome, and can't tell.
         same_bytes = there is None or there.sha == checksum(outcome.blob)
         finished = job.finished
         return protocol.is_finished(self._lease, job, finished, outcome, same_bytes=same_bytes)
@@ -299,7 +299,7 @@ class Holder:
         finishing: bool = False,
         result: ResultWrite | None = None,
     ) -> Iterator[tuple[Holding, Tries]]:
-        """What is known, for one operation at a time; looked at before each try but the first."""
+        """What is known, for one operation at a time; read again before each try but the first."""
         hold = self._lease.version
         known = isinstance(hold, Holding)
         if not known:
@@ -369,7 +369,7 @@ class Holder:
         try:
             return protocol.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
         except (StepNameReused, CursorWentBack):
-            # One who holds the lease no more is told that instead.
+            # If the lease is lost, that is the error to raise.
             self._look(hold, checkpoint.name)
             return protocol.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
 
@@ -393,7 +393,7 @@ class Holder:
 
 
 def put_error(told: History, before: History, fields: dict[str, Any], mask: list[str]) -> None:
-    """Add the last error to a record's changes, if it is another than ``before``; none removes it."""
+    """Add the last error to a record's changes if it differs from ``before``; no error removes it."""
     if (told.error_type, told.error) == (before.error_type, before.error):
         return
     mask += ["error", "data.error"]
@@ -411,7 +411,7 @@ def renewal(client: Client, lock_name: str, version: int, ttl: float, fence: int
 
 
 def _nothing_known(lease: Lease) -> Holding:
-    """For a lease that this process did not claim: to be looked at before anything else."""
+    """For a lease that this process did not claim: its record is read before anything else."""
     job = Job(
         ref=lease.job,
         run_id=None,
@@ -435,7 +435,7 @@ def _nothing_known(lease: Lease) -> Holding:
 
 
 def _without_bytes(step: Step) -> Step:
-    """What must be known of a checkpoint to write it again: not megabytes for as long as it runs."""
+    """The checkpoint without its bytes, which a job would hold for as long as it runs."""
     if step.blob.inline is None:
         return step
     return replace(step, blob=replace(step.blob, inline=b""))

@@ -1,6 +1,6 @@
 """Lists of jobs and locks, each a query by one tenant's own path.
 
-Every query made here must be served by ``firestore.indexes.json``, for a test holds it to that.
+Every query made here must be served by ``firestore.indexes.json``; a test checks that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Filter, Micros, Query
-from gwi_celery.stores.base import JobFilter, JobRecord, JobStatus, LockRecord, Page
+from gwi_celery.ids import digest
 from gwi_celery.stores.firestore.places import JOBS, LOCKS, SECOND, TENANTS, Places
 from gwi_celery.stores.firestore.records import (
     CREATED,
@@ -19,11 +19,10 @@ from gwi_celery.stores.firestore.records import (
     Job,
     job_of,
     lock_of,
-    name_digest,
-    run_digest,
 )
 from gwi_celery.stores.history import call_term, label_term, short, terms
 from gwi_celery.stores.paging import check_limit, filter_id, list_id, place_of, token_after
+from gwi_celery.stores.values import JobFilter, JobRecord, JobStatus, LockRecord, Page
 
 #: Most documents that one query reads.
 _BATCH: Final = 300
@@ -102,16 +101,16 @@ def _wanted(wanted: JobFilter) -> list[Filter]:
     if wanted.status is not None:
         filters.append(Filter("status", "==", wanted.status.value))
     if wanted.task is not None:
-        filters.append(Filter("task", "==", name_digest("task", wanted.task)))
+        filters.append(Filter("task", "==", digest("task", wanted.task)))
     if wanted.run_id is not None:
-        filters.append(Filter("run", "==", run_digest(wanted.run_id)))
+        filters.append(Filter("run", "==", digest("run", wanted.run_id)))
     if wanted.error_type is not None:
         filters.append(Filter("error", "==", short(wanted.error_type)))
     if wanted.parent_id is not None:
-        filters.append(Filter("parent", "==", name_digest("call", wanted.parent_id)))
+        filters.append(Filter("parent", "==", digest("call", wanted.parent_id)))
     term = _terms(wanted)
     if term:  # a query can have one of these
-        filters.append(Filter("terms", "array-contains", name_digest("term", term[0])))
+        filters.append(Filter("terms", "array-contains", digest("term", term[0])))
     if not filters and wanted.tenant is None:
         # No index of one field alone goes across tenants, where gcloud makes them.
         filters.append(Filter("status", "in", [status.value for status in JobStatus]))
@@ -162,7 +161,7 @@ def _live_jobs(
         if len(documents) < asked:
             break
         after = Micros(documents[-1].fields[path]), documents[-1].name
-        asked = _BATCH  # there is a stretch of what has expired: not one by one through it
+        asked = _BATCH  # a long run of expired jobs: don't go through it one by one
     return found[:wanted]
 
 
@@ -171,7 +170,7 @@ def _filters(status: JobStatus | None, run_id: str | None) -> list[Filter]:
     if status is not None:
         filters.append(Filter("status", "==", status.value))
     if run_id is not None:
-        filters.append(Filter("run", "==", run_digest(run_id)))
+        filters.append(Filter("run", "==", digest("run", run_id)))
     return filters
 
 

@@ -1,7 +1,7 @@
-"""What operators did, and the key that proves who is one, in a database.
+"""What operators do to jobs and locks, the record of it, and the key that proves who is an operator.
 
-An action's document is named by how long it is until the end of time, so that a plain listing shows the
-latest first and needs no index.
+An action's document is named by the time left until a far end, so that a plain listing shows the latest
+first and needs no index.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BATCH: Final = 300
 
 
 def key(client: Client, places: Places) -> bytes:
-    """The database's own key, made when first asked for."""
+    """The database's own key, created on first use."""
     name = f"{places.base}/{KEYS}/operator"
     tries = Tries("make the operators' key")
     for _ in tries:
@@ -48,7 +48,7 @@ def key(client: Client, places: Places) -> bytes:
 
 
 def keeping(client: Client, places: Places, action: Action) -> Write:
-    """The write that keeps it, for a commit of its own or of another's."""
+    """The write that records the action, in a commit of its own or with others."""
     now = client.about_now()
     name = f"{places.base}/{ACTIONS}/{_END - now:018}-{uuid4().hex[:8]}"
     gc_at = Micros(now + round(KEPT * SECOND))

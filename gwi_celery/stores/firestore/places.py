@@ -4,7 +4,7 @@
 
     {prefix}/v1/gwi_tenants/{digest of tenant}/
         gwi_locks/{lock id}                      only while the lock is held, or has expired
-        gwi_barred/{digest of task id}           of a cancelled task, whose calls begin no more
+        gwi_barred/{digest of task id}           of a cancelled task, whose calls may not begin
         gwi_jobs/{job id}                        the record: idempotency, status, outcome
             gwi_eras/{era}/                      an era is one life of the record, until it expires
                 gwi_steps/{digest of name}       checkpoints
@@ -13,7 +13,7 @@
     {prefix}/v1/gwi_limits/settings              what operators have set of limits
     {prefix}/v1/gwi_limits/{limit id}/
         gwi_places/{number}                      only while the place is taken, or its time is over
-    {prefix}/v1/gwi_keys/operator                the key that proves who is one
+    {prefix}/v1/gwi_keys/operator                the key that proves who is an operator
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ LIMIT_PLACES: Final = "gwi_places"
 SECOND: Final = 1_000_000
 DAY: Final = 86_400 * SECOND
 
-#: How long after a lock has expired Google may delete its document, microseconds. Until then a
-#: holder that nobody has taken over from may yet go on.
+#: Microseconds after a lock's expiry from which Google may delete its document. Until then its
+#: holder may renew it, unless somebody has taken over.
 LOCK_KEPT: Final = 7 * DAY
 #: The same for a record whose outcome has expired: room for clocks that are wrong.
 JOB_KEPT: Final = 1 * DAY

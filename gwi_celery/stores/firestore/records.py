@@ -1,15 +1,16 @@
 """What is in the Firestore store's documents.
 
-All is in the map ``data``, which no index looks at, but for what lists and TTL policies need:
-``status``, ``run``, ``task``, ``error``, ``parent`` and ``terms`` (labels, and ids of calls), all of them
-digests but the first and the error's class; ``created``, ``updated`` and ``gc_at``. Lists across tenants
-are by ``created``, which never changes: so the one place in an index that all of a moment's writes go to
-sees a job twice or so in its life, and not at each step. Documents are never Firestore maps of a
-job's own values: those are bytes.
+Everything is in the map ``data``, which has no index, except what lists and TTL policies need:
+``status``, ``run``, ``task``, ``error``, ``parent`` and ``terms`` (labels, and ids of calls);
+``created``, ``updated`` and ``gc_at``. All of these texts but the status and the error's class are
+digests, because an index entry holds 1,500 bytes at most. Lists across tenants are ordered by
+``created``, which never changes. All writes of one moment go to one place of such an index, and so a
+job is written there about twice in its life, not at each step. A job's own values are stored as bytes,
+never as Firestore maps.
 
 The fencing token of a claim is its commit's time in microseconds, which its own writes can't name.
-So a lock and a record without a ``fence`` have their version for it; the first write after the
-claim puts it down.
+So in a lock or record without a ``fence`` the version is the token; the first write after the claim
+records it.
 """
 
 from __future__ import annotations
@@ -234,7 +235,7 @@ class Job:
         """The whole document. ``updated``, and ``created`` of a new life, are the server's to set."""
         fields: dict[str, Any] = {
             "status": self.status.value,
-            "task": name_digest("task", self.ref.task),
+            "task": digest("task", self.ref.task),
             "data": self.data(),
         }
         if self.created:
@@ -243,11 +244,11 @@ class Job:
             fields["error"] = self.history.error_type
         found_by = terms(self.origin, self.history.ended)
         if found_by:
-            fields["terms"] = [name_digest("term", term) for term in found_by]
+            fields["terms"] = [digest("term", term) for term in found_by]
         if self.origin.parent_id:
-            fields["parent"] = name_digest("call", self.origin.parent_id)
+            fields["parent"] = digest("call", self.origin.parent_id)
         if self.run_id is not None:
-            fields["run"] = run_digest(self.run_id)
+            fields["run"] = digest("run", self.run_id)
         return fields
 
     def record(self, outcome: bytes | None) -> JobRecord:
@@ -276,16 +277,6 @@ class Job:
             error_type=self.history.error_type,
             error=self.history.error,
         )
-
-
-def run_digest(run_id: str) -> str:
-    """What lists by run look for: an index entry holds no more than 1,500 bytes."""
-    return digest("run", run_id)
-
-
-def name_digest(kind: str, name: str) -> str:
-    """What lists look for, for the same reason."""
-    return digest(kind, name)
 
 
 def _history_of(document: Document) -> History:

@@ -6,8 +6,8 @@
         gwi_chunks/{id}-{n}                              pieces of what is too large for one document
         gwi_parts/{digest of task id}                    a chord's part, as counted
 
-Results are of no tenant: Celery asks for them by the task's id alone. All but ``gc_at`` is in the map
-``data``, which no index looks at. A result has expired when the server's time of a read is past the
+Results are not kept by tenant: Celery asks for them by the task's id alone. Everything but ``gc_at`` is
+in the map ``data``, which has no index. A result has expired when the server's time of a read is past the
 server's time of its last write plus its ``ttl``; ``gc_at`` is for the TTL policy only.
 """
 
@@ -90,11 +90,11 @@ def result_of(document: Document) -> Result:
 
 
 class ResultWrite:
-    """One write of a result: over nothing, unless a look has found something.
+    """One write of a result. It expects that none is stored, unless :meth:`look` has found one.
 
-    A SUCCESS that has not expired stays as it is, and another end unless this is one, too: then there
-    is nothing to write. Most of a large one
-    is written with the making of this: raises StoreUnavailable, StoreUnusable.
+    A stored SUCCESS that has not expired is never replaced, and another end by an end only: else there is
+    nothing to write. Making this object writes most of a large result ahead, so it may raise
+    StoreUnavailable and StoreUnusable.
     """
 
     def __init__(self, client: Client, places: Places, result: StoredResult) -> None:

@@ -15,16 +15,16 @@ finish, release        delete lock, change record: each at its version; and the 
 
 A lock's document is there only while it is held or has expired. So "not there" is all that a fresh
 claim asks for, and it needs no read. A holder knows the versions of its lock and its record: a write
-that names both is refused as soon as anyone else has changed either, whoever it was. What is refused
-is looked at by a read, and sent again if the lease still stands (another handle renewed it, say).
+that names both is refused as soon as anyone else has changed either, whoever it was. After a refusal a
+read shows why, and the write is sent again if the lease still stands (another handle renewed it, say).
 
 The same goes for a commit whose answer was lost: it is looked for by a read, and may be sent again,
 because its own success makes its preconditions fail, and so does any change since. A claim is known
 by its nonce, a finish by its token, a checkpoint by its bytes. A request that arrives late, after
 its sender has given up on it, finds its preconditions gone in the same way.
 
-Expired is what the server's time of a read says is past the server's time of the last write plus the
-TTL. No clock of a worker decides anything.
+Something has expired once the server's time of a read is past the server's time of its last write plus
+its TTL. No worker's clock decides anything.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ from gwi_celery.text import safe_text
 class FirestoreStore(Store):
     """Jobs, locks and checkpoints of one project, in one database or in one for each tenant.
 
-    Over 25 methods, as :class:`Store` has them: most hand on to the module that does it.
+    Over 25 methods, as :class:`Store` has them: most call the module that does the work.
 
     Args:
         url: See :class:`gwi_celery.firestore.url.FirestoreURL`.
@@ -112,8 +112,8 @@ class FirestoreStore(Store):
     def queues(self) -> FirestoreQueues:
         if self.url.database_per_tenant:
             raise InvalidCall(
-                "this store has a database for each tenant, and no place for what is of all: it keeps "
-                "no records of dead letters, and no pauses of queues"
+                "this store has a database for each tenant, and none that all share: it keeps no "
+                "records of dead letters, and no pauses of queues"
             )
         return FirestoreQueues(self.client_of(""), self._places)
 
@@ -190,7 +190,7 @@ class FirestoreStore(Store):
     def operator_key(self) -> bytes:
         if self.url.database_per_tenant:
             raise InvalidCall(
-                "this store has a database for each tenant, and no place for a key of all: set "
+                "this store has a database for each tenant, and none that all share, for a key: set "
                 "gwi_signing_keys, the same for workers and operators"
             )
         return operators.key(self.client_of(""), self._places)
@@ -207,7 +207,7 @@ class FirestoreStore(Store):
     ) -> list[Action]:
         """As :meth:`Store.list_actions`. With a database for each tenant, ``tenant`` is needed."""
         if tenant is None and self.url.database_per_tenant:
-            raise InvalidCall("this store has a database for each tenant: say whose actions")
+            raise InvalidCall("this store has a database for each tenant: name the tenant")
         return operators.listed(self.client_of(tenant or ""), self._places, tenant, limit, before)
 
     def put_value(
@@ -215,7 +215,7 @@ class FirestoreStore(Store):
     ) -> Checkpoint:
         """As :meth:`Store.put_value`.
 
-        When an answer was lost and another has already written on top, that is a VersionConflict.
+        If the answer was lost and somebody has written a later version, that is a VersionConflict.
         """
         client = self.client_of(job.tenant)
         return put_value(client, self._places, job, name, blob, expected_version)
@@ -264,8 +264,8 @@ class FirestoreStore(Store):
             client = self.client_of(wanted.tenant)
         elif self.url.database_per_tenant:
             raise InvalidCall(
-                "each tenant has a database of its own here, and no list goes over all of them: "
-                "name a tenant"
+                "each tenant has a database of its own here, and no list covers all of them: name "
+                "a tenant"
             )
         else:
             client = self.client_of("")

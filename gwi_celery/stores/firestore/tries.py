@@ -1,4 +1,4 @@
-"""How often a write is tried that was refused, or whose answer was lost."""
+"""Retries of a write that was refused, or whose answer was lost."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gwi_celery.backoff import jitter
 from gwi_celery.errors import StoreUnavailable
 from gwi_celery.firestore.client import Conflict, Unsettled
 
-#: Times that a write is decided anew after a conflict or without an answer. Each time but the first
-#: has just read what it depends on, so a conflict means that somebody was quicker within it.
+#: Most attempts at one write. Each but the first has just read what the write depends on, so another
+#: conflict means that somebody was quicker in between.
 _TRIES: Final = 8
 #: Pause before the third try and those after it, seconds: a random share of it, and it doubles.
 _PAUSE: Final = 0.01
@@ -44,7 +44,7 @@ class Tries:
 
     @contextmanager
     def once(self) -> Iterator[None]:
-        """Around a commit: one that was refused, or has no answer, is for the next try."""
+        """Around a commit: if it is refused, or gets no answer, the next try follows."""
         try:
             yield
         except (Conflict, Unsettled) as exc:

@@ -26,7 +26,7 @@ _MAY_EXPIRE: Final = [*(status for status in JobStatus if status.terminal), JobS
 _BATCH: Final = 200
 
 
-#: Times that such a commit is sent while there is no answer.
+#: Times that a commit of deletions is sent while there is no answer.
 _TRIES: Final = 5
 
 
@@ -80,7 +80,7 @@ class Upkeep:
     def sweep(self, job_name: str, job: Job) -> None:
         """Delete what a record's life has left, which nobody reads any more.
 
-        Errors are for the TTL policy to make up for: the caller's own work is done.
+        After an error the TTL policy deletes the rest: the caller's own work is done.
         """
         blobs = [blob for blob in (job.outcome, job.envelope) if blob is not None]
         if not job.steps and all(blob.is_inline for blob in blobs):
@@ -142,7 +142,7 @@ class Upkeep:
 
 
 def sweep(client: Client, places: Places, job_name: str, old: Job) -> None:
-    """As :meth:`Upkeep.sweep`, where an error is no matter: the caller's own work is done."""
+    """As :meth:`Upkeep.sweep`, for callers whose own work is done: errors are ignored."""
     try:
         Upkeep(client, places).sweep(job_name, old)
     except StoreError:

@@ -1,8 +1,8 @@
-"""A value of a job written by one who holds no lease: its version is the etag.
+"""Writes a job's value without its lease: the value's version is the etag.
 
-One commit that names the versions of the record and of the value, as they were read: whatever has
-changed meanwhile makes it fail, and then all is read again. A holder's next write fails likewise,
-because the record has a new version; it reads, finds its lease as it was, and goes on.
+One commit names the versions of the record and of the value, as they were read. If either has changed
+meanwhile it fails, and both are read again. The holder's next write fails as well, because the record has
+a new version: the holder reads, finds its lease unchanged, and goes on.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def _checkpoint_names(c: sqlite3.Connection, job: JobRef) -> list[str]:
 def _other_lock(
     c: sqlite3.Connection, request: ClaimRequest, job: rows.Job | None
 ) -> sqlite3.Row | None:
-    """The other lock under which the job's last attempt holds it, or has let it expire."""
+    """The other lock that the job's last attempt holds, or has let expire."""
     lock_id = protocol.other_lock(request, job)
     if job is None or lock_id is None:
         return None

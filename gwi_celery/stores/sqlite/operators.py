@@ -1,4 +1,4 @@
-"""What operators did, and the key that proves who is one, in a store's file."""
+"""What operators did, and the key that proves who is an operator, in a store's file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gwi_celery.text import raw
 
 
 def key(c: sqlite3.Connection) -> bytes:
-    """The file's own key, made when first asked for."""
+    """The file's own key, created on first use."""
     c.execute("INSERT OR IGNORE INTO operator_key VALUES (1, ?)", (secrets.token_bytes(32),))
     (found,) = c.execute("SELECT secret FROM operator_key").fetchone()
     return bytes(found)

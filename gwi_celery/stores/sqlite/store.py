@@ -1,7 +1,7 @@
 """The store on SQLite: one file for many processes, or the same tables in memory.
 
 Every operation is one transaction that starts by taking SQLite's write lock, so what it reads
-stands still until it commits. A commit whose answer was lost may be sent again: a claim is known
+can't change until it commits. A commit whose answer was lost may be sent again: a claim is known
 by its nonce, a finish by its fence, a checkpoint by its bytes.
 
 A lock has a row only while it is held or expired. The fencing token comes from one counter for all
@@ -110,7 +110,7 @@ class SqliteStore(Store):
     # --- the holder's writes ------------------------------------------------------------------
 
     def renew(self, lease: Lease) -> Lease:
-        # A renewal that a power cut undoes has lost nothing: its worker went down in it too.
+        # A power cut that undoes a renewal takes its worker down too.
         with self._database.write(durable=False) as c:
             now = self._clock.time()
             _check_holder(c, lease, now)
@@ -180,7 +180,7 @@ class SqliteStore(Store):
             writes.free_lock(c, lease.lock.id, lease.fence)
 
     def progress(self, lease: Lease, progress: Progress) -> Lease:
-        # What a power cut undoes of this, its worker says again.
+        # After a power cut the job's next attempt reports its progress again.
         with self._database.write(durable=False) as c:
             now = self._clock.time()
             job = _check_holder(c, lease, now)
@@ -377,13 +377,13 @@ class SqliteStore(Store):
 
 
 class SharedMemoryStore(SqliteStore):
-    """A memory store that all in one process who know its name have in common."""
+    """A memory store that everyone in this process who knows its name shares."""
 
     def __init__(self) -> None:
         super().__init__(None)
 
     def close(self) -> None:
-        """Keeps what it holds, for others may use it: see :func:`forget_memory_store`."""
+        """Keeps its contents, since others may use it: see :func:`forget_memory_store`."""
 
 
 _shared: dict[str, SharedMemoryStore] = {}
@@ -391,7 +391,7 @@ _shared_lock = forks.lock()
 
 
 def memory_store(name: str) -> SqliteStore:
-    """The memory store called ``name``: empty when first asked for, the same one ever after."""
+    """The memory store called ``name``: new and empty at first, and the same one from then on."""
     with _shared_lock:
         return _shared.setdefault(name, SharedMemoryStore())
 

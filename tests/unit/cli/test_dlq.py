@@ -9,6 +9,7 @@ import pytest
 from gwi_celery import audit, broker_for
 from gwi_celery.cli.frame import Exit
 from gwi_celery.transport.death import Death
+from tests.machine import Stopwatch
 
 FAILED = Death("failed", "ValueError", "Traceback (most recent call last):\n  ...\nValueError: no")
 
@@ -81,9 +82,9 @@ def test_a_bounded_rate_is_kept(gwi_):
 
     for n in range(3):
         gwi_.bury(FAILED, "no", run_id=f"r{n}")
-    began = time.monotonic()
-    gwi_("dlq", "redrive", "--all", "--rate", "4", "--yes")
-    assert time.monotonic() - began < 5
+    with Stopwatch() as watch:
+        gwi_("dlq", "redrive", "--all", "--rate", "4", "--yes")
+    assert watch.seconds < 5
     for n in range(6):
         gwi_.bury(FAILED, "no", run_id=f"s{n}", queue="slow")
     began = time.monotonic()

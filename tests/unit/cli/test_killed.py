@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from celery import Celery
 
-from gwi_celery import broker_for
+from gwi_celery import ReliableTask, broker_for, jobs, setup
+from gwi_celery.brokers.base import REDRIVE, Delivery, QueueSpec
+from gwi_celery.cli.frame import Exit
 from gwi_celery.transport.death import Death
+from tests.threadworker import worker_in_thread
+from tests.unit.cli.conftest import Gwi
+from tests.workers import eventually
 
+#: What is killed at its third call, of the redrive of one message on Pub/Sub.
+_POINTS = {
+    "before it is published": ("gwi_celery.brokers.pubsub.dead:DeadLetters", "_put_back"),
+    "before its record ends": ("gwi_celery.authority:Authority", "ended"),
+    "before its ack": ("gwi_celery.brokers.pubsub.dead:Looked", "done_with"),
+}
 _APP = """
 from celery import Celery
 from gwi_celery import ReliableTask, setup
 
-app = Celery("killed")
-setup(app, folder={folder!r})
+app = Celery("killed", set_as_current=False)
+setup(app, **{settings!r})
 
 
 @app.task(base=ReliableTask, bind=True, name="shop.invoice")
@@ -35,31 +49,67 @@ def many(gwi_):
     return gwi_
 
 
-def killed(folder: Path, when: str, *arguments: str) -> None:
-    """Run ``celery gwi`` in a process of its own, and kill -9 it at the first ``when`` it makes."""
-    (folder / "killed_app.py").write_text(_APP.format(folder=str(folder / "gwi")))
+def killed(
+    folder: Path,
+    when: str,
+    *arguments: str,
+    of: str = "gwi_celery.brokers.embedded:EmbeddedBroker",
+    **settings: str,
+) -> str:
+    """Run ``celery gwi`` in a process of its own, and kill -9 it at its third call of ``when``;
+    what it wrote to stderr."""
+    settings = settings or {"folder": str(folder / "gwi")}
+    (folder / "killed_app.py").write_text(_APP.format(settings=settings))
     script = f"""
 import os, signal, sys
 from types import SimpleNamespace
 sys.path.insert(0, {str(folder)!r})
 from killed_app import app
-from gwi_celery.brokers.embedded import EmbeddedBroker
+from importlib import import_module
 from gwi_celery.cli import gwi
 calls = 0
-whole = EmbeddedBroker.{when}
+module, _, name = {of!r}.partition(":")
+of = import_module(module)
+of = getattr(of, name) if name else of
+whole = of.{when}
 def some(self, *args, **kwargs):
     global calls
     calls += 1
     if calls == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(self, *args, **kwargs)
-EmbeddedBroker.{when} = some
+of.{when} = some
 gwi({list(arguments)!r}, obj=SimpleNamespace(app=app))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=folder, capture_output=True, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    return done.stderr.decode()
+
+
+def test_a_replay_of_many_is_begun_anew_where_it_was_cut_short(gwi_, tmp_path):
+    app, task = gwi_.app, gwi_.app.tasks["shop.invoice"]
+    ids = [task.delay(tenant_id="acme", run_id=f"r{n}").id for n in range(6)]
+
+    def generations() -> list[int]:
+        found = [jobs.get(id, app=app) for id in ids]
+        ended = [job.record for job in found if job and job.record.status.terminal]
+        return [record.generation for record in ended]
+
+    with worker_in_thread(app):
+        eventually(lambda: len(generations()) == len(ids))
+    call = ("jobs", "replay", "--task", "shop.invoice", "--yes")
+    said = killed(tmp_path, "replay", *call, of="gwi_celery.jobs")
+    [until] = re.findall(r"--until ([\d.]+)", said)
+    broker = broker_for(app)
+    assert broker.size("celery").ready == 2
+    # What was replayed and has not begun is a duplicate then.
+    assert gwi_.json(*call, "--until", until)["replayed"] == 6
+    with worker_in_thread(app):
+        eventually(lambda: sorted(generations()) == [2] * 6 and broker.size("celery").total == 0)
+    gwi_(*call, "--until", until, code=Exit.NOTHING)
+    assert generations() == [2] * 6
 
 
 def runs(gwi_, queue: str) -> Counter[str]:
@@ -90,3 +140,43 @@ def test_an_import(many, tmp_path, monkeypatch):
     assert 0 < len(list(broker_for(many.app).browse("celery.dead"))) < 8 * _COUNT
     many("dlq", "import", file)
     assert runs(many, "celery.dead") == Counter(dict.fromkeys(wanted, 8))
+
+
+@pytest.mark.slow  # what a killed one holds comes back when its lease of 10 s is over
+@pytest.mark.emulator
+@pytest.mark.parametrize("point", _POINTS)
+def test_a_redrive_on_pubsub(point: str, tmp_path: Path, pubsub_emulator) -> None:
+    """What is in both places then is one submission: the job of it runs once."""
+    url = f"pubsub://{pubsub_emulator.endpoint}/p-{uuid4().hex[:20]}"
+    settings = {"broker_url": url, "store_url": f"embedded://{tmp_path}/gwi", "lease_seconds": 10}
+    app = Celery("killed", set_as_current=False)
+    setup(app, **settings)
+
+    @app.task(base=ReliableTask, bind=True, name="shop.invoice", shared=False)
+    def invoice(self, *, tenant_id: str, run_id: str) -> None: ...
+
+    broker = broker_for(app)
+    broker.declare_queue(QueueSpec("celery"))
+    gwi_ = Gwi(app)
+    wanted = {f"r{n}" for n in range(6)}
+    for run in wanted:
+        gwi_.bury(Death("failed"), "no", run_id=run)
+    of, when = _POINTS[point]
+    killed(tmp_path, when, "dlq", "redrive", "--all", "--yes", of=of, **settings)
+    left = gwi_.json("dlq", "list")
+    assert len(left) == (3 if point == "before its ack" else 4)
+
+    def all_redriven() -> bool:
+        if gwi_.json("dlq", "list"):
+            gwi_("dlq", "redrive", "--all", "--yes")
+        return not gwi_.json("dlq", "list", "--look") and not list(broker.browse("celery.dead"))
+
+    eventually(all_redriven)
+    back: list[Delivery] = []
+    receiver = broker.receiver()
+    eventually(lambda: back.extend(receiver.poll("celery", 20)) or len(back) >= len(wanted))
+    submissions = {(d.attributes["run"], d.attributes[REDRIVE]) for d in back}
+    assert sorted(run for run, _ in submissions) == sorted(wanted)
+    assert len(back) == len(wanted) + (point == "before its record ends")
+    broker.close()
+    app.close()

@@ -11,9 +11,10 @@ from uuid import uuid4
 import pytest
 from celery import Celery, states
 
-from gwi_celery import ReliableTask, audit, broker_for, setup, store_for
+from gwi_celery import ReliableTask, audit, broker_for, redrives, setup, store_for
 from gwi_celery.brokers.base import REDRIVE, OutgoingMessage
 from gwi_celery.errors import TaskIdTaken
+from gwi_celery.integration import integration
 from gwi_celery.stores.base import JobRef, JobStatus
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
@@ -82,6 +83,10 @@ def forged(bench: Bench) -> dict[str, Callable[[str], tuple[dict[str, Any], dict
         headers = {"gwi_replay": {**replay, "generation": 3}}
         return str(marks.sealed(bench.app, "pay", task_id, headers)["gwi_replay"]["seal"])
 
+    def other_step() -> str:
+        mark, seal = redrives.parts(integration(bench.app).authority.redrive_mark("death"))
+        return redrives.sealed(f"{mark}.start", seal)
+
     return {
         "replay": lambda task_id: ({"gwi_replay": replay}, {}),
         "replay with a seal of one's own": lambda task_id: (
@@ -95,6 +100,7 @@ def forged(bench: Bench) -> dict[str, Callable[[str], tuple[dict[str, Any], dict
         "seal of no text": lambda task_id: ({"gwi_replay": {**replay, "seal": ["x"]}}, {}),
         "redrive": lambda task_id: ({"gwi_redrive": "x"}, {}),
         "redrive as an attribute": lambda task_id: ({}, {REDRIVE: "x"}),
+        "redrive with another step than was sealed": lambda task_id: ({}, {REDRIVE: other_step()}),
         "redrive with a seal": lambda task_id: ({"gwi_redrive": "x~store:AAAA"}, {}),
     }
 

@@ -1,78 +1,12 @@
--- A store's file as release 0.1 left it, with jobs half done (time: 1,700,000,000 and the seconds after)
-PRAGMA application_id=1735879027;
-PRAGMA user_version=2;
-PRAGMA auto_vacuum=2;
-BEGIN TRANSACTION;
-CREATE TABLE checkpoints (
-    job_id TEXT NOT NULL,
-    name BLOB NOT NULL,
-    kind TEXT NOT NULL,
-    blob BLOB NOT NULL,
-    version INTEGER NOT NULL,
-    saved_at REAL NOT NULL,
-    ordinal INTEGER NOT NULL,
-    PRIMARY KEY (job_id, name)
-);
+-- Rows of a store's file of release 0.1, with jobs half done (time: 1,700,000,000 and the seconds after).
+-- Its schema is in tests/upgrade/0.1.sql.
 INSERT INTO "checkpoints" VALUES('6d721bdfe0a36eae26c68e286a125282968a2fc3dcdfb26fbb8586407dd814c2',X'6C697374','step',X'5B312C325D',1,1700000000.0,1);
 INSERT INTO "checkpoints" VALUES('bacd612dd8f975d217d8f101d42d1023a617b7ccb21be036927775b94eb47aff',X'6C697374','step',X'646F6E65',1,1700000001.0,1);
 INSERT INTO "checkpoints" VALUES('2fafe321372b1997cfd50a3e89c2dad8173e279621705bea7ace8873710be356',X'6C697374','step',X'646F6E65',1,1700000002.0,1);
-CREATE TABLE chord_parts (group_id TEXT, part TEXT, PRIMARY KEY (group_id, part));
-CREATE TABLE chord_sizes (group_id TEXT PRIMARY KEY, size INTEGER, extra INTEGER NOT NULL);
-CREATE TABLE chords (group_id TEXT PRIMARY KEY, dispatched REAL, expires REAL);
-CREATE TABLE fence (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), last INTEGER NOT NULL);
 INSERT INTO "fence" VALUES(1,1700000003000000);
-CREATE TABLE groups (group_id TEXT PRIMARY KEY, meta BLOB, expires REAL);
-CREATE TABLE jobs (
-    job_id TEXT PRIMARY KEY,
-    tenant BLOB NOT NULL,
-    task BLOB NOT NULL,
-    key BLOB NOT NULL,
-    run_id BLOB,
-    status TEXT NOT NULL,
-    fingerprint TEXT NOT NULL,
-    submission BLOB NOT NULL,
-    failed TEXT NOT NULL,
-    generation INTEGER NOT NULL,
-    attempt INTEGER NOT NULL,
-    crashes INTEGER NOT NULL,
-    fence INTEGER NOT NULL,
-    finished_fence INTEGER,
-    lock_id TEXT,
-    result_ttl REAL NOT NULL,
-    created_at REAL NOT NULL,
-    updated_at REAL NOT NULL,
-    expires_at REAL,
-    outcome BLOB
-);
 INSERT INTO "jobs" VALUES('6d721bdfe0a36eae26c68e286a125282968a2fc3dcdfb26fbb8586407dd814c2',X'61636D65',X'726576696577',X'6B696C6C6564',X'6B696C6C6564','running','f',X'63616C6C2D6B696C6C6564','',1,1,0,1700000000000000,NULL,'3e05da9b20b3a17d9e5803f562e8bca8c4f26bdc8c6fbbde3e278caeacdbae4b',3600.0,1700000000.0,1700000000.0,NULL,NULL);
 INSERT INTO "jobs" VALUES('bacd612dd8f975d217d8f101d42d1023a617b7ccb21be036927775b94eb47aff',X'61636D65',X'726576696577',X'68616E646564206261636B',X'68616E646564206261636B','pending','f',X'63616C6C2D68616E646564206261636B','',1,1,0,1700000001000000,NULL,'29fa626a7a4fd482e184a0920f8e61a756b2319c092b9c68f253c0212998962e',3600.0,1700000001.0,1700000001.0,NULL,NULL);
 INSERT INTO "jobs" VALUES('2fafe321372b1997cfd50a3e89c2dad8173e279621705bea7ace8873710be356',X'61636D65',X'726576696577',X'6661696C6564',X'6661696C6564','failed','f',X'63616C6C2D6661696C6564','f6ae0acbd33d6a80bdef851df552d883b207cacd28eef18ebaaa0cd41cb25d96',1,1,0,1700000002000000,1700000002000000,'4824a0531dca1945b4c8d3b536ce828b0f8b6fd2f43f1536d6f4e31dc00c497e',3600.0,1700000002.0,1700000002.0,1700003602.0,X'6572726F72');
 INSERT INTO "jobs" VALUES('8244e9fddaa6aeac6f3030b09926c303908f258b09a4bdde5c26bce0ae8d635a',X'61636D65',X'726576696577',X'737563636565646564',X'737563636565646564','succeeded','f',X'63616C6C2D737563636565646564','',1,1,0,1700000003000000,1700000003000000,'c06c992f4dd57071469fb8699d09fd9cc83cb981a7f2a3d82e19d9641dd27a8f',3600.0,1700000003.0,1700000003.0,1700003603.0,X'726573756C74');
 INSERT INTO "jobs" VALUES('7a4f84625ea86a4587716a9f66db53ca87d9dba525ea98c65d2772d15bb8da1c',X'61636D65',X'726576696577',X'63616E63656C6C656420EDA080',NULL,'cancelled','',X'','',1,0,0,0,NULL,NULL,86400.0,1700000004.0,1700000004.0,1700086404.0,X'656E6F756768');
-CREATE TABLE locks (
-    lock_id TEXT PRIMARY KEY,
-    tenant BLOB NOT NULL,
-    scope BLOB NOT NULL,
-    owner BLOB NOT NULL,
-    nonce TEXT NOT NULL,
-    token INTEGER NOT NULL,
-    job_id TEXT NOT NULL,
-    task BLOB NOT NULL,
-    key BLOB NOT NULL,
-    expires_at REAL NOT NULL
-);
 INSERT INTO "locks" VALUES('3e05da9b20b3a17d9e5803f562e8bca8c4f26bdc8c6fbbde3e278caeacdbae4b',X'61636D65',X'5B2272756E222C20226B696C6C6564225D',X'6F6C643A372063616C6C2D6B696C6C6564','n-killed',1700000000000000,'6d721bdfe0a36eae26c68e286a125282968a2fc3dcdfb26fbb8586407dd814c2',X'726576696577',X'6B696C6C6564',1700000030.0);
-CREATE TABLE results (
-    task_id TEXT PRIMARY KEY, status TEXT, meta BLOB, updated REAL, expires REAL
-);
-CREATE INDEX jobs_by_tenant ON jobs (tenant, updated_at, job_id);
-CREATE INDEX jobs_by_status ON jobs (tenant, status, updated_at, job_id);
-CREATE INDEX jobs_by_run ON jobs (tenant, run_id, updated_at, job_id);
-CREATE INDEX jobs_by_expiry ON jobs (expires_at) WHERE expires_at IS NOT NULL;
-CREATE INDEX locks_by_tenant ON locks (tenant, token);
-CREATE INDEX locks_by_expiry ON locks (expires_at);
-CREATE UNIQUE INDEX checkpoints_in_order ON checkpoints (job_id, ordinal);
-CREATE INDEX results_by_expiry ON results (expires);
-CREATE INDEX groups_by_expiry ON groups (expires);
-CREATE INDEX chords_by_expiry ON chords (expires);
-COMMIT;

@@ -12,6 +12,7 @@ from gwi_celery.brokers.base import Delivery, OutgoingMessage
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import BrokerUnavailable
 from gwi_celery.transport.leases import LeaseKeeper
+from tests.machine import PATIENCE
 from tests.workers import eventually
 
 
@@ -57,7 +58,7 @@ def test_leases_are_extended_for_as_long_as_they_are_kept(keepers: list[LeaseKee
     for delivery in deliveries:
         keeper.keep(delivery)
     for _ in range(6):  # a good deal longer than one lease
-        assert watched.extended.acquire(timeout=5)
+        assert watched.extended.acquire(timeout=PATIENCE)
     assert receiver.poll("q", 10) == [], "nobody else got them"
     for delivery in deliveries:
         keeper.drop(delivery)
@@ -70,7 +71,7 @@ def test_the_thread_survives_errors(keepers: list[LeaseKeeper]) -> None:
     keeper = LeaseKeeper(watched)  # type: ignore[arg-type] # only extend is asked of it
     keepers.append(keeper)
     keeper.keep(delivery)
-    assert watched.extended.acquire(timeout=5)
+    assert watched.extended.acquire(timeout=PATIENCE)
     assert len(watched.calls) >= 3
     assert receiver.poll("q", 1) == [], "it was extended before the lease was over"
 
@@ -107,7 +108,7 @@ def test_a_broker_that_stays_unavailable_is_one_line_and_not_one_each_second(
     keeper = LeaseKeeper(watched)  # type: ignore[arg-type] # only extend is asked of it
     keepers.append(keeper)
     keeper.keep(delivery)
-    assert watched.extended.acquire(timeout=10)
+    assert watched.extended.acquire(timeout=PATIENCE)
     told = [r for r in caplog.records if "could not extend" in r.getMessage()]
     assert 1 <= len(told) <= 5, "at 0, 0.02, 0.06, 0.14, 0.3 s"
     assert all("BrokerUnavailable: for a moment" in r.getMessage() for r in told)

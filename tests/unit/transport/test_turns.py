@@ -16,6 +16,7 @@ from kombu.common import itermessages
 
 from gwi_celery.errors import BrokerUnavailable
 from gwi_celery.transport import register
+from tests.machine import PATIENCE
 
 register()
 
@@ -55,7 +56,7 @@ def test_messages_can_be_counted_as_they_come(connection: Connection) -> None:
 
 
 def _drain(connection: Connection) -> None:
-    connection.drain_events(timeout=5)
+    connection.drain_events(timeout=PATIENCE)
 
 
 def _go_around(connection: Connection) -> None:
@@ -100,7 +101,7 @@ def test_channels_take_turns(connection: Connection) -> None:
         consumer.consume()
         consumers.append(consumer)
     for _ in range(10):
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=PATIENCE)
     assert "".join(order) in ("ab" * 5, "ba" * 5)
 
 
@@ -152,7 +153,7 @@ def test_what_needs_no_ack_is_gone_before_its_callback(connection: Connection) -
     with Consumer(connection, [queue], callbacks=[slow], no_ack=True):
         connection.transport.on_readable()
         put(connection, "q", 3)
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=PATIENCE)
     assert left == [0, 0, 0, 0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,7 @@ class Making:
     def temporary(self, queue: Queue, *, first: bool) -> None:
         """Create a temporary queue; ``first``: this connection didn't know it."""
         wanted = self._desired.subscription(queue.spec, queue.topic)
+        wanted.labels[naming.MAKER_LABEL] = uuid.uuid4().hex
         made = self._create_temporary(wanted)
         if not made:
             made = self._take_over(queue, wanted)
@@ -111,13 +113,15 @@ class Making:
             return self._admin.create_subscription(wanted)
 
     def _take_over(self, queue: Queue, wanted: Any) -> bool:
-        """Deal with an existing subscription of that name; returns whether it had to be recreated."""
+        """Deal with an existing subscription of that name; returns whether this connection made it."""
         found = self._admin.get_subscription(wanted.name)
         if found is None:  # its topic was deleted, or another process deleted it just now
             return self._create_temporary(wanted)
         if found.topic != wanted.topic:
             raise exists_to_stay(queue.spec.name)
-        return False
+        # Ours if the call that made it took effect, but wasn't answered, and was made again.
+        maker = wanted.labels.get(naming.MAKER_LABEL)
+        return maker is not None and found.labels.get(naming.MAKER_LABEL) == maker
 
     def _beginning(self) -> float:
         """Skip what was published before now: the queue begins here.

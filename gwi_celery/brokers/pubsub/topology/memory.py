@@ -57,6 +57,10 @@ class Topology:
         """Path of a queue's own subscription."""
         return self._paths.subscription(queue)
 
+    def ping(self) -> None:
+        """See :meth:`Admin.ping`."""
+        self._admin.ping()
+
     # --- exchanges ----------------------------------------------------------------------------
 
     def declare_exchange(self, name: str, type: str) -> None:

@@ -1,0 +1,234 @@
+"""Messages that are pushed before their time.
+
+Pub/Sub has no delayed push, and a request that is held until its message is due takes a place of the
+instance all the while. So an instance holds what is due within seconds, and of the rest one alone: what
+is due last. All others are parked: a copy goes to ``<queue>.later``, which is pulled from and so can
+wait in Pub/Sub, and their requests are answered at once. Each instance reads that queue, and publishes
+to its own what is due.
+
+The one that is held keeps the instance alive, with a CPU, until all that it parked is due: so this
+works where instances scale to zero, too. Where nothing can be parked (another broker,
+``mode=provisioned`` without such a queue, a missing permission) every request is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import select
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+from gwi_celery import forks
+from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
+from gwi_celery.errors import BrokerError, BrokerUnavailable, GwiError
+from gwi_celery.service.admission import Admission
+from gwi_celery.service.execute import Executor
+from gwi_celery.service.push import Pushed
+from gwi_celery.transport.settlement import Settlement
+
+logger = logging.getLogger(__name__)
+
+#: Added to a queue's name, for the queue of what is parked.
+SUFFIX = ".later"
+#: Seconds for which a request is held in any case.
+_NEAR = 15.0
+#: A message that is due in as many seconds is due.
+_IS_NOW = 0.05
+#: When a parked message expires, seconds since the epoch: an attribute of the copy.
+_EXPIRES = "gwi-parked-expires"
+#: Parked messages in the reader's hands at a time.
+_ROOM = 100
+#: Seconds until a message that could not be published is tried again, and after which the reader looks
+#: whether it is to stop.
+_AGAIN, _LOOK = 10.0, 0.5
+
+
+class Early:
+    """Of one instance and its queue. Used on the event loop, but for its reader's thread."""
+
+    def __init__(self, executor: Executor, admission: Admission, queue: str) -> None:
+        self._executor = executor
+        self._admission = admission
+        self._later = queue + SUFFIX
+        self._reader = _Reader(executor, self._later, queue)
+        #: When the message whose request is held is due, and what tells it that a later one is held.
+        self._last: tuple[float, asyncio.Event] | None = None
+
+    async def start(self) -> None:
+        """Go on with what earlier instances parked."""
+        await asyncio.to_thread(self._reader.resume)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._reader.stop)
+
+    def holds_until(self, due: float) -> bool:
+        """Whether one is held that is due as late: then this one needs not be."""
+        return self._last is not None and self._last[0] >= due
+
+    async def until_due(self, pushed: Pushed, at_most: float) -> Settlement | None:
+        """None once the message is due; else how it was settled: it is pushed again in time.
+
+        ``at_most``: seconds for which a request may be held.
+        """
+        now = time.time()
+        if pushed.expires <= now:
+            return Settlement.ACKED
+        wait = pushed.not_before - now
+        if wait <= 0:
+            return None
+        if wait > _NEAR and await asyncio.to_thread(self._reader.begin):
+            if not await self._held_as_last(pushed, at_most):
+                return await self._park(pushed)
+        else:
+            await self._admission.hold(min(wait, at_most))
+        if pushed.not_before - time.time() < _IS_NOW:
+            return None
+        return await self._again(pushed)  # it is too long, or the instance stops
+
+    async def _held_as_last(self, pushed: Pushed, at_most: float) -> bool:
+        """Hold it if no other that is due later is held; False once it need not be."""
+        due = pushed.not_before
+        if self.holds_until(due):
+            return False
+        if self._last is not None:
+            self._last[1].set()
+        displaced = asyncio.Event()
+        mine = self._last = (due, displaced)
+        waits = [
+            asyncio.ensure_future(displaced.wait()),
+            asyncio.ensure_future(self._admission.hold(min(due - time.time(), at_most))),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiting in waits:
+                waiting.cancel()
+            if self._last is mine:
+                self._last = None
+        return not displaced.is_set()
+
+    async def _park(self, pushed: Pushed) -> Settlement:
+        delivery = pushed.delivery
+        if pushed.expires != math.inf:
+            attributes = {**delivery.attributes, _EXPIRES: f"{pushed.expires:.3f}"}
+            delivery = replace(delivery, attributes=attributes)
+        return await self._again(pushed, replace(delivery, queue=self._later))
+
+    async def _again(self, pushed: Pushed, delivery: Delivery | None = None) -> Settlement:
+        """Publish it anew, which counts no delivery."""
+        left = max(pushed.not_before - time.time(), 0.0)
+        ttl = pushed.expires - pushed.not_before
+        return await asyncio.to_thread(
+            self._executor.defer,
+            delivery or pushed.delivery,
+            left,
+            None if math.isinf(ttl) else ttl,
+        )
+
+
+class _Reader:
+    """Publishes what was parked to the queue that is pushed, when it is due. In a thread of its own."""
+
+    def __init__(self, executor: Executor, later: str, queue: str) -> None:
+        self._executor = executor
+        self._later = later
+        self._queue = queue
+        self._lock = forks.lock()
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        #: Whether it was found that nothing can be parked.
+        self._impossible = False
+
+    def resume(self) -> None:
+        """Read, if anything was ever parked."""
+        broker = self._executor.broker
+        with contextlib.suppress(GwiError):  # a message to be parked will tell
+            if self._can_park(broker) and broker.has_queue(self._later):
+                self.begin()
+
+    def begin(self) -> bool:
+        """Read from now on. False if nothing can be parked."""
+        with self._lock:
+            if self._thread is not None or self._impossible or self._stopping.is_set():
+                return self._thread is not None and not self._stopping.is_set()
+            broker = self._executor.broker
+            if not self._can_park(broker):
+                self._impossible = True
+                return False
+            try:
+                broker.declare_queue(QueueSpec(self._later))
+                receiver = broker.receiver()
+                receiver.subscribe(self._later)
+            except BrokerUnavailable:
+                return False  # for now
+            except GwiError as exc:
+                self._impossible = True
+                logger.warning(
+                    "nothing can be parked in %r: a message that waits for its ETA holds a request (%s)",
+                    self._later,
+                    exc,
+                )
+                return False
+            self._thread = threading.Thread(
+                target=self._read, args=(broker, receiver), name="gwi-later", daemon=True
+            )
+            self._thread.start()
+            return True
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(2.0)
+
+    def _can_park(self, broker: Any) -> bool:
+        options = getattr(
+            broker, "options", None
+        )  # Pub/Sub's: what isn't pushed can wait by itself
+        return options is not None and (options.managed or self._later in options.queues)
+
+    def _read(self, broker: Any, receiver: Any) -> None:
+        told = False
+        while not self._stopping.is_set():
+            try:
+                receiver.clear()
+                found = receiver.poll(self._later, _ROOM)
+                for delivery in found:
+                    self._move(broker, delivery)
+                told = False
+            except Exception as exc:
+                if not told:
+                    logger.warning("what is parked in %r can't be read now: %s", self._later, exc)
+                told = True
+                self._stopping.wait(_AGAIN)
+                continue
+            if not found:
+                due = receiver.next_due()
+                select.select(
+                    [receiver.fileno()], [], [], _LOOK if due is None else min(due, _LOOK)
+                )
+        with contextlib.suppress(BrokerError):
+            receiver.close()
+
+    def _move(self, broker: Any, delivery: Delivery) -> None:
+        attributes = dict(delivery.attributes)
+        expires = float(attributes.pop(_EXPIRES, math.inf))
+        left = expires - time.time()
+        try:
+            if left > 0:
+                message = OutgoingMessage(
+                    delivery.data,
+                    attributes,
+                    delivery.priority,
+                    ttl=None if math.isinf(left) else left,
+                )
+                broker.publish("", self._queue, message)
+        except BrokerError as exc:
+            logger.warning("a parked message is published later: %s", exc)
+            broker.nack(delivery, _AGAIN)
+        else:
+            broker.ack([delivery])

@@ -1,0 +1,208 @@
+"""Every verb on jobs and locks, ``tail`` and ``workers`` beside a worker: embedded, and in the cloud."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import jsonschema_rs
+import pytest
+from celery import Celery
+
+from gwi_celery import ReliableTask, broker_for, jobs, queues, setup, store_for
+from gwi_celery.brokers.base import QueueSpec
+from gwi_celery.cli.frame import SHAPES, Exit
+from gwi_celery.stores.base import Claimed, ClaimRequest, JobRef, LockRef, Origin
+from tests.machine import PATIENCE
+from tests.threadworker import worker_in_thread
+from tests.unit.cli.conftest import Gwi
+from tests.workers import eventually
+
+
+class Shop(Gwi):
+    """An app whose task does what it is told to, and a worker for it."""
+
+    def __init__(self, app: Celery) -> None:
+        super().__init__(app)
+        self.release = threading.Event()
+
+        @app.task(shared=False, base=ReliableTask, bind=True, name="shop.audit", max_retries=3)
+        def audit(self_: Any, *, tenant_id: str, run_id: str, how: str = "") -> str:
+            self_.step("list", lambda: 1)
+            if how == "holds":
+                assert self.release.wait(PATIENCE)
+            if how == "retries":
+                raise self_.retry(exc=ValueError("try later"), countdown=1000)
+            if how == "fails":
+                raise KeyError("sku")
+            if how == "calls":
+                for n in range(2):
+                    audit.delay(tenant_id=tenant_id, run_id=f"{run_id}.{n}")
+            return run_id
+
+        @app.task(shared=False, base=ReliableTask, name="shop.invoice")
+        def invoice(*, tenant_id: str, run_id: str) -> None: ...
+
+    def call(self, run: str, how: str = "", **options: Any) -> str:
+        kwargs = {"tenant_id": "acme", "run_id": run, "how": how}
+        return str(self.app.tasks["shop.audit"].apply_async(kwargs=kwargs, **options).id)
+
+    def becomes(self, id: str, status: str) -> None:
+        def there() -> bool:
+            found = jobs.get(id, app=self.app)
+            return found is not None and found.record.status.value == status
+
+        eventually(there, what=f"{id} is {status}")
+
+    def explained(self, id: str) -> str:
+        return str(self.json("jobs", "explain", id)["explanation"])
+
+
+@pytest.fixture(scope="module", params=["embedded", "cloud"])
+def shop(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Shop]:
+    folder: Path = tmp_path_factory.mktemp("shop")
+    settings: dict[str, Any] = {"folder": str(folder)}
+    if request.param == "cloud":
+        emulator = request.getfixturevalue("pubsub_emulator")
+        request.getfixturevalue("firestore_emulator")
+        project = f"p-{uuid4().hex[:20]}"
+        settings["broker_url"] = f"pubsub://{emulator.endpoint}/{project}"
+        settings["store_url"] = f"firestore://{project}"
+    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
+    setup(app, **settings)
+    app.conf.worker_prefetch_multiplier = 1
+    shop = Shop(app)
+    broker_for(app).declare_queue(QueueSpec("celery"))
+    with worker_in_thread(app, pool="threads", concurrency=4, task_events=True):
+        yield shop
+        shop.release.set()
+    broker_for(app).close()
+    app.close()
+
+
+def vanished(shop: Shop, run: str) -> str:
+    """A job whose worker fell silent."""
+    task_id = f"id-{run}"
+    request = ClaimRequest(
+        job=JobRef("acme", "shop.audit", f"run:{run}"),
+        lock=LockRef("acme", ("run", run)),
+        run_id=run,
+        fingerprint="f",
+        submission=task_id,
+        owner=f"dead-host:7 {task_id}",
+        nonce=run,
+        lease_ttl=0.01,
+        result_ttl=1000.0,
+        origin=Origin(task_id=task_id, queue="celery"),
+    )
+    assert isinstance(store_for(shop.app).claim(request), Claimed)
+    time.sleep(0.05)
+    return task_id
+
+
+@pytest.mark.emulator
+def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
+    holder = shop.call("r1", "holds")
+    shop.becomes(holder, "running")
+    invoice = shop.app.tasks["shop.invoice"]
+    waits = invoice.delay(tenant_id="acme", run_id="r1").id
+    retries, fails = shop.call("r2", "retries"), shop.call("r3", "fails")
+    unknown = shop.app.send_task("shop.gone", kwargs={"tenant_id": "acme"}).id
+    shop.becomes(waits, "waiting")
+    shop.becomes(retries, "pending")
+    shop.becomes(fails, "failed")
+    eventually(lambda: queues.count(shop.app) == 2, what="two are given up")
+    dies = vanished(shop, "r4")
+
+    assert "runs on" in shop.explained(holder)
+    assert "waits for the lock run:r1 of acme, held by" in shop.explained(waits)
+    assert "ValueError" in shop.explained(retries)
+    assert "dead letter of celery (failed)" in shop.explained(fails)
+    assert "dead letter of celery (unregistered)" in shop.explained(unknown)
+    assert "dead-host:7 fell silent" in shop.explained(dies)
+    waiting = {row["task_id"]: row["due_in"] for row in shop.json("delayed", "list")}
+    assert waiting[retries] > 900
+    [dead] = shop.json("dlq", "list", "--error", "KeyError")
+    assert (dead["task_id"], dead["reason"], dead["tenant"]) == (fails, "failed", "acme")
+    shown = shop.json("dlq", "show", fails)
+    assert 'raise KeyError("sku")' in shown["traceback"]
+    fence = shown["fence"]
+    shown = shop.json("jobs", "show", fails)
+    assert [a["fence"] for a in shown["attempts"]] == [fence]
+    assert [a["how"] for a in shown["attempts"]] == ["failed"]
+    assert [s["name"] for s in shown["steps"]] == ["list"]
+    assert shown["dead_letters"] == [dead["id"]]
+    for wanted in (["--error", "KeyError"], ["--status", "failed"], ["--run", "r3"]):
+        assert [row["task_id"] for row in shop.json("jobs", "list", *wanted)] == [fails]
+    assert "run/r1" in {row["scope"] for row in shop.json("locks", "list", "--tenant", "acme")}
+    assert "run/r1" in {row["scope"] for row in shop.json("locks", "list")}
+    eventually(lambda: sum(row["runs"] for row in shop.json("workers")) >= 1)
+    [queue] = shop.json("queues", "list")
+    assert queue["dead"] == 2
+    queues.pause(shop.app, "celery")
+    assert "its queue is paused: `gwi queues resume celery`" in shop.explained(waits)
+    queues.resume(shop.app, "celery")
+
+    shop("jobs", "cancel", retries, code=Exit.REFUSED)
+    assert shop.json("jobs", "cancel", retries, "--yes") == {"cancelled": 1}
+    assert "was cancelled" in shop.explained(retries)
+    assert shop.json("jobs", "replay", fails, "--from-step", "list", "--yes")["replayed"] == 1
+    assert shop.json("locks", "release", "acme", "run/r1", "--yes") == {"released": True}
+    shop("locks", "release", "acme", "run/none", "--yes", code=Exit.NOTHING)
+    shop("jobs", "cancel", "nobody", "--yes", code=Exit.NOTHING)
+    shop("jobs", "cancel", "--yes", code=Exit.USAGE)
+    shop("jobs", "show", "nobody", code=Exit.NOTHING)
+    forked = shop.json("jobs", "fork", fails, "--run", "r7", "--set", 'how=""')["task_id"]
+    shop.becomes(forked, "succeeded")
+    assert shop.json("dlq", "redrive", unknown, "--yes") == {"redriven": 1}
+
+
+@pytest.mark.emulator
+def test_a_tree_shows_what_a_job_has_called(shop: Shop) -> None:
+    top = shop.call("t", "calls")
+    shop.becomes(top, "succeeded")
+    eventually(lambda: len(tree(shop, top)) == 3)
+    rows = tree(shop, top)
+    jsonschema_rs.validate(SHAPES["jobs show --tree"].schema(), rows)
+    assert (rows[0]["depth"], rows[0]["run_id"]) == (0, "t")
+    assert sorted((row["depth"], row["run_id"]) for row in rows[1:]) == [(1, "t.0"), (1, "t.1")]
+    lines = shop("jobs", "show", top, "--tree").splitlines()
+    assert lines[1].startswith("shop.audit ")
+    assert lines[2].startswith("  shop.audit ")
+    shop("jobs", "show", "nobody", "--tree", code=Exit.NOTHING)
+
+
+def tree(shop: Shop, id: str) -> Any:
+    return json.loads(shop("jobs", "show", id, "--tree", "--json"))
+
+
+@pytest.mark.emulator
+def test_tail_shows_what_happens_as_it_happens(shop: Shop) -> None:
+    over = threading.Event()
+
+    def work() -> None:
+        n = 0
+        while not over.wait(0.2):
+            shop.call(f"tail{n}")
+            n += 1
+
+    busy = threading.Thread(target=work)
+    busy.start()
+    try:
+        lines = shop("tail", "--count", "6").splitlines()
+        objects = shop("tail", "--count", "3", "--json").splitlines()
+    finally:
+        over.set()
+        busy.join()
+    assert len(lines) == 6
+    assert len(objects) == 3
+    for line in objects:
+        jsonschema_rs.validate(SHAPES["tail"].schema(), json.loads(line))
+    kinds = {line.split()[2] for line in lines}
+    assert kinds & {"task-received", "task-started", "task-succeeded"}
+    assert all(line.split()[1].endswith("Z") for line in lines)
