@@ -79,6 +79,8 @@ FLOOR := 5.4.0-5.4.0
 RELEASES := $(FLOOR) 5.5.3-5.5.4 5.6.3-5.6.2 5.7.0-5.7.0
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13 $(wildcard $(HOME)/.pyenv/versions/3.1[0-3].*/bin/python)
 
+RELEASE_MARKS := not emulator
+
 # What these tests need beside the package, which is much less than all of dev.
 RELEASE_NEEDS := '.[http,redis,testing]' cryptography gevent httpx hypothesis psutil pydantic pytest-timeout pytest-xdist
 
@@ -90,8 +92,9 @@ RELEASE_NEEDS := '.[http,redis,testing]' cryptography gevent httpx hypothesis ps
 	@touch $@
 
 test-release-%: .venv-celery-%/.installed
-	.venv-celery-$*/bin/python -m pytest -q -n 2 --timeout 300 -m "not emulator" $(RELEASE_TESTS) $(ARGS)
+	.venv-celery-$*/bin/python -m pytest -q -n 2 --timeout 300 -m "$(RELEASE_MARKS)" $(RELEASE_TESTS) $(ARGS)
 
+test-floor: RELEASE_MARKS := not emulator and not slow
 test-floor: test-release-$(FLOOR)
 
 test-matrix: $(RELEASES:%=test-release-%)

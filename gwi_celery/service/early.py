@@ -23,6 +23,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from gwi_celery import forks
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
 from gwi_celery.errors import BrokerError, BrokerUnavailable, ConfigurationError, GwiError
 from gwi_celery.service.admission import Admission
@@ -137,7 +138,7 @@ class _Reader:
         self._executor = executor
         self._later = later
         self._queue = queue
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         #: Whether it was found that nothing can be parked.
