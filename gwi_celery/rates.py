@@ -77,6 +77,13 @@ class RedisRates:
             )
             return self._uncounted(limits)
 
+    def reachable(self) -> bool:
+        """Whether Redis answers now."""
+        try:
+            return bool(self._limiter.storage.check())
+        except self._failure:
+            return False
+
     def _counted(self, limits: Sequence[LimitRef]) -> Limited | None:
         if time.monotonic() < self._alone_until:
             return self._uncounted(limits)

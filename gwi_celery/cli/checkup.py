@@ -60,6 +60,7 @@ def checkup(app: Any) -> Iterator[Finding]:
         ("broker", _broker),
         ("queues", _queues),
         ("store", _store),
+        ("limits", _limits),
         ("indexes", _indexes),
         ("clock", _clock),
         ("results", _results),
@@ -134,6 +135,21 @@ def _store(app: Any) -> Finding:
     store = store_for(app)
     store.find_jobs(JobFilter(), limit=1)  # opens it, and so checks and migrates its schema
     return _checked("store", True, type(store).__name__)
+
+
+def _limits(app: Any) -> Iterator[Finding]:
+    """Only where Redis counts the rates."""
+    rates, unavailable = integration(app).rates, settings_for(app).limits_unavailable
+    if rates is not None and rates.reachable():
+        yield _checked("limits", True, "Redis counts rates")
+    elif rates is not None:
+        how = "jobs wait" if unavailable == "wait" else "jobs begin uncounted"
+        yield _checked(
+            "limits",
+            False,
+            f"Redis, which counts rates, is unavailable: {how}",
+            "start it, or mend limits_url",
+        )
 
 
 def _indexes(app: Any) -> Finding:

@@ -34,20 +34,23 @@ def list_(app: Any) -> list[dict[str, Any]]:
     return [dict(vars(state)) for state in verbs.queues(app)]
 
 
-@command(queues, "pause")
+_PAUSED = (Column("queue"), Column("paused", "boolean"))
+
+
+@command(queues, "pause", *_PAUSED, single=True)
 @click.argument("queue")
-def pause(app: Any, queue: str) -> None:
+def pause(app: Any, queue: str) -> dict[str, Any]:
     """No worker begins with what is in QUEUE; calls are accepted, and jobs that run end."""
     verbs.pause(app, queue)
-    click.echo(f"queue {queue!r} is paused for all workers")
+    return {"queue": queue, "paused": True}
 
 
-@command(queues, "resume")
+@command(queues, "resume", *_PAUSED, single=True)
 @click.argument("queue")
-def resume(app: Any, queue: str) -> None:
+def resume(app: Any, queue: str) -> dict[str, Any]:
     """The reverse of pause."""
     verbs.resume(app, queue)
-    click.echo(f"queue {queue!r} is resumed")
+    return {"queue": queue, "paused": False}
 
 
 @click.group()

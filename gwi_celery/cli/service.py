@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gwi_celery import upkeep
-from gwi_celery.cli.frame import Column, Exit, command, end, printable, when
+from gwi_celery.cli.frame import SHAPES, Column, Shape, command, shown
 from gwi_celery.cli.root import gwi
 from gwi_celery.config import SETTINGS, Settings
 from gwi_celery.integration import broker_for, settings_for, store_for
@@ -116,9 +116,28 @@ def _swept(app: Any) -> int:
     return sweep(broker) if isinstance(broker, PubSubBroker) else 0
 
 
+#: Each line of `tail --json`.
+_EVENT = SHAPES.setdefault(
+    "tail",
+    Shape(
+        "tail",
+        (
+            *(Column("at", "number", show="time"), Column("event"), Column("worker")),
+            *(
+                Column("task", "string?"),
+                Column("task_id", "string?"),
+                Column("runtime", "number?"),
+            ),
+        ),
+        single=True,
+    ),
+)
+
+
 @command(gwi, "tail")
 @click.option("--count", type=click.IntRange(1), help="End after so many.")
-def tail(app: Any, count: int | None) -> None:
+@click.option("--json", "as_lines", is_flag=True, help="For programs: an object a line.")
+def tail(app: Any, count: int | None, as_lines: bool) -> None:
     """What happens, as it happens: Celery's events, of workers that send them (-E)."""
     seen = 0
 
@@ -127,9 +146,19 @@ def tail(app: Any, count: int | None) -> None:
         kind = event.get("type", "?")
         if kind == "worker-heartbeat" or receiver.should_stop:
             return  # several may come at once
-        parts = [when(event.get("timestamp", 0.0)), kind, str(event.get("hostname", ""))]
-        parts += [str(event[name]) for name in ("name", "uuid", "runtime") if event.get(name)]
-        click.echo(printable(" ".join(parts)).replace("\n", "\\n"))
+        row = {
+            "at": event.get("timestamp", 0.0),
+            "event": kind,
+            "worker": str(event.get("hostname", "")),
+            "task": event.get("name"),
+            "task_id": event.get("uuid"),
+            "runtime": event.get("runtime"),
+        }
+        if as_lines:
+            click.echo(json.dumps(row))
+        else:
+            parts = [shown(column, row[column.name]) for column in _EVENT.columns]
+            click.echo(" ".join(part for part in parts if part != "-").replace("\n", "\\n"))
         seen += 1
         if count is not None and seen >= count:
             receiver.should_stop = True
@@ -139,7 +168,7 @@ def tail(app: Any, count: int | None) -> None:
         try:
             receiver.capture(limit=None, timeout=None, wakeup=False)
         except KeyboardInterrupt:
-            end(Exit.OK, "")
+            return
 
 
 def _source(app: Any, settings: Any, name: str) -> str:

@@ -12,7 +12,8 @@ import pytest
 from celery import Celery
 
 from benchmarks.servers import redis_server
-from gwi_celery import Limit, Reliable, ReliableTask, broker_for, jobs, limits, setup, store_for
+from gwi_celery import Limit, Reliable, ReliableTask, jobs, limits, setup, store_for
+from gwi_celery.cli.checkup import checkup
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.jobs import JobStatus
 from gwi_celery.rates import RedisRates, logger
@@ -20,7 +21,7 @@ from gwi_celery.stores.base import Limited
 from gwi_celery.stores.limits import LimitRef, Rate
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
-from tests.workers import drained, eventually
+from tests.workers import eventually
 
 
 @pytest.fixture
@@ -99,13 +100,12 @@ def test_while_redis_is_killed_jobs_wait_or_pass(
             eventually(lambda: status(app, during) is JobStatus.WAITING, what="it waits")
             told = jobs.explain(during, app=app)
             assert "limit openai, Redis, which counts it, is unavailable" in told
-            broker_for(app).purge("celery")
+        [found] = [finding for finding in checkup(app) if finding.what == "limits"]
+        assert not found.holds
         how = "jobs wait" if unavailable == "wait" else "jobs begin uncounted"
         assert any(f"is unavailable (ConnectionError): {how}" in line for line in said)
-        eventually(lambda: drained(broker_for(app)), what="no message is left")
-        call(
-            app, "last", countdown=0.3
-        )  # an idle worker sees at its next message that it is to stop
+        # An idle worker sees at its next message that it is to stop.
+        call(app, "last", countdown=0.3)
 
 
 def test_it_is_counted_again_once_redis_is_back(
@@ -121,7 +121,9 @@ def test_it_is_counted_again_once_redis_is_back(
                 rates, "_limiter", RedisRates("redis://127.0.0.1:1", let_pass=True)._limiter
             )
             assert [rates([rate]) for _ in range(5)] == [None] * 5, "they pass uncounted"
+            assert not rates.reachable()
         rates._alone_until = 0.0
+        assert rates.reachable()
         assert rates([rate]) is None
         assert isinstance(rates([rate]), Limited)
 

@@ -351,6 +351,7 @@ class PubSubBroker:
                 request = pb["AcknowledgeRequest"](
                     subscription=source.path, ack_ids=[item.ack_id for item in received]
                 )
+                self._dead_letters.end(queue, received)
                 self.client.call("Acknowledge", request, source.path)
                 purged += sum(source.takes(wire.parse(item.message)) for item in received)
         return purged

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -201,6 +201,13 @@ class DeadLetters:
             looked.give_back()
         return gone
 
+    def end(self, queue: str, received: Iterable[Any]) -> None:
+        """The records of received messages, if ``queue`` is a dead letter, before they are acked."""
+        operators = self._broker.operators
+        if operators is not None and queue.endswith(DEAD_LETTER_SUFFIX):
+            named = [(wire.parse(item.message), item.message.message_id) for item in received]
+            operators.ended([_named(queue, parsed.attributes, id) for parsed, id in named])
+
     def _put_back(self, queue: str, delivery: Delivery, redrive: str) -> bool:
         """Publish it as it was before it died; False if there was no room for the REDRIVE attribute."""
         kept = {k: v for k, v in delivery.attributes.items() if k not in _DEATH}
@@ -264,8 +271,11 @@ class Looked:
 
 def id_of(delivery: Delivery) -> str:
     """What a message in a dead letter is called: its death's name, or one made from its own id."""
-    recorded = delivery.attributes.get(DEATH_ID)
-    return recorded or _id(delivery.queue.removesuffix(DEAD_LETTER_SUFFIX), delivery.message_id)
+    return _named(delivery.queue, delivery.attributes, delivery.message_id)
+
+
+def _named(queue: str, attributes: Mapping[str, str], message_id: str) -> str:
+    return attributes.get(DEATH_ID) or _id(queue.removesuffix(DEAD_LETTER_SUFFIX), message_id)
 
 
 def _id(queue: str, message_id: str) -> str:

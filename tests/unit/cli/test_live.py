@@ -106,6 +106,7 @@ def vanished(shop: Shop, run: str) -> str:
 
 
 @pytest.mark.emulator
+@pytest.mark.parametrize("shop", ["cloud"], indirect=True)  # embedded: tests/unit/cli/test_jobs.py
 def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
     holder = shop.call("r1", "holds")
     shop.becomes(holder, "running")
@@ -195,10 +196,14 @@ def test_tail_shows_what_happens_as_it_happens(shop: Shop) -> None:
     busy.start()
     try:
         lines = shop("tail", "--count", "6").splitlines()
+        objects = shop("tail", "--count", "3", "--json").splitlines()
     finally:
         over.set()
         busy.join()
     assert len(lines) == 6
+    assert len(objects) == 3
+    for line in objects:
+        jsonschema_rs.validate(SHAPES["tail"].schema(), json.loads(line))
     kinds = {line.split()[2] for line in lines}
     assert kinds & {"task-received", "task-started", "task-succeeded"}
     assert all(line.split()[1].endswith("Z") for line in lines)

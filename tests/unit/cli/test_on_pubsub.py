@@ -145,6 +145,12 @@ def test_what_was_left_behind_by_a_crash_is_not_redriven_twice(three: Gwi) -> No
 
 
 @pytest.mark.emulator
+def test_a_purge_by_any_other_client_ends_the_records_too(three: Gwi) -> None:
+    assert broker_for(three.app).purge(dead_letter_queue("celery")) == 3
+    assert three.json("dlq", "list") == []
+
+
+@pytest.mark.emulator
 def test_what_is_exported_can_be_imported_again_and_again(three: Gwi, tmp_path: Path) -> None:
     file = tmp_path / "dead.jsonl"
     assert three.json("dlq", "export", str(file)) == {"exported": 3}
