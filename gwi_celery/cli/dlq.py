@@ -192,7 +192,7 @@ def redrive(
 ) -> dict[str, Any]:
     """Put them back into their queues: a reliable job goes on from its last recorded step.
 
-    Ended half-way, call it again: what was moved is not there any more.
+    If it is ended half-way, call it again: what was moved is not there any more.
     """
     if from_start and from_step:
         end(Exit.USAGE, "either --from-start or --from-step")

@@ -1,4 +1,4 @@
-"""What all commands of ``gwi`` have in common: their output, their exit codes, and asking before a deed.
+"""What all commands of ``gwi`` share: their output, their exit codes, and asking before a change.
 
 A command says what it shows (:class:`Shape`), and returns rows of that. They are a table for people, or
 with ``--json`` an array whose schema ``gwi schema`` prints. In a pipe a table is not cut to any width.
@@ -352,7 +352,7 @@ class Span(click.ParamType):  # type: ignore[type-arg] # not in every release
 SPAN: Final = Span()
 
 
-# --- before a deed --------------------------------------------------------------------------------
+# --- before a change ------------------------------------------------------------------------------
 
 yes = click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 

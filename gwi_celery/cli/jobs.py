@@ -27,7 +27,7 @@ from gwi_celery.errors import InvalidCall
 from gwi_celery.integration import store_for
 from gwi_celery.jobs import JobRecord, JobStatus, LockRecord, LockRef
 
-#: Of JSON lines and tables.
+#: Jobs that are read at a time.
 _PAGE = 100
 
 
@@ -306,7 +306,7 @@ def replay(
     yes: bool,
     **given: Any,
 ) -> dict[str, Any]:
-    """Run jobs that have ended anew, from the start unless told otherwise, with the calls they had.
+    """Run ended jobs again, from the start unless told otherwise, with the calls they had.
 
     Those that can't be are named, and the others run.
     """

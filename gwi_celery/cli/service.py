@@ -30,7 +30,7 @@ _DEFAULTS = Settings()
 )
 @click.option("--timeout", type=click.FloatRange(0.1), default=1.0, show_default=True)
 def workers(app: Any, timeout: float) -> list[dict[str, Any]]:
-    """Who lives and what runs there: those that answer within the timeout (seconds)."""
+    """Which workers are alive, and what runs there: those that answer within the timeout (seconds)."""
     asked = app.control.inspect(timeout=timeout)
     stats = asked.stats() or {}
     if not stats:

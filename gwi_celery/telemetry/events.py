@@ -37,7 +37,7 @@ _LONGEST_TEXT = 400
 
 @dataclass(frozen=True)
 class Event:
-    #: What happened: a word of reliability/outcome.py's table, or started, claimed, checkpoint, ended.
+    #: What happened: a word of reliability/ends.py's table, or started, claimed, checkpoint, ended.
     name: str
     #: Process of the job.
     pid: int

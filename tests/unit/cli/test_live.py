@@ -106,6 +106,7 @@ def vanished(shop: Shop, run: str) -> str:
 
 
 @pytest.mark.emulator
+@pytest.mark.parametrize("shop", ["cloud"], indirect=True)  # embedded: tests/unit/cli/test_jobs.py
 def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
     holder = shop.call("r1", "holds")
     shop.becomes(holder, "running")
