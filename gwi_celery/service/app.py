@@ -134,7 +134,7 @@ class Service:
         try:
             await asyncio.gather(asyncio.to_thread(self._executor.start), self._know_keys())
             self._cleaner.start()
-            await self._early.start()
+            self._early.start()
             with self._shutdown.on_signals():
                 yield
         finally:

@@ -25,7 +25,7 @@ from typing import Any
 
 from gwi_celery import forks
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
-from gwi_celery.errors import BrokerError, BrokerUnavailable, GwiError
+from gwi_celery.errors import BrokerError, BrokerUnavailable, ConfigurationError, GwiError
 from gwi_celery.service.admission import Admission
 from gwi_celery.service.execute import Executor
 from gwi_celery.service.push import Pushed
@@ -59,9 +59,9 @@ class Early:
         #: When the message whose request is held is due, and what tells it that a later one is held.
         self._last: tuple[float, asyncio.Event] | None = None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Go on with what earlier instances parked."""
-        await asyncio.to_thread(self._reader.resume)
+        threading.Thread(target=self._reader.resume, name="gwi-later-start", daemon=True).start()
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._reader.stop)
@@ -148,7 +148,8 @@ class _Reader:
         """Read, if anything was ever parked."""
         broker = self._executor.broker
         with contextlib.suppress(GwiError):  # a message to be parked will tell
-            if self._can_park(broker) and broker.has_queue(self._later):
+            pubsub = hasattr(broker, "options")
+            if pubsub and self._can_park(broker) and broker.has_queue(self._later):
                 self.begin()
 
     def begin(self) -> bool:
@@ -156,12 +157,15 @@ class _Reader:
         with self._lock:
             if self._thread is not None or self._impossible or self._stopping.is_set():
                 return self._thread is not None and not self._stopping.is_set()
-            broker = self._executor.broker
-            if not self._can_park(broker):
+            broker: Any = self._executor.broker
+            if not hasattr(broker, "options"):  # not Pub/Sub's, which alone pushes
                 self._impossible = True
                 return False
             try:
+                if not self._can_park(broker):
+                    raise ConfigurationError(f"the option 'queues' doesn't name {self._later!r}")
                 broker.declare_queue(QueueSpec(self._later))
+                broker.peek(self._later, 1)  # what can't be read would be parked for ever
                 receiver = broker.receiver()
                 receiver.subscribe(self._later)
             except BrokerUnavailable:
@@ -169,10 +173,12 @@ class _Reader:
             except GwiError as exc:
                 self._impossible = True
                 logger.warning(
-                    "nothing can be parked in %r: a message that waits for its ETA holds a request (%s)",
+                    "a message that waits for its ETA holds a request: it can't be parked in %r (%s)",
                     self._later,
                     exc,
                 )
+                return False
+            if self._stopping.is_set():
                 return False
             self._thread = threading.Thread(
                 target=self._read, args=(broker, receiver), name="gwi-later", daemon=True
@@ -186,10 +192,7 @@ class _Reader:
             self._thread.join(2.0)
 
     def _can_park(self, broker: Any) -> bool:
-        options = getattr(
-            broker, "options", None
-        )  # Pub/Sub's: what isn't pushed can wait by itself
-        return options is not None and (options.managed or self._later in options.queues)
+        return bool(broker.options.managed or self._later in broker.options.queues)
 
     def _read(self, broker: Any, receiver: Any) -> None:
         told = False

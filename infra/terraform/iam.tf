@@ -20,7 +20,11 @@ resource "google_project_iam_member" "worker_store" {
 }
 
 resource "google_pubsub_subscription_iam_member" "worker_subscribes" {
-  for_each     = { jobs = google_pubsub_subscription.jobs.name, dead = google_pubsub_subscription.dead.name }
+  for_each = {
+    jobs  = google_pubsub_subscription.jobs.name
+    dead  = google_pubsub_subscription.dead.name
+    later = google_pubsub_subscription.later.name
+  }
   project      = var.project
   subscription = each.value
   role         = "roles/pubsub.subscriber"
@@ -29,7 +33,11 @@ resource "google_pubsub_subscription_iam_member" "worker_subscribes" {
 
 # Retries and copies go back to the queue, what is given up to the dead letter.
 resource "google_pubsub_topic_iam_member" "worker_publishes" {
-  for_each = { jobs = google_pubsub_topic.jobs.name, dead = google_pubsub_topic.dead.name }
+  for_each = {
+    jobs  = google_pubsub_topic.jobs.name
+    dead  = google_pubsub_topic.dead.name
+    later = google_pubsub_topic.later.name
+  }
   project  = var.project
   topic    = each.value
   role     = "roles/pubsub.publisher"

@@ -8,6 +8,7 @@ locals {
   deploy    = var.gwi_worker_image != ""
   regions   = toset(local.deploy ? var.regions : [])
   dead      = "${var.gwi_worker_topic}-dead"
+  later     = "${var.gwi_worker_topic}-later"
   lease     = local.push ? 600 : var.lease_seconds
   agent     = "serviceAccount:${google_project_service_identity.pubsub.email}"
   worker    = "serviceAccount:${google_service_account.worker.email}"
@@ -20,8 +21,9 @@ locals {
   overrides = { for f in local.indexes.fieldOverrides : "${f.collectionGroup}.${f.fieldPath}" => f }
 
   queues = {
-    (var.queue)         = { topic = var.gwi_worker_topic, subscription = var.gwi_worker_subscription, dead_letter_topic = local.dead }
-    "${var.queue}.dead" = { topic = local.dead, subscription = local.dead }
+    (var.queue)          = { topic = var.gwi_worker_topic, subscription = var.gwi_worker_subscription, dead_letter_topic = local.dead }
+    "${var.queue}.dead"  = { topic = local.dead, subscription = local.dead }
+    "${var.queue}.later" = { topic = local.later, subscription = local.later }
   }
   broker_options = join("&", [
     "mode=provisioned",

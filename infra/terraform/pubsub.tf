@@ -90,3 +90,34 @@ resource "google_pubsub_subscription" "dead" {
     ttl = ""
   }
 }
+
+# --- what a push service parks until its time: it pulls this one itself ------------------------------
+
+resource "google_pubsub_topic" "later" {
+  project      = var.project
+  name         = local.later
+  kms_key_name = var.kms_key
+  labels       = var.labels
+
+  dynamic "message_storage_policy" {
+    for_each = length(var.message_storage_regions) > 0 ? [var.message_storage_regions] : []
+    content {
+      allowed_persistence_regions = message_storage_policy.value
+    }
+  }
+
+  depends_on = [google_project_service.apis, google_kms_crypto_key_iam_member.pubsub]
+}
+
+resource "google_pubsub_subscription" "later" {
+  project                    = var.project
+  name                       = local.later
+  topic                      = google_pubsub_topic.later.id
+  ack_deadline_seconds       = 30
+  message_retention_duration = "604800s"
+  labels                     = var.labels
+
+  expiration_policy {
+    ttl = ""
+  }
+}

@@ -20,14 +20,17 @@ from gwi_celery.config import load as load_settings
 from gwi_celery.firestore import indexes
 from gwi_celery.firestore.url import parse as parse_store
 from gwi_celery.rates import RedisRates
+from gwi_celery.service.early import SUFFIX
 from tests.infra.hcl import MODULE, faults, folder, load, references
 from tests.workers import ROOT
 
 #: What ours are called in the module.
 ON = {
     "google_pubsub_topic.jobs": "topic",
+    "google_pubsub_topic.later": "topic",
     "google_pubsub_topic.dead": "dead topic",
     "google_pubsub_subscription.jobs": "subscription",
+    "google_pubsub_subscription.later": "subscription",
     "google_pubsub_subscription.dead": "dead subscription",
     "google_cloud_run_v2_service.worker": "service",
     "google_cloud_run_v2_worker_pool.worker": "pool",
@@ -159,6 +162,8 @@ def test_workers_find_what_was_made(module: Any) -> None:
     assert options.mode == "provisioned"
     assert set(re.findall(r"(\w+)=", module.locals["broker_options"])) <= set(OPTIONS)
     assert options.queues["celery"]["dead_letter_topic"] == options.queues["celery.dead"]["topic"]
+    assert f"${{var.queue}}{SUFFIX}" in str(module.locals["queues"]), "what a push service parks"
+    assert "dead_letter_policy" not in module.of("google_pubsub_subscription")["later"]
     keys = {key for entry in module.locals["queues"].values() for key in entry}
     assert keys == {"topic", "subscription", "dead_letter_topic"}
     regional = url_of(module, **{"local.endpoint": "europe-west1-pubsub.googleapis.com/"})

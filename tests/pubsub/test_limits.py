@@ -7,10 +7,10 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
-from celery.contrib.testing.worker import start_worker
 
 from gwi_celery import Limit, Reliable, ReliableTask, publish_batch, setup
 from tests.machine import PATIENCE
+from tests.threadworker import worker_in_thread
 
 pytestmark = [pytest.mark.emulator, pytest.mark.slow]
 
@@ -36,9 +36,7 @@ def test_a_thousand_jobs_of_one_tenant_do_not_hold_up_anothers_ten(url: str) -> 
         for n in range(1000):
             t.delay(tenant_id="many", run_id=f"r{n}")
     few = [t.delay(tenant_id="few", run_id=f"r{n}") for n in range(10)]
-    with start_worker(
-        app, pool="threads", concurrency=8, perform_ping_check=False, shutdown_timeout=60
-    ):
+    with worker_in_thread(app, pool="threads", concurrency=8):
         try:
             assert [result.get(timeout=PATIENCE) for result in few] == [f"r{n}" for n in range(10)]
             assert done == ["few"] * 10, "three of the thousand have run all the while"

@@ -25,14 +25,14 @@ class Calls:
     """One project of its own on a server, by Google's generated clients, without their retries."""
 
     def __init__(self, endpoint: str) -> None:
-        self._channel = grpc.insecure_channel(endpoint, [("grpc.enable_http_proxy", 0)])
-        self.publisher = PublisherClient(transport=PublisherGrpcTransport(channel=self._channel))
-        self.subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=self._channel))
+        self.channel = grpc.insecure_channel(endpoint, [("grpc.enable_http_proxy", 0)])
+        self.publisher = PublisherClient(transport=PublisherGrpcTransport(channel=self.channel))
+        self.subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=self.channel))
         self.project = f"projects/p-{uuid.uuid4().hex[:20]}"
         self._numbers = itertools.count(1)
 
     def close(self) -> None:
-        self._channel.close()
+        self.channel.close()
 
     def topic(self, name: str = "topic") -> str:
         path = f"{self.project}/topics/{name}"

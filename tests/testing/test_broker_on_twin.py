@@ -12,10 +12,13 @@ from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import pytest
+from google.cloud.monitoring_v3 import MetricServiceClient
+from google.cloud.monitoring_v3.services.metric_service.transports import MetricServiceGrpcTransport
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from gwi_celery.brokers.pubsub import deliveries, streams, wire
+from gwi_celery.brokers.pubsub import deliveries, monitoring, streams, wire
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
@@ -427,3 +430,26 @@ def test_who_may_not_act_as_the_pusher_is_told_the_role(broker: PubSubBroker, tw
         broker.push_to("q", "http://127.0.0.1:9/push")
     finally:
         twin.allow("iam.serviceAccounts.actAs")
+
+
+def test_cloud_monitoring_tells_the_depth_of_a_queue(
+    broker: PubSubBroker, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect() -> MetricServiceClient:
+        channel = grpc.insecure_channel(twin.endpoint, [("grpc.enable_http_proxy", 0)])
+        return MetricServiceClient(transport=MetricServiceGrpcTransport(channel=channel))
+
+    monkeypatch.setattr(monitoring, "connect", connect)
+    depths = monitoring.Monitoring(10.0)
+    broker.declare_queue(QueueSpec("q"))
+    paths = [source.path for source in broker.topology.sources("q")]
+    assert depths.depth(paths) is None, "it was not measured yet"
+    broker.publish_many([_of("a", b"x"), _of("b", b"x"), _of("c", b"x")])
+    twin.switch(measured_every=0.1)
+    found = eventually(lambda: (depth := depths.depth(paths)) and depth.messages == 3 and depth)
+    assert isinstance(found, monitoring.QueueDepth)
+    assert found.oldest_age_seconds is not None
+    twin.deny("monitoring.timeSeries.list")
+    assert depths.depth(paths) is None
+    twin.allow("monitoring.timeSeries.list")
+    depths.close()

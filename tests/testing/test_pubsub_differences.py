@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -28,6 +29,7 @@ from gwi_celery.testing.twin import (
     start_twin,
 )
 from gwi_celery.testing.twin.behaviour import Switches
+from tests.machine import PATIENCE
 from tests.testing.pubsub_calls import Calls, Endpoint, bodies
 from tests.workers import ROOT
 
@@ -199,6 +201,35 @@ def _pushed(calls: Calls) -> object:
         endpoint.close()
 
 
+def _depth(calls: Calls) -> object:
+    """Whether Cloud Monitoring gets a measurement."""
+    from google.cloud.monitoring_v3 import MetricServiceClient
+    from google.cloud.monitoring_v3.services.metric_service.transports import (
+        MetricServiceGrpcTransport,
+    )
+
+    topic = calls.topic()
+    name = calls.subscription(topic).rpartition("/")[2]
+    calls.publish(topic, "a", "b")
+    client = MetricServiceClient(transport=MetricServiceGrpcTransport(channel=calls.channel))
+    metric = "pubsub.googleapis.com/subscription/num_undelivered_messages"
+    request = {
+        "name": calls.project,
+        "filter": f'metric.type = "{metric}" AND resource.labels.subscription_id = "{name}"',
+        "interval": {"start_time": {"seconds": 1}, "end_time": {"seconds": int(time.time()) + 1}},
+    }
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            found = list(client.list_time_series(request=request, retry=None, timeout=10))
+        except GoogleAPICallError as exc:
+            return str(exc.grpc_status_code.name)
+        if found and found[0].points[0].value.int64_value == 2:
+            return "measured"
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def _permissions(calls: Calls) -> object:
     request = {"resource": calls.topic(), "permissions": [iam.PERMISSIONS["Publish"]]}
     call = calls.publisher.test_iam_permissions
@@ -293,6 +324,14 @@ DIFFERENCES = (
         "RESOURCE_EXHAUSTED",
         "OK",
         {"admin_quota": 5},
+    ),
+    Difference(
+        "measured_every",
+        "what waits in a subscription, of Cloud Monitoring",
+        _depth,
+        "measured",
+        "UNIMPLEMENTED",
+        {"measured_every": 0.1},
     ),
     Difference("IAM", "TestIamPermissions", _permissions, "OK", "UNIMPLEMENTED"),
     Difference("push", "a push with an OIDC account has", _pushed, "a signed token", "no token"),

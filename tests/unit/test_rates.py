@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
-from celery.contrib.testing.worker import start_worker
 
 from benchmarks.servers import redis_server
 from gwi_celery import Limit, Reliable, ReliableTask, jobs, limits, setup, store_for
@@ -21,6 +20,7 @@ from gwi_celery.rates import RedisRates, logger
 from gwi_celery.stores.base import Limited
 from gwi_celery.stores.limits import LimitRef, Rate
 from tests.machine import PATIENCE
+from tests.threadworker import worker_in_thread
 from tests.workers import eventually
 
 
@@ -67,9 +67,7 @@ def test_of_two_rates_none_is_counted_if_one_is_used_up(redis: str) -> None:
 
 def test_a_job_waits_for_it_as_for_any_limit(redis: str) -> None:
     app, began = work(redis, "wait", "2/2s")
-    with start_worker(
-        app, pool="threads", concurrency=4, perform_ping_check=False, shutdown_timeout=30
-    ):
+    with worker_in_thread(app, pool="threads", concurrency=4):
         results = [call(app, f"r{n}") for n in range(4)]
         assert sorted(r.get(timeout=PATIENCE) for r in results) == ["r0", "r1", "r2", "r3"]
         assert began[2] - began[0] >= 1.9
@@ -92,9 +90,7 @@ def test_while_redis_is_killed_jobs_wait_or_pass(
     said: list[str] = []
     monkeypatch.setattr(logger, "warning", lambda text, *facts: said.append(text % facts))
     app, _ = work(redis, unavailable, "100/s")
-    with start_worker(
-        app, pool="threads", concurrency=2, perform_ping_check=False, shutdown_timeout=30
-    ):
+    with worker_in_thread(app, pool="threads", concurrency=2):
         call(app, "before").get(timeout=PATIENCE)
         stop(redis)
         during = call(app, "during")

@@ -91,6 +91,10 @@ class Behaviour(Switches):
     #: https://cloud.google.com/pubsub/quotas#quotas
     admin_quota: int = 6000
 
+    #: How often Cloud Monitoring measures what waits in a subscription.
+    #: https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-pubsub
+    measured_every: float = 60.0
+
     #: Share of calls that fail with UNAVAILABLE or INTERNAL, half of them after they took effect.
     #: https://cloud.google.com/pubsub/docs/reference/error-codes
     faults: float = 0.001

@@ -18,6 +18,7 @@ from gwi_celery.testing.twin import firestore_admin
 from gwi_celery.testing.twin.behaviour import Behaviour, FirestoreBehaviour
 from gwi_celery.testing.twin.firestore import FirestoreProxy
 from gwi_celery.testing.twin.iam import CALLER
+from gwi_celery.testing.twin.metrics import Metrics
 from gwi_celery.testing.twin.push import Pusher
 from gwi_celery.testing.twin.service import Service
 from gwi_celery.testing.twin.world import World
@@ -106,23 +107,27 @@ class PubSubServer(Server):
         self.world = World(behaviour, seed)
         self.service = Service(self.world)
         self.pusher = Pusher(self.world)
+        self.metrics = Metrics(self.world)
 
     def handlers(self) -> list[Any]:
-        return self.service.handlers()
+        return [*self.service.handlers(), self.metrics.handler()]
 
     async def start(self) -> int:
         port = await super().start()
         self.pusher.start()
+        self.metrics.start()
         return port
 
     async def stop(self) -> None:
         self.pusher.stop()
+        self.metrics.stop()
         await super().stop()
 
     def clear(self) -> None:
         for name in list(self.world.subscriptions):
             self.world.delete_subscription(name)  # those who wait on them are told
         self.world.clear()
+        self.metrics.clear()
 
     def _do_switch(self, **switches: Any) -> dict[str, Any]:
         self.world.behaviour = behaviour = self.world.behaviour.changed(**switches)

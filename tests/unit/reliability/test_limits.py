@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery, states
-from celery.contrib.testing.worker import start_worker
 from celery.result import allow_join_result
 
 from gwi_celery import Limit, Reliable, ReliableTask, broker_for, jobs, limits, setup, store_for
@@ -20,6 +19,7 @@ from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.errors import ConfigurationError, InvalidCall, NotFound
 from gwi_celery.jobs import JobStatus
 from tests.machine import PATIENCE
+from tests.threadworker import worker_in_thread
 from tests.workers import dead_letters, drained, eventually
 
 
@@ -88,9 +88,7 @@ def working() -> Iterator[Bench]:
         return run_id
 
     bench.crawl = crawl
-    with start_worker(
-        app, pool="threads", concurrency=6, perform_ping_check=False, shutdown_timeout=30
-    ):
+    with worker_in_thread(app, pool="threads", concurrency=6):
         yield bench
 
 
@@ -382,9 +380,7 @@ def test_many_jobs_of_one_tenant_do_not_hold_up_anothers_ten(many: int) -> None:
     for n in range(many):
         t.delay(tenant_id="many", run_id=f"r{n}")
     few = [t.delay(tenant_id="few", run_id=f"r{n}") for n in range(10)]
-    with start_worker(
-        app, pool="threads", concurrency=8, perform_ping_check=False, shutdown_timeout=30
-    ):
+    with worker_in_thread(app, pool="threads", concurrency=8):
         try:
             assert [result.get(timeout=PATIENCE) for result in few] == [f"r{n}" for n in range(10)]
             assert done == ["few"] * 10, "three of the many have run all the while"

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from gwi_celery.brokers.base import Delivery, QueueSpec
-from gwi_celery.brokers.pubsub import deliveries
+from gwi_celery.brokers.pubsub import deliveries, streams
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.service import early as module
@@ -32,6 +32,11 @@ PARKED, HELD = Settlement.ACKED, None
 def twin() -> Iterator[Twin]:
     with start_twin(faults=0, early_expiry=0, settle=0, name_rest=0) as started:
         yield started
+
+
+@pytest.fixture(autouse=True)
+def _near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_QUIET", 0.3)  # the twin is near
 
 
 @pytest.fixture
@@ -100,7 +105,7 @@ def test_what_an_instance_left_behind_is_moved_by_the_next_one(executor: Executo
 
     async def come() -> None:
         early = Early(executor, Admission(executor, wait=0), "q")
-        await early.start()
+        early.start()
         await asyncio.to_thread(find)
         await early.stop()
 
@@ -116,22 +121,24 @@ def test_what_an_instance_left_behind_is_moved_by_the_next_one(executor: Executo
     asyncio.run(come())
 
 
+@pytest.mark.parametrize("missing", ["pubsub.topics.create", "pubsub.subscriptions.consume"])
 def test_where_nothing_can_be_parked_each_request_is_held(
-    executor: Executor, twin: Twin, caplog: pytest.LogCaptureFixture
+    executor: Executor, twin: Twin, caplog: pytest.LogCaptureFixture, missing: str
 ) -> None:
-    twin.deny("pubsub.topics.create")
+    """Nor where it could be, but not be read again."""
+    twin.deny(missing)
 
     async def instance() -> list[Any]:
         early = Early(executor, Admission(executor, wait=0), "q")
         return list(
-            await asyncio.gather(*(early.until_due(pushed("x", 0.6 + n / 5), 60) for n in range(3)))
+            await asyncio.gather(*(early.until_due(pushed("x", 1.6 + n / 5), 60) for n in range(3)))
         )
 
     try:
         assert asyncio.run(instance()) == [HELD] * 3
     finally:
-        twin.allow("pubsub.topics.create")
-    assert "nothing can be parked in 'q.later'" in caplog.text
+        twin.allow(missing)
+    assert "can't be parked in 'q.later'" in caplog.text
     embedded = SimpleNamespace(broker=object(), size=1)
     assert (
         asyncio.run(
