@@ -83,7 +83,8 @@ _RECORDED: Final = [
 def letter_of(queue: str, message: StoredMessage) -> DeadLetter:
     """What a message in ``queue``'s dead letter says of its death."""
     attributes = message.attributes
-    headers = _headers(message.data)
+    named = "task" in attributes and "task_id" in attributes  # our transport's: no need to parse it
+    headers = {} if named else _headers(message.data)
     kind = attributes.get(DEATH_KIND) or _kind_of(attributes)
     return DeadLetter(
         queue=queue,
@@ -100,7 +101,7 @@ def letter_of(queue: str, message: StoredMessage) -> DeadLetter:
         deliveries=_number(attributes.get(DEATH_DELIVERIES) or attributes.get(_FORWARDED)),
         worker=attributes.get(DEATH_WORKER, ""),
         published_at=message.published_at,
-        died_at=float(attributes.get(DEATH_TIME) or message.published_at),
+        died_at=_moment(attributes.get(DEATH_TIME), message.published_at),
         expires_at=message.expires_at,
         data=message.data,
         attributes=dict(attributes),
@@ -108,6 +109,8 @@ def letter_of(queue: str, message: StoredMessage) -> DeadLetter:
     )
 
 
+#: Seconds since the epoch: the year 2286.
+_LATEST: Final = 1e10
 #: What Pub/Sub's own dead lettering writes.
 _FORWARDED: Final = "CloudPubSubDeadLetterSourceDeliveryCount"
 #: How 0.1 began its reasons -> their kind.
@@ -144,6 +147,14 @@ def _headers(data: bytes) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _moment(text: str | None, otherwise: float) -> float:
+    try:
+        found = float(text or "")
+    except ValueError:
+        return otherwise
+    return found if 0 <= found < _LATEST else otherwise
 
 
 def _number(text: str | None) -> int:

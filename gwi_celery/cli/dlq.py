@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from gwi_celery.brokers.base import KINDS_OF_DEATH
 from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, yes
 from gwi_celery.integration import store_for
 from gwi_celery.queues import DeadLetter
+from gwi_celery.queues.dead import recorded
 from gwi_celery.stores.base import JobFilter
 
 
@@ -53,9 +55,9 @@ def _filtered(function: Any) -> Any:
     return function
 
 
-def _matching(app: Any, within: float | None, **given: Any) -> list[DeadLetter]:
+def _matching(app: Any, within: float | None, **given: Any) -> Iterator[DeadLetter]:
     since = None if within is None else time.time() - within
-    return list(queues.dead_letters(app, since=since, **given))
+    return queues.dead_letters(app, since=since, **given)
 
 
 _WHO = (
@@ -90,9 +92,12 @@ def _row(dead: DeadLetter) -> dict[str, Any]:
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
 def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     """What is there, the latest death first."""
-    found = sorted(_matching(app, **given), key=lambda dead: -dead.died_at)
+    if recorded(app) is not None and not given["look"]:  # in that order; no more is read
+        found = list(islice(_matching(app, at_a_time=limit + 1, **given), limit + 1))
+    else:
+        found = sorted(_matching(app, **given), key=lambda dead: -dead.died_at)
     if len(found) > limit:
-        click.echo(f"the latest {limit} of {len(found)}: see --limit", err=True)
+        click.echo(f"the latest {limit}, and there are more: see --limit", err=True)
     return [_row(dead) for dead in found[:limit]]
 
 
@@ -157,7 +162,7 @@ def _chosen(
     filtered = any(value is not None for value in given.values())
     if not (ids or filtered or everything):
         end(Exit.USAGE, f"say which to {deed}: ids, a filter such as --reason, or --all")
-    chosen = _matching(app, ids=frozenset(ids) or None, **given)
+    chosen = list(_matching(app, ids=frozenset(ids) or None, **given))
     total = queues.count(app, given["queue"])
     confirm(deed, len(chosen), total, sure=sure, what="dead letters")
     return chosen
@@ -221,7 +226,7 @@ def purge(
 @_filtered
 def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
     """Write them to FILE (-: stdout) as JSON lines, arguments too; they stay where they are."""
-    found = _matching(app, look=True, **given)
+    found = list(_matching(app, look=True, **given))
     there = [dead for dead in found if dead.whole]
     with (
         click.open_file(file, "w", encoding="ascii", atomic=file != "-") as out,

@@ -57,11 +57,13 @@ def _filtered(function: Any) -> Any:
     return function
 
 
-def _found(app: Any, within: float | None, **given: Any) -> Iterator[JobRecord]:
+def _found(
+    app: Any, within: float | None, at_a_time: int = _PAGE, **given: Any
+) -> Iterator[JobRecord]:
     since = None if within is None else time.time() - within
     page = None
     while True:
-        found = verbs.find(app=app, since=since, limit=_PAGE, page=page, **given)
+        found = verbs.find(app=app, since=since, limit=at_a_time, page=page, **given)
         yield from found.jobs
         page = found.next_token
         if page is None:
@@ -116,7 +118,7 @@ def _row(record: JobRecord) -> dict[str, Any]:
 def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     """Jobs that a worker has seen, or that wait, newest first."""
     rows: list[dict[str, Any]] = []
-    for record in _found(app, **given):
+    for record in _found(app, at_a_time=limit + 1, **given):
         if len(rows) == limit:
             click.echo(f"the newest {limit}, and there are more: see --limit", err=True)
             break

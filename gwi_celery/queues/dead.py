@@ -16,8 +16,6 @@ from gwi_celery.stores.base import JobFilter, JobStatus
 from gwi_celery.stores.queues import LetterFilter, QueueRecords
 from gwi_celery.text import nearest
 
-#: Records in one page.
-_PAGE: Final = 200
 #: Seconds of a bounded rate that one batch takes: a look into Pub/Sub's dead letters costs more.
 _PACE: Final = 1.0
 _PACE_ELSEWHERE: Final = 10.0
@@ -36,6 +34,7 @@ def dead_letters(
     older_than: float | None = None,
     ids: Collection[str] | None = None,
     look: bool = False,
+    at_a_time: int = 200,
 ) -> Iterator[DeadLetter]:
     """Dead letters that fit all that is given, of one queue or of all.
 
@@ -52,6 +51,7 @@ def dead_letters(
         look: On Pub/Sub, look through the dead letters themselves, which leases them for a moment: with
             their messages, but for those that another has leased (see ``DeadLetter.whole``). What has no
             record, as Pub/Sub forwarded it or the store was unavailable, gets one.
+        at_a_time: Records that are read at a time.
     """
     if reason is not None and reason not in KINDS_OF_DEATH:
         raise InvalidCall(f"there is no reason {reason!r}; {nearest(reason, KINDS_OF_DEATH)}")
@@ -81,7 +81,7 @@ def dead_letters(
     elif ids is not None:
         found = _named(records, ids)
     else:
-        found = _listed(records, wanted)
+        found = _listed(records, wanted, at_a_time)
     yield from filter(fits, found)
 
 
@@ -138,10 +138,12 @@ def _named(records: QueueRecords, ids: Collection[str]) -> Iterator[DeadLetter]:
                 yield letter
 
 
-def _listed(records: QueueRecords, wanted: LetterFilter) -> Iterator[DeadLetter]:
+def _listed(
+    records: QueueRecords, wanted: LetterFilter, at_a_time: int = 200
+) -> Iterator[DeadLetter]:
     token = None
     while True:
-        page = records.find(wanted, limit=_PAGE, token=token)
+        page = records.find(wanted, limit=at_a_time, token=token)
         yield from page.letters
         token = page.next_token
         if token is None:

@@ -393,8 +393,8 @@ class Attempt:
         # Those that wait for one thing are spread, all the more the longer they have waited.
         delay = jitter(delay, 0.8, 1.2) + jitter(min(at_least, _LOOK_AGAIN), 1.0, 1.2)
         deadline = headers.get(DEADLINE_HEADER)
-        if deadline is not None:
-            delay = min(delay, max(float(deadline) - time.time(), 0.0) + _PAST_DEADLINE)
+        if deadline is not None and (left := float(deadline) - time.time()) > 0:
+            delay = min(delay, left + _PAST_DEADLINE)
         headers[HOLDS_HEADER] = holds + 1
         logger.log(level, "%s[%s] waits %.1f s: %s", self._task.name, self._request.id, delay, why)
         self._publish_copy(delay, headers)

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from celery import Celery
 
+from gwi_celery import setup
+from gwi_celery.integration import integration
 from gwi_celery.stores.base import JobFilter, JobStatus
 from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.queues import LetterFilter
@@ -14,6 +17,7 @@ from tests.contract import test_store_queues as letters
 from tests.contract.stores import StoreCase
 from tests.contract.test_store_records import fill
 from tests.firestore_wire import Wire
+from tests.unit.cli.conftest import Gwi
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
 
@@ -82,4 +86,16 @@ def test_a_page_of_jobs_or_dead_letters_costs_one_read_more_than_it_has_entries(
     assert counting.took() == (1, 1)
     queues.keep(letters.letter(1))
     assert counting.took() == (0, 1), "one write for a dead letter"
+
+    app = Celery(f"reads-{wire.url.project}", set_as_current=False)
+    setup(
+        app, broker_url=f"pubsub://{wire.url.project}", store_url=f"firestore://{wire.url.project}"
+    )
+    integration(app)._store = store
+    for verb in ("jobs", "dlq"):
+        assert len(Gwi(app).json(verb, "list", "--limit", "2")) == 2
+        assert counting.took() == (4, 1), (
+            "whether there are more, it and its page ask by one more each"
+        )
+    app.close()
     store.close()

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from gwi_celery.brokers.base import (
     DEATH_DELIVERIES,
+    DEATH_ERROR,
+    DEATH_KIND,
     DEATH_QUEUE,
     DEATH_REASON,
+    DEATH_TIME,
     REDRIVE,
     Delivery,
+    OutgoingMessage,
     QueueSpec,
     Receiver,
 )
+from gwi_celery.brokers.letters import letter_of
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import pb
 from tests.workers import eventually
@@ -91,3 +97,19 @@ def test_what_can_take_nothing_more_is_not_redriven_twice_in_one_go(
     assert take(receiver, "q").data == b"data"
     broker.flush()
     assert broker.peek("q.dead") == []
+
+
+def test_a_publisher_can_t_say_how_what_was_delivered_too_often_died(
+    connect: Callable[..., PubSubBroker],
+) -> None:
+    broker = connect(max_deliveries=1)
+    broker.declare_queue(QueueSpec("q"))
+    forged = {DEATH_KIND: "mismatch", DEATH_ERROR: "Forged", DEATH_TIME: "soon"}
+    broker.publish("", "q", OutgoingMessage(b"data", forged))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    broker.nack(take(receiver, "q"))
+    eventually(lambda: receiver.poll("q", 1) or broker.peek("q.dead"))
+    [dead] = map(partial(letter_of, "q"), eventually(lambda: broker.peek("q.dead")))
+    assert (dead.reason, dead.error) == ("deliveries", "")
+    assert dead.died_at == pytest.approx(dead.published_at, abs=60)

@@ -6,7 +6,7 @@ import threading
 
 from celery import Celery
 
-from gwi_celery import Reliable, ReliableTask, Settings, broker_for, carry, setup, store_for
+from gwi_celery import Limit, Reliable, ReliableTask, Settings, broker_for, carry, setup, store_for
 from gwi_celery.brokers.base import Broker
 from gwi_celery.stores.base import JobRef, JobStatus, Page, Store
 
@@ -17,6 +17,12 @@ store: Store = store_for(app)
 broker: Broker = broker_for(app)
 page: Page = store.list_jobs("acme", status=JobStatus.FAILED)
 fan_out = Reliable(key="payload", lock=None)
+limited = Reliable(
+    limits=[
+        Limit("{tenant_id}", max_running=3),
+        Limit(lambda arguments: str(arguments["model"]), rate="500/m"),
+    ]
+)
 cancelled: bool = store.cancel(JobRef("acme", "task", "run:r1"), "why")
 
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gwi_celery.background import Scheduler
-from gwi_celery.brokers.base import DEATH_DELIVERIES, DEATH_REASON, Delivery, OutgoingMessage
+from gwi_celery.brokers.base import (
+    DEATH,
+    DEATH_DELIVERIES,
+    DEATH_KIND,
+    DEATH_REASON,
+    Delivery,
+    OutgoingMessage,
+)
 from gwi_celery.brokers.pubsub import wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger, fitting
 from gwi_celery.brokers.pubsub.client import Client, pb
@@ -130,7 +137,10 @@ class Deliveries:
                     self.release(delivery, again)
             elif 0 < limit <= delivery.attempts and not spec.temporary:
                 reason = f"delivered {limit} times without an ack"
-                self._if_ours(delivery, functools.partial(self._bury, delivery, reason, limit))
+                # What its publisher may have written of a death is not true.
+                own = {k: v for k, v in delivery.attributes.items() if k not in DEATH}
+                dead = replace(delivery, attributes={**own, DEATH_KIND: "deliveries"})
+                self._if_ours(delivery, functools.partial(self._bury, dead, reason, limit))
             else:
                 ready.append(delivery)
         return ready, held

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 
 from gwi_celery import ReliableTask, audit, broker_for, queues, setup
-from gwi_celery.brokers.base import OutgoingMessage, QueueSpec, dead_letter_queue
+from gwi_celery.brokers.base import DEATH_TIME, OutgoingMessage, QueueSpec, dead_letter_queue
 from gwi_celery.cli.frame import Exit
 from gwi_celery.errors import StoreUnavailable
 from gwi_celery.expiry import announce_expiring, archive_expiring
@@ -119,7 +119,7 @@ def test_what_has_no_record_gets_one_from_whoever_meets_it(gwi_: Gwi, monkeypatc
         patch.setattr(type(records), "keep", unavailable)
         gwi_.bury(FAILED, "no money")
     dead = dead_letter_queue("celery")
-    forwarded = {"CloudPubSubDeadLetterSourceDeliveryCount": "100"}
+    forwarded = {"CloudPubSubDeadLetterSourceDeliveryCount": "100", DEATH_TIME: "soon"}
     broker_for(gwi_.app).publish("", dead, OutgoingMessage(b"{}", forwarded))
     assert gwi_.json("dlq", "list") == []
     met = gwi_.json("dlq", "list", "--look")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from celery import Celery, states
+from celery.exceptions import Ignore
 
-from gwi_celery import ReliableTask, broker_for, setup, store_for
+from gwi_celery import ReliableTask, broker_for, queues, setup, store_for
 from gwi_celery.errors import WorkerStopping
+from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.stores.base import Claimed
 from gwi_celery.worker import tracer
 from tests.machine import PATIENCE
@@ -78,3 +81,20 @@ def test_handed_back_it_is_pending(app: Celery, seen: list[str]) -> None:
     work_on(app, t, "t1")
     assert app.AsyncResult("t1").state == states.PENDING
     assert seen == [states.STARTED, states.PENDING]
+
+
+@pytest.mark.parametrize(("left", "most"), [(0.3, 0.4), (-5.0, 60.0)])
+def test_it_waits_no_longer_than_for_its_deadline(app: Celery, left: float, most: float) -> None:
+    """Past it, as while the store is unavailable, the pauses stay as they are."""
+
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str, run_id: str) -> None: ...
+
+    t.push_request(id="t1", headers={"gwi_deadline": time.time() + left}, kwargs=CALL, retries=0)
+    try:
+        with pytest.raises(Ignore):
+            Attempt(t)._wait(ValueError(), "why", at_least=20.0)
+    finally:
+        t.pop_request()
+    [waiting] = queues.delayed(app)
+    assert most / 3 < waiting.due - time.time() <= most

@@ -34,6 +34,7 @@ from gwi_celery.stores.sqlite import (
     schema,
 )
 from tests.clocks import FakeClock
+from tests.contract import test_store_queues as letters
 from tests.contract.stores import StoreCase, failure, step, success
 from tests.contract.test_store_records import WANTED, fill
 from tests.upgrade.older import older_schema
@@ -308,10 +309,31 @@ def _plans(connection: sqlite3.Connection, statements: list[str]) -> list[str]:
         if not row["detail"].startswith("CORRELATED")  # a label's own, of each job
     ]
     for plan in plans:
-        in_order = plan.startswith("SEARCH") or plan.startswith("SCAN jobs USING INDEX jobs_newest")
+        in_order = plan.startswith(
+            (
+                "SEARCH",
+                "SCAN jobs USING INDEX jobs_newest",
+                "SCAN letters USING INDEX letters_newest",
+            )
+        )
         assert in_order, plans
         assert "INDEX" in plan or "PRIMARY KEY" in plan, plans
     return plans
+
+
+def test_dead_letters_are_found_by_an_index_in_the_order_of_the_list(store):
+    letters.fill(store.queues)
+    statements: list[str] = []
+    with store.database.read() as c:
+        connection = c
+    connection.set_trace_callback(statements.append)
+    for wanted, _ in letters.WANTED.values():
+        store.queues.find(wanted, limit=1, token=store.queues.find(wanted, limit=1).next_token)
+    store.queues.expiring(1e10)
+    connection.set_trace_callback(None)
+    plans = _plans(connection, statements)
+    assert len(plans) > 2 * len(letters.WANTED)
+    assert not any("TEMP B-TREE" in plan for plan in plans)
 
 
 @pytest.mark.parametrize("wanted", [of for of, _ in WANTED.values()], ids=WANTED)
