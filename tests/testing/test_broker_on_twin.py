@@ -18,7 +18,7 @@ from google.cloud.monitoring_v3 import MetricServiceClient
 from google.cloud.monitoring_v3.services.metric_service.transports import MetricServiceGrpcTransport
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from gwi_celery.brokers.pubsub import deliveries, monitoring, streams, wire
+from gwi_celery.brokers.pubsub import client, deliveries, monitoring, streams, wire
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
@@ -113,9 +113,12 @@ def test_a_reply_reaches_a_queue_that_others_do_not_find_yet(
     assert worker.queues() == ["answers", "q", "q.dead"], "and none was made for it"
 
 
-def test_asking_whether_it_answers_costs_no_admin_call(connect: Connect, twin: Twin) -> None:
+def test_asking_whether_it_answers_costs_no_admin_call(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Probes and stopping workers ask every second; a project has 6,000 admin calls a minute."""
     twin.switch(settle=0)
+    monkeypatch.setattr(client, "_SETTLES", 0.0)
     broker = connect()
     broker.connect()
     broker.connect()
