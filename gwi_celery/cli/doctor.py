@@ -62,11 +62,19 @@ def doctor(ctx: click.Context, live: bool, as_json: bool, seconds: float) -> Non
                 "neither the broker nor the store is of Google Cloud: set GCP_PROJECT_ID, or a "
                 "pubsub:// broker_url"
             )
-        holds = checks.written(asked, seconds, as_json, click.echo)
-        workers = app.control.ping(timeout=2.0)
-        if not as_json:
-            click.echo(f"{len(workers)} workers answer to a ping")
+        holds = checks.written(asked, seconds, as_json, click.echo, lambda: [_pinged(app)])
     except GwiError as exc:
         raise click.ClickException(str(exc)) from exc
     if not holds:
         ctx.exit(int(Exit.PROBLEMS))
+
+
+def _pinged(app: Any) -> checks.Finding:
+    workers = app.control.ping(timeout=2.0)
+    return checks.Finding(
+        "workers answer to a ping",
+        None,
+        "in mode=managed each that runs",
+        f"{len(workers)} of them",
+        twin="each that runs",
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.doctor import firestore, pubsub
@@ -62,9 +62,10 @@ def written(
     seconds: float,
     as_json: bool,
     write: Callable[[str], object],
+    more: Callable[[], Iterable[Finding]] = tuple,
     **echo: str,
 ) -> bool:
-    """Examine and write a report; whether all holds that must."""
+    """Examine and write a report, with ``more`` at its end; whether all holds that must."""
     findings: list[Finding] = []
 
     def report(finding: Finding) -> None:
@@ -73,6 +74,8 @@ def written(
             write(str(finding))
 
     examine(urls, seconds, report, **echo)
+    for finding in more():
+        report(finding)
     broken = sum(finding.holds is False for finding in findings)
     if as_json:
         write(json.dumps([finding.as_json() for finding in findings], indent=1))

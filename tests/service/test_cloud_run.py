@@ -61,6 +61,8 @@ def deploy(jobs: ModuleType, twin: Twin, tmp_path: Path) -> Iterator[Deploy]:
                 "GWI_PUSH_SERVICE_ACCOUNT": ACCOUNT,
                 "GWI_WORKER_GRACE": "8",
             }
+            # On a busy machine ten seconds are few: test_emulator.py times the stop.
+            switches = {"grace": PATIENCE, "queue_wait": PATIENCE, **switches}
             service = stack.enter_context(
                 start_cloud_run(
                     [sys.executable, "-m", "celery", "-A", APP, "gwi", "serve"],
@@ -103,7 +105,7 @@ def test_jobs_go_through_iam_and_outlive_the_instances(
     eventually(lambda: len(numbers(tmp_path)) > 5)
     service.shut_down(first)  # SIGTERM: the job is handed back at its next step
     first.process.wait(timeout=PATIENCE)
-    assert first.process.returncode == 0, "within ten seconds"
+    assert first.process.returncode == 0, "it needed no SIGKILL"
     eventually(lambda: len(numbers(tmp_path)) > 25)
     [second] = service.instances
     service.shut_down(second, kill=True)

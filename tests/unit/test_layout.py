@@ -57,3 +57,9 @@ def test_files_that_pages_and_docstrings_name_are_there() -> None:
             if ours and not any((base / path).exists() for base in BASES):
                 missing.append(f"{page.relative_to(ROOT)}: {path}")
     assert missing == []
+
+
+def test_the_map_has_every_package() -> None:
+    named = {*re.findall(r"`(\w+)`", (ROOT / "ARCHITECTURE.md").read_text())}
+    there = {path.parent.name for path in (ROOT / "gwi_celery").glob("*/__init__.py")}
+    assert there - named == set()

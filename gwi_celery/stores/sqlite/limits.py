@@ -44,22 +44,38 @@ def choose(c: sqlite3.Connection, request: ClaimRequest, now: float) -> Taking |
     ours, elsewhere = protocol.kept_by(request, lambda: settings(c))
     silent: list[sqlite3.Row] = []
     for limit in ours:
-        c.execute(f"DELETE FROM places WHERE limit_id = ? AND {_FREE}", (limit.id, now))  # noqa: S608
-        found = c.execute(
-            f"{_TAKEN} WHERE limit_id = ? AND places.lock_id IS NOT ? ORDER BY until",
-            (limit.id, request.lock.id),
-        ).fetchall()
-        live = [row for row in found if row["until"] > now]
-        if len(live) >= limit.places:
-            return Limited(limit, len(live), retry_after=live[0]["until"] - now)
-        # One that is late may yet renew its lease, as long as nobody needs its place.
-        silent += found[: max(len(found) + 1 - limit.places, 0)]
+        found = _look(c, limit, request, now)
+        if isinstance(found, Limited):
+            return found
+        silent += found
     if elsewhere:
         assert request.rates is not None
         limited = request.rates(elsewhere)
         if limited is not None:
             return limited
     return Taking(ours, silent)
+
+
+def _look(
+    c: sqlite3.Connection, limit: LimitRef, request: ClaimRequest, now: float
+) -> Sequence[sqlite3.Row] | Limited:
+    """The rows of those that fell silent, in whose places it is."""
+    if limit.period is not None:
+        c.execute("DELETE FROM places WHERE limit_id = ? AND free_at <= ?", (limit.id, now))
+        taken, soonest = c.execute(
+            "SELECT count(*), min(free_at) FROM places WHERE limit_id = ?", (limit.id,)
+        ).fetchone()
+        return [] if taken < limit.places else Limited(limit, taken, soonest - now)
+    c.execute(f"DELETE FROM places WHERE limit_id = ? AND {_FREE}", (limit.id, now))  # noqa: S608
+    found = c.execute(
+        f"{_TAKEN} WHERE limit_id = ? AND places.lock_id != ? ORDER BY until",
+        (limit.id, request.lock.id),
+    ).fetchall()
+    live = [row for row in found if row["until"] > now]
+    if len(live) >= limit.places:
+        return Limited(limit, len(live), retry_after=live[0]["until"] - now)
+    # One that is late may yet renew its lease, as long as nobody needs its place.
+    return found[: max(len(found) + 1 - limit.places, 0)]
 
 
 def take(

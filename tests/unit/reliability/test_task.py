@@ -29,6 +29,7 @@ from gwi_celery.errors import (
 )
 from gwi_celery.stores.base import CheckpointKind, JobRef, JobStatus, LockRef
 from tests.machine import PATIENCE
+from tests.workers import eventually
 
 
 @pytest.fixture
@@ -382,19 +383,15 @@ def test_a_lock_of_another_job_of_the_run_is_waited_for(app: Celery) -> None:
 def test_the_lease_is_renewed_in_the_background_and_its_loss_stops_the_job(app: Celery) -> None:
     lock = LockRef("acme", ("run", "r1"))
 
-    @app.task(shared=False, base=ReliableTask, bind=True, name="t", reliable=Reliable(lock_ttl=0.3))
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t", reliable=Reliable(lock_ttl=1))
     def t(self: Any, *, tenant_id: str, run_id: str) -> None:
-        time.sleep(0.8)
+        time.sleep(1.5)  # longer than that
         self.check()
         held = store_for(app).get_lock(lock)
         assert held is not None
         assert not held.expired
         store_for(app).force_release(lock)
-        for _ in range(200):
-            if self.lease_lost:
-                break
-            time.sleep(0.01)
-        assert self.lease_lost
+        eventually(lambda: self.lease_lost, what="the renewal finds out")
         try:
             self.step("late", int)
         except Exception:
