@@ -51,8 +51,9 @@ class Bell:
         self._read_fd = read_fd
         # Ours, so that the FIFO never has no writer at all, which would read as its end.
         self._write_fd = write_fd
-        # Another thread may ring while the owner closes, and the number may be in use again.
-        self._lock = forks.lock()
+        # Another thread may ring while the owner closes, and the number may be in use again. A signal
+        # handler rings, too, maybe of the thread that is just ringing.
+        self._lock = forks.rlock()
         _bells.add(self)
 
     def fileno(self) -> int:

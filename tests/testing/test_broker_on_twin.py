@@ -115,6 +115,7 @@ def test_a_reply_reaches_a_queue_that_others_do_not_find_yet(
 
 def test_asking_whether_it_answers_costs_no_admin_call(connect: Connect, twin: Twin) -> None:
     """Probes and stopping workers ask every second; a project has 6,000 admin calls a minute."""
+    twin.switch(settle=0)
     broker = connect()
     broker.connect()
     broker.connect()
