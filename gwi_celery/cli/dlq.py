@@ -218,7 +218,9 @@ def purge(
     app: Any, ids: tuple[str, ...], everything: bool, yes: bool, **given: Any
 ) -> dict[str, Any]:
     """Delete them for good."""
-    return {"purged": queues.purge(app, _chosen(app, "purge", ids, everything, yes, given))}
+    chosen = _chosen(app, "purge", ids, everything, yes, given)
+    with Progress("purge", len(chosen)) as purged:
+        return {"purged": queues.purge(app, chosen, purged=purged)}
 
 
 @command(dlq, "export", Column("exported", "integer"), single=True)
@@ -243,4 +245,6 @@ def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
 @click.argument("file", type=click.File("r"))
 def import_(app: Any, file: Any) -> dict[str, Any]:
     """Put what was exported back into its dead letters; what is there already is left out."""
-    return {"imported": queues.load(app, file)}
+    lines = file.readlines()
+    with Progress("import", len(lines)) as loaded:
+        return {"imported": queues.load(app, lines, loaded=loaded)}

@@ -316,7 +316,7 @@ def replay(
     # By the store's clock. What was replayed has changed since; a replay that no worker has begun yet
     # is of the same generation again, and so a duplicate.
     latest = max(record.updated_at for record in chosen)
-    click.echo(f"cut short, make the same call again with --until {latest:.6f}", err=True)
+    click.echo(f"cut short, make the same call again with --until {latest!r}", err=True)
     made, left = [], []
     with Progress("replay", len(chosen)) as moved:
         for record in chosen:

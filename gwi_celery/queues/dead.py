@@ -219,8 +219,10 @@ def _check_step(app: Any, chosen: Collection[DeadLetter], from_step: str | None)
             )
 
 
-def purge(app: Any, chosen: Iterable[DeadLetter]) -> int:
-    """Delete dead letters for good; how many that was."""
+def purge(
+    app: Any, chosen: Iterable[DeadLetter], *, purged: Callable[[int], object] = lambda n: None
+) -> int:
+    """Delete dead letters for good; how many that was. ``purged`` is told of each queue's."""
     broker, records = broker_for(app), recorded(app)
     total = 0
     for queue, ids in _by_queue(chosen).items():
@@ -228,6 +230,7 @@ def purge(app: Any, chosen: Iterable[DeadLetter]) -> int:
         gone = broker.discard(dead_letter_queue(queue), frozenset(ids))
         # One that another look holds just now goes when it is met: its record has ended.
         total += gone if there is None else there
+        purged(len(ids))
     return total
 
 

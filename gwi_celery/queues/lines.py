@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -48,18 +48,21 @@ def export(chosen: Iterable[DeadLetter]) -> Iterator[str]:
         yield json.dumps(fields)
 
 
-def load(app: Any, lines: Iterable[str]) -> int:
+def load(
+    app: Any, lines: Iterable[str], *, loaded: Callable[[int], object] = lambda n: None
+) -> int:
     """Put exported dead letters into their queues' dead letters; how many were not there yet.
 
     Those that were loaded before, or never left, are left out: it can be begun anew. All lines are
-    checked first; InvalidCall names the one that is wrong, and nothing is loaded.
+    checked first; InvalidCall names the one that is wrong, and nothing is loaded. ``loaded`` is told how
+    many were since it was told last.
     """
     broker, records = broker_for(app), recorded(app)
     read = [_read(line, n) for n, line in enumerate(lines, 1) if line.strip()]
     by_queue: dict[str, list[DeadLetter]] = {}
     for dead in read:
         by_queue.setdefault(dead.queue, []).append(dead)
-    loaded = 0
+    total = 0
     for queue, wanted in by_queue.items():
         there = _there(app, queue, wanted)
         new = {n: d for d in wanted if (n := _name(d)) not in there}
@@ -73,8 +76,9 @@ def load(app: Any, lines: Iterable[str]) -> int:
             for name, dead in batch if records is not None else ():
                 # Killed before this, the message is there twice then, under one id: see redrive.
                 integration(app).authority.died(_kept_again(app, dead, name))
-            loaded += len(batch)
-    return loaded
+            total += len(batch)
+            loaded(len(batch))
+    return total
 
 
 def _there(app: Any, queue: str, wanted: list[DeadLetter]) -> set[str]:

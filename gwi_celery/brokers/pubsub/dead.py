@@ -1,6 +1,9 @@
 """Dead letters on Pub/Sub: keeping a message with the reason, and taking it back out.
 
-A death adds four attributes, and a message may already be as large as Pub/Sub allows, or have as many
+Nothing can be found in a subscription without leasing it, so each has a record elsewhere (``Operators``),
+made once it is published and ended before it is acked: in between it is in both places under one name.
+
+A death adds some attributes, and a message may already be as large as Pub/Sub allows, or have as many
 attributes. Attributes that don't fit are packed into one (:mod:`.wire`). Where the message leaves no
 room at all it is kept unchanged and followed by a *note*: a message without data that carries these
 attributes and names, in :data:`NOTE_OF`, the message it is about.

@@ -27,9 +27,10 @@ from tests.unit.cli.conftest import Gwi
 FAILED = Death("failed", "shop.errors.NoMoney", "Traceback (most recent call last): ...")
 
 
-def app_on(broker_url: str, store_url: str) -> Celery:
+def app_on(broker_url: str, store_url: str, **settings: object) -> Celery:
     app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    setup(app, broker_url=broker_url, store_url=store_url)
+    app.conf.result_backend = "disabled://" if "{" in store_url else None
+    setup(app, broker_url=broker_url, store_url=store_url, **settings)
 
     @app.task(shared=False, base=ReliableTask, bind=True, name="shop.invoice")
     def invoice(self, *, tenant_id: str, run_id: str) -> None: ...
@@ -220,6 +221,29 @@ def test_a_paused_queue_is_left_alone_until_it_is_resumed(gwi_: Gwi) -> None:
             connection.drain_events(timeout=1)
     assert [message.headers["task"] for message in got] == ["shop.invoice"]
     assert [a.what for a in audit.entries(app)] == ["pause", "resume", "pause"]
+
+
+@pytest.mark.emulator
+def test_without_a_place_for_records_the_dead_letters_are_looked_through(
+    pubsub_emulator, firestore_emulator
+) -> None:
+    """A database for each tenant has none for what is of all."""
+    url = f"pubsub://{pubsub_emulator.endpoint}/p-{uuid4().hex[:20]}"
+    store = f"firestore://p-{uuid4().hex[:20]}?database=t-{{tenant_hash}}"
+    app = app_on(url, store, signing_keys={"k1": "s" * 32})
+    gwi_ = Gwi(app)
+    gwi_.bury(FAILED, "no money", run_id="r1")
+    assert runs(gwi_) == [("acme", "r1")]
+    [row] = gwi_.json("queues", "list")
+    assert (row["dead"], row["paused"]) == (None, False)
+    gwi_("queues", "pause", "celery", code=Exit.USAGE)
+    assert "cancel_consumer celery" in gwi_.err
+    assert not integration(app).authority.pauses.refresh()
+    announce_expiring(app)
+    assert gwi_.json("dlq", "redrive", "--reason", "failed", "--yes") == {"redriven": 1}
+    assert runs(gwi_) == []
+    broker_for(app).close()
+    app.close()
 
 
 @pytest.mark.emulator
