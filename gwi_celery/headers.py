@@ -35,3 +35,6 @@ PUSH_UNTIL = "gwi_push_until"
 #: Likewise: names the attempt that a worker makes of a message, so that it can free its lock. Set by
 #: the worker for each message it starts.
 ATTEMPT_PROPERTY = "gwi_attempt"
+
+#: Not a header: remote control's command by which workers tell what they gave back until its time.
+DELAYED_COMMAND = "gwi_delayed"

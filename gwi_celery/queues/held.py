@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.headers import DELAYED_COMMAND
 from gwi_celery.integration import broker_for, integration
 from gwi_celery.queues.states import queues
 from gwi_celery.stores.base import JobFilter, JobStatus
 
+#: Seconds in which workers have to answer.
+_ANSWER = 1.0
 #: Records in one page.
 _PAGE = 200
 
@@ -34,12 +38,16 @@ class Waiting:
 def delayed(app: Any, queue: str | None = None) -> Iterator[Waiting]:
     """What waits for its time (an ETA, a retry, a lock, a limit), of one queue or of all.
 
-    Pub/Sub shows nothing of it. There these are the jobs whose records say that they wait, each with its
-    task's id; a call with an ETA that no worker has tried yet is not among them.
+    Pub/Sub shows nothing of it. There these are the jobs whose records say that they wait, and what the
+    workers that answer within a second have given back until it is due: each the latest 1,000.
     """
     broker = broker_for(app)
     if not isinstance(broker, EmbeddedBroker):
-        yield from _by_their_records(app, queue)
+        known = set()
+        for waiting in _by_their_records(app, queue):
+            known.add(waiting.task_id)
+            yield waiting
+        yield from _seen_by_workers(app, queue, known)
         return
     for state in queues(app):
         if queue not in (None, state.name):
@@ -78,6 +86,26 @@ def _by_their_records(app: Any, queue: str | None) -> Iterator[Waiting]:
                 break
 
 
+def _seen_by_workers(app: Any, queue: str | None, known: set[str]) -> Iterator[Waiting]:
+    """But for those ``known`` by their task's id. Each worker has seen some of a queue's."""
+    if not app.conf.worker_enable_remote_control:
+        return  # as on provisioned Pub/Sub
+    latest: dict[tuple[str, str], Waiting] = {}
+    for answer in app.control.broadcast(DELAYED_COMMAND, reply=True, timeout=_ANSWER) or ():
+        for rows in answer.values():
+            for row in (
+                rows if isinstance(rows, list) else ()
+            ):  # a worker of 0.1 knows no such command
+                waiting = Waiting(**row)
+                key = (waiting.queue, waiting.task_id or waiting.id)
+                # A task that is tried again has a later copy.
+                if key not in latest or latest[key].due < waiting.due:
+                    latest[key] = waiting
+    for waiting in latest.values():
+        if waiting.task_id not in known and queue in (None, waiting.queue):
+            yield waiting
+
+
 def release_delayed(app: Any, chosen: Iterable[Waiting]) -> int:
     """Have them delivered now; how many still waited. What they wait for may make them wait again."""
     broker = _embedded(app, "hastened")
@@ -108,3 +136,35 @@ def _waiting_by_queue(chosen: Iterable[Waiting]) -> dict[str, list[str]]:
     for waiting in chosen:
         found.setdefault(waiting.queue, []).append(waiting.id)
     return found
+
+
+def where(app: Any, task_id: str) -> str | None:
+    """Where the message of a task is that no worker has begun, in a sentence; None: nowhere, or unseen.
+
+    On Pub/Sub nothing can be seen but what its workers gave back until its time.
+    """
+    broker = broker_for(app)
+    if not isinstance(broker, EmbeddedBroker):
+        waiting = next((w for w in delayed(app) if w.task_id == task_id), None)
+        return None if waiting is None else _delayed(waiting.queue, waiting.due)
+    for state in queues(app):
+        for message in broker.browse(state.name):
+            if message.attributes.get("task_id") != task_id:
+                continue
+            if message.state == "delayed":
+                return _delayed(state.name, message.due or 0.0)
+            if message.state == "leased":
+                return (
+                    f"was taken from queue {state.name} by a worker that has not begun with it yet"
+                )
+            if state.paused:
+                return f"waits in queue {state.name}, which is paused: `gwi queues resume {state.name}`"
+            if not state.consumers:
+                start = f"start one with -Q {state.name}"
+                return f"waits in queue {state.name}, which no worker consumes: {start}"
+            return f"waits in queue {state.name} behind {state.ready} others: add workers"
+    return None
+
+
+def _delayed(queue: str, due: float) -> str:
+    return f"is delayed in queue {queue}: it is due in {max(due - time.time(), 0.0):.0f} s"

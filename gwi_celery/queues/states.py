@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -103,31 +102,3 @@ def is_paused(app: Any, queue: str) -> bool:
     if records is not None:
         return queue in records.paused()
     return broker.has_queue(queue) and broker.state(queue).paused
-
-
-def where(app: Any, task_id: str) -> str | None:
-    """Where the message of a task is that no worker has begun, in a sentence; None: nowhere, or unseen.
-
-    On Pub/Sub nothing can be seen.
-    """
-    broker = broker_for(app)
-    if not isinstance(broker, EmbeddedBroker):
-        return None
-    for state in queues(app):
-        for message in broker.browse(state.name):
-            if message.attributes.get("task_id") != task_id:
-                continue
-            if message.state == "delayed":
-                left = max((message.due or 0.0) - time.time(), 0.0)
-                return f"is delayed in queue {state.name}: it is due in {left:.0f} s"
-            if message.state == "leased":
-                return (
-                    f"was taken from queue {state.name} by a worker that has not begun with it yet"
-                )
-            if state.paused:
-                return f"waits in queue {state.name}, which is paused: `gwi queues resume {state.name}`"
-            if not state.consumers:
-                start = f"start one with -Q {state.name}"
-                return f"waits in queue {state.name}, which no worker consumes: {start}"
-            return f"waits in queue {state.name} behind {state.ready} others: add workers"
-    return None

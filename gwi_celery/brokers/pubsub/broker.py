@@ -98,6 +98,8 @@ class PubSubBroker:
             self._jobs,
             self._dead_letters.bury,
         )
+        #: What came before its time, for operators.
+        self.early = self.deliveries.early
         self._monitoring = Monitoring(options.timeout)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: Monotonic time until which unused queues are not deleted: they expire by themselves.

@@ -22,6 +22,7 @@ from gwi_celery.brokers.base import (
 from gwi_celery.brokers.pubsub import wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger, fitting
 from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.early import Early
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.publisher import Publisher, chunks
 from gwi_celery.brokers.pubsub.topology import Source, Topology
@@ -77,6 +78,7 @@ class Deliveries:
         self.leases: dict[str, float] = {}
         #: ack id -> the same, for deferred messages.
         self._deferred: dict[str, float] = {}
+        self.early = Early()
 
     def after_fork(self) -> None:
         """Forget the leases: they are the parent's."""
@@ -127,6 +129,7 @@ class Deliveries:
                 self.release(delivery, _SPARE)
             elif parsed.not_before > wall:
                 wait = parsed.not_before - wall
+                self.early.note(delivery, parsed.not_before)
                 again = self._again(wait, wall - delivery.published_at, item.delivery_attempt)
                 if again is None:
                     held.append((now + wait, self._until_due(delivery, wait)))

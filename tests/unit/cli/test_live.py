@@ -114,6 +114,7 @@ def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
     waits = invoice.delay(tenant_id="acme", run_id="r1").id
     retries, fails = shop.call("r2", "retries"), shop.call("r3", "fails")
     unknown = shop.app.send_task("shop.gone", kwargs={"tenant_id": "acme"}).id
+    later = shop.call("r6", countdown=800)
     shop.becomes(waits, "waiting")
     shop.becomes(retries, "pending")
     shop.becomes(fails, "failed")
@@ -126,8 +127,14 @@ def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
     assert "dead letter of celery (failed)" in shop.explained(fails)
     assert "dead letter of celery (unregistered)" in shop.explained(unknown)
     assert "dead-host:7 fell silent" in shop.explained(dies)
-    waiting = {row["task_id"]: row["due_in"] for row in shop.json("delayed", "list")}
-    assert waiting[retries] > 900
+
+    def waiting() -> dict[str, float]:
+        return {row["task_id"]: row["due_in"] for row in shop.json("delayed", "list")}
+
+    eventually(lambda: later in waiting(), what="a worker has seen what came early")
+    assert waiting()[retries] > 900
+    assert 0 < waiting()[later] <= 800
+    assert "is delayed in queue celery: it is due in" in shop.explained(later)
     [dead] = shop.json("dlq", "list", "--error", "KeyError")
     assert (dead["task_id"], dead["reason"], dead["tenant"]) == (fails, "failed", "acme")
     shown = shop.json("dlq", "show", fails)
