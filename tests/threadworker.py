@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from celery.platforms import EX_OK
 from celery.worker import state
 
 from tests.machine import PATIENCE
+
+_NAME = "worker in a thread"
 
 
 class _Controller(TestWorkController):  # type: ignore[misc]
@@ -30,6 +33,7 @@ class _Controller(TestWorkController):  # type: ignore[misc]
         super().stop(*args, **kwargs)
 
     def start(self) -> None:
+        threading.current_thread().name = _NAME
         try:
             super().start()
         finally:
@@ -38,7 +42,11 @@ class _Controller(TestWorkController):  # type: ignore[misc]
 
 @contextmanager
 def worker_in_thread(app: Any, **options: Any) -> Iterator[Any]:
-    """A worker of that app, solo by default, that is ready. Raises what ends it while it starts."""
+    """A worker of that app, solo by default, that is ready. Raises what ends it while it starts.
+
+    One at a time: what stops a worker in a thread is Celery's flag for its whole process.
+    """
+    assert not any(thread.name == _NAME for thread in threading.enumerate()), "one runs already"
     options = {"pool": "solo", "perform_ping_check": False, **options}
     with start_worker(
         app, WorkController=_Controller, shutdown_timeout=PATIENCE, **options

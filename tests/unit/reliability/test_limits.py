@@ -355,35 +355,3 @@ def test_eager_calls_have_nowhere_to_wait() -> None:
             return int(t.delay(tenant_id=tenant_id, deeper=deeper - 1).get()) + 1
 
     assert t.delay(tenant_id="acme", deeper=2).get() == 2
-
-
-# --- tenants take turns ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("many", [150, pytest.param(1000, marks=pytest.mark.slow)])
-def test_many_jobs_of_one_tenant_do_not_hold_up_anothers_ten(many: int) -> None:
-    app = app_with_a_store()
-    go_on, done = threading.Event(), []
-
-    @app.task(
-        shared=False,
-        base=ReliableTask,
-        name="t",
-        reliable=Reliable(limits=[Limit("{tenant_id}", max_running=3)]),
-    )
-    def t(*, tenant_id: str, run_id: str) -> str:
-        if tenant_id == "many":
-            go_on.wait(PATIENCE)
-        done.append(tenant_id)
-        return run_id
-
-    for n in range(many):
-        t.delay(tenant_id="many", run_id=f"r{n}")
-    few = [t.delay(tenant_id="few", run_id=f"r{n}") for n in range(10)]
-    with worker_in_thread(app, pool="threads", concurrency=8):
-        try:
-            assert [result.get(timeout=PATIENCE) for result in few] == [f"r{n}" for n in range(10)]
-            assert done == ["few"] * 10, "three of the many have run all the while"
-            broker_for(app).purge("celery")
-        finally:
-            go_on.set()
