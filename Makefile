@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Where an environment forbids it, each process of the suite would compile the package anew: half of its imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help docs docs-serve checkov demo demo-emulator test test-all test-hard test-floor test-matrix lint audit constraints bench mutants peer-suites clean
+.PHONY: help docs docs-serve checkov demo demo-emulator test test-all test-twin test-hard test-floor test-matrix lint audit constraints bench mutants peer-suites clean
 .DEFAULT_GOAL := help
 .SECONDARY:
 
@@ -17,6 +17,7 @@ help:
 	@echo "make demo-emulator   the same on the Pub/Sub and Firestore emulators"
 	@echo "make test    every promise once (under five minutes on two idle cores)"
 	@echo "make test-all      the slow tests too, as .ci/nightly does"
+	@echo "make test-twin     the suites of workers, kills and the soak on the strict twin instead of the emulator"
 	@echo "make test-hard     make test ten times: beside busy processes, in random order (an hour)"
 	@echo "make test-floor    what Celery's oldest supported release decides, on that release (3 minutes)"
 	@echo "make test-matrix   the same on each release of Celery, and on each Python that is there"
@@ -66,6 +67,9 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(PYTEST) $(ARGS)
 
+test-twin: $(STAMP)
+	$(BIN)/python -m tests.twins $(ARGS)
+
 test-hard: $(STAMP)
 	$(BIN)/python -m tests.hard $(ARGS)
 
@@ -107,7 +111,7 @@ test-matrix: $(RELEASES:%=test-release-%)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --exclude '*.md' .
+	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/mypy -p examples --allow-untyped-decorators
