@@ -15,11 +15,11 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@echo "make demo    real jobs in a real worker, killed twice; ends with a proof (under a minute)"
 	@echo "make demo-emulator   the same on the Pub/Sub and Firestore emulators"
-	@echo "make test    every promise once (under five minutes on two idle cores)"
+	@echo "make test    every promise once (six minutes on two idle cores)"
 	@echo "make test-all      the slow tests too, as .ci/nightly does"
 	@echo "make test-twin     the suites of workers, kills and the soak on the strict twin instead of the emulator"
 	@echo "make test-hard     make test ten times: beside busy processes, in random order (an hour)"
-	@echo "make test-floor    what Celery's oldest supported release decides, on that release (3 minutes)"
+	@echo "make test-floor    what Celery's oldest supported release decides, on that release (half a minute)"
 	@echo "make test-matrix   the same on each release of Celery, and on each Python that is there"
 	@echo "make audit   whether a version that may be installed has a known hole, where an advisory service answers"
 	@echo "make constraints     writes constraints.txt anew, with the newest versions"
