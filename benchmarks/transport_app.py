@@ -29,7 +29,8 @@ _COUNT = int(os.environ.get("BENCH_COUNT", "0"))
 _seen = 0
 
 
-@app.task
+# Not shared: a benchmark that loads this module again would give both to any app of its process.
+@app.task(shared=False)
 def noop() -> None:
     """Nothing but counting."""
     global _seen  # noqa: PLW0603 the worker runs one task at a time
@@ -38,13 +39,13 @@ def noop() -> None:
         _append(time.time())
 
 
-@app.task
+@app.task(shared=False)
 def mark(sent: float) -> None:
     """Append the seconds from the call to here."""
     _append(time.time() - sent)
 
 
-@app.task
+@app.task(shared=False)
 def numbered(n: int, sent: float) -> None:
     """The same for a call that is told from others."""
     _append(f"{n} {time.time() - sent}")

@@ -105,13 +105,13 @@ def test_a_worker_takes_nothing_of_a_queue_that_was_paused_before_it_started(
         result = app.send_task("add", (1, 2))
         running.wait_for(r"@test ready")
         with pytest.raises(CeleryTimeout):
-            result.get(timeout=PATIENCE)
+            result.get(timeout=2)
         queues.resume(app, "celery")
         assert result.get(timeout=PATIENCE) == 3
         queues.pause(app, "celery")
         running.wait_for(r"paused: none[\s\S]*queues that are paused: 'celery'")
         with pytest.raises(CeleryTimeout):
-            app.send_task("add", (1, 2)).get(timeout=PATIENCE)
+            app.send_task("add", (1, 2)).get(timeout=2)
         running.stop()
 
 
