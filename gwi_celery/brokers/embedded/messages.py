@@ -85,10 +85,10 @@ def ready(
     """The next messages in delivery order, once promoted; expired ones among them."""
     return c.execute(
         "SELECT m.*, b.data, b.attributes FROM messages m CROSS JOIN bodies b ON b.id = m.id "
-        "WHERE m.queue = ?1 AND m.due IS NULL "
-        "AND (?3 IS NULL OR m.id IN (SELECT value FROM json_each(?3))) "
-        "ORDER BY m.priority DESC, m.id LIMIT ?2",
-        (queue.id, limit, None if only is None else _ids(only)),
+        "WHERE m.queue = :queue AND m.due IS NULL "
+        "AND (:only IS NULL OR m.id IN (SELECT value FROM json_each(:only))) "
+        "ORDER BY m.priority DESC, m.id LIMIT :limit",
+        {"queue": queue.id, "limit": limit, "only": None if only is None else _ids(only)},
     ).fetchall()
 
 

@@ -97,8 +97,8 @@ def take(
 def listed(c: sqlite3.Connection, limit_id: str | None, now: float, most: int) -> list[PlaceRecord]:
     """Oldest first."""
     found = c.execute(
-        f"{_TAKEN} WHERE (?1 IS NULL OR limit_id = ?1) AND until > ?2 ORDER BY taken_at LIMIT ?3",
-        (limit_id, now, most),
+        f"{_TAKEN} WHERE (:id IS NULL OR limit_id = :id) AND until > :now ORDER BY taken_at LIMIT :most",
+        {"id": limit_id, "now": now, "most": most},
     )
     return [_record(row) for row in found]
 

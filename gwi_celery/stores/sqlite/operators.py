@@ -7,7 +7,6 @@ import sqlite3
 
 from gwi_celery.actions import KEPT, Action
 from gwi_celery.stores.sqlite.rows import raw_or_none
-from gwi_celery.text import raw
 
 
 def key(c: sqlite3.Connection) -> bytes:
@@ -28,9 +27,13 @@ def listed(
     c: sqlite3.Connection, tenant: str | None, limit: int, before: str | None
 ) -> list[Action]:
     found = c.execute(
-        "SELECT id, entry FROM actions WHERE (?1 IS NULL OR tenant = ?1) AND (?2 IS NULL OR id < ?2)"
-        " ORDER BY id DESC LIMIT ?3",
-        (None if tenant is None else raw(tenant), None if before is None else int(before), limit),
+        "SELECT id, entry FROM actions WHERE (:tenant IS NULL OR tenant = :tenant)"
+        " AND (:before IS NULL OR id < :before) ORDER BY id DESC LIMIT :limit",
+        {
+            "tenant": raw_or_none(tenant),
+            "before": None if before is None else int(before),
+            "limit": limit,
+        },
     )
     return [Action.loads(row["entry"], str(row["id"])) for row in found]
 
