@@ -48,6 +48,7 @@ SUITE = [
     "tests/unit/reliability/test_carried.py",
     "tests/unit/reliability/test_promises.py",
     "tests/unit/reliability/test_known_bugs.py",
+    "tests/unit/stores/test_protocol.py",
     "tests/contract/test_store.py",
     "tests/contract/test_store_loading.py",
     "tests/contract/test_store_values.py",
@@ -889,19 +890,22 @@ def survives(mutant: Mutant, suite: list[str]) -> bool:
         if source.count(mutant.before) != 1:
             raise LookupError(f"{mutant.name}: not found once in {mutant.file}: {mutant.before!r}")
         target.write_text(source.replace(mutant.before, mutant.after))
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *suite],
-            cwd=copy,
-            env={
-                **os.environ,
-                "PYTHONPATH": name,
-                "STORE_MACHINE_EXAMPLES": "40",
-                "FIRESTORE_EXAMPLES": "30",
-            },
-            capture_output=True,
-            timeout=300,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *suite],
+                cwd=copy,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": name,
+                    "STORE_MACHINE_EXAMPLES": "40",
+                    "FIRESTORE_EXAMPLES": "30",
+                },
+                capture_output=True,
+                timeout=300,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False  # a suite that hangs is red, too
         if done.returncode not in (0, 1):
             raise RuntimeError(f"{mutant.name}: pytest itself failed:\n{done.stdout.decode()}")
         return done.returncode == 0
