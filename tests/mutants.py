@@ -825,7 +825,7 @@ SERVICE_MUTANTS = [
 ]
 
 HANDOVER_SUITE = [
-    *("-m", "not emulator", "-k", "not pool and not push and not worker"),
+    *("-m", "not emulator", "-k", "not pool and not push"),
     "tests/unit/transport/test_handover.py",
     "tests/unit/worker/test_consumer.py",
     "tests/unit/transport/test_depth.py",
