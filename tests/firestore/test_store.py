@@ -676,6 +676,28 @@ def test_a_record_of_version_0_1_which_did_not_count_bytes_is_resumed(
     other.close()
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda store, lease: store.renew(lease),
+        lambda store, lease: store.finish(lease, success()),
+        lambda store, lease: store.save(lease, step("s")),
+    ],
+    ids=["renew", "finish", "save"],
+)
+def test_the_record_alone_refuses_a_lease_whose_lock_is_still_its_own(
+    wire: Wire, store: FirestoreStore, write: Any
+) -> None:
+    """Claims free the lock that a job leaves; a write must not depend on that."""
+    lease = take(store).lease
+    client = Client(wire.url)
+    (job,) = client.query(Query("", "gwi_jobs", descendants=True, mask=[])).documents
+    client.commit([Write(job, {"data": {"fence": lease.fence + 1}}, mask=["data.fence"])])
+    client.close()
+    with pytest.raises(LeaseLost):
+        write(store, lease)
+
+
 def test_a_job_under_another_lock_costs_one_read_more(wire: Wire, store: FirestoreStore) -> None:
     take(store, scope=("one",))
     with wire.counting() as calls:
