@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,10 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner
 
-from gwi_celery import ReliableTask, broker_for, setup
+from gwi_celery import ReliableTask, broker_for, setup, store_for
 from gwi_celery.cli import gwi
 from gwi_celery.cli.frame import SHAPES, Exit
+from gwi_celery.stores.base import Claimed, ClaimRequest, JobRef, LockRef, Origin
 from gwi_celery.transport.death import Death, deceased
 
 
@@ -65,3 +67,40 @@ def app(tmp_path: Path) -> Iterator[Celery]:
 @pytest.fixture
 def gwi_(app: Celery) -> Gwi:
     return Gwi(app)
+
+
+def exported_and_imported(three: Gwi, tmp_path: Path) -> None:
+    """Its three dead letters survive the way to a file and back, any number of times."""
+    file = tmp_path / "dead.jsonl"
+    assert three.json("dlq", "export", str(file)) == {"exported": 3}
+    assert three.json("dlq", "import", str(file)) == {"imported": 0}, "all are there"
+    before = {row["task_id"]: row for row in three.json("dlq", "list")}
+    three("dlq", "purge", "--all", "--yes")
+    assert three.json("dlq", "import", str(file)) == {"imported": 3}
+    assert three.json("dlq", "import", str(file)) == {"imported": 0}
+    after = {row["task_id"]: row for row in three.json("dlq", "list")}
+    for task_id, row in after.items():
+        for name in ("reason", "error", "text", "tenant", "attempts", "worker"):
+            assert row[name] == before[task_id][name], name
+        assert row["died_at"] == pytest.approx(before[task_id]["died_at"], abs=1e-5)
+    assert three.json("dlq", "redrive", "--all", "--yes") == {"redriven": 3}
+
+
+def vanished(gwi_: Gwi, run: str) -> str:
+    """A job whose worker fell silent."""
+    task_id = f"id-{run}"
+    request = ClaimRequest(
+        job=JobRef("acme", "shop.audit", f"run:{run}"),
+        lock=LockRef("acme", ("run", run)),
+        run_id=run,
+        fingerprint="f",
+        submission=task_id,
+        owner=f"dead-host:7 {task_id}",
+        nonce=run,
+        lease_ttl=0.01,
+        result_ttl=1000.0,
+        origin=Origin(task_id=task_id, queue="celery"),
+    )
+    assert isinstance(store_for(gwi_.app).claim(request), Claimed)
+    time.sleep(0.05)
+    return task_id

@@ -10,6 +10,7 @@ from gwi_celery import audit, broker_for
 from gwi_celery.cli.frame import Exit
 from gwi_celery.transport.death import Death
 from tests.machine import Stopwatch
+from tests.unit.cli.conftest import exported_and_imported
 
 FAILED = Death("failed", "ValueError", "Traceback (most recent call last):\n  ...\nValueError: no")
 
@@ -93,19 +94,7 @@ def test_a_bounded_rate_is_kept(gwi_):
 
 
 def test_what_is_exported_can_be_imported_again_and_again(three, tmp_path):
-    file = tmp_path / "dead.jsonl"
-    assert three.json("dlq", "export", str(file)) == {"exported": 3}
-    assert three.json("dlq", "import", str(file)) == {"imported": 0}, "all are there"
-    before = {row["task_id"]: row for row in three.json("dlq", "list")}
-    three("dlq", "purge", "--all", "--yes")
-    assert three.json("dlq", "import", str(file)) == {"imported": 3}
-    assert three.json("dlq", "import", str(file)) == {"imported": 0}
-    after = {row["task_id"]: row for row in three.json("dlq", "list")}
-    for task_id, row in after.items():
-        for name in ("reason", "error", "text", "tenant", "attempts", "worker"):
-            assert row[name] == before[task_id][name], name
-        assert row["died_at"] == pytest.approx(before[task_id]["died_at"], abs=1e-5)
-    assert three.json("dlq", "redrive", "--all", "--yes") == {"redriven": 3}
+    exported_and_imported(three, tmp_path)
     assert len(three("dlq", "export", "-").splitlines()) == 0
 
 

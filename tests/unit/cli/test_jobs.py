@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import pytest
 
-from gwi_celery import ReliableTask, broker_for, jobs, queues, store_for
+from gwi_celery import ReliableTask, broker_for, jobs, queues
 from gwi_celery.cli.frame import Exit
-from gwi_celery.stores.base import Claimed, ClaimRequest, JobRef, LockRef, Origin
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
+from tests.unit.cli.conftest import vanished
 from tests.workers import eventually
 
 
@@ -45,26 +44,6 @@ def call(gwi_, run: str, how: str = "", **options: Any) -> str:
 
 def working(gwi_) -> Any:
     return worker_in_thread(gwi_.app, pool="threads", concurrency=4)
-
-
-def vanished(gwi_, run: str) -> str:
-    """A job whose worker fell silent."""
-    task_id = f"id-{run}"
-    request = ClaimRequest(
-        job=JobRef("acme", "shop.audit", f"run:{run}"),
-        lock=LockRef("acme", ("run", run)),
-        run_id=run,
-        fingerprint="f",
-        submission=task_id,
-        owner=f"dead-host:7 {task_id}",
-        nonce=run,
-        lease_ttl=0.01,
-        result_ttl=1000.0,
-        origin=Origin(task_id=task_id),
-    )
-    assert isinstance(store_for(gwi_.app).claim(request), Claimed)
-    time.sleep(0.05)
-    return task_id
 
 
 def test_seven_stuck_jobs_of_seven_causes(gwi_):

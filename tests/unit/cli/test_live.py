@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ import jsonschema_rs
 import pytest
 from celery import Celery
 
-from gwi_celery import ReliableTask, broker_for, jobs, queues, setup, store_for
+from gwi_celery import ReliableTask, broker_for, jobs, queues, setup
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.cli.frame import SHAPES, Exit
-from gwi_celery.stores.base import Claimed, ClaimRequest, JobRef, LockRef, Origin
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
-from tests.unit.cli.conftest import Gwi
+from tests.unit.cli.conftest import Gwi, vanished
 from tests.workers import eventually
 
 
@@ -83,26 +81,6 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Shop
         shop.release.set()
     broker_for(app).close()
     app.close()
-
-
-def vanished(shop: Shop, run: str) -> str:
-    """A job whose worker fell silent."""
-    task_id = f"id-{run}"
-    request = ClaimRequest(
-        job=JobRef("acme", "shop.audit", f"run:{run}"),
-        lock=LockRef("acme", ("run", run)),
-        run_id=run,
-        fingerprint="f",
-        submission=task_id,
-        owner=f"dead-host:7 {task_id}",
-        nonce=run,
-        lease_ttl=0.01,
-        result_ttl=1000.0,
-        origin=Origin(task_id=task_id, queue="celery"),
-    )
-    assert isinstance(store_for(shop.app).claim(request), Claimed)
-    time.sleep(0.05)
-    return task_id
 
 
 @pytest.mark.emulator

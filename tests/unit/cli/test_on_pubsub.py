@@ -22,7 +22,7 @@ from gwi_celery.stores.queues import LetterFilter
 from gwi_celery.testing.twin import start_twin
 from gwi_celery.transport.death import Death
 from tests.machine import PATIENCE
-from tests.unit.cli.conftest import Gwi
+from tests.unit.cli.conftest import Gwi, exported_and_imported
 
 FAILED = Death("failed", "shop.errors.NoMoney", "Traceback (most recent call last): ...")
 
@@ -153,19 +153,7 @@ def test_a_purge_by_any_other_client_ends_the_records_too(three: Gwi) -> None:
 
 @pytest.mark.emulator
 def test_what_is_exported_can_be_imported_again_and_again(three: Gwi, tmp_path: Path) -> None:
-    file = tmp_path / "dead.jsonl"
-    assert three.json("dlq", "export", str(file)) == {"exported": 3}
-    assert three.json("dlq", "import", str(file)) == {"imported": 0}, "all are there"
-    before = {row["task_id"]: row for row in three.json("dlq", "list")}
-    three("dlq", "purge", "--all", "--yes")
-    assert three.json("dlq", "import", str(file)) == {"imported": 3}
-    assert three.json("dlq", "import", str(file)) == {"imported": 0}
-    after = {row["task_id"]: row for row in three.json("dlq", "list")}
-    for task_id, row in after.items():
-        for name in ("reason", "error", "text", "tenant", "attempts", "worker"):
-            assert row[name] == before[task_id][name], name
-        assert row["died_at"] == pytest.approx(before[task_id]["died_at"], abs=1e-5)
-    assert three.json("dlq", "redrive", "--all", "--yes") == {"redriven": 3}
+    exported_and_imported(three, tmp_path)
     assert three.json("dlq", "list", "--look") == []
     assert queues.count(three.app) == 0
     assert integration(three.app).store.queues.count(LetterFilter()) == 0
