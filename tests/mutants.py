@@ -101,14 +101,16 @@ CHANNEL, LEASES, EXITS = (
     "gwi_celery/transport/leases.py",
     "gwi_celery/exits.py",
 )
-DELIVERIES, ARRIVALS, TOPOLOGY = (
+ACKS, DELIVERIES, ARRIVALS, TOPOLOGY = (
+    "gwi_celery/brokers/pubsub/acks.py",
     "gwi_celery/brokers/pubsub/deliveries.py",
     "gwi_celery/brokers/pubsub/arrivals.py",
     "gwi_celery/brokers/pubsub/topology/memory.py",
 )
 BROKER_SUITE = [
     "-k",
-    "test_turns or test_leases or (test_background and not closes_nothing) or made_again",
+    "test_turns or test_leases or test_acks or (test_background and not closes_nothing) or made_again",
+    "tests/unit/brokers/pubsub/test_acks.py",
     "tests/unit/transport/test_turns.py",
     "tests/unit/transport/test_leases.py",
     "tests/pubsub/test_leases.py",
@@ -681,8 +683,26 @@ BROKER_MUTANTS = [
     Mutant(
         "acks wait for other work",
         DELIVERIES,
-        "            self._acks.ack(subscription, ack_id, until)",
+        "            self._acks.ack(subscription, ack_id, until, last=not self.leases)",
         "            self._jobs.run(functools.partial(self._acks.ack, subscription, ack_id, until))",
+    ),
+    Mutant(
+        "the ack of the last message waits for more",
+        DELIVERIES,
+        "self._acks.ack(subscription, ack_id, until, last=not self.leases)",
+        "self._acks.ack(subscription, ack_id, until)",
+    ),
+    Mutant(
+        "an ack waits for the answer to another",
+        ACKS,
+        "soon = last or not self._requests",
+        "soon = not self._requests",
+    ),
+    Mutant(
+        "a busy worker's acks do not gather",
+        ACKS,
+        "soon = last or not self._requests",
+        "soon = True",
     ),
     Mutant(
         "a pool's child ends without what it has to send",
