@@ -1,5 +1,6 @@
 """Fixtures of all suites: the emulators, as the package gives them to its users."""
 
+import gc
 import logging
 import os
 import sys
@@ -51,6 +52,17 @@ def pytest_configure(config: pytest.Config) -> None:
     for variable, start in ((PUBSUB_HOST, start_pubsub), (FIRESTORE_HOST, start_firestore)):
         with suppress(EmulatorMissing):  # the tests that need it say so
             os.environ[variable] = stack.enter_context(start()).endpoint
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays to the end: the garbage collector need not go through it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_runtest_setup() -> None:
