@@ -18,7 +18,7 @@ from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
 from gwi_celery.testing.emulators import EmulatorMissing, start_firestore, start_pubsub
-from tests import slow, zygote
+from tests import order, slow, zygote
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
 
@@ -40,6 +40,7 @@ for name, examples in (("whole", 100), ("quick", 20)):
 def pytest_configure(config: pytest.Config) -> None:
     """Under pytest-xdist one emulator of each kind serves all processes, which get its address."""
     config.pluginmanager.register(slow)
+    config.pluginmanager.register(order)
     quick = "not slow" in config.option.markexpr
     settings.load_profile("quick" if quick else "whole")
     if quick and sys.platform == "linux":
@@ -107,15 +108,3 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 def _sendable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """pytest-xdist 3.8 marks groups in an attribute that pytest 9.2 doesn't read any more.
-
-    Without this ``--dist loadgroup`` groups nothing, and modules that share a costly fixture pay twice.
-    """
-    for item in items:
-        grouped = getattr(item, "_nodeid", item.nodeid)
-        if grouped != item.nodeid and hasattr(item, "_id"):
-            item._id = type(item._id).parse(grouped)
