@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +15,7 @@ from celery.result import AsyncResult
 from gwi_celery import broker_for, store_for
 from gwi_celery.errors import GwiError
 from gwi_celery.stores.base import JobStatus
+from tests.apps import imported
 from tests.machine import PATIENCE
 from tests.workers import Worker, drained, eventually
 
@@ -29,11 +28,8 @@ POOLS = ["prefork", "threads", "solo", "gevent"]
 @pytest.fixture
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setenv("RAISING_FOLDER", str(tmp_path))
-    sys.modules.pop(APP, None)
-    module = importlib.import_module(APP)
-    yield module
-    module.app.close()
-    sys.modules.pop(APP, None)
+    with imported(APP) as module:
+        yield module
 
 
 @pytest.fixture
