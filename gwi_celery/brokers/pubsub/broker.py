@@ -50,6 +50,7 @@ from gwi_celery.brokers.pubsub.dead import DeadLetters, Looked, joined
 from gwi_celery.brokers.pubsub.deliveries import Deliveries
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.parked import Parked
 from gwi_celery.brokers.pubsub.publisher import Publisher
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.streams import look
@@ -99,7 +100,7 @@ class PubSubBroker:
             self._dead_letters.bury,
         )
         #: What came before its time, for operators.
-        self.early = self.deliveries.early
+        self.early, self.parked = self.deliveries.early, Parked(self)
         self._monitoring = Monitoring(options.timeout)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: Monotonic time until which unused queues are not deleted: they expire by themselves.
@@ -186,6 +187,9 @@ class PubSubBroker:
         self._receivers.add(receiver)
         return receiver
 
+    def receivers(self) -> list[PubSubReceiver]:
+        return list(self._receivers)
+
     def leave(self, queue: str) -> None:
         """A receiver unsubscribed: an auto_delete queue is deleted with its last one."""
         if any(receiver.reads(queue) for receiver in self._receivers):
@@ -253,7 +257,7 @@ class PubSubBroker:
 
     def _reread(self, queue: str, *, again: bool = False) -> None:
         """Have this connection's receivers read the queue's current subscriptions."""
-        for receiver in list(self._receivers):
+        for receiver in self.receivers():
             receiver.rebound(queue, again=again)
 
     def _pull_now(self, source: Source, limit: int) -> list[Any]:
@@ -423,7 +427,7 @@ class PubSubBroker:
         return self._acks.flush(max(deadline - time.monotonic(), 0)) and done
 
     def close(self) -> None:
-        for receiver in list(self._receivers):
+        for receiver in self.receivers():
             receiver.close()
         self._flush_at_end()
         self._jobs.stop(0.0)

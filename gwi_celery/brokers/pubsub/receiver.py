@@ -96,6 +96,11 @@ class PubSubReceiver:
         if arrivals is not None:
             arrivals.return_unpolled()
 
+    def take_out(self, delivery: Delivery) -> bool:
+        """Have it not handed out any more; False if it is not waiting here."""
+        arrivals = self._queues.get(delivery.queue)
+        return arrivals is not None and arrivals.take_out(delivery)
+
     def fileno(self) -> int:
         check_usable(self._closed, self._pid)
         return self._bell.fileno()
