@@ -98,7 +98,7 @@ _REASON = "cancelled by an operator"
 
 
 def _end(store: Store, job: JobRef, task_id: str) -> bool:
-    """Cancel the job that a message is to begin; False: it has ended otherwise, or is another message's."""
+    """Cancel the job that a message is to begin; False: it ended otherwise, or is another message's."""
     record = store.get_job(job)
     if record is not None and record.origin.task_id not in ("", task_id):
         return False
