@@ -11,6 +11,7 @@ from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.headers import DELAYED_COMMAND
 from gwi_celery.integration import broker_for, integration
+from gwi_celery.queues.dead import ids_by_queue
 from gwi_celery.queues.states import queues
 from gwi_celery.stores.base import JobFilter, JobStatus
 
@@ -109,14 +110,14 @@ def _seen_by_workers(app: Any, queue: str | None, known: set[str]) -> Iterator[W
 def release_delayed(app: Any, chosen: Iterable[Waiting]) -> int:
     """Have them delivered now; how many still waited. What they wait for may make them wait again."""
     broker = _embedded(app, "hastened")
-    found = _waiting_by_queue(chosen)
+    found = ids_by_queue((waiting.queue, waiting.id) for waiting in chosen)
     return sum(broker.hasten(queue, frozenset(ids)) for queue, ids in found.items())
 
 
 def cancel_delayed(app: Any, chosen: Iterable[Waiting]) -> int:
     """Delete them for good; how many still waited. A reliable job is cancelled by ``jobs.cancel``."""
     broker = _embedded(app, "cancelled")
-    found = _waiting_by_queue(chosen)
+    found = ids_by_queue((waiting.queue, waiting.id) for waiting in chosen)
     return sum(broker.discard(queue, frozenset(ids)) for queue, ids in found.items())
 
 
@@ -131,15 +132,8 @@ def _embedded(app: Any, what: str) -> EmbeddedBroker:
     return broker
 
 
-def _waiting_by_queue(chosen: Iterable[Waiting]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for waiting in chosen:
-        found.setdefault(waiting.queue, []).append(waiting.id)
-    return found
-
-
 def where(app: Any, task_id: str) -> str | None:
-    """Where the message of a task is that no worker has begun, in a sentence; None: nowhere, or unseen.
+    """Where a task's message is, in a sentence, if no worker has begun it; None if that isn't seen.
 
     On Pub/Sub nothing can be seen but what its workers gave back until its time.
     """

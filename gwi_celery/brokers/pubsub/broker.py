@@ -114,7 +114,7 @@ class PubSubBroker:
 
     def connect(self) -> None:
         if not self.options.managed:
-            self.client.ready(self.options.timeout)  # any RPC would need a role of its own
+            self.client.ready(self.options.timeout)  # an RPC would need one more role
             return
         if self._connected:
             self.topology.ping()

@@ -60,7 +60,7 @@ class PubSubReceiver:
         arrivals = self._queues.get(queue)
         if arrivals is None:
             return
-        # A deleted one may be recreated by anybody: its lines retry now and then.
+        # Anybody may recreate a deleted one: its lines retry from time to time.
         with contextlib.suppress(NotFound):
             arrivals.read_from(self._broker.topology.sources(queue))
             for line in arrivals.lines if again else ():
