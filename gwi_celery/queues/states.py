@@ -90,7 +90,7 @@ def _set_paused(app: Any, queue: str, paused: bool) -> None:
 
 def _pushed_to(broker: Any, queue: str) -> str | None:
     for source in broker.topology.sources(queue):
-        endpoint: str | None = broker.topology.pushed_to(source.path)
+        endpoint: str | None = broker.topology.admin.pushed.get(source.path)
         if endpoint is not None:
             return endpoint
     return None

@@ -183,7 +183,7 @@ def test_a_queue_whose_making_was_not_answered_is_ones_own(
     broker.ack([wait_for(receiver, "answers")])
     broker.close()
     assert failed
-    assert list(connect().topology._admin.subscriptions()) == []
+    assert list(connect().topology.admin.subscriptions()) == []
 
 
 def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:

@@ -43,7 +43,7 @@ class PubSubReceiver:
         topology = self._broker.topology
         sources = topology.sources(queue)
         for source in sources:
-            endpoint = topology.pushed_to(source.path)
+            endpoint = topology.admin.pushed.get(source.path)
             if endpoint is not None:
                 raise BrokerUnusable(advice.pushed(queue, source.path, endpoint))
         arrivals = Arrivals(self, queue, bulk)
