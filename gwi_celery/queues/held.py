@@ -106,7 +106,7 @@ def _seen_by_workers(app: Any, queue: str | None, known: set[str]) -> Iterator[W
 
 
 def where(app: Any, task_id: str) -> str | None:
-    """Where the message of a task is that no worker has begun, in a sentence; None: nowhere, or unseen.
+    """Where a task's message is, in a sentence, if no worker has begun it; None if that isn't seen.
 
     On Pub/Sub nothing can be seen but what its workers gave back until its time.
     """

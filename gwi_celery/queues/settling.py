@@ -10,6 +10,7 @@ from gwi_celery.brokers.base import Delivery, StoredMessage
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.integration import broker_for, integration
 from gwi_celery.queues import parked
+from gwi_celery.queues.dead import ids_by_queue
 from gwi_celery.queues.held import Waiting
 from gwi_celery.queues.parked import Key
 from gwi_celery.stores.base import JobFilter, JobRef, JobStatus, Store
@@ -118,14 +119,13 @@ def _jobs_of(
 ) -> dict[Waiting, JobRef | None]:
     """Those that still wait, and the jobs of those that are reliable tasks'."""
     found: dict[Waiting, JobRef | None] = {}
-    by_queue: dict[str, dict[str, Waiting]] = {}
-    for waiting in chosen:
-        by_queue.setdefault(waiting.queue, {})[waiting.id] = waiting
+    wanted = {(waiting.queue, waiting.id): waiting for waiting in chosen}
     with app.connection_for_write() as connection, connection.channel() as channel:
-        for queue, waits in by_queue.items():
+        for queue in {queue for queue, _ in wanted}:
             for message in broker.browse(queue):
-                if message.message_id in waits and message.state == "delayed":
-                    found[waits[message.message_id]] = job_of(app, channel, _as_delivery(message))
+                waiting = wanted.get((queue, message.message_id))
+                if waiting is not None and message.state == "delayed":
+                    found[waiting] = job_of(app, channel, _as_delivery(message))
     return found
 
 
@@ -157,8 +157,5 @@ def _key(waiting: Waiting) -> Key:
     return waiting.queue, waiting.task_id or waiting.id
 
 
-def _by_queue(chosen: Iterable[Waiting]) -> dict[str, frozenset[str]]:
-    found: dict[str, set[str]] = {}
-    for waiting in chosen:
-        found.setdefault(waiting.queue, set()).add(waiting.id)
-    return {queue: frozenset(ids) for queue, ids in found.items()}
+def _by_queue(chosen: Iterable[Waiting]) -> dict[str, list[str]]:
+    return ids_by_queue((waiting.queue, waiting.id) for waiting in chosen)

@@ -246,7 +246,7 @@ class EmbeddedBroker:
         return self._looking.hasten(queue, only, edit)
 
     def set_paused(self, queue: str, paused: bool) -> None:
-        """Have nobody given what is in the queue, until it is resumed; what is held goes on."""
+        """Deliver nothing of the queue until it is resumed; deliveries that are held go on."""
         self._about_to("pause" if paused else "resume", queue)
         self._looking.set_paused(queue, paused)
 

@@ -86,7 +86,7 @@ class PubSubBroker:
         self._acks = Acknowledger(self.client)
         self._timers = Scheduler("gwi-timers")
         self._jobs = Scheduler("gwi-jobs")
-        self.topology = Topology(self.client, options, self._run_at)
+        self.topology = Topology(self.client, options, self._jobs)
         self.lease_seconds = options.lease_seconds
         self.publisher = Publisher(self.client, options, self.topology, self._jobs)
         self._dead_letters = DeadLetters(self)
@@ -115,10 +115,10 @@ class PubSubBroker:
 
     def connect(self) -> None:
         if not self.options.managed:
-            self.client.ready(self.options.timeout)  # any RPC would need a role of its own
+            self.client.ready(self.options.timeout)  # an RPC would need one more role
             return
         if self._connected:
-            self.topology.ping()
+            self.topology.admin.ping()
             return
         id = naming.temporary_topic_id(self.options.prefix)
         path = f"projects/{self.options.project}/topics/{id}"
@@ -136,7 +136,7 @@ class PubSubBroker:
             self._reread(queue)
 
     def has_exchange(self, name: str) -> bool:
-        return self.topology.exchange_type(name) is not None
+        return self.topology.exchanges.type_of(name) is not None
 
     def declare_queue(self, spec: QueueSpec) -> None:
         if self.topology.declare_queue(spec):
@@ -226,10 +226,6 @@ class PubSubBroker:
     def later(self, when: float, job: Callable[[], object]) -> None:
         """Call ``job``, which takes no time, in the background at a monotonic time."""
         self._timers.run(job, when)
-
-    def _run_at(self, when: float, job: Callable[[], object]) -> None:
-        """As :meth:`later`, for what may take time."""
-        self._jobs.run(job, when)
 
     def rediscover(self, queue: str) -> None:
         """In the background, look for bindings that other connections made."""
@@ -388,7 +384,7 @@ class PubSubBroker:
                 request.push_config.oidc_token.service_account_email = service_account
                 request.push_config.oidc_token.audience = audience
             self.client.persist("ModifyPushConfig", request, source.path, self.options.timeout)
-            self.topology.note_push(source.path, url)
+            self.topology.admin.note_push(source.path, url)
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
         """What is ready, leased for as long as it takes to see all of it, and then given back."""
