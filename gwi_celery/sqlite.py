@@ -24,6 +24,7 @@ import time
 import weakref
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -277,16 +278,17 @@ class Database:
 
     def _prepare(self, c: sqlite3.Connection) -> None:
         c.row_factory = sqlite3.Row
+        run = partial(_patiently, c.execute)
         if self.path is not None:
-            c.execute(f"PRAGMA auto_vacuum={_INCREMENTAL}")  # of a file that is empty yet
-            _patiently(c.execute, "PRAGMA journal_mode=WAL").fetchone()
-            c.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT}")
-        c.execute("PRAGMA temp_store=MEMORY")
-        version = _patiently(c.execute, "PRAGMA user_version").fetchone()[0]
-        application = _patiently(c.execute, "PRAGMA application_id").fetchone()[0]
+            run(f"PRAGMA auto_vacuum={_INCREMENTAL}")  # of a file that is empty yet
+            run("PRAGMA journal_mode=WAL").fetchone()
+            run(f"PRAGMA journal_size_limit={_WAL_LIMIT}")
+        run("PRAGMA temp_store=MEMORY")
+        version = run("PRAGMA user_version").fetchone()[0]
+        application = run("PRAGMA application_id").fetchone()[0]
         if version == self._version and application == self._application_id:
             return
-        _patiently(c.execute, "BEGIN IMMEDIATE")
+        run("BEGIN IMMEDIATE")
         try:
             version = c.execute("PRAGMA user_version").fetchone()[0]
             application = c.execute("PRAGMA application_id").fetchone()[0]
