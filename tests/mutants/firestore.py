@@ -67,18 +67,18 @@ FIRESTORE = [
         "firestore/test_store.py::test_the_record_alone_refuses_a_lease_whose_lock_is_still_its_own",
     ),
     Mutant(
-        "a save does not ask for the step not to be there",
-        "gwi_celery/stores/firestore/checkpoints.py",
-        "            None if stored is None else stored.version,\n",
-        "            None if stored is None else stored.version,\n        )\n        if stored is not None\n        else Write(\n            places.step(era_name, checkpoint.name),\n            step.fields(),\n",
-        "contract/test_store.py::test_a_step_never_changes",
+        "a save does not renew the lease",
+        "gwi_celery/stores/firestore/holder.py",
+        "self._client.commit([self._renewal(hold), *writes, *pieces])",
+        "self._client.commit(\n            [documents.check(self._lock_name, hold.lock.version), *writes, *pieces]\n        )",
+        "contract/test_store.py::test_renewals_and_saves_move_the_leases_end",
     ),
     Mutant(
         "a finish does not name the lock's version",
         "gwi_celery/stores/firestore/holder.py",
         "documents.delete(self._lock_name, hold.lock.version)",
         "documents.delete(self._lock_name)",
-        "contract/test_store.py::test_a_finish_sent_again_leaves_anothers_lock_alone",
+        "contract/test_store.py::test_a_stale_holder_changes_nothing",
     ),
     Mutant(
         "a finish does not name the record's version",
@@ -176,7 +176,7 @@ FIRESTORE = [
         "gwi_celery/stores/firestore/operators.py",
         "        writes += [documents.delete(lock_name, lock.version), *freeing(places, lock)]",
         "        pass",
-        "contract/test_store.py::test_cancelling_frees_the_jobs_own_lock_only",
+        "contract/test_store.py::test_an_unfinished_job_can_be_cancelled contract/test_store_limits.py::test_however_a_job_ends_its_place_is_free[firestore-cancel]",
     ),
     Mutant(
         "a cancelled job's lock is freed though it is another's",
@@ -190,7 +190,7 @@ FIRESTORE = [
         "gwi_celery/stores/firestore/places.py",
         "{digest('tenant', tenant)}",
         "{digest('tenant', '')}",
-        "contract/test_store_values.py::test_another_tenants_job_of_that_name_is_another_job",
+        "contract/test_store_lists.py::test_nothing_done_for_one_tenant_is_seen_by_another",
     ),
     Mutant(
         "a value is put without naming the record's version or its own",

@@ -58,8 +58,15 @@ WORKER = [
     Mutant(
         "a message is acked before its job",
         "gwi_celery/reliability/task.py",
+        "            value = getattr(cls, attribute, needed)\n",
+        "            value, cls.acks_late = needed, False\n",
+        "unit/reliability/test_ends.py::test_its_message_is_acked_only_once_its_end_is_recorded",
+    ),
+    Mutant(
+        "a task may switch the promise off",
+        "gwi_celery/reliability/task.py",
         "            if value != needed:\n",
-        "            cls.acks_late = False\n            if False:\n",
+        "            if False:\n",
         "unit/reliability/test_task.py::test_a_task_that_switches_the_promise_off_is_refused_at_start",
     ),
     Mutant(
@@ -67,14 +74,14 @@ WORKER = [
         "gwi_celery/reliability/attempt.py",
         "            signature.apply_async(add_to_parent=False)",
         "            pass",
-        "unit/reliability/test_ends.py::test_what_can_not_be_published_is_redelivered",
+        "unit/reliability/test_waiting.py::test_while_it_waits_for_its_lock_it_is_pending",
     ),
     Mutant(
         "between claim and end a signal is raised at once",
         "gwi_celery/reliability/attempt.py",
         "        with shield.section():\n            return self._run(",
         "        with shield.window():\n            return self._run(",
-        "unit/test_shield.py::test_a_soft_time_limit_at_any_line_leaves_one_outcome_and_no_lock",
+        "unit/test_shield.py::test_a_soft_time_limit_at_any_line_leaves_one_outcome_and_no_lock[9]",
     ),
     Mutant(
         "a transaction that was left stays open",
@@ -88,7 +95,7 @@ WORKER = [
         "gwi_celery/shield.py",
         "        finally:\n            state.idle = True",
         "        finally:\n            state.idle = False",
-        "unit/test_shield.py::test_a_soft_time_limit_at_any_line_leaves_one_outcome_and_no_lock",
+        "unit/test_shield.py::test_a_soft_time_limit_at_any_line_leaves_one_outcome_and_no_lock[9]",
     ),
     Mutant(
         "under gevent a wait of the library's own is held back as well",
@@ -98,32 +105,39 @@ WORKER = [
         "unit/test_shield.py::test_a_sections_own_waits_end_in_time_under_gevent",
     ),
     Mutant(
+        "a job past its hard time limit is left to its lease",
+        "gwi_celery/worker/request.py",
+        "            nonce=self._attempt,",
+        "            nonce=None,",
+        "unit/worker/test_request.py::test_a_job_past_its_hard_time_limit_has_failed",
+    ),
+    Mutant(
         "a killed attempt's lock is freed whoever holds it",
         "gwi_celery/worker/request.py",
-        "nonce=self._attempt,",
-        "nonce=None,",
-        "ends/test_ends.py",
+        "owner_nonce=self._attempt",
+        "owner_nonce=None",
+        "unit/worker/test_request.py::test_a_lost_process_frees_the_lock_that_its_attempt_held",
     ),
     Mutant(
         "what was replaced answers None",
         "gwi_celery/reliability/outcome.py",
         "return blobs.load(blob[1:]) if blob[:1] == _REPLACED else None",
         "return None",
-        "unit/reliability/test_ends.py",
+        "unit/reliability/test_ends.py::test_what_can_not_be_published_is_redelivered[replaces-None-1-ran3]",
     ),
     Mutant(
         "a job whose success can't be recorded has failed",
         "gwi_celery/reliability/attempt.py",
         "unrecorded = finishing and isinstance(exc, StoreError)",
         "unrecorded = False",
-        "unit/reliability/test_ends.py::test_a_store_that_fails",
+        "unit/reliability/test_ends.py::test_a_store_that_fails[returns-finish-unusable]",
     ),
     Mutant(
         "what can't be recorded is acked without a copy",
         "gwi_celery/reliability/attempt.py",
         "                self._store_unavailable(exc)\n            case End.STOPPING",
         "                raise Ignore\n            case End.STOPPING",
-        "unit/reliability/test_ends.py::test_a_store_that_fails",
+        "unit/reliability/test_ends.py::test_a_store_that_fails[returns-finish-unusable]",
     ),
 ]
 

@@ -117,9 +117,9 @@ class Bench:
         return self.app.tasks["ends"].apply_async(kwargs=kwargs, **options)
 
     def settled(self, result: Any, state: str) -> Any:
-        """The job's record, once its caller sees ``state`` and no message is left."""
-        eventually(lambda: result.state == state, what=state)
+        """The job's record, once no message is left; by then its caller sees ``state``."""
         eventually(lambda: drained(broker_for(self.app)), what="no message is left")
+        assert result.state == state
         return self.store.get_job(_job(self.store.run))
 
     def dead(self) -> int:
@@ -154,7 +154,7 @@ def worked() -> Iterator[Bench]:
         self.step("after", lambda: 2)
         return "done"
 
-    @app.task(shared=False, name="other")
+    @app.task(shared=False, name="other", acks_late=True)
     def other(*args: Any) -> str:
         return "another task's"
 
@@ -235,6 +235,14 @@ def test_a_store_that_fails(
         assert last == Ran(redelivered=False, copied=False, crashes=0)
 
 
+def test_its_message_is_acked_only_once_its_end_is_recorded(bench: Bench) -> None:
+    leased: list[int] = []
+    finishing = [lambda store, run: leased.append(broker_for(bench.app).size("celery").leased)]
+    bench.store.faults["finish"] = finishing
+    bench.settled(bench.call("returns"), states.SUCCESS)
+    assert leased == [1]
+
+
 def test_a_lock_that_can_not_be_freed_runs_out(bench: Bench) -> None:
     bench.store.faults["release"] = [unusable]
     record = bench.settled(bench.call("retries"), states.SUCCESS)
@@ -266,8 +274,10 @@ def test_what_can_not_be_published_is_redelivered(
         bench.store.faults[fails] = [unusable]
 
     with no_publishing(monkeypatch, after=1, times=1) as refused:
-        record = bench.settled(bench.call(way), states.SUCCESS)
+        result = bench.call(way)
+        record = bench.settled(result, states.SUCCESS)
 
+    assert result.get() == ("another task's" if way == "replaces" else "done")
     assert refused == [1]
     assert (record.status, record.attempt) == (JobStatus.SUCCEEDED, attempts)
     assert bench.ran == ran
