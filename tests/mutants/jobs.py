@@ -60,7 +60,7 @@ WORKER = [
         "gwi_celery/reliability/task.py",
         "            value = getattr(cls, attribute, needed)\n",
         "            value, cls.acks_late = needed, False\n",
-        "unit/reliability/test_ends.py::test_its_message_is_acked_only_once_its_end_is_recorded",
+        "unit/worker/test_request.py::test_a_message_is_acked_when_its_job_ends_and_not_when_it_begins",
     ),
     Mutant(
         "a task may switch the promise off",

@@ -15,7 +15,7 @@ RESULTS = [
         "gwi_celery/stores/firestore/results.py",
         "documents.replace(self.name, self.fields, self._version)",
         "Write(self.name, self.fields)",
-        "firestore/test_backend.py::test_a_write_converges",
+        "contract/test_backend.py::test_a_success_is_never_overwritten",
     ),
     Mutant(
         "a result that has expired is answered",

@@ -92,11 +92,11 @@ def bench(working: Bench) -> Iterator[Bench]:
 
 
 def hold(bench: Bench, run: str) -> threading.Event:
-    """Have the run's job wait, at boundaries, until the event is set."""
+    """Have the run's job wait, at boundaries, until the event is set or the test is over."""
     go_on = threading.Event()
 
     def wait(task: Any) -> None:
-        while not go_on.wait(0.01):
+        while run in bench.then and not go_on.wait(0.01):
             task.check()
 
     bench.then[run] = wait

@@ -235,14 +235,6 @@ def test_a_store_that_fails(
         assert last == Ran(redelivered=False, copied=False, crashes=0)
 
 
-def test_its_message_is_acked_only_once_its_end_is_recorded(bench: Bench) -> None:
-    leased: list[int] = []
-    finishing = [lambda store, run: leased.append(broker_for(bench.app).size("celery").leased)]
-    bench.store.faults["finish"] = finishing
-    bench.settled(bench.call("returns"), states.SUCCESS)
-    assert leased == [1]
-
-
 def test_a_lock_that_can_not_be_freed_runs_out(bench: Bench) -> None:
     bench.store.faults["release"] = [unusable]
     record = bench.settled(bench.call("retries"), states.SUCCESS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -52,6 +53,15 @@ def claim(app: Celery, nonce: str) -> ClaimRequest:
     wanted: ClaimRequest = task.claim_request(resolved, {}, "t1", 1, redelivered=False, nonce=nonce)
     assert isinstance(store_for(app).claim(wanted), Claimed)
     return wanted
+
+
+def test_a_message_is_acked_when_its_job_ends_and_not_when_it_begins(
+    app: Celery, request_: ReliableRequest
+) -> None:
+    request_.on_accepted(1, time.monotonic())
+    assert broker_for(app).size("celery").leased == 1
+    request_.on_success((False, "null", 1.0))
+    assert broker_for(app).size("celery").total == 0
 
 
 def test_a_job_past_its_hard_time_limit_has_failed(app: Celery, request_: ReliableRequest) -> None:
