@@ -6,8 +6,8 @@ BROKER = [
     Mutant(
         "of one priority the latest comes first",
         "gwi_celery/brokers/embedded/messages.py",
-        'key=lambda row: (-row["priority"], row["id"])',
-        'key=lambda row: (-row["priority"], -row["id"])',
+        '        "ORDER BY m.priority DESC, m.id LIMIT :limit",',
+        '        "ORDER BY m.priority DESC, m.id DESC LIMIT :limit",',
         "contract/test_broker.py::test_higher_priority_first_then_the_older",
     ),
     Mutant(
@@ -42,7 +42,7 @@ BROKER = [
         "leases are not extended",
         "gwi_celery/transport/leases.py",
         "lost = {d.ack_id for d in self._broker.extend([k.delivery for k in group], seconds)}",
-        "lost: set[str] = set()",
+        "lost = {d.ack_id for d in self._broker.extend([k.delivery for k in group], 0.0)}",
         "unit/transport/test_leases.py::test_leases_are_extended_for_as_long_as_they_are_kept",
     ),
     Mutant(
@@ -71,7 +71,7 @@ BROKER = [
         "gwi_celery/brokers/pubsub/arrivals.py",
         "replaced = self._drop(lambda d: (_path(d), d.message_id) in again)",
         "pass",
-        "pubsub/test_leases.py::test_what_a_stream_redelivers_replaces_what_waits",
+        "pubsub/test_leases.py::test_what_is_redelivered_early_replaces_what_waits",
     ),
     Mutant(
         "acks wait for other work",
@@ -85,14 +85,14 @@ BROKER = [
         "gwi_celery/exits.py",
         "signals.worker_process_shutdown.connect(_flush, weak=False)",
         "pass",
-        "pubsub/test_background.py::test_unconfirmed_messages_of_children_that_are_replaced_arrive",
+        "unit/test_exits.py::test_a_pools_child_flushes_as_it_ends",
     ),
     Mutant(
         "a queue that is made again is not bound again",
         "gwi_celery/brokers/pubsub/topology/memory.py",
         "        self.declare_queue(queue.spec)\n        for name, keys in queue.bound.items():",
         "        self.declare_queue(queue.spec)\n        for name, keys in {}.items():",
-        "pubsub/features/test_topology.py::test_a_deleted_queue_is_made_again",
+        "pubsub/features/test_topology.py::test_a_deleted_queue_is_made_again_with_its_bindings",
     ),
     Mutant(
         "a publish returns before it is on disk",

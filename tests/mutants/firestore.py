@@ -50,7 +50,7 @@ FIRESTORE = [
         "gwi_celery/stores/firestore/holder.py",
         "return documents.change(lock_name, fields, version, mask=mask)",
         "return Write(lock_name, fields, mask=mask, exists=True)",
-        "contract/test_store.py::test_a_stale_holder_changes_nothing",
+        "contract/test_store.py::test_a_stale_holder_changes_nothing[firestore-lost_to_another_job-renew]",
     ),
     Mutant(
         "a renewal does not name the record's version",
@@ -78,7 +78,7 @@ FIRESTORE = [
         "gwi_celery/stores/firestore/holder.py",
         "documents.delete(self._lock_name, hold.lock.version)",
         "documents.delete(self._lock_name)",
-        "contract/test_store.py::test_a_stale_holder_changes_nothing",
+        "contract/test_store.py::test_a_stale_holder_changes_nothing[firestore-lost_to_another_job-succeed]",
     ),
     Mutant(
         "a finish does not name the record's version",
@@ -176,7 +176,7 @@ FIRESTORE = [
         "gwi_celery/stores/firestore/operators.py",
         "        writes += [documents.delete(lock_name, lock.version), *freeing(places, lock)]",
         "        pass",
-        "contract/test_store.py::test_an_unfinished_job_can_be_cancelled contract/test_store_limits.py::test_however_a_job_ends_its_place_is_free[firestore-cancel]",
+        "contract/test_store.py::test_an_unfinished_job_can_be_cancelled",
     ),
     Mutant(
         "a cancelled job's lock is freed though it is another's",
