@@ -66,7 +66,7 @@ class _State:
         self.closed = False
         #: Between two tasks of a pool process: what is to end a job was meant for the last one.
         self.idle = False
-        #: What came meanwhile; calling it raises, or does, what was held back.
+        #: What was held back meanwhile, in order; calling one raises or does it.
         self.noted: list[Callable[[], Any]] = []
 
 

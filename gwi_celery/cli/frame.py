@@ -121,6 +121,11 @@ class Shape:
         }
 
 
+def options(*of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several ``click.option`` as one decorator; help shows them in that order."""
+    return lambda function: functools.reduce(lambda f, option: option(f), reversed(of), function)
+
+
 #: Command -> what it prints with ``--json``.
 SHAPES: Final[dict[str, Shape]] = {}
 

@@ -157,9 +157,13 @@ class ReliableTask(InsideJob):
                 headers=headers,
                 **options,
             )
-        except EncodeError as exc:
+        except (EncodeError, ValueError) as exc:
+            # Not every codec error is Kombu's: Python has one of its own for a number of many digits.
+            culprit = _culprit(resolved.arguments)
+            if isinstance(exc, InvalidCall) or not (culprit or isinstance(exc, EncodeError)):
+                raise
             raise NotSerializable(
-                f"{self.name}: {_culprit(resolved.arguments)} has no JSON form ({exc}): pass "
+                f"{self.name}: {culprit or 'an argument'} has no JSON form ({exc}): pass "
                 "plain values (text, numbers, lists, dicts), or an id to load it by"
             ) from exc
         return tenants.owned(result, resolved.tenant)
@@ -284,6 +288,8 @@ class ReliableTask(InsideJob):
         try:
             return super().retry(*args, **kwargs)
         except Reject as reject:
+            if isinstance(reject.reason, PERMANENT):
+                raise reject.reason from None  # no later attempt could send it either
             # The copy could not be published. Celery would drop the message: keep it instead.
             raise Reject(reject.reason, requeue=True) from reject
         finally:
@@ -443,10 +449,11 @@ def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _culprit(arguments: Mapping[str, Any]) -> str:
+def _culprit(arguments: Mapping[str, Any]) -> str | None:
+    """The first argument that can't be written as JSON."""
     for name, value in arguments.items():
         try:
             json.dumps(value)
         except (TypeError, ValueError, RecursionError):
             return f"argument {name!r} (a {type(value).__name__})"
-    return "an argument"
+    return None

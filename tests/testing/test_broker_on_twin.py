@@ -183,7 +183,7 @@ def test_a_queue_whose_making_was_not_answered_is_ones_own(
     broker.ack([wait_for(receiver, "answers")])
     broker.close()
     assert failed
-    assert list(connect().topology._admin.subscriptions()) == []
+    assert list(connect().topology.admin.subscriptions()) == []
 
 
 def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:
@@ -417,14 +417,14 @@ def test_what_is_given_back_keeps_its_place_in_a_runs_order(broker: PubSubBroker
 @pytest.mark.parametrize("delay", [1, 7], ids=["held", "parked"])
 def test_an_eta_is_kept_with_a_retry_policy(connect: Connect, delay: float) -> None:
     """Which Pub/Sub applies to a lease that runs out as well."""
-    broker = connect(retry_policy=(2, 600))
+    broker = connect(retry_policy=(10, 600))
     broker.declare_queue(QueueSpec("q"))
     due = time.time() + delay
     send(broker, b"x", delay=delay)
     receiver = broker.receiver()
     receiver.subscribe("q")
     broker.ack([wait_for(receiver)])
-    assert 0 <= time.time() - due < 1
+    assert 0 <= time.time() - due < 10, "the policy's shortest pause"
 
 
 def test_the_largest_message_fits_its_request(connect: Connect, twin: Twin) -> None:

@@ -12,6 +12,8 @@ from uuid import uuid4
 import jsonschema_rs
 import pytest
 from celery import Celery
+from celery.exceptions import TaskRevokedError
+from celery.result import AsyncResult
 
 from gwi_celery import ReliableTask, broker_for, jobs, queues, setup
 from gwi_celery.brokers.base import QueueSpec
@@ -45,6 +47,12 @@ class Shop(Gwi):
 
         @app.task(shared=False, base=ReliableTask, name="shop.invoice")
         def invoice(*, tenant_id: str, run_id: str) -> None: ...
+
+        self.noted: list[str] = []
+
+        @app.task(shared=False, name="shop.note")
+        def note(text: str) -> None:
+            self.noted.append(text)
 
     def call(self, run: str, how: str = "", **options: Any) -> str:
         kwargs = {"tenant_id": "acme", "run_id": run, "how": how}
@@ -192,3 +200,30 @@ def test_tail_shows_what_happens_as_it_happens(shop: Shop) -> None:
     kinds = {line.split()[2] for line in lines}
     assert kinds & {"task-received", "task-started", "task-succeeded"}
     assert all(line.split()[1].endswith("Z") for line in lines)
+
+
+@pytest.mark.emulator
+def test_what_is_delayed_can_be_had_now_or_cancelled(shop: Shop) -> None:
+    note = shop.app.tasks["shop.note"]
+    now, never = shop.call("n1", countdown=800), shop.call("n2", countdown=800)
+    holder = shop.call("n3")
+    shop.becomes(holder, "succeeded")
+    again = shop.call("n3", countdown=800)
+    kept, dropped = (note.apply_async([text], countdown=800).id for text in ("now", "never"))
+    everything = {now, never, again, kept, dropped}
+
+    def waiting() -> set[str]:
+        return {row["task_id"] for row in shop.json("delayed", "list")} & everything
+
+    eventually(lambda: waiting() == everything, what="all are known to wait")
+    assert shop.json("delayed", "now", now, kept, "--yes") == {"released": 2}
+    shop.becomes(now, "succeeded")
+    eventually(lambda: shop.noted == ["now"])
+    assert shop.json("delayed", "cancel", never, again, dropped, "--yes") == {"cancelled": 3}
+    eventually(lambda: not waiting())
+    with pytest.raises(TaskRevokedError):
+        AsyncResult(never, app=shop.app).get(timeout=PATIENCE)
+    ended = jobs.get(jobs.JobRef("acme", "shop.audit", "run:n2"), app=shop.app)
+    assert ended.record.status.value == "cancelled", "so no copy of it will ever begin"
+    assert jobs.get(holder, app=shop.app).record.status.value == "succeeded"
+    assert shop.noted == ["now"]

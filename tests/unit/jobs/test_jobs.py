@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from gwi_celery import ReliableTask, audit, broker_for, jobs, setup, store_for
 from gwi_celery.errors import InvalidCall
 from gwi_celery.jobs import JobRef, JobStatus
+from tests.apps import fresh_app
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
 from tests.workers import drained, eventually
@@ -51,11 +52,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def working() -> Iterator[Bench]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(
-        app, broker_url=name, store_url=name, code_version="v7", contention_delay=0.05, lock_ttl=3
-    )
+    app = fresh_app(code_version="v7", contention_delay=0.05, lock_ttl=3)
     app.conf.worker_prefetch_multiplier = 1
     bench = Bench(app)
 

@@ -13,7 +13,7 @@ import pytest
 from celery import Celery, states
 from celery.exceptions import Ignore
 
-from gwi_celery import ReliableTask, broker_for, setup, store_for
+from gwi_celery import ReliableTask, broker_for, store_for
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import BrokerUnusable, StoreUnavailable, StoreUnusable
 from gwi_celery.headers import HOLDS_HEADER
@@ -21,6 +21,7 @@ from gwi_celery.integration import integration
 from gwi_celery.reliability.ends import Counts, End
 from gwi_celery.stores.base import JobRef, JobStatus, LockRef, Store
 from gwi_celery.transport.settlement import Settlement
+from tests.apps import fresh_app
 from tests.threadworker import worker_in_thread
 from tests.workers import dead_letters, drained, eventually
 
@@ -129,9 +130,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def worked() -> Iterator[Bench]:
     """One worker for all of them: it takes its time to end."""
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name, lock_ttl=LOCK_TTL, contention_delay=0.05)
+    app = fresh_app(lock_ttl=LOCK_TTL, contention_delay=0.05)
     app.conf.task_publish_retry_policy = {"max_retries": 1, "interval_start": 0}
     faulty = Faulty(store_for(app))
     integration(app)._store = faulty  # type: ignore[assignment]

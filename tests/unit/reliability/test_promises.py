@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
 from celery import Celery, group
 
-from gwi_celery import Reliable, ReliableTask, setup, store_for
+from gwi_celery import Reliable, ReliableTask, store_for
 from gwi_celery.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -28,13 +27,9 @@ JOB = JobRef("acme", "t", "run:r1")
 
 
 @pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name)
+def app(app: Celery) -> Celery:
     app.conf.task_always_eager = True
-    yield app
-    app.close()
+    return app
 
 
 # --- which calls are the same job -----------------------------------------------------------------

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery, states
 from celery.exceptions import Ignore
 
-from gwi_celery import ReliableTask, broker_for, queues, setup, store_for
+from gwi_celery import ReliableTask, broker_for, queues, store_for
 from gwi_celery.errors import WorkerStopping
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.stores.base import Claimed
@@ -19,15 +17,6 @@ from gwi_celery.worker import tracer
 from tests.machine import PATIENCE
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
-
-
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    url = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=url, store_url=url)
-    yield app
-    app.close()
 
 
 def work_on(app: Celery, task: Any, task_id: str) -> None:
