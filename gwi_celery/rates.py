@@ -79,6 +79,18 @@ class RedisRates:
             )
             return self._uncounted(limits)
 
+    def used(self, limit: LimitRef) -> int | None:
+        """Starts that count now; None if Redis doesn't answer."""
+        if time.monotonic() < self._alone_until:
+            return None
+        item = self._item_of(limit)
+        try:
+            return int(item.amount - self._limiter.get_window_stats(item, limit.id).remaining)
+        except self._failure:
+            with self._lock:
+                self._alone_until = time.monotonic() + _LEFT_ALONE
+            return None
+
     def reachable(self) -> bool:
         """Whether Redis answers now."""
         try:

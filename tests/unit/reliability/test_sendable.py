@@ -15,6 +15,7 @@ from celery import Celery, chain, chord, group
 from gwi_celery import ReliableTask, broker_for, setup, store_for
 from gwi_celery.errors import InvalidCall, NotSerializable
 from gwi_celery.stores.base import JobRef, JobStatus
+from gwi_celery.transport import envelope
 from gwi_celery.worker.consumer import why_malformed
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
@@ -147,6 +148,21 @@ def test_a_number_of_too_many_digits_is_an_argument_without_a_json_form(app: Cel
     with pytest.raises(NotSerializable, match="argument 'x'"):
         app.tasks["t"].delay(**TENANT, x=huge)
     assert sent(app) == 0
+
+
+def test_how_deep_a_compressed_call_is_nested_is_known(app: Celery) -> None:
+    deep: Any = 5
+    for _ in range(250):
+        deep = [deep]
+    for compression in (None, "gzip", "bzip2", "lzma"):
+        with pytest.raises(NotSerializable, match="200 levels"):
+            app.tasks["plain"].apply_async(kwargs={"x": deep}, compression=compression)
+    # Bytes of another codec's that would be taken for brackets.
+    body = b"\xff" + b"[" * 300
+    headers = {"task": "t", "id": "1", "compression": "other"}
+    parts = {"content-type": "application/json", "content-encoding": "utf-8", "properties": {}}
+    data, _ = envelope.encode({"body": body, "headers": headers, **parts})
+    assert b'"other"' in data
 
 
 def test_a_retry_that_can_never_be_sent_fails_its_job(app: Celery) -> None:
