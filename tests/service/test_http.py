@@ -18,11 +18,10 @@ import yaml
 
 from gwi_celery import broker_for, store_for
 from gwi_celery.service import openapi
-from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE
 from tests.service.pushing import APP, Service, envelope, jobs_in
 from tests.service.tokens import ACCOUNT, AUDIENCE, Issuer, published
-from tests.workers import eventually
+from tests.workers import eventually, read_audit
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("service-http")]
 

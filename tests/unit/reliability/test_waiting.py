@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery, states
 from celery.exceptions import Ignore
 
-from gwi_celery import ReliableTask, broker_for, queues, setup, store_for
+from gwi_celery import ReliableTask, broker_for, queues, store_for
 from gwi_celery.errors import WorkerStopping
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.stores.base import Claimed
@@ -19,15 +17,6 @@ from gwi_celery.worker import tracer
 from tests.machine import PATIENCE
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
-
-
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    url = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=url, store_url=url)
-    yield app
-    app.close()
 
 
 def work_on(app: Celery, task: Any, task_id: str) -> None:
@@ -81,6 +70,25 @@ def test_handed_back_it_is_pending(app: Celery, seen: list[str]) -> None:
     work_on(app, t, "t1")
     assert app.AsyncResult("t1").state == states.PENDING
     assert seen == [states.STARTED, states.PENDING]
+
+
+@pytest.mark.parametrize(("behind", "most"), [("a limit of its own", 2.4), (None, 36.0)])
+def test_one_that_waits_alone_asks_often_however_long(
+    app: Celery, behind: str | None, most: float
+) -> None:
+    """What is freed is taken soon. While the store is unavailable, the pauses grow."""
+
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str, run_id: str) -> None: ...
+
+    t.push_request(id="t1", headers={"gwi_holds": 12}, kwargs=CALL, retries=0)
+    try:
+        with pytest.raises(Ignore):
+            Attempt(t)._wait(ValueError(), "why", behind=behind)
+    finally:
+        t.pop_request()
+    [waiting] = queues.delayed(app)
+    assert most / 2 < waiting.due - time.time() <= most
 
 
 @pytest.mark.parametrize(("left", "most"), [(0.3, 0.4), (-5.0, 60.0)])

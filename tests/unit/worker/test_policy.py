@@ -20,6 +20,7 @@ from gwi_celery.signing import MESSAGE, Keys
 from gwi_celery.transport import envelope, handover
 from gwi_celery.worker.consumer import why_malformed
 from gwi_celery.worker.policy import Policy
+from tests.apps import fresh_app
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
 from tests.workers import dead_letters, drained, eventually
@@ -30,9 +31,7 @@ RELIABLE = {**CALL, "task": "pay"}
 
 
 def make(**settings: Any) -> Celery:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name, **settings)
+    app = fresh_app(**settings)
 
     @app.task(shared=False, name="add")
     def add(*numbers: Any) -> int:
