@@ -55,7 +55,9 @@ class RedisRates:
         try:
             storage = storage_from_string(url, wrap_exceptions=True, **times)
         except (Unusable, ValueError, StorageError) as exc:
-            raise ConfigurationError(f"limits_url can't be used: {type(exc).__name__}") from exc
+            raise ConfigurationError(
+                f"limits_url can't be used ({type(exc).__name__}): write redis://host:6379/0"
+            ) from exc
         self._limiter = MovingWindowRateLimiter(storage)
         self._item: Any = RateLimitItemPerSecond
         self._failure = StorageError
