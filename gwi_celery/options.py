@@ -117,8 +117,8 @@ def read(
     """Options by name, each read by its kind.
 
     Args:
-        unknown: What to say of a name that isn't in ``kinds``; ``{}`` stands for it.
-        where: What to say of a wrong value; ``{}`` stands for its name.
+        unknown: The error's text for a name that isn't in ``kinds``; ``{}`` is replaced by the name.
+        where: How the error's text names a wrong value; ``{}`` is replaced by its name.
 
     Raises ConfigurationError.
     """

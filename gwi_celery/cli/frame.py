@@ -121,6 +121,11 @@ class Shape:
         }
 
 
+def options(*of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several ``click.option`` as one decorator; help shows them in that order."""
+    return lambda function: functools.reduce(lambda f, option: option(f), reversed(of), function)
+
+
 #: Command -> what it prints with ``--json``.
 SHAPES: Final[dict[str, Shape]] = {}
 
@@ -337,7 +342,7 @@ def seconds_of(text: str) -> float:
     except ValueError:
         found = -1.0
     if not 0 <= found < float("inf"):
-        raise click.BadParameter(f"{text!r} is no time: write 45s, 10m, 3h or 2d")
+        raise click.BadParameter(f"{text!r} is not a length of time: write 45s, 10m, 3h or 2d")
     return found * units[unit]
 
 

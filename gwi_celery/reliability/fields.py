@@ -208,8 +208,14 @@ CALLBACKS: Final[Mapping[str, Kind]] = {
 
 def wrong(fields: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> str | None:
     """What is wrong with these, without their values; None if nothing is."""
+    found = first_wrong(fields, kinds)
+    return found and f"its {where} {found[0]!r} is not {found[1].what}"
+
+
+def first_wrong(fields: Mapping[str, Any], kinds: Mapping[str, Kind]) -> tuple[str, Kind] | None:
+    """The first field that is not of its kind, and the kind; None if there is none."""
     for name, kind in kinds.items():
         value = fields.get(name)
         if value is not None and not kind.takes(value):
-            return f"its {where} {name!r} is not {kind.what}"
+            return name, kind
     return None

@@ -173,7 +173,10 @@ def _properties(message: Any) -> str | None:
 def _embedded(payload: Any) -> str | None:
     """Of protocol 2: arguments, keyword arguments, callbacks. Hybrids carry protocol 1's."""
     if isinstance(payload, dict):
-        return _arguments(payload) if "args" in payload else "its body is not a list of three"
+        if "args" not in payload:
+            return "its body is not a list of three"
+        # Celery reads the rest of it from there, too.
+        return fields.wrong(payload, fields.HEADERS, "field") or _arguments(payload)
     if not isinstance(payload, (list, tuple)) or len(payload) != 3:
         return "its body is not a list of three"
     args, kwargs, embed = payload

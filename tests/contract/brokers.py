@@ -42,6 +42,8 @@ class BrokerFactory:
     held_clock: ClassVar[bool]
     #: ``size`` and ``peek`` tell of every message, whatever its state.
     sees_all: ClassVar[bool] = True
+    #: What is delayed is given back by who gets it early, until it is due.
+    parks: ClassVar[bool] = False
     #: Nothing is leased before a poll asks for it, and order and counts are exact.
     exact: ClassVar[bool] = True
     #: The fixture without which there is no service; None: it needs none.
@@ -116,6 +118,7 @@ class PubSub(BrokerFactory):
 
     held_clock = False
     sees_all = False
+    parks = True
     exact = False
     fixture = "pubsub_emulator"
 

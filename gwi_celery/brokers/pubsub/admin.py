@@ -66,6 +66,7 @@ class Admin:
         return found
 
     def note_push(self, path: str, endpoint: str) -> None:
+        """Where Pub/Sub posts a subscription's messages from now on; empty: it is pulled."""
         if endpoint:
             self.pushed[path] = endpoint
         else:

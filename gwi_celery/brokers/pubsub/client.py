@@ -152,7 +152,7 @@ _SETTLING_PAUSES = (0.1, 1.0)
 
 
 class AlreadyExists(BrokerError):
-    """A topic or subscription of that name is there already."""
+    """A topic or subscription of that name exists already."""
 
 
 class Client:

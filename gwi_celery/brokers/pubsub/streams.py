@@ -1,7 +1,7 @@
 """StreamingPull: always open, or open while there is room.
 
 A stream that is half-closed ends with everything that Pub/Sub sent on it, so no message is left leased to
-nobody. A pull that its client ends, even by its deadline, goes on for a while at Pub/Sub and takes a
+nobody. When a client ends a pull, even by its deadline, Pub/Sub keeps it open for a while: it takes a
 message along, which is then late by a lease. Pub/Sub closes every stream now and then with an error,
 which is no failure, and also a stream whose client is silent for a minute, so heartbeats are sent.
 
@@ -45,7 +45,7 @@ _QUIET = 2.0
 _AS_TOLD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 #: Streams opened for one look while they fail for now.
 _LOOKS = 4
-#: Seconds in which what is under way arrives.
+#: Seconds in which messages that were sent already arrive.
 _SETTLED = 0.1
 
 
@@ -276,7 +276,7 @@ class Flow(Stream):
         return 2 * self._free(opened) < self._wanted
 
     def _free(self, opened: _Call) -> int:
-        """How many more Pub/Sub may send."""
+        """How many more messages Pub/Sub may send."""
         return opened.allowance - len(self.receiver.broker.deliveries.outstanding(opened.brought))
 
     def _look_again(self) -> None:
@@ -309,7 +309,7 @@ class Flow(Stream):
         with self._lock:
             self._wanted = 0
             current = self._current
-            # Full of what its user has: it may stay open, and goes on with the next ack.
+            # All that it may send is with its user: it stays open, and sends more after the next ack.
             if current is not None and (unpolled or self._free(current) > 0):
                 self._close()
 

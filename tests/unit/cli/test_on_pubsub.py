@@ -17,7 +17,7 @@ from gwi_celery.cli.frame import Exit
 from gwi_celery.errors import StoreUnavailable
 from gwi_celery.expiry import announce_expiring, archive_expiring
 from gwi_celery.integration import integration, settings_for, store_for
-from gwi_celery.stores.base import Origin, Wait
+from gwi_celery.stores.base import JobStatus, Origin, Wait
 from gwi_celery.stores.queues import LetterFilter
 from gwi_celery.testing.twin import start_twin
 from gwi_celery.transport.death import Death
@@ -231,7 +231,8 @@ def test_a_queue_that_is_pushed_can_t_be_paused(gwi_: Gwi) -> None:
 
 
 @pytest.mark.emulator
-def test_what_waits_is_listed_by_its_record_and_can_only_be_cancelled_as_a_job(gwi_: Gwi) -> None:
+def test_what_waits_is_listed_by_its_record_and_cancelled_by_it(gwi_: Gwi) -> None:
+    """Where no worker that runs has its message parked."""
     app, store = gwi_.app, store_for(gwi_.app)
     task = app.tasks["shop.invoice"]
     kwargs = {"tenant_id": "acme", "run_id": "r1"}
@@ -242,11 +243,17 @@ def test_what_waits_is_listed_by_its_record_and_can_only_be_cancelled_as_a_job(g
     [row] = gwi_.json("delayed", "list")
     assert (row["task_id"], row["queue"], row["run_id"], row["due"]) == ("id1", "celery", "r1", 4e9)
     assert gwi_.json("delayed", "list", "-Q", "other") == []
-    for verb in ("now", "cancel"):
-        gwi_("delayed", verb, "id1", "--yes", code=Exit.USAGE)
-        assert "gwi jobs cancel" in gwi_.err
-    assert gwi_.json("jobs", "cancel", "id1", "--yes") == {"cancelled": 1}
+    gwi_("delayed", "now", "id1", "--yes", code=Exit.NOTHING)
+    assert "no worker answered" in gwi_.err
+    assert "gwi jobs cancel" in gwi_.err
+    app.conf.worker_enable_remote_control = False
+    gwi_("delayed", "now", "id1", "--yes", code=Exit.USAGE)
+    assert "no remote control" in gwi_.err
+    app.conf.worker_enable_remote_control = True
+    assert gwi_.json("delayed", "cancel", "id1", "--yes") == {"cancelled": 1}
+    assert "0 workers answered: 1 of 1 done" in gwi_.err
     assert gwi_.json("delayed", "list") == []
+    assert store.get_job(call.job).status is JobStatus.CANCELLED
 
 
 @pytest.mark.slow  # each look at a dead letter waits for an empty pull

@@ -151,6 +151,33 @@ def test_an_option_set_in_a_class_is_refused_but_not_what_only_has_its_name(app:
         app.register_task(Bad())
 
 
+def test_an_option_of_another_type_is_refused_where_it_stands(app: Celery) -> None:
+    for option in (
+        *(
+            {name: value}
+            for name in ("lock_ttl", "result_ttl", "deadline")
+            for value in ("5", -1, True)
+        ),
+        *(
+            {name: value}
+            for name in ("max_crashes", "max_result_bytes")
+            for value in ("5", -1, 1.5)
+        ),
+    ):
+        with pytest.raises(ConfigurationError, match=rf"Reliable\({next(iter(option))}="):
+            Reliable(**option)
+    for name, retries in (("text", "3"), ("negative", -1)):
+
+        class Odd(ReliableTask):
+            max_retries = retries
+
+            def run(self, *, tenant_id: str) -> None: ...
+
+        Odd.name = name
+        with pytest.raises(ConfigurationError, match=r"max_retries=.*whole number"):
+            app.register_task(Odd())
+
+
 # --- a __call__ of one's own ----------------------------------------------------------------------
 
 

@@ -72,6 +72,25 @@ def test_handed_back_it_is_pending(app: Celery, seen: list[str]) -> None:
     assert seen == [states.STARTED, states.PENDING]
 
 
+@pytest.mark.parametrize(("behind", "most"), [("a limit of its own", 2.4), (None, 36.0)])
+def test_one_that_waits_alone_asks_often_however_long(
+    app: Celery, behind: str | None, most: float
+) -> None:
+    """What is freed is taken soon. While the store is unavailable, the pauses grow."""
+
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str, run_id: str) -> None: ...
+
+    t.push_request(id="t1", headers={"gwi_holds": 12}, kwargs=CALL, retries=0)
+    try:
+        with pytest.raises(Ignore):
+            Attempt(t)._wait(ValueError(), "why", behind=behind)
+    finally:
+        t.pop_request()
+    [waiting] = queues.delayed(app)
+    assert most / 2 < waiting.due - time.time() <= most
+
+
 @pytest.mark.parametrize(("left", "most"), [(0.3, 0.4), (-5.0, 60.0)])
 def test_it_waits_no_longer_than_for_its_deadline(app: Celery, left: float, most: float) -> None:
     """Past it, as while the store is unavailable, the pauses stay as they are."""

@@ -59,6 +59,8 @@ def test_what_celery_makes_or_answers_itself_is_left_to_it(fine: Message) -> Non
         (message([1, {}, {}], task="t", id="1"), "arguments"),
         (message([[], [], {}], task="t", id="1"), "arguments"),
         (message([[], {}, 5], task="t", id="1"), "callbacks"),
+        (message({"args": [], "kwargs": {}, "timelimit": "x"}, task="t", id="1"), "timelimit"),
+        (message({"args": [], "kwargs": {}, "expires": "x"}, task="t", id="1"), "expires"),
         (message({"task": "t"}), "no id"),
         (message({"task": {}, "id": "1"}), "'task' is not a text"),
         (message({"task": "t", "id": "1", "args": 5}), "arguments"),
