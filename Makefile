@@ -25,7 +25,7 @@ help:
 	@echo "make constraints     writes constraints.txt anew, with the newest versions"
 	@echo "make lint    ruff, mypy, and which module may import which"
 	@echo "make bench   measurements, as ratios against other brokers"
-	@echo "make mutants breaks the store's promises one by one; the suite must notice each"
+	@echo "make mutants breaks promises one by one; tests must notice each (ARGS=--help)"
 	@echo "make peer-suites     Celery's and Kombu's own integration suites on our transports and result backends, beside Redis"
 	@echo "make docs    builds the documentation's site into build/site; docs-serve shows it while you write"
 	@echo "make checkov checks infra/terraform against checkov's rules"
@@ -120,7 +120,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 mutants: $(STAMP)
-	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 peer-suites: $(STAMP)
 	$(BIN)/python -m tests.peers $(ARGS)

@@ -16,13 +16,22 @@ def check_spec(spec: QueueSpec) -> None:
             above_zero(f"queue {spec.name!r}: {setting}", value)
     if spec.max_deliveries is not None and spec.max_deliveries < 0:
         raise ConfigurationError(
-            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}; 0 is without a limit"
+            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}: write 1 or more, or 0 for no "
+            "limit"
         )
 
 
 def above_zero(setting: str, seconds: float) -> None:
     if not seconds > 0:
         raise ConfigurationError(f"{setting} is {seconds}: it must be above 0 seconds")
+
+
+def bound_exchange(name: str, queue: str) -> str:
+    """Why an exchange isn't deleted ``if_unused``."""
+    return (
+        f"exchange {name!r} is used: queue {queue!r} is bound to it; unbind it first, or delete the "
+        "exchange without if_unused"
+    )
 
 
 def exists_to_stay(name: str) -> ConfigurationError:

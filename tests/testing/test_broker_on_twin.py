@@ -386,6 +386,34 @@ def test_a_far_eta_is_published_anew_by_its_age_also_where_nothing_counts_delive
     assert twin.counts(path)["waiting"] == 0
 
 
+def test_what_is_given_back_is_acked_only_once_its_copy_is_published(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = connect()
+    send(broker, b"x")
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    delivery = wait_for(receiver)
+
+    def unavailable(*args: Any) -> None:
+        raise BrokerUnavailable("it is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broker.publisher, "send", unavailable)
+        broker.give_back(delivery)
+        assert broker.flush(10)
+    assert twin.counts(broker.topology.subscription("q"))["acked"] == 0
+    assert wait_for(receiver).data == b"x"
+
+
+def test_what_is_given_back_keeps_its_place_in_a_runs_order(broker: PubSubBroker) -> None:
+    broker.publish_many([_of("a", b"1"), _of("a", b"2")])
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    broker.give_back(wait_for(receiver))
+    assert wait_for(receiver).data == b"1"
+
+
 @pytest.mark.parametrize("delay", [1, 7], ids=["held", "parked"])
 def test_an_eta_is_kept_with_a_retry_policy(connect: Connect, delay: float) -> None:
     """Which Pub/Sub applies to a lease that runs out as well."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gwi_celery import sqlite
+from gwi_celery import shield, sqlite
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import BrokerUnusable, StoreUnusable
@@ -116,8 +116,11 @@ def locked(folder: Path) -> tuple[SqliteStore, sqlite3.Connection]:
     return store, locker
 
 
-def test_a_signal_is_handled_while_a_locked_file_is_waited_for(tmp_path: Path) -> None:
+def test_a_signal_is_handled_while_a_locked_file_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a worker would hear of its stop when the wait is over. Here the signal ends the wait."""
+    monkeypatch.setattr(shield, "_armed", False)  # by an earlier test: handlers would be held back
     store, locker = locked(tmp_path)
     main = threading.get_ident()
 

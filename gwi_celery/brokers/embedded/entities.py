@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from gwi_celery.brokers.base import Binding, QueueSpec, check_default_binding
-from gwi_celery.brokers.checks import check_spec, exists_to_stay
+from gwi_celery.brokers.checks import bound_exchange, check_spec, exists_to_stay
 from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.files import Change, Files
 from gwi_celery.brokers.embedded.tables import Queue
@@ -40,7 +40,7 @@ class Entities:
         with self._files.database.write() as c:
             bound = tables.bound_to(c, name, self._files.clock.time()) if if_unused else []
             if bound:
-                raise NotDeleted(f"exchange {name!r} is used: queue {bound[0]!r} is bound to it")
+                raise NotDeleted(bound_exchange(name, bound[0]))
             tables.drop_exchange(c, name)
 
     def has_exchange(self, name: str) -> bool:
@@ -80,11 +80,15 @@ class Entities:
             if found is None:
                 return
             if if_unused and tables.listeners(c, name):
-                raise NotDeleted(f"queue {name!r} is used: somebody consumes from it")
+                raise NotDeleted(
+                    f"queue {name!r} is used: somebody consumes from it; stop that first, or delete it "
+                    "without if_unused"
+                )
             if if_empty and (size := messages.size(c, found, now)).total:
                 raise NotDeleted(
                     f"queue {name!r} is not empty: {size.ready} messages are ready, "
-                    f"{size.delayed} delayed and {size.leased} leased"
+                    f"{size.delayed} delayed and {size.leased} leased; purge it first, or delete it "
+                    "without if_empty"
                 )
             tables.drop_queue(c, name)
 
