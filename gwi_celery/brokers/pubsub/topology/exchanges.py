@@ -11,6 +11,9 @@ from gwi_celery.brokers.pubsub.topology.paths import Paths
 from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES
 from gwi_celery.errors import BrokerError, ConfigurationError, NotFound
 
+#: Times that an exchange is declared while its topic is deleted.
+_TRIES = 4
+
 
 class Exchanges:
     """Those that one connection knows of."""
@@ -49,16 +52,22 @@ class Exchanges:
             return type
         labels = {naming.EXCHANGE_LABEL: type, **naming.name_labels(name)}
         path = self._paths.topic(name)
-        if self._admin.create_topic(path, labels):
-            return type
-        topic = self._client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
+        for left in reversed(range(_TRIES)):
+            if self._admin.create_topic(path, labels):
+                return type
+            try:
+                topic = self._client.persist("GetTopic", pb["GetTopicRequest"](topic=path), path)
+                break
+            except NotFound:  # deleted just now: for some seconds its name can't be used
+                if not left:
+                    raise
         if naming.EXCHANGE_LABEL in topic.labels:  # made by another process just now
             return str(topic.labels[naming.EXCHANGE_LABEL])
         # So far it is a queue's topic only.
         topic.labels[naming.EXCHANGE_LABEL] = type
         request = pb["UpdateTopicRequest"](topic=topic, update_mask=FieldMask(paths=["labels"]))
         try:
-            self._client.call("UpdateTopic", request, path)
+            self._client.persist("UpdateTopic", request, path)
         except BrokerError:
             if not self._options.lax:  # which can't update a topic's labels
                 raise
@@ -73,7 +82,7 @@ class Exchanges:
             return known
         path = self._paths.topic(name)
         try:
-            topic = self._client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
+            topic = self._client.persist("GetTopic", pb["GetTopicRequest"](topic=path), path)
         except NotFound:
             return None
         found = topic.labels.get(naming.EXCHANGE_LABEL)

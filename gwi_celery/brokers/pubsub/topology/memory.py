@@ -78,11 +78,12 @@ class Topology:
             return [queue.spec.name for queue in were_bound]
 
     def _refuse_if_bound(self, exchange: str) -> None:
-        if self.exchanges.type_of(exchange) is None:
-            return
+        # First, as bindings are listed even while their exchange is too new to be found.
         bound = [binding.queue for binding in self.bindings() if binding.exchange == exchange]
         if bound:
             raise NotDeleted(bound_exchange(exchange, bound[0]))
+        if self.exchanges.type_of(exchange) is None:
+            return
         if not self._options.managed or self.has_queue(exchange):
             raise NotDeleted(
                 f"nobody can say whether exchange {exchange!r} is used: a queue may be bound to it "
