@@ -219,7 +219,9 @@ class Database:
                 "or solo"
             )
         if self._closed:
-            raise self._unusable(f"the memory {self._kind} was closed, and what it held is gone")
+            raise self._unusable(
+                f"the memory {self._kind} was closed, and its contents are gone: open another one"
+            )
         if self._memory is None:
             self._memory = self._open()
         return self._memory

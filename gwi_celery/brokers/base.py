@@ -397,7 +397,10 @@ class Broker(Protocol):
         """
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
-        """Move the leases out to ``seconds`` from now. Returns the deliveries whose lease is lost."""
+        """Move the leases out to ``seconds`` from now. Returns the deliveries whose lease is lost.
+
+        Raises BrokerUnavailable: try again while they last.
+        """
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         """Move the message to the dead letter of its queue, with ``reason`` (none if temporary)."""

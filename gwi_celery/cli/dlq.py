@@ -194,7 +194,7 @@ def redrive(
     If it was cut short, call it again: what was moved is no longer among them.
     """
     if from_start and from_step:
-        end(Exit.USAGE, "either --from-start or --from-step")
+        end(Exit.USAGE, "give either --from-start or --from-step, not both")
     step = None if from_start else from_step or ""
     chosen = _chosen(app, "redrive", ids, everything, yes, given)
     with Progress("redrive", len(chosen)) as moved:

@@ -342,7 +342,7 @@ def seconds_of(text: str) -> float:
     except ValueError:
         found = -1.0
     if not 0 <= found < float("inf"):
-        raise click.BadParameter(f"{text!r} is no time: write 45s, 10m, 3h or 2d")
+        raise click.BadParameter(f"{text!r} is not a length of time: write 45s, 10m, 3h or 2d")
     return found * units[unit]
 
 

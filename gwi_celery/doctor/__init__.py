@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--echo-account", default="", help="who may invoke that")
     options = parser.parse_args(argv)
     if bool(options.echo) != bool(options.echo_account):
-        parser.error("--echo and --echo-account belong together")
+        parser.error("--echo and --echo-account belong together: give both, or neither")
     try:
         holds = written(
             options.urls,

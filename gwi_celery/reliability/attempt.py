@@ -48,7 +48,7 @@ from gwi_celery.headers import (
     PUSH_UNTIL,
 )
 from gwi_celery.integration import integration, settings_for
-from gwi_celery.reliability import call, carried, compensation, wording
+from gwi_celery.reliability import call, carried, claims, compensation, wording
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.crowds import Crowds
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
@@ -195,7 +195,7 @@ class Attempt:
             wanted = replace(wanted, limits=())  # there is nowhere to wait
         if wanted.limits:
             wanted = replace(wanted, rates=integration(self._task.app).rates)
-        answer = store.claim(wanted)
+        answer = claims.claim(store, wanted, request)
         deadline, waits = headers.get(DEADLINE_HEADER), isinstance(answer, (Held, Limited))
         if not waits or deadline is None or time.time() <= float(deadline):
             return answer

@@ -89,7 +89,9 @@ class EmbeddedBroker:
         above_zero("lease_seconds", lease_seconds)
         above_zero("retention", retention)
         if max_deliveries < 0:
-            raise ConfigurationError(f"max_deliveries is {max_deliveries}; 0 is without a limit")
+            raise ConfigurationError(
+                f"max_deliveries is {max_deliveries}: write 1 or more, or 0 for no limit"
+            )
         self.lease_seconds = lease_seconds
         self.operators: Operators | None = None
         self._files = Files(

@@ -354,7 +354,7 @@ class PubSubBroker:
                     subscription=source.path, ack_ids=[item.ack_id for item in received]
                 )
                 self._dead_letters.end(queue, received)
-                self.client.call("Acknowledge", request, source.path)
+                self.client.persist("Acknowledge", request, source.path)
                 purged += sum(source.takes(wire.parse(item.message)) for item in received)
         return purged
 
@@ -383,7 +383,7 @@ class PubSubBroker:
             if service_account:
                 request.push_config.oidc_token.service_account_email = service_account
                 request.push_config.oidc_token.audience = audience
-            self.client.persist("ModifyPushConfig", request, source.path, self.options.timeout)
+            self.client.persist("ModifyPushConfig", request, source.path)
             self.topology.admin.note_push(source.path, url)
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:

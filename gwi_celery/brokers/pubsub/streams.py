@@ -43,6 +43,8 @@ _LIVED = 20.0
 _QUIET = 2.0
 #: How a stream ends that its client half-closed.
 _AS_TOLD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+#: Streams opened for one look while they fail for now.
+_LOOKS = 4
 #: Seconds in which messages that were sent already arrive.
 _SETTLED = 0.1
 
@@ -82,8 +84,9 @@ def look(client: Client, path: str, limit: int, lease: float) -> list[Any]:
     """What is ready now, ``limit`` messages at most, leased for ``lease`` seconds.
 
     A stream that brings nothing for two seconds says that there is no more; an immediate pull may say so
-    of any queue. Raises as :meth:`Client.call`.
+    of any queue. Raises as :meth:`Client.call`, temporary failures after some tries.
     """
+    left = _LOOKS
     while True:
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stream = open_stream(
@@ -94,7 +97,9 @@ def look(client: Client, path: str, limit: int, lease: float) -> list[Any]:
                 return _gathered(stream, answers, limit)
         except grpc.RpcError as exc:
             error = client.error(exc, "StreamingPull", path)
-            if not (isinstance(error, NotFound) and client.settling(path)):
+            left -= isinstance(error, BrokerUnavailable)
+            settling = isinstance(error, NotFound) and client.settling(path)
+            if not (settling or (isinstance(error, BrokerUnavailable) and left)):
                 raise error from exc
         time.sleep(jitter(_SETTLED, 0.8, 1.2))
 

@@ -98,6 +98,9 @@ class Behaviour(Switches):
     #: Share of calls that fail with UNAVAILABLE or INTERNAL, half of them after they took effect.
     #: https://cloud.google.com/pubsub/docs/reference/error-codes
     faults: float = 0.001
+    #: Publish too may fail after it took effect, so that trying again makes a second message.
+    #: https://cloud.google.com/pubsub/docs/retry-requests
+    published_twice: bool = True
     #: Added to each call: the way to a region.
     latency: float = 0.0
 
@@ -149,6 +152,7 @@ LENIENT: Final = Behaviour(
     limits=False,
     admin_quota=0,
     faults=0.0,
+    published_twice=False,
 )
 
 FIRESTORE_STRICT: Final = FirestoreBehaviour()

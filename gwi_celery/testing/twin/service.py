@@ -94,7 +94,8 @@ class Service:
             try:
                 await self._enter(rpc, request)
                 answer = await call(request)
-                self._fail_now_and_then(0.5)
+                if rpc != "Publish" or self.world.behaviour.published_twice:
+                    self._fail_now_and_then(0.5)
                 await self._travel()
                 return answer
             except Refused as exc:

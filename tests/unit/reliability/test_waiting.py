@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from celery.exceptions import Ignore
 
 from gwi_celery import ReliableTask, broker_for, queues, store_for
 from gwi_celery.errors import WorkerStopping
+from gwi_celery.reliability import claims
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.stores.base import Claimed
 from gwi_celery.worker import tracer
@@ -19,8 +21,9 @@ from tests.machine import PATIENCE
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 
 
-def work_on(app: Celery, task: Any, task_id: str) -> None:
-    request = {"id": task_id, "task": task.name, "retries": 0, "delivery_info": {}, "headers": {}}
+def work_on(app: Celery, task: Any, task_id: str, retries: int = 0) -> None:
+    request = {"id": task_id, "task": task.name, "delivery_info": {}, "headers": {}}
+    request["retries"] = retries
     tracer.build(app, task, "w")(task_id, (), CALL, {**request, "args": (), "kwargs": CALL})
 
 
@@ -60,6 +63,29 @@ def test_while_it_waits_for_its_lock_it_is_pending(app: Celery, seen: list[str])
     store_for(app).release(claimed.lease)
     work_on(app, t, "t1")
     assert app.AsyncResult("t1").get(timeout=PATIENCE) == 3
+
+
+def test_a_retry_that_is_quicker_than_the_end_of_its_attempt_begins_then(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str, run_id: str) -> int:
+        return 3
+
+    resolved = t.resolve_call((), CALL, {}, "t1")
+    claimed = store_for(app).claim(t.claim_request(resolved, {}, "t1", 1, redelivered=False))
+    assert isinstance(claimed, Claimed)
+    work_on(app, t, "t1", retries=1)
+    assert [waiting.task_id for waiting in queues.delayed(app)] == ["t1"], (
+        "it is not waited for long"
+    )
+    monkeypatch.setattr(claims, "_PAUSES", [0.02] * int(PATIENCE / 0.02))
+    ends = threading.Timer(0.03, store_for(app).release, [claimed.lease])
+    ends.start()
+    work_on(app, t, "t1", retries=1)
+    ends.join()
+    assert app.AsyncResult("t1").get(timeout=PATIENCE) == 3
+    assert len(list(queues.delayed(app))) == 1
 
 
 def test_handed_back_it_is_pending(app: Celery, seen: list[str]) -> None:

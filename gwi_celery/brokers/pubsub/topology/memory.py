@@ -7,7 +7,7 @@ import logging
 from gwi_celery import forks
 from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import Binding, QueueSpec, check_default_binding, dead_letter_queue
-from gwi_celery.brokers.checks import check_spec
+from gwi_celery.brokers.checks import bound_exchange, check_spec
 from gwi_celery.brokers.pubsub.admin import Admin
 from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.brokers.pubsub.options import PubSubOptions
@@ -78,11 +78,12 @@ class Topology:
             return [queue.spec.name for queue in were_bound]
 
     def _refuse_if_bound(self, exchange: str) -> None:
-        if self.exchanges.type_of(exchange) is None:
-            return
+        # First, as bindings are listed even while their exchange is too new to be found.
         bound = [binding.queue for binding in self.bindings() if binding.exchange == exchange]
         if bound:
-            raise NotDeleted(f"exchange {exchange!r} is used: queue {bound[0]!r} is bound to it")
+            raise NotDeleted(bound_exchange(exchange, bound[0]))
+        if self.exchanges.type_of(exchange) is None:
+            return
         if not self._options.managed or self.has_queue(exchange):
             raise NotDeleted(
                 f"nobody can say whether exchange {exchange!r} is used: a queue may be bound to it "
