@@ -66,7 +66,7 @@ KINDS_OF_DEATH = {
     "malformed": "it is no message of Celery's, or can't be decoded",
     "not-allowed": "it asks for what its publisher may not have",
     "deliveries": "too many attempts ended without an ack",
-    "unknown": "nobody said why",
+    "unknown": "its cause was not recorded",
 }
 
 #: Attribute of a message taken back out of a dead letter: unique to that redrive, so that a job

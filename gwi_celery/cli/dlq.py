@@ -158,7 +158,7 @@ def _chosen(
         end(Exit.USAGE, f"say which to {deed}: ids, a filter such as --reason, or --all")
     chosen = list(_matching(app, ids=frozenset(ids) or None, **given))
     total = queues.count(app, given["queue"])
-    confirm(deed, len(chosen), total, sure=sure, what="dead letters")
+    confirm(deed, len(chosen), total, sure=sure, what="dead letters match")
     return chosen
 
 
@@ -224,13 +224,18 @@ def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
     """Write them to FILE (-: stdout) as JSON lines, arguments too; they stay where they are."""
     found = list(_matching(app, look=True, **given))
     there = [dead for dead in found if dead.whole]
-    with (
-        click.open_file(file, "w", encoding="ascii", atomic=file != "-") as out,
-        Progress("export", len(there)) as moved,
-    ):
-        for line in queues.export(there):
-            out.write(line + "\n")
-            moved(1)
+    try:
+        with (
+            click.open_file(file, "w", encoding="ascii", atomic=file != "-") as out,
+            Progress("export", len(there)) as moved,
+        ):
+            for line in queues.export(there):
+                out.write(line + "\n")
+                moved(1)
+    except BrokenPipeError:  # who reads it has seen enough
+        raise
+    except OSError as exc:
+        end(Exit.FAILED, f"nothing was exported: {file} can't be written ({exc.strerror})")
     _say_missing(len(found) - len(there))
     return None if file == "-" else {"exported": len(there)}
 
@@ -239,6 +244,9 @@ def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
 @click.argument("file", type=click.File("r"))
 def import_(app: Any, file: Any) -> dict[str, Any]:
     """Put what was exported back among the dead letters; those that are still there are left out."""
-    lines = file.readlines()
+    try:
+        lines = file.readlines()
+    except UnicodeDecodeError:
+        end(Exit.USAGE, f"nothing was imported: {file.name} is no text: name what was exported")
     with Progress("import", len(lines)) as loaded:
         return {"imported": queues.load(app, lines, loaded=loaded)}

@@ -264,7 +264,7 @@ def _chosen(
         if record.status.terminal is ended and (until is None or record.updated_at <= until)
     ]
     state = "ended" if ended else "unfinished"
-    confirm(deed, len(chosen), len(there), sure=sure, what=f"jobs that match are {state}:")
+    confirm(deed, len(chosen), len(there), sure=sure, what=f"jobs that match are {state}")
     return chosen
 
 
@@ -417,6 +417,6 @@ def release(app: Any, tenant: str, scope: str, yes: bool) -> dict[str, Any]:
             Exit.NOTHING,
             f"{tenant!r} has no lock {scope!r}: see `gwi locks list --tenant {tenant}`",
         )
-    confirm("release", len(named), len(named), sure=yes, what="locks")
+    confirm("release", len(named), len(named), sure=yes, what="locks match")
     freed = [store.force_release(LockRef(lock.tenant, lock.scope)) for lock in named]
     return {"released": any(freed)}

@@ -118,6 +118,6 @@ def clear(
     there = verbs.changed(app=app)
     values = _filled(of)
     chosen = [s for s in there if everything or (s.name == name and (not of or s.of == values))]
-    confirm("clear", len(chosen), len(there), sure=yes, what="settings")
+    confirm("clear", len(chosen), len(there), sure=yes, what="settings match")
     once = {(s.name, *sorted(s.of.items())): s for s in chosen}.values()
     return {"cleared": sum(verbs.clear(s.name, of=s.of, app=app) for s in once)}

@@ -86,7 +86,7 @@ def _chosen(
         end(Exit.USAGE, f"say which to {deed}: ids (of messages or tasks), or --all")
     there = list(verbs.delayed(app, queue))
     chosen = [w for w in there if everything or w.id in ids or w.task_id in ids]
-    confirm(deed, len(chosen), len(there), sure=sure, what="delayed messages")
+    confirm(deed, len(chosen), len(there), sure=sure, what="delayed messages match")
     return chosen
 
 

@@ -15,9 +15,8 @@ from gwi_celery.headers import SEALED_AS, SETTLE_COMMAND
 from gwi_celery.integration import integration
 from gwi_celery.stores.base import JobRef
 
-#: Seconds in which workers have to say what they have, and how often they are asked.
-_ANSWER: Final = 2.0
-_ASKED: Final = 2
+#: Seconds in which workers have to say what they have; asked again for what none has, they have longer.
+_ANSWERS: Final = (1.0, 3.0)
 #: Seconds in which those that have it have to act.
 _ACT: Final = 20.0
 #: What an operator can do where no worker can.
@@ -47,11 +46,11 @@ def look(app: Any, keys: Collection[Key]) -> Parked:
     found: dict[Key, JobRef | None] = {}
     where: dict[Key, str] = {}
     workers: set[str] = set()
-    for _ in range(_ASKED):  # one that is being parked anew is found the second time
+    for seconds in _ANSWERS:  # one that is just being parked anew is found the second time
         missing = [key for key in keys if key not in found]
         if not missing or not app.conf.worker_enable_remote_control:
             break
-        for worker, rows in _ask(app, "look", missing, timeout=_ANSWER):
+        for worker, rows in _ask(app, "look", missing, timeout=seconds):
             workers.add(worker)
             for queue, name, job in rows:
                 found[queue, name] = None if job is None else JobRef(*job)

@@ -41,7 +41,7 @@ def events(folder: Path, name: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("wait", "statuses"),
     [("120", {204}), ("0", {204, 429})],
-    ids=["they wait", "they are refused and come again"],
+    ids=["they wait", "they are refused and redelivered"],
 )
 def test_fifty_at_once_on_one_place(
     wait: str,

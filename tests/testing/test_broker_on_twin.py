@@ -375,11 +375,13 @@ def test_a_far_eta_is_published_anew_by_its_age_also_where_nothing_counts_delive
     uncounted.ClearField("dead_letter_policy")
     _update(broker, uncounted, "dead_letter_policy")
     due = time.time() + 6
-    send(broker, b"x", delay=6)
-    receiver = broker.receiver()
-    receiver.subscribe("q")
-    delivery = wait_for(receiver)
-    assert 0 <= time.time() - due < 1.5
+    with Stopwatch() as watch:
+        send(broker, b"x", delay=6)
+        receiver = broker.receiver()
+        receiver.subscribe("q")
+        delivery = wait_for(receiver)
+    assert time.time() >= due
+    assert watch.seconds < 7.5
     assert due - delivery.published_at < 5.5, "a copy, younger than the message"
     broker.ack([delivery])
     broker.flush()

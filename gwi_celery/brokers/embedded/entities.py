@@ -5,12 +5,18 @@ from __future__ import annotations
 import sqlite3
 
 from gwi_celery.brokers.base import Binding, QueueSpec, check_default_binding
-from gwi_celery.brokers.checks import bound_exchange, check_spec, exists_to_stay
+from gwi_celery.brokers.checks import (
+    bound_exchange,
+    check_exchange_type,
+    check_same_type,
+    check_spec,
+    exists_to_stay,
+)
 from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.files import Change, Files
 from gwi_celery.brokers.embedded.tables import Queue
-from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES
-from gwi_celery.errors import ConfigurationError, NotDeleted, NotFound
+from gwi_celery.brokers.routing import DIRECT
+from gwi_celery.errors import NotDeleted, NotFound
 
 
 class Entities:
@@ -20,21 +26,14 @@ class Entities:
         self._files = files
 
     def declare_exchange(self, name: str, type: str) -> None:
-        if type not in EXCHANGE_TYPES:
-            raise ConfigurationError(
-                f"exchange {name!r} has type {type!r}: use one of {', '.join(EXCHANGE_TYPES)}"
-            )
+        check_exchange_type(name, type)
         with self._files.database.read() as c:
             found = DIRECT if name == "" else tables.exchange_type(c, name)
         if found is None:
             with self._files.database.write() as c:
                 tables.put_exchange(c, name, type)
                 found = tables.exchange_type(c, name)
-        if found != type:
-            raise ConfigurationError(
-                f"exchange {name!r} exists with type {found!r}, not {type!r}: declare it with "
-                "that type, or delete it first"
-            )
+        check_same_type(name, found, type)
 
     def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
         with self._files.database.write() as c:

@@ -53,7 +53,7 @@ EMULATOR_LATELY = 3.0
 _ASK_EVERY, _ASK_RARER = 0.003, 0.008
 #: Seconds after which a pull has answered with what was there when it arrived.
 _PRESENT = 0.05
-#: Times that a level must have said so before it counts as empty: of any queue an immediate pull may
+#: Empty answers before a level counts as empty: an immediate pull of any queue may
 #: answer with nothing. The emulator's never does.
 _EMPTY_AFTER = 3
 #: Seconds that such a pull may take before it ends by itself.

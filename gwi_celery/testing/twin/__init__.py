@@ -43,7 +43,7 @@ import grpc
 
 from gwi_celery.brokers.pubsub.options import STRICT_HOST
 from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
-from gwi_celery.testing.emulators import Emulator, free_port
+from gwi_celery.testing.emulators import Emulator, free_port, running
 from gwi_celery.testing.twin.behaviour import (
     FIRESTORE_LENIENT,
     FIRESTORE_STRICT,
@@ -188,22 +188,14 @@ class FirestoreTwin(_Steered):
 @contextmanager
 def start_twin(*, lenient: bool = False, **switches: Any) -> Iterator[Twin]:
     """A running twin on a free port of loopback."""
-    twin = Twin(lenient=lenient, **switches)
-    twin.start()
-    try:
+    with running(Twin(lenient=lenient, **switches)) as twin:
         yield twin
-    finally:
-        twin.stop()
 
 
 @contextmanager
 def start_firestore_twin(
     emulator: str, *, lenient: bool = False, **switches: Any
 ) -> Iterator[FirestoreTwin]:
-    """A running twin of Firestore before the emulator at ``emulator`` (``host:port``)."""
-    twin = FirestoreTwin(emulator, lenient=lenient, **switches)
-    twin.start()
-    try:
+    """A running twin of Firestore, a proxy for the emulator at ``emulator`` (``host:port``)."""
+    with running(FirestoreTwin(emulator, lenient=lenient, **switches)) as twin:
         yield twin
-    finally:
-        twin.stop()

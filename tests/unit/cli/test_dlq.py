@@ -52,6 +52,7 @@ def test_bulk_verbs_say_how_many_and_ask(three):
     three("dlq", "redrive", code=Exit.USAGE)
     three("dlq", "redrive", "--tenant", "nobody", "--yes", code=Exit.NOTHING)
     assert json.loads(three("dlq", "purge", "--tenant", "acme", "--yes", "--json")) == {"purged": 2}
+    assert three.err == "2 of 3 dead letters match\n", "progress is for terminals"
     assert runs(three) == [("bolt", "r1")]
     assert [a.what for a in audit.entries(three.app)] == ["purge"]
 
@@ -104,6 +105,18 @@ def test_a_wrong_line_is_named_and_nothing_is_imported(three, tmp_path, line, wh
     assert "line 4" in three.err
     assert why in three.err
     assert runs(three) == []
+
+
+def test_a_file_that_can_not_be_used_is_named(three, tmp_path):
+    three("dlq", "export", str(tmp_path / "none" / "dead.jsonl"), code=Exit.FAILED)
+    assert "nothing was exported" in three.err
+    assert "No such file or directory" in three.err
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe\x00")
+    three("dlq", "import", str(binary), code=Exit.USAGE)
+    assert (
+        three.err == f"Error: nothing was imported: {binary} is no text: name what was exported\n"
+    )
 
 
 def test_a_table_fits_into_80_columns(three, monkeypatch):

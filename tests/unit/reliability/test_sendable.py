@@ -62,7 +62,12 @@ REFUSED: list[dict[str, Any]] = [
     *({"task_id": i} for i in (5, uuid.uuid4(), "  ", "\ud800")),
     *({"link": c} for c in ("plain", 5, [{"task": 5}])),
     *({"link_error": "plain"}, {"shadow": 5}, {"reply_to": 5}, {"ignore_result": "no"}),
-    *({"headers": {"eta": "x"}}, {"headers": {"retries": "many"}}, {"compression": "nope"}),
+    *(
+        {"headers": {"eta": "x"}},
+        {"headers": {"retries": "many"}},
+        {"headers": {"get": 5}},
+        {"compression": "nope"},
+    ),
 ]
 TAKEN: list[dict[str, Any]] = [
     *({"countdown": c} for c in (0, -5, 0.5, 10**9)),

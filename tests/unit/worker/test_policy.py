@@ -238,7 +238,7 @@ def test_a_queue_may_have_rights_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rights", "said"),
+    ("rights", "error"),
     [
         ({"q": {"task": ["x"]}}, "did you mean 'tasks'"),
         ({"q": {"formats": ["xml"]}}, "xml"),
@@ -247,8 +247,8 @@ def test_a_queue_may_have_rights_of_its_own() -> None:
         ({"q": {"signed": "perhaps"}}, "true or false"),
     ],
 )
-def test_wrong_rights_are_refused(rights: Any, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_wrong_rights_are_refused(rights: Any, error: str) -> None:
+    with pytest.raises(ConfigurationError, match=error):
         make(queue_rights=rights)
 
 
@@ -266,14 +266,14 @@ def test_with_keys_only_what_is_signed_is_taken() -> None:
     plain = job("add")
     by_hand = Keys({"k1": SECRET["k1"].encode()}).sign(MESSAGE, json.dumps(plain).encode())
     assert judged(app, plain, {SIGNATURE: by_hand})[1] is None
-    for attributes, said in (
+    for attributes, error in (
         (marked(raw), "not signed"),
         ({SIGNATURE: good + "x"}, "signature is wrong"),
         ({SIGNATURE: by_hand}, "signature is wrong"),
         ({SIGNATURE: "k2:" + good[3:]}, "by a key that"),
         ({SIGNATURE: "store:" + good[3:]}, "signature is wrong"),
     ):
-        with pytest.raises(NotAllowed, match=said):
+        with pytest.raises(NotAllowed, match=error):
             judged(app, raw, attributes)
     # Where that is allowed, who doesn't sign is foreign, whatever the message looks like.
     assert judged(app, job("add"), None, "inbox")[1] is None

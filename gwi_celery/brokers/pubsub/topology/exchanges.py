@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from gwi_celery.brokers.checks import check_exchange_type, check_same_type
 from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.admin import Admin
 from gwi_celery.brokers.pubsub.client import Client, FieldMask, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology.drift import Drift
 from gwi_celery.brokers.pubsub.topology.paths import Paths
-from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES
-from gwi_celery.errors import BrokerError, ConfigurationError, NotFound
+from gwi_celery.brokers.routing import DIRECT
+from gwi_celery.errors import BrokerError, NotFound
 
 #: Times that an exchange is declared while its topic is deleted.
 _TRIES = 4
@@ -31,20 +32,13 @@ class Exchanges:
         self._declared: dict[str, str] = {}
 
     def declare(self, name: str, type: str) -> None:
-        if type not in EXCHANGE_TYPES:
-            raise ConfigurationError(
-                f"exchange {name!r} has type {type!r}: use one of {', '.join(EXCHANGE_TYPES)}"
-            )
+        check_exchange_type(name, type)
         known = self.type_of(name)
         if known is None:
             known = self._make(name, type)
         if name not in self._declared:
             self._drift.compare_topic(self._paths.topic(name))
-        if known != type:
-            raise ConfigurationError(
-                f"exchange {name!r} exists with type {known!r}, not {type!r}: declare it with "
-                "that type, or delete it first"
-            )
+        check_same_type(name, known, type)
         self._types[name] = self._declared[name] = known
 
     def _make(self, name: str, type: str) -> str:
