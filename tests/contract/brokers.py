@@ -50,6 +50,8 @@ class BrokerFactory:
     fixture: ClassVar[str | None] = None
     #: More urgent messages come first.
     priorities: ClassVar[bool] = True
+    #: A deleted name can't be used again for a while.
+    names_rest: ClassVar[bool] = False
     #: Seconds; a power of two, so that sums and halves of it are exact.
     lease_seconds = 32.0
 
@@ -160,6 +162,7 @@ class PubSubTwin(PubSub):
     fixture = "pubsub_twin"
     #: Levels would be pulled from.
     priorities = False
+    names_rest = True
     #: Set by the fixture.
     endpoint = ""
 

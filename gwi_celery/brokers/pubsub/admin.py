@@ -149,8 +149,10 @@ class Admin:
             )
             try:
                 page = self._client.persist("ListTopicSubscriptions", request, self.signs_topic)
-            except NotFound:  # there never was one
-                return
+            except NotFound:
+                if self.create_topic(self.signs_topic, {}):  # there never was one
+                    return
+                continue  # another connection's first sign: its topic is too new to be found
             yield from page.subscriptions
             token = page.next_page_token
             if not token:
