@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@echo "make demo    real jobs in a real worker, killed twice; ends with a proof (under a minute)"
 	@echo "make demo-emulator   the same on the Pub/Sub and Firestore emulators"
-	@echo "make test    every promise once (six minutes on two idle cores)"
+	@echo "make test    every promise once (five minutes on two idle cores)"
 	@echo "make test-all      the slow tests too, as .ci/nightly does"
 	@echo "make test-twin     the suites of workers, kills and the soak on the strict twin instead of the emulator"
 	@echo "make test-hard     make test ten times: beside busy processes, in random order (an hour)"
@@ -25,7 +25,7 @@ help:
 	@echo "make constraints     writes constraints.txt anew, with the newest versions"
 	@echo "make lint    ruff, mypy, and which module may import which"
 	@echo "make bench   measurements, as ratios against other brokers"
-	@echo "make mutants breaks the store's promises one by one; the suite must notice each"
+	@echo "make mutants breaks promises one by one; tests must notice each (ARGS=--help)"
 	@echo "make peer-suites     Celery's and Kombu's own integration suites on our transports and result backends, beside Redis"
 	@echo "make docs    builds the documentation's site into build/site; docs-serve shows it while you write"
 	@echo "make checkov checks infra/terraform against checkov's rules"
@@ -59,7 +59,7 @@ demo: $(STAMP)
 demo-emulator: $(STAMP)
 	@$(BIN)/python -m gwi_celery.testing.emulators -- $(BIN)/python -m examples.repo_insight.demo --project local
 
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n 5 --dist loadgroup
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -120,7 +120,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 mutants: $(STAMP)
-	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 peer-suites: $(STAMP)
 	$(BIN)/python -m tests.peers $(ARGS)

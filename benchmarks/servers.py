@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gwi_celery.testing.emulators import free_port
+
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str | None]:
@@ -19,9 +21,7 @@ def redis_server(folder: Path) -> Iterator[str | None]:
     if program is None:
         yield None
         return
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
         cwd=folder,

@@ -25,7 +25,7 @@ from gwi_celery.reliability import sending
 from gwi_celery.service.worker import HealthServer
 from gwi_celery.stores.url import check_store_url
 from gwi_celery.telemetry import logs, tracing
-from gwi_celery.transport import register
+from gwi_celery.transport import check_url, register
 from gwi_celery.transport.connection import REFUSED_OPTION, Connection
 from gwi_celery.upkeep import Upkeep
 from gwi_celery.worker.grace import ShutdownGrace
@@ -155,6 +155,8 @@ def _configure(app: Any) -> Settings:
             f"{urls!r} has its own messages, which nobody would sign or check"
         )
     for url in urls:
+        if not conf.broker_transport:
+            check_url(url, setting=url == loaded.broker_url)
         if url.startswith("pubsub:"):
             from gwi_celery import provisioned
 

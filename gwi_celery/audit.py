@@ -3,7 +3,7 @@
 ``store.cancel()`` and ``store.force_release()`` write their entry in the same commit, so that neither
 is there without the other. A replay, and a purge or a redrive through the app's broker, write it first,
 and are not done if it can't be written. A store with a database for each tenant keeps a tenant's actions
-in that tenant's; what is done to a queue is there only in the log.
+in that tenant's; what is done to a queue is only in the log.
 
 Each action is also one line of JSON of the logger ``gwi_celery.audit``.
 """

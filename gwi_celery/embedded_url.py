@@ -9,7 +9,6 @@ from urllib.parse import unquote, urlsplit
 
 from gwi_celery import folder, options
 from gwi_celery.errors import ConfigurationError
-from gwi_celery.text import nearest
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,7 @@ def parse(url: str) -> EmbeddedURL:
     parts = urlsplit("//x/" + rest)
     if parts.fragment:
         raise ConfigurationError(f"{url!r}: write '#' in a folder's name as %23")
-    given = options.query(url, parts.query)
-    for option in given:
-        if option not in OPTIONS:
-            raise ConfigurationError(
-                f"{url!r}: unknown option {option!r}; {nearest(option, OPTIONS)}"
-            )
+    given = options.query(url, parts.query, OPTIONS)
     path = unquote(parts.path[1:])
     if path == _MEMORY or path.startswith(_MEMORY + "/"):
         return EmbeddedURL(None, path[len(_MEMORY) + 1 :] or "default", given)

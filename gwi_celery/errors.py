@@ -190,7 +190,7 @@ class TaskIdTaken(StoreError):
 class VersionConflict(StoreError):
     """A value is not at the version that its writer expected. Nothing was written.
 
-    ``expected`` and ``stored`` are the two versions; 0 stands for no value at all.
+    ``expected`` and ``stored`` are the two versions; 0 means that there is no value.
     """
 
     def __init__(self, message: str, *, expected: int = 0, stored: int = 0) -> None:

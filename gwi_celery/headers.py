@@ -38,3 +38,7 @@ ATTEMPT_PROPERTY = "gwi_attempt"
 
 #: Not a header: remote control's command by which workers tell what they gave back until its time.
 DELAYED_COMMAND = "gwi_delayed"
+#: Likewise: the one by which an operator has that delivered now, or dropped.
+SETTLE_COMMAND = "gwi_settle_delayed"
+#: What an operator's seal of that command is on.
+SEALED_AS = "delayed"

@@ -25,7 +25,7 @@ from celery import current_app
 
 from gwi_celery.actions import action
 from gwi_celery.errors import ConfigurationError, InvalidCall
-from gwi_celery.integration import store_for, unwrapped
+from gwi_celery.integration import integration, store_for, unwrapped
 from gwi_celery.reliability.limits import Limit
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.stores.base import JobRef, PlaceRecord
@@ -63,6 +63,9 @@ class LimitState:
     tasks: Sequence[str]
     #: Places that are taken, oldest first: those of a rate by jobs that may have ended.
     held: Sequence[PlaceRecord] = field(default=())
+    #: How many are: of a rate in Redis the starts that count now, whose jobs it doesn't know. None if it
+    #: doesn't answer, or the name is filled with what it doesn't tell.
+    used: int | None = None
 
 
 def find(*, app: Any = None) -> list[LimitState]:
@@ -88,10 +91,16 @@ def find(*, app: Any = None) -> list[LimitState]:
         held.setdefault(place.limit_id, []).append(place)
         if place.limit_id not in known:
             known[place.limit_id] = _held_ref(place, known)
-    found = [
-        _state(ref, settings, tasks, sorted(held.get(id, ()), key=lambda p: p.taken_at))
-        for id, ref in known.items()
-    ]
+    rates = integration(app).rates
+    found = []
+    for id, ref in known.items():
+        places = sorted(held.get(id, ()), key=lambda p: p.taken_at)
+        state = _state(ref, settings, tasks, places)
+        if rates is not None and ref.rate is not None:
+            filled = sorted(ref.values) == sorted(Limit(ref.name, rate=state.rate).arguments())
+            used = rates.used(in_force(ref, settings)) if filled else None
+            state = replace(state, used=used)
+        found.append(state)
     return sorted(found, key=lambda state: (state.name, bool(state.rate), sorted(state.of.items())))
 
 
@@ -219,4 +228,5 @@ def _state(
         set_at=None if setting is None else setting.at,
         tasks=tasks.get(of_all.id, ()),
         held=held,
+        used=len(held),
     )

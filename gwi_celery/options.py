@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import Any
@@ -117,8 +117,8 @@ def read(
     """Options by name, each read by its kind.
 
     Args:
-        unknown: What to say of a name that isn't in ``kinds``; ``{}`` stands for it.
-        where: What to say of a wrong value; ``{}`` stands for its name.
+        unknown: The error's text for a name that isn't in ``kinds``; ``{}`` is replaced by the name.
+        where: How the error's text names a wrong value; ``{}`` is replaced by its name.
 
     Raises ConfigurationError.
     """
@@ -128,13 +128,19 @@ def read(
     return {name: kinds[name].convert(value, where.format(name)) for name, value in options.items()}
 
 
-def query(url: str, text: str) -> dict[str, str]:
-    """The options of a URL, which ``text`` is the query of. Raises ConfigurationError if one is twice."""
+def query(url: str, text: str, known: Collection[str] | None = None) -> dict[str, str]:
+    """The options of a URL whose query is ``text``.
+
+    Raises ConfigurationError for one that is given twice, or is not ``known``.
+    """
     pairs = parse_qsl(text, keep_blank_values=True)
     options = dict(pairs)
     if len(options) < len(pairs):
         twice = next(name for name in options if _count(name, pairs) > 1)
         raise ConfigurationError(f"{url!r} has the option {twice!r} twice: leave one out")
+    for name in options:
+        if known is not None and name not in known:
+            raise ConfigurationError(f"{url!r}: unknown option {name!r}; {nearest(name, known)}")
     return options
 
 

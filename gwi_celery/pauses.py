@@ -1,4 +1,4 @@
-"""Queues that are paused where the broker has no such thing: a flag in the store, which workers heed."""
+"""Pausing queues of a broker that can't pause: a flag in the store, which workers obey."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ class RedisRates:
         try:
             storage = storage_from_string(url, wrap_exceptions=True, **times)
         except (Unusable, ValueError, StorageError) as exc:
-            raise ConfigurationError(f"limits_url can't be used: {type(exc).__name__}") from exc
+            raise ConfigurationError(
+                f"limits_url can't be used ({type(exc).__name__}): write redis://host:6379/0"
+            ) from exc
         self._limiter = MovingWindowRateLimiter(storage)
         self._item: Any = RateLimitItemPerSecond
         self._failure = StorageError
@@ -76,6 +78,18 @@ class RedisRates:
                 "Redis, which counts rates of limits, is unavailable (%s): %s", cause, how
             )
             return self._uncounted(limits)
+
+    def used(self, limit: LimitRef) -> int | None:
+        """Starts that count now; None if Redis doesn't answer."""
+        if time.monotonic() < self._alone_until:
+            return None
+        item = self._item_of(limit)
+        try:
+            return int(item.amount - self._limiter.get_window_stats(item, limit.id).remaining)
+        except self._failure:
+            with self._lock:
+                self._alone_until = time.monotonic() + _LEFT_ALONE
+            return None
 
     def reachable(self) -> bool:
         """Whether Redis answers now."""

@@ -26,6 +26,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -66,12 +67,16 @@ class _State:
         self.closed = False
         #: Between two tasks of a pool process: what is to end a job was meant for the last one.
         self.idle = False
-        #: What came meanwhile; calling it raises, or does, what was held back.
+        #: What was held back meanwhile, in order; calling one raises or does it.
         self.noted: list[Callable[[], Any]] = []
 
 
+#: Those that ask a worker to stop.
+_STOPS = {getattr(signal, name, None) for name in ("SIGTERM", "SIGINT", "SIGQUIT")}
+
 _local = threading.local()
 _armed = False
+_stop_listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
 
 
 def _mine() -> _State:
@@ -204,6 +209,10 @@ class _Handler:
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         state = _mine()
         if state.closed:
+            if signum in _STOPS:
+                for reference in _stop_listeners:
+                    if (listener := reference()) is not None:
+                        listener()
             state.noted.append(lambda: self._run(state, signum, None))
         else:
             self._run(state, signum, frame)
@@ -223,6 +232,16 @@ def arm() -> None:
     global _armed  # noqa: PLW0603 of the process, as its handlers are
     _armed = True
     _wrap_handlers()
+
+
+def on_held_stop(listener: Callable[[], None]) -> None:
+    """Call this method at once when a stop's handler is held back, which may be for a whole call's time.
+
+    It runs amid library code: it may start a system thread, and little else. The reference to it is
+    weak, and a fork has no listeners.
+    """
+    _stop_listeners[:] = [ref for ref in _stop_listeners if ref() is not None]
+    _stop_listeners.append(weakref.WeakMethod(listener))
 
 
 def _wrap_handlers() -> None:
@@ -249,6 +268,7 @@ def _after_fork() -> None:
     state = _mine()
     state.closed = state.idle = False
     state.noted = []
+    _stop_listeners.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

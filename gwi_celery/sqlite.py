@@ -5,6 +5,7 @@ Both embedded backends (broker and store) use it. It handles what is easy to get
 - Connections are pooled per process. One that was inherited through a fork is put aside unused and
   never closed: its locks and its WAL belong to the parent.
 - Writes start with BEGIN IMMEDIATE, so that a transaction never fails half-way because of a lock.
+- A lock is waited for in short slices: a worker that is told to stop meanwhile hears of it.
 - WAL mode lets readers go on beside a writer. ``synchronous=FULL`` makes a commit survive a power
   cut, at the price of an fsync; ``NORMAL`` survives the death of any process, not of the machine.
 - A file that is deleted or replaced while in use is noticed before anything is read or written: the
@@ -23,6 +24,7 @@ import time
 import weakref
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -32,11 +34,18 @@ from gwi_celery import folder, forks, shield
 
 #: Seconds to wait for another process's write transaction before giving up.
 BUSY_TIMEOUT = 10.0
+#: Seconds of that which one statement spends inside SQLite, where neither a signal's handler nor another
+#: greenlet can run; and seconds between two of them, when they can.
+_SLICE, _BETWEEN = 0.1, 0.005
 
 #: Bytes of write-ahead log that are kept once a larger one was written back.
 _WAL_LIMIT = 4 * 1024 * 1024
 #: Free pages (of 4 KB) that a file keeps, and those given back in one go.
 _KEPT_PAGES, _VACUUMED = 256, 500
+#: What begins a transaction, after which no statement of it can meet another's lock: a deferred BEGIN
+#: takes its snapshot only when something is read.
+_READ = ("BEGIN", "SELECT 1 FROM sqlite_master LIMIT 1")
+_WRITE = ("BEGIN IMMEDIATE",)
 #: PRAGMA auto_vacuum: only on request.
 _INCREMENTAL = 2
 
@@ -100,14 +109,14 @@ class Database:
 
     def read(self) -> Transaction:
         """A connection in one consistent read snapshot."""
-        return Transaction(self, "BEGIN", None)
+        return Transaction(self, _READ, None)
 
     def write(self, *, durable: bool = True) -> Transaction:
         """A connection in one write transaction: committed at the end, rolled back on any error.
 
         ``durable=False`` is for what may be lost in a power cut without breaking a promise.
         """
-        return Transaction(self, "BEGIN IMMEDIATE", "FULL" if durable else "NORMAL")
+        return Transaction(self, _WRITE, "FULL" if durable else "NORMAL")
 
     def check_place(self) -> None:
         """Raise the ``unusable`` error if the file is gone or was replaced.
@@ -160,9 +169,9 @@ class Database:
         """
         if self.path is None:
             return False
-        with Transaction(self, None, None) as c:
+        with Transaction(self, (), None) as c:
             free, pages, mode = (
-                int(c.execute(f"PRAGMA {of}").fetchone()[0])
+                int(_patiently(c.execute, f"PRAGMA {of}").fetchone()[0])
                 for of in ("freelist_count", "page_count", "auto_vacuum")
             )
             surplus = free - max(_KEPT_PAGES, (pages - free) // 4)
@@ -170,7 +179,7 @@ class Database:
                 return False
             c.execute("PRAGMA synchronous=NORMAL")
             # execute() would take the first step only, which is one page.
-            c.executescript(f"PRAGMA incremental_vacuum({min(surplus, _VACUUMED)})")
+            _patiently(c.executescript, f"PRAGMA incremental_vacuum({min(surplus, _VACUUMED)})")
             return surplus > _VACUUMED
 
     # --- connections --------------------------------------------------------------------------
@@ -210,7 +219,9 @@ class Database:
                 "or solo"
             )
         if self._closed:
-            raise self._unusable(f"the memory {self._kind} was closed, and what it held is gone")
+            raise self._unusable(
+                f"the memory {self._kind} was closed, and its contents are gone: open another one"
+            )
         if self._memory is None:
             self._memory = self._open()
         return self._memory
@@ -223,7 +234,7 @@ class Database:
             c = sqlite3.connect(
                 self._uri(),
                 uri=True,
-                timeout=BUSY_TIMEOUT,
+                timeout=_SLICE,
                 isolation_level=None,
                 check_same_thread=False,
                 cached_statements=256,
@@ -269,16 +280,17 @@ class Database:
 
     def _prepare(self, c: sqlite3.Connection) -> None:
         c.row_factory = sqlite3.Row
+        run = partial(_patiently, c.execute)
         if self.path is not None:
-            c.execute(f"PRAGMA auto_vacuum={_INCREMENTAL}")  # of a file that is empty yet
-            _retry_locked(lambda: c.execute("PRAGMA journal_mode=WAL").fetchone())
-            c.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT}")
-        c.execute("PRAGMA temp_store=MEMORY")
-        version = c.execute("PRAGMA user_version").fetchone()[0]
-        application = c.execute("PRAGMA application_id").fetchone()[0]
+            run(f"PRAGMA auto_vacuum={_INCREMENTAL}")  # of a file that is empty yet
+            run("PRAGMA journal_mode=WAL").fetchone()
+            run(f"PRAGMA journal_size_limit={_WAL_LIMIT}")
+        run("PRAGMA temp_store=MEMORY")
+        version = run("PRAGMA user_version").fetchone()[0]
+        application = run("PRAGMA application_id").fetchone()[0]
         if version == self._version and application == self._application_id:
             return
-        c.execute("BEGIN IMMEDIATE")
+        run("BEGIN IMMEDIATE")
         try:
             version = c.execute("PRAGMA user_version").fetchone()[0]
             application = c.execute("PRAGMA application_id").fetchone()[0]
@@ -382,9 +394,9 @@ class Transaction:
 
     _c: sqlite3.Connection | None = None
 
-    def __init__(self, database: Database, begin: str | None, synchronous: str | None) -> None:
+    def __init__(self, database: Database, begin: tuple[str, ...], synchronous: str | None) -> None:
         self._database = database
-        #: None: each statement is one of its own.
+        #: Empty: each statement is one of its own.
         self._begin = begin
         #: Of a write; None: a read, which is rolled back.
         self._synchronous = synchronous
@@ -397,8 +409,8 @@ class Transaction:
             self._c = c = self._database._take()
             if self._synchronous is not None:
                 c.execute(f"PRAGMA synchronous={self._synchronous}")
-            if self._begin is not None:
-                c.execute(self._begin)
+            for statement in self._begin:
+                _patiently(c.execute, statement)
             self._database.check_place()
             return c
         except BaseException as exc:
@@ -454,17 +466,16 @@ def _rollback(c: sqlite3.Connection) -> None:
             c.execute("ROLLBACK")
 
 
-def _retry_locked(fn: Callable[[], object]) -> None:
-    """Switching to WAL answers "locked" at once, without the busy timeout: wait for it here."""
+def _patiently(execute: Callable[[str], sqlite3.Cursor], statement: str) -> sqlite3.Cursor:
+    """Wait up to ``BUSY_TIMEOUT`` for another process's lock, in slices."""
     deadline = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
-            fn()
-            return
+            return execute(statement)
         except sqlite3.OperationalError as exc:
             if "locked" not in str(exc) or time.monotonic() > deadline:
                 raise
-            time.sleep(0.01)
+            time.sleep(_BETWEEN)
 
 
 def _reset_databases() -> None:

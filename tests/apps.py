@@ -1,4 +1,4 @@
-"""Modules that make an app, imported anew for one test or fixture, as a new process would import them."""
+"""Apps for one test or fixture: a new one in memory, or a module's, imported as a new process would."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
+from typing import Any
+from uuid import uuid4
 
-from celery import _state
+from celery import Celery, _state
 
-from gwi_celery import store_for
+from gwi_celery import setup, store_for
 from gwi_celery.errors import ConfigurationError
+
+
+def fresh_app(**settings: Any) -> Celery:
+    """Broker and store are in memory and no other app's, unless ``settings`` name others."""
+    url = f"embedded://:memory:/{uuid4().hex}"
+    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
+    setup(app, **{"broker_url": url, "store_url": url, **settings})
+    return app
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Fixtures of all suites: the emulators, as the package gives them to its users."""
 
+import gc
 import logging
 import os
 import sys
@@ -17,7 +18,7 @@ from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
 from gwi_celery.testing.emulators import EmulatorMissing, start_firestore, start_pubsub
-from tests import slow, zygote
+from tests import order, slow, zygote
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
 
@@ -26,8 +27,11 @@ __all__ = ["firestore_emulator", "pubsub_emulator"]
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Emulators live for minutes: Java's second compiler and its parallel collector cost more than they give.
-os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+# Emulators live for minutes: Java's second compiler and its parallel collector cost more than they give,
+# and so does a small place for what is new.
+os.environ.setdefault(
+    "JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xms256m -Xmn192m"
+)
 
 # How long an example takes measures the machine, and what else it does.
 for name, examples in (("whole", 100), ("quick", 20)):
@@ -39,6 +43,7 @@ for name, examples in (("whole", 100), ("quick", 20)):
 def pytest_configure(config: pytest.Config) -> None:
     """Under pytest-xdist one emulator of each kind serves all processes, which get its address."""
     config.pluginmanager.register(slow)
+    config.pluginmanager.register(order)
     quick = "not slow" in config.option.markexpr
     settings.load_profile("quick" if quick else "whole")
     if quick and sys.platform == "linux":
@@ -51,6 +56,17 @@ def pytest_configure(config: pytest.Config) -> None:
     for variable, start in ((PUBSUB_HOST, start_pubsub), (FIRESTORE_HOST, start_firestore)):
         with suppress(EmulatorMissing):  # the tests that need it say so
             os.environ[variable] = stack.enter_context(start()).endpoint
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays to the end: the garbage collector need not go through it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_runtest_setup() -> None:
@@ -95,15 +111,3 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 def _sendable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """pytest-xdist 3.8 marks groups in an attribute that pytest 9.2 doesn't read any more.
-
-    Without this ``--dist loadgroup`` groups nothing, and modules that share a costly fixture pay twice.
-    """
-    for item in items:
-        grouped = getattr(item, "_nodeid", item.nodeid)
-        if grouped != item.nodeid and hasattr(item, "_id"):
-            item._id = type(item._id).parse(grouped)

@@ -22,6 +22,9 @@ from gwi_celery.stores.firestore import FirestoreStore
 
 Code = grpc.StatusCode
 
+#: The RPCs, as :attr:`Wire.calls` names them.
+COMMIT, READ, QUERY, LISTEN = "Commit", "BatchGetDocuments", "RunQuery", "Listen"
+
 #: How a call may go wrong.
 LOST_REQUEST = "the request is lost"
 LOST_ANSWER = "the answer is lost"

@@ -19,7 +19,7 @@ RUNS = [
     *(["beside two busy processes"] * 3),
     *(["in random order"] * 3),
 ]
-PYTEST = [sys.executable, "-m", "pytest", "-n", "4", "--dist", "loadgroup", "-m", "not slow"]
+PYTEST = [sys.executable, "-m", "pytest", "-n", "5", "--dist", "loadgroup", "-m", "not slow"]
 
 
 def run(kind: str, log: Path, arguments: list[str]) -> tuple[int, str]:
@@ -36,7 +36,7 @@ def run(kind: str, log: Path, arguments: list[str]) -> tuple[int, str]:
                 [*PYTEST, *random, *arguments], check=False, stdout=output, stderr=output
             ).returncode
     found = re.findall(r"^=* ?(\d+ .* in [\d.]+s.*?) ?=*$", log.read_text(), re.M)
-    return status, found[-1] if found else "pytest said nothing"
+    return status, found[-1] if found else "pytest printed nothing"
 
 
 def main(arguments: list[str]) -> int:

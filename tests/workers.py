@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests import zygote
 from tests.machine import PATIENCE, Stopwatch
@@ -123,6 +124,9 @@ class Worker:
             self.process.stdout.close()
 
 
+Started = TypeVar("Started", bound=Worker)
+
+
 @contextmanager
 def worker(app: str, folder: Path, **options: object) -> Iterator[Worker]:
     """A worker that is ready, and gone at the end."""
@@ -131,6 +135,23 @@ def worker(app: str, folder: Path, **options: object) -> Iterator[Worker]:
         yield started.ready()
     finally:
         started.close()
+
+
+def starting(
+    kind: type[Started], app: str, folder: Path, env: Mapping[str, str] | None = None
+) -> Iterator[Callable[..., Started]]:
+    """For fixtures: what starts workers, or services, on a folder; they end with the test."""
+    started: list[Started] = []
+
+    def start(**options: Any) -> Started:
+        own = {**(env or {}), **options.pop("env", {})}
+        started.append(kind(app, folder, env=own, **options))
+        started[-1].ready()
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
 
 
 def eventually(check: Callable[[], object], what: str = "", *, timeout: float = PATIENCE) -> object:
@@ -143,6 +164,12 @@ def eventually(check: Callable[[], object], what: str = "", *, timeout: float = 
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {what or check}")
         time.sleep(0.02)
+
+
+def read_audit(folder: Path) -> list[dict[str, Any]]:
+    """What an app's tasks have noted there, in order."""
+    path = folder / "audit.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def drained(broker: Any, queue: str = "celery") -> bool:

@@ -66,7 +66,7 @@ KINDS_OF_DEATH = {
     "malformed": "it is no message of Celery's, or can't be decoded",
     "not-allowed": "it asks for what its publisher may not have",
     "deliveries": "too many attempts ended without an ack",
-    "unknown": "nobody said why",
+    "unknown": "its cause was not recorded",
 }
 
 #: Attribute of a message taken back out of a dead letter: unique to that redrive, so that a job
@@ -397,7 +397,10 @@ class Broker(Protocol):
         """
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
-        """Move the leases out to ``seconds`` from now. Returns the deliveries whose lease is lost."""
+        """Move the leases out to ``seconds`` from now. Returns the deliveries whose lease is lost.
+
+        Raises BrokerUnavailable: try again while they last.
+        """
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         """Move the message to the dead letter of its queue, with ``reason`` (none if temporary)."""

@@ -1,8 +1,9 @@
-"""Queue settings that every broker refuses."""
+"""What every broker refuses, of queues and exchanges."""
 
 from __future__ import annotations
 
 from gwi_celery.brokers.base import QueueSpec
+from gwi_celery.brokers.routing import EXCHANGE_TYPES
 from gwi_celery.errors import ConfigurationError
 
 
@@ -16,13 +17,38 @@ def check_spec(spec: QueueSpec) -> None:
             above_zero(f"queue {spec.name!r}: {setting}", value)
     if spec.max_deliveries is not None and spec.max_deliveries < 0:
         raise ConfigurationError(
-            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}; 0 is without a limit"
+            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}: write 1 or more, or 0 for no "
+            "limit"
         )
 
 
 def above_zero(setting: str, seconds: float) -> None:
     if not seconds > 0:
         raise ConfigurationError(f"{setting} is {seconds}: it must be above 0 seconds")
+
+
+def check_exchange_type(name: str, type: str) -> None:
+    if type not in EXCHANGE_TYPES:
+        raise ConfigurationError(
+            f"exchange {name!r} has type {type!r}: use one of {', '.join(EXCHANGE_TYPES)}"
+        )
+
+
+def check_same_type(name: str, found: str | None, type: str) -> None:
+    """``found``: that of the existing exchange."""
+    if found != type:
+        raise ConfigurationError(
+            f"exchange {name!r} exists with type {found!r}, not {type!r}: declare it with that type, "
+            "or delete it first"
+        )
+
+
+def bound_exchange(name: str, queue: str) -> str:
+    """Why an exchange isn't deleted ``if_unused``."""
+    return (
+        f"exchange {name!r} is used: queue {queue!r} is bound to it; unbind it first, or delete the "
+        "exchange without if_unused"
+    )
 
 
 def exists_to_stay(name: str) -> ConfigurationError:

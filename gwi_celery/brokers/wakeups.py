@@ -23,7 +23,7 @@ from typing import Protocol
 from gwi_celery import folder, forks
 from gwi_celery.errors import BrokerUnusable
 
-#: Seconds after which a receiver on a FIFO looks by itself: for a publisher that was killed
+#: Seconds after which a receiver on a FIFO looks unasked: for a publisher that was killed
 #: between its commit and the wake-up, or that runs as a user who may not write to the FIFO.
 LOOK_INTERVAL = 30.0
 #: The same where the file system has no FIFOs, so that a receiver has to poll.

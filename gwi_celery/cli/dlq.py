@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -12,7 +12,7 @@ import click
 
 from gwi_celery import queues
 from gwi_celery.brokers.base import KINDS_OF_DEATH
-from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, yes
+from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, options, yes
 from gwi_celery.integration import store_for
 from gwi_celery.queues import DeadLetter
 from gwi_celery.queues.dead import recorded
@@ -31,15 +31,15 @@ def dlq() -> None:
 assert dlq.help is not None
 dlq.help += "\n".join(f"  {kind:<13} {text}" for kind, text in KINDS_OF_DEATH.items())
 
-_FILTERS: tuple[Callable[[Any], Any], ...] = (
+_filtered = options(
     click.option("-Q", "--queue", help="Of this queue; all, if left out."),
     click.option("--reason", type=click.Choice(list(KINDS_OF_DEATH)), help="One word."),
     click.option("--task"),
     click.option("--tenant"),
     click.option("--error", help="The error's class."),
     click.option("--text", help="Some part of the reason's text."),
-    click.option("--older-than", type=SPAN, help="Died so long ago at least (10m, 3h, 2d)."),
-    click.option("--within", type=SPAN, help="Died within so long."),
+    click.option("--older-than", type=SPAN, help="Died at least this long ago (10m, 3h, 2d)."),
+    click.option("--within", type=SPAN, help="Died within this time."),
 )
 #: Where a command takes what is in the broker, or may.
 _LOOK = click.option(
@@ -47,12 +47,6 @@ _LOOK = click.option(
     is_flag=True,
     help="On Pub/Sub: look through the dead letters themselves, and record those that have no record.",
 )
-
-
-def _filtered(function: Any) -> Any:
-    for option in reversed(_FILTERS):
-        function = option(function)
-    return function
 
 
 def _matching(app: Any, within: float | None, **given: Any) -> Iterator[DeadLetter]:
@@ -164,7 +158,7 @@ def _chosen(
         end(Exit.USAGE, f"say which to {deed}: ids, a filter such as --reason, or --all")
     chosen = list(_matching(app, ids=frozenset(ids) or None, **given))
     total = queues.count(app, given["queue"])
-    confirm(deed, len(chosen), total, sure=sure, what="dead letters")
+    confirm(deed, len(chosen), total, sure=sure, what="dead letters match")
     return chosen
 
 
@@ -183,7 +177,7 @@ def _say_missing(count: int) -> None:
 @click.option("--all", "everything", is_flag=True)
 @click.option("--from-step", help="Keep what jobs recorded before this step, and no more.")
 @click.option("--from-start", is_flag=True, help="Keep nothing that jobs recorded.")
-@click.option("--rate", type=float, help="So many a second at most.")
+@click.option("--rate", type=float, help="At most this many a second.")
 @yes
 def redrive(
     app: Any,
@@ -197,10 +191,10 @@ def redrive(
 ) -> dict[str, Any]:
     """Put them back into their queues: a reliable job goes on from its last recorded step.
 
-    If it is ended half-way, call it again: what was moved is not there any more.
+    If it was cut short, call it again: what was moved is no longer among them.
     """
     if from_start and from_step:
-        end(Exit.USAGE, "either --from-start or --from-step")
+        end(Exit.USAGE, "give either --from-start or --from-step, not both")
     step = None if from_start else from_step or ""
     chosen = _chosen(app, "redrive", ids, everything, yes, given)
     with Progress("redrive", len(chosen)) as moved:
@@ -230,13 +224,18 @@ def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
     """Write them to FILE (-: stdout) as JSON lines, arguments too; they stay where they are."""
     found = list(_matching(app, look=True, **given))
     there = [dead for dead in found if dead.whole]
-    with (
-        click.open_file(file, "w", encoding="ascii", atomic=file != "-") as out,
-        Progress("export", len(there)) as moved,
-    ):
-        for line in queues.export(there):
-            out.write(line + "\n")
-            moved(1)
+    try:
+        with (
+            click.open_file(file, "w", encoding="ascii", atomic=file != "-") as out,
+            Progress("export", len(there)) as moved,
+        ):
+            for line in queues.export(there):
+                out.write(line + "\n")
+                moved(1)
+    except BrokenPipeError:  # who reads it has seen enough
+        raise
+    except OSError as exc:
+        end(Exit.FAILED, f"nothing was exported: {file} can't be written ({exc.strerror})")
     _say_missing(len(found) - len(there))
     return None if file == "-" else {"exported": len(there)}
 
@@ -244,7 +243,10 @@ def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
 @command(dlq, "import", Column("imported", "integer"), single=True)
 @click.argument("file", type=click.File("r"))
 def import_(app: Any, file: Any) -> dict[str, Any]:
-    """Put what was exported back into its dead letters; what is there already is left out."""
-    lines = file.readlines()
+    """Put what was exported back among the dead letters; those that are still there are left out."""
+    try:
+        lines = file.readlines()
+    except UnicodeDecodeError:
+        end(Exit.USAGE, f"nothing was imported: {file.name} is no text: name what was exported")
     with Progress("import", len(lines)) as loaded:
         return {"imported": queues.load(app, lines, loaded=loaded)}

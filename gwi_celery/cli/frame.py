@@ -121,6 +121,11 @@ class Shape:
         }
 
 
+def options(*of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several ``click.option`` as one decorator; help shows them in that order."""
+    return lambda function: functools.reduce(lambda f, option: option(f), reversed(of), function)
+
+
 #: Command -> what it prints with ``--json``.
 SHAPES: Final[dict[str, Shape]] = {}
 
@@ -337,7 +342,7 @@ def seconds_of(text: str) -> float:
     except ValueError:
         found = -1.0
     if not 0 <= found < float("inf"):
-        raise click.BadParameter(f"{text!r} is no time: write 45s, 10m, 3h or 2d")
+        raise click.BadParameter(f"{text!r} is not a length of time: write 45s, 10m, 3h or 2d")
     return found * units[unit]
 
 
@@ -359,7 +364,7 @@ yes = click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 
 def confirm(deed: str, matching: int, total: int, *, sure: bool, what: str) -> None:
     """Say how many of how many match; go on if there are any and the user wants to."""
-    line = f"{matching} of {total} {what} match"
+    line = f"{matching} of {total} {what}"
     if not matching:
         end(Exit.NOTHING, f"{line}: nothing to {deed}")
     click.echo(line, err=True)
@@ -377,12 +382,17 @@ class Progress:
     """A line on stderr for what takes long, where that is a terminal."""
 
     def __init__(self, deed: str, total: int) -> None:
-        self._bar: Any = click.progressbar(length=total, label=deed, file=sys.stderr)
+        self._bar: Any = None
+        if sys.stderr.isatty():  # click would write the label all the same
+            self._bar = click.progressbar(length=total, label=deed, file=sys.stderr)
 
     def __enter__(self) -> Callable[[int], object]:
+        if self._bar is None:
+            return lambda steps: None
         self._bar.__enter__()
         update: Callable[[int], object] = self._bar.update
         return update
 
     def __exit__(self, *exc: Any) -> None:
-        self._bar.__exit__(*exc)
+        if self._bar is not None:
+            self._bar.__exit__(*exc)

@@ -20,6 +20,7 @@ from gwi_celery.cli.frame import (
     command,
     confirm,
     end,
+    options,
     yes,
 )
 from gwi_celery.cli.frame import show as print_rows
@@ -39,22 +40,18 @@ def jobs() -> None:
     """
 
 
-_FILTERS = (
+_filtered = options(
     click.option("--status", type=click.Choice([status.value for status in JobStatus])),
     click.option("--tenant", help="Of this tenant; of all, if left out."),
     click.option("--task"),
     click.option("--run", help="A run's id."),
     click.option("--label", help="NAME=VALUE, as given with the call."),
     click.option("--error", help="The class of its last error."),
-    click.option("--older-than", type=SPAN, help="First recorded so long ago at least (10m, 3h)."),
-    click.option("--within", type=SPAN, help="First recorded within so long."),
+    click.option(
+        "--older-than", type=SPAN, help="First recorded at least this long ago (10m, 3h)."
+    ),
+    click.option("--within", type=SPAN, help="First recorded within this time."),
 )
-
-
-def _filtered(function: Any) -> Any:
-    for option in reversed(_FILTERS):
-        function = option(function)
-    return function
 
 
 def _found(
@@ -267,7 +264,7 @@ def _chosen(
         if record.status.terminal is ended and (until is None or record.updated_at <= until)
     ]
     state = "ended" if ended else "unfinished"
-    confirm(deed, len(chosen), len(there), sure=sure, what=f"jobs that match are {state}:")
+    confirm(deed, len(chosen), len(there), sure=sure, what=f"jobs that match are {state}")
     return chosen
 
 
@@ -420,6 +417,6 @@ def release(app: Any, tenant: str, scope: str, yes: bool) -> dict[str, Any]:
             Exit.NOTHING,
             f"{tenant!r} has no lock {scope!r}: see `gwi locks list --tenant {tenant}`",
         )
-    confirm("release", len(named), len(named), sure=yes, what="locks")
+    confirm("release", len(named), len(named), sure=yes, what="locks match")
     freed = [store.force_release(LockRef(lock.tenant, lock.scope)) for lock in named]
     return {"released": any(freed)}

@@ -32,7 +32,7 @@ def limits() -> None:
     Column("max_running", "integer?", title=""),
     Column("rate", "string?", title=""),
     Column("allows"),
-    Column("held", "integer"),
+    Column("held", "integer?"),
     Column("by", title="held by"),
     Column("set_by", title="set by"),
     Column("set_at", "number?", title=""),
@@ -56,7 +56,7 @@ def _row(state: LimitState) -> dict[str, Any]:
         "max_running": state.max_running,
         "rate": state.rate,
         "allows": state.rate or f"{state.max_running} at once",
-        "held": len(state.held),
+        "held": state.used,
         "by": ", ".join(named[:_NAMED]) + (f" and {more} more" if more > 0 else ""),
         "set_by": state.set_by or "as coded",
         "set_at": state.set_at,
@@ -118,6 +118,6 @@ def clear(
     there = verbs.changed(app=app)
     values = _filled(of)
     chosen = [s for s in there if everything or (s.name == name and (not of or s.of == values))]
-    confirm("clear", len(chosen), len(there), sure=yes, what="settings")
+    confirm("clear", len(chosen), len(there), sure=yes, what="settings match")
     once = {(s.name, *sorted(s.of.items())): s for s in chosen}.values()
     return {"cleared": sum(verbs.clear(s.name, of=s.of, app=app) for s in once)}

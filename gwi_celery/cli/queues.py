@@ -9,7 +9,7 @@ import click
 
 from gwi_celery import queues as verbs
 from gwi_celery.cli.frame import Column, Exit, command, confirm, end, yes
-from gwi_celery.queues import Waiting
+from gwi_celery.queues import Waiting, settling
 
 
 @click.group()
@@ -86,7 +86,7 @@ def _chosen(
         end(Exit.USAGE, f"say which to {deed}: ids (of messages or tasks), or --all")
     there = list(verbs.delayed(app, queue))
     chosen = [w for w in there if everything or w.id in ids or w.task_id in ids]
-    confirm(deed, len(chosen), len(there), sure=sure, what="delayed messages")
+    confirm(deed, len(chosen), len(there), sure=sure, what="delayed messages match")
     return chosen
 
 
@@ -100,7 +100,7 @@ def now(
 ) -> dict[str, Any]:
     """Have them delivered now; what waits for a lock may have to wait again."""
     chosen = _chosen(app, "deliver", ids, queue, everything, yes)
-    return {"released": verbs.release_delayed(app, chosen)}
+    return {"released": _count(settling.released(app, chosen), len(chosen))}
 
 
 @command(delayed, "cancel", Column("cancelled", "integer"), single=True)
@@ -111,6 +111,16 @@ def now(
 def cancel(
     app: Any, ids: tuple[str, ...], queue: str | None, everything: bool, yes: bool
 ) -> dict[str, Any]:
-    """Delete them for good. A reliable job is better ended by `gwi jobs cancel`."""
+    """Have them never run. The job of a reliable task ends as cancelled."""
     chosen = _chosen(app, "cancel", ids, queue, everything, yes)
-    return {"cancelled": verbs.cancel_delayed(app, chosen)}
+    return {"cancelled": _count(settling.cancelled(app, chosen), len(chosen))}
+
+
+def _count(done: settling.Settled, chosen: int) -> int:
+    """On Pub/Sub also say who was asked: what the others have parked stays."""
+    if done.workers is not None:
+        line = f"{done.workers} workers answered: {done.count} of {chosen} done"
+        if done.count < chosen:
+            line += "; ask again in ten minutes for what none of them had parked"
+        click.echo(line, err=True)
+    return done.count

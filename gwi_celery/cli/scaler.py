@@ -25,6 +25,8 @@ def scaler(ctx: click.Context, host: str, port: int) -> None:
     except GwiError as exc:
         raise click.ClickException(str(exc)) from exc
     except RuntimeError as exc:  # gRPC's, for an address that can't be bound
-        raise click.ClickException(f"{host}:{port} can't be listened on: {exc}") from exc
+        raise click.ClickException(
+            f"can't listen on {host}:{port} ({exc}): choose another --port"
+        ) from exc
     click.echo(f"KEDA's external scaler on {host}:{bound}")
     server.wait_for_termination()

@@ -135,7 +135,7 @@ _EVENT = SHAPES.setdefault(
 
 
 @command(gwi, "tail")
-@click.option("--count", type=click.IntRange(1), help="End after so many.")
+@click.option("--count", type=click.IntRange(1), help="End after this many.")
 @click.option("--json", "as_lines", is_flag=True, help="For programs: an object a line.")
 def tail(app: Any, count: int | None, as_lines: bool) -> None:
     """What happens, as it happens: Celery's events, of workers that send them (-E)."""

@@ -1,4 +1,4 @@
-"""Asks a real project whether it behaves as this package takes for granted.
+"""Asks a real project whether it behaves as this package assumes.
 
 ``python -m gwi_celery.doctor pubsub://my-project firestore://my-project`` takes six minutes, costs less
 than a cent and leaves nothing behind. With ``--seconds 10`` it waits less, and sees less. Exits with 1 if
@@ -33,7 +33,7 @@ def examine(
     echo: str = "",
     echo_account: str = "",
 ) -> None:
-    """Try each broker and store, and report each finding as soon as it is there.
+    """Try each broker and store, and report each finding as soon as it is made.
 
     Args:
         urls: ``pubsub://`` and ``firestore://``.
@@ -87,7 +87,7 @@ def written(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gwi_celery.doctor",
-        description="Does a real project behave as gwi_celery takes for granted?",
+        description="Does a real project behave as gwi_celery assumes?",
     )
     parser.add_argument("urls", nargs="+", metavar="URL", help="pubsub://P or firestore://P")
     parser.add_argument("--json", action="store_true", help="one JSON document at the end")
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--echo-account", default="", help="who may invoke that")
     options = parser.parse_args(argv)
     if bool(options.echo) != bool(options.echo_account):
-        parser.error("--echo and --echo-account belong together")
+        parser.error("--echo and --echo-account belong together: give both, or neither")
     try:
         holds = written(
             options.urls,

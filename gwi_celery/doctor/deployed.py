@@ -1,13 +1,14 @@
 """Is there what :mod:`gwi_celery.deployment` says that an app needs? Only reads, and makes nothing.
 
-Google's emulators have neither IAM nor an admin API: what can't be asked of them is told so, and holds
-neither way.
+Google's emulators have neither IAM nor an admin API: a check that can't be made there says so, and counts
+neither as good nor as bad.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -29,7 +30,7 @@ _ADMIN_SCOPES: Final = ("https://www.googleapis.com/auth/datastore",)
 _AGENT: Final = "@gcp-sa-pubsub.iam.gserviceaccount.com"
 _TIMEOUT: Final = 15.0
 _MAKE: Final = "celery -A APP gwi init --print gcloud"
-#: Answers of what has no such API.
+#: What a server without that API answers.
 _NOT_THERE: Final = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN)
 
 
@@ -53,18 +54,15 @@ def needs(wanted: Deployment) -> Iterator[Finding]:
 def _resources(client: Client, queue: Queue) -> Iterator[Finding]:
     for topic in (queue.topic, queue.dead_topic):
         request = pb["GetTopicRequest"](topic=topic)
-        yield _there(client, "GetTopic", request, topic, lambda found: "")
+        yield _there(client, "GetTopic", request, topic, lambda found: ())
     for subscription in (*queue.subscriptions, queue.dead_subscription):
         request = pb["GetSubscriptionRequest"](subscription=subscription.name)
-
-        def differs(found: Any, wanted: Any = subscription) -> str:
-            return ", ".join(_differences(wanted, found))
-
-        yield _there(client, "GetSubscription", request, subscription.name, differs)
+        differences = partial(_differences, subscription)
+        yield _there(client, "GetSubscription", request, subscription.name, differences)
 
 
 def _there(
-    client: Client, rpc: str, request: Any, path: str, differs: Callable[[Any], str]
+    client: Client, rpc: str, request: Any, path: str, differences: Callable[[Any], Iterable[str]]
 ) -> Finding:
     what = f"{path.split('/')[2][:-1]} {id_of(path)}"
     try:
@@ -74,7 +72,7 @@ def _there(
         return Finding(what, False, measured=str(exc), change=change)
     except BrokerError as exc:
         return Finding(what, False, measured=str(exc), change="try again")
-    wrong = differs(found)
+    wrong = ", ".join(differences(found))
     return Finding(
         what, not wrong, "as gwi init makes it", wrong or "is there", _MAKE if wrong else ""
     )

@@ -48,7 +48,7 @@ class Trial:
     Args:
         url: ``firestore://project?database=...``
         seconds: Of each of the two measurements under load.
-        report: Gets each finding as soon as it is there.
+        report: Called with each finding as soon as it is made.
     """
 
     def __init__(self, url: str, seconds: float, report: Callable[[Finding], object]) -> None:
@@ -80,7 +80,7 @@ class Trial:
             ):
                 check()
         except GwiError as exc:
-            self.say(False, "the check came to an end early", str(exc))
+            self.say(False, "the check ended early", str(exc))
         finally:
             self.delete()
 
@@ -101,7 +101,7 @@ class Trial:
     def name(self, name: str) -> str:
         return f"{self.url.prefix}/v1/things/{name}"
 
-    # --- what the protocol stands on ----------------------------------------------------------
+    # --- what the protocol relies on ----------------------------------------------------------
 
     def versions(self) -> None:
         tokens = []

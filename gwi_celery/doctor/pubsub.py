@@ -1,4 +1,4 @@
-"""Does a real Pub/Sub behave as this package takes for granted? Some minutes, and under a cent.
+"""Does a real Pub/Sub behave as this package assumes? Takes some minutes, and costs under a cent.
 
 Everything is made under a prefix of its own and deleted at the end. The checks run side by side, as most
 of them wait.
@@ -32,17 +32,17 @@ from gwi_celery.errors import GwiError
 
 _Status = grpc.StatusCode
 _AGENT = "service-NUMBER@gcp-sa-pubsub.iam.gserviceaccount.com"
-#: Seconds that a client waits for a message before it gives a pull up.
+#: Deadlines, in seconds, of the pulls that are given up.
 _PULL_DEADLINES = (1.0, 5.0)
-#: How often it does.
+#: How often each is tried.
 _TIMES = 3
-#: What managed mode does to resources, beside what the roles of provisioned mode have.
+#: Verbs that managed mode needs on resources, beyond the roles of provisioned mode.
 _MANAGED = {
     "topics": ("get", "update", "delete", "attachSubscription"),
     "subscriptions": ("get", "update", "delete"),
 }
 
-#: What is filtered: (what, filter, attributes that match, attributes that don't).
+#: Cases for the filters: (what, filter, attributes that match, attributes that don't).
 _FILTERS: tuple[tuple[str, str, dict[str, str], dict[str, str]], ...] = (
     (
         "a direct binding",
@@ -78,7 +78,7 @@ class Trial(Sandbox):
 
     Args:
         options: Of the broker.
-        seconds: The longest that one check waits; 360 sees all that there is to see.
+        seconds: The longest that one check waits; with 360 every check can finish.
         echo: Where :mod:`gwi_celery.doctor.echo` answers behind Cloud Run's IAM; "": nowhere.
         echo_account: The account that may invoke it.
     """
@@ -91,7 +91,7 @@ class Trial(Sandbox):
         self._echo, self._echo_account = echo, echo_account
 
     def run(self) -> Iterator[Finding]:
-        """Each finding as soon as it is there; then all that was made is deleted."""
+        """Each finding as soon as it is made; at the end everything created is deleted."""
         yield self._who()
         # The slowest first: there are more checks than threads.
         checks: list[Callable[[], list[Finding]]] = [
@@ -210,7 +210,7 @@ class Trial(Sandbox):
             Finding(
                 "publishing right after creating",
                 longest < SETTLES or None,
-                "may miss for some seconds: such calls are made again",
+                "may fail for some seconds: such calls are retried",
                 f"{missed} of 20 missed, {longest:.1f} s at the longest",
                 twin="half of them miss, for 2 s",
             )
@@ -255,7 +255,7 @@ class Trial(Sandbox):
         ]
 
     def _stranded(self, deadline: float | None) -> list[Finding]:
-        """Messages that are late after a pull of so many seconds, or a stream (None), was given up."""
+        """How many messages are late after their client gave up a pull, or a stream (None)."""
         kind = "a stream" if deadline is None else f"a pull of {deadline:g} s"
         topic, subscription = self.pair(f"stranded-{deadline or 0:g}")
         late, pulled = 0, deadline is not None
@@ -297,14 +297,14 @@ class Trial(Sandbox):
             Finding(
                 "immediate pulls of one from a backlog of 20",
                 None,
-                "may be empty: none is taken for an empty queue",
+                "may be empty: an empty answer doesn't mean an empty queue",
                 f"{got} messages, {empty} empty",
                 twin="3 in 10 empty",
             )
         ]
 
     def _lease(self, seconds: int) -> list[Finding]:
-        """Whether a message stays away for as long as it is leased; of a long lease, for a part of it."""
+        """Whether a leased message is withheld until its lease ends, or for as long as we watch."""
         topic, subscription = self.pair(f"lease-{seconds}", ack_deadline_seconds=seconds)
         self.publish(topic, b"x")
         first = self.look(subscription, 1, seconds)
@@ -321,9 +321,9 @@ class Trial(Sandbox):
             Finding(
                 f"a lease of {seconds} s",
                 bool(first) and not late and (None if early else True),
-                "best effort: now and then a message is redelivered early",
+                "best effort: sometimes a message is redelivered early",
                 f"redelivered after {took:.1f} s" if again else f"kept for {took:.0f} s",
-                "jobs must bear to be started twice: base=ReliableTask" if early else "",
+                "jobs must tolerate being started twice: base=ReliableTask" if early else "",
                 twin=f"{seconds} s; 1 of 500 ends after a third",
             )
         ]
@@ -455,7 +455,7 @@ class Trial(Sandbox):
             Finding(
                 f"an idle stream with heartbeats, for {seconds:g} s",
                 None,
-                "closed now and then: it is opened again at once",
+                "closed from time to time: it is reopened at once",
                 ended,
                 twin="closed after 600 s, without heartbeats after 60",
             )

@@ -29,7 +29,7 @@ def commands(project: str, database: str = "(default)") -> list[str]:
     """The gcloud commands that make a database so.
 
     They begin, and don't wait: an index may take an hour, and so all are made side by side. The last
-    one lists what is still under way. Run again they go on where they stopped: gcloud refuses to make
+    one lists what is still being made. Run again, they continue: gcloud refuses to make
     an index that is there already. TTL needs a project with billing.
     """
     place = ["--project", project, "--database", database]

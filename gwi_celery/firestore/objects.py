@@ -131,8 +131,8 @@ class _Mapped:
         if isinstance(
             exc, (exceptions.ServerError, exceptions.TooManyRequests, exceptions.RetryError)
         ):
-            raise StoreUnavailable(f"Cloud Storage does not answer for now ({exc})") from exc
+            raise StoreUnavailable(f"Cloud Storage does not answer now ({exc}): try again") from exc
         if isinstance(exc, requests.exceptions.RequestException):
-            raise StoreUnavailable(f"Cloud Storage can't be reached ({exc})") from exc
+            raise StoreUnavailable(f"Cloud Storage can't be reached ({exc}): try again") from exc
         if isinstance(exc, exceptions.GoogleAPIError):
             raise StoreUnusable(f"Cloud Storage refuses the request: {exc}") from exc

@@ -14,7 +14,6 @@ from gwi_celery.gcp.emulators import FIRESTORE_HOST
 from gwi_celery.gcp.endpoints import endpoint as google_endpoint
 from gwi_celery.ids import digest
 from gwi_celery.options import BOOLEAN, SECONDS, query
-from gwi_celery.text import nearest
 
 #: Database id of a project's first database.
 DEFAULT_DATABASE: Final = "(default)"
@@ -86,12 +85,7 @@ def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
             f"{url!r} is no Firestore URL: write firestore://project or "
             "firestore://project/prefix?database=..."
         )
-    options = query(url, parts.query)
-    for option in options:
-        if option not in OPTIONS:
-            raise ConfigurationError(
-                f"{url!r}: unknown option {option!r}; {nearest(option, OPTIONS)}"
-            )
+    options = query(url, parts.query, OPTIONS)
     prefix = unquote(parts.path.strip("/")) or DEFAULT_PREFIX
     if not _PREFIX.fullmatch(prefix):
         raise ConfigurationError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Final
 
 #: Google's own names of these variables; each holds ``host:port``.
@@ -11,11 +10,9 @@ PUBSUB_HOST: Final = "PUBSUB_EMULATOR_HOST"
 FIRESTORE_HOST: Final = "FIRESTORE_EMULATOR_HOST"
 
 
-def unavailable(
-    kind: str, variable: str, endpoint: str, environ: Mapping[str, str] | None = None
-) -> str:
+def unavailable(kind: str, variable: str, endpoint: str) -> str:
     """The text for an emulator that doesn't answer, with what to do."""
-    named = (os.environ if environ is None else environ).get(variable) == endpoint
+    named = os.environ.get(variable) == endpoint
     return (
         f"the {kind} emulator at {endpoint}{f' ({variable})' if named else ''} does not answer: start "
         f"one by `python -m gwi_celery.testing.emulators --only {kind.lower().replace('/', '')}` and "

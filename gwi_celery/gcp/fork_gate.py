@@ -1,6 +1,6 @@
 """Makes sure that no gRPC call is in flight when this process forks.
 
-gRPC survives a fork of an idle process, but now and then hangs or crashes the child of one with
+gRPC survives a fork of an idle process, but sometimes hangs or crashes the child of one with
 calls in flight (https://github.com/grpc/grpc/issues/31885). A prefork worker forks whenever it
 replaces a child, from the process that pulls and extends leases. So every call passes a gate: while
 a fork is under way new calls wait, long ones are told to end, and the fork waits for what is in

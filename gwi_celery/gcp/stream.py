@@ -1,4 +1,4 @@
-"""A bidirectional call that is open for long, read by a thread of its own, inside the fork gate."""
+"""A long-lived bidirectional call, read by a thread of its own, inside the fork gate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BidiStream:
         thread_name: str,
         heartbeat: tuple[float, Any] | None = None,
     ) -> BidiStream | None:
-        """Start the call; None while a fork is under way. What ``start`` raises is raised.
+        """Start the call; None while a fork is in progress. Raises what ``start`` raises.
 
         Args:
             start: Gets an iterator of requests, gives back gRPC's call.

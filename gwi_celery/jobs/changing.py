@@ -172,7 +172,9 @@ def fork(
     wanted = task.claim_request(resolved, headers, task_id, os.getpid(), redelivered=False)
     claimed = store.claim(replace(wanted, lock=own_lock(resolved.job)))
     if not isinstance(claimed, Claimed):
-        raise InvalidCall(f"the job of run {run_id!r} is already being forked, or runs")
+        raise InvalidCall(
+            f"the job of run {run_id!r} is already being forked, or runs: name another run_id"
+        )
     lease = claimed.lease
     for step in taken:
         lease = store.save(lease, step)
@@ -216,7 +218,8 @@ def _by_name(task: Any, call: Mapping[str, Any]) -> dict[str, Any]:
             named |= value
         elif kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
             raise InvalidCall(
-                f"can't fork {task.name}: its argument {name!r} can't be passed by name"
+                f"can't fork {task.name}: its argument {name!r} can't be passed by name: replay "
+                "it, or call the task anew"
             )
         else:
             named[name] = value

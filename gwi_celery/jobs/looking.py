@@ -25,7 +25,7 @@ from gwi_celery.stores.base import (
     Store,
 )
 
-#: Children that :func:`get` reads at most, but for a page.
+#: Children that :func:`get` reads at most.
 _MOST_CHILDREN = 1000
 #: Places of a limit that :func:`explain` reads at most.
 _MOST_PLACES = 20

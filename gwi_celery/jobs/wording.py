@@ -167,5 +167,5 @@ def moment(at: float, now: float) -> str:
     return f"{when:%H:%M:%S}" if same_day else f"{when:%Y-%m-%d %H:%M:%S}"
 
 
-def short(text: str, longest: int = 60) -> str:
-    return text if len(text) <= longest else f"{text[:longest]}…"
+def short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -9,8 +9,9 @@ audit trail first (``gwi_celery.audit``).
 from gwi_celery.brokers.base import QueueState
 from gwi_celery.brokers.letters import DeadLetter
 from gwi_celery.queues.dead import count, dead_letters, purge, redrive
-from gwi_celery.queues.held import Waiting, cancel_delayed, delayed, release_delayed, where
+from gwi_celery.queues.held import Waiting, delayed, where
 from gwi_celery.queues.lines import export, load
+from gwi_celery.queues.settling import cancel_delayed, release_delayed
 from gwi_celery.queues.states import is_paused, pause, queues, resume
 
 __all__ = [

@@ -110,7 +110,7 @@ def _looked(app: Any, queue: str | None) -> Iterator[DeadLetter]:
 def _recording(
     app: Any, records: QueueRecords, queue: str | None, wanted: LetterFilter
 ) -> Iterator[DeadLetter]:
-    """What is there, once each; what had no record has one then, and what is done with is deleted."""
+    """Each dead letter once; those without a record are recorded, and ended ones are deleted."""
     met: set[str] = set()
     for name in [queue] if queue is not None else _queues_with_dead_letters(app):
         letters = {letter.id: letter for letter in _looked(app, name)}
@@ -184,7 +184,7 @@ def redrive(
         _check_step(app, chosen, from_step)
     pace = _PACE if isinstance(broker, EmbeddedBroker) else _PACE_ELSEWHERE
     total = 0
-    for queue, ids in _by_queue(chosen).items():
+    for queue, ids in ids_by_queue((dead.queue, dead.id) for dead in chosen).items():
         size = max(len(ids), 1) if rate is None else max(int(rate * pace), 1)
         for start in range(0, len(ids), size):
             began = time.monotonic()
@@ -222,10 +222,10 @@ def _check_step(app: Any, chosen: Collection[DeadLetter], from_step: str | None)
 def purge(
     app: Any, chosen: Iterable[DeadLetter], *, purged: Callable[[int], object] = lambda n: None
 ) -> int:
-    """Delete dead letters for good; how many that was. ``purged`` is told of each queue's."""
+    """Delete dead letters for good; returns how many. ``purged`` is called with each queue's number."""
     broker, records = broker_for(app), recorded(app)
     total = 0
-    for queue, ids in _by_queue(chosen).items():
+    for queue, ids in ids_by_queue((dead.queue, dead.id) for dead in chosen).items():
         there = None if records is None else sum(records.known(ids).values())
         gone = broker.discard(dead_letter_queue(queue), frozenset(ids))
         # One that another look holds just now goes when it is met: its record has ended.
@@ -234,8 +234,9 @@ def purge(
     return total
 
 
-def _by_queue(chosen: Iterable[DeadLetter]) -> dict[str, list[str]]:
+def ids_by_queue(chosen: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Of (queue, id) of each message."""
     found: dict[str, list[str]] = {}
-    for dead in chosen:
-        found.setdefault(dead.queue, []).append(dead.id)
+    for queue, id in chosen:
+        found.setdefault(queue, []).append(id)
     return found

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from gwi_celery.brokers.embedded import EmbeddedBroker
-from gwi_celery.errors import ConfigurationError
 from gwi_celery.headers import DELAYED_COMMAND
 from gwi_celery.integration import broker_for, integration
 from gwi_celery.queues.states import queues
@@ -106,40 +105,8 @@ def _seen_by_workers(app: Any, queue: str | None, known: set[str]) -> Iterator[W
             yield waiting
 
 
-def release_delayed(app: Any, chosen: Iterable[Waiting]) -> int:
-    """Have them delivered now; how many still waited. What they wait for may make them wait again."""
-    broker = _embedded(app, "hastened")
-    found = _waiting_by_queue(chosen)
-    return sum(broker.hasten(queue, frozenset(ids)) for queue, ids in found.items())
-
-
-def cancel_delayed(app: Any, chosen: Iterable[Waiting]) -> int:
-    """Delete them for good; how many still waited. A reliable job is cancelled by ``jobs.cancel``."""
-    broker = _embedded(app, "cancelled")
-    found = _waiting_by_queue(chosen)
-    return sum(broker.discard(queue, frozenset(ids)) for queue, ids in found.items())
-
-
-def _embedded(app: Any, what: str) -> EmbeddedBroker:
-    broker = broker_for(app)
-    if not isinstance(broker, EmbeddedBroker):
-        raise ConfigurationError(
-            f"on Pub/Sub a message that waits can't be {what}: nobody can find it before it is due. `gwi "
-            "jobs explain TASK_ID` says what its job waits for (a lock is freed by `gwi locks release`), "
-            "and `gwi jobs cancel TASK_ID` ends the job: its message is then dropped when it comes"
-        )
-    return broker
-
-
-def _waiting_by_queue(chosen: Iterable[Waiting]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for waiting in chosen:
-        found.setdefault(waiting.queue, []).append(waiting.id)
-    return found
-
-
 def where(app: Any, task_id: str) -> str | None:
-    """Where the message of a task is that no worker has begun, in a sentence; None: nowhere, or unseen.
+    """Where a task's message is, in a sentence, if no worker has begun it; None if that isn't seen.
 
     On Pub/Sub nothing can be seen but what its workers gave back until its time.
     """

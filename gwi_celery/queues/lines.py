@@ -74,7 +74,7 @@ def load(
             to = dead_letter_queue(queue)
             broker.publish_many([("", to, _outgoing(dead, name)) for name, dead in batch])
             for name, dead in batch if records is not None else ():
-                # Killed before this, the message is there twice then, under one id: see redrive.
+                # Killed before this, it leaves the message in both places, under one id: see redrive.
                 integration(app).authority.died(_kept_again(app, dead, name))
             total += len(batch)
             loaded(len(batch))

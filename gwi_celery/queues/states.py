@@ -49,9 +49,9 @@ def _missing(broker: Any, name: str) -> QueueState:
 
 
 def pause(app: Any, queue: str) -> None:
-    """Have no worker begin with what is in the queue; calls go on being accepted, and jobs that run end.
+    """Let no worker begin with the queue's messages; calls are still accepted, and running jobs finish.
 
-    It holds for all workers, those that start later too, until :func:`resume`. On Pub/Sub workers heed it
+    It holds for all workers, later ones too, until :func:`resume`. On Pub/Sub workers notice it
     within ten seconds or so, and finish what they have taken by then.
 
     Raises NotFound; ConfigurationError for a queue that Pub/Sub pushes, or where the store has no place
@@ -90,7 +90,7 @@ def _set_paused(app: Any, queue: str, paused: bool) -> None:
 
 def _pushed_to(broker: Any, queue: str) -> str | None:
     for source in broker.topology.sources(queue):
-        endpoint: str | None = broker.topology.pushed_to(source.path)
+        endpoint: str | None = broker.topology.admin.pushed.get(source.path)
         if endpoint is not None:
             return endpoint
     return None

@@ -48,8 +48,9 @@ from gwi_celery.headers import (
     PUSH_UNTIL,
 )
 from gwi_celery.integration import integration, settings_for
-from gwi_celery.reliability import call, carried, compensation, wording
+from gwi_celery.reliability import call, carried, claims, compensation, wording
 from gwi_celery.reliability.call import Call
+from gwi_celery.reliability.crowds import Crowds
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
 from gwi_celery.reliability.job import Limits, RunningJob
 from gwi_celery.reliability.options import first
@@ -82,6 +83,8 @@ logger = logging.getLogger(__name__)
 _PAST_DEADLINE: Final = 0.05
 #: Seconds that a job waits at most for the next place of a rate: an operator may have raised it.
 _LOOK_AGAIN: Final = 300.0
+
+_crowds = Crowds()
 
 
 class Attempt:
@@ -151,14 +154,17 @@ class Attempt:
             case Held():
                 emit("contended")
                 why = wording.why_held(resolved.lock, answer)
-                self._wait(JobHeld(f"{task.name}: {why}"), why, at_most=answer.retry_after)
+                held = JobHeld(f"{task.name}: {why}")
+                self._wait(held, why, answer.retry_after, behind=resolved.lock.id)
             case Limited():
                 emit("limited")
                 why = wording.why_limited(answer)
+                after, of = answer.retry_after, answer.limit.id
+                held = JobHeld(f"{task.name}: {why}")
                 # The next place of a rate is nobody's before that; who runs may end at any time.
-                after, of_rate = answer.retry_after, answer.limit.rate is not None
-                bounds = (None, after) if of_rate else (after, 0.0)
-                self._wait(JobHeld(f"{task.name}: {why}"), why, *bounds)
+                if answer.limit.rate is not None:
+                    self._wait(held, why, at_least=after, behind=of)
+                self._wait(held, why, at_most=after, behind=of)
             case Cancelled():
                 self._undo(answer.record)
                 # The record's outcome is the operator's reason.
@@ -189,7 +195,7 @@ class Attempt:
             wanted = replace(wanted, limits=())  # there is nowhere to wait
         if wanted.limits:
             wanted = replace(wanted, rates=integration(self._task.app).rates)
-        answer = store.claim(wanted)
+        answer = claims.claim(store, wanted, request)
         deadline, waits = headers.get(DEADLINE_HEADER), isinstance(answer, (Held, Limited))
         if not waits or deadline is None or time.time() <= float(deadline):
             return answer
@@ -380,16 +386,23 @@ class Attempt:
         at_most: float | None = None,
         at_least: float = 0.0,
         level: int = logging.INFO,
+        behind: str | None = None,
     ) -> NoReturn:
-        """Postpone the job without counting anything: publish a delayed copy, then ack this message."""
+        """Postpone the job without counting anything: publish a delayed copy, then ack this message.
+
+        ``behind``: the id of the lock or limit that it waits for, maybe with others.
+        """
         if self._request.is_eager:
             raise exc
         headers = dict(self._request.headers or {})
         holds = int(headers.get(HOLDS_HEADER) or 0)
         settings = self._settings
-        delay = min(settings.contention_delay * 2 ** min(holds, 16), settings.max_contention_delay)
+        first, longest = settings.contention_delay, settings.max_contention_delay
+        if behind is not None:
+            longest = _crowds.longest_wait(behind, self._request.id, first, longest)
+        delay = min(first * 2 ** min(holds, 16), longest)
         if at_most is not None:
-            delay = min(delay, max(at_most, settings.contention_delay))
+            delay = min(delay, max(at_most, first))
         # Those that wait for one thing are spread, all the more the longer they have waited.
         delay = jitter(delay, 0.8, 1.2) + jitter(min(at_least, _LOOK_AGAIN), 1.0, 1.2)
         deadline = headers.get(DEADLINE_HEADER)

@@ -39,7 +39,7 @@ def ask(
     kwargs: Mapping[str, Any],
     queue: str | None = None,
 ) -> None:
-    """Send what undoes the job, if there is such a thing and the job has begun.
+    """Send the task that undoes the job, if it has one and the job has begun.
 
     Raises kombu.exceptions.OperationalError.
     """

@@ -54,7 +54,7 @@ class Cursor:
         if back:
             raise CursorWentBack(
                 f"cursor {self._name!r} is at {shown(self._value)} and can't go back to "
-                f"{shown(value)}"
+                f"{shown(value)}: advance it to what comes later, or use checkpoint()"
             )
         self._value = value
         self._dirty = True

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from celery.app.task import Context
 from celery.utils.time import maybe_iso8601
 
 from gwi_celery.headers import (
@@ -143,6 +144,12 @@ def _replay(value: Any) -> bool:
     )
 
 
+#: Celery's request is made of the headers: one with the name of a method takes the method's place.
+_ABSENT = Kind("absent, as Celery's request has a method of that name", lambda value: False)
+_METHODS = [
+    name for name in dir(Context) if callable(getattr(Context, name)) and not name.startswith("__")
+]
+
 _NAME = Kind("a text that is not empty", _name)
 _TEXT = Kind("a text", _text)
 _FLAG = Kind("true or false", lambda value: isinstance(value, bool))
@@ -187,6 +194,7 @@ HEADERS: Final[Mapping[str, Kind]] = {
     DUE_HEADER: _NAME,
     PAYLOAD_HEADER: _NAME,
     LABELS_HEADER: Kind(f"an object of at most {MOST_LABELS} texts", labels),
+    **dict.fromkeys(_METHODS, _ABSENT),
 }
 
 PROPERTIES: Final[Mapping[str, Kind]] = {
@@ -208,8 +216,15 @@ CALLBACKS: Final[Mapping[str, Kind]] = {
 
 def wrong(fields: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> str | None:
     """What is wrong with these, without their values; None if nothing is."""
+    found = first_wrong(fields, kinds)
+    return found and f"its {where} {found[0]!r} is not {found[1].what}"
+
+
+def first_wrong(fields: Mapping[str, Any], kinds: Mapping[str, Kind]) -> tuple[str, Kind] | None:
+    """The first field that is not of its kind, and the kind; None if there is none."""
     for name, kind in kinds.items():
         value = fields.get(name)
-        if value is not None and not kind.takes(value):
-            return f"its {where} {name!r} is not {kind.what}"
+        given = value is not None or (kind is _ABSENT and name in fields)
+        if given and not kind.takes(value):
+            return name, kind
     return None

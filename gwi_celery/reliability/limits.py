@@ -115,7 +115,7 @@ def limits_of(
 
 
 def check_limits(limits: object) -> tuple[Limit, ...]:
-    """Raises ConfigurationError unless it is a list of limits, each of which is there once."""
+    """Raises ConfigurationError unless it is a list of limits without duplicates."""
     if not isinstance(limits, (list, tuple)) or not all(isinstance(each, Limit) for each in limits):
         raise ConfigurationError(
             f"Reliable(limits={limits!r}): use a list, such as [Limit('openai', rate='500/m')]"

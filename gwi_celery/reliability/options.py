@@ -70,8 +70,20 @@ class Reliable:
         object.__setattr__(self, "limits", check_limits(self.limits))
         for name in ("result_ttl", "lock_ttl", "deadline"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigurationError(f"Reliable({name}={value!r}): must be above 0 seconds")
+            if value is not None and not (_is_number(value) and value > 0):
+                raise ConfigurationError(
+                    f"Reliable({name}={value!r}): must be above 0 seconds, as a number"
+                )
+        for name in ("max_crashes", "max_result_bytes", "max_checkpoint_bytes"):
+            value = getattr(self, name)
+            if value is not None and not (
+                _is_number(value) and value >= 0 and isinstance(value, int)
+            ):
+                raise ConfigurationError(f"Reliable({name}={value!r}): must be a whole number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 #: Names that a task's class doesn't use itself. ("run" is the task's own function.)

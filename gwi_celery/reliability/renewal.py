@@ -21,7 +21,7 @@ class Renewable(Protocol):
     """A running job, as the renewer sees it."""
 
     def renew_due(self) -> float:
-        """Monotonic time of the next renewal; infinity once none is needed any more."""
+        """Monotonic time of the next renewal; infinity when no more are needed."""
 
     def renew_now(self) -> None:
         """Renew. Errors are kept, for the job to find at its next boundary."""

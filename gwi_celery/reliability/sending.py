@@ -15,7 +15,7 @@ from celery.canvas import _chain, chord, group
 from gwi_celery.backends import tenants
 from gwi_celery.errors import InvalidCall
 from gwi_celery.headers import TENANT_HEADER
-from gwi_celery.reliability import call
+from gwi_celery.reliability import call, sendable
 
 
 def keep_promises(app: Any) -> None:
@@ -26,6 +26,7 @@ def keep_promises(app: Any) -> None:
         _refuse(group, verb, ("idempotency_key",))
     _refuse(chord, "apply_async", ("idempotency_key",))
     _refuse(chord, "apply", ("idempotency_key", "deadline"))
+    sendable.check_messages(app.amqp)
     if "send_task" in vars(app):
         return
     send = app.send_task
@@ -44,6 +45,10 @@ def keep_promises(app: Any) -> None:
         from gwi_celery.reliability.task import ReliableTask
 
         task = options.get("task_type") or app._tasks.get(name)
+        named = {**dict(zip(("countdown", "eta"), rest, strict=False)), **options}
+        sendable.check_options(name, named)
+        if isinstance(task, ReliableTask):
+            sendable.check_reliable(name, options)
         given = any(option is not None for option in (idempotency_key, deadline, labels))
         if "task_type" not in options and isinstance(task, ReliableTask) and len(rest) < 3:
             options["task_id"] = options.get("task_id") or str(uuid4())

@@ -95,6 +95,11 @@ class ReliableTask(InsideJob):
                     f"{cls.name}: {attribute}={value!r} breaks the promise of a reliable task: "
                     f"{otherwise}. Leave it out ({needed!r} is set for you), or use a plain task"
                 )
+        retries = cls.max_retries
+        if isinstance(retries, str) or (isinstance(retries, (int, float)) and retries < 0):
+            raise ConfigurationError(
+                f"{cls.name}: max_retries={retries!r} is not a whole number from 0 (None: no end of them)"
+            )
         misplaced = [name for name in OPTIONS if is_misplaced(name, vars(cls))]
         if misplaced:
             given = ", ".join(f"{name}={vars(cls)[name]!r}" for name in misplaced)
@@ -157,9 +162,13 @@ class ReliableTask(InsideJob):
                 headers=headers,
                 **options,
             )
-        except EncodeError as exc:
+        except (EncodeError, ValueError) as exc:
+            # Not every codec error is Kombu's: Python has one of its own for a number of many digits.
+            culprit = _culprit(resolved.arguments)
+            if isinstance(exc, InvalidCall) or not (culprit or isinstance(exc, EncodeError)):
+                raise
             raise NotSerializable(
-                f"{self.name}: {_culprit(resolved.arguments)} has no JSON form ({exc}): pass "
+                f"{self.name}: {culprit or 'an argument'} has no JSON form ({exc}): pass "
                 "plain values (text, numbers, lists, dicts), or an id to load it by"
             ) from exc
         return tenants.owned(result, resolved.tenant)
@@ -284,6 +293,8 @@ class ReliableTask(InsideJob):
         try:
             return super().retry(*args, **kwargs)
         except Reject as reject:
+            if isinstance(reject.reason, PERMANENT):
+                raise reject.reason from None  # no later attempt could send it either
             # The copy could not be published. Celery would drop the message: keep it instead.
             raise Reject(reject.reason, requeue=True) from reject
         finally:
@@ -443,10 +454,11 @@ def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _culprit(arguments: Mapping[str, Any]) -> str:
+def _culprit(arguments: Mapping[str, Any]) -> str | None:
+    """The first argument that can't be written as JSON."""
     for name, value in arguments.items():
         try:
             json.dumps(value)
         except (TypeError, ValueError, RecursionError):
             return f"argument {name!r} (a {type(value).__name__})"
-    return "an argument"
+    return None

@@ -29,7 +29,7 @@ _CLOCK_SKEW = 10
 #: Longest token that is looked at, characters; Google's have about a thousand.
 _LONGEST_TOKEN = 8192
 
-#: What PyJWT raises -> what is told; the first that fits, so subclasses come first.
+#: What PyJWT raises -> what the caller is told; the first that fits, so subclasses come first.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (jwt.InvalidSignatureError, "the token's signature is wrong"),
     (jwt.ExpiredSignatureError, "the token has expired"),
@@ -37,7 +37,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (jwt.InvalidAudienceError, "the token is for another audience"),
     (jwt.InvalidIssuerError, "the token is of another issuer"),
 )
-#: A claim that must be there -> what is told where it is not.
+#: A required claim -> what the caller is told if it is missing.
 _CLAIMS = {"iss": "the token is of another issuer", "aud": "the token is for another audience"}
 
 
@@ -72,7 +72,7 @@ class PushAuth:
             self.keys.stop()
 
     def verify(self, authorization: str | None) -> None:
-        """Raises Denied. Blocks only before the first keys are there; see :meth:`Keys.wait`."""
+        """Raises Denied. Blocks only until the first keys have been fetched; see :meth:`Keys.wait`."""
         claims = self._claims(_bearer(authorization))
         if claims.get("email") != self._service_account:
             raise Denied(403, "the token is of another account")

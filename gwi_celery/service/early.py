@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".later"
 #: Seconds for which a request is held in any case.
 _NEAR = 15.0
-#: A message that is due in as many seconds is due.
+#: Seconds: a message that is due this soon is due now.
 _IS_NOW = 0.05
 #: When a parked message expires, seconds since the epoch: an attribute of the copy.
 _EXPIRES = "gwi-parked-expires"
@@ -49,7 +49,7 @@ _AGAIN, _LOOK = 10.0, 0.5
 
 
 class Early:
-    """Of one instance and its queue. Used on the event loop, but for its reader's thread."""
+    """For one instance and its queue. Used on the event loop, except by its reader's thread."""
 
     def __init__(self, executor: Executor, admission: Admission, queue: str) -> None:
         self._executor = executor

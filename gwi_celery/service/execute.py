@@ -94,7 +94,7 @@ class Executor:
         return self._broker
 
     def start(self) -> None:
-        """Start the pool and wait until it is there. Blocks; not for a web server's thread."""
+        """Start the pool and wait until it is ready. Blocks: never call it on a web server's thread."""
         self._thread.start()
         self._ready.result()
 
@@ -266,7 +266,7 @@ class Executor:
 
 
 class _Submission:
-    """One pushed message under way. Settled by Celery's ack or reject, over when its task is."""
+    """A pushed message being handled. Celery's ack or reject settles it; it ends with its task."""
 
     def __init__(self) -> None:
         self.future: Future[Settlement] = Future()

@@ -46,7 +46,7 @@ def _refusal(scope: Scope) -> ASGIApp | None:
     return None
 
 
-#: Bytes of a body that always finds room beside larger ones.
+#: Bytes: a body of this size always finds room beside larger ones.
 SMALL = 256 * 1024
 #: Share of the memory for bodies that those over SMALL may use.
 _FOR_LARGE = 0.75
@@ -106,7 +106,7 @@ class Body:
         return self.size > SMALL
 
     def count(self, more: int) -> None:
-        """Count so many bytes more (or less)."""
+        """Add to the count of bytes; a negative number subtracts."""
         large = self.size if self.is_large else 0
         self.size += more
         self._budget.left -= more

@@ -241,7 +241,7 @@ class Store(Protocol):
 
     @property
     def queues(self) -> QueueRecords:
-        """What it keeps of queues. Raises InvalidCall where each tenant has a database of its own."""
+        """Its records of queues. Raises InvalidCall where each tenant has a database of its own."""
 
     def get_job(self, job: JobRef) -> JobRecord | None:
         """The record; None when there is none or it has expired."""

@@ -98,7 +98,7 @@ class History:
     # --- as JSON ------------------------------------------------------------------------------
 
     def dumps(self) -> str:
-        """All but what has a place of its own: the error and the lock."""
+        """All but the error and the lock, which have fields of their own."""
         kept: dict[str, Any] = {"worker": self.worker}
         if self.ended:
             kept["ended"] = [_attempt_form(each) for each in self.ended]
@@ -189,8 +189,8 @@ def dump_origin(origin: Origin) -> str:
     )
 
 
-def load_origin(text: str | None, envelope: bytes | None = None) -> Origin:
-    return Origin(envelope=envelope) if not text else Origin(**json.loads(text), envelope=envelope)
+def load_origin(text: str | None) -> Origin:
+    return Origin(**json.loads(text)) if text else Origin()
 
 
 def _bounded_wait(wait: Wait) -> Wait:
@@ -201,7 +201,7 @@ def _wait_form(wait: Wait) -> list[Any]:
     job = wait.holder_job
     of = None if job is None else [job.tenant, job.task, job.key]
     if of is not None and sum(map(len, of)) > _LONGEST_NAMES:
-        of = None  # such ids have no room beside all else
+        of = None  # there is no room for ids of that length
     form = [wait.kind, wait.what, wait.holder, of, wait.since, wait.until]
     return [*form, wait.limit_id] if wait.limit_id else form
 

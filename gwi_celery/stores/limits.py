@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.ids import digest
 
-#: Places that a rate has at most. One of more is kept as so many over a shorter time.
+#: Most places of a rate. A larger one is kept as fewer over a shorter time.
 MOST_PLACES: Final = 10_000
 #: Jobs at once, and starts in a time, that a limit may allow.
 _MOST: Final = 1_000_000
@@ -32,7 +32,7 @@ _RATE: Final = re.compile(r"\s*(\d+)\s*(?:/|per)\s*(\d*)\s*([a-z]+)\s*")
 
 
 class Rate(NamedTuple):
-    """So many starts in any so many seconds."""
+    """At most so many starts in any window of so many seconds."""
 
     amount: int
     seconds: float
@@ -90,7 +90,7 @@ def limit_id(kind: str, name: str, values: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class LimitRef:
-    """Names one limit, and says what it allows: so many at once, or so many in a time."""
+    """Names one limit, and says what it allows: a number at once, or a number in a time."""
 
     #: As the code has it: ``"{tenant_id}"``.
     name: str
@@ -98,7 +98,7 @@ class LimitRef:
     values: Mapping[str, str]
     max_running: int | None = None
     rate: Rate | None = None
-    #: It allowed so many before an operator lowered it; they may be running yet.
+    #: What it allowed before an operator lowered it: that many may still be running.
     before: int = 0
 
     @property

@@ -378,7 +378,7 @@ def is_progress(checkpoint: Checkpoint) -> bool:
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint that is there already."""
+    """A checkpoint that is stored already."""
 
     kind: CheckpointKind
     version: int
@@ -386,7 +386,7 @@ class Stored:
 
 
 def must_write(task: str, stored: Stored | None, checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is to be written; False if it is there as it is.
+    """Whether a checkpoint must be written; False if the very same one is stored already.
 
     Raises StepNameReused, CursorWentBack.
     """

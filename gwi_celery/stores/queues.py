@@ -58,10 +58,10 @@ class QueueRecords(Protocol):
         """Record a dead letter, or record it anew; one write. It is forgotten once it has expired."""
 
     def end(self, ids: Collection[str]) -> None:
-        """These were redriven or purged, recorded or not: no list has them any more."""
+        """These were redriven or purged, recorded or not: no list shows them from now on."""
 
     def known(self, ids: Collection[str]) -> dict[str, bool]:
-        """Those of the ids that are recorded -> whether the letter is there still, not ended."""
+        """Id -> whether the letter has not ended, for those of the ids that are recorded."""
 
     def get(self, id: str) -> DeadLetter | None:
         """None if there is none, or if it has ended or expired."""
@@ -81,7 +81,7 @@ class QueueRecords(Protocol):
         """Those whose messages their broker drops before that time, the first of them first."""
 
     def set_paused(self, queue: str, paused: bool) -> None:
-        """Have all workers leave the queue alone, or not. Workers ask for :meth:`paused` now and then."""
+        """Pause or resume the queue. Workers ask for :meth:`paused` every few seconds."""
 
     def paused(self) -> frozenset[str]:
         """The queues that are paused; one read."""

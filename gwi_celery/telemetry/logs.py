@@ -42,7 +42,7 @@ _LONGEST_MESSAGE, _LONGEST_TRACE = 16_000, 32_000
 #: Longest label, bytes of UTF-8.
 _LONGEST_LABEL = 1000
 
-#: What a terminal or a reader of lines takes for more than a character, but for tabs and line ends.
+#: What a terminal or a reader of lines interprets, except tabs and line ends.
 _CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 
 

@@ -20,7 +20,7 @@ from gwi_celery.telemetry.events import Event
 #: Upper bounds of the durations counted, seconds.
 BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 3600.0)
 
-#: Most kinds of errors of a task that are told apart; those after it count as OTHER.
+#: Kinds of errors counted for each task; further kinds count as OTHER.
 _ERRORS = 50
 OTHER = "other"
 

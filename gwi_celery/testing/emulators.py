@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from gwi_celery.errors import GwiError
 from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
@@ -146,22 +146,26 @@ class Emulator:
         self.start()
 
 
+Started = TypeVar("Started", bound=Emulator)
+
+
 @contextmanager
 def start_pubsub(*, fresh: bool = False) -> Iterator[Emulator]:
     """A running Pub/Sub emulator. ``fresh``: a new one even if the environment names one."""
-    with _run(_find("pubsub", PUBSUB_HOST, fresh)) as emulator:
+    with running(_find("pubsub", PUBSUB_HOST, fresh)) as emulator:
         yield emulator
 
 
 @contextmanager
 def start_firestore(*, fresh: bool = False) -> Iterator[Emulator]:
     """A running Firestore emulator. ``fresh``: as for :func:`start_pubsub`."""
-    with _run(_find("firestore", FIRESTORE_HOST, fresh)) as emulator:
+    with running(_find("firestore", FIRESTORE_HOST, fresh)) as emulator:
         yield emulator
 
 
 @contextmanager
-def _run(emulator: Emulator) -> Iterator[Emulator]:
+def running(emulator: Started) -> Iterator[Started]:
+    """Started, and stopped at the end."""
     emulator.start()
     try:
         yield emulator

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from kombu.transport import TRANSPORT_ALIASES
+from kombu.utils.url import maybe_sanitize_url
+
+from gwi_celery.errors import ConfigurationError
+from gwi_celery.text import nearest
 
 #: URL scheme -> the transport, imported when a URL names it.
 _TRANSPORTS = {
@@ -15,3 +19,24 @@ def register() -> None:
     """Teach Kombu our URL schemes."""
     for scheme, transport in _TRANSPORTS.items():
         TRANSPORT_ALIASES.setdefault(scheme, transport)
+
+
+def check_url(url: str, *, setting: bool) -> None:
+    """Refuse what Kombu would take for the name of a RabbitMQ host, or look up in vain at each call.
+
+    ``setting``: whether it is this package's setting, which is a URL. Celery's own ``broker_url`` may be
+    a host's name alone. Raises ConfigurationError.
+    """
+    scheme, is_url, _ = url.partition("://")
+    if is_url:
+        kombus = scheme.partition("+")[0]
+        known = {name.lower() for name in TRANSPORT_ALIASES}
+        if kombus.lower() not in known and not set(".:") & set(kombus):
+            raise ConfigurationError(
+                f"unknown broker {maybe_sanitize_url(url)!r}; {nearest(kombus, TRANSPORT_ALIASES)}"
+            )
+    elif setting or "/" in url or url.partition(":")[0] in _TRANSPORTS:
+        raise ConfigurationError(
+            f"the broker {url!r} is no URL: write embedded:///path/to/folder, embedded:// for .gwi/, "
+            "pubsub://project, or another of Kombu's, such as redis://host"
+        )

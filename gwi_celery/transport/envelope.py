@@ -25,7 +25,7 @@ from gwi_celery.brokers.base import REDRIVE, Delivery
 from gwi_celery.errors import MalformedMessage, NotSerializable
 from gwi_celery.headers import PUSH_UNTIL, REDRIVE_HEADER, RUN_HEADER, TENANT_HEADER
 from gwi_celery.text import public_error, raw
-from gwi_celery.transport import depth, jobformat
+from gwi_celery.transport import compression, depth, jobformat
 from gwi_celery.transport.source import FOREIGN, Source
 
 #: Pub/Sub's limit on an attribute's value, bytes. Longer ones are omitted, never cut.
@@ -37,6 +37,8 @@ _OF_ONE_READER = re.compile(
 )
 
 _JSON = "application/json"
+#: Bytes: the sender had all of it in memory.
+_ANY_SIZE = 2**31
 #: Bytes of a parser's own words in a reason.
 _SHORT = 200
 _TOO_DEEP = (
@@ -52,7 +54,8 @@ def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
     for whoever receives it.
     """
     body = message["body"]
-    if message.get("content-type") == _JSON and depth.too_deep(body):
+    headers = message.get("headers") or {}
+    if message.get("content-type") == _JSON and depth.too_deep(_uncompressed(body, headers)):
         raise NotSerializable(_TOO_DEEP.format("its arguments or callbacks are"))
     if isinstance(body, str):
         text, encoding = body, "utf-8"
@@ -61,7 +64,6 @@ def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
             text, encoding = bytes(body).decode("utf-8"), "utf-8"
         except UnicodeDecodeError:
             text, encoding = base64.b64encode(body).decode("ascii"), "base64"
-    headers = message.get("headers") or {}
     try:
         data = json.dumps(
             {
@@ -80,6 +82,17 @@ def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
     if depth.too_deep(data):
         raise NotSerializable(_TOO_DEEP.format("a header or property is"))
     return data.encode("utf-8"), _attributes(headers)
+
+
+def _uncompressed(body: str | bytes, headers: Mapping[str, Any]) -> str | bytes:
+    """The JSON of a body that Kombu has compressed; empty if it can't be told: what it was is unknown."""
+    codec = headers.get("compression")
+    if not isinstance(codec, str) or isinstance(body, str):
+        return body
+    try:
+        return compression.decompress(body, codec, _ANY_SIZE)
+    except MalformedMessage:
+        return b""
 
 
 def described(

@@ -106,7 +106,10 @@ def _seconds_to_wait(message: Any, app: Any) -> float:
 
 def _named(message: Any) -> tuple[Any, dict[str, Any]]:
     """The task's name and, if readable, its keyword arguments."""
-    payload = message.payload
+    try:
+        payload = message.payload
+    except Exception:  # the dead letter's reason says so
+        payload = None
     fields = payload if isinstance(payload, dict) else {}
     if isinstance(payload, (list, tuple)) and len(payload) > 1:
         fields = {"kwargs": payload[1]}
@@ -126,17 +129,20 @@ def why_malformed(message: Any) -> str | None:
     What Celery itself handles well (no task, an unknown one, an undecodable body) is left to it.
     """
     headers = message.headers
+    if "task" in headers:  # known before the body is read, which may be undecodable, too
+        wrong = (
+            _needed(headers)
+            or fields.wrong(headers, fields.HEADERS, "header")
+            or _properties(message)
+        )
+        if wrong is not None:
+            return wrong
     try:
         payload = message.payload
     except Exception:
         return None  # left to Celery
     if "task" in headers:
-        return (
-            _needed(headers)
-            or fields.wrong(headers, fields.HEADERS, "header")
-            or _properties(message)
-            or _embedded(payload)
-        )
+        return _embedded(payload)
     if isinstance(payload, dict) and "task" in payload:  # protocol 1
         return (
             _needed(payload)
@@ -173,7 +179,10 @@ def _properties(message: Any) -> str | None:
 def _embedded(payload: Any) -> str | None:
     """Of protocol 2: arguments, keyword arguments, callbacks. Hybrids carry protocol 1's."""
     if isinstance(payload, dict):
-        return _arguments(payload) if "args" in payload else "its body is not a list of three"
+        if "args" not in payload:
+            return "its body is not a list of three"
+        # Celery reads the rest of it from there, too.
+        return fields.wrong(payload, fields.HEADERS, "field") or _arguments(payload)
     if not isinstance(payload, (list, tuple)) or len(payload) != 3:
         return "its body is not a list of three"
     args, kwargs, embed = payload

@@ -26,6 +26,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.worker import state
 
+from gwi_celery import shield
 from gwi_celery.errors import GwiError
 from gwi_celery.worker.pools import pool_processes
 
@@ -59,6 +60,7 @@ class ShutdownGrace(bootsteps.StartStopStep):
         self._own_process = True
         self._broker = _Broker(worker.app)
         signals.worker_shutting_down.connect(self._begin)
+        shield.on_held_stop(self._begin)
 
     def start(self, worker: Any) -> None:
         self._own_process = threading.current_thread() is threading.main_thread()

@@ -1,4 +1,4 @@
-"""Workers on Pub/Sub take nothing from a queue that is paused: they ask the store now and then."""
+"""Workers on Pub/Sub take nothing from a paused queue: they ask the store every few seconds."""
 
 from __future__ import annotations
 

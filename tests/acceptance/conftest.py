@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.apps import imported
-from tests.workers import Worker
+from tests.workers import Worker, starting
 
 APP = "tests.acceptance.jobs"
 
@@ -77,14 +77,4 @@ def jobs(tmp_path: Path, jobs_broker: str, monkeypatch: pytest.MonkeyPatch) -> I
 @pytest.fixture
 def start(tmp_path: Path, jobs: ModuleType) -> Iterator[Callable[..., Worker]]:
     """Starts workers on the test's folder, and ends them with the test."""
-    started: list[Worker] = []
-
-    def start_worker(**options: Any) -> Worker:
-        env = {"JOBS_FOLDER": str(tmp_path), **options.pop("env", {})}
-        worker = Worker(APP, tmp_path, env=env, **options)
-        started.append(worker)
-        return worker.ready()
-
-    yield start_worker
-    for worker in started:
-        worker.close()
+    yield from starting(Worker, APP, tmp_path, {"JOBS_FOLDER": str(tmp_path)})

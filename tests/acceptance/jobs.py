@@ -51,11 +51,6 @@ def audit(event: str, **fields: Any) -> None:
         os.close(fd)
 
 
-def read_audit(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "audit.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def crash(point: str) -> None:
     """Kill what the file says, if it names this point: ``<point>``, or ``<point> child``."""
     request = FOLDER / "crash-at"

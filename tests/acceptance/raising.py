@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery.signals import celeryd_init
 
 from gwi_celery import Reliable, ReliableTask, setup
 from gwi_celery.sqlite import Database
@@ -38,7 +39,11 @@ def _write_where_there_is_room(self: Database, **options: Any) -> Iterator[Any]:
         yield c
 
 
-Database.write = _write_where_there_is_room  # type: ignore[assignment,method-assign]
+@celeryd_init.connect
+def _limit_its_disk(instance: Any, **_: Any) -> None:
+    """Of this app's worker: who only imports this module has a disk like any other."""
+    if instance.app is app:
+        Database.write = _write_where_there_is_room  # type: ignore[assignment,method-assign]
 
 
 class OddText(Exception):

@@ -8,8 +8,7 @@ from types import ModuleType
 
 from gwi_celery import store_for
 from gwi_celery.stores.base import JobStatus
-from tests.acceptance.jobs import read_audit
-from tests.workers import Worker, eventually
+from tests.workers import Worker, eventually, read_audit
 
 
 class Beat(Worker):

@@ -12,9 +12,8 @@ from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
 
 from gwi_celery import broker_for
-from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE
-from tests.workers import Worker, eventually
+from tests.workers import Worker, eventually, read_audit
 
 pytestmark = pytest.mark.acceptance
 

@@ -18,10 +18,9 @@ from gwi_celery import store_for
 from gwi_celery.backends.firestore import FirestoreBackend
 from gwi_celery.stores.base import JobStatus
 from tests.acceptance.conftest import APP
-from tests.acceptance.jobs import read_audit
 from tests.apps import imported
 from tests.machine import PATIENCE
-from tests.workers import Worker, eventually
+from tests.workers import Worker, eventually, read_audit
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.emulator]
 

@@ -14,9 +14,8 @@ import pytest
 
 from gwi_celery import broker_for, store_for
 from gwi_celery.stores.base import JobStatus
-from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE
-from tests.workers import Worker, dead_letters, drained, eventually
+from tests.workers import Worker, dead_letters, drained, eventually, read_audit
 
 pytestmark = pytest.mark.acceptance
 

@@ -12,9 +12,8 @@ from gwi_celery import broker_for
 from gwi_celery import jobs as operators
 from gwi_celery.jobs import JobStatus
 from gwi_celery.stores.base import JobRef
-from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE
-from tests.workers import Worker, drained, eventually
+from tests.workers import Worker, drained, eventually, read_audit
 
 pytestmark = pytest.mark.acceptance
 

@@ -10,9 +10,8 @@ import pytest
 
 from gwi_celery import store_for
 from gwi_celery.stores.base import JobRef
-from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE
-from tests.workers import Worker
+from tests.workers import Worker, read_audit
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 

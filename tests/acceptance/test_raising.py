@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 from celery import chord, group, states
@@ -17,8 +14,9 @@ from celery.result import AsyncResult
 from gwi_celery import broker_for, store_for
 from gwi_celery.errors import GwiError
 from gwi_celery.stores.base import JobStatus
+from tests.apps import imported
 from tests.machine import PATIENCE
-from tests.workers import Worker, drained, eventually
+from tests.workers import Worker, drained, eventually, starting
 
 pytestmark = pytest.mark.acceptance
 
@@ -29,25 +27,13 @@ POOLS = ["prefork", "threads", "solo", "gevent"]
 @pytest.fixture
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setenv("RAISING_FOLDER", str(tmp_path))
-    sys.modules.pop(APP, None)
-    module = importlib.import_module(APP)
-    yield module
-    module.app.close()
-    sys.modules.pop(APP, None)
+    with imported(APP) as module:
+        yield module
 
 
 @pytest.fixture
 def start(tmp_path: Path, jobs: ModuleType) -> Iterator[Callable[..., Worker]]:
-    started: list[Worker] = []
-
-    def start_worker(pool: str, **options: Any) -> Worker:
-        options = {"concurrency": 1, "pool": pool, **options}
-        started.append(Worker(APP, tmp_path, **options))
-        return started[-1].ready()
-
-    yield start_worker
-    for running in started:
-        running.close()
+    yield from starting(Worker, APP, tmp_path)
 
 
 def outcome(result: AsyncResult) -> BaseException:
@@ -66,7 +52,7 @@ def names(exc: BaseException, name: str) -> bool:
 def test_whatever_is_raised_the_caller_is_told_and_the_next_job_runs(
     jobs: ModuleType, start: Callable[..., Worker], pool: str
 ) -> None:
-    running = start(pool)
+    running = start(pool=pool)
     for kind, (_, name, text) in jobs.KINDS.items():
         plain = jobs.plain_raises.delay(kind)
         reliable = jobs.raises.delay(kind, tenant_id="acme", run_id=kind)
@@ -91,7 +77,7 @@ def test_whatever_is_raised_the_caller_is_told_and_the_next_job_runs(
 def test_a_result_without_a_json_form_is_a_failure_that_says_so(
     jobs: ModuleType, start: Callable[..., Worker], pool: str
 ) -> None:
-    running = start(pool)
+    running = start(pool=pool)
     for kind in jobs.RESULTS:
         outcome(jobs.plain_returns.delay(kind))
         reliable = outcome(jobs.returns.delay(kind, tenant_id="acme", run_id=kind))
@@ -108,7 +94,7 @@ def test_what_can_not_be_stored_is_redelivered_and_every_place_is_free_again(
     jobs: ModuleType, start: Callable[..., Worker], pool: str, tmp_path: Path
 ) -> None:
     """On a full disk: SQLite itself says so."""
-    running = start(pool, concurrency=2)
+    running = start(pool=pool, concurrency=2)
     size = 400_000
     done = [jobs.large.delay(size) for _ in range(3)]
     reliable = jobs.reliable_large.delay(size, tenant_id="acme", run_id="r")
@@ -131,7 +117,7 @@ def test_what_can_not_be_stored_is_redelivered_and_every_place_is_free_again(
 def test_a_chord_whose_body_can_not_be_sent_fails_and_nothing_else_does(
     jobs: ModuleType, start: Callable[..., Worker], pool: str
 ) -> None:
-    running = start(pool)
+    running = start(pool=pool)
     parts = [jobs.add.s(n, n) for n in range(3)]
     for body, text in (
         (jobs.takes_nothing.s(), "takes 0 positional arguments"),

@@ -20,7 +20,7 @@ from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 from gwi_celery.testing.emulators import Emulator
 from gwi_celery.testing.twin import Twin, start_twin
 from tests.proxy import Proxy, proxied
-from tests.workers import ROOT, Worker, eventually
+from tests.workers import ROOT, Worker, eventually, read_audit
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.emulator, pytest.mark.slow]
 
@@ -96,11 +96,6 @@ def twin() -> Iterator[Twin]:
         yield twin
 
 
-def audit(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "audit.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 @pytest.mark.timeout(240)
 def test_a_region_that_is_cut_off_loses_nothing_and_writes_nothing_more(
     tmp_path: Path, twin: Twin, firestore_emulator: Emulator
@@ -129,7 +124,7 @@ def test_a_region_that_is_cut_off_loses_nothing_and_writes_nothing_more(
         return json.loads(done.stdout) if done.stdout else None
 
     def started_in_the_east() -> set[str]:
-        return {line["run"] for line in audit(tmp_path) if line["step"] == 1}
+        return {line["run"] for line in read_audit(tmp_path) if line["step"] == 1}
 
     with ExitStack() as stack:
 
@@ -165,12 +160,12 @@ def test_a_region_that_is_cut_off_loses_nothing_and_writes_nothing_more(
         assert call(",".join(runs), "wait") == results, "what was decided stays"
         assert west.worker.process.poll() is None
 
-        ran = Counter((line["run"], line["step"]) for line in audit(tmp_path))
+        ran = Counter((line["run"], line["step"]) for line in read_audit(tmp_path))
         for (run, step), times in ran.items():
             # A step that was in flight runs again; a recorded one never does.
             assert times == (2 if run in caught and step == 1 else 1), (run, step, times)
         for run in caught:
-            fences = [line["fence"] for line in audit(tmp_path) if line["run"] == run]
+            fences = [line["fence"] for line in read_audit(tmp_path) if line["run"] == run]
             assert len(set(fences)) == 2
             assert fences == sorted(fences), "the later one has the larger token"
         # Both regions take new jobs.

@@ -23,10 +23,9 @@ from gwi_celery.gcp.emulators import PUBSUB_HOST
 from gwi_celery.testing.emulator_fixtures import named
 from gwi_celery.testing.emulators import Emulator
 from tests.acceptance.conftest import APP
-from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE, Stopwatch
 from tests.twins import own_pubsub
-from tests.workers import ROOT, Worker, eventually
+from tests.workers import ROOT, Worker, eventually, read_audit
 
 pytestmark = pytest.mark.acceptance
 

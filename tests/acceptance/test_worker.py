@@ -17,9 +17,8 @@ from gwi_celery import broker_for, store_for
 from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.errors import IdempotencyMismatch, MissingTenant
 from gwi_celery.stores.base import JobRef, JobStatus
-from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE
-from tests.workers import Worker, dead_letters, drained, eventually
+from tests.workers import Worker, dead_letters, drained, eventually, read_audit
 
 pytestmark = pytest.mark.acceptance
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from gwi_celery.brokers.base import (
     DEAD_LETTER_SUFFIX,
@@ -26,11 +26,13 @@ from gwi_celery.brokers.base import (
 from gwi_celery.brokers.embedded import EmbeddedBroker, forget_memory, memory_broker
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.errors import BrokerUnavailable
 from tests import machine
 from tests.clocks import FakeClock
 
 #: Seconds. More than anything takes that is waited for; reached only if it never comes.
 PATIENCE = machine.PATIENCE
+T = TypeVar("T")
 
 
 class BrokerFactory:
@@ -40,12 +42,16 @@ class BrokerFactory:
     held_clock: ClassVar[bool]
     #: ``size`` and ``peek`` tell of every message, whatever its state.
     sees_all: ClassVar[bool] = True
+    #: What is delayed is given back by who gets it early, until it is due.
+    parks: ClassVar[bool] = False
     #: Nothing is leased before a poll asks for it, and order and counts are exact.
     exact: ClassVar[bool] = True
     #: The fixture without which there is no service; None: it needs none.
     fixture: ClassVar[str | None] = None
     #: More urgent messages come first.
     priorities: ClassVar[bool] = True
+    #: A deleted name can't be used again for a while.
+    names_rest: ClassVar[bool] = False
     #: Seconds; a power of two, so that sums and halves of it are exact.
     lease_seconds = 32.0
 
@@ -68,6 +74,9 @@ class BrokerFactory:
     def time(self) -> float:
         """The broker's clock."""
         raise NotImplementedError
+
+    def settle(self) -> None:
+        """Wait until each connection finds what another has just made."""
 
     def close(self) -> None:
         for broker in self._made:
@@ -111,6 +120,7 @@ class PubSub(BrokerFactory):
 
     held_clock = False
     sees_all = False
+    parks = True
     exact = False
     fixture = "pubsub_emulator"
 
@@ -125,18 +135,43 @@ class PubSub(BrokerFactory):
         return time.time()
 
 
+class _Patient(PubSubBroker):
+    """Calls that a fault ends are made again, as Celery connects again and the leases' keeper extends."""
+
+    def connect(self) -> None:
+        _again(super().connect)
+
+    def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
+        return _again(lambda: super(_Patient, self).extend(deliveries, seconds))
+
+
+def _again(call: Callable[[], T]) -> T:
+    while True:
+        try:
+            return call()
+        except BrokerUnavailable:
+            time.sleep(0.05)
+
+
 class PubSubTwin(PubSub):
     """The twin, strict in all that a test doesn't count: queues are read as on the service."""
+
+    #: Seconds until other connections find what was made, and until a deleted name can be used again.
+    SETTLES, NAMES_REST = 0.3, 0.5
 
     fixture = "pubsub_twin"
     #: Levels would be pulled from.
     priorities = False
+    names_rest = True
     #: Set by the fixture.
     endpoint = ""
 
     def _make(self, **options: Any) -> Broker:
         url = f"pubsub://{self.endpoint}/{self._project}"
-        return PubSubBroker(parse(url, {"emulator": "strict", "repair": True, **options}))
+        return _Patient(parse(url, {"emulator": "strict", "repair": True, **options}))
+
+    def settle(self) -> None:
+        time.sleep(self.SETTLES)
 
 
 def connect_pubsub(project: str, **options: Any) -> Broker:

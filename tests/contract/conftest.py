@@ -51,11 +51,18 @@ def _emulator(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def pubsub_twin() -> Iterator[Twin]:
-    """Without what makes a count wrong, or what one connection made unknown to another."""
-    off = {"faults": 0, "early_expiry": 0, "settle": 0, "name_rest": 0}
-    with start_twin(**off) as twin, pytest.MonkeyPatch.context() as patched:
+    """Without what makes a count wrong; with waits as short as tests need them."""
+    switches: dict[str, Any] = {
+        "faults": 0.02,
+        "published_twice": False,
+        "early_expiry": 0,
+        "settle": PubSubTwin.SETTLES,
+        "name_rest": PubSubTwin.NAMES_REST,
+    }
+    with start_twin(**switches) as twin, pytest.MonkeyPatch.context() as patched:
         PubSubTwin.endpoint = twin.endpoint
         patched.setattr(streams, "_QUIET", 0.5)  # the twin is near
+        patched.setattr(client, "_SETTLES", 2.0)
         yield twin
 
 

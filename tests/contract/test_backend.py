@@ -555,8 +555,10 @@ def test_a_body_that_can_not_be_called_fails(
     part = OnlyPart(results, monkeypatch, body.s().set(task_id="body"))
     part.returns()
     part.returns()
+    failed = result_of(results, "body")
+    assert failed.state == states.FAILURE
     with pytest.raises(ChordError, match=str(raised).replace("?", ".")):
-        result_of(results, "body").get(timeout=PATIENCE)
+        failed.get(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("raised", [OperationalError("away"), BrokerUnavailable("away")])

@@ -16,9 +16,10 @@ from gwi_celery.brokers.base import (
     QueueSpec,
     dead_letter_queue,
 )
-from gwi_celery.errors import NotFound
+from gwi_celery.errors import BrokerUnavailable, NotFound
 from tests.contract.brokers import bodies, send, take, wait_for
 from tests.machine import PATIENCE
+from tests.workers import eventually
 
 DEAD = dead_letter_queue("q")
 
@@ -131,6 +132,53 @@ def test_what_is_delayed_can_be_had_now(broker, receiver):
     assert one.due is not None
     assert broker.hasten("q", [one.message_id, "77"]) == 1
     assert bodies(receiver.poll("q", 5)) == [one.data]
+
+
+@pytest.mark.needs("parks")
+@pytest.mark.parametrize("delay", [100.0, 3.5], ids=["given back", "held"])
+def test_what_is_parked_can_be_had_now_or_dropped_by_who_parked_it(broker, receiver, delay):
+    broker.declare_queue(QueueSpec("q"))
+    receiver.subscribe("q")
+    send(broker, b"now", delay=delay, attributes={"task_id": "now"})
+    send(broker, b"never", delay=delay, attributes={"task_id": "never"})
+
+    def parked(name: str) -> Delivery | None:
+        receiver.poll("q", 10)
+        return broker.parked.find("q", name)
+
+    eventually(lambda: parked("now") and parked("never"))
+    assert broker.parked.find("other", "now") is None
+    both = [parked("now"), parked("never")]
+    assert broker.parked.publish_now(both[:1]) == both[:1]
+    got = wait_for(receiver)
+    assert (got.data, got.attempts, time.time() - got.published_at < delay) == (b"now", 0, True)
+    broker.ack([got])
+    assert broker.parked.drop(both[1:]) == both[1:]
+    assert broker.parked.drop(both) == [], "they are done with"
+    assert broker.early.rows() == []
+    assert receiver.next_due() > 10, "nor is any of them held yet"
+    assert receiver.poll("q", 10) == []
+
+
+@pytest.mark.needs("parks")
+def test_what_can_t_be_published_now_stays_parked(broker, receiver, monkeypatch):
+    broker.declare_queue(QueueSpec("q"))
+    receiver.subscribe("q")
+    send(broker, b"m", delay=100.0)
+    eventually(lambda: receiver.poll("q", 1) or broker.early.rows())
+    [row] = broker.early.rows()
+    parked = broker.parked.find("q", row["id"])
+
+    def fails(*given: object) -> None:
+        raise BrokerUnavailable("the network is down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(broker.publisher, "send", fails)
+        with pytest.raises(BrokerUnavailable):
+            broker.parked.publish_now([parked])
+    assert broker.parked.find("q", row["id"]) is parked
+    assert broker.parked.publish_now([parked]) == [parked]
+    assert wait_for(receiver).data == b"m"
 
 
 @pytest.mark.needs("sees_all")

@@ -109,6 +109,8 @@ def test_a_renewal_keeps_the_place_and_a_silent_holder_has_lost_both(case):
             write(silent.lease)
     case.store.release(silent.lease)
     assert names(case, limit) == ["k2"], "it frees no other's place"
+    again = replace(ask(case, "k1", limit), redelivered=True)
+    assert isinstance(case.store.claim(again), Limited), "its redelivery waits as any other"
     case.store.renew(second.lease)
 
 

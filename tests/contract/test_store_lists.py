@@ -299,6 +299,7 @@ def test_nothing_done_for_one_tenant_is_seen_by_another(case):
 
     assert case.store.get_job(theirs.job) is None
     assert case.store.get_lock(theirs.lock) is None
+    assert keys(case.store.list_jobs("other")) == []
     their_lease = case.take(theirs).lease
     assert case.store.load(their_lease) == []
     case.store.force_release(theirs.lock)

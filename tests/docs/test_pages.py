@@ -23,6 +23,7 @@ from celery import _state
 
 import gwi_celery
 from gwi_celery.cli import gwi
+from tests.infra.hcl import ONE_PROCESS
 from tests.workers import ROOT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -129,6 +130,7 @@ def test_what_runs_elsewhere_does(path: str) -> None:
     assert "docs" in (ROOT / path).read_text()
 
 
+@ONE_PROCESS
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if blocks(p, "json", "yaml", "hcl", "toml")], ids=lambda p: p.name
 )

@@ -23,22 +23,23 @@ from gwi_celery.gcp import fork_gate
 from gwi_celery.integration import integration
 from gwi_celery.stores.base import JobStatus, Outcome, StoredResult
 from gwi_celery.stores.firestore.results import result_name
-from tests.firestore_wire import ABORTED, LATE, LOST_ANSWER, LOST_REQUEST, Wire
+from tests.firestore_wire import (
+    ABORTED,
+    COMMIT,
+    LATE,
+    LISTEN,
+    LOST_ANSWER,
+    LOST_REQUEST,
+    READ,
+    Wire,
+)
 from tests.machine import PATIENCE
 from tests.workers import ROOT, eventually
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
 
-COMMIT, READ, QUERY, LISTEN = "Commit", "BatchGetDocuments", "RunQuery", "Listen"
 SUCCESS, FAILURE, STARTED = states.SUCCESS, states.FAILURE, states.STARTED
 CALL = {"tenant_id": "acme", "run_id": "r1"}
-
-
-@pytest.fixture
-def wire() -> Iterator[Wire]:
-    wire = Wire()
-    yield wire
-    wire.close()
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from celery import Celery
@@ -23,7 +21,7 @@ from gwi_celery.testing.twin.firestore import served
 from tests.contract import test_store_queues as letters
 from tests.contract.stores import StoreCase, failure, step, success
 from tests.contract.test_store_records import WANTED, fill
-from tests.firestore.test_store import TTL, request, take
+from tests.firestore.claims import TTL, request, take
 from tests.firestore_wire import Wire
 
 ASCENDING, DESCENDING, EQUAL = 1, 2, 5
@@ -31,13 +29,6 @@ GROUPS = (
     *("gwi_jobs", "gwi_locks", "gwi_barred", "gwi_steps", "gwi_chunks", "gwi_results", "gwi_parts"),
     *("gwi_actions", "gwi_keys", "gwi_letters", "gwi_queues", "gwi_limits", "gwi_places"),
 )
-
-
-@pytest.fixture
-def wire(firestore_emulator: Any) -> Iterator[Wire]:
-    wire = Wire()
-    yield wire
-    wire.close()
 
 
 def case_of(store: FirestoreStore, wire: Wire) -> StoreCase:

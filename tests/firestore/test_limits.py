@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,27 +11,13 @@ from gwi_celery.stores.base import Claimed, Limited, Origin
 from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.limits import LimitRef, LimitSetting, Rate
 from tests.contract.stores import success
-from tests.firestore.test_store import COMMIT, READ, TTL, request, take
-from tests.firestore_wire import LATE, LOST_ANSWER, LOST_REQUEST, Wire
+from tests.firestore.claims import TTL, request, take
+from tests.firestore_wire import COMMIT, LATE, LOST_ANSWER, LOST_REQUEST, READ, Wire
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
 
 THREE = LimitRef("{tenant_id}", {"tenant_id": "acme"}, max_running=3)
 RATE = LimitRef("openai", {}, rate=Rate(5, TTL))
-
-
-@pytest.fixture
-def wire() -> Iterator[Wire]:
-    wire = Wire()
-    yield wire
-    wire.close()
-
-
-@pytest.fixture
-def store(wire: Wire) -> Iterator[FirestoreStore]:
-    store = wire.store()
-    yield store
-    store.close()
 
 
 def test_a_free_place_costs_no_round_trip(wire: Wire, store: FirestoreStore) -> None:

@@ -15,8 +15,8 @@ from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.firestore.blobs import INLINE
 from tests.contract.stores import cursor, failure, step, success
 from tests.fake_gcs import BUCKET, FakeStorage, fake_storage
-from tests.firestore.test_store import COMMIT, TTL, chunk_names, request, take
-from tests.firestore_wire import Wire, fresh_url
+from tests.firestore.claims import TTL, chunk_names, request, take
+from tests.firestore_wire import COMMIT, Wire, fresh_url
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
 
@@ -34,13 +34,6 @@ def wire(storage: FakeStorage) -> Iterator[Wire]:
     wire = Wire(fresh_url(gcs_bucket=BUCKET, gcs_endpoint=storage.endpoint))
     yield wire
     wire.close()
-
-
-@pytest.fixture
-def store(wire: Wire) -> Iterator[FirestoreStore]:
-    store = wire.store()
-    yield store
-    store.close()
 
 
 def test_what_needs_more_than_one_commit_is_an_object(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,13 +43,6 @@ class Counting:
         found = (self.reads, self.rpcs)
         self.reads = self.rpcs = 0
         return found
-
-
-@pytest.fixture
-def wire() -> Iterator[Wire]:
-    wire = Wire()
-    yield wire
-    wire.close()
 
 
 def test_a_page_of_jobs_or_dead_letters_costs_one_read_more_than_it_has_entries(wire: Wire) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,16 +10,9 @@ import pytest
 from benchmarks.scale import Kind, limits, main, minutes_to_warm, noisy, workers
 from gwi_celery.stores.base import StoredResult
 from tests.contract.stores import step, success
-from tests.firestore.test_store import take
+from tests.firestore.claims import take
 from tests.firestore_wire import Wire
 from tests.workers import ROOT
-
-
-@pytest.fixture
-def wire(firestore_emulator: Any) -> Iterator[Wire]:
-    wire = Wire()
-    yield wire
-    wire.close()
 
 
 def billed(requests: list[Any]) -> Counter[str]:

@@ -25,7 +25,6 @@ from gwi_celery.firestore.documents import Micros, Query, Write
 from gwi_celery.stores.base import (
     Cancelled,
     Claimed,
-    ClaimRequest,
     Completed,
     Held,
     JobRef,
@@ -39,51 +38,21 @@ from gwi_celery.stores.base import (
 from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.firestore.blobs import INLINE
 from tests.contract.stores import cursor, failure, step, success, value
-from tests.firestore_wire import ABORTED, FAULTS, LATE, LOST_ANSWER, LOST_REQUEST, Wire, fresh_url
+from tests.firestore.claims import TTL, chunk_names, request, take
+from tests.firestore_wire import (
+    ABORTED,
+    COMMIT,
+    FAULTS,
+    LATE,
+    LOST_ANSWER,
+    LOST_REQUEST,
+    QUERY,
+    READ,
+    Wire,
+    fresh_url,
+)
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
-
-COMMIT, READ, QUERY = "Commit", "BatchGetDocuments", "RunQuery"
-TTL = 3000.0
-_nonces = itertools.count()
-
-
-@pytest.fixture
-def wire() -> Iterator[Wire]:
-    wire = Wire()
-    yield wire
-    wire.close()
-
-
-@pytest.fixture
-def store(wire: Wire) -> Iterator[FirestoreStore]:
-    store = wire.store()
-    yield store
-    store.close()
-
-
-def request(key: str = "k", tenant: str = "acme", **options: Any) -> ClaimRequest:
-    scope = options.pop("scope", (key,))
-    return ClaimRequest(
-        **{
-            "job": JobRef(tenant, "task", key),
-            "lock": LockRef(tenant, scope),
-            "run_id": "r1",
-            "fingerprint": "f",
-            "submission": "s1",
-            "owner": "host:1",
-            "nonce": f"n{next(_nonces)}",
-            "lease_ttl": TTL,
-            "result_ttl": TTL * 100,
-            **options,
-        }
-    )
-
-
-def take(store: FirestoreStore, **options: Any) -> Claimed:
-    answer = store.claim(request(**options))
-    assert isinstance(answer, Claimed), answer
-    return answer
 
 
 # --- round trips ----------------------------------------------------------------------------------
@@ -554,13 +523,6 @@ def test_long_names_leave_a_large_blob_less_room(store: FirestoreStore) -> None:
     assert answer.record.outcome == blob_of(size)
     (saved,) = store.get_checkpoints(lease.job)
     assert saved.blob == blob_of(size)
-
-
-def chunk_names(wire: Wire) -> list[str]:
-    client = Client(wire.url)
-    found = client.query(Query("", "gwi_chunks", descendants=True, mask=[]))
-    client.close()
-    return list(found.documents)
 
 
 def test_chunks_of_what_was_replaced_are_deleted(wire: Wire, store: FirestoreStore) -> None:

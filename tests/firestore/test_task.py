@@ -14,19 +14,11 @@ from gwi_celery.backends.results import came_before
 from gwi_celery.firestore.client import ServerError
 from gwi_celery.headers import HOLDS_HEADER, REPLAY_HEADER
 from gwi_celery.integration import integration
-from tests.firestore_wire import LOST_REQUEST, Code, Wire
+from tests.firestore_wire import COMMIT, LOST_REQUEST, QUERY, READ, Code, Wire
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
 
-COMMIT, READ, QUERY = "Commit", "BatchGetDocuments", "RunQuery"
 CALL = {"tenant_id": "acme", "run_id": "r1"}
-
-
-@pytest.fixture
-def wire() -> Iterator[Wire]:
-    wire = Wire()
-    yield wire
-    wire.close()
 
 
 @pytest.fixture

@@ -16,10 +16,9 @@ import pytest
 
 from gwi_celery import broker_for
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from tests.acceptance.jobs import read_audit
 from tests.fuzz.messages import Odd, messages, wrapped
 from tests.service.pushing import Service
-from tests.workers import Worker, eventually
+from tests.workers import Worker, eventually, read_audit
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))

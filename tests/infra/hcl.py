@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import hcl2
+import pytest
 
 from tests.workers import ROOT
+
+#: A new environment's first parse makes the grammar, which takes a CPU for 5 s: not once in each process.
+ONE_PROCESS = pytest.mark.xdist_group("hcl")
 
 MODULE = ROOT / "infra" / "terraform"
 #: Made by infra/schema.py.

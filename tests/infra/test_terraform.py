@@ -21,8 +21,10 @@ from gwi_celery.firestore import indexes
 from gwi_celery.firestore.url import parse as parse_store
 from gwi_celery.rates import RedisRates
 from gwi_celery.service.early import SUFFIX
-from tests.infra.hcl import MODULE, faults, folder, load, references
+from tests.infra.hcl import MODULE, ONE_PROCESS, faults, folder, load, references
 from tests.workers import ROOT
+
+pytestmark = ONE_PROCESS
 
 #: What ours are called in the module.
 ON = {

@@ -58,6 +58,8 @@ def test_a_pool_obeys_remote_control_and_tells_what_it_does(
     celery_setup: CeleryTestSetup, tmp_path: Path, pool: str
 ) -> None:
     app, name, folder = celery_setup.app, celery_setup.worker.hostname(), str(tmp_path)
+    if pool == "gevent":  # Celery opens its box in a greenlet: maybe after the worker is ready
+        eventually(app.control.inspect(destination=[name], timeout=1).ping)
     inspect = app.control.inspect(destination=[name], timeout=PATIENCE)
     assert inspect.ping() == {name: {"ok": "pong"}}
     assert add.name in inspect.registered()[name]

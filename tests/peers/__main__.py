@@ -21,8 +21,9 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
 
+from benchmarks.servers import redis_server
 from tests.peers import obtain
-from tests.peers.sides import REFERENCE, RESULTS, Side, redis_server, side
+from tests.peers.sides import REFERENCE, RESULTS, Side, side
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -77,7 +78,14 @@ def main() -> int:
     parser.add_argument("-k", default="", help="only tests that match, as pytest's -k")
     options = parser.parse_args()
     unexplained = 0
-    with tempfile.TemporaryDirectory(prefix="gwi-peers-run-") as name, redis_server() as redis:
+    with (
+        tempfile.TemporaryDirectory(prefix="gwi-peers-run-") as name,
+        redis_server(Path(name)) as redis,
+    ):
+        if redis is None:
+            raise SystemExit(
+                "no redis-server on this machine: the suites compare with one; install it"
+            )
         folder = options.keep or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         for suite in options.suite.split(","):

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,28 +69,3 @@ def side(name: str, folder: Path, redis: str) -> Iterator[Side]:
     else:
         known = ", ".join(("redis", "embedded", "pubsub", "gcpubsub", "memory", *RESULTS))
         raise SystemExit(f"unknown side {name!r}: use one of {known}")
-
-
-@contextmanager
-def redis_server() -> Iterator[str]:
-    """A Redis of our own on loopback: the reference broker, and the suites' result backend."""
-    program = shutil.which("redis-server")
-    if program is None:
-        raise SystemExit("no redis-server on this machine: the suites need one as their reference")
-    port = free_port()
-    server = subprocess.Popen(
-        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            if time.monotonic() > deadline:
-                raise SystemExit("redis-server did not start")
-            time.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(timeout=10)

@@ -17,7 +17,7 @@ from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.testing.emulators import Emulator
 from tests.apps import imported
-from tests.workers import Worker
+from tests.workers import Worker, starting
 
 APP = "tests.pubsub.jobs"
 
@@ -59,15 +59,7 @@ def jobs(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.fixture
 def start(tmp_path: Path, jobs: ModuleType) -> Iterator[Callable[..., Worker]]:
     """Starts workers on the test's app, and ends them with the test."""
-    started: list[Worker] = []
-
-    def start_worker(**options: Any) -> Worker:
-        started.append(Worker(APP, tmp_path, **options))
-        return started[-1].ready()
-
-    yield start_worker
-    for worker in started:
-        worker.close()
+    yield from starting(Worker, APP, tmp_path)
 
 
 @pytest.fixture

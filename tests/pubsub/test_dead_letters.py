@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from gwi_celery.brokers.base import (
 from gwi_celery.brokers.letters import letter_of
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import pb
+from gwi_celery.errors import BrokerUnusable, StoreUnavailable
 from tests.workers import eventually
 
 pytestmark = pytest.mark.emulator
@@ -113,3 +115,70 @@ def test_a_publisher_can_t_say_how_what_was_delivered_too_often_died(
     [dead] = map(partial(letter_of, "q"), eventually(lambda: broker.peek("q.dead")))
     assert (dead.reason, dead.error) == ("deliveries", "")
     assert dead.died_at == pytest.approx(dead.published_at, abs=60)
+
+
+class Recorded:
+    """An app's authority, as far as a dead letter needs it; its store may be unavailable."""
+
+    def __init__(self) -> None:
+        self.there: set[str] = set()
+        self.down = False
+
+    def about_to(self, what: str, queue: str) -> None: ...
+
+    def redrive_mark(self, death: str, from_step: str | None = "") -> str:
+        return death
+
+    def died(self, letter: Any) -> None:
+        self.there.add(letter.id)
+
+    def ended(self, ids: Any) -> None:
+        if self.down:
+            raise StoreUnavailable("it is down")
+        self.there -= set(ids)
+
+
+def refused(*args: Any, **kwargs: Any) -> None:
+    raise BrokerUnusable("it may not publish there")
+
+
+def test_what_can_t_be_kept_is_neither_recorded_nor_acked(
+    connect: Callable[..., PubSubBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = connect()
+    broker.operators = records = Recorded()
+    broker.publish("", "q", OutgoingMessage(b"data", {}))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    delivery = take(receiver, "q")
+    acked: list[Delivery] = []
+    monkeypatch.setattr(broker.publisher, "send_dead", refused)
+    monkeypatch.setattr(broker.deliveries, "ack", acked.extend)
+    with pytest.raises(BrokerUnusable):
+        broker.bury(delivery, "no message")
+    broker.dead_letter(delivery, "no message")
+    assert not acked
+    assert not records.there
+
+
+@pytest.mark.parametrize("what", ["its copy can't be published", "its record can't be ended"])
+def test_what_can_t_be_redriven_now_stays_in_its_dead_letter(
+    what: str, connect: Callable[..., PubSubBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = connect()
+    broker.operators = records = Recorded()
+    broker.publish("", "q", OutgoingMessage(b"data", {}))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    broker.dead_letter(take(receiver, "q"), "no message")
+    eventually(lambda: broker.peek("q.dead"))
+    if what.startswith("its record"):
+        records.down = True
+    else:
+        monkeypatch.setattr(broker, "publish", refused)
+    acked: list[Delivery] = []
+    monkeypatch.setattr(broker, "ack", acked.extend)
+    with pytest.raises((BrokerUnusable, StoreUnavailable)):
+        broker.redrive("q")
+    assert not acked
+    assert len(records.there) == 1

@@ -9,6 +9,7 @@ import pytest
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.brokers.pubsub import arrivals as module
 from gwi_celery.brokers.pubsub import streams
+from gwi_celery.brokers.pubsub.client import pb
 from tests.contract.brokers import bodies, readable, send, wait_for
 from tests.workers import eventually
 
@@ -33,6 +34,9 @@ def test_what_a_busy_user_does_not_poll_is_given_back(connect, monkeypatch):
     assert busy.poll("q", 4) == []
     send(broker, b"a")
     assert readable(busy), "it has arrived, and is not polled"
+    time.sleep(0.5)
+    busy._queues["q"]._review()
+    assert not any(busy._queues["q"]._arrived.values())
     other = connect(lease_seconds=600)
     receiver = other.receiver()
     receiver.subscribe("q")
@@ -65,7 +69,7 @@ def test_what_waited_past_its_lease_is_not_given_out(broker, monkeypatch, bulk):
 
 
 def test_what_a_stream_redelivers_replaces_what_waits(broker, monkeypatch):
-    """A user who is away for several leases finds each message once."""
+    """A user who is absent for several leases finds each message once."""
     broker.declare_queue(QueueSpec("control", auto_delete=True))
     receiver = broker.receiver()
     receiver.subscribe("control", bulk=True)
@@ -91,6 +95,22 @@ def test_what_a_stream_redelivers_replaces_what_waits(broker, monkeypatch):
     assert broker.flush(10)
     time.sleep(streams.STREAM_LEASE + 1)
     assert receiver.poll("control", 100) == []
+
+
+def test_what_is_redelivered_early_replaces_what_waits(broker, monkeypatch):
+    monkeypatch.setattr(module, "_LONGEST_WAIT", 60.0)
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    receiver.clear()
+    assert receiver.poll("q", 1) == []
+    send(broker, b"a")
+    queue = receiver._queues["q"]
+    eventually(lambda: any(queue._arrived.values()))
+    [(line, [waiting])] = queue._arrived.items()
+    message = pb["PubsubMessage"](data=b"a", message_id=waiting.message_id)
+    queue.arrived(line, [pb["ReceivedMessage"](ack_id="again", message=message)])
+    found = [d.ack_id.split()[-1] for arrived in queue._arrived.values() for d in arrived]
+    assert found == ["again"]
 
 
 def test_one_does_not_hoard_what_is_delayed(broker, connect):

@@ -12,6 +12,7 @@ import pytest
 from gwi_celery import broker_for
 from tests.acceptance.conftest import start
 from tests.service.pushing import APP, PushSubscription, Service, jobs_in
+from tests.workers import starting
 
 __all__ = ["start"]
 
@@ -26,17 +27,7 @@ def jobs(tmp_path: Path) -> Iterator[ModuleType]:
 @pytest.fixture
 def serve(tmp_path: Path, jobs: ModuleType) -> Iterator[Callable[..., Service]]:
     """Starts push services on the test's folder, and ends them with the test."""
-    started: list[Service] = []
-
-    def start_service(**options: Any) -> Service:
-        env = {"JOBS_FOLDER": str(tmp_path), **options.pop("env", {})}
-        service = Service(APP, tmp_path, env=env, **options)
-        started.append(service)
-        return service.ready()
-
-    yield start_service
-    for service in started:
-        service.close()
+    yield from starting(Service, APP, tmp_path, {"JOBS_FOLDER": str(tmp_path)})
 
 
 @pytest.fixture

@@ -15,15 +15,17 @@ from types import ModuleType
 from typing import Any
 
 import httpx
+from celery.result import AsyncResult
 from google.cloud import pubsub_v1
 
-from gwi_celery import broker_for
+from gwi_celery import broker_for, store_for
 from gwi_celery.brokers.base import Broker, Delivery, QueueSpec
+from gwi_celery.stores.base import JobStatus
 from gwi_celery.testing.emulators import free_port
 from gwi_celery.transport.leases import LeaseKeeper
 from tests.apps import imported
 from tests.machine import PATIENCE
-from tests.workers import Worker
+from tests.workers import Worker, dead_letters, read_audit
 
 APP = "tests.acceptance.jobs"
 
@@ -45,6 +47,22 @@ def jobs_in(folder: Path) -> Iterator[ModuleType]:
             os.environ.pop("JOBS_FOLDER", None)
         else:
             os.environ["JOBS_FOLDER"] = before
+
+
+def numbers(folder: Path) -> list[int]:
+    """What ``counted`` has counted to, in order."""
+    return [e["n"] for e in read_audit(folder) if e["event"] == "n"]
+
+
+def fifty_are_counted(jobs: ModuleType, result: AsyncResult, folder: Path) -> None:
+    """A job that an instance took over from one that was killed has counted each number once."""
+    assert result.get(timeout=PATIENCE) == 50
+    counts = Counter(numbers(folder))
+    assert set(counts) == set(range(50))
+    assert sum(counts.values()) <= 51, "only the one in flight at the kill is done again"
+    record = store_for(jobs.app).list_jobs("acme").jobs[0]
+    assert (record.status, record.generation) == (JobStatus.SUCCEEDED, 1)
+    assert dead_letters(broker_for(jobs.app)) == []
 
 
 class Service(Worker):

@@ -20,10 +20,9 @@ import pytest
 from gwi_celery import broker_for, store_for
 from gwi_celery.stores.base import JobStatus
 from gwi_celery.testing.emulators import free_port
-from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE
 from tests.service.pushing import APP, PushSubscription, Service, envelope
-from tests.workers import ROOT, Worker, eventually
+from tests.workers import ROOT, Worker, eventually, read_audit
 
 pytestmark = pytest.mark.acceptance
 
@@ -42,7 +41,7 @@ def events(folder: Path, name: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("wait", "statuses"),
     [("120", {204}), ("0", {204, 429})],
-    ids=["they wait", "they are refused and come again"],
+    ids=["they wait", "they are refused and redelivered"],
 )
 def test_fifty_at_once_on_one_place(
     wait: str,

@@ -18,11 +18,10 @@ import yaml
 
 from gwi_celery import broker_for, store_for
 from gwi_celery.service import openapi
-from tests.acceptance.jobs import read_audit
 from tests.machine import PATIENCE
 from tests.service.pushing import APP, Service, envelope, jobs_in
 from tests.service.tokens import ACCOUNT, AUDIENCE, Issuer, published
-from tests.workers import eventually
+from tests.workers import eventually, read_audit
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("service-http")]
 
@@ -256,11 +255,11 @@ def test_errors_tell_nothing(open_service: Service) -> None:
 # --- hostile --------------------------------------------------------------------------------------
 
 
-def test_a_thousand_hostile_requests_leave_it_well(open_service: Service, jobs: object) -> None:
+def test_hundreds_of_hostile_requests_leave_it_well(open_service: Service, jobs: object) -> None:
     process = psutil.Process(open_service.process.pid)
     hostile = list(_hostile(random.Random(7)))
     with httpx.Client(base_url=open_service.url, timeout=30) as client:
-        for body in hostile[:200]:
+        for body in hostile[:100]:
             client.post("/push", content=body)
         before = process.memory_info().rss
         for body in hostile:
@@ -274,13 +273,13 @@ def test_a_thousand_hostile_requests_leave_it_well(open_service: Service, jobs: 
     assert grown < 8 * 1024 * 1024, f"{grown} bytes more"
     assert open_service.http.post("/push", json=envelope(job("after"))).status_code == 204
     assert open_service.stats()["in_flight"] == 0
-    assert broker_for(jobs.app).purge("celery.dead") > 900  # type: ignore[attr-defined]
+    assert broker_for(jobs.app).purge("celery.dead") > 400  # type: ignore[attr-defined]
 
 
 def _hostile(rng: random.Random) -> Iterator[bytes]:
     message = {"headers": {"task": "plain_add", "id": "x"}, "properties": {}, "body": "[[],{},{}]"}
     odd = [None, 5, -1, 1e308, "", "\ud800", [], {}, [[]], {"a": None}, True, "x" * 1000]
-    for n in range(1000):
+    for n in range(500):
         kind = n % 8
         if kind == 0:
             yield rng.randbytes(rng.randrange(2000))

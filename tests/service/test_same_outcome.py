@@ -21,9 +21,8 @@ from kombu import Producer
 from gwi_celery import broker_for, store_for
 from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.stores.base import JobRef
-from tests.acceptance.jobs import read_audit
 from tests.service.pushing import APP, PushSubscription, Service, jobs_in, push_to
-from tests.workers import Worker, eventually
+from tests.workers import Worker, eventually, read_audit
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("same-outcome")]
 

@@ -182,7 +182,7 @@ def test_a_queue_whose_making_was_not_answered_is_ones_own(
     broker.ack([wait_for(receiver, "answers")])
     broker.close()
     assert failed
-    assert list(connect().topology._admin.subscriptions()) == []
+    assert list(connect().topology.admin.subscriptions()) == []
 
 
 def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:
@@ -348,28 +348,58 @@ def test_a_far_eta_is_published_anew_by_its_age_also_where_nothing_counts_delive
     uncounted.ClearField("dead_letter_policy")
     _update(broker, uncounted, "dead_letter_policy")
     due = time.time() + 6
-    send(broker, b"x", delay=6)
-    receiver = broker.receiver()
-    receiver.subscribe("q")
-    delivery = wait_for(receiver)
-    assert 0 <= time.time() - due < 1.5
+    with Stopwatch() as watch:
+        send(broker, b"x", delay=6)
+        receiver = broker.receiver()
+        receiver.subscribe("q")
+        delivery = wait_for(receiver)
+    assert time.time() >= due
+    assert watch.seconds < 7.5
     assert due - delivery.published_at < 5.5, "a copy, younger than the message"
     broker.ack([delivery])
     broker.flush()
     assert twin.counts(path)["waiting"] == 0
 
 
+def test_what_is_given_back_is_acked_only_once_its_copy_is_published(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = connect()
+    send(broker, b"x")
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    delivery = wait_for(receiver)
+
+    def unavailable(*args: Any) -> None:
+        raise BrokerUnavailable("it is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broker.publisher, "send", unavailable)
+        broker.give_back(delivery)
+        assert broker.flush(10)
+    assert twin.counts(broker.topology.subscription("q"))["acked"] == 0
+    assert wait_for(receiver).data == b"x"
+
+
+def test_what_is_given_back_keeps_its_place_in_a_runs_order(broker: PubSubBroker) -> None:
+    broker.publish_many([_of("a", b"1"), _of("a", b"2")])
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    broker.give_back(wait_for(receiver))
+    assert wait_for(receiver).data == b"1"
+
+
 @pytest.mark.parametrize("delay", [1, 7], ids=["held", "parked"])
 def test_an_eta_is_kept_with_a_retry_policy(connect: Connect, delay: float) -> None:
     """Which Pub/Sub applies to a lease that runs out as well."""
-    broker = connect(retry_policy=(2, 600))
+    broker = connect(retry_policy=(10, 600))
     broker.declare_queue(QueueSpec("q"))
     due = time.time() + delay
     send(broker, b"x", delay=delay)
     receiver = broker.receiver()
     receiver.subscribe("q")
     broker.ack([wait_for(receiver)])
-    assert 0 <= time.time() - due < 1
+    assert 0 <= time.time() - due < 10, "the policy's shortest pause"
 
 
 def test_the_largest_message_fits_its_request(connect: Connect, twin: Twin) -> None:

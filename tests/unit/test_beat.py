@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery, beat
 from celery.schedules import crontab, schedule
 
-from gwi_celery import ReliableTask, setup
+from gwi_celery import ReliableTask
 from gwi_celery.beat import due, mark, nominal_time
+from tests.apps import fresh_app
 
 CALL = {"tenant_id": "acme", "run_id": "nightly"}
 NOON = datetime(2026, 11, 26, 12, 0, 0, 250_000, tzinfo=timezone.utc)
@@ -21,9 +21,7 @@ NOON = datetime(2026, 11, 26, 12, 0, 0, 250_000, tzinfo=timezone.utc)
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name)
+    app = fresh_app()
 
     @app.task(shared=False, base=ReliableTask, name="t")
     def t(*, tenant_id: str, run_id: str) -> None: ...

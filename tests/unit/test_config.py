@@ -133,6 +133,40 @@ def test_unknown_schemes() -> None:
         Celery("x", broker="embeded://", set_as_current=False).connection().connect()
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("embeded:///x", "did you mean 'embedded'"),
+        ("http://user:secret@x", r"http://user:\*\*@x.*pubsub"),
+        ("embedded:/x", "embedded:///path"),
+        ("embedded", "embedded:///path"),
+        ("/x", "embedded:///path"),
+        ("rabbit.local", "embedded:///path"),
+    ],
+)
+def test_a_broker_that_is_none_is_refused_at_start(url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        setup(make_app(), broker_url=url, store_url=memory())
+    if url != "rabbit.local":
+        app = make_app()
+        app.conf.broker_url = url
+        with pytest.raises(ConfigurationError, match=message):
+            setup(app, store_url=memory())
+
+
+def test_a_host_of_rabbitmq_may_be_celerys_broker_url() -> None:
+    for url in (
+        "rabbit.local",
+        "rabbit:5672",
+        "my.module:Transport://x",
+        "SQS://",
+        "sqla+sqlite://",
+    ):
+        app = make_app()
+        app.conf.broker_url = url
+        setup(app, store_url=memory())
+
+
 def test_setup_configures_what_the_promise_needs() -> None:
     app = make_app()
     settings = setup(app, broker_url=memory(), store_url=memory(), lock_ttl=7)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+from celery import signals
+
+from gwi_celery import exits
+
 
 def test_a_worker_ends_without_a_last_garbage_collection() -> None:
     """It takes most of a second over all that Google loads; what runs at exit still does."""
@@ -23,3 +28,12 @@ def test_a_worker_ends_without_a_last_garbage_collection() -> None:
         for end in (stopped, "")
     ]
     assert found == ["frozen\n", "collects\n"]
+
+
+def test_a_pools_child_flushes_as_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves by ``os._exit``, after this signal."""
+    monkeypatch.setattr(exits, "_flushes", [])
+    flushed: list[str] = []
+    exits.at_exit(lambda: flushed.append("all"))
+    signals.worker_process_shutdown.send(sender=None, pid=1, exitcode=0)
+    assert flushed == ["all"]

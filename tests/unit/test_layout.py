@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from tests import mutants
+from tests.mutants import GROUPS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = sorted((ROOT / "gwi_celery").rglob("*.py"))
@@ -36,14 +36,16 @@ def test_no_module_or_class_is_too_large_to_read() -> None:
     assert large == []
 
 
-def test_each_mutant_changes_one_place() -> None:
-    known = [each for name, each in vars(mutants).items() if name.endswith("_MUTANTS")]
-    assert known
-    stale = [
-        f"{mutant.name}: {found} times in {mutant.file}"
-        for mutant in (mutant for some in known for mutant in some)
-        if (found := (ROOT / mutant.file).read_text().count(mutant.before)) != 1
-    ]
+def test_each_mutant_changes_one_place_and_names_tests_that_are_there() -> None:
+    stale = []
+    for mutant in (mutant for mutants in GROUPS.values() for mutant in mutants):
+        if (found := (ROOT / mutant.file).read_text().count(mutant.before)) != 1:
+            stale.append(f"{mutant.name}: {found} times in {mutant.file}")
+        for test in mutant.selection:
+            path, _, name = test.partition("[")[0].partition("::")
+            if f"def {name}" not in (ROOT / path).read_text():
+                stale.append(f"{mutant.name}: there is no {test}")
+    assert GROUPS
     assert stale == []
 
 

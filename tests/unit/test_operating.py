@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery
 
-from gwi_celery import ReliableTask, blobs, setup, store_for
+from gwi_celery import ReliableTask, blobs, store_for
 from gwi_celery.stores.base import JobRef
 from tests.workers import ROOT
 
 
 @pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name)
+def app(app: Celery) -> Celery:
     app.conf.task_always_eager = True
-    yield app
-    app.close()
+    return app
 
 
 def test_values_are_put_by_their_version(app: Celery, capsys: pytest.CaptureFixture[str]) -> None:

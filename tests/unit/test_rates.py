@@ -15,12 +15,14 @@ from benchmarks.servers import redis_server
 from gwi_celery import Limit, Reliable, ReliableTask, jobs, limits, setup, store_for
 from gwi_celery.cli.checkup import checkup
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.integration import integration
 from gwi_celery.jobs import JobStatus
 from gwi_celery.rates import RedisRates, logger
 from gwi_celery.stores.base import Limited
 from gwi_celery.stores.limits import LimitRef, Rate
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
+from tests.unit.cli.conftest import Gwi
 from tests.workers import eventually
 
 
@@ -52,6 +54,42 @@ def test_a_rate_is_exact_and_says_when_there_is_more(redis: str) -> None:
     assert 0 < answer.retry_after <= 2
     time.sleep(answer.retry_after + 0.05)
     assert one([rate]) is None
+
+
+def test_how_much_is_used_is_listed(redis: str) -> None:
+    app, name = (
+        Celery(f"unit-{uuid4().hex}", set_as_current=False),
+        f"embedded://:memory:/{uuid4().hex}",
+    )
+    setup(app, broker_url=name, store_url=name, limits_url=redis)
+    gwi_ = Gwi(app)
+
+    @app.task(
+        base=ReliableTask,
+        name="ask",
+        shared=False,
+        reliable=Reliable(limits=[Limit("openai", rate="5/m"), Limit("{tenant_id}", rate="9/h")]),
+    )
+    def ask(*, tenant_id: str) -> None: ...
+
+    def held() -> list[int | None]:
+        return [row["held"] for row in gwi_.json("limits", "list")]
+
+    rates = integration(app).rates
+    assert rates is not None
+    assert sorted(held(), key=str) == [0, None], "Redis doesn't tell which tenants there are"
+    for _ in range(3):
+        assert rates([a_rate("openai", 5, 60.0)]) is None
+    limits.set("{tenant_id}", rate="2/h", of={"tenant_id": "acme"}, app=app)
+    assert rates([LimitRef("{tenant_id}", {"tenant_id": "acme"}, rate=Rate(2, 3600.0))]) is None
+    shown = {(row["limit"], row["filled"]): row["held"] for row in gwi_.json("limits", "list")}
+    assert shown == {
+        ("openai", ""): 3,
+        ("{tenant_id}", ""): None,
+        ("{tenant_id}", "tenant_id=acme"): 1,
+    }
+    stop(redis)
+    assert set(held()) == {None}
 
 
 def test_of_two_rates_none_is_counted_if_one_is_used_up(redis: str) -> None:

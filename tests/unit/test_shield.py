@@ -7,10 +7,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +34,9 @@ from gwi_celery.stores.base import (
     Outcome,
 )
 from gwi_celery.stores.sqlite import SqliteStore
+from gwi_celery.worker.grace import ShutdownGrace
 from tests.everyline import at, lines_of, short
+from tests.machine import PATIENCE
 from tests.workers import ROOT
 
 
@@ -104,6 +108,40 @@ def test_a_handler_that_is_installed_later_is_held_back_as_well(handlers: None) 
         signal.raise_signal(signal.SIGTERM)
         reached = True
     assert reached
+
+
+def test_a_stop_that_is_held_back_is_heard_of_at_once(handlers: None) -> None:
+    """A section may last as long as a call to a store that doesn't answer."""
+    done = []
+
+    class Worker:
+        def hear(self) -> None:
+            done.append("heard")
+
+    worker = Worker()
+    shield.arm()
+    shield.on_held_stop(worker.hear)
+    signal.signal(signal.SIGTERM, lambda *_: done.append("handled"))
+    with shield.section():
+        signal.raise_signal(signal.SIGTERM)
+        done.append("end")
+    assert done == ["heard", "end", "handled"]
+    del worker
+    signal.raise_signal(signal.SIGTERM)
+    assert done[3:] == ["handled"]
+
+
+def test_a_workers_time_to_stop_begins_when_the_stop_is_held_back(handlers: None) -> None:
+    app = Celery("t", set_as_current=False)
+    setup(app, broker_url="embedded://:memory:/grace", store_url="embedded://:memory:/grace")
+    grace = ShutdownGrace(SimpleNamespace(app=app))
+    begun = threading.Event()
+    grace._watch = begun.set  # type: ignore[method-assign]
+    shield.arm()
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with shield.section():
+        signal.raise_signal(signal.SIGTERM)
+        assert begun.wait(PATIENCE)
 
 
 def test_a_process_that_only_calls_tasks_keeps_its_handlers(tmp_path: Path) -> None:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from gwi_celery import shield, sqlite
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import BrokerUnusable, StoreUnusable
 from gwi_celery.stores.base import Claimed
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.contract.contender import request
+from tests.machine import PATIENCE
+from tests.workers import ROOT, eventually
 
 
 def test_two_processes_never_both_hold_a_job_whose_folder_was_deleted(tmp_path: Path) -> None:
@@ -54,6 +60,8 @@ from pathlib import Path
 from gwi_celery.errors import StoreUnusable
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.contract.contender import request
+from tests.machine import PATIENCE
+from tests.workers import ROOT, eventually
 folder = Path(sys.argv[1]) / "gwi"
 store = SqliteStore(folder)
 store.claim(request("k", "o"))
@@ -97,3 +105,55 @@ def test_any_folders_name(tmp_path: Path, name: str) -> None:
     store = SqliteStore(tmp_path / name)
     store.claim(request("k", "o"))
     assert (tmp_path / name / "store.sqlite3").exists()
+
+
+def locked(folder: Path) -> tuple[SqliteStore, sqlite3.Connection]:
+    """A store, and the connection that holds its file's write lock."""
+    store = SqliteStore(folder)
+    store.claim(request("k", "o"))
+    locker = sqlite3.connect(folder / "store.sqlite3", isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+    return store, locker
+
+
+def test_a_signal_is_handled_while_a_locked_file_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a worker would hear of its stop when the wait is over. Here the signal ends the wait."""
+    monkeypatch.setattr(shield, "_armed", False)  # by an earlier test: handlers would be held back
+    store, locker = locked(tmp_path)
+    main = threading.get_ident()
+
+    def waits() -> bool:
+        frame = sys._current_frames()[main]
+        while frame is not None and frame.f_code is not sqlite._patiently.__code__:
+            frame = frame.f_back  # type: ignore[assignment]
+        return frame is not None
+
+    def send() -> None:
+        eventually(waits)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    sender = threading.Thread(target=send)
+    before = signal.signal(signal.SIGUSR1, lambda *_: locker.execute("ROLLBACK"))
+    try:
+        sender.start()
+        assert isinstance(store.claim(request("other", "o")), Claimed)
+        sender.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        locker.close()
+
+
+def test_other_greenlets_run_while_a_locked_file_is_waited_for(tmp_path: Path) -> None:
+    code = """
+import gevent.monkey
+gevent.monkey.patch_all()
+import gevent, sys
+from pathlib import Path
+from tests.unit.test_sqlite import Claimed, locked, request
+store, locker = locked(Path(sys.argv[1]))
+gevent.spawn(locker.execute, "ROLLBACK")
+assert isinstance(store.claim(request("other", "o")), Claimed)
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, cwd=ROOT, timeout=PATIENCE)

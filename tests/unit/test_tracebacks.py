@@ -14,7 +14,8 @@ from celery import Celery, Task
 from celery.app import trace
 from celery.exceptions import Ignore, Reject
 
-from gwi_celery import ReliableTask, setup
+from gwi_celery import ReliableTask
+from tests.apps import fresh_app
 
 
 class Held:
@@ -34,9 +35,7 @@ alive: list[weakref.ref[Any]] = []
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name)
+    app = fresh_app()
     alive.clear()
     logging.disable()  # pytest keeps the records of a test, and with them the exceptions
     yield app

@@ -1,4 +1,4 @@
-"""What is said where Google or an emulator doesn't answer, or refuses: the cause, and the next step."""
+"""The error where Google or an emulator doesn't answer, or refuses: the cause, and the next step."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.deliveries import Deliveries
 from gwi_celery.brokers.embedded.entities import Entities
 from gwi_celery.brokers.embedded.files import SWEEP_LIMIT, Files, Memory
-from gwi_celery.brokers.embedded.looking import Looking
+from gwi_celery.brokers.embedded.looking import Edit, Looking
 from gwi_celery.brokers.embedded.messages import insert_message
 from gwi_celery.brokers.embedded.receiver import EmbeddedReceiver
 from gwi_celery.brokers.embedded.tables import Queue
@@ -89,7 +89,9 @@ class EmbeddedBroker:
         above_zero("lease_seconds", lease_seconds)
         above_zero("retention", retention)
         if max_deliveries < 0:
-            raise ConfigurationError(f"max_deliveries is {max_deliveries}; 0 is without a limit")
+            raise ConfigurationError(
+                f"max_deliveries is {max_deliveries}: write 1 or more, or 0 for no limit"
+            )
         self.lease_seconds = lease_seconds
         self.operators: Operators | None = None
         self._files = Files(
@@ -240,13 +242,13 @@ class EmbeddedBroker:
         self._about_to("purge", queue)
         return self._looking.discard(queue, only)
 
-    def hasten(self, queue: str, only: Collection[str]) -> int:
-        """Make ready now what is delayed, of these ids; how many that was."""
+    def hasten(self, queue: str, only: Collection[str], edit: Edit | None = None) -> int:
+        """Make ready now what is delayed, of these ids, as ``edit`` makes it; how many that was."""
         self._about_to("hasten", queue)
-        return self._looking.hasten(queue, only)
+        return self._looking.hasten(queue, only, edit)
 
     def set_paused(self, queue: str, paused: bool) -> None:
-        """Have nobody given what is in the queue, until it is resumed; what is held goes on."""
+        """Deliver nothing of the queue until it is resumed; deliveries that are held go on."""
         self._about_to("pause" if paused else "resume", queue)
         self._looking.set_paused(queue, paused)
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import sqlite3
 
 from gwi_celery.brokers.base import Binding, QueueSpec, check_default_binding
-from gwi_celery.brokers.checks import check_spec, exists_to_stay
+from gwi_celery.brokers.checks import (
+    bound_exchange,
+    check_exchange_type,
+    check_same_type,
+    check_spec,
+    exists_to_stay,
+)
 from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.files import Change, Files
 from gwi_celery.brokers.embedded.tables import Queue
-from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES
-from gwi_celery.errors import ConfigurationError, NotDeleted, NotFound
+from gwi_celery.brokers.routing import DIRECT
+from gwi_celery.errors import NotDeleted, NotFound
 
 
 class Entities:
@@ -20,27 +26,20 @@ class Entities:
         self._files = files
 
     def declare_exchange(self, name: str, type: str) -> None:
-        if type not in EXCHANGE_TYPES:
-            raise ConfigurationError(
-                f"exchange {name!r} has type {type!r}: use one of {', '.join(EXCHANGE_TYPES)}"
-            )
+        check_exchange_type(name, type)
         with self._files.database.read() as c:
             found = DIRECT if name == "" else tables.exchange_type(c, name)
         if found is None:
             with self._files.database.write() as c:
                 tables.put_exchange(c, name, type)
                 found = tables.exchange_type(c, name)
-        if found != type:
-            raise ConfigurationError(
-                f"exchange {name!r} exists with type {found!r}, not {type!r}: declare it with "
-                "that type, or delete it first"
-            )
+        check_same_type(name, found, type)
 
     def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
         with self._files.database.write() as c:
             bound = tables.bound_to(c, name, self._files.clock.time()) if if_unused else []
             if bound:
-                raise NotDeleted(f"exchange {name!r} is used: queue {bound[0]!r} is bound to it")
+                raise NotDeleted(bound_exchange(name, bound[0]))
             tables.drop_exchange(c, name)
 
     def has_exchange(self, name: str) -> bool:
@@ -80,11 +79,15 @@ class Entities:
             if found is None:
                 return
             if if_unused and tables.listeners(c, name):
-                raise NotDeleted(f"queue {name!r} is used: somebody consumes from it")
+                raise NotDeleted(
+                    f"queue {name!r} is used: somebody consumes from it; stop that first, or delete it "
+                    "without if_unused"
+                )
             if if_empty and (size := messages.size(c, found, now)).total:
                 raise NotDeleted(
                     f"queue {name!r} is not empty: {size.ready} messages are ready, "
-                    f"{size.delayed} delayed and {size.leased} leased"
+                    f"{size.delayed} delayed and {size.leased} leased; purge it first, or delete it "
+                    "without if_empty"
                 )
             tables.drop_queue(c, name)
 

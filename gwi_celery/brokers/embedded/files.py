@@ -119,7 +119,7 @@ class Files:
                 self._bury_receivers(dead)
 
     def dead(self, bells: Iterable[str]) -> list[str]:
-        """Those that nobody can ring any more."""
+        """Bells of processes that have ended."""
         return [bell for bell in bells if not self.wakeups.alive(bell)]
 
     def _bury_receivers(self, bells: Iterable[str]) -> None:

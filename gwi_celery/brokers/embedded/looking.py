@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TypeAlias
 
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, QueueState, StoredMessage, dead_letter_queue
 from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.files import Files
+
+#: Gives a message's data and attributes as they are to be.
+Edit: TypeAlias = "Callable[[StoredMessage], tuple[bytes, Mapping[str, str]]]"
 
 #: Messages in one page of a look.
 _PAGE = 200
@@ -66,11 +70,14 @@ class Looking:
                 messages.delete(change.c, id)
             return len(ids)
 
-    def hasten(self, queue: str, only: Collection[str]) -> int:
+    def hasten(self, queue: str, only: Collection[str], edit: Edit | None) -> int:
         with self._files.change(durable=True) as change:
             found = tables.find_queue(change.c, queue, change.now)
             ids = messages.unleased(change.c, found, only, change.now) if found else []
             for id in ids:
+                if found is not None and edit is not None:
+                    [message] = messages.page(change.c, found, id - 1, 1, 0.0)
+                    messages.rewrite(change.c, id, *edit(message))
                 messages.free(change.c, id, None)
             change.wake(queue)
             return len(ids)

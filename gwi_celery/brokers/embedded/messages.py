@@ -139,6 +139,13 @@ def free(c: sqlite3.Connection, id: int, due: float | None) -> None:
     c.execute("UPDATE messages SET lease = NULL, due = ? WHERE id = ?", (due, id))
 
 
+def rewrite(c: sqlite3.Connection, id: int, data: bytes, attributes: Mapping[str, str]) -> None:
+    c.execute(
+        "UPDATE bodies SET data = ?, attributes = ? WHERE id = ?",
+        (data, write_attributes(attributes), id),
+    )
+
+
 def take_back(c: sqlite3.Connection, id: int) -> None:
     """Undo a message's last delivery."""
     c.execute(

@@ -66,7 +66,7 @@ def fitting(ack_ids: Iterable[str]) -> Iterator[list[str]]:
 
 
 class Acknowledger:
-    """Sends acks and nacks soon after it is told to."""
+    """Sends acks and nacks in the background, batched."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

@@ -38,7 +38,7 @@ class Admin:
         if options.storage_regions:
             topic.message_storage_policy.allowed_persistence_regions.extend(options.storage_regions)
         try:
-            self._client.persist("CreateTopic", topic, path, self._options.timeout)
+            self._client.persist("CreateTopic", topic, path)
         except AlreadyExists:
             return False
         return True
@@ -46,7 +46,7 @@ class Admin:
     def create_subscription(self, wanted: Any) -> bool:
         """False if it existed already. Raises NotFound if its topic doesn't exist."""
         try:
-            self._client.persist("CreateSubscription", wanted, wanted.name, self._options.timeout)
+            self._client.persist("CreateSubscription", wanted, wanted.name)
         except AlreadyExists:
             return False
         return True
@@ -55,7 +55,7 @@ class Admin:
         """The subscription; None if there is none, or none on a topic that still exists."""
         request = pb["GetSubscriptionRequest"](subscription=path)
         try:
-            found = self._client.persist("GetSubscription", request, path, self._options.timeout)
+            found = self._client.persist("GetSubscription", request, path)
         except NotFound:
             return None
         if found.topic == _DELETED_TOPIC:
@@ -66,6 +66,7 @@ class Admin:
         return found
 
     def note_push(self, path: str, endpoint: str) -> None:
+        """Where Pub/Sub posts a subscription's messages from now on; empty: it is pulled."""
         if endpoint:
             self.pushed[path] = endpoint
         else:
@@ -74,11 +75,11 @@ class Admin:
     def delete_subscription(self, path: str) -> None:
         request = pb["DeleteSubscriptionRequest"](subscription=path)
         with ignoring_missing():
-            self._client.call("DeleteSubscription", request, path)
+            self._client.persist("DeleteSubscription", request, path)
 
     def delete_topic(self, path: str) -> None:
         with ignoring_missing():
-            self._client.call("DeleteTopic", pb["DeleteTopicRequest"](topic=path), path)
+            self._client.persist("DeleteTopic", pb["DeleteTopicRequest"](topic=path), path)
 
     def subscriptions(self) -> Iterator[Any]:
         """Those with this connection's prefix."""
@@ -89,7 +90,7 @@ class Admin:
             request = pb["ListSubscriptionsRequest"](
                 project=project, page_size=_PAGE, page_token=token
             )
-            page = self._client.call("ListSubscriptions", request, project)
+            page = self._client.persist("ListSubscriptions", request, project)
             yield from (s for s in page.subscriptions if s.name.startswith(ours))
             token = page.next_page_token
             if not token:
@@ -101,7 +102,7 @@ class Admin:
         token = ""
         while True:
             request = pb["ListTopicsRequest"](project=project, page_size=_PAGE, page_token=token)
-            page = self._client.call("ListTopics", request, project)
+            page = self._client.persist("ListTopics", request, project)
             yield from (t for t in page.topics if t.name.startswith(ours))
             token = page.next_page_token
             if not token:
@@ -147,9 +148,11 @@ class Admin:
                 topic=self.signs_topic, page_size=_PAGE, page_token=token
             )
             try:
-                page = self._client.call("ListTopicSubscriptions", request, self.signs_topic)
-            except NotFound:  # there never was one
-                return
+                page = self._client.persist("ListTopicSubscriptions", request, self.signs_topic)
+            except NotFound:
+                if self.create_topic(self.signs_topic, {}):  # there never was one
+                    return
+                continue  # another connection's first sign: its topic is too new to be found
             yield from page.subscriptions
             token = page.next_page_token
             if not token:

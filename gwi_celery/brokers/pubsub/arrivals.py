@@ -194,6 +194,11 @@ class Arrivals:
         for delivery in unwanted:
             self.receiver.broker.give_back(delivery)
 
+    def take_out(self, delivery: Delivery) -> bool:
+        """Have it not handed out any more; False if it is not waiting here."""
+        with self._lock:
+            return bool(self._drop(lambda waiting: waiting.ack_id == delivery.ack_id))
+
     def next_due(self) -> float | None:
         """Monotonic time of the next event that nothing announces; None: there is none."""
         with self._lock:

@@ -50,6 +50,7 @@ from gwi_celery.brokers.pubsub.dead import DeadLetters, Looked, joined
 from gwi_celery.brokers.pubsub.deliveries import Deliveries
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.parked import Parked
 from gwi_celery.brokers.pubsub.publisher import Publisher
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.streams import look
@@ -85,7 +86,7 @@ class PubSubBroker:
         self._acks = Acknowledger(self.client)
         self._timers = Scheduler("gwi-timers")
         self._jobs = Scheduler("gwi-jobs")
-        self.topology = Topology(self.client, options, self._run_at)
+        self.topology = Topology(self.client, options, self._jobs)
         self.lease_seconds = options.lease_seconds
         self.publisher = Publisher(self.client, options, self.topology, self._jobs)
         self._dead_letters = DeadLetters(self)
@@ -99,7 +100,7 @@ class PubSubBroker:
             self._dead_letters.bury,
         )
         #: What came before its time, for operators.
-        self.early = self.deliveries.early
+        self.early, self.parked = self.deliveries.early, Parked(self)
         self._monitoring = Monitoring(options.timeout)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: Monotonic time until which unused queues are not deleted: they expire by themselves.
@@ -114,10 +115,10 @@ class PubSubBroker:
 
     def connect(self) -> None:
         if not self.options.managed:
-            self.client.ready(self.options.timeout)  # any RPC would need a role of its own
+            self.client.ready(self.options.timeout)  # an RPC would need one more role
             return
         if self._connected:
-            self.topology.ping()
+            self.topology.admin.ping()
             return
         id = naming.temporary_topic_id(self.options.prefix)
         path = f"projects/{self.options.project}/topics/{id}"
@@ -135,7 +136,7 @@ class PubSubBroker:
             self._reread(queue)
 
     def has_exchange(self, name: str) -> bool:
-        return self.topology.exchange_type(name) is not None
+        return self.topology.exchanges.type_of(name) is not None
 
     def declare_queue(self, spec: QueueSpec) -> None:
         if self.topology.declare_queue(spec):
@@ -186,6 +187,9 @@ class PubSubBroker:
         self._receivers.add(receiver)
         return receiver
 
+    def receivers(self) -> list[PubSubReceiver]:
+        return list(self._receivers)
+
     def leave(self, queue: str) -> None:
         """A receiver unsubscribed: an auto_delete queue is deleted with its last one."""
         if any(receiver.reads(queue) for receiver in self._receivers):
@@ -223,10 +227,6 @@ class PubSubBroker:
         """Call ``job``, which takes no time, in the background at a monotonic time."""
         self._timers.run(job, when)
 
-    def _run_at(self, when: float, job: Callable[[], object]) -> None:
-        """As :meth:`later`, for what may take time."""
-        self._jobs.run(job, when)
-
     def rediscover(self, queue: str) -> None:
         """In the background, look for bindings that other connections made."""
 
@@ -253,7 +253,7 @@ class PubSubBroker:
 
     def _reread(self, queue: str, *, again: bool = False) -> None:
         """Have this connection's receivers read the queue's current subscriptions."""
-        for receiver in list(self._receivers):
+        for receiver in self.receivers():
             receiver.rebound(queue, again=again)
 
     def _pull_now(self, source: Source, limit: int) -> list[Any]:
@@ -354,7 +354,7 @@ class PubSubBroker:
                     subscription=source.path, ack_ids=[item.ack_id for item in received]
                 )
                 self._dead_letters.end(queue, received)
-                self.client.call("Acknowledge", request, source.path)
+                self.client.persist("Acknowledge", request, source.path)
                 purged += sum(source.takes(wire.parse(item.message)) for item in received)
         return purged
 
@@ -383,8 +383,8 @@ class PubSubBroker:
             if service_account:
                 request.push_config.oidc_token.service_account_email = service_account
                 request.push_config.oidc_token.audience = audience
-            self.client.persist("ModifyPushConfig", request, source.path, self.options.timeout)
-            self.topology.note_push(source.path, url)
+            self.client.persist("ModifyPushConfig", request, source.path)
+            self.topology.admin.note_push(source.path, url)
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
         """What is ready, leased for as long as it takes to see all of it, and then given back."""
@@ -423,7 +423,7 @@ class PubSubBroker:
         return self._acks.flush(max(deadline - time.monotonic(), 0)) and done
 
     def close(self) -> None:
-        for receiver in list(self._receivers):
+        for receiver in self.receivers():
             receiver.close()
         self._flush_at_end()
         self._jobs.stop(0.0)

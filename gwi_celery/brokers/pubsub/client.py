@@ -152,7 +152,7 @@ _SETTLING_PAUSES = (0.1, 1.0)
 
 
 class AlreadyExists(BrokerError):
-    """A topic or subscription of that name is there already."""
+    """A topic or subscription of that name exists already."""
 
 
 class Client:
@@ -218,9 +218,9 @@ class Client:
         until = getattr(self._hurry, "until", None)
         return wanted if until is None else max(min(wanted, until - time.monotonic()), 0.05)
 
-    def persist(self, rpc: str, request: Any, resource: str, total: float) -> Any:
-        """As :meth:`call`, retrying temporary failures for ``total`` seconds at most."""
-        total = self._timeout(total)
+    def persist(self, rpc: str, request: Any, resource: str, total: float | None = None) -> Any:
+        """As :meth:`call`, retrying temporary failures for ``total`` seconds (the option ``timeout``)."""
+        total = self._timeout(total or self._options.timeout)
         timeout = min(total, self._options.timeout)
         began = time.monotonic()
         try:

@@ -1,7 +1,7 @@
 """Dead letters on Pub/Sub: keeping a message with the reason, and taking it back out.
 
 Nothing can be found in a subscription without leasing it, so each has a record elsewhere (``Operators``),
-made once it is published and ended before it is acked: in between it is in both places under one name.
+made once it is published and ended before it is acked: meanwhile both places have it, under one id.
 
 A death adds some attributes, and a message may already be as large as Pub/Sub allows, or have as many
 attributes. Attributes that don't fit are packed into one (:mod:`.wire`). Where the message leaves no
@@ -241,11 +241,11 @@ class Looked:
         return [d for id, d in self._seen.items() if id not in self._done]
 
     def __iter__(self) -> Iterator[Delivery]:
-        # Google's emulator answers at once, and now and then before it sees what was just published.
+        # Google's emulator answers at once, sometimes before it sees what was just published.
         empty_looks = 2 if self._broker.options.lax else 1
         while True:
             deliveries = self._broker.look(self._queue, _LOOK)
-            # What is there for the second time is what we held for longer than its lease.
+            # A message seen twice was held here for longer than its lease.
             fresh = [d for d in deliveries if d.message_id not in self._seen]
             self._seen.update((d.message_id, d) for d in deliveries)
             self._broker.ack([d for d in deliveries if d.message_id in self._done])
@@ -261,7 +261,7 @@ class Looked:
         self._done.add(delivery.message_id)
 
     def give_back(self) -> None:
-        """All but what is done with; the notes of that go with it."""
+        """Give back the messages that are not done with yet, and drop the notes of the others."""
         kept = []
         for delivery in self.held:
             if delivery.attributes.get(NOTE_OF) in self._done:

@@ -91,6 +91,14 @@ class Deliveries:
             id for id in ack_ids if max(self.leases.get(id, 0.0), self._deferred.get(id, 0.0)) > now
         }
 
+    def deferred(self, delivery: Delivery) -> bool:
+        """Whether it is given back until a time that is yet to come."""
+        return self.any_deferred([delivery.ack_id])
+
+    def held_until(self, delivery: Delivery) -> float:
+        """Monotonic time until which nobody else gets it; 0.0: it was acked or given back."""
+        return max(self.leases.get(delivery.ack_id, 0.0), self._deferred.get(delivery.ack_id, 0.0))
+
     def any_deferred(self, ack_ids: Iterable[str]) -> bool:
         now = time.monotonic()
         return any(self._deferred.get(id, 0.0) > now for id in ack_ids)
@@ -129,13 +137,14 @@ class Deliveries:
                 self.release(delivery, _SPARE)
             elif parsed.not_before > wall:
                 wait = parsed.not_before - wall
-                self.early.note(delivery, parsed.not_before)
                 again = self._again(wait, wall - delivery.published_at, item.delivery_attempt)
-                if again is None:
-                    held.append((now + wait, self._until_due(delivery, wait)))
-                elif again <= 0:
+                if again is not None and again <= 0:
                     job = functools.partial(self._publish_anew, [delivery], parsed.not_before)
                     self._if_ours(delivery, job)
+                    continue
+                self.early.note(delivery, parsed.not_before)
+                if again is None:
+                    held.append((now + wait, self._until_due(delivery, wait)))
                 else:
                     self.release(delivery, again)
             elif 0 < limit <= delivery.attempts and not spec.temporary:
@@ -258,6 +267,30 @@ class Deliveries:
                 self.release(delivery, 0.0)
         elif counted:
             self._jobs.run(functools.partial(self._try_to_publish_anew, counted))
+
+    def publish_now(self, deliveries: Sequence[Delivery]) -> None:
+        """Publish deferred or held messages of a queue anew, due now. Raises BrokerError and TooLarge."""
+        taken = [d for d in deliveries if isinstance(d, _Delivery)]
+        self._hold(taken)
+        try:
+            self._publish_anew(taken)
+        except (BrokerError, TooLarge):
+            for delivery in taken:
+                if delivery.ack_id in self.leases:  # not acked
+                    self._deferred[delivery.ack_id] = self.leases.pop(delivery.ack_id)
+            raise
+
+    def drop(self, delivery: Delivery) -> None:
+        """Ack a deferred or held message."""
+        self._hold([delivery])
+        self.ack([delivery])
+
+    def _hold(self, deliveries: Sequence[Delivery]) -> None:
+        """What was deferred is leased to us for as long."""
+        for delivery in deliveries:
+            until = self._deferred.pop(delivery.ack_id, None)
+            if until is not None:
+                self.leases[delivery.ack_id] = until
 
     def _try_to_publish_anew(self, deliveries: Sequence[_Delivery]) -> None:
         now = time.monotonic()

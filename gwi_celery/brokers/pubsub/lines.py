@@ -53,10 +53,10 @@ EMULATOR_LATELY = 3.0
 _ASK_EVERY, _ASK_RARER = 0.003, 0.008
 #: Seconds after which a pull has answered with what was there when it arrived.
 _PRESENT = 0.05
-#: Times that a level must have said so before it counts as empty: of any queue an immediate pull may
+#: Empty answers before a level counts as empty: an immediate pull of any queue may
 #: answer with nothing. The emulator's never does.
 _EMPTY_AFTER = 3
-#: Seconds that such a pull may take to end by itself.
+#: Seconds that such a pull may take before it ends by itself.
 ENDS_BY_ITSELF = 0.2
 #: Messages in one pull or in the hands of one stream at most.
 MOST = 100
@@ -83,7 +83,7 @@ class Line:
         self._stopped = False
         fork_gate.register(self)
 
-    #: Seconds that its calls may take to end once they are told to.
+    #: Seconds that its calls may take to end once they are cancelled.
     ends_within = ENDS_BY_ITSELF
     #: Whether what it brought stays when it waits for long: given back it would return by the same way.
     keeps = False
@@ -96,7 +96,7 @@ class Line:
         raise NotImplementedError  # each kind's own
 
     def probe(self, limit: int) -> bool:
-        """Ask what is there now; False if this line is busy, or can't."""
+        """Ask for what is ready now; False if this line is busy, or can't ask."""
         return False
 
     def stop_fetching(self, *, unpolled: bool) -> None:
@@ -168,7 +168,7 @@ class Pull(Line):
         self._started = self._active = time.monotonic()
         #: How often in a row a look found nothing.
         self._empty = 0
-        #: Whether the call in flight asks for what is there, and so ends by itself.
+        #: Whether the call in flight asks only for what is ready, and so ends by itself.
         self._asks = False
 
     def fetch(self, limit: int, now: float) -> None:
@@ -304,7 +304,7 @@ class Pull(Line):
         self._cancel(waited)
 
     def _cancel(self, waited: float) -> None:
-        """Cancel what is in flight, unless it is about to end by itself, with what it brings."""
+        """Cancel the call in flight, unless it is about to end by itself and bring its messages."""
         with self._lock:
             future = self._future
             age = time.monotonic() - self._started

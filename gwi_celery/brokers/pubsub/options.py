@@ -250,7 +250,7 @@ def parse(
 def _endpoint(
     host: list[str], stated: bool | str | None, environ: Mapping[str, str]
 ) -> tuple[str, bool]:
-    """``host:port``, and whether an emulator is there; ``stated``: what the option ``emulator`` is."""
+    """``host:port``, and whether that is an emulator's; ``stated``: the option ``emulator``."""
     if not host:
         named = environ.get(PUBSUB_HOST)
         if named and stated is not False:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
 
+from gwi_celery.background import Scheduler
 from gwi_celery.brokers.pubsub.admin import Admin
 from gwi_celery.errors import BrokerError, NotFound
 
@@ -24,11 +24,11 @@ _REFRESH = 6 * 3600.0
 
 
 class Readers:
-    """The signs of one connection. ``later`` calls a job in the background, at a monotonic time."""
+    """The signs of one connection. ``jobs`` refreshes them in the background."""
 
-    def __init__(self, admin: Admin, later: Callable[[float, Callable[[], object]], None]) -> None:
+    def __init__(self, admin: Admin, jobs: Scheduler) -> None:
         self._admin = admin
-        self._later = later
+        self._jobs = jobs
         #: A queue's own subscription -> this connection's sign that it reads it.
         self._ours: dict[str, str] = {}
 
@@ -57,7 +57,7 @@ class Readers:
         return made or left in signs
 
     def _refresh_later(self, subscription: str, sign: str) -> None:
-        self._later(time.monotonic() + _REFRESH, lambda: self.refresh(subscription, sign))
+        self._jobs.run(lambda: self.refresh(subscription, sign), time.monotonic() + _REFRESH)
 
     def refresh(self, subscription: str, sign: str) -> None:
         """Keep the sign from expiring while this connection reads."""

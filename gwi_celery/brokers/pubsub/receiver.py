@@ -43,7 +43,7 @@ class PubSubReceiver:
         topology = self._broker.topology
         sources = topology.sources(queue)
         for source in sources:
-            endpoint = topology.pushed_to(source.path)
+            endpoint = topology.admin.pushed.get(source.path)
             if endpoint is not None:
                 raise BrokerUnusable(advice.pushed(queue, source.path, endpoint))
         arrivals = Arrivals(self, queue, bulk)
@@ -60,7 +60,7 @@ class PubSubReceiver:
         arrivals = self._queues.get(queue)
         if arrivals is None:
             return
-        # A deleted one may be recreated by anybody: its lines retry now and then.
+        # Anybody may recreate a deleted one: its lines retry from time to time.
         with contextlib.suppress(NotFound):
             arrivals.read_from(self._broker.topology.sources(queue))
             for line in arrivals.lines if again else ():
@@ -95,6 +95,11 @@ class PubSubReceiver:
         arrivals = self._queues.get(queue)
         if arrivals is not None:
             arrivals.return_unpolled()
+
+    def take_out(self, delivery: Delivery) -> bool:
+        """Have it not handed out any more; False if it is not waiting here."""
+        arrivals = self._queues.get(delivery.queue)
+        return arrivals is not None and arrivals.take_out(delivery)
 
     def fileno(self) -> int:
         check_usable(self._closed, self._pid)

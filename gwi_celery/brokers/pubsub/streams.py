@@ -1,7 +1,7 @@
 """StreamingPull: always open, or open while there is room.
 
 A stream that is half-closed ends with everything that Pub/Sub sent on it, so no message is left leased to
-nobody. A pull that its client ends, even by its deadline, goes on for a while at Pub/Sub and takes a
+nobody. When a client ends a pull, even by its deadline, Pub/Sub keeps it open for a while: it takes a
 message along, which is then late by a lease. Pub/Sub closes every stream now and then with an error,
 which is no failure, and also a stream whose client is silent for a minute, so heartbeats are sent.
 
@@ -43,7 +43,9 @@ _LIVED = 20.0
 _QUIET = 2.0
 #: How a stream ends that its client half-closed.
 _AS_TOLD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-#: Seconds in which what is under way arrives.
+#: Streams opened for one look while they fail for now.
+_LOOKS = 4
+#: Seconds in which messages that were sent already arrive.
 _SETTLED = 0.1
 
 
@@ -82,8 +84,9 @@ def look(client: Client, path: str, limit: int, lease: float) -> list[Any]:
     """What is ready now, ``limit`` messages at most, leased for ``lease`` seconds.
 
     A stream that brings nothing for two seconds says that there is no more; an immediate pull may say so
-    of any queue. Raises as :meth:`Client.call`.
+    of any queue. Raises as :meth:`Client.call`, temporary failures after some tries.
     """
+    left = _LOOKS
     while True:
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stream = open_stream(
@@ -94,7 +97,9 @@ def look(client: Client, path: str, limit: int, lease: float) -> list[Any]:
                 return _gathered(stream, answers, limit)
         except grpc.RpcError as exc:
             error = client.error(exc, "StreamingPull", path)
-            if not (isinstance(error, NotFound) and client.settling(path)):
+            left -= isinstance(error, BrokerUnavailable)
+            settling = isinstance(error, NotFound) and client.settling(path)
+            if not (settling or (isinstance(error, BrokerUnavailable) and left)):
                 raise error from exc
         time.sleep(jitter(_SETTLED, 0.8, 1.2))
 
@@ -271,7 +276,7 @@ class Flow(Stream):
         return 2 * self._free(opened) < self._wanted
 
     def _free(self, opened: _Call) -> int:
-        """How many more Pub/Sub may send."""
+        """How many more messages Pub/Sub may send."""
         return opened.allowance - len(self.receiver.broker.deliveries.outstanding(opened.brought))
 
     def _look_again(self) -> None:
@@ -304,7 +309,7 @@ class Flow(Stream):
         with self._lock:
             self._wanted = 0
             current = self._current
-            # Full of what its user has: it may stay open, and goes on with the next ack.
+            # All that it may send is with its user: it stays open, and sends more after the next ack.
             if current is not None and (unpolled or self._free(current) > 0):
                 self._close()
 

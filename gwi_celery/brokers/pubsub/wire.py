@@ -42,7 +42,7 @@ MAX_REQUEST = 10_000_000
 #: Bytes left for the rest of the request, mostly the topic's path.
 _AROUND = 350
 MAX_MESSAGE = MAX_REQUEST - _AROUND
-#: The same for a copy of a message that came in a request of its own, to a topic of nearly the same name.
+#: The same for a copy of a message that arrived in its own request, to a topic of nearly the same name.
 _LEAST_AROUND = 40
 _MAX_KEY = 256
 _MAX_VALUE = 1024

@@ -25,7 +25,7 @@ from gwi_celery.text import raw
 INLINE: Final = 900_000
 #: The same of a call that is kept with its record: whoever reads the record reads that, too.
 ENVELOPE_INLINE: Final = 20_000
-#: Bytes of texts for which there is room beside that.
+#: Bytes of other texts for which there is room in the same document.
 _BESIDE: Final = 50_000
 #: Chunks in one commit: with what else is in it below 3.5 MB.
 _CHUNKS_PER_COMMIT: Final = 3
@@ -44,7 +44,7 @@ def pack(
     *,
     inline: int = INLINE,
 ) -> tuple[Blob, list[Write]]:
-    """The blob's field, and the writes that are to go with it.
+    """The blob's field, and the writes that belong in the same commit.
 
     Most of a large blob is written here already. ``beside`` are the other texts of the same document,
     of any length, which take their room first. Raises StoreUnavailable, StoreUnusable.

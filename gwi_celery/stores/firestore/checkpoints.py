@@ -28,7 +28,7 @@ def recording(
     """How a checkpoint is recorded in place of the ``stored`` one, each document at its version.
 
     Returns the record and the checkpoint as they will be, and the writes: the record's first, then
-    the checkpoint's. The pieces of its blob are to go with them.
+    the checkpoint's. The pieces of its blob belong in the same commit.
     """
     job_name = places.job(job.ref)
     era_name = places.era(job_name, job.era)

@@ -127,7 +127,7 @@ class Claimer:
     ) -> Claimed:
         """Write the claim over what was read; None: nothing was there.
 
-        It is refused if any document of ``unless`` is there.
+        It is refused if any document of ``unless`` exists.
         """
         job_name, lock_name = (
             self._places.job(self._request.job),
@@ -186,7 +186,7 @@ class Claimer:
         return self._claimed(job, replace(taken, fence=fence, version=fence))
 
     def _with_envelope(self, new: Job, old: Job | None) -> tuple[Job, list[Write]]:
-        """The record with the call that it is to keep, and the writes that are to go with it."""
+        """The record with the call that it keeps, and the writes that belong in the same commit."""
         begins = old is None or old.era != new.era
         if not (begins or claims.is_another(self._request, old)):
             return new, []

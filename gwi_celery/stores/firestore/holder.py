@@ -320,7 +320,7 @@ class Holder:
         finishing: bool = False,
         result: ResultWrite | None = None,
     ) -> None:
-        """Read what is there now. Raises LeaseLost and JobCancelled unless the lease may write.
+        """Read the current state. Raises LeaseLost or JobCancelled unless the lease may write.
 
         With ``finishing``, a lease that has finished is no error: ``hold.job.finished`` tells.
         """

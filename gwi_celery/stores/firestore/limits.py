@@ -51,7 +51,7 @@ class Pick:
 
     limit: LimitRef
     number: int
-    #: Of the document that is there; None: there is none.
+    #: Version of the existing document; None: there is none.
     version: int | None = None
 
     @property

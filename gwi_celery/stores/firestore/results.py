@@ -110,13 +110,13 @@ class ResultWrite:
         self._replaced: Blob | None = None
         #: Whether to look first: there may be one of which the version isn't known.
         self.unsure = result.seen_before and result.version is None
-        #: It is there already, or a SUCCESS is.
+        #: It is stored already, or a SUCCESS is.
         self.settled = False
         #: There is one of another tenant's.
         self.taken = False
 
     def look(self, document: Document | None, now: int) -> None:
-        """What is there, as of a read at the server's time ``now``."""
+        """What is stored, as of a read at the server's time ``now``."""
         self.unsure = False
         if document is None:
             self._version = self._replaced = None

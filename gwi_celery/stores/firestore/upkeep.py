@@ -78,7 +78,7 @@ class Upkeep:
         return deleted
 
     def sweep(self, job_name: str, job: Job) -> None:
-        """Delete what a record's life has left, which nobody reads any more.
+        """Delete what a record's life has left behind: nobody reads it.
 
         After an error the TTL policy deletes the rest: the caller's own work is done.
         """

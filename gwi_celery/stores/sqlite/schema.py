@@ -127,7 +127,7 @@ CREATE INDEX terms_of_job ON terms (job_id);
 CREATE TABLE envelopes (job_id TEXT PRIMARY KEY, blob BLOB NOT NULL);
 """
 
-#: Tasks of which no call begins any more.
+#: Tasks whose calls no longer begin.
 _BARRED: Final = """
 CREATE TABLE barred (
     tenant BLOB NOT NULL,

@@ -178,7 +178,7 @@ def write_checkpoint(
 def stored_checkpoint(
     c: sqlite3.Connection, job: JobRef, name: str, blob: bytes
 ) -> protocol.Stored | None:
-    """What is there under the name, beside the ``blob`` that is to be written."""
+    """What is stored under the name, compared with the ``blob`` to write."""
     row = c.execute(
         "SELECT kind, blob, version FROM checkpoints WHERE job_id = ? AND name = ?",
         (job.id, raw(name)),

@@ -14,15 +14,15 @@ what it would bill, and can be cut off: each a switch of :class:`Behaviour`, wit
 
 By hand: ``python -m gwi_celery.testing.twin --port 8085``.
 
-:mod:`gwi_celery.testing.twin.cloudrun` stands before a push service as Cloud Run does.
+:mod:`gwi_celery.testing.twin.cloudrun` runs a push service as Cloud Run does.
 
 Left out:
 
 - snapshots, schemas, ingestion and export subscriptions, message transforms
-- IAM policies and conditions: a permission is denied by :meth:`Twin.deny`
+- IAM policies that differ by account, and conditions: :meth:`Twin.deny` denies a permission to all
 - broken credentials (``Getting metadata from plugin failed``): channels without TLS carry none, and
   the client makes the error (:mod:`gwi_celery.gcp.credentials`)
-- 400 "not ready" for what was just created: NOT_FOUND stands for it
+- 400 "not ready" for a resource that was just created: the twin answers NOT_FOUND
 - more than one region, and quotas of bytes
 - of Firestore: contention by what is really contended (ABORTED comes by chance), transactions that
   expire, ramp-up, TTL policies
@@ -43,7 +43,7 @@ import grpc
 
 from gwi_celery.brokers.pubsub.options import STRICT_HOST
 from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
-from gwi_celery.testing.emulators import Emulator, free_port
+from gwi_celery.testing.emulators import Emulator, free_port, running
 from gwi_celery.testing.twin.behaviour import (
     FIRESTORE_LENIENT,
     FIRESTORE_STRICT,
@@ -74,7 +74,7 @@ _CONTROL = "/gwi.testing.Twin/Control"
 
 
 class _Steered(Emulator):
-    """A twin as a process. Its verbs raise ValueError for what they don't know."""
+    """A twin as a process. Its verbs raise ValueError for arguments that it doesn't know."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class _Steered(Emulator):
         return True
 
     def switch(self, **switches: Any) -> dict[str, Any]:
-        """Change its switches now; all of them."""
+        """Change switches from now on. Returns the values of all of them."""
         return self._do("switch", **switches)
 
     def cost(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class _Steered(Emulator):
         return self._do("cost")
 
     def cut_off(self, seconds: float, *, keep: bool = True) -> None:
-        """Refuse connections for some seconds; then go on, with what it held or without."""
+        """Refuse connections for some seconds; then go on, with its state (``keep``) or without it."""
         self._do("cut_off", seconds=seconds, keep=keep)
         while self._answers():  # until its last answers are out
             time.sleep(0.01)
@@ -157,20 +157,20 @@ class Twin(_Steered):
         return self._do("certificates")
 
     def deny(self, permission: str, resource: str = "*", who: str = "caller") -> None:
-        """Answer PERMISSION_DENIED to what needs, say, ``pubsub.topics.publish`` there.
+        """Answer PERMISSION_DENIED to calls that need ``permission`` on ``resource``.
 
-        Who signs pushes with an account needs ``iam.serviceAccounts.actAs`` on
-        ``projects/-/serviceAccounts/EMAIL``. ``who="agent"``: Pub/Sub's service agent, without which
-        nothing is dead-lettered.
+        A caller that has pushes signed as an account needs ``iam.serviceAccounts.actAs`` on
+        ``projects/-/serviceAccounts/EMAIL``. ``who="agent"`` is Pub/Sub's service agent: without its
+        permissions nothing is dead-lettered.
         """
         self._do("deny", permission=permission, resource=resource, who=who)
 
     def allow(self, permission: str, resource: str = "*", who: str = "caller") -> None:
-        """The reverse."""
+        """Undo :meth:`deny`."""
         self._do("allow", permission=permission, resource=resource, who=who)
 
     def disable(self, disabled: bool = True) -> None:
-        """The project's Pub/Sub API is switched off."""
+        """Switch the project's Pub/Sub API off, or on again."""
         self._do("disable", disabled=disabled)
 
 
@@ -188,22 +188,14 @@ class FirestoreTwin(_Steered):
 @contextmanager
 def start_twin(*, lenient: bool = False, **switches: Any) -> Iterator[Twin]:
     """A running twin on a free port of loopback."""
-    twin = Twin(lenient=lenient, **switches)
-    twin.start()
-    try:
+    with running(Twin(lenient=lenient, **switches)) as twin:
         yield twin
-    finally:
-        twin.stop()
 
 
 @contextmanager
 def start_firestore_twin(
     emulator: str, *, lenient: bool = False, **switches: Any
 ) -> Iterator[FirestoreTwin]:
-    """A running twin of Firestore before the emulator at ``emulator`` (``host:port``)."""
-    twin = FirestoreTwin(emulator, lenient=lenient, **switches)
-    twin.start()
-    try:
+    """A running twin of Firestore, a proxy for the emulator at ``emulator`` (``host:port``)."""
+    with running(FirestoreTwin(emulator, lenient=lenient, **switches)) as twin:
         yield twin
-    finally:
-        twin.stop()

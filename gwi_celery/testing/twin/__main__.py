@@ -1,6 +1,6 @@
 """``python -m gwi_celery.testing.twin [--port 8085] [--lenient] [--set NAME=VALUE] [-- COMMAND]``
 
-With ``--firestore HOST:PORT`` it is a Firestore twin, before the emulator at that address.
+With ``--firestore HOST:PORT`` it is a Firestore twin: a proxy for the emulator at that address.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8085, help="0: any (default: %(default)s)")
     parser.add_argument("--lenient", action="store_true", help="start with every switch off")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a switch")
-    parser.add_argument("--seed", type=int, default=0, help="of its faults (default: %(default)s)")
     parser.add_argument(
-        "--firestore", metavar="HOST:PORT", help="stand before the Firestore emulator there"
+        "--seed", type=int, default=0, help="repeats its faults (default: %(default)s)"
     )
-    parser.add_argument("command", nargs="*", help="run this on it, after --, then stop")
+    parser.add_argument(
+        "--firestore", metavar="HOST:PORT", help="be a proxy for the Firestore emulator there"
+    )
+    parser.add_argument("command", nargs="*", help="after --: run this against the twin, then stop")
     options = parser.parse_args(argv)
     address, seed = f"{options.host}:{options.port}", options.seed
     server: Server

@@ -1,4 +1,4 @@
-"""One subscription's messages: what is ready, leased, waiting; nothing of gRPC.
+"""One subscription's messages: ready, leased or waiting. It knows nothing of gRPC.
 
 Everything happens in the one thread of the server's event loop. Times are seconds since the epoch.
 """
@@ -30,13 +30,13 @@ class Entry:
     message: Any
     published: float
     deliveries: int = 0
-    #: Of its lease; None: it isn't leased.
+    #: Names its lease; None: it isn't leased.
     ack_id: str | None = None
-    #: Acked, and kept only because an earlier one of its ordering key isn't.
+    #: Acked, and kept only because an earlier message of its ordering key isn't.
     done: bool = False
     #: Notified when it is settled or its lease has run out.
     holder: Callable[[Entry], None] | None = None
-    #: Changes with each change of state, so that old places in the heaps are known as such.
+    #: Grows with each change of state, so that outdated entries of the heaps can be told.
     turn: int = 0
 
 
@@ -71,7 +71,7 @@ class Backlog:
         #: Ordering key -> its messages, in order.
         self._keys: dict[str, deque[Entry]] = {}
         self._changed = asyncio.Event()
-        #: Pulls and streams that wait for messages now, given up ones among them.
+        #: Pulls and streams that wait for messages now, abandoned ones included.
         self.readers = 0
 
     @property
@@ -100,9 +100,9 @@ class Backlog:
     # --- out ----------------------------------------------------------------------------------
 
     async def wait(self, now: float, at_most: float) -> None:
-        """Until something may be ready that wasn't at the last :meth:`take`; ``at_most`` seconds."""
+        """Wait until more may be ready than at the last :meth:`take`, ``at_most`` seconds."""
         changed = self._changed
-        # What is due already waits for an earlier one of its ordering key, and its settling wakes us.
+        # One that is due already waits for an earlier one of its key, whose settling wakes us.
         due = min((d for d, _, _ in self._ready if d > now), default=_NEVER)
         leases_end = self._leases[0][0] if self._leases else _NEVER
         seconds = max(min(due - now, leases_end - now, at_most), 0.001)
@@ -197,7 +197,7 @@ class Backlog:
         return stale
 
     def modify(self, ack_ids: Iterable[str], seconds: int, now: float) -> list[str]:
-        """Move the ends of leases to ``seconds`` from now; 0 gives the messages back."""
+        """Let leases end ``seconds`` from now; 0 is a nack. Returns the ids whose lease had run out."""
         self.expire(now)
         stale = []
         for ack_id in ack_ids:
@@ -240,7 +240,7 @@ class Backlog:
         return {self._key(entry) for entry in self._by_ack_id.values()}
 
     def _next_of_key(self, entry: Entry, taken: list[Entry]) -> bool:
-        """Whether all that come before it, of its ordering key, are done or in the same batch."""
+        """Whether all earlier messages of its ordering key are done or in the same batch."""
         for other in self._keys[self._key(entry)]:
             if other is entry:
                 return True

@@ -74,10 +74,10 @@ class Behaviour(Switches):
     #: Share of leases that end early, after a third of their time.
     #: https://cloud.google.com/pubsub/docs/lease-management
     early_expiry: float = 0.002
-    #: A retry policy delays what a lease's expiry brings back too, not only what was nacked.
+    #: A retry policy delays messages whose lease expired too, not only nacked ones.
     #: https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff
     retry_on_expiry: bool = True
-    #: With ordering, the redelivery of a message brings all later ones of its key again, acked ones too.
+    #: With ordering, all later messages of a redelivered one's key are redelivered too, even acked ones.
     #: https://cloud.google.com/pubsub/docs/ordering#consider_when_ordering
     ordered_redelivery: bool = True
     #: A publish request takes one ordering key only (FAILED_PRECONDITION).
@@ -98,21 +98,24 @@ class Behaviour(Switches):
     #: Share of calls that fail with UNAVAILABLE or INTERNAL, half of them after they took effect.
     #: https://cloud.google.com/pubsub/docs/reference/error-codes
     faults: float = 0.001
+    #: Publish too may fail after it took effect, so that trying again makes a second message.
+    #: https://cloud.google.com/pubsub/docs/retry-requests
+    published_twice: bool = True
     #: Added to each call: the way to a region.
     latency: float = 0.0
 
 
 @dataclass(frozen=True)
 class FirestoreBehaviour(Switches):
-    """The switches of a Firestore twin: a proxy before Google's emulator."""
+    """The switches of a Firestore twin: a proxy for Google's emulator."""
 
     #: A query without an index in the package's ``firestore.indexes.json`` fails (FAILED_PRECONDITION).
     #: https://cloud.google.com/firestore/docs/query-data/index-overview
     indexes: bool = True
-    #: Indexes and TTL policies are ready; else they are still being made, as the admin calls tell.
+    #: The admin calls report indexes and TTL policies as ready; else as still being made.
     #: https://cloud.google.com/firestore/docs/query-data/indexing
     ready: bool = True
-    #: Share of commits that are ABORTED, as under contention: they took no effect.
+    #: Share of commits that are ABORTED without effect, as under contention.
     #: https://cloud.google.com/firestore/docs/understand-error-codes
     aborted: float = 0.005
     #: Share of commits and reads that fail with UNAVAILABLE, half of the commits after they took effect.
@@ -149,6 +152,7 @@ LENIENT: Final = Behaviour(
     limits=False,
     admin_quota=0,
     faults=0.0,
+    published_twice=False,
 )
 
 FIRESTORE_STRICT: Final = FirestoreBehaviour()

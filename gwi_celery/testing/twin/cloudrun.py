@@ -1,4 +1,4 @@
-"""What stands before a container on Cloud Run: its IAM, its instances, and what it does to them.
+"""Cloud Run as a container sees it: the IAM check before it, and how instances start, freeze and stop.
 
 ::
 
@@ -47,7 +47,7 @@ class CloudRunBehaviour(Switches):
     #: Only the invoker's tokens, for the audience, get in; their signature is removed.
     #: https://cloud.google.com/run/docs/authenticating/service-to-service
     iam: bool = True
-    #: Seconds that an answer may take, before 504; the instance goes on.
+    #: Seconds that an answer may take; then 504, while the instance goes on.
     #: https://cloud.google.com/run/docs/configuring/request-timeout
     request_timeout: float = 300.0
     #: Instances keep their CPU without requests; else they are stopped (SIGSTOP) after the last answer.

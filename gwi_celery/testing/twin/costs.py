@@ -1,7 +1,7 @@
 """What a project would be billed, and which calls it made.
 
 Prices of https://cloud.google.com/pubsub/pricing: 40 USD a TiB, of what is published and of what is
-delivered; each request counts 1,000 bytes at least; what a filter keeps back is billed as delivered.
+delivered; each request counts as 1,000 bytes or more; filtered messages are billed as delivered.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A Firestore twin: a proxy before Google's emulator that is as strict, and as faulty, as the service.
+"""A Firestore twin: a proxy for Google's emulator that is as strict, and as faulty, as the service.
 
-It hands every call on as bytes, so that it knows no more of Firestore than it counts and checks.
+It forwards every call as bytes, and parses only what it counts or checks.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _RunQueryResponse: Any = types.RunQueryResponse.pb()
 _BatchGetResponse: Any = types.BatchGetDocumentsResponse.pb()
 
 _Operator: Any = types.StructuredQuery.FieldFilter.Operator
-#: Filters that an index's field serves, whatever comes after it, and how that field is indexed. An "in"
-#: is as many queries as it has values.
+#: Filters that one field of an index serves, whatever follows it, and how that field is indexed. An "in"
+#: is a query for each of its values.
 _KINDS = {
     int(_Operator.EQUAL): {"order": "ASCENDING"},
     int(_Operator.IN): {"order": "ASCENDING"},
@@ -79,7 +79,7 @@ class FirestoreProxy(grpc.GenericRpcHandler):  # grpc has no types
         self.rpcs[name] += 1
         if self.behaviour.latency:
             await asyncio.sleep(self.behaviour.latency)
-        # Its auth and routing headers are for the emulator as well.
+        # The emulator needs the auth and routing headers too.
         metadata = [(k, v) for k, v in context.invocation_metadata() if not k.startswith("grpc-")]
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._emulator, options=_OPTIONS)
@@ -102,7 +102,7 @@ class FirestoreProxy(grpc.GenericRpcHandler):  # grpc has no types
         await context.write(answer)
 
     async def _join(self, name: str, context: Any, metadata: Any) -> None:
-        """Hand both directions on until one ends, or the stream is old."""
+        """Forward both directions until one ends, or the stream is too old."""
         call = self._channel.stream_stream(_SERVICE + name)(metadata=metadata)
 
         async def there() -> None:
@@ -187,7 +187,7 @@ def served(query: Any) -> bool:
     if any(not order or order[0]["fieldPath"] != path for path in ranges):
         return False
     if not equal and not order:
-        return True  # by name, which every collection is kept by
+        return True  # by name, for which no index is needed
     content = indexes.load()
     if not equal and len(order) == 1:
         wanted = {"order": order[0]["order"], "queryScope": scope}

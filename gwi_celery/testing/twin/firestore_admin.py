@@ -1,7 +1,7 @@
 """The admin calls by which an operator sees a database: its edition, indexes and TTL policies.
 
-https://cloud.google.com/firestore/docs/reference/rpc/google.firestore.admin.v1. Every database is what
-the package's ``firestore.indexes.json`` makes of it.
+https://cloud.google.com/firestore/docs/reference/rpc/google.firestore.admin.v1. Every database has
+the indexes of the package's ``firestore.indexes.json``.
 """
 
 from __future__ import annotations

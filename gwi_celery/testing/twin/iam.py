@@ -1,7 +1,7 @@
-"""Permissions: what each RPC needs, on what, and how it is refused.
+"""Permissions: which one each RPC needs on which resource, and how a call is refused.
 
-https://cloud.google.com/pubsub/docs/access-control#permissions_and_roles. There are no policies: whoever
-asks may do everything, but for what a test has denied.
+https://cloud.google.com/pubsub/docs/access-control#permissions_and_roles. There are no policies:
+everybody may do everything, except what a test has denied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from gwi_celery.testing.twin.checks import Refused
 
-#: RPC -> what it needs on its resource.
+#: RPC -> the permission that it needs on its resource.
 PERMISSIONS = {
     "CreateTopic": "pubsub.topics.create",
     "GetTopic": "pubsub.topics.get",

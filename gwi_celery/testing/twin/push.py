@@ -33,7 +33,7 @@ class Pusher:
         self._threads = ThreadPoolExecutor(64, thread_name_prefix="twin-push")
         self._task: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Task[None]] = set()
-        #: Subscription -> (requests under way, no request before, the pause after the next failure).
+        #: Subscription -> (open requests, no request before this time, the pause after the next failure).
         self._state: dict[str, list[float]] = {}
 
     @property

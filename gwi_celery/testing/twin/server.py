@@ -1,4 +1,4 @@
-"""The twin's gRPC server: Google's services, and one of its own to steer it by.
+"""The twin's gRPC server: Google's services, and one by which tests steer the twin.
 
 The latter is ``gwi.testing.Twin/Control``: a JSON object with a ``verb`` in, a JSON object out. See
 :class:`gwi_celery.testing.twin.Twin` for the verbs.
@@ -125,7 +125,7 @@ class PubSubServer(Server):
 
     def clear(self) -> None:
         for name in list(self.world.subscriptions):
-            self.world.delete_subscription(name)  # those who wait on them are told
+            self.world.delete_subscription(name)  # wakes those that wait for its messages
         self.world.clear()
         self.metrics.clear()
 

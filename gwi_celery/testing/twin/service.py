@@ -38,7 +38,7 @@ def _pb(name: str) -> Any:
 class Service:
     """Every RPC is a method of its name; :meth:`handlers` gives them to a gRPC server.
 
-    Over 25 methods, for Pub/Sub has as many RPCs.
+    Over 25 methods: one for each RPC of Pub/Sub.
     """
 
     def __init__(self, world: World) -> None:
@@ -94,7 +94,8 @@ class Service:
             try:
                 await self._enter(rpc, request)
                 answer = await call(request)
-                self._fail_now_and_then(0.5)
+                if rpc != "Publish" or self.world.behaviour.published_twice:
+                    self._fail_now_and_then(0.5)
                 await self._travel()
                 return answer
             except Refused as exc:
@@ -224,7 +225,7 @@ class Service:
             raise
 
     async def _hold(self, found: Subscription, most: int, ends: float) -> list[Any]:
-        """What can be taken, as soon as there is something, until then."""
+        """Messages as soon as there are any; [] at ``ends``."""
         while True:
             if self.world.subscriptions.get(found.config.name) is not found:
                 raise Refused("Resource not found (it was deleted).", "NOT_FOUND")
@@ -246,7 +247,7 @@ class Service:
         return found.backlog.take(time.time(), most, found.config.ack_deadline_seconds)
 
     def _pulled(self, found: Subscription, entries: list[Any]) -> Any:
-        answer = _pb("PullResponse")(received_messages=[received(found, e) for e in entries])
+        answer = _pb("PullResponse")(received_messages=[found.received(e) for e in entries])
         self.world.costs.deliver(answer.ByteSize())
         return answer
 
@@ -290,18 +291,8 @@ class Service:
             await _abort(context, exc)
 
 
-def received(subscription: Subscription, entry: Any) -> Any:
-    """google.pubsub.v1.ReceivedMessage of a delivery."""
-    backlog = subscription.backlog
-    return _pb("ReceivedMessage")(
-        ack_id=entry.ack_id,
-        message=entry.message,
-        delivery_attempt=entry.deliveries if backlog.attempts_counted else 0,
-    )
-
-
 class _StaleAckIds(Refused):
-    """Exactly-once: ids whose lease is over, each with its reason.
+    """Exactly-once: ids whose lease has run out, each with its reason.
 
     https://cloud.google.com/pubsub/docs/exactly-once-delivery
     """

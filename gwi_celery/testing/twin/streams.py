@@ -20,7 +20,6 @@ _BATCH = 100
 _LOOK = 0.25
 
 _Response: Any = types.StreamingPullResponse.pb()
-_Received: Any = types.ReceivedMessage.pb()
 
 
 class Stream:
@@ -39,7 +38,7 @@ class Stream:
         self._first = first
 
     async def run(self) -> None:
-        """Until it ends; always by an error: Refused."""
+        """Serve it until it ends, which is always by an error: raises Refused."""
         reader = asyncio.ensure_future(self._read())
         reader.add_done_callback(lambda _: self._subscription.backlog.wake())
         writer = asyncio.ensure_future(self._write())
@@ -55,14 +54,14 @@ class Stream:
                     await self._subscription.backlog.wait(time.time(), _LOOK)
         finally:
             reader.cancel()
-            # What it was sent arrives before its end, unless nobody takes it.
+            # The client gets what was sent before the end, unless it has stopped reading.
             written = asyncio.ensure_future(self._answers.join())
             await asyncio.wait({written, writer}, return_when=asyncio.FIRST_COMPLETED)
             written.cancel()
             writer.cancel()
 
     async def _write(self) -> None:
-        """Each answer after its way from a region; several may be on it."""
+        """Delay each answer by the way from a region; several may be on their way."""
         while True:
             at, answer = await self._answers.get()
             try:
@@ -90,7 +89,7 @@ class Stream:
             )
 
     def _answer(self) -> Any:
-        """The next one to write; None if there is nothing to say."""
+        """The next answer to write; None if there is none."""
         if self._confirmations:
             return self._confirmations.pop(0)
         room = min(self._most - len(self._outstanding), _BATCH)
@@ -104,17 +103,9 @@ class Stream:
             return None
         for entry in taken:
             self._outstanding[entry] = entry.message.ByteSize()
-        counted = backlog.attempts_counted
         config = self._subscription.config
         return _Response(
-            received_messages=[
-                _Received(
-                    ack_id=e.ack_id,
-                    message=e.message,
-                    delivery_attempt=e.deliveries if counted else 0,
-                )
-                for e in taken
-            ],
+            received_messages=[self._subscription.received(entry) for entry in taken],
             subscription_properties={
                 "exactly_once_delivery_enabled": config.enable_exactly_once_delivery,
                 "message_ordering_enabled": config.enable_message_ordering,
@@ -126,7 +117,7 @@ class Stream:
         self._subscription.backlog.wake()
 
     async def _read(self) -> None:
-        """Take acks and deadlines in, until the client closes its side."""
+        """Handle acks and deadlines until the client closes its side."""
         request = self._first
         while request is not grpc.aio.EOF:
             self._heard = time.time()
@@ -139,7 +130,7 @@ class Stream:
 
     def _take_in(self, request: Any) -> None:
         if len(request.modify_deadline_seconds) != len(request.modify_deadline_ack_ids):
-            raise Refused("As many deadlines as ack ids, please.")
+            raise Refused("modify_deadline_seconds: one for each of modify_deadline_ack_ids.")
         backlog, now = self._subscription.backlog, time.time()
         if request.stream_ack_deadline_seconds:
             self._lease = request.stream_ack_deadline_seconds

@@ -28,6 +28,7 @@ _FIXED = ("name", "topic", "filter", "enable_message_ordering")
 _EXPIRATION = 31 * 86_400
 
 _Message: Any = types.PubsubMessage.pb()
+_Received: Any = types.ReceivedMessage.pb()
 _Subscription: Any = types.Subscription.pb()
 
 
@@ -46,9 +47,17 @@ class Subscription:
     matches: Predicate
     used: float
 
+    def received(self, entry: Entry) -> Any:
+        """google.pubsub.v1.ReceivedMessage of a delivery."""
+        return _Received(
+            ack_id=entry.ack_id,
+            message=entry.message,
+            delivery_attempt=entry.deliveries if self.backlog.attempts_counted else 0,
+        )
+
 
 class World:
-    """All state of one twin. Used by the event loop's thread only."""
+    """All state of one twin. Only the event loop's thread uses it."""
 
     def __init__(self, behaviour: Behaviour, seed: int) -> None:
         self.behaviour = behaviour
@@ -63,7 +72,7 @@ class World:
         self.costs = Costs()
         self.topics: dict[str, Topic] = {}
         self.subscriptions: dict[str, Subscription] = {}
-        #: Deleted names, and until when they can't be used.
+        #: Deleted name -> the time from which it can be used again.
         self._resting: dict[str, float] = {}
         self._admin_calls: deque[float] = deque()
         self._message_ids = 0

@@ -29,11 +29,11 @@ class Server(grpc.GenericRpcHandler):
 
         def answer(request: bytes, context: Any) -> bytes:
             self.calls[rpc] += 1
-            said = self.answers[rpc]
-            said = said(request) if callable(said) else said
-            if isinstance(said, bytes):
-                return said
-            context.abort(*said)
+            answer = self.answers[rpc]
+            answer = answer(request) if callable(answer) else answer
+            if isinstance(answer, bytes):
+                return answer
+            context.abort(*answer)
             raise AssertionError("abort() raises")
 
         return grpc.unary_unary_rpc_method_handler(answer)

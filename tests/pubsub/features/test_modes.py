@@ -1,4 +1,4 @@
-"""Managed: what differs is said, or repaired. Provisioned: nothing is made, and no admin call."""
+"""Managed: differences are reported, or repaired. Provisioned: nothing is made, and no admin call."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def test_what_differs_is_said_or_repaired(connect: Connect, google: Google, fiel
 
     with pytest.raises(ConfigurationError) as raised:
         declare(connect(), "q")
-    said = str(raised.value)
-    assert said.startswith(f"queue 'q': subscription {path} differs from the configuration: ")
-    assert re.search(rf"{field} is .*{re.escape(is_)}.*, should be .*{re.escape(should)}", said)
-    assert "set repair=True" in said
+    message = str(raised.value)
+    assert message.startswith(f"queue 'q': subscription {path} differs from the configuration: ")
+    assert re.search(rf"{field} is .*{re.escape(is_)}.*, should be .*{re.escape(should)}", message)
+    assert "set repair=True" in message
     found = google.subscription("gwi-q")
     assert getattr(found, field) == getattr(wanted, field), "nothing was changed"
 
@@ -111,7 +111,7 @@ def test_what_differs_is_said_or_repaired(connect: Connect, google: Google, fiel
 
 
 @pytest.mark.parametrize(
-    ("options", "field", "said"),
+    ("options", "field", "message"),
     [
         (
             {"labels": {"team": "b"}},
@@ -132,7 +132,7 @@ def test_what_differs_is_said_or_repaired(connect: Connect, google: Google, fiel
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_topics_are_compared_too(
-    connect: Connect, options: dict[str, Any], field: str, said: str
+    connect: Connect, options: dict[str, Any], field: str, message: str
 ) -> None:
     first = {
         "labels": {"team": "a"},
@@ -146,7 +146,7 @@ def test_topics_are_compared_too(
         lambda other: declare(other, "q"),
         lambda other: other.declare_exchange("x", "direct"),
     ):
-        with pytest.raises(ConfigurationError, match=rf"topic .*/gwi-[qx] differs.*{said}"):
+        with pytest.raises(ConfigurationError, match=rf"topic .*/gwi-[qx] differs.*{message}"):
             make(connect(**{**first, **options}))
     repairing = connect(**{**first, **options}, repair=True)
     if field == "kms_key_name":
@@ -480,11 +480,11 @@ def test_what_fails_for_now_is_tried_again() -> None:
 def test_delay_raises_operational_error_after_bounded_retries(
     code: grpc.StatusCode, most: int, tmp_path: Path
 ) -> None:
-    with serving({"Publish": (code, "said the server")}) as server:
+    with serving({"Publish": (code, "the server refuses")}) as server:
         app = Celery("producer", broker=f"pubsub://{server.endpoint}/p?mode=provisioned")
         app.conf.broker_transport_options = {"publish_timeout": 0.2}
         setup(app, folder=str(tmp_path))
-        with pytest.raises(OperationalError, match="said the server"):
+        with pytest.raises(OperationalError, match="the server refuses"):
             app.send_task("add", (1, 2))
         assert 1 <= server.calls["Publish"] <= most
         app.close()

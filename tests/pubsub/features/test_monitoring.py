@@ -170,12 +170,12 @@ def test_values_of_another_kind_are_none(server: Server, broker: Make) -> None:
 def test_a_refusal_is_none_and_is_told_once(
     server: Server, broker: Make, code: grpc.StatusCode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.answers["ListTimeSeries"] = (code, "said the server")
+    server.answers["ListTimeSeries"] = (code, "the server refuses")
     asking = broker()
     with caplog.at_level(logging.WARNING):
         assert (asking.depth("q"), asking.depth("q")) == (None, None)
     [record] = caplog.records
-    assert "said the server" in record.getMessage()
+    assert "the server refuses" in record.getMessage()
     assert "gcloud projects add-iam-policy-binding p " in record.getMessage()
 
 

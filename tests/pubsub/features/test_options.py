@@ -172,7 +172,7 @@ def test_other_levels_are_refused_rather_than_mixed(connect: Connect) -> None:
         declare(connect(), "q")
 
 
-# --- when it comes again --------------------------------------------------------------------------
+# --- when it is redelivered --------------------------------------------------------------------------
 
 
 def nacks(broker: PubSubBroker, delay: float) -> list[int]:

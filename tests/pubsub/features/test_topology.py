@@ -455,6 +455,19 @@ def test_a_deleted_queue_is_made_again(
         assert google.subscription("gwi-q").ack_deadline_seconds == 20
 
 
+def test_a_deleted_queue_is_made_again_with_its_bindings(connect: Connect, google: Google) -> None:
+    broker = connect()
+    broker.declare_exchange("f", "fanout")
+    declare(broker, "q")
+    broker.bind("q", "f", "")
+    before = google.subscriptions()
+    for name in before:
+        google.subscriber.delete_subscription(subscription=google.subscription_path(name))
+    google.publisher.delete_topic(topic=google.topic_path("gwi-q"))
+    publish(broker, "", "q", b"m")
+    assert {*google.subscriptions()} >= {name for name in before if not name.endswith(".dead")}
+
+
 def test_a_deleted_exchange_is_made_again_with_its_bindings(
     connect: Connect, google: Google
 ) -> None:

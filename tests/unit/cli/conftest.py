@@ -20,6 +20,10 @@ from gwi_celery.cli.frame import SHAPES, Exit
 from gwi_celery.stores.base import Claimed, ClaimRequest, JobRef, LockRef, Origin
 from gwi_celery.transport.death import Death, deceased
 
+FAILED = Death(
+    "failed", "shop.errors.NoMoney", "Traceback (most recent call last):\n  ...\nNoMoney: no"
+)
+
 
 class Gwi:
     """``celery gwi`` on an app."""
@@ -67,6 +71,15 @@ def app(tmp_path: Path) -> Iterator[Celery]:
 @pytest.fixture
 def gwi_(app: Celery) -> Gwi:
     return Gwi(app)
+
+
+@pytest.fixture
+def three(gwi_: Gwi) -> Gwi:
+    """Two jobs of acme and one of bolt, given up for three reasons."""
+    gwi_.bury(FAILED, "NoMoney: no", run_id="r1")
+    gwi_.bury(Death("deadline", "DeadlineExceeded"), "DeadlineExceeded: late", run_id="r2")
+    gwi_.bury(Death("deliveries"), "delivered 20 times without an ack", tenant_id="bolt")
+    return gwi_
 
 
 def exported_and_imported(three: Gwi, tmp_path: Path) -> None:

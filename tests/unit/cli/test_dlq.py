@@ -10,18 +10,7 @@ from gwi_celery import audit, broker_for
 from gwi_celery.cli.frame import Exit
 from gwi_celery.transport.death import Death
 from tests.machine import Stopwatch
-from tests.unit.cli.conftest import exported_and_imported
-
-FAILED = Death("failed", "ValueError", "Traceback (most recent call last):\n  ...\nValueError: no")
-
-
-@pytest.fixture
-def three(gwi_):
-    """Two jobs of acme and one of bolt, given up for three reasons."""
-    gwi_.bury(FAILED, "ValueError: no", run_id="r1")
-    gwi_.bury(Death("deadline", "DeadlineExceeded"), "DeadlineExceeded: late", run_id="r2")
-    gwi_.bury(Death("deliveries"), "delivered 20 times without an ack", tenant_id="bolt")
-    return gwi_
+from tests.unit.cli.conftest import FAILED, exported_and_imported
 
 
 def runs(gwi_, *arguments: str) -> list[tuple[str, str]]:
@@ -32,7 +21,7 @@ def test_each_filter_finds_its_own(three):
     assert len(runs(three)) == 3
     assert runs(three, "--reason", "deadline") == [("acme", "r2")]
     assert runs(three, "--tenant", "bolt") == [("bolt", "r1")]
-    assert runs(three, "--error", "ValueError") == [("acme", "r1")]
+    assert runs(three, "--error", "NoMoney") == [("acme", "r1")]
     assert runs(three, "--text", "20 times") == [("bolt", "r1")]
     assert runs(three, "--task", "shop.other") == []
     assert runs(three, "--older-than", "1h") == []
@@ -44,13 +33,13 @@ def test_each_filter_finds_its_own(three):
 def test_one_is_shown_with_all_that_is_known(three):
     [row] = three.json("dlq", "list", "--reason", "failed")
     shown = three.json("dlq", "show", row["id"])
-    assert (shown["text"], shown["error"]) == ("ValueError: no", "ValueError")
+    assert (shown["text"], shown["error"]) == ("NoMoney: no", FAILED.error)
     assert shown["traceback"] == FAILED.traceback
     assert (shown["attempts"], shown["deliveries"]) == (1, 1)
     assert ":" in shown["worker"]
     assert shown["expires_at"] > shown["died_at"] > shown["published_at"]
     assert three.json("dlq", "show", row["task_id"]) == shown, "by its task's id as well"
-    assert "  ValueError: no" in three("dlq", "show", row["id"])
+    assert "  NoMoney: no" in three("dlq", "show", row["id"])
     message = json.loads(three("dlq", "show", row["id"], "--message"))
     assert message["headers"]["task"] == "shop.invoice"
     three("dlq", "show", "nobody", code=Exit.NOTHING)
@@ -63,6 +52,7 @@ def test_bulk_verbs_say_how_many_and_ask(three):
     three("dlq", "redrive", code=Exit.USAGE)
     three("dlq", "redrive", "--tenant", "nobody", "--yes", code=Exit.NOTHING)
     assert json.loads(three("dlq", "purge", "--tenant", "acme", "--yes", "--json")) == {"purged": 2}
+    assert three.err == "2 of 3 dead letters match\n", "progress is for terminals"
     assert runs(three) == [("bolt", "r1")]
     assert [a.what for a in audit.entries(three.app)] == ["purge"]
 
@@ -115,6 +105,18 @@ def test_a_wrong_line_is_named_and_nothing_is_imported(three, tmp_path, line, wh
     assert "line 4" in three.err
     assert why in three.err
     assert runs(three) == []
+
+
+def test_a_file_that_can_not_be_used_is_named(three, tmp_path):
+    three("dlq", "export", str(tmp_path / "none" / "dead.jsonl"), code=Exit.FAILED)
+    assert "nothing was exported" in three.err
+    assert "No such file or directory" in three.err
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe\x00")
+    three("dlq", "import", str(binary), code=Exit.USAGE)
+    assert (
+        three.err == f"Error: nothing was imported: {binary} is no text: name what was exported\n"
+    )
 
 
 def test_a_table_fits_into_80_columns(three, monkeypatch):

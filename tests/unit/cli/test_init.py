@@ -13,7 +13,7 @@ from kombu import Queue
 
 from gwi_celery import broker_for, deployment, setup
 from gwi_celery.cli import gwi
-from tests.infra.hcl import faults, load
+from tests.infra.hcl import ONE_PROCESS, faults, load
 
 URL = (
     "pubsub://p-1?priority_levels=0,5&retry_policy=10,60&exactly_once=true&ordering=true"
@@ -40,6 +40,7 @@ def app() -> Any:
     app.close()
 
 
+@ONE_PROCESS
 def test_terraform_is_as_the_provider_documents(app: Celery) -> None:
     printed = run(app, "--print", "terraform")
     assert printed.exit_code == 0, printed.output

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -142,41 +144,96 @@ def test_an_import(many, tmp_path, monkeypatch):
     assert runs(many, "celery.dead") == Counter(dict.fromkeys(wanted, 8))
 
 
-@pytest.mark.slow  # what a killed one holds comes back when its lease of 10 s is over
-@pytest.mark.emulator
-@pytest.mark.parametrize("point", _POINTS)
-def test_a_redrive_on_pubsub(point: str, tmp_path: Path, pubsub_emulator) -> None:
-    """What is in both places then is one submission: the job of it runs once."""
+class OnPubSub(Gwi):
+    """Six dead letters there, of runs r0 to r5."""
+
+    wanted = frozenset(f"r{n}" for n in range(6))
+
+    def __init__(self, app: Celery, folder: Path, settings: dict[str, Any]) -> None:
+        super().__init__(app)
+        self._folder, self._settings = folder, settings
+        self.broker = broker_for(app)
+        self.broker.declare_queue(QueueSpec("celery"))
+        for run in self.wanted:
+            self.bury(Death("failed"), "no", run_id=run)
+
+    def killed(self, point: tuple[str, str], *arguments: str) -> None:
+        of, when = point
+        killed(self._folder, when, *arguments, of=of, **self._settings)
+
+    def redriven(self) -> list[tuple[str, str]]:
+        """(run, submission) of each message, once none is dead any more."""
+
+        def none_is_dead() -> bool:
+            if self.json("dlq", "list"):
+                self("dlq", "redrive", "--all", "--yes")
+            return not self.json("dlq", "list", "--look") and self.is_empty()
+
+        eventually(none_is_dead)
+        back: list[Delivery] = []
+        receiver = self.broker.receiver()
+        eventually(
+            lambda: back.extend(receiver.poll("celery", 20)) or len(back) >= len(self.wanted)
+        )
+        return [(d.attributes["run"], d.attributes[REDRIVE]) for d in back]
+
+    def is_empty(self) -> bool:
+        return not list(self.broker.browse("celery.dead"))
+
+
+@pytest.fixture
+def on_pubsub(tmp_path: Path, pubsub_emulator: Any) -> Iterator[OnPubSub]:
     url = f"pubsub://{pubsub_emulator.endpoint}/p-{uuid4().hex[:20]}"
     settings = {"broker_url": url, "store_url": f"embedded://{tmp_path}/gwi", "lease_seconds": 10}
     app = Celery("killed", set_as_current=False)
     setup(app, **settings)
 
     @app.task(base=ReliableTask, bind=True, name="shop.invoice", shared=False)
-    def invoice(self, *, tenant_id: str, run_id: str) -> None: ...
+    def invoice(self: Any, *, tenant_id: str, run_id: str) -> None: ...
 
-    broker = broker_for(app)
-    broker.declare_queue(QueueSpec("celery"))
-    gwi_ = Gwi(app)
-    wanted = {f"r{n}" for n in range(6)}
-    for run in wanted:
-        gwi_.bury(Death("failed"), "no", run_id=run)
-    of, when = _POINTS[point]
-    killed(tmp_path, when, "dlq", "redrive", "--all", "--yes", of=of, **settings)
-    left = gwi_.json("dlq", "list")
-    assert len(left) == (3 if point == "before its ack" else 4)
-
-    def all_redriven() -> bool:
-        if gwi_.json("dlq", "list"):
-            gwi_("dlq", "redrive", "--all", "--yes")
-        return not gwi_.json("dlq", "list", "--look") and not list(broker.browse("celery.dead"))
-
-    eventually(all_redriven)
-    back: list[Delivery] = []
-    receiver = broker.receiver()
-    eventually(lambda: back.extend(receiver.poll("celery", 20)) or len(back) >= len(wanted))
-    submissions = {(d.attributes["run"], d.attributes[REDRIVE]) for d in back}
-    assert sorted(run for run, _ in submissions) == sorted(wanted)
-    assert len(back) == len(wanted) + (point == "before its record ends")
-    broker.close()
+    made = OnPubSub(app, tmp_path, settings)
+    yield made
+    made.broker.close()
     app.close()
+
+
+@pytest.mark.slow  # what a killed one holds comes back when its lease of 10 s is over
+@pytest.mark.emulator
+@pytest.mark.parametrize("point", _POINTS)
+def test_a_redrive_on_pubsub(point: str, on_pubsub: OnPubSub) -> None:
+    """What is in both places then is one submission: the job of it runs once."""
+    on_pubsub.killed(_POINTS[point], "dlq", "redrive", "--all", "--yes")
+    left = on_pubsub.json("dlq", "list")
+    assert len(left) == (3 if point == "before its ack" else 4)
+    back = on_pubsub.redriven()
+    assert sorted(run for run, _ in set(back)) == sorted(on_pubsub.wanted)
+    assert len(back) == 6 + (point == "before its record ends")
+
+
+@pytest.mark.emulator
+def test_an_import_on_pubsub(on_pubsub: OnPubSub, tmp_path: Path) -> None:
+    """What was published twice is one death, and redriven it is one submission."""
+    file = str(tmp_path / "dead.jsonl")
+    on_pubsub("dlq", "export", file)
+    assert on_pubsub.json("dlq", "purge", "--all", "--yes") == {"purged": 6}
+    on_pubsub.killed(("gwi_celery.authority:Authority", "died"), "dlq", "import", file)
+    assert len(on_pubsub.json("dlq", "list")) == 2, "all are published, and two recorded"
+    assert on_pubsub.json("dlq", "import", file) == {"imported": 4}
+    assert on_pubsub.json("dlq", "import", file) == {"imported": 0}
+    assert len(on_pubsub.json("dlq", "list")) == 6
+    back = on_pubsub.redriven()
+    assert len(set(back)) == 6
+    assert {run for run, _ in back} == on_pubsub.wanted
+
+
+@pytest.mark.slow  # as the redrive
+@pytest.mark.emulator
+def test_a_purge_on_pubsub(on_pubsub: OnPubSub) -> None:
+    """What it had not taken away yet is known to be done with: a look deletes it, and lists none."""
+    on_pubsub.killed(_POINTS["before its ack"], "dlq", "purge", "--all", "--yes")
+    assert on_pubsub.json("dlq", "list") == []
+    on_pubsub("dlq", "redrive", "--all", "--yes", code=Exit.NOTHING)
+    seen: list[Any] = []
+    eventually(lambda: seen.extend(on_pubsub.broker.browse("celery.dead")) or seen)
+    eventually(lambda: on_pubsub.json("dlq", "list", "--look") == [] and on_pubsub.is_empty())
+    assert on_pubsub.broker.receiver().poll("celery", 10) == []

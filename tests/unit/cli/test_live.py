@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from uuid import uuid4
 import jsonschema_rs
 import pytest
 from celery import Celery
+from celery.exceptions import TaskRevokedError
+from celery.result import AsyncResult
 
 from gwi_celery import ReliableTask, broker_for, jobs, queues, setup
 from gwi_celery.brokers.base import QueueSpec
@@ -45,6 +48,12 @@ class Shop(Gwi):
 
         @app.task(shared=False, base=ReliableTask, name="shop.invoice")
         def invoice(*, tenant_id: str, run_id: str) -> None: ...
+
+        self.noted: list[str] = []
+
+        @app.task(shared=False, name="shop.note")
+        def note(text: str) -> None:
+            self.noted.append(text)
 
     def call(self, run: str, how: str = "", **options: Any) -> str:
         kwargs = {"tenant_id": "acme", "run_id": run, "how": how}
@@ -84,8 +93,8 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Shop
 
 
 @pytest.mark.emulator
-@pytest.mark.parametrize("shop", ["cloud"], indirect=True)  # embedded: tests/unit/cli/test_jobs.py
 def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
+    """The page in the night: seven stuck jobs of seven causes, and what is given up."""
     holder = shop.call("r1", "holds")
     shop.becomes(holder, "running")
     invoice = shop.app.tasks["shop.invoice"]
@@ -101,10 +110,15 @@ def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
 
     assert "runs on" in shop.explained(holder)
     assert "waits for the lock run:r1 of acme, held by" in shop.explained(waits)
-    assert "ValueError" in shop.explained(retries)
-    assert "dead letter of celery (failed)" in shop.explained(fails)
+    sentence = shop.explained(retries)
+    assert "ValueError" in sentence
+    assert "tried again in" in sentence
+    sentence = shop.explained(fails)
+    assert "KeyError" in sentence
+    assert "dead letter of celery (failed)" in sentence
     assert "dead letter of celery (unregistered)" in shop.explained(unknown)
     assert "dead-host:7 fell silent" in shop.explained(dies)
+    assert "no worker has seen it" in shop.explained("nobody")
 
     def waiting() -> dict[str, float]:
         return {row["task_id"]: row["due_in"] for row in shop.json("delayed", "list")}
@@ -116,13 +130,16 @@ def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
     [dead] = shop.json("dlq", "list", "--error", "KeyError")
     assert (dead["task_id"], dead["reason"], dead["tenant"]) == (fails, "failed", "acme")
     shown = shop.json("dlq", "show", fails)
+    assert (shown["reason"], shown["error"], shown["attempts"]) == ("failed", "KeyError", 1)
     assert 'raise KeyError("sku")' in shown["traceback"]
     fence = shown["fence"]
     shown = shop.json("jobs", "show", fails)
+    assert shown["error"].startswith("KeyError")
     assert [a["fence"] for a in shown["attempts"]] == [fence]
     assert [a["how"] for a in shown["attempts"]] == ["failed"]
     assert [s["name"] for s in shown["steps"]] == ["list"]
     assert shown["dead_letters"] == [dead["id"]]
+    assert "1.1 failed on" in shop("jobs", "show", fails)
     for wanted in (["--error", "KeyError"], ["--status", "failed"], ["--run", "r3"]):
         assert [row["task_id"] for row in shop.json("jobs", "list", *wanted)] == [fails]
     assert "run/r1" in {row["scope"] for row in shop.json("locks", "list", "--tenant", "acme")}
@@ -137,14 +154,17 @@ def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
     shop("jobs", "cancel", retries, code=Exit.REFUSED)
     assert shop.json("jobs", "cancel", retries, "--yes") == {"cancelled": 1}
     assert "was cancelled" in shop.explained(retries)
-    assert shop.json("jobs", "replay", fails, "--from-step", "list", "--yes")["replayed"] == 1
+    embedded = str(shop.app.conf.broker_url).startswith("embedded:")
+    keep = ["--resume"] if embedded else ["--from-step", "list"]
+    assert shop.json("jobs", "replay", fails, *keep, "--yes")["replayed"] == 1
     assert shop.json("locks", "release", "acme", "run/r1", "--yes") == {"released": True}
-    shop("locks", "release", "acme", "run/none", "--yes", code=Exit.NOTHING)
+    shop("locks", "release", "acme", "run/r1", "--yes", code=Exit.NOTHING)
     shop("jobs", "cancel", "nobody", "--yes", code=Exit.NOTHING)
     shop("jobs", "cancel", "--yes", code=Exit.USAGE)
     shop("jobs", "show", "nobody", code=Exit.NOTHING)
     forked = shop.json("jobs", "fork", fails, "--run", "r7", "--set", 'how=""')["task_id"]
     shop.becomes(forked, "succeeded")
+    shop("jobs", "fork", fails, "--run", "r8", "--set", "how", code=Exit.USAGE)
     assert shop.json("dlq", "redrive", unknown, "--yes") == {"redriven": 1}
 
 
@@ -192,3 +212,42 @@ def test_tail_shows_what_happens_as_it_happens(shop: Shop) -> None:
     kinds = {line.split()[2] for line in lines}
     assert kinds & {"task-received", "task-started", "task-succeeded"}
     assert all(line.split()[1].endswith("Z") for line in lines)
+
+
+@pytest.mark.emulator
+def test_what_is_delayed_can_be_had_now_or_cancelled(shop: Shop) -> None:
+    note = shop.app.tasks["shop.note"]
+    now, never = shop.call("n1", countdown=800), shop.call("n2", countdown=800)
+    holder = shop.call("n3")
+    shop.becomes(holder, "succeeded")
+    again = shop.call("n3", countdown=800)
+    kept, dropped = (note.apply_async([text], countdown=800).id for text in ("now", "never"))
+    everything = {now, never, again, kept, dropped}
+
+    def waiting() -> set[str]:
+        return {row["task_id"] for row in shop.json("delayed", "list")} & everything
+
+    def settled(verb: str, *ids: str) -> Any:
+        """Where the worker didn't answer in time nothing was done."""
+        done: list[Any] = []
+
+        def tried() -> bool:
+            with contextlib.suppress(AssertionError):
+                done.append(shop.json("delayed", verb, *ids, "--yes"))
+            return bool(done)
+
+        eventually(tried, what=f"its worker did: delayed {verb}")
+        return done[0]
+
+    eventually(lambda: waiting() == everything, what="all are known to wait")
+    assert settled("now", now, kept) == {"released": 2}
+    shop.becomes(now, "succeeded")
+    eventually(lambda: shop.noted == ["now"])
+    assert settled("cancel", never, again, dropped) == {"cancelled": 3}
+    eventually(lambda: not waiting())
+    with pytest.raises(TaskRevokedError):
+        AsyncResult(never, app=shop.app).get(timeout=PATIENCE)
+    ended = jobs.get(jobs.JobRef("acme", "shop.audit", "run:n2"), app=shop.app)
+    assert ended.record.status.value == "cancelled", "so no copy of it will ever begin"
+    assert jobs.get(holder, app=shop.app).record.status.value == "succeeded"
+    assert shop.noted == ["now"]

@@ -17,14 +17,12 @@ from gwi_celery.cli.frame import Exit
 from gwi_celery.errors import StoreUnavailable
 from gwi_celery.expiry import announce_expiring, archive_expiring
 from gwi_celery.integration import integration, settings_for, store_for
-from gwi_celery.stores.base import Origin, Wait
+from gwi_celery.stores.base import JobStatus, Origin, Wait
 from gwi_celery.stores.queues import LetterFilter
 from gwi_celery.testing.twin import start_twin
 from gwi_celery.transport.death import Death
 from tests.machine import PATIENCE
-from tests.unit.cli.conftest import Gwi, exported_and_imported
-
-FAILED = Death("failed", "shop.errors.NoMoney", "Traceback (most recent call last): ...")
+from tests.unit.cli.conftest import FAILED, Gwi, exported_and_imported
 
 
 def app_on(broker_url: str, store_url: str, **settings: object) -> Celery:
@@ -51,15 +49,6 @@ def gwi_(request: pytest.FixtureRequest, tmp_path: Path, pubsub_emulator) -> Ite
     app.close()
 
 
-@pytest.fixture
-def three(gwi_: Gwi) -> Gwi:
-    """Two jobs of acme and one of bolt, given up for three reasons."""
-    gwi_.bury(FAILED, "no money", run_id="r1")
-    gwi_.bury(Death("deadline", "DeadlineExceeded"), "late", run_id="r2")
-    gwi_.bury(Death("deliveries"), "delivered 20 times without an ack", tenant_id="bolt")
-    return gwi_
-
-
 def runs(gwi_: Gwi, *arguments: str) -> list[tuple[str, str]]:
     return [(row["tenant"], row["run_id"]) for row in gwi_.json("dlq", "list", *arguments)]
 
@@ -80,7 +69,7 @@ def test_each_filter_finds_its_own_without_a_look(three: Gwi, monkeypatch) -> No
     assert runs(three, "-Q", "other") == []
     [row] = three.json("dlq", "list", "--reason", "failed")
     shown = three.json("dlq", "show", row["id"])
-    assert (shown["text"], shown["error"], shown["traceback"]) == ("no money", *_of(FAILED))
+    assert (shown["text"], shown["error"], shown["traceback"]) == ("NoMoney: no", *_of(FAILED))
     assert (shown["attempts"], shown["deliveries"], shown["size"]) == (1, 1, None)
     assert ":" in shown["worker"]
     assert shown["expires_at"] > shown["died_at"] > shown["published_at"]
@@ -118,7 +107,7 @@ def test_what_has_no_record_gets_one_from_whoever_meets_it(gwi_: Gwi, monkeypatc
     records = integration(gwi_.app).store.queues
     with monkeypatch.context() as patch:
         patch.setattr(type(records), "keep", unavailable)
-        gwi_.bury(FAILED, "no money")
+        gwi_.bury(FAILED, "NoMoney: no")
     dead = dead_letter_queue("celery")
     forwarded = {"CloudPubSubDeadLetterSourceDeliveryCount": "100", DEATH_TIME: "soon"}
     broker_for(gwi_.app).publish("", dead, OutgoingMessage(b"{}", forwarded))
@@ -220,7 +209,7 @@ def test_without_a_place_for_records_the_dead_letters_are_looked_through(
     store = f"firestore://p-{uuid4().hex[:20]}?database=t-{{tenant_hash}}"
     app = app_on(url, store, signing_keys={"k1": "s" * 32})
     gwi_ = Gwi(app)
-    gwi_.bury(FAILED, "no money", run_id="r1")
+    gwi_.bury(FAILED, "NoMoney: no", run_id="r1")
     assert runs(gwi_) == [("acme", "r1")]
     [row] = gwi_.json("queues", "list")
     assert (row["dead"], row["paused"]) == (None, False)
@@ -242,7 +231,10 @@ def test_a_queue_that_is_pushed_can_t_be_paused(gwi_: Gwi) -> None:
 
 
 @pytest.mark.emulator
-def test_what_waits_is_listed_by_its_record_and_can_only_be_cancelled_as_a_job(gwi_: Gwi) -> None:
+def test_what_waits_is_listed_by_its_record_and_cancelled_by_it(gwi_: Gwi, monkeypatch) -> None:
+    """Where no worker that runs has its message parked."""
+    monkeypatch.setattr("gwi_celery.queues.held._ANSWER", 0.1)
+    monkeypatch.setattr("gwi_celery.queues.parked._ANSWERS", (0.1,))
     app, store = gwi_.app, store_for(gwi_.app)
     task = app.tasks["shop.invoice"]
     kwargs = {"tenant_id": "acme", "run_id": "r1"}
@@ -253,11 +245,17 @@ def test_what_waits_is_listed_by_its_record_and_can_only_be_cancelled_as_a_job(g
     [row] = gwi_.json("delayed", "list")
     assert (row["task_id"], row["queue"], row["run_id"], row["due"]) == ("id1", "celery", "r1", 4e9)
     assert gwi_.json("delayed", "list", "-Q", "other") == []
-    for verb in ("now", "cancel"):
-        gwi_("delayed", verb, "id1", "--yes", code=Exit.USAGE)
-        assert "gwi jobs cancel" in gwi_.err
-    assert gwi_.json("jobs", "cancel", "id1", "--yes") == {"cancelled": 1}
+    gwi_("delayed", "now", "id1", "--yes", code=Exit.NOTHING)
+    assert "no worker answered" in gwi_.err
+    assert "gwi jobs cancel" in gwi_.err
+    app.conf.worker_enable_remote_control = False
+    gwi_("delayed", "now", "id1", "--yes", code=Exit.USAGE)
+    assert "no remote control" in gwi_.err
+    app.conf.worker_enable_remote_control = True
+    assert gwi_.json("delayed", "cancel", "id1", "--yes") == {"cancelled": 1}
+    assert "0 workers answered: 1 of 1 done" in gwi_.err
     assert gwi_.json("delayed", "list") == []
+    assert store.get_job(call.job).status is JobStatus.CANCELLED
 
 
 @pytest.mark.slow  # each look at a dead letter waits for an empty pull

@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from gwi_celery import ReliableTask, audit, broker_for, jobs, setup, store_for
 from gwi_celery.errors import InvalidCall
 from gwi_celery.jobs import JobRef, JobStatus
+from tests.apps import fresh_app
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
 from tests.workers import drained, eventually
@@ -51,11 +52,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def working() -> Iterator[Bench]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(
-        app, broker_url=name, store_url=name, code_version="v7", contention_delay=0.05, lock_ttl=3
-    )
+    app = fresh_app(code_version="v7", contention_delay=0.05, lock_ttl=3)
     app.conf.worker_prefetch_multiplier = 1
     bench = Bench(app)
 
@@ -92,11 +89,11 @@ def bench(working: Bench) -> Iterator[Bench]:
 
 
 def hold(bench: Bench, run: str) -> threading.Event:
-    """Have the run's job wait, at boundaries, until the event is set."""
+    """Have the run's job wait, at boundaries, until the event is set or the test is over."""
     go_on = threading.Event()
 
     def wait(task: Any) -> None:
-        while not go_on.wait(0.01):
+        while run in bench.then and not go_on.wait(0.01):
             task.check()
 
     bench.then[run] = wait
@@ -367,7 +364,8 @@ def test_a_tree_is_cancelled_whole_and_what_has_not_begun_never_does(bench: Benc
     )
     ended = jobs.cancel(parent, "wrong customer", tree=True, app=bench.app)
     assert {job.key for job in ended} == {"run:r1", "run:child"}
-    eventually(lambda: late.state == states.REVOKED, what="it never began")
+    eventually(late.ready)
+    assert late.state == states.REVOKED, "it never began"
     assert [line for line in bench.seen if "undone" not in line] == ["list r1", "list child"]
     found = jobs.get(parent, app=bench.app)
     assert found is not None
@@ -430,8 +428,8 @@ def test_a_fork_begins_with_the_others_earlier_steps(bench: Bench) -> None:
     assert whole.get(timeout=PATIENCE) == ["r3", 1, None]
     assert bench.seen[3:] == []
     for wrong, why in (
-        ({"run_id": "r2"}, "already"),
-        ({"run_id": "r1"}, "already"),
+        ({"run_id": "r2"}, "there is a job"),
+        ({"run_id": "r1"}, "there is a job"),
         ({"run_id": "r5", "from_step": "no"}, "recorded steps are"),
     ):
         with pytest.raises(InvalidCall, match=why):

@@ -6,31 +6,21 @@ import asyncio
 import contextvars
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery
 
-from gwi_celery import ReliableTask, carry, setup, store_for
+from gwi_celery import ReliableTask, carry, store_for
 from gwi_celery.errors import OutsideAttempt, StepNameReused
 from gwi_celery.stores.base import JobRef
 from tests.machine import PATIENCE
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 JOB = JobRef("acme", "t", "run:r1")
-
-
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name)
-    yield app
-    app.close()
 
 
 def in_thread(function: Callable[[], Any]) -> Any:

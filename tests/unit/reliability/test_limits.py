@@ -14,10 +14,11 @@ import pytest
 from celery import Celery, states
 from celery.result import allow_join_result
 
-from gwi_celery import Limit, Reliable, ReliableTask, broker_for, jobs, limits, setup, store_for
+from gwi_celery import Limit, Reliable, ReliableTask, broker_for, jobs, limits, store_for
 from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.errors import ConfigurationError, InvalidCall, NotFound
 from gwi_celery.jobs import JobStatus
+from tests.apps import fresh_app
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
 from tests.workers import dead_letters, drained, eventually
@@ -53,16 +54,9 @@ class Bench:
         return found.record
 
 
-def app_with_a_store(**settings: Any) -> Celery:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name, **settings)
-    return app
-
-
 @pytest.fixture(scope="module")
 def working() -> Iterator[Bench]:
-    app = app_with_a_store(contention_delay=0.05, max_contention_delay=0.2)
+    app = fresh_app(contention_delay=0.05, max_contention_delay=0.2)
     bench = Bench(app)
     of_site = [Limit("{tenant_id} {site}", max_running=2), Limit("{tenant_id}", rate="100/m")]
 
@@ -280,7 +274,7 @@ def test_rates_as_people_write_them(rate: str) -> None:
 
 
 def test_a_name_that_no_call_can_fill_is_refused_at_the_declaration() -> None:
-    app = app_with_a_store()
+    app = fresh_app()
     with pytest.raises(ConfigurationError, match="did you mean 'site'"):
 
         @app.task(
@@ -305,7 +299,7 @@ def test_a_name_that_no_call_can_fill_is_refused_at_the_declaration() -> None:
     ],
 )
 def test_a_call_that_fills_no_limit_is_refused(name: Any, call: dict[str, Any], says: str) -> None:
-    app = app_with_a_store()
+    app = fresh_app()
 
     @app.task(
         shared=False,
@@ -322,7 +316,7 @@ def test_a_call_that_fills_no_limit_is_refused(name: Any, call: dict[str, Any], 
 
 
 def test_what_a_name_is_filled_with() -> None:
-    app = app_with_a_store()
+    app = fresh_app()
     named = [
         Limit("{tenant_id}/{site}", max_running=1),
         Limit(lambda arguments: f"fn {arguments['site']}", rate="1/s"),
@@ -338,7 +332,7 @@ def test_what_a_name_is_filled_with() -> None:
 
 
 def test_eager_calls_have_nowhere_to_wait() -> None:
-    app = app_with_a_store()
+    app = fresh_app()
     app.conf.task_always_eager = True
     app.conf.task_eager_propagates = True
 

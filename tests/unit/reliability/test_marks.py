@@ -11,11 +11,12 @@ from uuid import uuid4
 import pytest
 from celery import Celery, states
 
-from gwi_celery import ReliableTask, audit, broker_for, redrives, setup, store_for
+from gwi_celery import ReliableTask, audit, broker_for, redrives, store_for
 from gwi_celery.brokers.base import REDRIVE, OutgoingMessage
 from gwi_celery.errors import TaskIdTaken
 from gwi_celery.integration import integration
 from gwi_celery.stores.base import JobRef, JobStatus
+from tests.apps import fresh_app
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
 from tests.workers import dead_letters, drained, eventually
@@ -56,9 +57,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name)
+    app = fresh_app()
     bench = Bench(app)
 
     @app.task(shared=False, base=ReliableTask, bind=True, name="pay")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
 from celery import Celery, group
 
-from gwi_celery import Reliable, ReliableTask, setup, store_for
+from gwi_celery import Reliable, ReliableTask, store_for
 from gwi_celery.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -28,13 +27,9 @@ JOB = JobRef("acme", "t", "run:r1")
 
 
 @pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name)
+def app(app: Celery) -> Celery:
     app.conf.task_always_eager = True
-    yield app
-    app.close()
+    return app
 
 
 # --- which calls are the same job -----------------------------------------------------------------
@@ -154,6 +149,33 @@ def test_an_option_set_in_a_class_is_refused_but_not_what_only_has_its_name(app:
 
     with pytest.raises(ConfigurationError, match=r"Reliable\(max_crashes=3\)"):
         app.register_task(Bad())
+
+
+def test_an_option_of_another_type_is_refused_where_it_stands(app: Celery) -> None:
+    for option in (
+        *(
+            {name: value}
+            for name in ("lock_ttl", "result_ttl", "deadline")
+            for value in ("5", -1, True)
+        ),
+        *(
+            {name: value}
+            for name in ("max_crashes", "max_result_bytes")
+            for value in ("5", -1, 1.5)
+        ),
+    ):
+        with pytest.raises(ConfigurationError, match=rf"Reliable\({next(iter(option))}="):
+            Reliable(**option)
+    for name, retries in (("text", "3"), ("negative", -1)):
+
+        class Odd(ReliableTask):
+            max_retries = retries
+
+            def run(self, *, tenant_id: str) -> None: ...
+
+        Odd.name = name
+        with pytest.raises(ConfigurationError, match=r"max_retries=.*whole number"):
+            app.register_task(Odd())
 
 
 # --- a __call__ of one's own ----------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery, chain, chord, group
@@ -15,6 +14,7 @@ from gwi_celery import Reliable, ReliableTask, broker_for, setup, store_for
 from gwi_celery.brokers.base import DEATH_REASON
 from gwi_celery.errors import DeadlineExceeded, InvalidCall, MissingTenant
 from gwi_celery.stores.base import JobRef, JobStatus
+from tests.apps import fresh_app
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
 from tests.workers import dead_letters, eventually
@@ -29,9 +29,7 @@ def ran() -> Ran:
 
 @pytest.fixture
 def app(ran: Ran) -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name)
+    app = fresh_app()
 
     @app.task(shared=False, base=ReliableTask, bind=True, name="t")
     def t(self: Any, previous: Any = None, *, tenant_id: str, **rest: Any) -> int:

@@ -6,14 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery, version_info
 from celery.exceptions import Retry
 from pydantic import BaseModel
 
-from gwi_celery import Reliable, ReliableTask, setup, store_for
+from gwi_celery import Reliable, ReliableTask, store_for
 from gwi_celery.blobs import dump
 from gwi_celery.errors import (
     ConfigurationError,
@@ -28,15 +27,14 @@ from gwi_celery.errors import (
     TooLarge,
 )
 from gwi_celery.stores.base import CheckpointKind, JobRef, JobStatus, LockRef
+from tests.apps import fresh_app
 from tests.machine import PATIENCE
 from tests.workers import eventually
 
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name, max_checkpoint_bytes=1000, max_result_bytes=20_000)
+    app = fresh_app(max_checkpoint_bytes=1000, max_result_bytes=20_000)
     app.conf.task_always_eager = True
     yield app
     app.close()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery, states
 from celery.exceptions import Ignore
 
-from gwi_celery import ReliableTask, broker_for, queues, setup, store_for
+from gwi_celery import ReliableTask, broker_for, queues, store_for
 from gwi_celery.errors import WorkerStopping
+from gwi_celery.reliability import claims
 from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.stores.base import Claimed
 from gwi_celery.worker import tracer
@@ -21,17 +21,9 @@ from tests.machine import PATIENCE
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 
 
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    url = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=url, store_url=url)
-    yield app
-    app.close()
-
-
-def work_on(app: Celery, task: Any, task_id: str) -> None:
-    request = {"id": task_id, "task": task.name, "retries": 0, "delivery_info": {}, "headers": {}}
+def work_on(app: Celery, task: Any, task_id: str, retries: int = 0) -> None:
+    request = {"id": task_id, "task": task.name, "delivery_info": {}, "headers": {}}
+    request["retries"] = retries
     tracer.build(app, task, "w")(task_id, (), CALL, {**request, "args": (), "kwargs": CALL})
 
 
@@ -73,6 +65,29 @@ def test_while_it_waits_for_its_lock_it_is_pending(app: Celery, seen: list[str])
     assert app.AsyncResult("t1").get(timeout=PATIENCE) == 3
 
 
+def test_a_retry_that_is_quicker_than_the_end_of_its_attempt_begins_then(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str, run_id: str) -> int:
+        return 3
+
+    resolved = t.resolve_call((), CALL, {}, "t1")
+    claimed = store_for(app).claim(t.claim_request(resolved, {}, "t1", 1, redelivered=False))
+    assert isinstance(claimed, Claimed)
+    work_on(app, t, "t1", retries=1)
+    assert [waiting.task_id for waiting in queues.delayed(app)] == ["t1"], (
+        "it is not waited for long"
+    )
+    monkeypatch.setattr(claims, "_PAUSES", [0.02] * int(PATIENCE / 0.02))
+    ends = threading.Timer(0.03, store_for(app).release, [claimed.lease])
+    ends.start()
+    work_on(app, t, "t1", retries=1)
+    ends.join()
+    assert app.AsyncResult("t1").get(timeout=PATIENCE) == 3
+    assert len(list(queues.delayed(app))) == 1
+
+
 def test_handed_back_it_is_pending(app: Celery, seen: list[str]) -> None:
     @app.task(shared=False, base=ReliableTask, name="t", track_started=True)
     def t(*, tenant_id: str, run_id: str) -> int:
@@ -81,6 +96,25 @@ def test_handed_back_it_is_pending(app: Celery, seen: list[str]) -> None:
     work_on(app, t, "t1")
     assert app.AsyncResult("t1").state == states.PENDING
     assert seen == [states.STARTED, states.PENDING]
+
+
+@pytest.mark.parametrize(("behind", "most"), [("a limit of its own", 2.4), (None, 36.0)])
+def test_one_that_waits_alone_asks_often_however_long(
+    app: Celery, behind: str | None, most: float
+) -> None:
+    """What is freed is taken soon. While the store is unavailable, the pauses grow."""
+
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str, run_id: str) -> None: ...
+
+    t.push_request(id="t1", headers={"gwi_holds": 12}, kwargs=CALL, retries=0)
+    try:
+        with pytest.raises(Ignore):
+            Attempt(t)._wait(ValueError(), "why", behind=behind)
+    finally:
+        t.pop_request()
+    [waiting] = queues.delayed(app)
+    assert most / 2 < waiting.due - time.time() <= most
 
 
 @pytest.mark.parametrize(("left", "most"), [(0.3, 0.4), (-5.0, 60.0)])

@@ -14,12 +14,13 @@ import pytest
 from celery import Celery, signals
 from celery.worker import state
 
-from gwi_celery import ReliableTask, broker_for, setup, store_for
+from gwi_celery import ReliableTask, broker_for, store_for
 from gwi_celery.brokers.base import Broker, Delivery, QueueSpec
 from gwi_celery.errors import BrokerUnavailable
 from gwi_celery.service.execute import Executor
 from gwi_celery.stores.base import JobStatus
 from gwi_celery.transport.settlement import Settlement
+from tests.apps import fresh_app
 from tests.machine import PATIENCE
 
 DONE: dict[str, Any] = {}
@@ -27,9 +28,7 @@ DONE: dict[str, Any] = {}
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    url = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=url, store_url=url)
+    app = fresh_app()
     DONE.update(entered=threading.Event(), go_on=threading.Event())
 
     @app.task(shared=False, name="add")

@@ -304,7 +304,7 @@ def _plans(connection: sqlite3.Connection, statements: list[str]) -> list[str]:
     plans = [
         row["detail"]
         for statement in statements
-        if statement.startswith("SELECT")
+        if statement.startswith("SELECT") and "sqlite_master" not in statement  # what begins a read
         for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}")
         if not row["detail"].startswith("CORRELATED")  # a label's own, of each job
     ]

@@ -7,16 +7,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery
 
-from gwi_celery import ReliableTask, setup
+from gwi_celery import ReliableTask
 from gwi_celery.config import Settings
 from gwi_celery.gcp import rpcs
 from gwi_celery.telemetry import events, logs, tracing
@@ -29,13 +27,9 @@ LABELS = "logging.googleapis.com/labels"
 
 
 @pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    url = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=url, store_url=url)
+def app(app: Celery) -> Celery:
     app.conf.task_always_eager = True
-    yield app
-    app.close()
+    return app
 
 
 def line(record: logging.LogRecord, project: str = "p") -> dict[str, Any]:

@@ -133,7 +133,7 @@ channel = SimpleNamespace(authority=None, no_ack_consumers=None, decode_body=_de
 made = bombs()
 with open("/proc/self/statm") as f:
     now = int(f.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (now + 80_000_000, -1))
+resource.setrlimit(resource.RLIMIT_AS, (now + 40_000_000, -1))
 for name, data in made.items():
     try:
         message = handover.decode(Delivery("q", "a", "m", data, {}, 1, 0.0, 0, 30.0), channel)
@@ -167,7 +167,7 @@ def bombs() -> dict[str, bytes]:
     made["body of objects"] = celery(f"[[{objects}], {{}}, {{}}]")
     made["headers of objects"] = celery("")[:-1] + f', "headers": {{"a": {objects}}}}}'.encode()
     for codec in kombus.encoders():
-        body = base64.b64encode(bomb(codec, 100 * MB)).decode()
+        body = base64.b64encode(bomb(codec, 50 * MB)).decode()
         headers = {"task": "t", "id": "i", "compression": codec}
         made[f"compressed by {codec}"] = celery(body, body_encoding="base64", headers=headers)
     made["a codec of Python's own"] = celery("x" * 100, **{"content-encoding": "zlib"})

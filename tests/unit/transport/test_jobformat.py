@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 from datetime import datetime, timezone
 from typing import Any
-from uuid import uuid4
 
 import pytest
-from celery import Celery
 from celery.exceptions import Retry
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwi_celery import ReliableTask, setup
+from gwi_celery import ReliableTask
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.errors import MalformedMessage
 from gwi_celery.reliability import call
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.transport import envelope, jobformat
+from tests.apps import fresh_app
 
 JOB: dict[str, Any] = {
     "id": "job-1",
@@ -187,9 +186,7 @@ def test_a_function_that_does_not_take_the_ids_is_not_given_them() -> None:
 
 
 def test_the_publishers_limit_of_retries_goes_before_the_tasks() -> None:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    url = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=url, store_url=url)
+    app = fresh_app()
 
     @app.task(shared=False, base=ReliableTask, bind=True, name="t", max_retries=9)
     def t(self: Any, *, tenant_id: str) -> None:

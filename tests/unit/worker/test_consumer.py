@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kombu.message import Message
 
 from gwi_celery.reliability.fields import HEADERS
-from gwi_celery.worker.consumer import why_malformed
+from gwi_celery.worker.consumer import _named, why_malformed
 
 GOOD: list[Any] = [[1, 2], {}, {"callbacks": None}]
 
@@ -36,7 +36,7 @@ def message(body: Any = None, **headers: Any) -> Message:
         message([1, 2]),
         message({"task": "t", "id": "1", "args": [1], "kwargs": {}}),
         message({"args": [], "kwargs": {}}, task="t", id="1"),
-        Message(body=b"\xff", content_type="application/json", headers={"task": "t"}),
+        Message(body=b"\xff", content_type="application/json", headers={"task": "t", "id": "1"}),
     ],
 )
 def test_what_celery_makes_or_answers_itself_is_left_to_it(fine: Message) -> None:
@@ -54,11 +54,15 @@ def test_what_celery_makes_or_answers_itself_is_left_to_it(fine: Message) -> Non
         (message(task="t", id="1", timelimit=["a", None]), "timelimit"),
         (message(task="t", id="1", retries="many"), "retries"),
         (message(task="t", id="1", stamped_headers=5), "stamped_headers"),
+        (message(task="t", id="1", get=5), "'get' is not absent"),
+        (message(task="t", id="1", update=None), "'update' is not absent"),
         (message({"x": 1}, task="t", id="1"), "list of three"),
         (message([[], {}], task="t", id="1"), "list of three"),
         (message([1, {}, {}], task="t", id="1"), "arguments"),
         (message([[], [], {}], task="t", id="1"), "arguments"),
         (message([[], {}, 5], task="t", id="1"), "callbacks"),
+        (message({"args": [], "kwargs": {}, "timelimit": "x"}, task="t", id="1"), "timelimit"),
+        (message({"args": [], "kwargs": {}, "expires": "x"}, task="t", id="1"), "expires"),
         (message({"task": "t"}), "no id"),
         (message({"task": {}, "id": "1"}), "'task' is not a text"),
         (message({"task": "t", "id": "1", "args": 5}), "arguments"),
@@ -66,6 +70,17 @@ def test_what_celery_makes_or_answers_itself_is_left_to_it(fine: Message) -> Non
 )
 def test_what_would_end_the_worker_is_not(odd: Message, reason: str) -> None:
     assert reason in (why_malformed(odd) or "")
+
+
+def test_what_the_headers_tell_needs_no_body() -> None:
+    def undecodable(**headers: Any) -> Message:
+        return Message(body=b"x", content_type="text/plain", accept=["json"], headers=headers)
+
+    assert "no task" in (why_malformed(undecodable(task=None)) or "")
+    assert "no id" in (why_malformed(undecodable(task="t")) or "")
+    assert "retries" in (why_malformed(undecodable(task="t", id="1", retries="x")) or "")
+    assert why_malformed(undecodable(task="t", id="1")) is None
+    assert _named(undecodable(task="unknown", id="1")) == ("unknown", {})
 
 
 _json = st.recursive(

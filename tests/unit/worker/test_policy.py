@@ -20,6 +20,7 @@ from gwi_celery.signing import MESSAGE, Keys
 from gwi_celery.transport import envelope, handover
 from gwi_celery.worker.consumer import why_malformed
 from gwi_celery.worker.policy import Policy
+from tests.apps import fresh_app
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
 from tests.workers import dead_letters, drained, eventually
@@ -30,9 +31,7 @@ RELIABLE = {**CALL, "task": "pay"}
 
 
 def make(**settings: Any) -> Celery:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=name, store_url=name, **settings)
+    app = fresh_app(**settings)
 
     @app.task(shared=False, name="add")
     def add(*numbers: Any) -> int:
@@ -239,7 +238,7 @@ def test_a_queue_may_have_rights_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rights", "said"),
+    ("rights", "error"),
     [
         ({"q": {"task": ["x"]}}, "did you mean 'tasks'"),
         ({"q": {"formats": ["xml"]}}, "xml"),
@@ -248,8 +247,8 @@ def test_a_queue_may_have_rights_of_its_own() -> None:
         ({"q": {"signed": "perhaps"}}, "true or false"),
     ],
 )
-def test_wrong_rights_are_refused(rights: Any, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_wrong_rights_are_refused(rights: Any, error: str) -> None:
+    with pytest.raises(ConfigurationError, match=error):
         make(queue_rights=rights)
 
 
@@ -267,14 +266,14 @@ def test_with_keys_only_what_is_signed_is_taken() -> None:
     plain = job("add")
     by_hand = Keys({"k1": SECRET["k1"].encode()}).sign(MESSAGE, json.dumps(plain).encode())
     assert judged(app, plain, {SIGNATURE: by_hand})[1] is None
-    for attributes, said in (
+    for attributes, error in (
         (marked(raw), "not signed"),
         ({SIGNATURE: good + "x"}, "signature is wrong"),
         ({SIGNATURE: by_hand}, "signature is wrong"),
         ({SIGNATURE: "k2:" + good[3:]}, "by a key that"),
         ({SIGNATURE: "store:" + good[3:]}, "signature is wrong"),
     ):
-        with pytest.raises(NotAllowed, match=said):
+        with pytest.raises(NotAllowed, match=error):
             judged(app, raw, attributes)
     # Where that is allowed, who doesn't sign is foreign, whatever the message looks like.
     assert judged(app, job("add"), None, "inbox")[1] is None

@@ -119,7 +119,7 @@ class Drift:
             return
         if path in self._compared:
             return
-        topic = self._client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
+        topic = self._client.persist("GetTopic", pb["GetTopicRequest"](topic=path), path)
         regions = topic.message_storage_policy.allowed_persistence_regions
         labels = {**topic.labels, **options.labels}
         different: dict[str, tuple[str, str]] = {}
@@ -168,7 +168,7 @@ class Drift:
                 **{kind.lower(): resource}, update_mask=FieldMask(paths=[name])
             )
             try:
-                self._client.call(f"Update{kind}", request, resource.name)
+                self._client.persist(f"Update{kind}", request, resource.name)
                 repaired.append(name)
             except BrokerError:
                 if not (self._options.lax and name in _NOT_UPDATED_BY_EMULATOR):

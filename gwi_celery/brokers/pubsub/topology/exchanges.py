@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from gwi_celery.brokers.checks import check_exchange_type, check_same_type
 from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.admin import Admin
 from gwi_celery.brokers.pubsub.client import Client, FieldMask, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology.drift import Drift
 from gwi_celery.brokers.pubsub.topology.paths import Paths
-from gwi_celery.brokers.routing import DIRECT, EXCHANGE_TYPES
-from gwi_celery.errors import BrokerError, ConfigurationError, NotFound
+from gwi_celery.brokers.routing import DIRECT
+from gwi_celery.errors import BrokerError, NotFound
+
+#: Times that an exchange is declared while its topic is deleted.
+_TRIES = 4
 
 
 class Exchanges:
@@ -28,20 +32,13 @@ class Exchanges:
         self._declared: dict[str, str] = {}
 
     def declare(self, name: str, type: str) -> None:
-        if type not in EXCHANGE_TYPES:
-            raise ConfigurationError(
-                f"exchange {name!r} has type {type!r}: use one of {', '.join(EXCHANGE_TYPES)}"
-            )
+        check_exchange_type(name, type)
         known = self.type_of(name)
         if known is None:
             known = self._make(name, type)
         if name not in self._declared:
             self._drift.compare_topic(self._paths.topic(name))
-        if known != type:
-            raise ConfigurationError(
-                f"exchange {name!r} exists with type {known!r}, not {type!r}: declare it with "
-                "that type, or delete it first"
-            )
+        check_same_type(name, known, type)
         self._types[name] = self._declared[name] = known
 
     def _make(self, name: str, type: str) -> str:
@@ -49,16 +46,22 @@ class Exchanges:
             return type
         labels = {naming.EXCHANGE_LABEL: type, **naming.name_labels(name)}
         path = self._paths.topic(name)
-        if self._admin.create_topic(path, labels):
-            return type
-        topic = self._client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
+        for left in reversed(range(_TRIES)):
+            if self._admin.create_topic(path, labels):
+                return type
+            try:
+                topic = self._client.persist("GetTopic", pb["GetTopicRequest"](topic=path), path)
+                break
+            except NotFound:  # deleted just now: for some seconds its name can't be used
+                if not left:
+                    raise
         if naming.EXCHANGE_LABEL in topic.labels:  # made by another process just now
             return str(topic.labels[naming.EXCHANGE_LABEL])
         # So far it is a queue's topic only.
         topic.labels[naming.EXCHANGE_LABEL] = type
         request = pb["UpdateTopicRequest"](topic=topic, update_mask=FieldMask(paths=["labels"]))
         try:
-            self._client.call("UpdateTopic", request, path)
+            self._client.persist("UpdateTopic", request, path)
         except BrokerError:
             if not self._options.lax:  # which can't update a topic's labels
                 raise
@@ -73,7 +76,7 @@ class Exchanges:
             return known
         path = self._paths.topic(name)
         try:
-            topic = self._client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
+            topic = self._client.persist("GetTopic", pb["GetTopicRequest"](topic=path), path)
         except NotFound:
             return None
         found = topic.labels.get(naming.EXCHANGE_LABEL)

@@ -22,7 +22,7 @@ from gwi_celery.errors import NotFound
 _TRIES = 4
 #: Seconds after joining a queue of others' for which their messages are left to them.
 _SPARED = 60.0
-#: Seconds by which our clock may be ahead of Google's, when old messages are told from new ones.
+#: Seconds by which our clock may be ahead of Google's, where old messages are told from new ones.
 _SKEW = 2.0
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from gwi_celery import forks
+from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import Binding, QueueSpec, check_default_binding, dead_letter_queue
-from gwi_celery.brokers.checks import check_spec
+from gwi_celery.brokers.checks import bound_exchange, check_spec
 from gwi_celery.brokers.pubsub.admin import Admin
 from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.brokers.pubsub.options import PubSubOptions
@@ -34,20 +34,20 @@ class Topology:
         self,
         client: Client,
         options: PubSubOptions,
-        later: Callable[[float, Callable[[], object]], None],
+        jobs: Scheduler,
     ) -> None:
         self._client = client
-        self._admin = Admin(client, options)
-        self._readers = Readers(self._admin, later)
+        self.admin = Admin(client, options)
+        self._readers = Readers(self.admin, jobs)
         self._options = options
         self._lock = forks.rlock()
         self._paths = paths = Paths(options)
         self.desired = desired = Desired(options, paths)
-        drift = Drift(client, self._admin, options, paths, desired)
-        self._exchanges = Exchanges(client, self._admin, options, paths, drift)
-        self._bindings = Bindings(self._admin, paths, self._exchanges)
-        self._sources = Sources(options, paths, desired, self._exchanges.type_of)
-        self._making = Making(self._admin, options, paths, desired, drift, self.dead_topic)
+        drift = Drift(client, self.admin, options, paths, desired)
+        self.exchanges = Exchanges(client, self.admin, options, paths, drift)
+        self._bindings = Bindings(self.admin, paths, self.exchanges)
+        self._sources = Sources(options, paths, desired, self.exchanges.type_of)
+        self._making = Making(self.admin, options, paths, desired, drift, self.dead_topic)
         self._queues: dict[str, Queue] = {}
         self._dead: set[str] = set()
         #: The topic that temporary queues share is known to exist.
@@ -57,40 +57,33 @@ class Topology:
         """Path of a queue's own subscription."""
         return self._paths.subscription(queue)
 
-    def ping(self) -> None:
-        """See :meth:`Admin.ping`."""
-        self._admin.ping()
-
     # --- exchanges ----------------------------------------------------------------------------
 
     def declare_exchange(self, name: str, type: str) -> None:
         with self._lock:
-            self._exchanges.declare(name, type)
-
-    def exchange_type(self, name: str) -> str | None:
-        """The type of an exchange; None if there is none."""
-        return self._exchanges.type_of(name)
+            self.exchanges.declare(name, type)
 
     def delete_exchange(self, name: str, *, if_unused: bool = False) -> list[str]:
         """The queues, of those known here, that were bound to it."""
         with self._lock:
             if if_unused:
                 self._refuse_if_bound(name)
-            self._exchanges.forget(name)
+            self.exchanges.forget(name)
             were_bound = [queue for queue in self._queues.values() if name in queue.bound]
             for queue in were_bound:
                 queue.bound[name] = set()
                 queue.noted.clear()
             if self._options.managed:
-                self._exchanges.delete(name)
+                self.exchanges.delete(name)
             return [queue.spec.name for queue in were_bound]
 
     def _refuse_if_bound(self, exchange: str) -> None:
-        if self._exchanges.type_of(exchange) is None:
-            return
+        # First, as bindings are listed even while their exchange is too new to be found.
         bound = [binding.queue for binding in self.bindings() if binding.exchange == exchange]
         if bound:
-            raise NotDeleted(f"exchange {exchange!r} is used: queue {bound[0]!r} is bound to it")
+            raise NotDeleted(bound_exchange(exchange, bound[0]))
+        if self.exchanges.type_of(exchange) is None:
+            return
         if not self._options.managed or self.has_queue(exchange):
             raise NotDeleted(
                 f"nobody can say whether exchange {exchange!r} is used: a queue may be bound to it "
@@ -163,39 +156,31 @@ class Topology:
                 return
             own = self._paths.subscription(name)
             if queue is not None and queue.spec.temporary:
-                self._admin.delete_subscription(own)
+                self.admin.delete_subscription(own)
                 for exchange, keys in queue.bound.items():
                     for key in keys:
-                        self._admin.delete_subscription(self._paths.binding(name, exchange, key))
+                        self.admin.delete_subscription(self._paths.binding(name, exchange, key))
                 return
-            found = self._admin.get_subscription(own)
+            found = self.admin.get_subscription(own)
             if found is None:
                 return
-            self._admin.delete_subscription(own)
-            for subscription in self._admin.subscriptions():
+            self.admin.delete_subscription(own)
+            for subscription in self.admin.subscriptions():
                 if subscription.name.startswith(own + "~"):
-                    self._admin.delete_subscription(subscription.name)
-            if found.topic == self._paths.topic(name) and self._exchanges.type_of(name) is None:
-                self._admin.delete_topic(found.topic)
-
-    def note_push(self, path: str, endpoint: str) -> None:
-        """Where Pub/Sub posts a subscription's messages from now on; empty: it is pulled."""
-        self._admin.note_push(path, endpoint)
-
-    def pushed_to(self, path: str) -> str | None:
-        """The endpoint of a subscription that was last seen to be a push one."""
-        return self._admin.pushed.get(path)
+                    self.admin.delete_subscription(subscription.name)
+            if found.topic == self._paths.topic(name) and self.exchanges.type_of(name) is None:
+                self.admin.delete_topic(found.topic)
 
     def has_queue(self, name: str) -> bool:
         if not self._options.managed:
             return True  # only an admin call could tell; using it will
-        return self._admin.get_subscription(self._paths.subscription(name)) is not None
+        return self.admin.get_subscription(self._paths.subscription(name)) is not None
 
     def queues(self) -> list[str]:
         """Names of all queues, sorted."""
         if not self._options.managed:
             return sorted({*self._options.queues, *self._queues})
-        names = (self._paths.name_of(s.name, s.labels) for s in self._admin.subscriptions())
+        names = (self._paths.name_of(s.name, s.labels) for s in self.admin.subscriptions())
         return sorted(name for name in names if name is not None)
 
     def spec(self, name: str) -> QueueSpec:
@@ -213,7 +198,7 @@ class Topology:
             check_default_binding(queue, routing_key)
             return
         with self._lock:
-            type = self._exchanges.type_of(exchange)
+            type = self.exchanges.type_of(exchange)
             if type is None:
                 raise NotFound(f"there is no exchange {exchange!r}: declare it first")
             found = self._find(queue)
@@ -224,7 +209,7 @@ class Topology:
                 try:
                     self._making.binding(found, exchange, type, routing_key)
                 except NotFound as exc:
-                    self._exchanges.look_again(exchange)
+                    self.exchanges.look_again(exchange)
                     raise NotFound(f"there is no exchange {exchange!r}: declare it first") from exc
             keys.add(routing_key)
             if self._options.managed:
@@ -238,7 +223,7 @@ class Topology:
                 if exchange == queue:
                     known.noted.discard(routing_key)
             if self._options.managed:
-                self._admin.delete_subscription(self._paths.binding(queue, exchange, routing_key))
+                self.admin.delete_subscription(self._paths.binding(queue, exchange, routing_key))
 
     def bindings(self) -> list[Binding]:
         """All bindings, other processes' as well; of one name, as far as they were made here."""
@@ -257,7 +242,7 @@ class Topology:
     def route(self, exchange: str, routing_key: str) -> str:
         """Path of the topic to publish to. Raises NotFound for a missing exchange."""
         if exchange:
-            if self._exchanges.type_of(exchange) is None and self._options.managed:
+            if self.exchanges.type_of(exchange) is None and self._options.managed:
                 raise NotFound(f"there is no exchange {exchange!r}: declare it first")
             return self._paths.topic(exchange)
         if not routing_key:
@@ -283,7 +268,7 @@ class Topology:
         except NotFound:
             topic = self._paths.temporary_topic()
             if not self._shared_topic:
-                self._admin.create_topic(topic, {})
+                self.admin.create_topic(topic, {})
                 self._shared_topic = True
             return topic
 
@@ -295,7 +280,7 @@ class Topology:
         """
         with self._lock:
             if exchange:
-                if self._exchanges.restore(exchange):
+                if self.exchanges.restore(exchange):
                     self._bind_again(exchange)
                 return
             queue = self._queues.pop(routing_key, None)
@@ -325,9 +310,9 @@ class Topology:
             if not source.own and queue is not None and not queue.broken:
                 if self._client.settling(source.path):
                     return  # tried again later
-                if self._admin.get_subscription(source.path) is not None:
+                if self.admin.get_subscription(source.path) is not None:
                     return
-                if self._admin.get_subscription(self._paths.subscription(source.queue)) is not None:
+                if self.admin.get_subscription(self._paths.subscription(source.queue)) is not None:
                     unbound = {key for key, _ in source.keys}
                     queue.bound.setdefault(source.exchange or "", set()).difference_update(unbound)
                     logger.info("queue %r is no longer bound by %s", source.queue, source.path)
@@ -337,13 +322,13 @@ class Topology:
     def _make_again(self, queue: Queue) -> None:
         self.declare_queue(queue.spec)
         for name, keys in queue.bound.items():
-            if self._exchanges.declared(name):
-                self._exchanges.restore(name)  # it may be gone as well
+            if self.exchanges.declared(name):
+                self.exchanges.restore(name)  # it may be gone as well
             for key in keys:
                 try:
                     self.bind(queue.spec.name, name, key)
                 except NotFound:
-                    if self._exchanges.declared(name):
+                    if self.exchanges.declared(name):
                         raise
                     # Another connection's exchange is gone, and its bindings with it.
 
@@ -403,7 +388,7 @@ class Topology:
         if not self._options.managed:
             queue = Queue(QueueSpec(name), self._paths.topic(name))
         else:
-            found = self._admin.get_subscription(self._paths.subscription(name))
+            found = self.admin.get_subscription(self._paths.subscription(name))
             if found is None:
                 raise NotFound(f"there is no queue {name!r}: declare it first")
             queue = Queue(spec_of(name, found), found.topic)

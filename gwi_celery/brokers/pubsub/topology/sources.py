@@ -135,7 +135,7 @@ class Sources:
                 )
 
     def _on_own_topic(self, queue: Queue) -> tuple[tuple[str, str], ...] | None:
-        """What a queue takes of the exchange of its own name; None: nothing is known of bindings."""
+        """Bindings of a queue to the exchange of its own name; None: its bindings are unknown."""
         name = queue.spec.name
         if name in queue.bound:
             return self._typed(name, sorted(queue.bound[name]))

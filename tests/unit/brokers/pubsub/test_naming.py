@@ -170,7 +170,7 @@ def test_filters_are_as_near_as_can_be() -> None:
     assert rejected(TOPIC, "a.*", "b.c")
     assert rejected(TOPIC, "a.#", "ab")
     assert not rejected(TOPIC, "a.#", "a")
-    assert not rejected(TOPIC, "*.b", "a.c"), "not to be said in Pub/Sub's language"
+    assert not rejected(TOPIC, "*.b", "a.c"), "not to be expressed in Pub/Sub's language"
 
 
 @given(NAMES, NAMES)
@@ -190,11 +190,11 @@ def test_a_message_passes_the_filter_of_the_level_that_takes_it(
 ) -> None:
     levels = [0, *sorted(above)]
     attributes = {} if priority is None else {"priority": priority}
-    said = wire.parse(pb["PubsubMessage"](data=b"m", attributes=attributes))
+    parsed = wire.parse(pb["PubsubMessage"](data=b"m", attributes=attributes))
     for level, end in zip(levels, [*levels[1:], None], strict=True):
         filter = naming.priority_filter(level, end)
         assert len(filter.encode()) <= 256
-        assert passes(filter, attributes) == (said.priority in range(level, end or 10)), filter
+        assert passes(filter, attributes) == (parsed.priority in range(level, end or 10)), filter
 
 
 def test_the_evaluator_of_these_tests() -> None:

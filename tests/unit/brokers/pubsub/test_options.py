@@ -1,4 +1,4 @@
-"""pubsub:// URLs, options, and what is said of wrong ones."""
+"""pubsub:// URLs, options, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_an_emulator_may_be_as_strict_as_the_service() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("pubsub://", "write pubsub://my-project, or pubsub://host:port/my-project"),
         ("pubsub://a/b/c", "write pubsub://my-project, or pubsub://host:port/my-project"),
@@ -89,8 +89,8 @@ def test_an_emulator_may_be_as_strict_as_the_service() -> None:
         ("pubsub://localhost:port/p", "'localhost:port' is no endpoint: write host:port"),
     ],
 )
-def test_wrong_urls(url: str, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_wrong_urls(url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         parse(url, environ={})
 
 
@@ -137,7 +137,7 @@ def test_options_come_from_the_url_and_from_transport_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"lease_second": 1},
@@ -178,8 +178,8 @@ def test_options_come_from_the_url_and_from_transport_options() -> None:
     ],
     ids=str,
 )
-def test_wrong_options(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         parse("pubsub://p", options, environ={})
 
 

@@ -56,13 +56,13 @@ def test_what_is_sent_arrives(
         assert len(value.encode()) <= 1024
     assert len(made.ordering_key.encode()) <= 1024
 
-    said = wire.parse(sent(made))
-    assert (said.exchange, said.routing_key) == (exchange, routing_key)
-    assert said.attributes == attributes
-    assert said.priority == priority
-    assert said.not_before == pytest.approx(now + delay if delay > 0 else 0.0, abs=0.001)
+    parsed = wire.parse(sent(made))
+    assert (parsed.exchange, parsed.routing_key) == (exchange, routing_key)
+    assert parsed.attributes == attributes
+    assert parsed.priority == priority
+    assert parsed.not_before == pytest.approx(now + delay if delay > 0 else 0.0, abs=0.001)
     expires = float("inf") if ttl is None else now + delay + ttl
-    assert said.expires == pytest.approx(expires, abs=0.001)
+    assert parsed.expires == pytest.approx(expires, abs=0.001)
 
 
 @given(
@@ -79,17 +79,18 @@ def test_what_is_sent_arrives(
     )
 )
 def test_what_others_publish_is_read_without_trust(attributes: dict[str, str]) -> None:
-    said = wire.parse(pb["PubsubMessage"](data=b"m", attributes=attributes))
-    assert 0 <= said.priority <= 9
-    assert said.not_before == said.not_before < float("inf")
-    assert said.expires == said.expires
-    assert all(isinstance(v, str) for v in [*said.attributes.values(), said.exchange])
-    wire.to_pubsub("", "q", OutgoingMessage(b"", said.attributes), now=0.0)
+    parsed = wire.parse(pb["PubsubMessage"](data=b"m", attributes=attributes))
+    assert 0 <= parsed.priority <= 9
+    assert parsed.not_before == parsed.not_before < float("inf")
+    assert parsed.expires == parsed.expires
+    assert all(isinstance(v, str) for v in [*parsed.attributes.values(), parsed.exchange])
+    wire.to_pubsub("", "q", OutgoingMessage(b"", parsed.attributes), now=0.0)
 
 
 def test_a_plain_message_is_of_the_default_exchange() -> None:
-    said = wire.parse(pb["PubsubMessage"](data=b"m"))
-    assert (said.exchange, said.routing_key, said.attributes, said.priority) == ("", "", {}, 0)
+    parsed = wire.parse(pb["PubsubMessage"](data=b"m"))
+    assert (parsed.exchange, parsed.routing_key) == ("", "")
+    assert (parsed.attributes, parsed.priority) == ({}, 0)
 
 
 def test_filters_see_the_beginning_of_what_is_too_long() -> None:

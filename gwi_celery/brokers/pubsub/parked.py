@@ -1,0 +1,59 @@
+"""What an operator does to a message that this connection gave back to Pub/Sub until it is due.
+
+While the lease lasts that it was given back with, nobody else gets it, and its ack id is good.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from gwi_celery.brokers.base import Delivery
+
+if TYPE_CHECKING:
+    from gwi_celery.brokers.pubsub.broker import PubSubBroker
+
+#: Seconds that its lease has to last yet: for the copy to be published, and the ack to be sent.
+_LEFT: Final = 2.0
+#: Seconds that publishing copies may take: a worker does nothing else meanwhile.
+_PUBLISH: Final = 5.0
+
+
+class Parked:
+    """Those of one connection. Its methods are called by its own thread."""
+
+    def __init__(self, broker: PubSubBroker) -> None:
+        self._broker = broker
+
+    def find(self, queue: str, name: str) -> Delivery | None:
+        """The message of that name (a task id, or a message's), if this connection has it parked."""
+        found = self._broker.early.find(queue, name)
+        if found is None or self._broker.deliveries.held_until(found) < time.monotonic() + _LEFT:
+            return None
+        return found
+
+    def publish_now(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Publish each anew, due now, then ack the one that was parked; which that were.
+
+        All are of one queue. Raises BrokerError and TooLarge: what was not published waits on.
+        """
+        taken = [delivery for delivery in deliveries if self._taken(delivery)]
+        with self._broker.client.within(_PUBLISH):
+            self._broker.deliveries.publish_now(taken)
+        self._broker.early.forget(taken)
+        return taken
+
+    def drop(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Ack them; which that were."""
+        taken = [delivery for delivery in deliveries if self._taken(delivery)]
+        for delivery in taken:
+            self._broker.deliveries.drop(delivery)
+        self._broker.early.forget(taken)
+        return taken
+
+    def _taken(self, delivery: Delivery) -> bool:
+        """Have no receiver hand it out any more; False if one has."""
+        return self._broker.deliveries.deferred(delivery) or any(
+            receiver.take_out(delivery) for receiver in self._broker.receivers()
+        )

@@ -1,0 +1,63 @@
+"""Which tests share a process of pytest-xdist, and in which order they run. A plugin of pytest's.
+
+Tests with a fixture for their whole module stay together: each process would make one of its own. All
+others are spread: with tests of one module in every process, all may be waiting at the same time.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import pytest
+
+_TESTS = Path(__file__).resolve().parent
+#: Where tests wait for processes and servers. They end before the others do: the last ones would leave
+#: all other processes idle.
+_WAITING = ("acceptance", "ends", "integration", "pubsub", "service", "testing")
+_SHARE = 0.75
+_SEPARATOR = "@"  # pytest-xdist's own, between a test's name and its group
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not getattr(config.option, "loadgroup", False):
+        return
+    # With pytest-randomly another order for each of its seeds, or else always the same.
+    seed = str(getattr(config.option, "randomly_seed", ""))
+    places: dict[pytest.Item, float] = {}
+    for item in items:
+        name = item.nodeid
+        # pytest-xdist 3.8 marks groups in an attribute that pytest 9.2 doesn't read any more.
+        grouped = getattr(item, "_nodeid", name)
+        if grouped == name and _has_fixture_of_module(item):
+            grouped = f"{name}{_SEPARATOR}{name.partition('::')[0]}"
+        if grouped == name:
+            places[item] = _place(item, seed)
+            continue
+        places[item] = 0.0  # as collected; pytest-xdist runs the largest group first
+        item._nodeid = grouped
+        if hasattr(item, "_id"):
+            item._id = type(item._id).parse(grouped)
+    items.sort(key=places.__getitem__)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """In the process that reports: ``--last-failed`` finds a test by its name without a group."""
+    name, separator, _ = report.nodeid.rpartition(_SEPARATOR)
+    if hasattr(report, "node") and separator and report.nodeid.rfind("]") < len(name):
+        report.nodeid = name
+
+
+def _place(item: pytest.Item, seed: str) -> float:
+    spread = zlib.crc32((seed + item.nodeid).encode("utf-8", "backslashreplace")) / 2**32
+    waits = item.path.relative_to(_TESTS).parts[0] in _WAITING
+    return spread * _SHARE if waits else spread
+
+
+def _has_fixture_of_module(item: pytest.Item) -> bool:
+    info = getattr(item, "_fixtureinfo", None)
+    return info is not None and any(
+        made.scope == "module" for found in info.name2fixturedefs.values() for made in found
+    )

@@ -1,0 +1,38 @@
+"""What an operator's seal proves, and to whom."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from gwi_celery import Settings, redrives
+from gwi_celery.authority import Authority
+from gwi_celery.stores.sqlite import SqliteStore
+
+KEYS = {"k1": "s" * 32}
+
+
+def authority(**settings: Any) -> Authority:
+    """Of an app with a store of its own."""
+    store = SqliteStore(None)
+    return Authority(
+        Settings(store_url=f"embedded://:memory:/{uuid4().hex}", **settings), lambda: store
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"signing_keys": KEYS}], ids=["store's key", "own keys"])
+def test_a_seal_proves_what_it_was_made_for_and_nothing_else(settings: Any) -> None:
+    ours = authority(**settings)
+    seal = ours.seal("cancel", "j1")
+    assert ours.is_sealed(seal, "cancel", "j1")
+    for wrong, what in ((seal, "j2"), (seal + "x", "j1"), ("k2" + seal[2:], "j1"), (None, "j1")):
+        assert not ours.is_sealed(wrong, "cancel", what)
+    other = {"signing_keys": {"k1": "t" * 32}} if settings else {}
+    assert not authority(**other).is_sealed(seal, "cancel", "j1"), "another app's"
+    signed = ours.sign(b'["cancel", "j1"]', "celery")
+    assert signed is None or not ours.is_sealed(signed, "cancel", "j1"), "a message's signature"
+    mark, by = redrives.parts(ours.redrive_mark("death"))
+    assert ours.is_redrive_mark(redrives.sealed(mark, by))
+    assert not ours.is_redrive_mark(redrives.sealed(f"{mark}.start", by)), "from another step"

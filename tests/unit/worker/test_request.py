@@ -1,0 +1,86 @@
+"""A reliable job that its own process can't settle any more: the worker's main process does."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import WorkerLostError
+from celery import Celery
+
+from gwi_celery import ReliableTask, broker_for, setup, store_for
+from gwi_celery.stores.base import Claimed, ClaimRequest, JobStatus
+from gwi_celery.worker.request import ReliableRequest
+
+CALL = {"tenant_id": "acme", "run_id": "r1"}
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
+    url = f"embedded://:memory:/{uuid4().hex}"
+    setup(app, broker_url=url, store_url=url)
+
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str, run_id: str) -> None: ...
+
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def request_(app: Celery) -> Iterator[ReliableRequest]:
+    """Of a message that the worker holds."""
+    task = app.tasks["t"]
+    task.apply_async(kwargs=CALL)
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        message = channel.basic_get("celery")
+        assert message is not None
+        yield ReliableRequest(
+            *(message, message.ack_log_error),
+            **{"on_reject": message.reject_log_error, "app": app, "task": task, "hostname": "w"},
+        )
+
+
+def claim(app: Celery, nonce: str) -> ClaimRequest:
+    """As the pool's process does whose attempt that is."""
+    task = app.tasks["t"]
+    resolved = task.resolve_call((), CALL, {}, "t1")
+    wanted: ClaimRequest = task.claim_request(resolved, {}, "t1", 1, redelivered=False, nonce=nonce)
+    assert isinstance(store_for(app).claim(wanted), Claimed)
+    return wanted
+
+
+def test_a_message_is_acked_when_its_job_ends_and_not_when_it_begins(
+    app: Celery, request_: ReliableRequest
+) -> None:
+    request_.on_accepted(1, time.monotonic())
+    assert broker_for(app).size("celery").leased == 1
+    request_.on_success((False, "null", 1.0))
+    assert broker_for(app).size("celery").total == 0
+
+
+def test_a_job_past_its_hard_time_limit_has_failed(app: Celery, request_: ReliableRequest) -> None:
+    claimed = claim(app, request_._attempt)
+    request_.on_timeout(soft=False, timeout=3.0)
+    record = store_for(app).get_job(claimed.job)
+    assert record is not None
+    assert record.status is JobStatus.FAILED
+    assert store_for(app).get_lock(claimed.lock) is None
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_lost_process_frees_the_lock_that_its_attempt_held(
+    ours: bool, app: Celery, request_: ReliableRequest
+) -> None:
+    claimed = claim(app, request_._attempt if ours else "another")
+    try:
+        raise WorkerLostError("it was killed")
+    except WorkerLostError:
+        request_.on_failure(ExceptionInfo(sys.exc_info()))
+    assert (store_for(app).get_lock(claimed.lock) is None) is ours
+    assert broker_for(app).size("celery").total == 1, "it is redelivered"
