@@ -40,9 +40,10 @@ def _write_where_there_is_room(self: Database, **options: Any) -> Iterator[Any]:
 
 
 @celeryd_init.connect
-def _limit_its_disk(**_: Any) -> None:
-    """In a worker: who only imports this module has a disk like any other."""
-    Database.write = _write_where_there_is_room  # type: ignore[assignment,method-assign]
+def _limit_its_disk(instance: Any, **_: Any) -> None:
+    """Of this app's worker: who only imports this module has a disk like any other."""
+    if instance.app is app:
+        Database.write = _write_where_there_is_room  # type: ignore[assignment,method-assign]
 
 
 class OddText(Exception):
