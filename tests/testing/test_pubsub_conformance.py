@@ -19,6 +19,10 @@ from tests.machine import PATIENCE
 from tests.testing.pubsub_calls import Calls, bodies
 
 
+# The twin's fixture is asked for by name, which tests/order.py can't see.
+pytestmark = pytest.mark.xdist_group("pubsub-conformance")
+
+
 @pytest.fixture(scope="module")
 def twin_endpoint() -> Iterator[str]:
     # Chance is for test_twin.py: here each call has one right answer.
