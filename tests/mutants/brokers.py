@@ -76,9 +76,30 @@ BROKER = [
     Mutant(
         "acks wait for other work",
         "gwi_celery/brokers/pubsub/deliveries.py",
-        "            self._acks.ack(subscription, ack_id, until)",
+        "            self._acks.ack(subscription, ack_id, until, last=not self.leases)",
         "            self._jobs.run(functools.partial(self._acks.ack, subscription, ack_id, until))",
         "pubsub/test_background.py::test_acks_do_not_wait_for_other_work",
+    ),
+    Mutant(
+        "the ack of the last message waits for more",
+        "gwi_celery/brokers/pubsub/deliveries.py",
+        "self._acks.ack(subscription, ack_id, until, last=not self.leases)",
+        "self._acks.ack(subscription, ack_id, until)",
+        "unit/brokers/pubsub/test_acks.py::test_acks_say_whether_the_worker_holds_anything_else",
+    ),
+    Mutant(
+        "an ack waits for the answer to another",
+        "gwi_celery/brokers/pubsub/acks.py",
+        "soon = last or not self._requests",
+        "soon = not self._requests",
+        "unit/brokers/pubsub/test_acks.py::test_an_ack_does_not_wait_for_the_one_before",
+    ),
+    Mutant(
+        "the acks of a busy worker do not gather",
+        "gwi_celery/brokers/pubsub/acks.py",
+        "soon = last or not self._requests",
+        "soon = True",
+        "unit/brokers/pubsub/test_acks.py::test_acks_of_a_busy_worker_gather_until_its_last",
     ),
     Mutant(
         "a pool's child ends without what it has to send",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -311,32 +310,6 @@ def test_an_idle_stream_says_that_it_lives(
     send(broker, b"x")
     assert wait_for(receiver).data == b"x"
     assert twin.cost()["rpcs"]["StreamingPull"] == opened
-
-
-def test_an_ack_does_not_wait_for_the_one_before(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A place is free once its ack has arrived: far away, one at a time would be slow."""
-    broker = connect()
-    send(broker, b"1", b"2")
-    receiver = broker.receiver()
-    receiver.subscribe("q")
-    held = [wait_for(receiver), wait_for(receiver)]
-    sent: list[str] = []
-    answered = threading.Event()
-
-    def call(rpc: str, *_: Any) -> None:
-        sent.append(rpc)
-        answered.wait(20)
-
-    monkeypatch.setattr(broker.client, "call", call)
-    broker.ack(held[:1])
-    eventually(lambda: sent == ["Acknowledge"])
-    broker.ack(held[1:])
-    eventually(lambda: sent == ["Acknowledge"] * 2)
-    answered.set()
-    assert broker.flush()
-    monkeypatch.undo()
 
 
 def test_dead_letters_are_kept_for_31_days_those_of_earlier_versions_too(

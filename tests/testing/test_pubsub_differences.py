@@ -43,7 +43,14 @@ _QUIET: dict[str, Any] = {
     "faults": 0,
 }
 #: Switches without a difference: what they are off, or at 0, is what the emulator does.
-_BY_CHANCE = {"short_pulls", "early_expiry", "faults", "settle_misses", "latency"}
+_BY_CHANCE = {
+    "short_pulls",
+    "early_expiry",
+    "faults",
+    "published_twice",
+    "settle_misses",
+    "latency",
+}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """Acks and nacks, sent in the background: batched and retried, without holding up the worker.
 
-A few threads per broker and process, for nothing else. While one request is in flight the next acks
-accumulate for some milliseconds, so that a busy worker makes fewer requests than it has messages. A
-temporary failure is retried until the message's lease has certainly ended; then the message is
+One thread per broker and process, for nothing else. Several requests may be in flight: Pub/Sub sends the
+next message only once the ack of an earlier one has arrived, so an ack must not wait for the answer to
+another. While any is in flight the acks of a busy worker accumulate for some milliseconds, so that it
+makes fewer requests than it has messages. An ack of the last message that the worker held isn't delayed:
+there is nothing left to do until the next message comes.
+
+A temporary failure is retried until the message's lease has certainly ended; then the message is
 redelivered anyway, and a warning is logged.
 """
 
@@ -14,12 +18,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from gwi_celery import forks
 from gwi_celery.background import NEVER, Ticker
 from gwi_celery.backoff import Backoff
 from gwi_celery.brokers.pubsub.client import Client, pb
-from gwi_celery.errors import BrokerUnavailable
+from gwi_celery.errors import BrokerUnavailable, NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +33,10 @@ logger = logging.getLogger(__name__)
 _BATCH, _BATCH_BYTES = 1000, 480_000
 #: Bytes of overhead per id in a request.
 _FRAME = 4
-#: Requests on their way at a time, and seconds after which the next one goes without waiting for them: a
-#: place is free only once its ack has arrived.
-_PIPELINED, _GATHER = 3, 0.003
+#: Requests in flight at a time.
+_PIPELINED = 8
+#: Seconds that acks accumulate while a request is in flight and the worker has other messages.
+_GATHER = 0.003
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
@@ -68,21 +75,27 @@ class Acknowledger:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._changed = forks.condition()
-        self._tickers = [Ticker(f"gwi-acks-{n}", self._send_some) for n in range(_PIPELINED)]
+        self._ticker = Ticker("gwi-acks", self._send_some)
         self._waiting: deque[_Item] = deque()
-        self._sending = 0
+        #: Monotonic time at which these are sent.
+        self._due = NEVER
+        #: Requests in flight, and the items in them.
+        self._requests = self._sending = 0
         self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         #: Monotonic time before which nothing is retried.
         self._retry_at = 0.0
 
-    def ack(self, subscription: str, ack_id: str, until: float) -> None:
-        self._add(_Item(subscription, ack_id, None, until))
+    def ack(self, subscription: str, ack_id: str, until: float, *, last: bool = False) -> None:
+        """Send it until that monotonic time. ``last``: the worker holds no other message."""
+        self._add(_Item(subscription, ack_id, None, until), last)
 
-    def nack(self, subscription: str, ack_id: str, seconds: float, until: float) -> None:
-        """Have it redelivered in ``seconds``, 0 to 600."""
+    def nack(
+        self, subscription: str, ack_id: str, seconds: float, until: float, *, last: bool = False
+    ) -> None:
+        """Have it redelivered in ``seconds``, 0 to 600. Else as :meth:`ack`."""
         # Rounded up: a message must not be delivered before its time.
         whole = min(max(-int(-seconds // 1), 0), 600)
-        self._add(_Item(subscription, ack_id, whole, until))
+        self._add(_Item(subscription, ack_id, whole, until), last)
 
     def flush(self, timeout: float) -> bool:
         """Wait until all is sent; False if ``timeout`` seconds were not enough."""
@@ -107,49 +120,75 @@ class Acknowledger:
                 len(self._waiting) + self._sending,
                 timeout,
             )
-        for ticker in self._tickers:
-            ticker.stop(1.0)
+        self._ticker.stop(1.0)
 
-    def _add(self, item: _Item) -> None:
+    def _add(self, item: _Item, last: bool) -> None:
         if self._pid != os.getpid():  # forked: the waiting acks are the parent's to send
             self._reset()
         with self._changed:
             self._waiting.append(item)
-            busy = self._sending > 0
-        self._tickers[0].wake(self._retry_at)
-        if busy:
-            soon = time.monotonic()
-            for n, ticker in enumerate(self._tickers[1:], 1):
-                ticker.wake(max(self._retry_at, soon + n * _GATHER))
+            soon = last or not self._requests
+            self._due = min(self._due, 0.0 if soon else time.monotonic() + _GATHER)
+            at = max(self._due, self._retry_at)
+        self._ticker.wake(at)
 
     def _send_some(self) -> float:
-        """Send one request; returns the monotonic time of the next."""
+        """Send one request if it is time; returns the monotonic time of the next."""
         with self._changed:
-            if not self._waiting:
-                return NEVER
-            if time.monotonic() < self._retry_at:
-                return self._retry_at
+            if not self._waiting or self._requests >= _PIPELINED:
+                return NEVER  # an answer, or the next item, wakes the thread
+            at = max(self._due, self._retry_at)
+            if time.monotonic() < at:
+                return at
             batch = self._take()
+            self._requests += 1
             self._sending += len(batch)
-        failed: list[_Item] = []
+            if not self._waiting:
+                self._due = NEVER
         try:
-            self._send(batch)
-        except BrokerUnavailable as exc:
-            failed = batch
-            logger.debug("acks are sent again: %s", exc)
+            rpc, request, subscription = _request(batch)
+            future = self._client.begin(rpc, request, subscription)
         except Exception as exc:
+            self._answered(batch, exc)
+        else:
+            future.add_done_callback(partial(self._done, batch, rpc))
+        return 0.0
+
+    def _done(self, batch: list[_Item], rpc: str, future: Any) -> None:
+        """On gRPC's thread."""
+        error = future.exception()
+        if error is not None:
+            error = self._client.error(error, rpc, batch[0].subscription)
+        self._answered(batch, error)
+
+    def _answered(self, batch: list[_Item], error: Exception | None) -> None:
+        subscription = batch[0].subscription
+        failed: list[_Item] = []
+        new = isinstance(error, NotFound) and self._client.settling(subscription)
+        if new or isinstance(error, BrokerUnavailable):
+            failed = batch
+            logger.debug("acks are sent again: %s", error)
+        elif error is not None:
             # The subscription is gone, or the lease of an exactly-once message is.
             logger.warning(
                 "%d acks or nacks on %s were refused, so these messages may be delivered again: %s",
                 len(batch),
-                batch[0].subscription,
-                exc,
+                subscription,
+                error,
             )
         with self._changed:
             now = time.monotonic()
             hopeless = [item for item in failed if item.until <= now]
             self._waiting.extendleft(item for item in reversed(failed) if item.until > now)
+            if not failed:
+                self._pauses.reset()
+            elif now >= self._retry_at:  # else this is the same outage
+                self._retry_at = now + self._pauses.next()
+            self._requests -= 1
             self._sending -= len(batch)
+            if self._waiting:
+                self._due = 0.0
+                self._ticker.wake(self._retry_at)
             self._changed.notify_all()
         if hopeless:
             logger.warning(
@@ -158,11 +197,6 @@ class Acknowledger:
                 len(hopeless),
                 hopeless[0].subscription,
             )
-        if failed:
-            self._retry_at = now + self._pauses.next()
-        else:
-            self._pauses.reset()
-        return self._retry_at
 
     def _take(self) -> list[_Item]:
         """The oldest item, and those that fit in one request with it."""
@@ -179,14 +213,12 @@ class Acknowledger:
         self._waiting = rest
         return batch
 
-    def _send(self, batch: list[_Item]) -> None:
-        subscription, seconds = batch[0].subscription, batch[0].seconds
-        ids = [item.ack_id for item in batch]
-        if seconds is None:
-            request = pb["AcknowledgeRequest"](subscription=subscription, ack_ids=ids)
-            self._client.call("Acknowledge", request, subscription)
-        else:
-            request = pb["ModifyAckDeadlineRequest"](
-                subscription=subscription, ack_ids=ids, ack_deadline_seconds=seconds
-            )
-            self._client.call("ModifyAckDeadline", request, subscription)
+
+def _request(batch: list[_Item]) -> tuple[str, Any, str]:
+    """Name of the RPC, its request and the subscription."""
+    subscription, seconds = batch[0].subscription, batch[0].seconds
+    told = {"subscription": subscription, "ack_ids": [item.ack_id for item in batch]}
+    if seconds is None:
+        return "Acknowledge", pb["AcknowledgeRequest"](**told), subscription
+    request = pb["ModifyAckDeadlineRequest"](**told, ack_deadline_seconds=seconds)
+    return "ModifyAckDeadline", request, subscription

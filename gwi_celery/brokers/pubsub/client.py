@@ -248,6 +248,17 @@ class Client:
             request, timeout=timeout, metadata=self._routing(rpc, resource)
         )
 
+    def begin(self, rpc: str, request: Any, resource: str, timeout: float | None = None) -> Any:
+        """Begin one RPC inside the fork gate, which it leaves when it is done; its gRPC future."""
+        fork_gate.enter()
+        try:
+            future = self.start(rpc, request, resource, timeout or self._options.timeout)
+        except BaseException:
+            fork_gate.leave()
+            raise
+        future.add_done_callback(lambda _: fork_gate.leave())
+        return future
+
     def stream(self, requests: Iterator[Any], resource: str) -> Any:
         """Open a StreamingPull; an iterator of answers. The caller has entered the fork gate."""
         if self.on_call is not None:

@@ -233,7 +233,7 @@ class Deliveries:
         for delivery in deliveries:
             subscription, ack_id = _parts(delivery)
             until = self.leases.pop(delivery.ack_id, 0.0)
-            self._acks.ack(subscription, ack_id, until)
+            self._acks.ack(subscription, ack_id, until, last=not self.leases)
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """Drop deliveries whose lease has, or may have, run out: they will be redelivered."""
@@ -249,7 +249,7 @@ class Deliveries:
             if len(self._deferred) >= _MANY_DEFERRED:
                 self._deferred = {id: due for id, due in self._deferred.items() if due > now}
             self._deferred[delivery.ack_id] = now + min(seconds, _PARK)
-        self._acks.nack(subscription, ack_id, min(seconds, _PARK), until)
+        self._acks.nack(subscription, ack_id, min(seconds, _PARK), until, last=not self.leases)
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
         """Give back messages of one queue. If a copy can't be published, the redelivery counts."""

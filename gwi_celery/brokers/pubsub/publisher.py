@@ -18,7 +18,6 @@ from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology import Topology
 from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound, PublishFailed, TooLarge
-from gwi_celery.gcp import fork_gate
 
 logger = logging.getLogger(__name__)
 
@@ -187,14 +186,7 @@ class Publisher:
 
     def _begin(self, topic: str, messages: list[Any]) -> Any:
         request = pb["PublishRequest"](topic=topic, messages=messages)
-        fork_gate.enter()
-        try:
-            future = self._client.start("Publish", request, topic, self._options.publish_timeout)
-        except BaseException:
-            fork_gate.leave()
-            raise
-        future.add_done_callback(lambda _: fork_gate.leave())
-        return future
+        return self._client.begin("Publish", request, topic, self._options.publish_timeout)
 
     def _settle(self, topic: str, addressed: Sequence[_Addressed], future: Any) -> None:
         """Wait for a request in flight; retry it if that can help."""

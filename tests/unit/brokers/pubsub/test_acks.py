@@ -1,0 +1,218 @@
+"""When acks are sent: at once for a worker with nothing left to do, else several in one request."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import pytest
+
+from gwi_celery.brokers.base import Delivery
+from gwi_celery.brokers.pubsub import acks
+from gwi_celery.brokers.pubsub.acks import Acknowledger
+from gwi_celery.brokers.pubsub.client import Client
+from gwi_celery.brokers.pubsub.deliveries import Deliveries
+from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound
+from gwi_celery.gcp import fork_gate
+from tests import workers
+
+#: All of it is done by threads of this process.
+eventually = partial(workers.eventually, timeout=20)
+
+SUBSCRIPTION = "projects/p/subscriptions/gwi-q"
+
+
+class _Server:
+    """A client whose requests are answered when the test says so."""
+
+    def __init__(self) -> None:
+        self.requests: list[list[str]] = []
+        self.rpcs: list[str] = []
+        self.futures: list[Future[None]] = []
+        self.young = False
+        self.refusal: Exception | None = None
+
+    def begin(self, rpc: str, request: Any, subscription: str) -> Future[None]:
+        assert subscription == request.subscription == SUBSCRIPTION
+        if self.refusal is not None:
+            raise self.refusal
+        self.rpcs.append(rpc)
+        self.futures.append(Future())
+        self.requests.append(list(request.ack_ids))
+        return self.futures[-1]
+
+    def error(self, exc: Exception, rpc: str, subscription: str) -> Exception:
+        return exc
+
+    def settling(self, subscription: str) -> bool:
+        return self.young
+
+    def sent(self, *requests: list[str]) -> None:
+        """Wait until these were sent, and no others."""
+        eventually(lambda: self.requests == list(requests))
+
+
+@pytest.fixture
+def server() -> _Server:
+    return _Server()
+
+
+@pytest.fixture
+def sender(server: _Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Acknowledger]:
+    # What gathers waits for an answer, or for the last one.
+    monkeypatch.setattr(acks, "_GATHER", 3600.0)
+    made = Acknowledger(server)  # type: ignore[arg-type]
+    yield made
+    made.stop(0.0)
+
+
+def _ack(sender: Acknowledger, *ids: str, last: bool = False) -> None:
+    for id in ids:
+        sender.ack(SUBSCRIPTION, id, time.monotonic() + 60, last=last)
+
+
+def test_an_ack_does_not_wait_for_the_one_before(server: _Server, sender: Acknowledger) -> None:
+    """A place is free once its ack has arrived: far away, one at a time would be slow."""
+    for id in "abc":
+        _ack(sender, id, last=True)
+        eventually(lambda id=id: server.requests[-1:] == [[id]])
+    assert not any(future.done() for future in server.futures)
+
+
+def test_acks_of_a_busy_worker_gather_until_its_last(server: _Server, sender: Acknowledger) -> None:
+    _ack(sender, "a")
+    server.sent(["a"])
+    for id in "bcd":
+        _ack(sender, id)
+        time.sleep(0.01)
+    _ack(sender, "e", last=True)
+    server.sent(["a"], ["b", "c", "d", "e"])
+
+
+def test_acks_of_a_busy_worker_gather_until_an_answer(
+    server: _Server, sender: Acknowledger
+) -> None:
+    _ack(sender, "a")
+    server.sent(["a"])
+    _ack(sender, "b", "c")
+    server.futures[0].set_result(None)
+    server.sent(["a"], ["b", "c"])
+
+
+def test_acks_of_a_busy_worker_gather_for_milliseconds(
+    server: _Server, sender: Acknowledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acks, "_GATHER", 0.01)
+    _ack(sender, "a")
+    server.sent(["a"])
+    _ack(sender, "b")
+    server.sent(["a"], ["b"])
+
+
+def test_only_so_many_requests_are_in_flight(server: _Server, sender: Acknowledger) -> None:
+    for n in range(8):
+        _ack(sender, str(n), last=True)
+        eventually(lambda n=n: len(server.requests) == n + 1)
+    more = [str(n) for n in range(8, 20)]
+    _ack(sender, *more, last=True)
+    time.sleep(0.05)
+    assert len(server.requests) == 8
+    server.futures[3].set_result(None)
+    eventually(lambda: server.requests[8:] == [more])
+
+
+def test_what_is_in_flight_is_waited_for(server: _Server, sender: Acknowledger) -> None:
+    _ack(sender, "a", "b", last=True)
+    eventually(lambda: sum(map(len, server.requests)) == 2)
+    assert not sender.flush(0.01)
+    flushed: list[bool] = []
+    waiting = threading.Thread(target=lambda: flushed.append(sender.flush(30)))
+    waiting.start()
+    for future in server.futures:
+        future.set_result(None)
+    waiting.join(30)
+    assert flushed == [True]
+
+
+def test_an_outage_that_hits_several_requests_is_one(
+    server: _Server, sender: Acknowledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All are sent again, after one pause rather than one for each."""
+    for n in range(8):
+        _ack(sender, str(n), last=True)
+        eventually(lambda n=n: len(server.requests) == n + 1)
+    for future in server.futures[:8]:
+        future.set_exception(BrokerUnavailable("no route"))
+    assert sender._retry_at < time.monotonic() + 1
+    eventually(lambda: sum(map(len, server.requests[8:])) == 8)
+    assert {id for ids in server.requests[8:] for id in ids} == set("01234567")
+    for future in server.futures[8:]:
+        future.set_result(None)
+    assert sender.flush(10)
+    assert not caplog.records
+
+
+def test_a_refused_ack_is_not_sent_again(
+    server: _Server, sender: Acknowledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    _ack(sender, "a", last=True)
+    server.sent(["a"])
+    server.futures[0].set_exception(BrokerError("the lease is over"))
+    assert sender.flush(10)
+    server.refusal = BrokerError("no credentials")
+    _ack(sender, "b", last=True)
+    assert sender.flush(10)
+    assert [r.message.partition(":")[2] for r in caplog.records] == [
+        " the lease is over",
+        " no credentials",
+    ]
+    assert server.requests == [["a"]]
+
+
+def test_a_subscription_that_is_new_may_be_unknown(server: _Server, sender: Acknowledger) -> None:
+    server.young = True
+    _ack(sender, "a", last=True)
+    server.sent(["a"])
+    server.futures[0].set_exception(NotFound("no such subscription"))
+    server.sent(["a"], ["a"])
+
+
+def test_acks_say_whether_the_worker_holds_anything_else(
+    server: _Server, sender: Acknowledger
+) -> None:
+    unused: Any = None
+    deliveries = Deliveries(unused, unused, unused, unused, sender, unused, unused)
+    a, b, c, d, e = held = [
+        Delivery("q", f"{SUBSCRIPTION} {id}", id, b"", {}, 1, 0.0, 0, 60.0) for id in "abcde"
+    ]
+    deliveries.leases.update({each.ack_id: time.monotonic() + 60 for each in held})
+    deliveries.ack([a])
+    server.sent(["a"])
+    deliveries.ack([b])
+    time.sleep(0.01)
+    deliveries.ack([c, d, e])
+    server.sent(["a"], ["b", "c", "d", "e"])
+    deliveries.leases[a.ack_id] = time.monotonic() + 60
+    deliveries.release(a, 0.0)
+    eventually(lambda: server.rpcs == ["Acknowledge", "Acknowledge", "ModifyAckDeadline"])
+
+
+def test_a_fork_waits_for_requests_that_were_begun() -> None:
+    before = fork_gate.in_flight()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(parse(f"pubsub://127.0.0.1:{silent.getsockname()[1]}/p", {}))
+        request = acks.pb["AcknowledgeRequest"](subscription=SUBSCRIPTION, ack_ids=["a"])
+        future = client.begin("Acknowledge", request, SUBSCRIPTION)
+        assert fork_gate.in_flight() == before + 1
+        future.cancel()
+        eventually(lambda: fork_gate.in_flight() == before)
+        with pytest.raises(KeyError):
+            client.begin("NoSuchRpc", request, SUBSCRIPTION)
+        assert fork_gate.in_flight() == before
+        client.close()
