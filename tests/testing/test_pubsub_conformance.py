@@ -18,7 +18,6 @@ from gwi_celery.testing.twin import start_twin
 from tests.machine import PATIENCE
 from tests.testing.pubsub_calls import Calls, bodies
 
-
 # The twin's fixture is asked for by name, which tests/order.py can't see.
 pytestmark = pytest.mark.xdist_group("pubsub-conformance")
 
