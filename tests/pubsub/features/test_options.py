@@ -178,14 +178,14 @@ def test_other_levels_are_refused_rather_than_mixed(connect: Connect) -> None:
 def nacks(broker: PubSubBroker, delay: float) -> list[int]:
     """The ack deadlines with which a nack is sent."""
     sent: list[int] = []
-    call = broker.client.call
+    begin = broker.client.begin
 
     def spy(rpc: str, request: Any, *rest: Any) -> Any:
         if rpc == "ModifyAckDeadline":
             sent.append(request.ack_deadline_seconds)
-        return call(rpc, request, *rest)
+        return begin(rpc, request, *rest)
 
-    broker.client.call = spy  # type: ignore[method-assign]
+    broker.client.begin = spy  # type: ignore[method-assign]
     publish(broker, "", "q", b"m")
     [delivery] = broker.receiver().poll("q", 1)
     broker.nack(delivery, delay)

@@ -168,7 +168,7 @@ def test_a_refused_ack_is_not_sent_again(
     server.refusal = BrokerError("no credentials")
     _ack(sender, "b", last=True)
     assert sender.flush(10)
-    assert [r.message.partition(":")[2] for r in caplog.records] == [
+    assert [r.getMessage().partition(":")[2] for r in caplog.records] == [
         " the lease is over",
         " no credentials",
     ]
