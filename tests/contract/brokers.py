@@ -281,6 +281,12 @@ def readable(receiver: Receiver, seconds: float = PATIENCE) -> bool:
     return bool(select.select([receiver.fileno()], [], [], seconds)[0])
 
 
+def woken(receiver: Receiver) -> bool:
+    """Whether the receiver is woken, or says when it is to ask again, as after a fault of a stream."""
+    due = receiver.next_due()
+    return readable(receiver, PATIENCE if due is None else due) or due is not None
+
+
 def drain(receiver: Receiver, queue: str = "q") -> list[Delivery]:
     """All that can be had now."""
     found = []
@@ -295,9 +301,7 @@ def wait_for(receiver: Receiver, queue: str = "q") -> Delivery:
         receiver.clear()
         for delivery in receiver.poll(queue, 1):
             return delivery
-        due = receiver.next_due()
-        woken = readable(receiver, PATIENCE if due is None else due)
-        assert woken or due is not None, f"nothing came to {queue!r} in {PATIENCE} s"
+        assert woken(receiver), f"nothing came to {queue!r} in {PATIENCE} s"
 
 
 def wait_until_settled(receiver: Receiver, seconds: float) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec, dead_letter_queue
 from gwi_celery.errors import NotFound
-from tests.contract.brokers import bodies, drain, readable, send, take, wait_for
+from tests.contract.brokers import bodies, drain, readable, send, take, wait_for, woken
 
 DEAD = dead_letter_queue("q")
 
@@ -32,14 +32,14 @@ def test_subscribing_to_a_missing_queue(receiver):
 def test_what_was_there_before_wakes_a_new_subscriber(broker, receiver):
     send(broker, b"m")
     receiver.subscribe("q")
-    assert readable(receiver)
+    assert woken(receiver)
 
 
 def test_a_publish_wakes(broker_factory, subscribed):
     # A stream that fails for now wakes its receiver, too.
     assert not (broker_factory.exact and readable(subscribed, 0))
     send(broker_factory(), b"m")
-    assert readable(subscribed)
+    assert woken(subscribed)
     subscribed.clear()
     assert not (broker_factory.exact and readable(subscribed, 0))
     assert wait_for(subscribed).data == b"m"
@@ -111,7 +111,7 @@ def test_a_queue_made_again_still_wakes_its_subscriber(broker, subscribed):
     assert subscribed.poll("q", 1) == []
     subscribed.clear()
     send(broker, b"m")
-    assert readable(subscribed)
+    assert woken(subscribed)
     assert wait_for(subscribed).data == b"m"  # it may have woken in vain before
 
 
@@ -209,7 +209,7 @@ def test_no_wake_is_lost_in_a_race(broker, subscribed):
     publisher.start()
     seen = []
     while len(seen) < total:
-        assert readable(subscribed), f"asleep after {len(seen)} messages"
+        assert woken(subscribed), f"asleep after {len(seen)} messages"
         subscribed.clear()
         for delivery in drain(subscribed):
             broker.ack([delivery])
