@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gwi_celery import shield, sqlite
+from gwi_celery import shield
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import BrokerUnusable, StoreUnusable
@@ -21,7 +21,7 @@ from gwi_celery.stores.base import Claimed
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.contract.contender import request
 from tests.machine import PATIENCE
-from tests.workers import ROOT, eventually
+from tests.workers import ROOT
 
 
 def test_two_processes_never_both_hold_a_job_whose_folder_was_deleted(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ from gwi_celery.errors import StoreUnusable
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.contract.contender import request
 from tests.machine import PATIENCE
-from tests.workers import ROOT, eventually
+from tests.workers import ROOT
 folder = Path(sys.argv[1]) / "gwi"
 store = SqliteStore(folder)
 store.claim(request("k", "o"))
@@ -122,25 +122,26 @@ def test_a_signal_is_handled_while_a_locked_file_is_waited_for(
     """Else a worker would hear of its stop when the wait is over. Here the signal ends the wait."""
     monkeypatch.setattr(shield, "_armed", False)  # by an earlier test: handlers would be held back
     store, locker = locked(tmp_path)
-    main = threading.get_ident()
+    handled, over = 0, threading.Event()
 
-    def waits() -> bool:
-        frame = sys._current_frames()[main]
-        while frame is not None and frame.f_code is not sqlite._patiently.__code__:
-            frame = frame.f_back  # type: ignore[assignment]
-        return frame is not None
+    def handle(*_: object) -> None:
+        nonlocal handled
+        handled += 1
+        if handled == 2:  # the first may have come before the wait
+            locker.execute("ROLLBACK")
 
     def send() -> None:
-        eventually(waits)
-        os.kill(os.getpid(), signal.SIGUSR1)
+        while not over.wait(0.05):
+            os.kill(os.getpid(), signal.SIGUSR1)
 
     sender = threading.Thread(target=send)
-    before = signal.signal(signal.SIGUSR1, lambda *_: locker.execute("ROLLBACK"))
+    before = signal.signal(signal.SIGUSR1, handle)
     try:
         sender.start()
         assert isinstance(store.claim(request("other", "o")), Claimed)
-        sender.join()
     finally:
+        over.set()
+        sender.join()
         signal.signal(signal.SIGUSR1, before)
         locker.close()
 
