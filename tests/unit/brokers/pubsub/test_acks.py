@@ -67,6 +67,7 @@ def server() -> _Server:
 def sender(server: _Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Acknowledger]:
     # What gathers waits for an answer, or for the last one.
     monkeypatch.setattr(acks, "_GATHER", 3600.0)
+    monkeypatch.setattr(acks, "_FAR", 3600.0)
     made = Acknowledger(server)  # type: ignore[arg-type]
     yield made
     made.stop(0.0)
@@ -103,6 +104,21 @@ def test_acks_of_a_busy_worker_gather_until_an_answer(
     _ack(sender, "b", "c")
     server.futures[0].set_result(None)
     server.sent(["a"], ["b", "c"])
+
+
+def test_far_from_the_server_no_ack_waits(
+    server: _Server, sender: Acknowledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that waited would be a place that stays empty."""
+    monkeypatch.setattr(acks, "_FAR", 0.0)
+    _ack(sender, "a")
+    server.sent(["a"])
+    server.futures[0].set_result(None)
+    assert sender.flush(20)  # how long answers take is known now
+    _ack(sender, "b", last=True)
+    server.sent(["a"], ["b"])
+    _ack(sender, "c")
+    server.sent(["a"], ["b"], ["c"])
 
 
 def test_acks_of_a_busy_worker_gather_for_milliseconds(
