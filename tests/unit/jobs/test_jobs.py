@@ -270,13 +270,13 @@ def test_a_cancelled_job_stops_at_a_boundary_and_one_that_waits_never_begins(ben
     bench.becomes(waiter, JobStatus.WAITING)
     (ref,) = jobs.cancel(waiter, "not needed", app=bench.app)
     assert ref == JobRef(bench.tenant, "note", "run:r1")
-    assert len(jobs.cancel(running, "wrong customer", app=bench.app)) == 1
+    [cancelled] = jobs.cancel(running, "wrong customer", app=bench.app)
     assert jobs.cancel(running, app=bench.app) == []
     assert "was cancelled" in jobs.explain(running, app=bench.app)
     assert jobs.explain(running, app=bench.app).endswith(": wrong customer")
     store = store_for(bench.app)
     lease = store.get_lock(jobs.LockRef(bench.tenant, ("run", "r1")))
-    assert lease is None, "the lock is free"
+    assert lease is None or lease.job != cancelled, "the lock is free, or its compensation's by now"
     for result in (running, waiter):
         eventually(lambda r=result: r.state == states.REVOKED, what="its caller knows")
     assert "note r1" not in bench.seen
