@@ -138,6 +138,15 @@ class Recorded:
         self.there -= set(ids)
 
 
+def delivered(broker: PubSubBroker) -> tuple[PubSubBroker, Recorded, Delivery]:
+    """The broker, what it records, and a message that it delivered."""
+    broker.operators = records = Recorded()
+    broker.publish("", "q", OutgoingMessage(b"data", {}))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    return broker, records, take(receiver, "q")
+
+
 def refused(*args: Any, **kwargs: Any) -> None:
     raise BrokerUnusable("it may not publish there")
 
@@ -145,12 +154,7 @@ def refused(*args: Any, **kwargs: Any) -> None:
 def test_what_can_t_be_kept_is_neither_recorded_nor_acked(
     connect: Callable[..., PubSubBroker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker = connect()
-    broker.operators = records = Recorded()
-    broker.publish("", "q", OutgoingMessage(b"data", {}))
-    receiver = broker.receiver()
-    receiver.subscribe("q")
-    delivery = take(receiver, "q")
+    broker, records, delivery = delivered(connect())
     acked: list[Delivery] = []
     monkeypatch.setattr(broker.publisher, "send_dead", refused)
     monkeypatch.setattr(broker.deliveries, "ack", acked.extend)
@@ -165,12 +169,8 @@ def test_what_can_t_be_kept_is_neither_recorded_nor_acked(
 def test_what_can_t_be_redriven_now_stays_in_its_dead_letter(
     what: str, connect: Callable[..., PubSubBroker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker = connect()
-    broker.operators = records = Recorded()
-    broker.publish("", "q", OutgoingMessage(b"data", {}))
-    receiver = broker.receiver()
-    receiver.subscribe("q")
-    broker.dead_letter(take(receiver, "q"), "no message")
+    broker, records, delivery = delivered(connect())
+    broker.dead_letter(delivery, "no message")
     eventually(lambda: broker.peek("q.dead"))
     if what.startswith("its record"):
         records.down = True

@@ -35,6 +35,7 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.worker.grace import ShutdownGrace
+from tests.apps import fresh_app
 from tests.everyline import at, lines_of, short
 from tests.machine import PATIENCE
 from tests.workers import ROOT
@@ -132,9 +133,7 @@ def test_a_stop_that_is_held_back_is_heard_of_at_once(handlers: None) -> None:
 
 
 def test_a_workers_time_to_stop_begins_when_the_stop_is_held_back(handlers: None) -> None:
-    app = Celery("t", set_as_current=False)
-    setup(app, broker_url="embedded://:memory:/grace", store_url="embedded://:memory:/grace")
-    grace = ShutdownGrace(SimpleNamespace(app=app))
+    grace = ShutdownGrace(SimpleNamespace(app=fresh_app()))
     begun = threading.Event()
     grace._watch = begun.set  # type: ignore[method-assign]
     shield.arm()

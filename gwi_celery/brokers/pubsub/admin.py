@@ -7,6 +7,7 @@ signs, connections tell one another what Pub/Sub doesn't record.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from gwi_celery.brokers.pubsub import naming
@@ -147,12 +148,15 @@ class Admin:
             request = pb["ListTopicSubscriptionsRequest"](
                 topic=self.signs_topic, page_size=_PAGE, page_token=token
             )
+            look = partial(
+                self._client.persist, "ListTopicSubscriptions", request, self.signs_topic
+            )
             try:
-                page = self._client.persist("ListTopicSubscriptions", request, self.signs_topic)
+                page = look()
             except NotFound:
                 if self.create_topic(self.signs_topic, {}):  # there never was one
                     return
-                continue  # another connection's first sign: its topic is too new to be found
+                page = look()  # another connection's first sign: its topic was too new to be found
             yield from page.subscriptions
             token = page.next_page_token
             if not token:

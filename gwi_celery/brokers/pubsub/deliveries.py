@@ -87,17 +87,11 @@ class Deliveries:
     def outstanding(self, ack_ids: Iterable[str]) -> set[str]:
         """How many of these Pub/Sub may still count as outstanding."""
         now = time.monotonic()
-        return {
-            id for id in ack_ids if max(self.leases.get(id, 0.0), self._deferred.get(id, 0.0)) > now
-        }
+        return {id for id in ack_ids if self.held_until(id) > now}
 
-    def deferred(self, delivery: Delivery) -> bool:
-        """Whether it is given back until a time that is yet to come."""
-        return self.any_deferred([delivery.ack_id])
-
-    def held_until(self, delivery: Delivery) -> float:
-        """Monotonic time until which nobody else gets it; 0.0: it was acked or given back."""
-        return max(self.leases.get(delivery.ack_id, 0.0), self._deferred.get(delivery.ack_id, 0.0))
+    def held_until(self, ack_id: str) -> float:
+        """Monotonic time until which nobody else gets its message; 0.0: it was acked or given back."""
+        return max(self.leases.get(ack_id, 0.0), self._deferred.get(ack_id, 0.0))
 
     def any_deferred(self, ack_ids: Iterable[str]) -> bool:
         now = time.monotonic()

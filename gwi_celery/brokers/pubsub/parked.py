@@ -29,7 +29,8 @@ class Parked:
     def find(self, queue: str, name: str) -> Delivery | None:
         """The message of that name (a task id, or a message's), if this connection has it parked."""
         found = self._broker.early.find(queue, name)
-        if found is None or self._broker.deliveries.held_until(found) < time.monotonic() + _LEFT:
+        enough = time.monotonic() + _LEFT
+        if found is None or self._broker.deliveries.held_until(found.ack_id) < enough:
             return None
         return found
 
@@ -54,6 +55,6 @@ class Parked:
 
     def _taken(self, delivery: Delivery) -> bool:
         """Have no receiver hand it out any more; False if one has."""
-        return self._broker.deliveries.deferred(delivery) or any(
+        return self._broker.deliveries.any_deferred([delivery.ack_id]) or any(
             receiver.take_out(delivery) for receiver in self._broker.receivers()
         )

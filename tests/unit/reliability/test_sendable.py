@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from celery import Celery, chain, chord, group
 
-from gwi_celery import ReliableTask, broker_for, setup, store_for
+from gwi_celery import ReliableTask, broker_for, store_for
 from gwi_celery.errors import InvalidCall, NotSerializable
 from gwi_celery.stores.base import JobRef, JobStatus
 from gwi_celery.transport import envelope
 from gwi_celery.worker.consumer import why_malformed
+from tests.apps import fresh_app
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
 
@@ -26,9 +27,7 @@ NOW = datetime.now(timezone.utc)
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid.uuid4().hex}", set_as_current=False)
-    name = f"embedded://:memory:/{uuid.uuid4().hex}"
-    setup(app, broker_url=name, store_url=name)
+    app = fresh_app()
 
     @app.task(shared=False, base=ReliableTask, name="t")
     def t(*given: Any, tenant_id: str, x: Any = None) -> None: ...

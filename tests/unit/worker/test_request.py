@@ -5,25 +5,23 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from uuid import uuid4
 
 import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery import Celery
 
-from gwi_celery import ReliableTask, broker_for, setup, store_for
+from gwi_celery import ReliableTask, broker_for, store_for
 from gwi_celery.stores.base import Claimed, ClaimRequest, JobStatus
 from gwi_celery.worker.request import ReliableRequest
+from tests.apps import fresh_app
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
-    app = Celery(f"unit-{uuid4().hex}", set_as_current=False)
-    url = f"embedded://:memory:/{uuid4().hex}"
-    setup(app, broker_url=url, store_url=url)
+    app = fresh_app()
 
     @app.task(shared=False, base=ReliableTask, name="t")
     def t(*, tenant_id: str, run_id: str) -> None: ...
