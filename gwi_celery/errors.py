@@ -7,6 +7,7 @@
         ├── ConfigurationError      a setting, URL or task option is wrong; raised at start
         ├── InvalidCall             refused at .delay(): nothing was published
         │   ├── MissingTenant
+        │   ├── UnknownName         no record of that job, or no such limit
         │   ├── ConflictingIds      the call and its headers name different tenants or runs
         │   └── NotSerializable     an argument, a result or a step has no JSON form
         ├── JobError                ends of a job other than its own exception
@@ -83,6 +84,7 @@ __all__ = [
     "StoreUnusable",
     "TaskIdTaken",
     "TooLarge",
+    "UnknownName",
     "VersionConflict",
     "WorkerStopping",
 ]
@@ -95,8 +97,10 @@ class GwiError(Exception):
 class ConfigurationError(GwiError, ClickException):
     """A setting, a URL or a task's options can't work. Raised at start, never in mid-job.
 
-    A command line (``celery worker``) prints its text instead of a traceback.
+    A command line (``celery worker``) prints its text instead of a traceback, and exits with 2.
     """
+
+    exit_code = 2
 
 
 class InvalidCall(GwiError, ValueError):
@@ -105,6 +109,10 @@ class InvalidCall(GwiError, ValueError):
 
 class MissingTenant(InvalidCall):
     """A reliable task was called without a tenant, or with an empty one."""
+
+
+class UnknownName(InvalidCall):
+    """There is no record of that job, or no task of the app has that limit."""
 
 
 class ConflictingIds(InvalidCall):

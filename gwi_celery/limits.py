@@ -24,7 +24,7 @@ from typing import Any
 from celery import current_app
 
 from gwi_celery.actions import action
-from gwi_celery.errors import ConfigurationError, InvalidCall
+from gwi_celery.errors import ConfigurationError, InvalidCall, UnknownName
 from gwi_celery.integration import integration, store_for, unwrapped
 from gwi_celery.reliability.limits import Limit
 from gwi_celery.reliability.options import Reliable
@@ -120,7 +120,7 @@ def set(
         rate: For a limit of starts in a time.
         of: Only where the name is filled with these, such as ``{"tenant_id": "acme"}``.
 
-    Raises InvalidCall for a limit that no task of the app has.
+    Raises InvalidCall, for a limit that no task of the app has its UnknownName.
     """
     app = unwrapped(current_app if app is None else app)
     try:
@@ -183,7 +183,7 @@ def _check_known(app: Any, name: str, is_rate: bool, of: Mapping[str, str] | Non
             return  # it may be one that a function gives
         kind = "rate" if is_rate else "max_running"
         texts = [str(each) for each in named]
-        raise InvalidCall(
+        raise UnknownName(
             f"no task of this app has Limit({name!r}, {kind}=...)"
             + (f"; {nearest(name, texts)}" if texts else "")
         )

@@ -12,7 +12,18 @@ import click
 
 from gwi_celery import queues
 from gwi_celery.brokers.base import KINDS_OF_DEATH
-from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, options, yes
+from gwi_celery.cli.frame import (
+    SPAN,
+    Column,
+    Exit,
+    Progress,
+    command,
+    confirm,
+    end,
+    known,
+    options,
+    yes,
+)
 from gwi_celery.integration import store_for
 from gwi_celery.queues import DeadLetter
 from gwi_celery.queues.dead import recorded
@@ -90,6 +101,7 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
         found = list(islice(_matching(app, at_a_time=limit + 1, **given), limit + 1))
     else:
         found = sorted(_matching(app, **given), key=lambda dead: -dead.died_at)
+    known(app, given["queue"], found)
     if len(found) > limit:
         click.echo(f"the latest {limit}, and there are more: see --limit", err=True)
     return [_row(dead) for dead in found[:limit]]
@@ -157,6 +169,7 @@ def _chosen(
     if not (ids or filtered or everything):
         end(Exit.USAGE, f"say which to {deed}: ids, a filter such as --reason, or --all")
     chosen = list(_matching(app, ids=frozenset(ids) or None, **given))
+    known(app, given["queue"], chosen)
     total = queues.count(app, given["queue"])
     confirm(deed, len(chosen), total, sure=sure, what="dead letters match")
     return chosen
@@ -223,6 +236,7 @@ def purge(
 def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
     """Write them to FILE (-: stdout) as JSON lines, arguments too; they stay where they are."""
     found = list(_matching(app, look=True, **given))
+    known(app, given["queue"], found)
     there = [dead for dead in found if dead.whole]
     try:
         with (

@@ -9,9 +9,9 @@ import click
 
 from gwi_celery import doctor as checks
 from gwi_celery.cli.checkup import checkup
-from gwi_celery.cli.frame import SHAPES, Column, Exit, Shape, show
+from gwi_celery.cli.frame import SHAPES, Column, Exit, Shape, reporting, show
 from gwi_celery.config import urls
-from gwi_celery.errors import ConfigurationError, GwiError
+from gwi_celery.errors import ConfigurationError
 from gwi_celery.integration import settings_for
 
 SHAPES["doctor"] = Shape(
@@ -45,7 +45,7 @@ def doctor(ctx: click.Context, live: bool, as_json: bool, seconds: float) -> Non
     six minutes, costs less than a cent, and leaves nothing behind.
     """
     app: Any = ctx.obj.app
-    try:
+    with reporting():
         if not live:
             app.finalize()
             app.loader.import_default_modules()
@@ -63,8 +63,6 @@ def doctor(ctx: click.Context, live: bool, as_json: bool, seconds: float) -> Non
                 "pubsub:// broker_url"
             )
         holds = checks.written(asked, seconds, as_json, click.echo, lambda: [_pinged(app)])
-    except GwiError as exc:
-        raise click.ClickException(str(exc)) from exc
     if not holds:
         ctx.exit(int(Exit.PROBLEMS))
 

@@ -26,8 +26,9 @@ from gwi_celery.errors import (
     InvalidCall,
     NotFound,
     StoreUnavailable,
+    UnknownName,
 )
-from gwi_celery.integration import integration
+from gwi_celery.integration import broker_for, integration
 
 #: Characters of a column that is shown whole which are never folded: a task's id.
 _WHOLE: Final = 36
@@ -57,6 +58,7 @@ _EXITS: Final[tuple[tuple[type[GwiError], Exit], ...]] = (
     (BrokerUnavailable, Exit.UNAVAILABLE),
     (StoreUnavailable, Exit.UNAVAILABLE),
     (NotFound, Exit.NOTHING),
+    (UnknownName, Exit.NOTHING),
     (ConfigurationError, Exit.USAGE),
     (InvalidCall, Exit.USAGE),
     (GwiError, Exit.FAILED),
@@ -147,13 +149,17 @@ def command(
                 app.finalize()
                 app.loader.import_default_modules()
                 integration(app)
-                while True:
-                    rows = function(app, **given)
-                    if shape is not None and rows is not None:
-                        show(shape, rows, as_json=as_json, clear=bool(watch))
-                    if not watch:
-                        return
-                    time.sleep(watch)
+                try:
+                    while True:
+                        rows = function(app, **given)
+                        if shape is not None and rows is not None:
+                            show(shape, rows, as_json=as_json, clear=bool(watch))
+                        if not watch:
+                            return
+                        time.sleep(watch)
+                except KeyboardInterrupt:
+                    if not watch:  # that is how watching ends
+                        raise
 
         made = click.command(name)(click.pass_context(run))
         if shape is not None:
@@ -171,6 +177,11 @@ def command(
     return decorate
 
 
+def failed(exc: GwiError) -> Ended:
+    """The end of a command that met this error."""
+    return Ended(next(code for error, code in _EXITS if isinstance(exc, error)), str(exc))
+
+
 class reporting:
     """Turns this package's errors into a line on stderr and an exit code."""
 
@@ -179,8 +190,7 @@ class reporting:
 
     def __exit__(self, kind: Any, exc: Any, tb: Any) -> None:
         if isinstance(exc, GwiError):
-            code = next(code for error, code in _EXITS if isinstance(exc, error))
-            raise Ended(code, str(exc)) from exc
+            raise failed(exc) from exc
 
 
 # --- output ---------------------------------------------------------------------------------------
@@ -376,6 +386,12 @@ def confirm(deed: str, matching: int, total: int, *, sure: bool, what: str) -> N
         )
     if not click.confirm(f"{deed} {matching}?", err=True):
         end(Exit.REFUSED, "nothing was done")
+
+
+def known(app: Any, queue: str | None, found: Sequence[Any]) -> None:
+    """End the command if nothing was found because there is no such queue."""
+    if queue is not None and not found and not broker_for(app).has_queue(queue):
+        end(Exit.NOTHING, f"there is no queue {queue!r}: see `gwi queues list`")
 
 
 class Progress:

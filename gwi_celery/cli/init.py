@@ -11,9 +11,9 @@ import click
 
 from gwi_celery import deployment
 from gwi_celery.brokers.pubsub.topology.paths import id_of
+from gwi_celery.cli.frame import reporting
 from gwi_celery.cli.plan import plan_of, queues_of
 from gwi_celery.deployment import Deployment, Grant, Queue
-from gwi_celery.errors import GwiError
 from gwi_celery.firestore import indexes
 from gwi_celery.integration import broker_for
 
@@ -32,7 +32,7 @@ def init(ctx: click.Context, form: str | None) -> None:
     What is there already is left alone; what differs from the configuration is an error that says so.
     """
     app: Any = ctx.obj.app
-    try:
+    with reporting():
         app.finalize()
         if form is None:
             broker = broker_for(app)
@@ -43,8 +43,6 @@ def init(ctx: click.Context, form: str | None) -> None:
         needed = plan_of(app)
         for line in _gcloud(needed) if form == "gcloud" else _terraform(needed):
             click.echo(line)
-    except GwiError as exc:
-        raise click.ClickException(str(exc)) from exc
 
 
 def _grants(queue: Queue) -> Iterator[tuple[Grant, str, str]]:

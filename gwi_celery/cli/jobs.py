@@ -223,13 +223,16 @@ def explain(app: Any, id: str) -> dict[str, Any]:
 
     sentence = verbs.explain(id, app=app)
     details = verbs.get(id, app=app)
-    if details is None and (where := queues.where(app, id)):
+    where = queues.where(app, id) if details is None else None
+    if where is not None:
         sentence = where
     elif details is not None and not details.record.status.terminal:
         queue = details.record.origin.queue
         if queue and queues.is_paused(app, queue):
             sentence += f"; its queue is paused: `gwi queues resume {queue}`"
     dead = next(queues.dead_letters(app, ids=[id]), None)
+    if details is None and where is None and dead is None:
+        end(Exit.NOTHING, f"no record of {id!r}: {sentence}")
     if dead is not None:
         sentence += (
             f"; its message is in the dead letter of {dead.queue} ({dead.reason}): "

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
-from gwi_celery.errors import ConfigurationError, GwiError
+from gwi_celery.cli.frame import reporting
+from gwi_celery.errors import ConfigurationError
 from gwi_celery.integration import broker_for
 
 
@@ -26,13 +27,11 @@ def push_to(
     """
     app: Any = ctx.obj.app
     queue = queue or app.conf.task_default_queue
-    try:
+    with reporting():
         broker = broker_for(app)
         if not isinstance(broker, PubSubBroker):
             raise ConfigurationError(
                 f"{app.conf.broker_url} can't push: only pubsub:// queues are posted to an endpoint"
             )
         broker.push_to(queue, url, service_account=service_account, audience=audience)
-    except GwiError as exc:
-        raise click.ClickException(str(exc)) from exc
     click.echo(f"queue {queue!r} is pushed to {url}" if url else f"queue {queue!r} is pulled")

@@ -10,6 +10,8 @@ from importlib import import_module
 
 import click
 
+from gwi_celery.cli import loading
+
 #: Command -> the module of this package that defines it, under the command's name.
 COMMANDS = {
     "cleanup": "service",
@@ -29,6 +31,8 @@ COMMANDS = {
     "tail": "service",
     "workers": "service",
 }
+
+loading.install()
 
 
 class _Lazy(click.Group):

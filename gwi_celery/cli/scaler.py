@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gwi_celery.errors import GwiError
+from gwi_celery.cli.frame import Exit, end, reporting
 from gwi_celery.integration import broker_for
 from gwi_celery.service.scaler import Scaler, serve
 
@@ -18,15 +18,11 @@ from gwi_celery.service.scaler import Scaler, serve
 def scaler(ctx: click.Context, host: str, port: int) -> None:
     """Answer KEDA's external scaler interface from the depth and age of the app's queues."""
     app: Any = ctx.obj.app
+    with reporting():
+        answers = Scaler(broker_for(app), app.conf.task_default_queue)
     try:
-        server, bound = serve(
-            Scaler(broker_for(app), app.conf.task_default_queue), f"{host}:{port}"
-        )
-    except GwiError as exc:
-        raise click.ClickException(str(exc)) from exc
+        server, bound = serve(answers, f"{host}:{port}")
     except RuntimeError as exc:  # gRPC's, for an address that can't be bound
-        raise click.ClickException(
-            f"can't listen on {host}:{port} ({exc}): choose another --port"
-        ) from exc
+        end(Exit.FAILED, f"can't listen on {host}:{port} ({exc}): choose another --port")
     click.echo(f"KEDA's external scaler on {host}:{bound}")
     server.wait_for_termination()

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from gwi_celery.errors import ConfigurationError, GwiError
+from gwi_celery.cli.frame import reporting
+from gwi_celery.errors import ConfigurationError
 from gwi_celery.integration import settings_for
 
 
@@ -44,7 +45,7 @@ def serve(
         "push_concurrency": concurrency,
         "push_pool": pool,
     }
-    try:
+    with reporting():
         app.finalize()
         app.loader.import_default_modules()
         settings = dataclasses.replace(
@@ -55,5 +56,3 @@ def serve(
         except ImportError as exc:
             raise ConfigurationError(f"{exc}: pip install 'gwi-celery[http]'") from exc
         run(app, settings, loglevel=loglevel)
-    except GwiError as exc:
-        raise click.ClickException(str(exc)) from exc

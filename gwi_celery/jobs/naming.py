@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from celery import current_app
 from celery.result import AsyncResult
 
-from gwi_celery.errors import InvalidCall
+from gwi_celery.errors import InvalidCall, UnknownName
 from gwi_celery.integration import store_for, unwrapped
 from gwi_celery.stores.base import JobFilter, JobRecord, JobRef, Store
 
@@ -46,10 +46,10 @@ def record_of(store: Store, job: Named) -> JobRecord | None:
 
 
 def known_record(store: Store, job: Named) -> JobRecord:
-    """The same. Raises InvalidCall if there is none."""
+    """The same. Raises UnknownName if there is none."""
     record = record_of(store, job)
     if record is None:
-        raise InvalidCall(
+        raise UnknownName(
             f"no record of {_shown(job)}: no worker has seen it yet, or its result_ttl has passed"
         )
     return record

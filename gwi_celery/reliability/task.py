@@ -36,6 +36,7 @@ from gwi_celery.integration import integration, settings_for, store_for
 from gwi_celery.reliability import (
     call,
     compensation,
+    declared,
     marks,
     verbs,
 )
@@ -95,11 +96,7 @@ class ReliableTask(InsideJob):
                     f"{cls.name}: {attribute}={value!r} breaks the promise of a reliable task: "
                     f"{otherwise}. Leave it out ({needed!r} is set for you), or use a plain task"
                 )
-        retries = cls.max_retries
-        if isinstance(retries, str) or (isinstance(retries, (int, float)) and retries < 0):
-            raise ConfigurationError(
-                f"{cls.name}: max_retries={retries!r} is not a whole number from 0 (None: no end of them)"
-            )
+        declared.check(cls, app.conf)
         misplaced = [name for name in OPTIONS if is_misplaced(name, vars(cls))]
         if misplaced:
             given = ", ".join(f"{name}={vars(cls)[name]!r}" for name in misplaced)

@@ -21,6 +21,7 @@ from gwi_celery.brokers.base import Delivery
 from gwi_celery.config import Settings
 from gwi_celery.errors import MalformedMessage
 from gwi_celery.integration import settings_for
+from gwi_celery.reliability import declared
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.service import local, push
 from gwi_celery.service.admission import Admission, Refused
@@ -65,9 +66,10 @@ def create_app(
             default they come from Google.
 
     Raises ConfigurationError: tokens are to be checked, and no setting names whose; or one of Celery's
-    settings was changed after ``setup()`` to what jobs must not have.
+    settings was changed after ``setup()`` to what jobs must not have; or a task's option can't work.
     """
     required.check(app.conf)  # it may have been changed since setup()
+    declared.check_all(app)
     service = Service(app, settings or settings_for(app), fetch_certs)
     return _application(service.routes(), service.lifespan)
 

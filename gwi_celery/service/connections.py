@@ -11,14 +11,18 @@ import functools
 import logging
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that a request's head may take, from the connection or from its first byte.
 HEAD_TIMEOUT = 10.0
+#: Bytes of a refused body that are read and dropped, so that its sender gets to read the answer.
+_DROPPED_AT_MOST = 64 * 1024 * 1024
 #: Share of this process's descriptors that connections may take: the worker needs the others.
 _SHARE = 1 / 4
 #: Seconds between two warnings about too many.
@@ -36,6 +40,34 @@ def most_connections(most: int) -> int:
     return most if soft == resource.RLIM_INFINITY else max(min(most, int(soft * _SHARE)), 8)
 
 
+class _Transport:
+    """A connection's transport, which is not closed at once while its caller is still sending.
+
+    The kernel would answer what arrives after that with a reset, and the caller would lose the answer
+    that it has not read yet. So only our side is closed, and what else arrives is dropped.
+    """
+
+    def __init__(self, transport: asyncio.Transport, sends: Callable[[], bool]) -> None:
+        self._transport = transport
+        self._sends = sends
+        self.lingers = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self.lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        if self._sends():
+            self.lingers = True
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+
 class LimitedProtocol(H11Protocol):
     """One connection. A new one over the limit ends the one that has been idle for longest."""
 
@@ -47,9 +79,11 @@ class LimitedProtocol(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._served = False
         self._used_at = time.monotonic()
+        self._dropped = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._lingering = _Transport(transport, self._still_sends)
+        super().connection_made(self._lingering)  # type: ignore[arg-type]
         self._expect_head()
         if len(self.connections) > self._most:
             self._make_room()
@@ -58,7 +92,27 @@ class LimitedProtocol(H11Protocol):
         self._head_is_there()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        if self._lingering.lingers:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    def _still_sends(self) -> bool:
+        """Asked when the connection is about to be closed."""
+        if self.conn.their_state not in (h11.SEND_BODY, h11.ERROR):
+            return False
+        self.flow.resume_reading()
+        self._head_is_there()
+        self._expect_head()  # it has as long as it had for its head
+        return True
+
     def data_received(self, data: bytes) -> None:
+        if self._lingering.lingers:
+            self._dropped += len(data)
+            if self._dropped > _DROPPED_AT_MOST:
+                self.transport.abort()
+            return
         if self._idle and self._head_timer is None:
             self._expect_head()
         super().data_received(data)

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
+from celery.exceptions import WorkerShutdown
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import consumer
 
+from gwi_celery.errors import ConfigurationError
 from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
 from gwi_celery.reliability import fields
 from gwi_celery.text import safe_text
@@ -40,6 +42,14 @@ class Consumer(consumer.Consumer):
             # Celery ends a worker that lost a child during its start: restart the child instead. If
             # none can start, the pool itself gives up.
             self.pool.did_start_ok = functools.partial(_all_started, processes)
+
+    def start(self) -> None:
+        """Celery's own; an error that says what to do ends the worker with that, not with a traceback."""
+        try:
+            super().start()
+        except ConfigurationError as exc:
+            logger.critical("this worker can't go on: %s", exc)
+            raise WorkerShutdown(exc.exit_code) from exc
 
     def connection_for_read(self, heartbeat: Any = None) -> Any:
         """Celery's own, also for gossip and events."""

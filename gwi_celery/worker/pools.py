@@ -8,16 +8,18 @@ from celery import bootsteps
 
 from gwi_celery import required
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.reliability import declared
 
 
 class PoolCheck(bootsteps.Step):
-    """Worker bootstep: refuses a pool that would lose jobs, before any is taken."""
+    """Worker bootstep: refuses settings, tasks or a pool that would lose jobs, before any is taken."""
 
     label = "Pool check"
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         required.check(worker.app.conf)  # it may have been changed since setup()
+        declared.check_all(worker.app)
         if worker.pool_cls.__module__ == "celery.concurrency.eventlet":
             raise ConfigurationError(
                 "the eventlet pool can't be used: it replaces the threads and locks that leases are "

@@ -13,8 +13,9 @@ from celery.bin.celery import celery
 from click.shell_completion import ShellComplete
 
 from gwi_celery.cli import gwi
-from gwi_celery.cli.frame import SHAPES, Column, show, shown
+from gwi_celery.cli.frame import SHAPES, Column, Exit, show, shown
 from gwi_celery.cli.root import COMMANDS
+from tests.unit.cli.conftest import Gwi
 
 for name in COMMANDS:  # each module names its shapes
     gwi.get_command(click.Context(gwi), name)
@@ -100,3 +101,24 @@ def test_a_shell_completes_commands_options_and_choices(
     found = [item.value for item in completed.get_completions(words, incomplete)]
     assert found == expected
     assert os.environ.get("_CELERY_COMPLETE") is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("jobs show X", "jobs show X --tree", "jobs explain X", "jobs cancel X -y"),
+        *("jobs replay X -y", "jobs fork X --run r", "dlq show X", "dlq redrive X -y"),
+        *("dlq purge X -y", "dlq list -Q X", "dlq purge -Q X -y", "dlq export - -Q X"),
+        *(
+            "delayed list -Q X",
+            "delayed now X -y",
+            "delayed cancel X -y",
+            "delayed now -Q X --all -y",
+        ),
+        *("limits set X --max-running 2", "limits clear X -y", "locks release X X -y"),
+        *("queues pause X", "queues resume X"),
+    ],
+)
+def test_an_unknown_name_has_one_exit_code(gwi_: Gwi, command: str) -> None:
+    assert gwi_(*command.split(), code=Exit.NOTHING) == ""
+    assert gwi_.err.startswith("Error: ")

@@ -6,6 +6,8 @@ import contextlib
 import random
 import socket
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 
 import httpx
@@ -198,3 +200,28 @@ def _send(port: int, head: bytes) -> int:
         answer = s.recv(65536)
         return int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 0
     return 0
+
+
+def test_who_is_refused_while_it_sends_reads_the_answer(port: int) -> None:
+    """Closing at once would have the kernel reset the connection, and the answer be lost."""
+    body = b"x" * 8_000_000
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/nowhere", data=body
+    )  # it sends close
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=PATIENCE)
+    assert refused.value.code == 404
+    refused.value.close()
+
+
+def test_who_never_ends_sending_is_not_read_for_ever(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_DROPPED_AT_MOST", 1_000_000)
+    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 999999999\r\n\r\n"
+    with _connect(port) as s:
+        s.sendall(head)
+        assert s.recv(1000).startswith(b"HTTP/1.1 404")
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                s.sendall(b"x" * 100_000)

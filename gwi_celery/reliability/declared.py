@@ -1,0 +1,135 @@
+"""Options of a task, as its decorator, ``task_annotations`` or a ``task_...`` setting gave them.
+
+Celery reads most of them late: in the worker's start, which then ends with a traceback, at each call, or
+when a job fails for the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any, Final
+
+from celery.utils.time import rate
+from kombu.serialization import prepare_accept_content, registry
+
+from gwi_celery.errors import ConfigurationError, InvalidCall
+from gwi_celery.reliability import fields
+from gwi_celery.reliability.fields import Kind
+from gwi_celery.reliability.sendable import check_options
+
+
+def _rate(value: Any) -> bool:
+    try:
+        return isfinite(float(rate(value))) and float(rate(value)) >= 0
+    except (ValueError, TypeError, KeyError, ZeroDivisionError):
+        return False
+
+
+def _read_by(read: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    """What Celery takes that reads it so; a number below 0 would be no wait."""
+
+    def takes(value: Any) -> bool:
+        try:
+            return bool(read(value) >= 0)
+        except (ValueError, TypeError, OverflowError):
+            return False
+
+    return takes
+
+
+def _seconds(value: Any) -> bool:
+    return fields.HEADERS["timelimit"].takes((value, value))
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
+def _errors(value: Any) -> bool:
+    each = value if isinstance(value, (list, tuple, set, frozenset)) else (None,)
+    return all(isinstance(one, type) and issubclass(one, BaseException) for one in each)
+
+
+def _errors_or_one(value: Any) -> bool:
+    return _errors(value) or _errors((value,))
+
+
+def _names(value: Any) -> bool:
+    """A queue by its name, or as Kombu's object."""
+    name = getattr(value, "name", value)
+    return isinstance(name, str) and bool(name)
+
+
+_SECONDS = Kind("a number of seconds, 0 or more", _seconds)
+_LIST = "a list of exception classes, such as (OSError,)"
+
+#: Option -> what it may be, besides None.
+KINDS: Final[Mapping[str, Kind]] = {
+    "rate_limit": Kind("a rate such as '10/s', '100/m' or '5/h', or a number a second", _rate),
+    "time_limit": _SECONDS,
+    "soft_time_limit": _SECONDS,
+    "max_retries": Kind("a whole number from 0 (None: no end of them)", _count),
+    "default_retry_delay": _SECONDS,
+    "retry_backoff": Kind("True, or a number of seconds", _read_by(float)),
+    "retry_backoff_max": Kind("a whole number of seconds", _read_by(int)),
+    "retry_kwargs": Kind("a dict of retry()'s options", lambda value: isinstance(value, dict)),
+    "autoretry_for": Kind(_LIST, _errors),
+    "dont_autoretry_for": Kind(_LIST, _errors),
+    "throws": Kind(_LIST, _errors_or_one),
+    "priority": fields.PROPERTIES["priority"],
+    "ignore_result": fields.HEADERS["ignore_result"],
+    "queue": Kind("the name of a queue", _names),
+    "routing_key": Kind("a text", lambda value: isinstance(value, str)),
+}
+
+
+#: Checked as a call's are.
+_OF_CALLS: Final = ("expires", "compression")
+#: Settings of all tasks, which Celery gives to the pool.
+_SETTINGS: Final = ("task_time_limit", "task_soft_time_limit")
+
+
+def check(task: Any, conf: Any) -> None:
+    """Raises ConfigurationError for the first option of the task (or its class) that can't work."""
+    for option, kind in KINDS.items():
+        value = getattr(task, option, None)
+        if value is not None and not kind.takes(value):
+            raise ConfigurationError(f"{task.name}: {option}={value!r:.100} is not {kind.what}")
+    soft, hard = task.soft_time_limit, task.time_limit
+    if soft and hard and soft > hard:
+        raise ConfigurationError(
+            f"{task.name}: soft_time_limit={soft} is above time_limit={hard}, so that it would never be "
+            "reached: make it the smaller one"
+        )
+    try:
+        check_options(task.name, {name: getattr(task, name, None) for name in _OF_CALLS})
+    except InvalidCall as exc:
+        raise ConfigurationError(str(exc)) from None
+    _check_serializer(task, conf.accept_content)
+
+
+def _check_serializer(task: Any, accepted: Any) -> None:
+    name = task.serializer
+    if name is None:
+        return
+    if name not in registry.name_to_type and name not in registry.type_to_name:
+        raise ConfigurationError(
+            f"{task.name}: no serializer is registered as {name!r:.100}: leave it out, for JSON"
+        )
+    kind = registry.name_to_type.get(name, name)
+    if accepted is not None and kind not in prepare_accept_content(accepted):
+        raise ConfigurationError(
+            f"{task.name}: serializer={name!r} is not in app.conf.accept_content, so every worker "
+            "would refuse its messages: leave it out, for JSON"
+        )
+
+
+def check_all(app: Any) -> None:
+    """The same of all tasks of the app, and of the settings that stand for their options."""
+    for setting in _SETTINGS:
+        value = app.conf[setting]
+        if value is not None and not _SECONDS.takes(value):
+            raise ConfigurationError(f"app.conf.{setting} is {value!r:.100}, not {_SECONDS.what}")
+    for task in app.tasks.values():
+        check(task, app.conf)
