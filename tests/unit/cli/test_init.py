@@ -84,7 +84,7 @@ def test_gcloud_says_the_same(app: Celery) -> None:
 def test_without_a_project_there_is_nothing_to_print() -> None:
     app = app_on("embedded://:memory:/init", store_backend="memory")
     printed = run(app, "--print", "terraform")
-    assert printed.exit_code == 1
+    assert printed.exit_code == 2
     assert "GCP_PROJECT_ID" in printed.output
     app.close()
 

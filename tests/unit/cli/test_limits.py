@@ -89,7 +89,6 @@ def test_set_and_clear(limited: Gwi) -> None:
         ("set", "{tenant_id}", "--max-running", "0"),
         ("set", "{tenant_id}", "--max-running", "1", "--rate", "1/m"),
         ("set", "openai", "--rate", "much"),
-        ("set", "nobodys", "--rate", "1/m"),
         ("set", "{tenant_id}", "--max-running", "1", "--of", "acme"),
         ("clear",),
         ("clear", "openai", "--all"),
