@@ -20,7 +20,6 @@ from gwi_celery.cli.frame import (
     command,
     confirm,
     end,
-    known,
     options,
     yes,
 )
@@ -101,7 +100,6 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
         found = list(islice(_matching(app, at_a_time=limit + 1, **given), limit + 1))
     else:
         found = sorted(_matching(app, **given), key=lambda dead: -dead.died_at)
-    known(app, given["queue"], found)
     if len(found) > limit:
         click.echo(f"the latest {limit}, and there are more: see --limit", err=True)
     return [_row(dead) for dead in found[:limit]]
@@ -169,7 +167,6 @@ def _chosen(
     if not (ids or filtered or everything):
         end(Exit.USAGE, f"say which to {deed}: ids, a filter such as --reason, or --all")
     chosen = list(_matching(app, ids=frozenset(ids) or None, **given))
-    known(app, given["queue"], chosen)
     total = queues.count(app, given["queue"])
     confirm(deed, len(chosen), total, sure=sure, what="dead letters match")
     return chosen
@@ -236,7 +233,6 @@ def purge(
 def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
     """Write them to FILE (-: stdout) as JSON lines, arguments too; they stay where they are."""
     found = list(_matching(app, look=True, **given))
-    known(app, given["queue"], found)
     there = [dead for dead in found if dead.whole]
     try:
         with (

@@ -28,7 +28,7 @@ from gwi_celery.errors import (
     StoreUnavailable,
     UnknownName,
 )
-from gwi_celery.integration import broker_for, integration
+from gwi_celery.integration import integration
 
 #: Characters of a column that is shown whole which are never folded: a task's id.
 _WHOLE: Final = 36
@@ -386,12 +386,6 @@ def confirm(deed: str, matching: int, total: int, *, sure: bool, what: str) -> N
         )
     if not click.confirm(f"{deed} {matching}?", err=True):
         end(Exit.REFUSED, "nothing was done")
-
-
-def known(app: Any, queue: str | None, found: Sequence[Any]) -> None:
-    """End the command if nothing was found because there is no such queue."""
-    if queue is not None and not found and not broker_for(app).has_queue(queue):
-        end(Exit.NOTHING, f"there is no queue {queue!r}: see `gwi queues list`")
 
 
 class Progress:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gwi_celery import queues as verbs
-from gwi_celery.cli.frame import Column, Exit, command, confirm, end, known, yes
+from gwi_celery.cli.frame import Column, Exit, command, confirm, end, yes
 from gwi_celery.queues import Waiting, settling
 
 
@@ -76,7 +76,6 @@ def list_delayed(app: Any, queue: str | None) -> list[dict[str, Any]]:
     """What waits, by when it is due."""
     now = time.time()
     found = sorted(verbs.delayed(app, queue), key=lambda waiting: waiting.due)
-    known(app, queue, found)
     return [{**vars(w), "due_in": max(w.due - now, 0.0)} for w in found]
 
 
@@ -86,7 +85,6 @@ def _chosen(
     if not (ids or everything):
         end(Exit.USAGE, f"say which to {deed}: ids (of messages or tasks), or --all")
     there = list(verbs.delayed(app, queue))
-    known(app, queue, there)
     chosen = [w for w in there if everything or w.id in ids or w.task_id in ids]
     confirm(deed, len(chosen), len(there), sure=sure, what="delayed messages match")
     return chosen

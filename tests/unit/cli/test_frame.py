@@ -108,7 +108,7 @@ def test_a_shell_completes_commands_options_and_choices(
     [
         *("jobs show X", "jobs show X --tree", "jobs explain X", "jobs cancel X -y"),
         *("jobs replay X -y", "jobs fork X --run r", "dlq show X", "dlq redrive X -y"),
-        *("dlq purge X -y", "dlq list -Q X", "dlq purge -Q X -y", "dlq export - -Q X"),
+        *("dlq purge X -y", "dlq purge -Q X -y"),
         *(
             "delayed list -Q X",
             "delayed now X -y",
