@@ -38,20 +38,15 @@ FIRESTORE: dict[str, Any] = {"aborted": 0.03, "faults": 0.03, "late": 0.03, "exh
 
 #: Switches, and the suites that run with them.
 SUITES: list[tuple[dict[str, Any], list[str]]] = [
+    (AT_ONCE, ["tests/contract"]),
     (
-        AT_ONCE,
+        PUBSUB,
         [
-            "tests/contract",
             "tests/pubsub/test_background.py",
             "tests/pubsub/test_control.py",
             "tests/pubsub/test_dead_letters.py",
             "tests/pubsub/test_full_consumers.py",
             "tests/pubsub/test_leases.py",
-        ],
-    ),
-    (
-        PUBSUB,
-        [
             "tests/pubsub/test_workers.py",
             "tests/pubsub/test_soak.py",
             "tests/acceptance/test_worker.py",
