@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 
 from gwi_celery.brokers.pubsub.client import Client, pb
-from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.looks import look
+from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import BrokerUnavailable, NotFound
 
 LEASE = 10
