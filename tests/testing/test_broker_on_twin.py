@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -290,8 +291,18 @@ def test_streams_that_end_as_all_do_are_opened_again_without_a_word(
             with Stopwatch() as watch:
                 broker.ack([wait_for(receiver, queue)])
             assert watch.seconds < 1
+        twin.switch(stream_life=0)
+        for receiver, queue in zip(receivers, ("q", "replies"), strict=True):
+            eventually(partial(_sleeps, receiver, queue), "nothing wakes who waits")
     assert twin.cost()["rpcs"]["StreamingPull"] >= before + 4
     assert [r for r in caplog.records if r.name.startswith("gwi_celery")] == []
+
+
+def _sleeps(receiver: PubSubReceiver, queue: str) -> bool:
+    receiver.clear()
+    assert receiver.poll(queue, 1) == []
+    due = receiver.next_due()
+    return due is None or due > 1
 
 
 def test_an_idle_stream_says_that_it_lives(
