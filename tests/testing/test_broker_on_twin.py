@@ -112,6 +112,32 @@ def test_a_reply_reaches_a_queue_that_others_do_not_find_yet(
     assert worker.queues() == ["answers", "q", "q.dead"], "and none was made for it"
 
 
+@pytest.mark.parametrize(
+    ("bulk", "options"),
+    [(False, {}), (True, {}), (False, {"priority_levels": [0, 5]})],
+    ids=["flow", "stream", "pulls"],
+)
+def test_a_reader_whose_call_is_open_again_has_nothing_due(
+    connect: Connect, twin: Twin, bulk: bool, options: dict[str, Any]
+) -> None:
+    """Every stream ends now and then. A worker that was to look at once ever since would need a CPU."""
+    twin.switch(settle=0)
+    broker = connect(**options)
+    broker.declare_queue(QueueSpec("q", auto_delete=bulk))
+    receiver = broker.receiver()
+    receiver.subscribe("q", bulk=bulk)
+
+    def due() -> float:
+        assert receiver.poll("q", 1) == []
+        found = receiver.next_due()
+        return 60.0 if found is None else found
+
+    twin.switch(faults=1, stream_life=0.1, pull_hold=0.1)
+    eventually(lambda: due() < 10, "a call that failed")
+    twin.switch(faults=0, stream_life=600, pull_hold=90)
+    eventually(lambda: due() > 10, "one that is open", timeout=10)
+
+
 def test_asking_whether_it_answers_costs_no_admin_call(
     connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

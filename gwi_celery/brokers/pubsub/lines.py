@@ -71,7 +71,7 @@ class Line:
         self.receiver = receiver
         self.arrivals = arrivals
         self.source = source
-        #: Monotonic time of the next try after an error; None: there was none.
+        #: Monotonic time of the next try after an error; None: there was none, or that try is under way.
         self.retry_at: float | None = None
         #: Monotonic time at which to ask an emulator again; None: it will answer by itself.
         self.ask_at: float | None = None
@@ -199,6 +199,7 @@ class Pull(Line):
         if not fork_gate.try_enter():
             self._paused = True
             return
+        self.retry_at = None
         self._started = time.monotonic()
         seconds = self._plan(self._started)
         request = pb["PullRequest"](

@@ -98,6 +98,7 @@ class Stream(Line):
 
     def _open(self, allowance: int) -> None:
         """With the lock held."""
+        self.retry_at = None
         opened = _Call(allowance)
         self._current = opened
         self._calls.add(opened)
