@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -110,32 +111,6 @@ def test_a_reply_reaches_a_queue_that_others_do_not_find_yet(
     twin.switch(settle=0)
     assert wait_for(receiver, "answers").data == b"x"
     assert worker.queues() == ["answers", "q", "q.dead"], "and none was made for it"
-
-
-@pytest.mark.parametrize(
-    ("bulk", "options"),
-    [(False, {}), (True, {}), (False, {"priority_levels": [0, 5]})],
-    ids=["flow", "stream", "pulls"],
-)
-def test_a_reader_whose_call_is_open_again_has_nothing_due(
-    connect: Connect, twin: Twin, bulk: bool, options: dict[str, Any]
-) -> None:
-    """Every stream ends now and then. A worker that was to look at once ever since would need a CPU."""
-    twin.switch(settle=0)
-    broker = connect(**options)
-    broker.declare_queue(QueueSpec("q", auto_delete=bulk))
-    receiver = broker.receiver()
-    receiver.subscribe("q", bulk=bulk)
-
-    def due() -> float:
-        assert receiver.poll("q", 1) == []
-        found = receiver.next_due()
-        return 60.0 if found is None else found
-
-    twin.switch(faults=1, stream_life=0.1, pull_hold=0.1)
-    eventually(lambda: due() < 10, "a call that failed")
-    twin.switch(faults=0, stream_life=600, pull_hold=90)
-    eventually(lambda: due() > 10, "one that is open", timeout=10)
 
 
 def test_asking_whether_it_answers_costs_no_admin_call(
@@ -316,8 +291,32 @@ def test_streams_that_end_as_all_do_are_opened_again_without_a_word(
             with Stopwatch() as watch:
                 broker.ack([wait_for(receiver, queue)])
             assert watch.seconds < 1
+        twin.switch(stream_life=0)
+        for receiver, queue in zip(receivers, ("q", "replies"), strict=True):
+            eventually(partial(_sleeps, receiver, queue), "nothing wakes who waits")
     assert twin.cost()["rpcs"]["StreamingPull"] >= before + 4
     assert [r for r in caplog.records if r.name.startswith("gwi_celery")] == []
+
+
+def _sleeps(receiver: PubSubReceiver, queue: str) -> bool:
+    receiver.clear()
+    assert receiver.poll(queue, 1) == []
+    due = receiver.next_due()
+    return due is None or due > 1
+
+
+def test_nothing_wakes_who_waits_for_a_pull_after_one_that_failed(
+    connect: Connect, twin: Twin
+) -> None:
+    twin.switch(settle=0)
+    broker = connect(priority_levels=[0, 5])
+    broker.declare_queue(QueueSpec("q"))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    twin.switch(faults=1, pull_hold=0.1)
+    eventually(lambda: not _sleeps(receiver, "q"), "a pull that failed")
+    twin.switch(faults=0, pull_hold=90)
+    eventually(lambda: _sleeps(receiver, "q"), "one that waits", timeout=10)
 
 
 def test_an_idle_stream_says_that_it_lives(

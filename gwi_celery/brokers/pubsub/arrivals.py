@@ -205,7 +205,7 @@ class Arrivals:
             dues = [due for due, _ in self._delayed]
         if not self._bulk:
             dues.append(self._rediscover_at)
-        dues += [line.retry_at for line in self.lines if line.retry_at is not None]
+        dues += [due for line in self.lines if (due := line.due()) is not None]
         return min(dues, default=None)
 
     def stop(self) -> None:

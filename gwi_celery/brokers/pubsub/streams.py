@@ -98,7 +98,6 @@ class Stream(Line):
 
     def _open(self, allowance: int) -> None:
         """With the lock held."""
-        self.retry_at = None
         opened = _Call(allowance)
         self._current = opened
         self._calls.add(opened)
@@ -120,6 +119,7 @@ class Stream(Line):
             self._paused = True  # for the fork that is under way
         else:
             opened.stream = stream
+            self.retry_at = None
 
     def _answered(self, opened: _Call, response: Any) -> None:
         opened.worked = True
@@ -196,6 +196,9 @@ class Flow(Stream):
         self.lease = receiver.broker.topology.first_lease(source.queue)
         self._wanted = 0
         self._looks_again = False
+
+    def due(self) -> float | None:
+        return self.retry_at if self._wanted > 0 else None
 
     def fetch(self, limit: int, now: float) -> None:
         with self._lock:
