@@ -305,6 +305,20 @@ def _sleeps(receiver: PubSubReceiver, queue: str) -> bool:
     return due is None or due > 1
 
 
+def test_nothing_wakes_who_waits_for_a_pull_after_one_that_failed(
+    connect: Connect, twin: Twin
+) -> None:
+    twin.switch(settle=0)
+    broker = connect(priority_levels=[0, 5])
+    broker.declare_queue(QueueSpec("q"))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    twin.switch(faults=1, pull_hold=0.1)
+    eventually(lambda: not _sleeps(receiver, "q"), "a pull that failed")
+    twin.switch(faults=0, pull_hold=90)
+    eventually(lambda: _sleeps(receiver, "q"), "one that waits", timeout=10)
+
+
 def test_an_idle_stream_says_that_it_lives(
     connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
