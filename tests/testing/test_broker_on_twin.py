@@ -18,7 +18,7 @@ from google.cloud.monitoring_v3 import MetricServiceClient
 from google.cloud.monitoring_v3.services.metric_service.transports import MetricServiceGrpcTransport
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from gwi_celery.brokers.pubsub import client, deliveries, looks, monitoring, streams, wire
+from gwi_celery.brokers.pubsub import arrivals, client, deliveries, looks, monitoring, streams, wire
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
@@ -504,3 +504,21 @@ def test_operators_look_once_into_each_level(
     assert broker.purge("q") == 3
     assert calls["StreamingPull"] == 3
     assert broker.peek("q") == []
+
+
+def test_nothing_is_due_in_a_queue_without_room(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop of a worker that is busy for long sleeps, though it is time to look for bindings."""
+    monkeypatch.setattr(arrivals, "_REDISCOVER", 0.1)
+    broker = connect()
+    broker.declare_queue(QueueSpec("q"))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    assert receiver.poll("q", 1) == []
+    assert receiver.next_due() is not None
+    receiver.return_unpolled("q")
+    time.sleep(0.2)
+    assert receiver.next_due() is None
+    assert receiver.poll("q", 1) == []
+    assert receiver.next_due() is not None
