@@ -73,7 +73,8 @@ def test_a_worker_with_one_process_holds_one_message(
     for n in range(3):
         jobs.mark.delay(n)
     broker = connect()
-    found = broker.look("celery", 10)
+    # Another connection may not see the new queue at once.
+    found = eventually(lambda: broker.look("celery", 10))
     assert len(found) == 3, "the rest is left to others"
     assert [d.deliveries for d in found] == [1, 1, 1], "and was never in that worker's hands"
 

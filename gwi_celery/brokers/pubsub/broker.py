@@ -28,7 +28,6 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
 
 from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import (
@@ -48,12 +47,12 @@ from gwi_celery.brokers.pubsub.acks import Acknowledger
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters, Looked, joined
 from gwi_celery.brokers.pubsub.deliveries import Deliveries
+from gwi_celery.brokers.pubsub.looks import Looks
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.parked import Parked
 from gwi_celery.brokers.pubsub.publisher import Publisher
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
-from gwi_celery.brokers.pubsub.streams import look
 from gwi_celery.brokers.pubsub.topology import Source, Topology
 from gwi_celery.errors import (
     BrokerError,
@@ -101,6 +100,7 @@ class PubSubBroker:
         )
         #: What came before its time, for operators.
         self.early, self.parked = self.deliveries.early, Parked(self)
+        self.looks = Looks(self)
         self._monitoring = Monitoring(options.timeout)
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: Monotonic time until which unused queues are not deleted: they expire by themselves.
@@ -206,22 +206,7 @@ class PubSubBroker:
 
     def look(self, queue: str, limit: int) -> list[Delivery]:
         """Messages that are ready now, of a queue that no receiver of this connection reads."""
-        try:
-            sources = self.topology.sources(queue)
-        except NotFound:
-            return []
-        self.flush(_CLOSE)  # so that messages given back just now are included
-        found: list[Delivery] = []
-        for source in sources:
-            while len(found) < limit:
-                received = self._pull_now(source, limit - len(found))
-                ready, delayed = self.deliveries.sort(source, received)
-                found += ready
-                for due, delivery in delayed:
-                    self.deliveries.release(delivery, due - time.monotonic())
-                if not received:
-                    break
-        return sorted(found, key=lambda d: (-d.priority, d.published_at))
+        return self.looks.in_turn(queue, limit)
 
     def later(self, when: float, job: Callable[[], object]) -> None:
         """Call ``job``, which takes no time, in the background at a monotonic time."""
@@ -255,20 +240,6 @@ class PubSubBroker:
         """Have this connection's receivers read the queue's current subscriptions."""
         for receiver in self.receivers():
             receiver.rebound(queue, again=again)
-
-    def _pull_now(self, source: Source, limit: int) -> list[Any]:
-        try:
-            if not self.options.lax:
-                return look(
-                    self.client, source.path, limit, self.topology.first_lease(source.queue)
-                )
-            request = pb["PullRequest"](
-                subscription=source.path, max_messages=limit, return_immediately=True
-            )
-            return list(self.client.call("Pull", request, source.path).received_messages)
-        except NotFound:
-            self.topology.forget_queue(source.queue)
-            return []
 
     # --- leases ---------------------------------------------------------------------------------
 
@@ -348,8 +319,13 @@ class PubSubBroker:
             self.operators.about_to("purge", queue)
         purged = 0
         self.flush(_CLOSE)
-        for source in self.topology.sources(queue):
-            while received := self._pull_now(source, _LOOK):
+        left = self.topology.sources(queue)
+        while left:
+            pulled = self.looks.pull_all(left, _LOOK)
+            left = [source for source, _, more in pulled if more]
+            for source, received, _ in pulled:
+                if not received:
+                    continue
                 request = pb["AcknowledgeRequest"](
                     subscription=source.path, ack_ids=[item.ack_id for item in received]
                 )
@@ -360,10 +336,10 @@ class PubSubBroker:
 
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
         """Ready messages. They are leased for a moment and then given back."""
-        deliveries = self.look(queue, limit)
+        deliveries = self.looks.at_once(queue, limit)
         self.deliveries.give_back(deliveries)
         self.flush(_CLOSE)
-        return [self._dead_letters.stored(d) for d in joined(deliveries)]
+        return [self._dead_letters.stored(d) for d in joined(deliveries)][:limit]
 
     def push_to(
         self, queue: str, url: str, *, service_account: str = "", audience: str = ""
