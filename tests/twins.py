@@ -1,8 +1,8 @@
-"""``python -m tests.twins [pytest's arguments]``: suites of the emulators on the strict twins.
+"""``python -m tests.twins [SUITES] [pytest's arguments]``: suites of the emulators on the strict twins.
 
-The contracts, the worker suites, the kill tests and the soak. Both twins run with their faults on,
-Firestore's with more of them than by default: so the suites see what the emulators never do. What a
-switch would break is off, with the reason.
+The contracts, the worker suites, the kill tests and the soak; or only the files, folders and tests that
+are named. Both twins run with their faults on, Firestore's with more of them than by default: so the
+suites see what the emulators never do. What a switch would break is off, with the reason.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
+from xml.etree import ElementTree
+
+import pytest
 
 from gwi_celery.brokers.pubsub.options import STRICT_HOST
 from gwi_celery.testing.emulators import Emulator, start_firestore, start_pubsub
@@ -33,20 +38,15 @@ FIRESTORE: dict[str, Any] = {"aborted": 0.03, "faults": 0.03, "late": 0.03, "exh
 
 #: Switches, and the suites that run with them.
 SUITES: list[tuple[dict[str, Any], list[str]]] = [
+    (AT_ONCE, ["tests/contract"]),
     (
-        AT_ONCE,
+        PUBSUB,
         [
-            "tests/contract",
             "tests/pubsub/test_background.py",
             "tests/pubsub/test_control.py",
             "tests/pubsub/test_dead_letters.py",
             "tests/pubsub/test_full_consumers.py",
             "tests/pubsub/test_leases.py",
-        ],
-    ),
-    (
-        PUBSUB,
-        [
             "tests/pubsub/test_workers.py",
             "tests/pubsub/test_soak.py",
             "tests/acceptance/test_worker.py",
@@ -69,20 +69,55 @@ def own_pubsub() -> Iterator[Emulator]:
         yield twin
 
 
+def chosen(suites: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Those of the wanted files, folders and tests that belong to these suites; all if none is named."""
+    if not wanted:
+        return list(suites)
+    return [
+        path for path in wanted if any((path + "/").startswith((s + "/", s + "::")) for s in suites)
+    ]
+
+
+def report(switches: dict[str, Any], results: Path) -> str:
+    """What became of a group's tests: one line, and one more for each that failed."""
+    root = ElementTree.parse(results).getroot()
+    cases = root.findall(".//testcase")
+    failed = [case for case in cases if {"failure", "error"} & {kind.tag for kind in case}]
+    skipped = root.findall(".//skipped")
+    passed = len(cases) - len(failed) - len(skipped)
+    seconds = sum(float(suite.get("time", 0)) for suite in root.iter("testsuite"))
+    words = " ".join(f"{name}={value}" for name, value in switches.items())
+    line = (
+        f"{passed} passed, {len(failed)} failed, {len(skipped)} skipped, {seconds:.0f} s ({words})"
+    )
+    return "\n".join([line, *(f"    {c.get('classname')}::{c.get('name')}" for c in failed)])
+
+
 def main(arguments: list[str]) -> int:
-    failed = 0
+    wanted = [a for a in arguments if Path(a.partition("::")[0]).exists()]
+    options = [a for a in arguments if a not in wanted]
+    codes, reports = set(), []
     with (
+        tempfile.TemporaryDirectory() as folder,
         start_firestore(fresh=True) as emulator,
         start_firestore_twin(emulator.endpoint, **FIRESTORE) as firestore,
     ):
         for switches, suites in SUITES:
+            if not (paths := chosen(suites, wanted)):
+                continue
+            results = Path(folder) / "results.xml"
             with start_twin(**switches) as pubsub:
                 env = {**os.environ, **firestore.environ, **pubsub.environ}
-                command = [sys.executable, "-m", "pytest", "-m", "emulator", *suites, *arguments]
-                failed |= subprocess.run(command, check=False, env=env).returncode
+                command = [sys.executable, "-m", "pytest", "-m", "emulator", *paths, *options]
+                command.append(f"--junit-xml={results}")
+                codes.add(subprocess.run(command, check=False, env=env).returncode)
                 print(f"{pubsub.kind}: {pubsub.cost()}")
+            if results.exists():
+                reports.append(report(switches, results))
         print(f"{firestore.kind}: {firestore.cost()}")
-    return failed
+    print("On the twins:", *reports, sep="\n")
+    none = {pytest.ExitCode.NO_TESTS_COLLECTED}
+    return max(codes - none or codes or none)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gwi_celery.brokers.base import Broker, Receiver
-from gwi_celery.brokers.pubsub import client, streams
+from gwi_celery.brokers.pubsub import client, looks
 from gwi_celery.brokers.pubsub.options import STRICT_HOST
 from gwi_celery.testing.twin import Twin, start_twin
 from tests.contract import backends
@@ -66,7 +66,7 @@ def pubsub_twin() -> Iterator[Twin]:
     }
     with start_twin(**switches) as twin, pytest.MonkeyPatch.context() as patched:
         PubSubTwin.endpoint = twin.endpoint
-        patched.setattr(streams, "_QUIET", 0.5)  # the twin is near
+        patched.setattr(looks, "_QUIET", 0.5)  # the twin is near
         patched.setattr(client, "_SETTLES", 2.0)
         yield twin
 

@@ -17,7 +17,7 @@ from google.cloud.monitoring_v3 import MetricServiceClient
 from google.cloud.monitoring_v3.services.metric_service.transports import MetricServiceGrpcTransport
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from gwi_celery.brokers.pubsub import client, deliveries, monitoring, streams, wire
+from gwi_celery.brokers.pubsub import client, deliveries, looks, monitoring, streams, wire
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
@@ -460,3 +460,22 @@ def test_cloud_monitoring_tells_the_depth_of_a_queue(
     assert depths.depth(paths) is None
     twin.allow("monitoring.timeSeries.list")
     depths.close()
+
+
+def test_operators_look_once_into_each_level(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And see what is ready in each, most urgent first, as many as asked for."""
+    twin.switch(settle=0)  # no stream is opened in vain
+    monkeypatch.setattr(looks, "_QUIET", 0.3)  # the twin is near
+    broker = connect(priority_levels=(0, 5, 9))
+    for priority in (0, 0, 5):
+        broker.publish("", "q", OutgoingMessage(b"%d" % priority, priority=priority))
+    calls: Counter[str] = Counter()
+    broker.client.on_call = lambda name: calls.update([name])
+    assert [message.data for message in broker.peek("q", 2)] == [b"5", b"0"]
+    assert calls["StreamingPull"] == 3
+    calls.clear()
+    assert broker.purge("q") == 3
+    assert calls["StreamingPull"] == 3
+    assert broker.peek("q") == []

@@ -46,6 +46,7 @@ from gwi_celery.brokers.pubsub.acks import Acknowledger
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters
 from gwi_celery.brokers.pubsub.deliveries import Deliveries
+from gwi_celery.brokers.pubsub.looks import Looks
 from gwi_celery.brokers.pubsub.monitoring import QueueDepth
 from gwi_celery.brokers.pubsub.operating import Operating
 from gwi_celery.brokers.pubsub.options import PubSubOptions
@@ -69,7 +70,7 @@ class PubSubBroker:
     """A :class:`~gwi_celery.brokers.base.Broker` on Google Cloud Pub/Sub, or its emulator.
 
     Over 25 methods, as the seam has 30: most are one line, a call of the part that does the work.
-    These are topology, publisher, receivers, deliveries, acks, dead letters and operating.
+    These are topology, publisher, receivers, deliveries, acks, dead letters, looks and operating.
     """
 
     def __init__(self, options: PubSubOptions) -> None:
@@ -95,6 +96,7 @@ class PubSubBroker:
         )
         #: What came before its time, for operators.
         self.early, self.parked = self.deliveries.early, Parked(self)
+        self.looks = Looks(self)
         self.receivers = Receivers(self, self._jobs)
         self.operating = Operating(self, self._dead_letters)
         #: Pub/Sub has answered this connection once.

@@ -242,7 +242,7 @@ class Looked:
         # Google's emulator answers at once, sometimes before it sees what was just published.
         empty_looks = 2 if self._broker.options.lax else 1
         while True:
-            deliveries = self._broker.operating.look(self._queue, _LOOK)
+            deliveries = self._broker.looks.at_once(self._queue, _LOOK)
             # A message seen twice was held here for longer than its lease.
             fresh = [d for d in deliveries if d.message_id not in self._seen]
             self._seen.update((d.message_id, d) for d in deliveries)

@@ -6,13 +6,11 @@ Nothing in a subscription can be seen without leasing it: whoever looks pulls, a
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gwi_celery.brokers.base import (
     DEAD_LETTER_SUFFIX,
-    Delivery,
     QueueSize,
     QueueSpec,
     QueueState,
@@ -23,8 +21,6 @@ from gwi_celery.brokers.pubsub import wire
 from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters, Looked, joined
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
-from gwi_celery.brokers.pubsub.streams import look
-from gwi_celery.brokers.pubsub.topology import Source
 from gwi_celery.errors import NotFound
 
 if TYPE_CHECKING:
@@ -76,47 +72,12 @@ class Operating:
             dead=None if dead is None else dead.messages,
         )
 
-    def look(self, queue: str, limit: int) -> list[Delivery]:
-        """Lease messages that are ready now, of a queue that no receiver of this connection reads."""
-        broker = self._broker
-        try:
-            sources = broker.topology.sources(queue)
-        except NotFound:
-            return []
-        broker.flush()  # so that messages given back just now are included
-        found: list[Delivery] = []
-        for source in sources:
-            while len(found) < limit:
-                received = self.pull_now(source, limit - len(found))
-                ready, delayed = broker.deliveries.sort(source, received)
-                found += ready
-                for due, delivery in delayed:
-                    broker.deliveries.release(delivery, due - time.monotonic())
-                if not received:
-                    break
-        return sorted(found, key=lambda d: (-d.priority, d.published_at))
-
-    def pull_now(self, source: Source, limit: int) -> list[Any]:
-        """Pub/Sub's own messages that are ready at once; none where the subscription is missing."""
-        broker = self._broker
-        try:
-            if not broker.options.lax:
-                lease = broker.topology.first_lease(source.queue)
-                return look(broker.client, source.path, limit, lease)
-            request = pb["PullRequest"](
-                subscription=source.path, max_messages=limit, return_immediately=True
-            )
-            return list(broker.client.call("Pull", request, source.path).received_messages)
-        except NotFound:
-            broker.topology.forget_queue(source.queue)
-            return []
-
     def peek(self, queue: str, limit: int) -> list[StoredMessage]:
         """Ready messages. They are leased for a moment and then given back."""
-        deliveries = self.look(queue, limit)
+        deliveries = self._broker.looks.at_once(queue, limit)
         self._broker.deliveries.give_back(deliveries)
         self._broker.flush()
-        return [self._dead_letters.stored(d) for d in joined(deliveries)]
+        return [self._dead_letters.stored(d) for d in joined(deliveries)][:limit]
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
         """What is ready, leased for as long as it takes to see all of it, and then given back."""
@@ -138,8 +99,13 @@ class Operating:
             broker.operators.about_to("purge", queue)
         purged = 0
         broker.flush()
-        for source in broker.topology.sources(queue):
-            while received := self.pull_now(source, _LOOK):
+        left = broker.topology.sources(queue)
+        while left:
+            pulled = broker.looks.pull_all(left, _LOOK)
+            left = [source for source, _, more in pulled if more]
+            for source, received, _ in pulled:
+                if not received:
+                    continue
                 request = pb["AcknowledgeRequest"](
                     subscription=source.path, ack_ids=[item.ack_id for item in received]
                 )

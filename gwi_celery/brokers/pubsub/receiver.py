@@ -80,7 +80,7 @@ class PubSubReceiver:
         check_usable(self._closed, self._pid)
         arrivals = self._queues.get(queue)
         if arrivals is None:
-            return self._broker.operating.look(queue, limit)
+            return self._broker.looks.in_turn(queue, limit)
         if arrivals.rediscovery_due():
             self._broker.receivers.rediscover(queue)
         return arrivals.take(limit, max(room, limit))
