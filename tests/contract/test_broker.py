@@ -435,9 +435,10 @@ def test_without_a_limit_a_message_is_delivered_for_ever(broker_factory):
     broker = broker_factory(max_deliveries=2)
     broker.declare_queue(QueueSpec("q", max_deliveries=0))
     receiver = broker.receiver()
+    receiver.subscribe("q")
     send(broker, b"m")
     for number in range(1, 40):
-        delivery = take(receiver)
+        delivery = wait_for(receiver)
         assert delivery.deliveries == number
         broker.nack(delivery)
 

