@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from tests.machine import PATIENCE
+from tests.pubsub.conftest import settled
 from tests.pubsub.jobs import trail
 from tests.workers import Worker, eventually
 
@@ -23,6 +24,7 @@ def test_a_ping_is_a_few_rpcs(
     """A queue for the replies, the command, two reads, and nothing is asked for again and again."""
     worker = start(pool="solo")
     jobs.app.control.ping(timeout=PATIENCE, limit=1)  # opens the connections
+    settled()
     calls.clear()
     assert jobs.app.control.ping(timeout=PATIENCE, limit=1) == [{worker.name: {"ok": "pong"}}]
     expected = {
@@ -46,12 +48,13 @@ def test_a_worker_answers_its_first_command_without_preparations(
     worker = start(pool=pool, args=("--without-gossip", "--without-mingle"))
     # So that the caller has its connections, too.
     eventually(lambda: jobs.app.control.ping(timeout=5, limit=1))
-    assert jobs.app.control.inspect(timeout=5).ping() == {worker.name: {"ok": "pong"}}
+    inspect = jobs.app.control.inspect(destination=[worker.name], timeout=PATIENCE)
+    assert inspect.ping() == {worker.name: {"ok": "pong"}}
     worker.stop()
     again = start(pool=pool, args=("--without-gossip", "--without-mingle"))
     if pool == "gevent":  # Celery opens its box in a greenlet: maybe after the worker is ready
         eventually(lambda: jobs.app.control.ping(timeout=1, limit=1))
-    assert jobs.app.control.ping(timeout=5, limit=1) == [{again.name: {"ok": "pong"}}]
+    assert jobs.app.control.ping(timeout=PATIENCE, limit=1) == [{again.name: {"ok": "pong"}}]
 
 
 def test_two_workers_that_are_named_answer_at_once(

@@ -177,8 +177,11 @@ class Acknowledger:
         if new or isinstance(error, BrokerUnavailable):
             failed = batch
             logger.debug("acks are sent again: %s", error)
+        elif isinstance(error, NotFound):
+            # So are its messages: a reply to a connection that has ended, say.
+            logger.debug("%d acks or nacks of a deleted subscription: %s", len(batch), error)
         elif error is not None:
-            # The subscription is gone, or the lease of an exactly-once message is.
+            # The lease of an exactly-once message is gone, or a permission is missing.
             logger.warning(
                 "%d acks or nacks on %s were refused, so these messages may be delivered again: %s",
                 len(batch),

@@ -110,7 +110,6 @@ def test_a_shell_completes_commands_options_and_choices(
         *("jobs replay X -y", "jobs fork X --run r", "dlq show X", "dlq redrive X -y"),
         *("dlq purge X -y", "dlq purge -Q X -y"),
         *(
-            "delayed list -Q X",
             "delayed now X -y",
             "delayed cancel X -y",
             "delayed now -Q X --all -y",
