@@ -45,7 +45,7 @@ from gwi_celery.brokers.base import (
 )
 from gwi_celery.brokers.pubsub import naming, wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger
-from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.client import AckIdsRefused, Client, pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters, Looked, joined
 from gwi_celery.brokers.pubsub.deliveries import Deliveries
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
@@ -101,7 +101,7 @@ class PubSubBroker:
         )
         #: What came before its time, for operators.
         self.early, self.parked = self.deliveries.early, Parked(self)
-        self._monitoring = Monitoring(options.timeout)
+        self._monitoring = Monitoring(options.timeout, options.endpoint if options.strict else "")
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: Monotonic time until which unused queues are not deleted: they expire by themselves.
         self._stalled_until = 0.0
@@ -319,10 +319,10 @@ class PubSubBroker:
     def depth(self, queue: str) -> QueueDepth | None:
         """The queue's depth some minutes ago, from Cloud Monitoring. Raises NotFound.
 
-        None where it can't be known: on an emulator, without the extra ``monitoring``, without the
+        None where it can't be known: on Google's emulator, without the extra ``monitoring``, without the
         permission, and before all of the queue's subscriptions have been measured.
         """
-        if self.options.emulator:
+        if self.options.lax:
             return None
         return self._monitoring.depth(source.path for source in self.topology.sources(queue))
 
@@ -354,7 +354,8 @@ class PubSubBroker:
                     subscription=source.path, ack_ids=[item.ack_id for item in received]
                 )
                 self._dead_letters.end(queue, received)
-                self.client.persist("Acknowledge", request, source.path)
+                with contextlib.suppress(AckIdsRefused):  # those that are lost are pulled once more
+                    self.client.persist("Acknowledge", request, source.path)
                 purged += sum(source.takes(wire.parse(item.message)) for item in received)
         return purged
 

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+
 from gwi_celery.gcp import fork_gate
 from gwi_celery.gcp.process import PerProcess
 
@@ -42,11 +44,21 @@ class _Point:
     at: float
 
 
-def connect() -> Any:
-    """Google's client. Raises ImportError, or its own error for missing credentials."""
+def connect(twin: str = "") -> Any:
+    """Google's client, or one of the twin at that endpoint.
+
+    Raises ImportError, or Google's own error for missing credentials.
+    """
     from google.cloud import monitoring_v3
 
-    return monitoring_v3.MetricServiceClient()
+    if not twin:
+        return monitoring_v3.MetricServiceClient()
+    from google.cloud.monitoring_v3.services.metric_service import transports
+
+    channel = grpc.insecure_channel(twin, [("grpc.enable_http_proxy", 0)])
+    return monitoring_v3.MetricServiceClient(
+        transport=transports.MetricServiceGrpcTransport(channel=channel)
+    )
 
 
 def _disconnect(client: Any) -> None:
@@ -54,11 +66,16 @@ def _disconnect(client: Any) -> None:
 
 
 class Monitoring:
-    """Reads measurements. Any thread may use it; after a fork it goes on with a new client."""
+    """Reads measurements. Any thread may use it; after a fork it goes on with a new client.
 
-    def __init__(self, timeout: float) -> None:
+    Args:
+        timeout: Seconds that one call may take.
+        twin: Endpoint of :mod:`gwi_celery.testing.twin`, which measures too.
+    """
+
+    def __init__(self, timeout: float, twin: str = "") -> None:
         self._timeout = timeout
-        self._client: PerProcess[Any] = PerProcess(connect, _disconnect)
+        self._client: PerProcess[Any] = PerProcess(lambda: connect(twin), _disconnect)
         self._told: set[str] = set()
 
     def depth(self, subscriptions: Iterable[str]) -> QueueDepth | None:
