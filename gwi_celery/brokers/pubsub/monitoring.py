@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -44,21 +45,19 @@ class _Point:
     at: float
 
 
-def connect(twin: str = "") -> Any:
-    """Google's client, or one of the twin at that endpoint.
-
-    Raises ImportError, or Google's own error for missing credentials.
-    """
+def connect() -> Any:
+    """Google's client. Raises ImportError, or its own error for missing credentials."""
     from google.cloud import monitoring_v3
 
-    if not twin:
-        return monitoring_v3.MetricServiceClient()
-    from google.cloud.monitoring_v3.services.metric_service import transports
+    return monitoring_v3.MetricServiceClient()
 
-    channel = grpc.insecure_channel(twin, [("grpc.enable_http_proxy", 0)])
-    return monitoring_v3.MetricServiceClient(
-        transport=transports.MetricServiceGrpcTransport(channel=channel)
-    )
+
+def _connect_to_twin(endpoint: str) -> Any:
+    from google.cloud.monitoring_v3.services import metric_service
+
+    transport: Any = metric_service.transports.MetricServiceGrpcTransport
+    channel = grpc.insecure_channel(endpoint, [("grpc.enable_http_proxy", 0)])
+    return metric_service.MetricServiceClient(transport=transport(channel=channel))
 
 
 def _disconnect(client: Any) -> None:
@@ -75,7 +74,9 @@ class Monitoring:
 
     def __init__(self, timeout: float, twin: str = "") -> None:
         self._timeout = timeout
-        self._client: PerProcess[Any] = PerProcess(lambda: connect(twin), _disconnect)
+        self._client: PerProcess[Any] = PerProcess(
+            partial(_connect_to_twin, twin) if twin else connect, _disconnect
+        )
         self._told: set[str] = set()
 
     def depth(self, subscriptions: Iterable[str]) -> QueueDepth | None:
