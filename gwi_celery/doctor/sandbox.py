@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 
 from gwi_celery.brokers.pubsub.client import Client, not_ready, pb
+from gwi_celery.brokers.pubsub.looks import look
 from gwi_celery.brokers.pubsub.options import PubSubOptions
-from gwi_celery.brokers.pubsub.streams import look
 from gwi_celery.errors import BrokerUnavailable, NotFound
 
 LEASE = 10
@@ -90,7 +90,7 @@ class Sandbox:
         until = time.monotonic() + SETTLES
         while True:
             try:
-                return look(self.client, subscription, limit, lease)
+                return look(self.client, subscription, limit, lease)[0]
             except (NotFound, BrokerUnavailable):
                 if time.monotonic() > until:
                     raise

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -42,6 +43,10 @@ logger = logging.getLogger(__name__)
 
 #: Messages taken at a time by a consumer without a prefetch limit.
 _UNLIMITED_BATCH = 100
+
+#: Seconds for which messages are handed over before the event loop acks them. Measured 20 ms from the
+#: server, a solo pool at prefetch 4: tasks of 5 ms at 107/s, or 80/s if all four are handed over first.
+_SLICE = 0.002
 
 #: First and longest delay, seconds, of a requeued message; it doubles with each delivery, so that a
 #: task that is always requeued doesn't spin.
@@ -98,6 +103,8 @@ class Channel(DeclaringChannel):
         self._consuming: dict[str, _Consumer] = {}
         #: Delivery tag -> unacked message.
         self.held: dict[str, _Held] = {}
+        #: Held ones that are not handed over yet.
+        self._next: deque[tuple[_Consumer, Delivery, _Message]] = deque()
         self._prefetch = Prefetch(self)
 
     @property
@@ -161,6 +168,10 @@ class Channel(DeclaringChannel):
         consumer = self._consuming.pop(consumer_tag, None)
         if consumer is None or os.getpid() != self._pid:
             return
+        waiting = [delivery for to, delivery, _ in self._next if to is consumer]
+        self._next = deque(item for item in self._next if item[0] is not consumer)
+        for delivery in waiting:
+            self._return(delivery.ack_id)
         if not self.connection.consuming_from(consumer.queue):
             self.connection.receiver.unsubscribe(consumer.queue)
 
@@ -174,18 +185,34 @@ class Channel(DeclaringChannel):
         return None
 
     def deliver_ready(self, most: int) -> int:
-        """Hand over ready messages that fit the prefetch limit; returns how many.
+        """Hand over up to ``most`` ready messages that fit the prefetch limit; 0: there are none.
+
+        Of those to be acked it hands over fewer if that takes long, as where tasks run in this thread:
+        Celery acks them once the event loop goes on, and only then their places are free.
 
         Queues take turns: the one served last is polled last. Room for several messages is shared
         between them; an unused share is available to all at the next call.
         """
-        delivered = 0
+        taken = 0 if self._next else self._take(most)
+        handed_over, until = 0, time.monotonic() + _SLICE
+        while self._next and handed_over < most:
+            consumer, delivery, message = self._next.popleft()
+            handed_over += 1
+            if self._still_ours(delivery):
+                self._hand_over(consumer, message)
+                if time.monotonic() > until:
+                    break
+        return max(taken, handed_over)
+
+    def _take(self, most: int) -> int:
+        """Take messages, and hand over those of consumers that don't ack."""
+        taken = 0
         # A worker's tasks report when they begin; other consumers begin at once.
         begun = not self.connection.serves_worker
         consumers = list(self._consuming.items())
         for n, (tag, consumer) in enumerate(consumers):
             room = self._room(consumer)
-            limit = min(math.ceil(room / (len(consumers) - n)), most - delivered)
+            limit = min(math.ceil(room / (len(consumers) - n)), most - taken)
             if not limit or tag not in self._consuming:
                 continue
             deliveries = self.connection.receiver.poll(
@@ -193,20 +220,24 @@ class Channel(DeclaringChannel):
             )
             if deliveries:
                 self._consuming[tag] = self._consuming.pop(tag)
-            delivered += len(deliveries)
+            taken += len(deliveries)
             accepted = self._accept(deliveries, consumer.no_ack)
             if accepted and not self._room(consumer):
                 # Before a task that keeps this thread busy: leave new messages to other consumers.
                 self.connection.return_unwanted()
-            for delivery, message in accepted:
-                if not (consumer.no_ack or self._still_ours(delivery)):
-                    continue
-                if self.connection.serves_worker:
-                    handover.hand_over(message, consumer.callback)
-                else:
-                    message.begun = not _takes_for_later(consumer.callback)
-                    consumer.callback(message)
-        return delivered
+            if not consumer.no_ack:
+                self._next.extend((consumer, *pair) for pair in accepted)
+                continue
+            for _, message in accepted:
+                self._hand_over(consumer, message)
+        return taken
+
+    def _hand_over(self, consumer: _Consumer, message: _Message) -> None:
+        if self.connection.serves_worker:
+            handover.hand_over(message, consumer.callback)
+        else:
+            message.begun = not _takes_for_later(consumer.callback)
+            consumer.callback(message)
 
     def has_room(self, queue: str) -> bool:
         """Whether a message of ``queue`` could be handed over now."""
@@ -375,6 +406,24 @@ class Channel(DeclaringChannel):
 
     # --- end ----------------------------------------------------------------------------------
 
+    def _return(self, delivery_tag: str) -> None:
+        """Give back a message that is held. One that was begun counts as attempted."""
+        held = self._settle(delivery_tag)
+        if held is None:
+            return
+        try:
+            if held.message.begun:
+                self._broker.nack(held.delivery)
+            else:
+                self._broker.give_back(held.delivery)
+        except BrokerError as exc:
+            logger.warning(
+                "could not give back message %s (%s): it is redelivered when its lease of %g s is over",
+                held.delivery.message_id,
+                exc,
+                held.delivery.lease_seconds,
+            )
+
     def close(self) -> None:
         """Cancel the consumers and give back all unacked messages at once.
 
@@ -388,21 +437,8 @@ class Channel(DeclaringChannel):
             for tag in list(self._consuming):
                 self.basic_cancel(tag)
             for tag in list(self.held):
-                held = self._settle(tag)
-                if held is not None:
-                    try:
-                        if held.message.begun:
-                            self._broker.nack(held.delivery)
-                        else:
-                            self._broker.give_back(held.delivery)
-                    except BrokerError as exc:
-                        logger.warning(
-                            "could not give back message %s (%s): it is redelivered when its "
-                            "lease of %g s is over",
-                            held.delivery.message_id,
-                            exc,
-                            held.delivery.lease_seconds,
-                        )
+                self._return(tag)
+            self._next.clear()
         if connection is not None:
             connection.close_channel(self)
         self.exchange_types = None

@@ -11,6 +11,7 @@ import select
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -33,6 +34,8 @@ from tests.clocks import FakeClock
 #: Seconds. More than anything takes that is waited for; reached only if it never comes.
 PATIENCE = machine.PATIENCE
 T = TypeVar("T")
+#: Queues by priority need a subscription for each level.
+PRIORITIES: dict[str, Any] = {"priority_levels": (0, 5, 9), "repair": True}
 
 
 class BrokerFactory:
@@ -160,15 +163,13 @@ class PubSubTwin(PubSub):
     SETTLES, NAMES_REST = 0.3, 0.5
 
     fixture = "pubsub_twin"
-    #: Levels would be pulled from.
-    priorities = False
     names_rest = True
     #: Set by the fixture.
     endpoint = ""
 
     def _make(self, **options: Any) -> Broker:
         url = f"pubsub://{self.endpoint}/{self._project}"
-        return _Patient(parse(url, {"emulator": "strict", "repair": True, **options}))
+        return _Patient(parse(url, {"emulator": "strict", **PRIORITIES, **options}))
 
     def settle(self) -> None:
         time.sleep(self.SETTLES)
@@ -176,8 +177,8 @@ class PubSubTwin(PubSub):
 
 def connect_pubsub(project: str, **options: Any) -> Broker:
     """A connection to the emulator that the environment names."""
-    # Queues by priority need a subscription for each level; leases have whole seconds, 10 or more.
-    options = {"priority_levels": (0, 5, 9), "repair": True, **options}
+    # Leases have whole seconds, 10 or more.
+    options = {**PRIORITIES, **options}
     return PubSubBroker(parse(f"pubsub://{project}", options))
 
 
@@ -285,6 +286,18 @@ def woken(receiver: Receiver) -> bool:
     """Whether the receiver is woken, or says when it is to ask again, as after a fault of a stream."""
     due = receiver.next_due()
     return readable(receiver, PATIENCE if due is None else due) or due is not None
+
+
+def poll_each(broker: Broker, receiver: Receiver, queues: Sequence[str]) -> list[Delivery]:
+    """What is ready in each queue; at the same time where an empty one takes its time."""
+
+    def look(queue: str) -> list[Delivery]:
+        return receiver.poll(queue, 10)
+
+    if not isinstance(broker, PubSubBroker):
+        return [delivery for found in map(look, queues) for delivery in found]
+    with ThreadPoolExecutor(len(queues)) as threads:
+        return [delivery for found in threads.map(look, queues) for delivery in found]
 
 
 def drain(receiver: Receiver, queue: str = "q") -> list[Delivery]:

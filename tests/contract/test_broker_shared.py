@@ -236,6 +236,7 @@ def test_a_queue_and_an_exchange_of_one_name_do_not_mix(broker, broker_factory, 
     if bound == "by another key":
         broker.bind("x", "x", "b.*")
     user = broker if whose == "this" else broker_factory()
+    broker_factory.settle()
     if bound == "nowhere":
         user.declare_queue(QueueSpec("x"))
     for exchange, key in [("x", "a"), ("x", "b.c"), ("", "x"), ("y", "k")]:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from gwi_celery.brokers.base import Binding, OutgoingMessage, QueueSpec
 from gwi_celery.errors import ConfigurationError, NotFound
-from tests.contract.brokers import assert_empty, assert_reached, bodies, send, take, task_queues
+from tests.contract.brokers import (
+    assert_empty,
+    assert_reached,
+    bodies,
+    poll_each,
+    send,
+    take,
+    task_queues,
+)
 
 #: Names that something might take for another, or choke on.
 ODD_NAMES = [
@@ -105,10 +115,9 @@ def test_odd_names_never_meet(broker, receiver):
         for exchange, key in (("", name), ("x", name), (name, "")):
             assert_reached(broker.publish(exchange, key, OutgoingMessage(b"%d" % number)), 1)
 
-    for number, name in enumerate(ODD_NAMES):
-        deliveries = receiver.poll(name, 10)
-        assert bodies(deliveries) == [b"%d" % number] * 3
-        assert {d.queue for d in deliveries} == {name}
+    deliveries = poll_each(broker, receiver, ODD_NAMES)
+    found = [(d.queue, d.data) for d in deliveries]
+    assert Counter(found) == {(name, b"%d" % n): 3 for n, name in enumerate(ODD_NAMES)}
 
 
 # --- temporary queues -----------------------------------------------------------------------------
@@ -281,7 +290,7 @@ def test_the_default_exchange_has_every_queue_by_its_name(broker):
 def _reached(broker, receiver, exchange, routing_key):
     """The queues that one publish reaches; each holds one copy."""
     count = broker.publish(exchange, routing_key, OutgoingMessage(b"m"))
-    deliveries = [d for queue in task_queues(broker) for d in receiver.poll(queue, 10)]
+    deliveries = poll_each(broker, receiver, task_queues(broker))
     broker.ack(deliveries)
     reached = sorted(d.queue for d in deliveries)
     assert_reached(count, len(reached))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -392,8 +394,9 @@ def test_a_finish_is_known_again_in_the_records_next_life(
 
 @pytest.mark.parametrize("fault", [LOST_ANSWER, LOST_REQUEST, LATE])
 def test_operators_answers_are_true_whatever_becomes_of_the_call(
-    wire: Wire, store: FirestoreStore, fault: str
+    wire: Wire, store: FirestoreStore, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "gwi_celery.audit")
     claimed = take(store)
     wire.faults = iter([None, fault])
     assert store.force_release(claimed.lease.lock)
@@ -405,6 +408,10 @@ def test_operators_answers_are_true_whatever_becomes_of_the_call(
     unknown = JobRef("acme", "task", "unknown")
     assert store.cancel(unknown, "no", in_advance=True)
     assert not store.cancel(unknown, "no", in_advance=True)
+    logged = [record.getMessage().partition("action ")[2] for record in caplog.records]
+    done = ["force release", "cancel", "cancel"]
+    assert [json.loads(line)["what"] for line in logged] == done
+    assert [action.what for action in store.list_actions()] == done[::-1]
 
 
 # --- two holders of one lease, many threads ---------------------------------------------------------

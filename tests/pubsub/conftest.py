@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,8 +16,9 @@ import pytest
 from gwi_celery.brokers.pubsub import client
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import Client
-from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.brokers.pubsub.options import STRICT_HOST, parse
 from gwi_celery.testing.emulators import Emulator
+from gwi_celery.testing.twin import STRICT
 from tests.apps import imported
 from tests.workers import Worker, starting
 
@@ -25,7 +28,14 @@ APP = "tests.pubsub.jobs"
 @pytest.fixture(autouse=True)
 def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The emulator knows at once what was made: who misses something need not wait for it."""
-    monkeypatch.setattr(client, "_SETTLES", 0.5)
+    if STRICT_HOST not in os.environ:
+        monkeypatch.setattr(client, "_SETTLES", 0.5)
+
+
+def settled() -> None:
+    """Wait until a twin's other connections find what was just made."""
+    if STRICT_HOST in os.environ:
+        time.sleep(STRICT.settle)
 
 
 @pytest.fixture

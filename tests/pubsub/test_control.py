@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from tests.machine import PATIENCE
+from tests.pubsub.conftest import settled
 from tests.pubsub.jobs import trail
 from tests.workers import Worker, eventually
 
@@ -23,6 +24,7 @@ def test_a_ping_is_a_few_rpcs(
     """A queue for the replies, the command, two reads, and nothing is asked for again and again."""
     worker = start(pool="solo")
     jobs.app.control.ping(timeout=PATIENCE, limit=1)  # opens the connections
+    settled()
     calls.clear()
     assert jobs.app.control.ping(timeout=PATIENCE, limit=1) == [{worker.name: {"ok": "pong"}}]
     expected = {

@@ -13,6 +13,7 @@ from kombu import Connection
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
+from tests.pubsub.conftest import settled
 from tests.workers import dead_letters, eventually
 
 pytestmark = pytest.mark.emulator
@@ -33,6 +34,7 @@ def test_a_message_of_a_quiet_queue_outlives_any_number_of_full_consumers(
     broker = connect(max_deliveries=2)
     for queue in ("busy", "quiet"):
         broker.declare_queue(QueueSpec(queue))
+    settled()
     busy: list[Any] = []
     quiet: list[Any] = []
     with ExitStack() as stack:

@@ -11,7 +11,7 @@ import pytest
 from gwi_celery import broker_for, publish_batch
 from gwi_celery.testing.emulators import Emulator, EmulatorMissing
 from tests.pubsub.jobs import trail
-from tests.twins import own_pubsub
+from tests.twins import OFTEN, PUBSUB, own_pubsub
 from tests.workers import Worker, eventually
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.emulator]
@@ -21,10 +21,10 @@ KILLS, BETWEEN = 6, 800
 
 
 @pytest.fixture
-def emulator(pubsub_emulator: Emulator):
-    """One that may be restarted: nobody else's."""
+def emulator(pubsub_emulator: Emulator, request: pytest.FixtureRequest):
+    """One that may be restarted: nobody else's. A test's parameter is the switches of a twin."""
     try:
-        with own_pubsub() as emulator:
+        with own_pubsub(getattr(request, "param", PUBSUB)) as emulator:
             yield emulator
     except EmulatorMissing as exc:  # only a running one was named
         pytest.fail(str(exc))
@@ -56,7 +56,11 @@ def test_the_server_goes_away_and_comes_back(
     assert worker.process.poll() is None
 
 
+# It limits how much is done again, and a batch that was published twice is 800 messages.
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "emulator", [pytest.param({**OFTEN, "published_twice": False}, id="often")], indirect=True
+)
 def test_soak(jobs, start: Callable[..., Worker], emulator: Emulator, tmp_path: Path) -> None:
     """Thousands of messages, workers killed, the server restarted twice (and with it loses all).
 

@@ -8,13 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from gwi_celery.brokers.pubsub import client, deliveries, streams, wire
+from gwi_celery.brokers.pubsub import arrivals, client, deliveries, looks, streams, wire
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
@@ -287,8 +288,32 @@ def test_streams_that_end_as_all_do_are_opened_again_without_a_word(
             with Stopwatch() as watch:
                 broker.ack([wait_for(receiver, queue)])
             assert watch.seconds < 1
+        twin.switch(stream_life=0)
+        for receiver, queue in zip(receivers, ("q", "replies"), strict=True):
+            eventually(partial(_sleeps, receiver, queue), "nothing wakes who waits")
     assert twin.cost()["rpcs"]["StreamingPull"] >= before + 4
     assert [r for r in caplog.records if r.name.startswith("gwi_celery")] == []
+
+
+def _sleeps(receiver: PubSubReceiver, queue: str) -> bool:
+    receiver.clear()
+    assert receiver.poll(queue, 1) == []
+    due = receiver.next_due()
+    return due is None or due > 1
+
+
+def test_nothing_wakes_who_waits_for_a_pull_after_one_that_failed(
+    connect: Connect, twin: Twin
+) -> None:
+    twin.switch(settle=0)
+    broker = connect(priority_levels=[0, 5])
+    broker.declare_queue(QueueSpec("q"))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    twin.switch(faults=1, pull_hold=0.1)
+    eventually(lambda: not _sleeps(receiver, "q"), "a pull that failed")
+    twin.switch(faults=0, pull_hold=90)
+    eventually(lambda: _sleeps(receiver, "q"), "one that waits", timeout=10)
 
 
 def test_an_idle_stream_says_that_it_lives(
@@ -496,3 +521,40 @@ def test_cloud_monitoring_tells_the_depth_of_a_queue(broker: PubSubBroker, twin:
     twin.deny("monitoring.timeSeries.list")
     assert broker.depth("q") is None
     twin.allow("monitoring.timeSeries.list")
+
+
+def test_operators_look_once_into_each_level(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And see what is ready in each, most urgent first, as many as asked for."""
+    twin.switch(settle=0)  # no stream is opened in vain
+    monkeypatch.setattr(looks, "_QUIET", 0.3)  # the twin is near
+    broker = connect(priority_levels=(0, 5, 9))
+    for priority in (0, 0, 5):
+        broker.publish("", "q", OutgoingMessage(b"%d" % priority, priority=priority))
+    calls: Counter[str] = Counter()
+    broker.client.on_call = lambda name: calls.update([name])
+    assert [message.data for message in broker.peek("q", 2)] == [b"5", b"0"]
+    assert calls["StreamingPull"] == 3
+    calls.clear()
+    assert broker.purge("q") == 3
+    assert calls["StreamingPull"] == 3
+    assert broker.peek("q") == []
+
+
+def test_nothing_is_due_in_a_queue_without_room(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop of a worker that is busy for long sleeps, though it is time to look for bindings."""
+    monkeypatch.setattr(arrivals, "_REDISCOVER", 0.1)
+    broker = connect()
+    broker.declare_queue(QueueSpec("q"))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    assert receiver.poll("q", 1) == []
+    assert receiver.next_due() is not None
+    receiver.return_unpolled("q")
+    time.sleep(0.2)
+    assert receiver.next_due() is None
+    assert receiver.poll("q", 1) == []
+    assert receiver.next_due() is not None

@@ -180,12 +180,15 @@ class Acknowledger:
             refused = [item for item in batch if item.ack_id in error.lost]
         elif new or isinstance(error, BrokerUnavailable):
             failed = batch
+        elif isinstance(error, NotFound):
+            # So are its messages: a reply to a connection that has ended, say.
+            logger.debug("%d acks or nacks of a deleted subscription: %s", len(batch), error)
         elif error is not None:
             refused = batch
         if failed:
             logger.debug("%d acks are sent again: %s", len(failed), error)
         if refused:
-            # The subscription is gone, or the leases of exactly-once messages are.
+            # The leases of exactly-once messages are gone, or a permission is missing.
             logger.warning(
                 "%d acks or nacks on %s were refused, so these messages may be delivered again: %s",
                 len(refused),

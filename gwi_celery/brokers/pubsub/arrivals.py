@@ -41,6 +41,8 @@ class Arrivals:
         self._delayed: list[tuple[float, Delivery]] = []
         #: How many messages its consumer last asked for.
         self._room = 0
+        #: Its consumer has no room, and doesn't poll.
+        self._full = False
         self._watched = False
         self._error: Exception | None = None
         self._stopped = False
@@ -123,7 +125,7 @@ class Arrivals:
         """With the lock held: have waiting messages reviewed, also while the consumer is busy."""
         if not self._watched:
             self._watched = True
-            self.receiver.broker.later(time.monotonic() + _LONGEST_WAIT, self._review)
+            self.receiver.broker.timers.run(self._review, time.monotonic() + _LONGEST_WAIT)
 
     def _review(self) -> None:
         now = time.monotonic()
@@ -154,6 +156,7 @@ class Arrivals:
     def want(self, limit: int) -> None:
         if limit <= 0 or self._stopped:
             return
+        self._full = False
         self._room = limit = min(limit, MOST)
         levels = [line for line in self.lines if line.source.own]
         if len(levels) > 1:
@@ -184,6 +187,7 @@ class Arrivals:
 
     def return_unpolled(self) -> None:
         """There is no room: give back what arrived, for other consumers, and fetch no more."""
+        self._full = True
         with self._lock:
             unpolled = {line for line, arrived in self._arrived.items() if arrived}
         for line in self.lines:
@@ -203,9 +207,9 @@ class Arrivals:
         """Monotonic time of the next event that nothing announces; None: there is none."""
         with self._lock:
             dues = [due for due, _ in self._delayed]
-        if not self._bulk:
+        if not self._bulk and not self._full:
             dues.append(self._rediscover_at)
-        dues += [line.retry_at for line in self.lines if line.retry_at is not None]
+        dues += [due for line in self.lines if (due := line.due()) is not None]
         return min(dues, default=None)
 
     def stop(self) -> None:

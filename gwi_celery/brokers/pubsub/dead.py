@@ -56,8 +56,6 @@ _REASON = 10_000
 _LOOK = 1000
 #: Seconds until an emulator is asked once more.
 _AGAIN = 0.1
-#: Seconds that giving back waits to be sent.
-_FLUSH = 2.0
 
 
 class DeadLetters:
@@ -244,7 +242,7 @@ class Looked:
         # Google's emulator answers at once, sometimes before it sees what was just published.
         empty_looks = 2 if self._broker.options.lax else 1
         while True:
-            deliveries = self._broker.look(self._queue, _LOOK)
+            deliveries = self._broker.looks.at_once(self._queue, _LOOK)
             # A message seen twice was held here for longer than its lease.
             fresh = [d for d in deliveries if d.message_id not in self._seen]
             self._seen.update((d.message_id, d) for d in deliveries)
@@ -269,7 +267,7 @@ class Looked:
             else:
                 kept.append(delivery)
         self._broker.deliveries.give_back(kept)
-        self._broker.flush(_FLUSH)
+        self._broker.flush()
 
 
 def id_of(delivery: Delivery) -> str:

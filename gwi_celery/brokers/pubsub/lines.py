@@ -71,7 +71,7 @@ class Line:
         self.receiver = receiver
         self.arrivals = arrivals
         self.source = source
-        #: Monotonic time of the next try after an error; None: there was none.
+        #: Monotonic time of the next try after an error; None: it is under way, or there was no error.
         self.retry_at: float | None = None
         #: Monotonic time at which to ask an emulator again; None: it will answer by itself.
         self.ask_at: float | None = None
@@ -91,6 +91,10 @@ class Line:
     probing = False
     #: Seconds for which what it brings is leased; None: the subscription's own ack deadline.
     lease: float | None = None
+
+    def due(self) -> float | None:
+        """Monotonic time at which it must be told again what is wanted; None: nothing is due."""
+        return self.retry_at
 
     def fetch(self, limit: int, now: float) -> None:
         raise NotImplementedError  # each kind's own
@@ -146,7 +150,7 @@ class Line:
             logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
         self.retry_at = time.monotonic() + self._pauses.next()
         if missing:
-            self.receiver.broker.recover(self.source, then=self.receiver.ring)
+            self.receiver.broker.receivers.recover(self.source, then=self.receiver.ring)
         else:
             self.receiver.ring()
 
@@ -170,6 +174,9 @@ class Pull(Line):
         self._empty = 0
         #: Whether the call in flight asks only for what is ready, and so ends by itself.
         self._asks = False
+
+    def due(self) -> float | None:
+        return self.retry_at if self._wanted > 0 else None
 
     def fetch(self, limit: int, now: float) -> None:
         with self._lock:
@@ -213,6 +220,7 @@ class Pull(Line):
         except BaseException:
             fork_gate.leave()
             raise
+        self.retry_at = None
         self._future.add_done_callback(self._done)
 
     def _ask(self) -> None:
@@ -280,7 +288,7 @@ class Pull(Line):
                 self.probing = probed
                 self._start()
             elif idle and asked and self.ask_at is not None and self._wanted > 0:
-                self.receiver.broker.later(self.ask_at, self._ask)
+                self.receiver.broker.timers.run(self._ask, self.ask_at)
         if idle and not again and probed:
             self.arrivals.probed(self, self._wanted)
         if error is not None and not self._stopped:

@@ -11,17 +11,15 @@ Acks and extensions are separate calls; Pub/Sub counts them for the stream never
 from __future__ import annotations
 
 import logging
-import queue
 import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from gwi_celery.backoff import jitter
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.lines import MOST, Line
 from gwi_celery.brokers.pubsub.topology import Source
-from gwi_celery.errors import BrokerUnavailable, NotFound
+from gwi_celery.errors import BrokerUnavailable
 from gwi_celery.gcp.stream import BidiStream
 
 if TYPE_CHECKING:
@@ -39,12 +37,6 @@ ENDS_WITHIN = 1.0
 _HEARTBEAT = 30.0
 #: Seconds after which the end of a stream that brought nothing is one of those that come to every stream.
 _LIVED = 20.0
-#: Seconds without a message after which a look ends.
-_QUIET = 2.0
-#: How a stream ends that its client half-closed.
-_AS_TOLD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-#: Streams opened for one look while they fail for now.
-_LOOKS = 4
 #: Seconds in which messages that were sent already arrive.
 _SETTLED = 0.1
 
@@ -78,57 +70,6 @@ def open_stream(
         heartbeat=(_HEARTBEAT, pb["StreamingPullRequest"]()),
         **callbacks,
     )
-
-
-def look(client: Client, path: str, limit: int, lease: float) -> list[Any]:
-    """What is ready now, ``limit`` messages at most, leased for ``lease`` seconds.
-
-    A stream that brings nothing for two seconds says that there is no more; an immediate pull may say so
-    of any queue. Raises as :meth:`Client.call`, temporary failures after some tries.
-    """
-    left = _LOOKS
-    while True:
-        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        stream = open_stream(
-            client, path, limit, lease, on_response=answers.put, on_end=answers.put
-        )
-        try:
-            if stream is not None:  # no fork is under way
-                return _gathered(stream, answers, limit)
-        except grpc.RpcError as exc:
-            error = client.error(exc, "StreamingPull", path)
-            left -= isinstance(error, BrokerUnavailable)
-            settling = isinstance(error, NotFound) and client.settling(path)
-            if not (settling or (isinstance(error, BrokerUnavailable) and left)):
-                raise error from exc
-        time.sleep(jitter(_SETTLED, 0.8, 1.2))
-
-
-def _gathered(stream: BidiStream, answers: queue.SimpleQueue[Any], limit: int) -> list[Any]:
-    found: list[Any] = []
-    closing = False
-    try:
-        while True:
-            if not closing and len(found) >= limit:
-                closing = True
-                stream.half_close()
-            try:
-                answer = answers.get(timeout=ENDS_WITHIN if closing else _QUIET)
-            except queue.Empty:
-                if closing:
-                    return found
-                closing = True
-                stream.half_close()  # what is on its way comes yet
-                continue
-            if isinstance(answer, Exception) and not found:
-                ended = isinstance(answer, grpc.RpcError) and answer.code() in _AS_TOLD
-                if not (closing and ended):
-                    raise answer
-            if answer is None or isinstance(answer, Exception):
-                return found
-            found += answer.received_messages
-    finally:
-        stream.cancel()
 
 
 class Stream(Line):
@@ -178,6 +119,7 @@ class Stream(Line):
             self._paused = True  # for the fork that is under way
         else:
             opened.stream = stream
+            self.retry_at = None
 
     def _answered(self, opened: _Call, response: Any) -> None:
         opened.worked = True
@@ -255,6 +197,9 @@ class Flow(Stream):
         self._wanted = 0
         self._looks_again = False
 
+    def due(self) -> float | None:
+        return self.retry_at if self._wanted > 0 else None
+
     def fetch(self, limit: int, now: float) -> None:
         with self._lock:
             self._wanted = limit
@@ -269,7 +214,7 @@ class Flow(Stream):
                 elif not self._looks_again:
                     # What it lacks may have arrived this very moment.
                     self._looks_again = True
-                    self.receiver.broker.later(now + _SETTLED, self._look_again)
+                    self.receiver.broker.timers.run(self._look_again, now + _SETTLED)
 
     def _short(self, opened: _Call) -> bool:
         """Whether it may bring less than half of what is wanted. More isn't worth a new stream."""

@@ -84,7 +84,8 @@ def force_release(client: Client, places: Places, lock: LockRef, owner_nonce: st
         document = read.documents.get(name)
         stored = None if document is None else lock_of(document)
         if sent is not None and (stored is None or stored.fence != sent[0]):
-            return sent[1]
+            live = sent[1]
+            break
         if stored is None or owner_nonce not in (None, stored.nonce):
             return False
         live = not stored.expired(read.read_time)
@@ -98,10 +99,10 @@ def force_release(client: Client, places: Places, lock: LockRef, owner_nonce: st
         except Unsettled:
             sent = stored.fence, live
             continue
-        if owner_nonce is None:
-            done.log()
-        return live
-    raise AssertionError
+        break
+    if owner_nonce is None:
+        done.log()
+    return live
 
 
 def cancel(client: Client, places: Places, job: JobRef, reason: str, in_advance: bool) -> bool:
@@ -117,7 +118,9 @@ def cancel(client: Client, places: Places, job: JobRef, reason: str, in_advance:
         stored = None if document is None else job_of(document)
         known = None if stored is None or stored.expired(read.read_time) else stored
         if known is not None and known.status.terminal:
-            return known.cancelled_by == by
+            if known.cancelled_by != by:
+                return False
+            break
         if known is None and not in_advance:
             return False
         with tries.once():
@@ -125,9 +128,9 @@ def cancel(client: Client, places: Places, job: JobRef, reason: str, in_advance:
                 _cancel_unknown(client, places, job, stored, reason, by, kept)
             else:
                 _cancel(client, places, known, reason, by, kept, read.read_time)
-            done.log()
-            return True
-    raise AssertionError
+            break
+    done.log()
+    return True
 
 
 def _cancel_unknown(

@@ -234,18 +234,18 @@ def test_a_parked_message_keeps_its_time_and_its_end(
     message = OutgoingMessage(b"m", {"task": "add"}, priority=4, delay=100.0, ttl=50.0)
     broker.publish("x" * 2000, "k" * 2000, message)
     [_, source] = broker.topology.sources(name)
-    [item] = until(lambda: broker._pull_now(source, 1), "the message")
+    [item] = until(lambda: broker.looks.pull(source, 1)[0], "the message")
     with monkeypatch.context() as patched:
         patched.setattr(deliveries, "_RENEWED_AT", 0.0)  # it is old enough
         assert broker.deliveries.sort(source, [item]) == ([], [])
     assert broker.flush(5)
-    [anew] = until(lambda: broker._pull_now(broker.topology.sources(name)[0], 1), "the copy")
+    [anew] = until(lambda: broker.looks.pull(broker.topology.sources(name)[0], 1)[0], "the copy")
     before, after = (broker_said(made) for made in (item, anew))
     assert after.attributes == before.attributes == {"task": "add"}
     assert (after.exchange, after.routing_key, after.priority) == ("", name, 4)
     assert after.not_before == pytest.approx(before.not_before, abs=0.01)
     assert after.expires == pytest.approx(before.expires, abs=0.01)
-    assert broker._pull_now(source, 1) == [], "and the first one is acked"
+    assert broker.looks.pull(source, 1)[0] == [], "and the first one is acked"
 
 
 def broker_said(item: Any) -> Any:

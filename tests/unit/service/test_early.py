@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from gwi_celery.brokers.base import Delivery, QueueSpec
-from gwi_celery.brokers.pubsub import deliveries, streams
+from gwi_celery.brokers.pubsub import deliveries, looks
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.service import early as module
@@ -36,7 +36,7 @@ def twin() -> Iterator[Twin]:
 
 @pytest.fixture(autouse=True)
 def _near(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_QUIET", 0.3)  # the twin is near
+    monkeypatch.setattr(looks, "_QUIET", 0.3)  # the twin is near
 
 
 @pytest.fixture

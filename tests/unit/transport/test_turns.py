@@ -142,6 +142,30 @@ def test_no_more_are_handed_over_than_fit(connection: Connection) -> None:
         assert len(got) == 3
 
 
+def test_a_task_that_runs_in_this_thread_is_acked_before_the_next_one(
+    connection: Connection,
+) -> None:
+    """Celery acks it in the event loop's next round; until then its place is taken.
+
+    What is left is others' once its consumer is cancelled.
+    """
+    queue, got = put(connection, "q", *range(4)), []
+    transport = connection.transport
+    transport._open_bell()  # as an event loop does
+
+    def slow(body: int, message: Any) -> None:
+        got.append(body)
+        time.sleep(0.003)
+
+    with Consumer(connection, [queue], callbacks=[slow], prefetch_count=4):
+        for n in range(1, 3):
+            assert select.select(transport._descriptors(), [], [], PATIENCE)[0], "it is woken"
+            transport.on_readable()
+            assert got == list(range(n))
+    left = [connection.default_channel.basic_get("q") for _ in range(3)]
+    assert [message and message.payload for message in left] == [2, 3, None]
+
+
 def test_what_needs_no_ack_is_gone_before_its_callback(connection: Connection) -> None:
     """However long that takes, or if it ends the process: nobody is given it again."""
     queue, left = put(connection, "q", *range(3)), []
@@ -179,3 +203,5 @@ def test_what_waits_behind_a_slow_callback_is_not_handed_over_once_it_may_be_ano
             with Connection(f"embedded://{tmp_path}") as other:
                 taken = {other.default_channel.basic_get("q").payload for _ in range(2)}
             assert taken == {"first", "second"}, "it is the other's"
+            transport.on_readable()
+            assert got == ["first"]

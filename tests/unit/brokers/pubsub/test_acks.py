@@ -191,6 +191,18 @@ def test_a_refused_ack_is_not_sent_again(
     assert server.requests == [["a"]]
 
 
+def test_an_ack_to_a_deleted_subscription_is_no_news(
+    server: _Server, sender: Acknowledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it is delivered again, and who ends with a reply unread is told nothing."""
+    _ack(sender, "a", last=True)
+    server.sent(["a"])
+    server.futures[0].set_exception(NotFound("no such subscription"))
+    assert sender.flush(10)
+    assert server.requests == [["a"]]
+    assert caplog.records == []
+
+
 def test_a_subscription_that_is_new_may_be_unknown(server: _Server, sender: Acknowledger) -> None:
     server.young = True
     _ack(sender, "a", last=True)
