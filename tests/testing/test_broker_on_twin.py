@@ -486,7 +486,7 @@ def test_each_ack_of_an_exactly_once_queue_is_refused_by_itself(
     broker = connect(exactly_once=True)
     broker.declare_queue(QueueSpec("q"))
     send(broker, *[b"x"] * 20)
-    held = broker.look("q", 20)
+    held = broker.looks.in_turn("q", 20)
     assert len(held) == 20
     [path] = [source.path for source in broker.topology.sources("q")]
     lost = {held[3].ack_id, held[11].ack_id}
@@ -502,7 +502,7 @@ def test_each_ack_of_an_exactly_once_queue_is_refused_by_itself(
     refused = [record.args[0] for record in caplog.records if isinstance(record.args, tuple)]
     assert sum(int(str(count)) for count in refused) == 2
     twin.switch(transient_acks=0)
-    held = broker.look("q", 2)
+    held = broker.looks.in_turn("q", 2)
     calls: list[str] = []
     broker.client.on_call = calls.append
     stale = dataclasses.replace(held[0], ack_id=f"{path} stale")
