@@ -184,7 +184,7 @@ def test_a_queue_whose_making_was_not_answered_is_ones_own(
 
 
 def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:
-    eventually(lambda: receiver.poll("q", 4) or twin.counts(subscription)["readers"], 5)
+    eventually(lambda: receiver.poll("q", 4) or twin.counts(subscription)["readers"])
 
 
 def test_workers_that_come_and_go_leave_no_message_to_its_lease(
@@ -202,6 +202,7 @@ def test_workers_that_come_and_go_leave_no_message_to_its_lease(
         receiver.subscribe("q")
         _wait_until_read(receiver, twin, subscription)
         goes.close()
+        eventually(lambda: not twin.counts(subscription)["readers"], "its end is seen")
         send(sender, str(n).encode())
     receiver = stays.receiver()
     receiver.subscribe("q")
@@ -313,7 +314,7 @@ def test_nothing_wakes_who_waits_for_a_pull_after_one_that_failed(
     twin.switch(faults=1, pull_hold=0.1)
     eventually(lambda: not _sleeps(receiver, "q"), "a pull that failed")
     twin.switch(faults=0, pull_hold=90)
-    eventually(lambda: _sleeps(receiver, "q"), "one that waits", timeout=10)
+    eventually(lambda: _sleeps(receiver, "q"), "one that waits")
 
 
 def test_an_idle_stream_says_that_it_lives(
@@ -421,7 +422,8 @@ def test_an_eta_is_kept_with_a_retry_policy(connect: Connect, delay: float) -> N
     receiver = broker.receiver()
     receiver.subscribe("q")
     broker.ack([wait_for(receiver)])
-    assert 0 <= time.time() - due < 10, "the policy's shortest pause"
+    # The twin counts by another clock, which may run some milliseconds before this one.
+    assert -0.1 <= time.time() - due < 10, "the policy's shortest pause"
 
 
 def test_the_largest_message_fits_its_request(connect: Connect, twin: Twin) -> None:
