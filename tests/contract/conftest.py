@@ -64,10 +64,8 @@ def pubsub_twin() -> Iterator[Twin]:
         "settle": PubSubTwin.SETTLES,
         "name_rest": PubSubTwin.NAMES_REST,
     }
-    with start_twin(**switches) as twin, pytest.MonkeyPatch.context() as patched:
+    with start_twin(**switches) as twin:
         PubSubTwin.endpoint = twin.endpoint
-        patched.setattr(looks, "_QUIET", 0.5)  # the twin is near
-        patched.setattr(client, "_SETTLES", 2.0)
         yield twin
 
 
@@ -81,6 +79,9 @@ def broker_factory(
         request.getfixturevalue(kind.fixture)
     if request.param == "pubsub":  # the emulator knows at once what was made
         monkeypatch.setattr(client, "_SETTLES", 0.5)
+    if request.param == "twin":
+        monkeypatch.setattr(looks, "_QUIET", 0.5)  # the twin is near
+        monkeypatch.setattr(client, "_SETTLES", 2.0)
     with service(tmp_path) as factory:
         yield factory
 

@@ -80,13 +80,13 @@ def test_acks_of_a_process_that_closes_nothing_arrive(
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     time.sleep(11)  # longer than a lease
-    assert {how: connect().look(how, 10) for how in ways} == {how: [] for how in ways}
+    assert {how: connect().looks.in_turn(how, 10) for how in ways} == {how: [] for how in ways}
 
 
 def test_acks_do_not_wait_for_other_work(connect: Callable[..., PubSubBroker]) -> None:
     broker = connect()
     broker.publish("", "q", OutgoingMessage(b"a"))
-    [delivery] = broker.look("q", 1)
+    [delivery] = broker.looks.in_turn("q", 1)
     counted: Counter[str] = Counter()
     broker.client.on_call = lambda name: counted.update([name])
     release = threading.Event()
@@ -180,4 +180,6 @@ def test_a_call_after_the_batch_that_it_inherited_is_published_by_itself(
         return [first, await thread, *(await task).split()]
 
     ids = asyncio.run(run())
-    assert sorted(d.attributes["task_id"] for d in connect().look("celery", 10)) == sorted(ids)
+    assert sorted(d.attributes["task_id"] for d in connect().looks.in_turn("celery", 10)) == sorted(
+        ids
+    )

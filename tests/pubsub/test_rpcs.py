@@ -65,7 +65,9 @@ def test_a_batch_names_the_calls_that_failed(
         last = jobs.mark.delay("last")
     assert isinstance(failed.value.errors[large.id], TooLarge)
     assert set(failed.value.errors) == {large.id}
-    assert {first.id, last.id} == {d.attributes["task_id"] for d in connect().look("celery", 10)}
+    assert {first.id, last.id} == {
+        d.attributes["task_id"] for d in connect().looks.in_turn("celery", 10)
+    }
 
 
 def test_too_large_a_call_is_refused_with_both_sizes(jobs: ModuleType, calls: Counter[str]) -> None:
@@ -105,7 +107,7 @@ def test_acks_gather_while_one_request_is_on_its_way(
 ) -> None:
     broker = connect()
     broker.publish_many([("", "q", OutgoingMessage(b"%d" % n)) for n in range(300)])
-    deliveries = broker.look("q", 300)
+    deliveries = broker.looks.in_turn("q", 300)
     assert len(deliveries) == 300
     counted: Counter[str] = Counter()
     broker.client.on_call = lambda name: counted.update([name])
@@ -113,7 +115,7 @@ def test_acks_gather_while_one_request_is_on_its_way(
         broker.ack([delivery])
     assert broker.flush(10)
     assert counted["Acknowledge"] < 150
-    eventually(lambda: broker.look("q", 10) == [])
+    eventually(lambda: broker.looks.in_turn("q", 10) == [])
 
 
 @pytest.mark.parametrize("levels", [(), (0, 5, 9)], ids=["one level", "priorities"])

@@ -43,7 +43,7 @@ def test_a_producer_that_calls_once_and_exits_has_delivered(
             finally:
                 os._exit(code)  # without pytest's own end; nothing of ours is waited for
         assert os.waitpid(pid, 0)[1] == 0
-    found = broker.look("celery", 200)
+    found = broker.looks.in_turn("celery", 200)
     assert len(found) == number
 
 
@@ -63,7 +63,7 @@ def test_unconfirmed_calls_are_flushed_at_exit(
     )
     broker = connect(lease_seconds=30)  # as the script's
     broker.declare_queue(_celery())
-    assert len(broker.look("celery", 500)) == 200
+    assert len(broker.looks.in_turn("celery", 500)) == 200
 
 
 def test_a_worker_with_one_process_holds_one_message(
@@ -76,7 +76,7 @@ def test_a_worker_with_one_process_holds_one_message(
         jobs.mark.delay(n)
     broker = connect()
     broker.declare_queue(_celery())  # which another connection may not find at once
-    found = broker.look("celery", 10)
+    found = broker.looks.in_turn("celery", 10)
     assert len(found) == 3, "the rest is left to others"
     assert [d.deliveries for d in found] == [1, 1, 1], "and was never in that worker's hands"
 

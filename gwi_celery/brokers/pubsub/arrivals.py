@@ -125,7 +125,7 @@ class Arrivals:
         """With the lock held: have waiting messages reviewed, also while the consumer is busy."""
         if not self._watched:
             self._watched = True
-            self.receiver.broker.later(time.monotonic() + _LONGEST_WAIT, self._review)
+            self.receiver.broker.timers.run(self._review, time.monotonic() + _LONGEST_WAIT)
 
     def _review(self) -> None:
         now = time.monotonic()

@@ -31,7 +31,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import (
-    DEAD_LETTER_SUFFIX,
     Binding,
     Delivery,
     Operators,
@@ -42,40 +41,36 @@ from gwi_celery.brokers.base import (
     StoredMessage,
     dead_letter_queue,
 )
-from gwi_celery.brokers.pubsub import naming, wire
+from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.acks import Acknowledger
 from gwi_celery.brokers.pubsub.client import Client, pb
-from gwi_celery.brokers.pubsub.dead import DeadLetters, Looked, joined
+from gwi_celery.brokers.pubsub.dead import DeadLetters
 from gwi_celery.brokers.pubsub.deliveries import Deliveries
 from gwi_celery.brokers.pubsub.looks import Looks
-from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
+from gwi_celery.brokers.pubsub.monitoring import QueueDepth
+from gwi_celery.brokers.pubsub.operating import Operating
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.parked import Parked
 from gwi_celery.brokers.pubsub.publisher import Publisher
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
-from gwi_celery.brokers.pubsub.topology import Source, Topology
+from gwi_celery.brokers.pubsub.receivers import Receivers
+from gwi_celery.brokers.pubsub.topology import Topology
 from gwi_celery.errors import (
-    BrokerError,
-    BrokerUnavailable,
     NotFound,
 )
 from gwi_celery.exits import at_exit
 
 logger = logging.getLogger(__name__)
 
-#: Messages in one peek into a queue.
-_LOOK = 1000
-#: Seconds that closing waits for what is still to be sent.
-_CLOSE = 2.0
-#: Seconds without further deletions of unused queues after one that Pub/Sub didn't answer.
-_STALLED = 10.0
+#: Seconds that a flush waits for what is still to be sent.
+_FLUSH = 2.0
 
 
 class PubSubBroker:
     """A :class:`~gwi_celery.brokers.base.Broker` on Google Cloud Pub/Sub, or its emulator.
 
-    Over 25 methods, as the seam has them. It connects the parts that do the work: topology, publisher,
-    deliveries, acks, dead letters and receivers.
+    Over 25 methods, as the seam has 30: most are one line, a call of the part that does the work.
+    These are topology, publisher, receivers, deliveries, acks, dead letters, looks and operating.
     """
 
     def __init__(self, options: PubSubOptions) -> None:
@@ -83,7 +78,8 @@ class PubSubBroker:
         self.operators: Operators | None = None
         self.client = Client(options)
         self._acks = Acknowledger(self.client)
-        self._timers = Scheduler("gwi-timers")
+        #: For what takes no time.
+        self.timers = Scheduler("gwi-timers")
         self._jobs = Scheduler("gwi-jobs")
         self.topology = Topology(self.client, options, self._jobs)
         self.lease_seconds = options.lease_seconds
@@ -101,10 +97,8 @@ class PubSubBroker:
         #: What came before its time, for operators.
         self.early, self.parked = self.deliveries.early, Parked(self)
         self.looks = Looks(self)
-        self._monitoring = Monitoring(options.timeout)
-        self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
-        #: Monotonic time until which unused queues are not deleted: they expire by themselves.
-        self._stalled_until = 0.0
+        self.receivers = Receivers(self, self._jobs)
+        self.operating = Operating(self, self._dead_letters)
         #: Pub/Sub has answered this connection once.
         self._connected = False
         _brokers.add(self)
@@ -133,14 +127,14 @@ class PubSubBroker:
 
     def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
         for queue in self.topology.delete_exchange(name, if_unused=if_unused):
-            self._reread(queue)
+            self.receivers.reread(queue)
 
     def has_exchange(self, name: str) -> bool:
         return self.topology.exchanges.type_of(name) is not None
 
     def declare_queue(self, spec: QueueSpec) -> None:
         if self.topology.declare_queue(spec):
-            self._reread(spec.name, again=True)
+            self.receivers.reread(spec.name, again=True)
 
     def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
         self.topology.delete_queue(name, if_unused=if_unused, if_empty=if_empty)
@@ -150,11 +144,11 @@ class PubSubBroker:
 
     def bind(self, queue: str, exchange: str, routing_key: str) -> None:
         self.topology.bind(queue, exchange, routing_key)
-        self._reread(queue)
+        self.receivers.reread(queue)
 
     def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
         self.topology.unbind(queue, exchange, routing_key)
-        self._reread(queue)
+        self.receivers.reread(queue)
 
     def bindings(self) -> list[Binding]:
         return self.topology.bindings()
@@ -183,63 +177,7 @@ class PubSubBroker:
     # --- receive --------------------------------------------------------------------------------
 
     def receiver(self) -> PubSubReceiver:
-        receiver = PubSubReceiver(self)
-        self._receivers.add(receiver)
-        return receiver
-
-    def receivers(self) -> list[PubSubReceiver]:
-        return list(self._receivers)
-
-    def leave(self, queue: str) -> None:
-        """A receiver unsubscribed: an auto_delete queue is deleted with its last one."""
-        if any(receiver.reads(queue) for receiver in self._receivers):
-            return
-        if time.monotonic() < self._stalled_until:
-            return  # stopping must not wait for each
-        try:
-            with self.client.within(_CLOSE):
-                self.topology.leave(queue)
-        except BrokerError as exc:
-            if isinstance(exc, BrokerUnavailable):
-                self._stalled_until = time.monotonic() + _STALLED
-            logger.info("queue %r was not deleted (%s): it expires by itself", queue, exc)
-
-    def look(self, queue: str, limit: int) -> list[Delivery]:
-        """Messages that are ready now, of a queue that no receiver of this connection reads."""
-        return self.looks.in_turn(queue, limit)
-
-    def later(self, when: float, job: Callable[[], object]) -> None:
-        """Call ``job``, which takes no time, in the background at a monotonic time."""
-        self._timers.run(job, when)
-
-    def rediscover(self, queue: str) -> None:
-        """In the background, look for bindings that other connections made."""
-
-        def job() -> None:
-            with contextlib.suppress(BrokerError):  # tried again later
-                self.topology.rediscover(queue)
-                self._reread(queue)
-
-        if self.options.managed:
-            self._jobs.run(job)
-
-    def recover(self, source: Source, then: Callable[[], None]) -> None:
-        """In the background, recreate a subscription that is being read and was deleted."""
-
-        def job() -> None:
-            try:
-                self.topology.recover(source)
-                self._reread(source.queue)
-            except BrokerError as exc:
-                logger.warning("queue %r is gone and can't be recreated yet: %s", source.queue, exc)
-            then()
-
-        self._jobs.run(job)
-
-    def _reread(self, queue: str, *, again: bool = False) -> None:
-        """Have this connection's receivers read the queue's current subscriptions."""
-        for receiver in self.receivers():
-            receiver.rebound(queue, again=again)
+        return self.receivers.open()
 
     # --- leases ---------------------------------------------------------------------------------
 
@@ -279,67 +217,43 @@ class PubSubBroker:
 
     def size(self, queue: str) -> QueueSize | None:
         """None: Pub/Sub has no exact count. As :meth:`Broker.size`; see :meth:`depth`."""
-        try:
-            self.topology.spec(queue)
-        except NotFound:
-            if queue.endswith(DEAD_LETTER_SUFFIX):
-                return QueueSize(0, 0, 0)
-            raise
-        return None
+        return self.operating.size(queue)
 
     def depth(self, queue: str) -> QueueDepth | None:
         """The queue's depth some minutes ago, from Cloud Monitoring. Raises NotFound.
 
-        None where it can't be known: on an emulator, without the extra ``monitoring``, without the
+        None where it can't be known: on Google's emulator, without the extra ``monitoring``, without the
         permission, and before all of the queue's subscriptions have been measured.
         """
-        if self.options.emulator:
-            return None
-        return self._monitoring.depth(source.path for source in self.topology.sources(queue))
+        return self.operating.depth(queue)
 
     def state(self, queue: str) -> QueueState:
-        """What Cloud Monitoring has measured, some minutes ago, where that can be asked."""
-        self.topology.spec(queue)
-        waiting, dead = self.depth(queue), None
-        with contextlib.suppress(NotFound):
-            dead = self.depth(dead_letter_queue(queue))
-        return QueueState(
-            queue,
-            ready=None if waiting is None else waiting.messages,
-            oldest=None if waiting is None else waiting.oldest_age_seconds,
-            dead=None if dead is None else dead.messages,
-        )
+        return self.operating.state(queue)
 
     def purge(self, queue: str) -> int:
-        """Ack ready messages until none is left; returns how many.
-
-        Includes delayed messages that are delivered for the first time, but not deferred ones.
-        """
-        if self.operators is not None:
-            self.operators.about_to("purge", queue)
-        purged = 0
-        self.flush(_CLOSE)
-        left = self.topology.sources(queue)
-        while left:
-            pulled = self.looks.pull_all(left, _LOOK)
-            left = [source for source, _, more in pulled if more]
-            for source, received, _ in pulled:
-                if not received:
-                    continue
-                request = pb["AcknowledgeRequest"](
-                    subscription=source.path, ack_ids=[item.ack_id for item in received]
-                )
-                self._dead_letters.end(queue, received)
-                self.client.persist("Acknowledge", request, source.path)
-                purged += sum(source.takes(wire.parse(item.message)) for item in received)
-        return purged
+        return self.operating.purge(queue)
 
     def peek(self, queue: str, limit: int = 100) -> list[StoredMessage]:
-        """Ready messages. They are leased for a moment and then given back."""
-        deliveries = self.looks.at_once(queue, limit)
-        self.deliveries.give_back(deliveries)
-        self.flush(_CLOSE)
-        return [self._dead_letters.stored(d) for d in joined(deliveries)][:limit]
+        return self.operating.peek(queue, limit)
+
+    def browse(self, queue: str) -> Iterator[StoredMessage]:
+        return self.operating.browse(queue)
+
+    def discard(self, queue: str, only: Collection[str]) -> int:
+        return self.operating.discard(queue, only)
+
+    def redrive(
+        self,
+        queue: str,
+        limit: int | None = None,
+        *,
+        only: Collection[str] | None = None,
+        from_step: str | None = "",
+        moved: Callable[[int], object] = lambda n: None,
+    ) -> int:
+        total = self._dead_letters.redrive(queue, limit, only, from_step, moved)
+        self.flush()
+        return total
 
     def push_to(
         self, queue: str, url: str, *, service_account: str = "", audience: str = ""
@@ -352,45 +266,11 @@ class PubSubBroker:
             service_account: Account whose OIDC token each request carries; empty: no token.
             audience: Audience of that token; empty: the URL.
         """
-        self.topology.declare_queue(QueueSpec(queue))
-        for source in self.topology.sources(queue):
-            request = pb["ModifyPushConfigRequest"](subscription=source.path)
-            request.push_config.push_endpoint = url
-            if service_account:
-                request.push_config.oidc_token.service_account_email = service_account
-                request.push_config.oidc_token.audience = audience
-            self.client.persist("ModifyPushConfig", request, source.path)
-            self.topology.admin.note_push(source.path, url)
+        self.operating.push_to(queue, url, service_account, audience)
 
-    def browse(self, queue: str) -> Iterator[StoredMessage]:
-        """What is ready, leased for as long as it takes to see all of it, and then given back."""
-        looked = Looked(self, queue)
-        try:
-            for _ in looked:
-                pass
-        finally:
-            looked.give_back()
-        yield from map(self._dead_letters.stored, joined(looked.held))
+    # --- ends -----------------------------------------------------------------------------------
 
-    def discard(self, queue: str, only: Collection[str]) -> int:
-        if self.operators is not None:
-            self.operators.about_to("purge", queue)
-        return self._dead_letters.discard(queue, only)
-
-    def redrive(
-        self,
-        queue: str,
-        limit: int | None = None,
-        *,
-        only: Collection[str] | None = None,
-        from_step: str | None = "",
-        moved: Callable[[int], object] = lambda n: None,
-    ) -> int:
-        total = self._dead_letters.redrive(queue, limit, only, from_step, moved)
-        self.flush(_CLOSE)
-        return total
-
-    def flush(self, timeout: float = _CLOSE) -> bool:
+    def flush(self, timeout: float = _FLUSH) -> bool:
         """Wait until acks and unconfirmed messages are with Pub/Sub; False if that took longer."""
         deadline = time.monotonic() + timeout
         self.publisher.wait(timeout)
@@ -399,13 +279,13 @@ class PubSubBroker:
         return self._acks.flush(max(deadline - time.monotonic(), 0)) and done
 
     def close(self) -> None:
-        for receiver in self.receivers():
+        for receiver in self.receivers:
             receiver.close()
         self._flush_at_end()
         self._jobs.stop(0.0)
-        self._timers.stop(0.0)
+        self.timers.stop(0.0)
         self._acks.stop(0.0)
-        self._monitoring.close()
+        self.operating.close()
         self.client.close()
 
     def _flush_at_end(self) -> None:
@@ -414,13 +294,13 @@ class PubSubBroker:
             if not self.flush(self.options.publish_timeout):
                 logger.error("unconfirmed messages may not have been published")
         else:
-            self.flush(_CLOSE)
+            self.flush()
 
     def _after_fork(self) -> None:
         """Forget what is in flight, leased or received: it is the parent's."""
         self.publisher.after_fork()
         self.deliveries.after_fork()
-        self._receivers = weakref.WeakSet()
+        self.receivers.after_fork()
 
 
 #: This process's brokers.

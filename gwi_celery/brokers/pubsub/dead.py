@@ -56,8 +56,6 @@ _REASON = 10_000
 _LOOK = 1000
 #: Seconds until an emulator is asked once more.
 _AGAIN = 0.1
-#: Seconds that giving back waits to be sent.
-_FLUSH = 2.0
 
 
 class DeadLetters:
@@ -269,7 +267,7 @@ class Looked:
             else:
                 kept.append(delivery)
         self._broker.deliveries.give_back(kept)
-        self._broker.flush(_FLUSH)
+        self._broker.flush()
 
 
 def id_of(delivery: Delivery) -> str:

@@ -150,7 +150,7 @@ class Line:
             logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
         self.retry_at = time.monotonic() + self._pauses.next()
         if missing:
-            self.receiver.broker.recover(self.source, then=self.receiver.ring)
+            self.receiver.broker.receivers.recover(self.source, then=self.receiver.ring)
         else:
             self.receiver.ring()
 
@@ -288,7 +288,7 @@ class Pull(Line):
                 self.probing = probed
                 self._start()
             elif idle and asked and self.ask_at is not None and self._wanted > 0:
-                self.receiver.broker.later(self.ask_at, self._ask)
+                self.receiver.broker.timers.run(self._ask, self.ask_at)
         if idle and not again and probed:
             self.arrivals.probed(self, self._wanted)
         if error is not None and not self._stopped:

@@ -56,5 +56,5 @@ class Parked:
     def _taken(self, delivery: Delivery) -> bool:
         """Have no receiver hand it out any more; False if one has."""
         return self._broker.deliveries.any_deferred([delivery.ack_id]) or any(
-            receiver.take_out(delivery) for receiver in self._broker.receivers()
+            receiver.take_out(delivery) for receiver in self._broker.receivers
         )

@@ -74,15 +74,15 @@ class PubSubReceiver:
             return
         arrivals.stop()
         self._ending = [line for line in [*self._ending, *arrivals.lines] if not line.idle()]
-        self._broker.leave(queue)
+        self._broker.receivers.left(queue)
 
     def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
         check_usable(self._closed, self._pid)
         arrivals = self._queues.get(queue)
         if arrivals is None:
-            return self._broker.look(queue, limit)
+            return self._broker.looks.in_turn(queue, limit)
         if arrivals.rediscovery_due():
-            self._broker.rediscover(queue)
+            self._broker.receivers.rediscover(queue)
         return arrivals.take(limit, max(room, limit))
 
     def want(self, queue: str, limit: int) -> None:
@@ -131,7 +131,7 @@ class PubSubReceiver:
         ):
             time.sleep(0.005)
         for name in queues:
-            self._broker.leave(name)
+            self._broker.receivers.left(name)
         self._bell.close()
 
     # --- what lines use -----------------------------------------------------------------------

@@ -214,7 +214,7 @@ class Flow(Stream):
                 elif not self._looks_again:
                     # What it lacks may have arrived this very moment.
                     self._looks_again = True
-                    self.receiver.broker.later(now + _SETTLED, self._look_again)
+                    self.receiver.broker.timers.run(self._look_again, now + _SETTLED)
 
     def _short(self, opened: _Call) -> bool:
         """Whether it may bring less than half of what is wanted. More isn't worth a new stream."""

@@ -214,10 +214,12 @@ def test_a_forked_child_has_a_client_of_its_own(
     measured.points = {(COUNT, "gwi-q"): [(0, NOW)]}
     asking = broker()
     assert asking.depth("q") is not None
-    before = asking._monitoring._client.get()
-    monkeypatch.setattr(asking._monitoring._client, "_made", (-1, before))  # as if in the child
+    before = asking.operating._monitoring._client.get()
+    monkeypatch.setattr(
+        asking.operating._monitoring._client, "_made", (-1, before)
+    )  # as if in the child
     assert asking.depth("q") is not None
-    assert asking._monitoring._client.get() is not before
+    assert asking.operating._monitoring._client.get() is not before
     assert before in process._inherited, "kept, neither used nor closed"
     before.transport.close()
     process._inherited.remove(before)
