@@ -12,13 +12,10 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-import grpc
 import pytest
-from google.cloud.monitoring_v3 import MetricServiceClient
-from google.cloud.monitoring_v3.services.metric_service.transports import MetricServiceGrpcTransport
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from gwi_celery.brokers.pubsub import arrivals, client, deliveries, looks, monitoring, streams, wire
+from gwi_celery.brokers.pubsub import arrivals, client, deliveries, looks, streams, wire
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
@@ -466,27 +463,66 @@ def test_who_may_not_act_as_the_pusher_is_told_the_role(broker: PubSubBroker, tw
         twin.allow("iam.serviceAccounts.actAs")
 
 
-def test_cloud_monitoring_tells_the_depth_of_a_queue(
-    broker: PubSubBroker, twin: Twin, monkeypatch: pytest.MonkeyPatch
+def test_a_project_that_is_not_ready_is_waited_for(
+    broker: PubSubBroker, connect: Connect, twin: Twin
 ) -> None:
-    def connect() -> MetricServiceClient:
-        channel = grpc.insecure_channel(twin.endpoint, [("grpc.enable_http_proxy", 0)])
-        return MetricServiceClient(transport=MetricServiceGrpcTransport(channel=channel))
-
-    monkeypatch.setattr(monitoring, "connect", connect)
-    depths = monitoring.Monitoring(10.0)
+    twin.switch(settle=0.5, settle_misses=1)
     broker.declare_queue(QueueSpec("q"))
-    paths = [source.path for source in broker.topology.sources("q")]
-    assert depths.depth(paths) is None, "it was not measured yet"
+    twin.switch(settle=60)
+    hasty = connect(prefix="hasty-", timeout=0.3)
+    with pytest.raises(BrokerUnavailable, match=r"not ready for Pub/Sub yet.*resourceLocations"):
+        hasty.declare_queue(QueueSpec("q"))
+
+
+def test_revoked_credentials_are_told_at_once(broker: PubSubBroker, twin: Twin) -> None:
+    twin.switch(revoked=True)
+    with pytest.raises(BrokerUnusable, match=r"invalid_grant.*application-default login"):
+        broker.declare_queue(QueueSpec("q"))
+
+
+def test_each_ack_of_an_exactly_once_queue_is_refused_by_itself(
+    connect: Connect, twin: Twin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that are refused for now are sent again; what is told of a lost one is about it alone."""
+    twin.switch(transient_acks=0)
+    broker = connect(exactly_once=True)
+    broker.declare_queue(QueueSpec("q"))
+    send(broker, *[b"x"] * 20)
+    held = broker.looks.in_turn("q", 20)
+    assert len(held) == 20
+    [path] = [source.path for source in broker.topology.sources("q")]
+    lost = {held[3].ack_id, held[11].ack_id}
+    nack = pb["ModifyAckDeadlineRequest"](
+        subscription=path, ack_ids=[id.split()[1] for id in lost], ack_deadline_seconds=0
+    )
+    broker.client.call("ModifyAckDeadline", nack, path)
+    twin.switch(transient_acks=0.1)
+    with caplog.at_level(logging.WARNING):
+        broker.ack(held)
+        assert broker.flush(10)
+    assert twin.counts(path)["acked"] == 18
+    refused = [record.args[0] for record in caplog.records if isinstance(record.args, tuple)]
+    assert sum(int(str(count)) for count in refused) == 2
+    twin.switch(transient_acks=0)
+    held = broker.looks.in_turn("q", 2)
+    calls: list[str] = []
+    broker.client.on_call = calls.append
+    stale = dataclasses.replace(held[0], ack_id=f"{path} stale")
+    broker.deliveries.leases[stale.ack_id] = time.monotonic() + 60
+    assert broker.extend([*held, stale], 60) == [stale]
+    assert calls == ["ModifyAckDeadline"], "the answer names it"
+
+
+def test_cloud_monitoring_tells_the_depth_of_a_queue(broker: PubSubBroker, twin: Twin) -> None:
+    broker.declare_queue(QueueSpec("q"))
+    assert broker.depth("q") is None, "it was not measured yet"
     broker.publish_many([_of("a", b"x"), _of("b", b"x"), _of("c", b"x")])
     twin.switch(measured_every=0.1)
-    found = eventually(lambda: (depth := depths.depth(paths)) and depth.messages == 3 and depth)
-    assert isinstance(found, monitoring.QueueDepth)
-    assert found.oldest_age_seconds is not None
+    eventually(lambda: broker.state("q").ready == 3)
+    assert broker.state("q").oldest is not None
     twin.deny("monitoring.timeSeries.list")
-    assert depths.depth(paths) is None
+    assert broker.depth("q") is None
     twin.allow("monitoring.timeSeries.list")
-    depths.close()
 
 
 def test_operators_look_once_into_each_level(
