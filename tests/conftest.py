@@ -19,6 +19,7 @@ from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
 from gwi_celery.testing.emulators import EmulatorMissing, start_firestore, start_pubsub
 from tests import order, slow, zygote
+from tests.machine import PATIENCE
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
 
@@ -95,7 +96,7 @@ def _no_thread_that_fetches_keys_is_left() -> Iterator[None]:
     yield
     for thread in set(threading.enumerate()) - before:
         if thread.name == "gwi-keys":
-            thread.join(10)
+            thread.join(PATIENCE)
             assert not thread.is_alive(), "the service or gate that this test made was not closed"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.client import Client, not_ready, pb
 from gwi_celery.brokers.pubsub.looks import look
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import BrokerUnavailable, NotFound
@@ -50,7 +50,8 @@ class Sandbox:
                 again = {_Status.NOT_FOUND, _Status.UNAVAILABLE, _Status.INTERNAL, _Status.ABORTED}
                 if rpc.startswith("Create"):
                     again.add(_Status.ALREADY_EXISTS)  # a name that rests yet
-                if exc.code() not in again or time.monotonic() > until:
+                patient = exc.code() in again or not_ready(exc)
+                if not patient or time.monotonic() > until:
                     raise
             time.sleep(0.2)
 

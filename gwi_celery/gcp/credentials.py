@@ -8,6 +8,7 @@ were down; :meth:`Access.refused` tells whether trying again can help.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from gwi_celery.gcp.endpoints import GOOGLE, UNIVERSE, domain
 _MTLS_ENDPOINT: Final = "GOOGLE_API_USE_MTLS_ENDPOINT"
 #: How gRPC begins to say that there was no token for a call.
 _NO_TOKEN: Final = "Getting metadata from plugin failed"  # noqa: S105 a beginning of a text
+#: What a server of tokens answers that will not give one (RFC 6749, section 5.2).
+_REVOKED: Final = re.compile(r"invalid_(?:grant|client|scope)|unauthorized_client")
 
 
 class NoCredentials(Exception):
@@ -70,10 +73,12 @@ class Access:
         Args:
             details: What gRPC says of the call that failed.
         """
-        error = self._plugin.error if self._plugin is not None else None
-        if error is None or not details.startswith(_NO_TOKEN) or _may_pass(error):
+        if not details.startswith(_NO_TOKEN):
             return None
-        return str(error)
+        error = self._plugin.error if self._plugin is not None else None
+        if error is None:  # another's, or since then there was a token: only the text is known
+            return details if _REVOKED.search(details) else None
+        return None if _may_pass(error) else str(error)
 
 
 class _Plugin(AuthMetadataPlugin):

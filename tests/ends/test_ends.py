@@ -135,7 +135,7 @@ class Bench:
         try:
             eventually(lambda: result.state == state, f"state {state}")
             if state != states.PENDING:
-                eventually(lambda: result.state == state, 5)
+                eventually(lambda: result.state == state)
         except AssertionError:
             return f"{run}: the caller sees {result.state}, not {state}: {result.info!r}"
         wanted = _status(case, row.record)

@@ -350,7 +350,7 @@ def test_a_wait_asks_once_and_is_told(backend: Any, wire: Wire) -> None:
     assert sorted(got) == [0, 0, 1, 1]
     assert wire.calls.count(LISTEN) == 1, "one stream for all"
     with wire.counting() as calls:
-        assert backend.wait_for("t1", timeout=10)["result"] == 1
+        assert backend.wait_for("t1", timeout=PATIENCE)["result"] == 1
         late = waiting(backend, "t2", got)
         eventually(lambda: live(backend))
         writer.store_result("t2", 2, SUCCESS)

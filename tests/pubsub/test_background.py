@@ -22,6 +22,7 @@ from gwi_celery.brokers.base import Delivery, OutgoingMessage
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.errors import BrokerError
 from tests.machine import PATIENCE
+from tests.pubsub.conftest import settled
 from tests.pubsub.jobs import trail
 from tests.workers import ROOT, Worker, eventually
 
@@ -180,6 +181,6 @@ def test_a_call_after_the_batch_that_it_inherited_is_published_by_itself(
         return [first, await thread, *(await task).split()]
 
     ids = asyncio.run(run())
-    assert sorted(d.attributes["task_id"] for d in connect().looks.in_turn("celery", 10)) == sorted(
-        ids
-    )
+    settled()
+    found = connect().looks.in_turn("celery", 10)
+    assert sorted(d.attributes["task_id"] for d in found) == sorted(ids)

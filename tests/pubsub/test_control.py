@@ -48,12 +48,13 @@ def test_a_worker_answers_its_first_command_without_preparations(
     worker = start(pool=pool, args=("--without-gossip", "--without-mingle"))
     # So that the caller has its connections, too.
     eventually(lambda: jobs.app.control.ping(timeout=5, limit=1))
-    assert jobs.app.control.inspect(timeout=5).ping() == {worker.name: {"ok": "pong"}}
+    inspect = jobs.app.control.inspect(destination=[worker.name], timeout=PATIENCE)
+    assert inspect.ping() == {worker.name: {"ok": "pong"}}
     worker.stop()
     again = start(pool=pool, args=("--without-gossip", "--without-mingle"))
     if pool == "gevent":  # Celery opens its box in a greenlet: maybe after the worker is ready
         eventually(lambda: jobs.app.control.ping(timeout=1, limit=1))
-    assert jobs.app.control.ping(timeout=5, limit=1) == [{again.name: {"ok": "pong"}}]
+    assert jobs.app.control.ping(timeout=PATIENCE, limit=1) == [{again.name: {"ok": "pong"}}]
 
 
 def test_two_workers_that_are_named_answer_at_once(

@@ -74,6 +74,7 @@ def test_what_waited_past_its_lease_is_not_given_out(broker, monkeypatch, bulk):
 def test_what_a_stream_redelivers_replaces_what_waits(broker, monkeypatch):
     """A user who is absent for several leases finds each message once."""
     broker.declare_queue(QueueSpec("control", auto_delete=True))
+    settled()
     receiver = broker.receiver()
     receiver.subscribe("control", bulk=True)
     receiver.clear()

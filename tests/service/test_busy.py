@@ -175,7 +175,7 @@ def test_sigterm_stops_the_intake_at_once_and_says_so(
         running = threads.submit(service.push, json.dumps(body).encode())
         eventually(lambda: events(tmp_path, "deaf"))
         service.process.send_signal(signal.SIGTERM)
-        with httpx.Client(base_url=service.url, timeout=10) as http:
+        with httpx.Client(base_url=service.url, timeout=PATIENCE) as http:
             ready = eventually(
                 lambda: (r := http.get("/ready")).status_code == 503 and r, what="unready"
             )

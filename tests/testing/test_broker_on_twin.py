@@ -12,13 +12,10 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-import grpc
 import pytest
-from google.cloud.monitoring_v3 import MetricServiceClient
-from google.cloud.monitoring_v3.services.metric_service.transports import MetricServiceGrpcTransport
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from gwi_celery.brokers.pubsub import arrivals, client, deliveries, looks, monitoring, streams, wire
+from gwi_celery.brokers.pubsub import arrivals, client, deliveries, looks, streams, wire
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
@@ -187,7 +184,7 @@ def test_a_queue_whose_making_was_not_answered_is_ones_own(
 
 
 def _wait_until_read(receiver: PubSubReceiver, twin: Twin, subscription: str) -> None:
-    eventually(lambda: receiver.poll("q", 4) or twin.counts(subscription)["readers"], 5)
+    eventually(lambda: receiver.poll("q", 4) or twin.counts(subscription)["readers"])
 
 
 def test_workers_that_come_and_go_leave_no_message_to_its_lease(
@@ -205,6 +202,7 @@ def test_workers_that_come_and_go_leave_no_message_to_its_lease(
         receiver.subscribe("q")
         _wait_until_read(receiver, twin, subscription)
         goes.close()
+        eventually(lambda: not twin.counts(subscription)["readers"], "its end is seen")
         send(sender, str(n).encode())
     receiver = stays.receiver()
     receiver.subscribe("q")
@@ -316,7 +314,7 @@ def test_nothing_wakes_who_waits_for_a_pull_after_one_that_failed(
     twin.switch(faults=1, pull_hold=0.1)
     eventually(lambda: not _sleeps(receiver, "q"), "a pull that failed")
     twin.switch(faults=0, pull_hold=90)
-    eventually(lambda: _sleeps(receiver, "q"), "one that waits", timeout=10)
+    eventually(lambda: _sleeps(receiver, "q"), "one that waits")
 
 
 def test_an_idle_stream_says_that_it_lives(
@@ -424,7 +422,8 @@ def test_an_eta_is_kept_with_a_retry_policy(connect: Connect, delay: float) -> N
     receiver = broker.receiver()
     receiver.subscribe("q")
     broker.ack([wait_for(receiver)])
-    assert 0 <= time.time() - due < 10, "the policy's shortest pause"
+    # The twin counts by another clock, which may run some milliseconds before this one.
+    assert -0.1 <= time.time() - due < 10, "the policy's shortest pause"
 
 
 def test_the_largest_message_fits_its_request(connect: Connect, twin: Twin) -> None:
@@ -464,27 +463,66 @@ def test_who_may_not_act_as_the_pusher_is_told_the_role(broker: PubSubBroker, tw
         twin.allow("iam.serviceAccounts.actAs")
 
 
-def test_cloud_monitoring_tells_the_depth_of_a_queue(
-    broker: PubSubBroker, twin: Twin, monkeypatch: pytest.MonkeyPatch
+def test_a_project_that_is_not_ready_is_waited_for(
+    broker: PubSubBroker, connect: Connect, twin: Twin
 ) -> None:
-    def connect() -> MetricServiceClient:
-        channel = grpc.insecure_channel(twin.endpoint, [("grpc.enable_http_proxy", 0)])
-        return MetricServiceClient(transport=MetricServiceGrpcTransport(channel=channel))
-
-    monkeypatch.setattr(monitoring, "connect", connect)
-    depths = monitoring.Monitoring(10.0)
+    twin.switch(settle=0.5, settle_misses=1)
     broker.declare_queue(QueueSpec("q"))
-    paths = [source.path for source in broker.topology.sources("q")]
-    assert depths.depth(paths) is None, "it was not measured yet"
+    twin.switch(settle=60)
+    hasty = connect(prefix="hasty-", timeout=0.3)
+    with pytest.raises(BrokerUnavailable, match=r"not ready for Pub/Sub yet.*resourceLocations"):
+        hasty.declare_queue(QueueSpec("q"))
+
+
+def test_revoked_credentials_are_told_at_once(broker: PubSubBroker, twin: Twin) -> None:
+    twin.switch(revoked=True)
+    with pytest.raises(BrokerUnusable, match=r"invalid_grant.*application-default login"):
+        broker.declare_queue(QueueSpec("q"))
+
+
+def test_each_ack_of_an_exactly_once_queue_is_refused_by_itself(
+    connect: Connect, twin: Twin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that are refused for now are sent again; what is told of a lost one is about it alone."""
+    twin.switch(transient_acks=0)
+    broker = connect(exactly_once=True)
+    broker.declare_queue(QueueSpec("q"))
+    send(broker, *[b"x"] * 20)
+    held = broker.looks.in_turn("q", 20)
+    assert len(held) == 20
+    [path] = [source.path for source in broker.topology.sources("q")]
+    lost = {held[3].ack_id, held[11].ack_id}
+    nack = pb["ModifyAckDeadlineRequest"](
+        subscription=path, ack_ids=[id.split()[1] for id in lost], ack_deadline_seconds=0
+    )
+    broker.client.call("ModifyAckDeadline", nack, path)
+    twin.switch(transient_acks=0.1)
+    with caplog.at_level(logging.WARNING):
+        broker.ack(held)
+        assert broker.flush(10)
+    assert twin.counts(path)["acked"] == 18
+    refused = [record.args[0] for record in caplog.records if isinstance(record.args, tuple)]
+    assert sum(int(str(count)) for count in refused) == 2
+    twin.switch(transient_acks=0)
+    held = broker.looks.in_turn("q", 2)
+    calls: list[str] = []
+    broker.client.on_call = calls.append
+    stale = dataclasses.replace(held[0], ack_id=f"{path} stale")
+    broker.deliveries.leases[stale.ack_id] = time.monotonic() + 60
+    assert broker.extend([*held, stale], 60) == [stale]
+    assert calls == ["ModifyAckDeadline"], "the answer names it"
+
+
+def test_cloud_monitoring_tells_the_depth_of_a_queue(broker: PubSubBroker, twin: Twin) -> None:
+    broker.declare_queue(QueueSpec("q"))
+    assert broker.depth("q") is None, "it was not measured yet"
     broker.publish_many([_of("a", b"x"), _of("b", b"x"), _of("c", b"x")])
     twin.switch(measured_every=0.1)
-    found = eventually(lambda: (depth := depths.depth(paths)) and depth.messages == 3 and depth)
-    assert isinstance(found, monitoring.QueueDepth)
-    assert found.oldest_age_seconds is not None
+    eventually(lambda: broker.state("q").ready == 3)
+    assert broker.state("q").oldest is not None
     twin.deny("monitoring.timeSeries.list")
-    assert depths.depth(paths) is None
+    assert broker.depth("q") is None
     twin.allow("monitoring.timeSeries.list")
-    depths.close()
 
 
 def test_operators_look_once_into_each_level(

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,10 +169,7 @@ def test_the_command_prints_what_to_export_and_ends_on_a_signal() -> None:
         assert len(java) >= 2
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=PATIENCE) == 0
-        deadline = time.monotonic() + 20
-        while any(p.is_running() and not gone(p.pid) for p in java):
-            assert time.monotonic() < deadline, "an emulator outlived the command"
-            time.sleep(0.05)
+        eventually(lambda: all(gone(p.pid) for p in java), "an emulator outlived the command")
     finally:
         process.terminate()
         process.wait(timeout=PATIENCE)

@@ -26,7 +26,13 @@ pytestmark = pytest.mark.xdist_group("pubsub-conformance")
 def twin_endpoint() -> Iterator[str]:
     # Chance is for test_twin.py: here each call has one right answer.
     with start_twin(
-        settle=0, immediate_empty=0, short_pulls=0, early_expiry=0, faults=0, name_rest=0
+        settle=0,
+        immediate_empty=0,
+        short_pulls=0,
+        early_expiry=0,
+        faults=0,
+        name_rest=0,
+        transient_acks=0,
     ) as twin:
         yield twin.endpoint
 

@@ -41,14 +41,17 @@ _QUIET: dict[str, Any] = {
     "short_pulls": 0,
     "early_expiry": 0,
     "faults": 0,
+    "transient_acks": 0,
 }
 #: Switches without a difference: what they are off, or at 0, is what the emulator does.
 _BY_CHANCE = {
     "short_pulls",
     "early_expiry",
     "faults",
+    "transient_acks",
     "published_twice",
     "settle_misses",
+    "revoked",
     "latency",
 }
 
@@ -150,6 +153,10 @@ def _no_filter(calls: Calls) -> object:
 def _fresh(calls: Calls) -> object:
     topic = calls.topic()
     return answer(lambda: calls.publish(topic, "one"))
+
+
+def _topic(calls: Calls) -> object:
+    return answer(calls.topic)
 
 
 def _deleted(calls: Calls) -> object:
@@ -291,6 +298,14 @@ DIFFERENCES = (
         "publishing to a topic that was just created, at times",
         _fresh,
         "NOT_FOUND",
+        "OK",
+        {"settle": 60, "settle_misses": 1, "projects_settle": False},
+    ),
+    Difference(
+        "projects_settle",
+        "making a topic in a new project, at times",
+        _topic,
+        "INVALID_ARGUMENT",
         "OK",
         {"settle": 60, "settle_misses": 1},
     ),

@@ -26,6 +26,7 @@ _QUIET = {
     "early_expiry": 0,
     "faults": 0,
     "name_rest": 0,
+    "transient_acks": 0,
 }
 
 
@@ -184,12 +185,35 @@ def test_what_is_no_filter_is_refused(calls: Calls, text: str) -> None:
 
 
 def test_what_was_just_created_may_be_unknown(calls: Calls, switch: Callable[..., Any]) -> None:
-    switch(settle=60.0, settle_misses=1)
+    switch(settle=60.0, settle_misses=1, projects_settle=False)
     topic = calls.topic()
     with pytest.raises(exceptions.NotFound):
         calls.publish(topic, "one")
     switch(settle=0)
     calls.publish(topic, "one")
+
+
+def test_a_new_project_may_refuse_topics(calls: Calls, switch: Callable[..., Any]) -> None:
+    switch(settle=1, settle_misses=1)
+    with pytest.raises(exceptions.InvalidArgument, match="then retry this operation"):
+        calls.topic()
+    switch(projects_settle=False)
+    calls.topic()
+
+
+def test_exactly_once_may_refuse_acks_for_now(calls: Calls, switch: Callable[..., Any]) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic, enable_exactly_once_delivery=True)
+    calls.publish(topic, "one")
+    received = calls.pull(sub)
+    switch(transient_acks=1)
+    for call in (calls.ack, lambda sub, *them: calls.modify(sub, 0, *them)):
+        with pytest.raises(exceptions.InvalidArgument) as caught:
+            call(sub, *received)
+        reasons = {received[0].ack_id: "TRANSIENT_FAILURE_SERVICE_UNAVAILABLE"}
+        assert caught.value.metadata == reasons
+    switch(transient_acks=0)
+    calls.ack(sub, *received)
 
 
 def test_a_lease_may_end_early(calls: Calls, switch: Callable[..., Any]) -> None:

@@ -89,7 +89,7 @@ def test_a_forked_child_begins_anew(scheduler: Scheduler) -> None:
             own = threading.Event()
             assert scheduler.flush(0), "what the parent waits for is not the child's"
             scheduler.run(own.set)
-            code = 0 if own.wait(10) and not parents.is_set() else 2
+            code = 0 if own.wait(PATIENCE) and not parents.is_set() else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -71,7 +71,7 @@ def test_a_lock_that_another_thread_holds_is_free_in_the_child(make) -> None:  #
     assert held.wait(PATIENCE)
 
     def free() -> bool:
-        if not made.acquire(timeout=5):
+        if not made.acquire(timeout=PATIENCE):
             return False
         made.release()
         return True

@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 from gwi_celery import forks
 from gwi_celery.background import NEVER, Ticker
 from gwi_celery.backoff import Backoff
-from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.client import AckIdsRefused, Client, pb
 from gwi_celery.errors import BrokerUnavailable, NotFound
 
 logger = logging.getLogger(__name__)
@@ -173,18 +173,25 @@ class Acknowledger:
     def _answered(self, batch: list[_Item], error: Exception | None) -> None:
         subscription = batch[0].subscription
         failed: list[_Item] = []
+        refused: Sequence[_Item] = ()
         new = isinstance(error, NotFound) and self._client.settling(subscription)
-        if new or isinstance(error, BrokerUnavailable):
+        if isinstance(error, AckIdsRefused):  # those that it doesn't name are settled
+            failed = [item for item in batch if item.ack_id in error.retryable]
+            refused = [item for item in batch if item.ack_id in error.lost]
+        elif new or isinstance(error, BrokerUnavailable):
             failed = batch
-            logger.debug("acks are sent again: %s", error)
         elif isinstance(error, NotFound):
             # So are its messages: a reply to a connection that has ended, say.
             logger.debug("%d acks or nacks of a deleted subscription: %s", len(batch), error)
         elif error is not None:
-            # The lease of an exactly-once message is gone, or a permission is missing.
+            refused = batch
+        if failed:
+            logger.debug("%d acks are sent again: %s", len(failed), error)
+        if refused:
+            # The leases of exactly-once messages are gone, or a permission is missing.
             logger.warning(
                 "%d acks or nacks on %s were refused, so these messages may be delivered again: %s",
-                len(batch),
+                len(refused),
                 subscription,
                 error,
             )

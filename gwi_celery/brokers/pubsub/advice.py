@@ -58,6 +58,15 @@ def no_project(options: PubSubOptions, details: str) -> str:
     )
 
 
+def not_ready(options: PubSubOptions) -> str:
+    """For a project so new that topics can't be made in it."""
+    return (
+        f"project {options.project} is not ready for Pub/Sub yet: a project that was just made takes "
+        "some minutes, and this is tried again. If it lasts, the organization policy "
+        "constraints/gcp.resourceLocations leaves no region for messages"
+    )
+
+
 def forbidden(options: PubSubOptions, rpc: str, resource: str, details: str) -> str:
     """For PERMISSION_DENIED."""
     role = _ROLES.get(rpc, _EDITOR)

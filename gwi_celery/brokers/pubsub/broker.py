@@ -222,7 +222,7 @@ class PubSubBroker:
     def depth(self, queue: str) -> QueueDepth | None:
         """The queue's depth some minutes ago, from Cloud Monitoring. Raises NotFound.
 
-        None where it can't be known: on an emulator, without the extra ``monitoring``, without the
+        None where it can't be known: on Google's emulator, without the extra ``monitoring``, without the
         permission, and before all of the queue's subscriptions have been measured.
         """
         return self.operating.depth(queue)

@@ -12,6 +12,8 @@ PERMISSION_DENIED, UNAUTHENTICATED; NOT_FOUND      BrokerUnusable, with the role
 in mode "provisioned"; no token available
 UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED,           BrokerUnavailable: may or may not have happened;
 INTERNAL, UNKNOWN, CANCELLED, RESOURCE_EXHAUSTED   every call of this package can be retried
+any, with a reason for each ack id                 AckIdsRefused or AckIdsRefusedForNow
+400 "retry this operation" on a new project        BrokerUnavailable, as its policies get ready
 anything else                                      BrokerError: retrying can't help
 =================================================  =================================================
 """
@@ -21,13 +23,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import grpc
-from google.api_core.exceptions import RetryError
+from google.api_core.exceptions import RetryError, from_grpc_error
 from google.api_core.retry import Retry, if_exception_type
 from google.protobuf import empty_pb2, field_mask_pb2
 from google.pubsub_v1 import types
@@ -125,6 +127,14 @@ _TEMPORARY = frozenset(
     }
 )
 
+#: Calls whose errors tell a reason for each ack id, and how the reasons begin.
+_BY_ACK_ID = frozenset({"Acknowledge", "ModifyAckDeadline"})
+_PERMANENT, _TRANSIENT = "PERMANENT_FAILURE_", "TRANSIENT_FAILURE_"
+#: How a project is told from a mistake whose organization policy isn't known to Pub/Sub yet; with HTTP
+#: status 400 (https://github.com/hashicorp/terraform-provider-google/issues/4349).
+_NOT_READY = "retry this operation"
+_BAD_REQUEST = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION})
+
 _CHANNEL_OPTIONS = [
     # A message may have 10 MB, and a pull several of them.
     ("grpc.max_receive_message_length", -1),
@@ -153,6 +163,27 @@ _SETTLING_PAUSES = (0.1, 1.0)
 
 class AlreadyExists(BrokerError):
     """A topic or subscription of that name exists already."""
+
+
+class AckIdsRefused(BrokerError):
+    """An exactly-once subscription took some ids of a request, and not these.
+
+    https://cloud.google.com/pubsub/docs/exactly-once-delivery
+
+    Args:
+        text: Of the error.
+        reasons: Ack id -> PERMANENT_FAILURE_... or TRANSIENT_FAILURE_...
+    """
+
+    def __init__(self, text: str, reasons: Mapping[str, str]) -> None:
+        super().__init__(text)
+        #: Ids that may be sent again, and ids whose lease is over.
+        self.retryable = {id for id, why in reasons.items() if why.startswith(_TRANSIENT)}
+        self.lost = set(reasons) - self.retryable
+
+
+class AckIdsRefusedForNow(AckIdsRefused, BrokerUnavailable):
+    """At least one of them may be sent again."""
 
 
 class Client:
@@ -290,13 +321,20 @@ class Client:
         if refused is not None:
             return BrokerUnusable(advice.no_credentials(refused))
         text = f"{rpc} on {resource} at {self._options.endpoint}: {code.name}: {details}"
+        if rpc in _BY_ACK_ID:
+            reasons = _reasons(exc)
+            if reasons:
+                for_now = any(why.startswith(_TRANSIENT) for why in reasons.values())
+                return (AckIdsRefusedForNow if for_now else AckIdsRefused)(text, reasons)
         if code is grpc.StatusCode.UNAVAILABLE or code is grpc.StatusCode.DEADLINE_EXCEEDED:
             text = f"{advice.unavailable(self._options)} ({text})"
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             text += (
                 "; a quota of Pub/Sub is used up: see the project's quotas page, or publish slower"
             )
-        temporary = code in _TEMPORARY or _failed_for_now(exc)
+        if not_ready(exc):
+            return BrokerUnavailable(f"{advice.not_ready(self._options)} ({text})")
+        temporary = code in _TEMPORARY
         return BrokerUnavailable(text) if temporary else BrokerError(text)
 
     def ready(self, timeout: float) -> None:
@@ -353,17 +391,15 @@ def _unary(rpc: str, channel: Any) -> Any:
     )
 
 
-def _failed_for_now(exc: Any) -> bool:
-    """Whether an exactly-once subscription reports a transient failure for any ack id, in the metadata.
-
-    https://cloud.google.com/pubsub/docs/exactly-once-delivery
-    """
-    metadata = exc.trailing_metadata() or ()
-    return any(b"TRANSIENT_FAILURE" in _bytes(value) for _, value in metadata)
+def not_ready(exc: Any) -> bool:
+    """Whether gRPC's error is that of a project which Pub/Sub can't work in yet."""
+    return exc.code() in _BAD_REQUEST and _NOT_READY in (exc.details() or "")
 
 
-def _bytes(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode()
+def _reasons(exc: Any) -> dict[str, str]:
+    """Ack id -> why it was refused, from the details of gRPC's error."""
+    told = from_grpc_error(exc).metadata or {}
+    return {id: why for id, why in told.items() if why.startswith((_PERMANENT, _TRANSIENT))}
 
 
 def _serialize(message: Any) -> bytes:

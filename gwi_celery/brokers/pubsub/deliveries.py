@@ -21,7 +21,7 @@ from gwi_celery.brokers.base import (
 )
 from gwi_celery.brokers.pubsub import wire
 from gwi_celery.brokers.pubsub.acks import Acknowledger, fitting
-from gwi_celery.brokers.pubsub.client import Client, pb
+from gwi_celery.brokers.pubsub.client import AckIdsRefused, Client, pb
 from gwi_celery.brokers.pubsub.early import Early
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.publisher import Publisher, chunks
@@ -342,6 +342,7 @@ class Deliveries:
 
     def _extend(self, subscription: str, group: list[Delivery], seconds: float) -> list[Delivery]:
         now = time.monotonic()
+        lost: list[Delivery] = []
         request = pb["ModifyAckDeadlineRequest"](
             subscription=subscription,
             ack_ids=[_parts(d)[1] for d in group],
@@ -351,8 +352,11 @@ class Deliveries:
             self._client.call("ModifyAckDeadline", request, subscription)
         except BrokerUnavailable:
             raise
+        except AckIdsRefused as exc:
+            lost = [d for d in group if _parts(d)[1] in exc.lost]
+            group = [d for d in group if d not in lost]
         except BrokerError:
-            # An exactly-once subscription reports that a lease is lost, but not which one of several.
+            # A lease may be lost, and nothing tells which one of several.
             if len(group) == 1:
                 return group
             half = len(group) // 2
@@ -361,7 +365,7 @@ class Deliveries:
         for delivery in group:
             if delivery.ack_id in self.leases:  # it may have been acked meanwhile
                 self.leases[delivery.ack_id] = now + seconds
-        return []
+        return lost
 
 
 def _parts(delivery: Delivery) -> tuple[str, str]:

@@ -13,7 +13,10 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import grpc
 
 from gwi_celery.gcp import fork_gate
 from gwi_celery.gcp.process import PerProcess
@@ -49,16 +52,31 @@ def connect() -> Any:
     return monitoring_v3.MetricServiceClient()
 
 
+def _connect_to_twin(endpoint: str) -> Any:
+    from google.cloud.monitoring_v3.services import metric_service
+
+    transport: Any = metric_service.transports.MetricServiceGrpcTransport
+    channel = grpc.insecure_channel(endpoint, [("grpc.enable_http_proxy", 0)])
+    return metric_service.MetricServiceClient(transport=transport(channel=channel))
+
+
 def _disconnect(client: Any) -> None:
     client.transport.close()
 
 
 class Monitoring:
-    """Reads measurements. Any thread may use it; after a fork it goes on with a new client."""
+    """Reads measurements. Any thread may use it; after a fork it goes on with a new client.
 
-    def __init__(self, timeout: float) -> None:
+    Args:
+        timeout: Seconds that one call may take.
+        twin: Endpoint of :mod:`gwi_celery.testing.twin`, which measures too.
+    """
+
+    def __init__(self, timeout: float, twin: str = "") -> None:
         self._timeout = timeout
-        self._client: PerProcess[Any] = PerProcess(connect, _disconnect)
+        self._client: PerProcess[Any] = PerProcess(
+            partial(_connect_to_twin, twin) if twin else connect, _disconnect
+        )
         self._told: set[str] = set()
 
     def depth(self, subscriptions: Iterable[str]) -> QueueDepth | None:

@@ -18,7 +18,7 @@ from gwi_celery.brokers.base import (
     dead_letter_queue,
 )
 from gwi_celery.brokers.pubsub import wire
-from gwi_celery.brokers.pubsub.client import pb
+from gwi_celery.brokers.pubsub.client import AckIdsRefused, pb
 from gwi_celery.brokers.pubsub.dead import DeadLetters, Looked, joined
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.errors import NotFound
@@ -36,7 +36,8 @@ class Operating:
     def __init__(self, broker: PubSubBroker, dead_letters: DeadLetters) -> None:
         self._broker = broker
         self._dead_letters = dead_letters
-        self._monitoring = Monitoring(broker.options.timeout)
+        options = broker.options
+        self._monitoring = Monitoring(options.timeout, options.endpoint if options.strict else "")
 
     def close(self) -> None:
         self._monitoring.close()
@@ -53,7 +54,7 @@ class Operating:
 
     def depth(self, queue: str) -> QueueDepth | None:
         """As :meth:`.broker.PubSubBroker.depth`."""
-        if self._broker.options.emulator:
+        if self._broker.options.lax:
             return None
         return self._monitoring.depth(
             source.path for source in self._broker.topology.sources(queue)
@@ -110,7 +111,8 @@ class Operating:
                     subscription=source.path, ack_ids=[item.ack_id for item in received]
                 )
                 self._dead_letters.end(queue, received)
-                broker.client.persist("Acknowledge", request, source.path)
+                with contextlib.suppress(AckIdsRefused):  # those that are lost are pulled once more
+                    broker.client.persist("Acknowledge", request, source.path)
                 purged += sum(source.takes(wire.parse(item.message)) for item in received)
         return purged
 

@@ -20,9 +20,6 @@ Left out:
 
 - snapshots, schemas, ingestion and export subscriptions, message transforms
 - IAM policies that differ by account, and conditions: :meth:`Twin.deny` denies a permission to all
-- broken credentials (``Getting metadata from plugin failed``): channels without TLS carry none, and
-  the client makes the error (:mod:`gwi_celery.gcp.credentials`)
-- 400 "not ready" for a resource that was just created: the twin answers NOT_FOUND
 - more than one region, and quotas of bytes
 - of Firestore: contention by what is really contended (ABORTED comes by chance), transactions that
   expire, ramp-up, TTL policies

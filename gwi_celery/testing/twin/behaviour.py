@@ -67,6 +67,9 @@ class Behaviour(Switches):
     #: Share of those calls that find it missing.
     #: https://github.com/googleapis/google-cloud-go/issues/9723
     settle_misses: float = 0.5
+    #: For as long after its first topic a project may refuse others (INVALID_ARGUMENT): it isn't ready.
+    #: https://github.com/hashicorp/terraform-provider-google/issues/4349
+    projects_settle: bool = True
     #: How long a deleted entity's name can't be used again.
     #: https://cloud.google.com/pubsub/docs/delete-topic
     name_rest: float = 3.0
@@ -80,6 +83,9 @@ class Behaviour(Switches):
     #: With ordering, all later messages of a redelivered one's key are redelivered too, even acked ones.
     #: https://cloud.google.com/pubsub/docs/ordering#consider_when_ordering
     ordered_redelivery: bool = True
+    #: Share of ack ids that an exactly-once subscription refuses for now (TRANSIENT_FAILURE_...).
+    #: https://cloud.google.com/pubsub/docs/exactly-once-delivery
+    transient_acks: float = 0.01
     #: A publish request takes one ordering key only (FAILED_PRECONDITION).
     #: https://github.com/yoshidan/google-cloud-rust/issues/226
     one_ordering_key: bool = True
@@ -101,6 +107,10 @@ class Behaviour(Switches):
     #: Publish too may fail after it took effect, so that trying again makes a second message.
     #: https://cloud.google.com/pubsub/docs/retry-requests
     published_twice: bool = True
+    #: Every call ends as gRPC ends it whose credentials were revoked: UNAVAILABLE, before it is sent.
+    #: Off, as the only one: it can't be survived, and must be told.
+    #: https://github.com/googleapis/google-auth-library-python/blob/main/google/auth/transport/grpc.py
+    revoked: bool = False
     #: Added to each call: the way to a region.
     latency: float = 0.0
 
@@ -144,10 +154,12 @@ LENIENT: Final = Behaviour(
     stream_life=0.0,
     filters=False,
     settle=0.0,
+    projects_settle=False,
     name_rest=0.0,
     early_expiry=0.0,
     retry_on_expiry=False,
     ordered_redelivery=False,
+    transient_acks=0.0,
     one_ordering_key=False,
     limits=False,
     admin_quota=0,

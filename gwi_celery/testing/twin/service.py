@@ -25,6 +25,11 @@ from gwi_celery.testing.twin.world import Subscription, World
 _PAGE = 100
 _Empty = empty_pb2.Empty
 _STALE, _INVALID_ACK_ID = "EXACTLY_ONCE_ACKID_FAILURE", "PERMANENT_FAILURE_INVALID_ACK_ID"
+_FOR_NOW = "TRANSIENT_FAILURE_SERVICE_UNAVAILABLE"
+_REVOKED = (
+    "Getting metadata from plugin failed with error: "
+    "('invalid_grant: Account has been deleted', {'error': 'invalid_grant'})"
+)
 
 _DATA = frozenset({"Publish", "Pull", "StreamingPull", "Acknowledge", "ModifyAckDeadline"})
 
@@ -107,6 +112,8 @@ class Service:
         world = self.world
         world.costs.rpcs[rpc] += 1
         await self._travel()
+        if world.behaviour.revoked:
+            raise Refused(_REVOKED, "UNAVAILABLE")
         world.rights.check(rpc, request)
         if rpc not in _DATA:
             world.count_admin_call()
@@ -263,8 +270,8 @@ class Service:
         if self.world.behaviour.limits:
             checks.ack_request(request)
         found = self.world.subscription(request.subscription)
-        stale = found.backlog.ack(request.ack_ids, time.time())
-        _refuse_stale(found, stale)
+        ids, refused = self._refused_for_now(found, request.ack_ids)
+        _refuse(found, found.backlog.ack(ids, time.time()), refused)
         return _Empty()
 
     async def ModifyAckDeadline(self, request: Any) -> Any:
@@ -274,8 +281,15 @@ class Service:
             raise Refused("ack_deadline_seconds: 0 to 600.")
         found = self.world.subscription(request.subscription)
         seconds = request.ack_deadline_seconds
-        _refuse_stale(found, found.backlog.modify(request.ack_ids, seconds, time.time()))
+        ids, refused = self._refused_for_now(found, request.ack_ids)
+        _refuse(found, found.backlog.modify(ids, seconds, time.time()), refused)
         return _Empty()
+
+    def _refused_for_now(self, found: Subscription, ack_ids: Any) -> tuple[list[str], list[str]]:
+        """Ids that are looked at, and those that an exactly-once subscription does nothing with."""
+        share = self.world.behaviour.transient_acks if found.backlog.exactly_once else 0.0
+        refused = [id for id in ack_ids if self.world.dice.random() < share] if share else []
+        return [id for id in ack_ids if id not in refused], refused
 
     async def StreamingPull(self, requests: Any, context: Any) -> None:
         try:
@@ -291,21 +305,22 @@ class Service:
             await _abort(context, exc)
 
 
-class _StaleAckIds(Refused):
-    """Exactly-once: ids whose lease has run out, each with its reason.
+class _AckIdsRefused(Refused):
+    """Exactly-once: ids that nothing was done with, each with its reason.
 
     https://cloud.google.com/pubsub/docs/exactly-once-delivery
     """
 
-    def __init__(self, ack_ids: list[str]) -> None:
+    def __init__(self, reasons: dict[str, str]) -> None:
         super().__init__("Some acknowledgement ids in the request were invalid.")
-        reasons = dict.fromkeys(ack_ids, _INVALID_ACK_ID)
         self.trailing = error_info(3, str(self), _STALE, "pubsub.googleapis.com", reasons)
 
 
-def _refuse_stale(found: Subscription, stale: list[str]) -> None:
-    if stale and found.backlog.exactly_once:
-        raise _StaleAckIds(stale)
+def _refuse(found: Subscription, stale: list[str], for_now: list[str]) -> None:
+    if (stale or for_now) and found.backlog.exactly_once:
+        raise _AckIdsRefused(
+            {**dict.fromkeys(stale, _INVALID_ACK_ID), **dict.fromkeys(for_now, _FOR_NOW)}
+        )
 
 
 async def _abort(context: Any, exc: Refused) -> None:

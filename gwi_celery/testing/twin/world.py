@@ -72,6 +72,8 @@ class World:
         self.costs = Costs()
         self.topics: dict[str, Topic] = {}
         self.subscriptions: dict[str, Subscription] = {}
+        #: Project -> when a topic of it was first to be made.
+        self._projects: dict[str, float] = {}
         #: Deleted name -> the time from which it can be used again.
         self._resting: dict[str, float] = {}
         self._admin_calls: deque[float] = deque()
@@ -97,6 +99,17 @@ class World:
     def _unsettled(self, made: float) -> bool:
         young = time.time() - made < self.behaviour.settle
         return young and self.dice.random() < self.behaviour.settle_misses
+
+    def _check_project(self, project: str, path: str) -> None:
+        """Raises Refused for one that isn't ready."""
+        first = self._projects.setdefault(project, time.time())
+        if self.behaviour.projects_settle and self._unsettled(first):
+            raise Refused(
+                f"The topic {path} cannot be created or updated due to an organization policy specified "
+                "at the project or organization level. If the topic's project was recently created, you "
+                "may need to wait a few minutes for the project's organization policy to be properly "
+                "initialized, and then retry this operation."
+            )
 
     def _expired(self, subscription: Subscription) -> bool:
         config = subscription.config
@@ -126,6 +139,7 @@ class World:
         if self.behaviour.limits:
             checks.name(config.name)
             checks.labels(config.labels)
+        self._check_project(config.name.split("/")[1], config.name)
         self._claim_name(config.name, self.topics)
         self.topics[config.name] = Topic(config, time.time())
         return config

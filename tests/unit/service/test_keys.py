@@ -228,5 +228,5 @@ def _server(head: bytes, drip: bytes) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/certs"
     finally:
         over.set()
-        thread.join(timeout=10)
+        thread.join(timeout=PATIENCE)
         listening.close()
