@@ -20,7 +20,7 @@ class EmbeddedURL:
     folder: Path | None
     #: Names the memory shared by all who use it in this process.
     memory: str
-    options: Mapping[str, str]
+    options: Mapping[str, float]
 
 
 #: What the embedded broker takes in its URL, which may be the store's as well: option -> how it is read.
@@ -47,11 +47,22 @@ def parse(url: str) -> EmbeddedURL:
     parts = urlsplit("//x/" + rest)
     if parts.fragment:
         raise ConfigurationError(f"{url!r}: write '#' in a folder's name as %23")
-    given = options.query(url, parts.query, OPTIONS)
+    given = read(options.query(url, parts.query, OPTIONS), url)
     path = unquote(parts.path[1:])
     if path == _MEMORY or path.startswith(_MEMORY + "/"):
         return EmbeddedURL(None, path[len(_MEMORY) + 1 :] or "default", given)
     return EmbeddedURL(folder.place(path or DEFAULT_FOLDER), "", given)
+
+
+def read(given: Mapping[str, object], url: str) -> dict[str, float]:
+    """The broker's options, from its URL or beside it. Raises ConfigurationError for a wrong one."""
+    found = {
+        name: OPTIONS[name].convert(value, f"{url!r}: {name}") for name, value in given.items()
+    }
+    for name, value in found.items():
+        if value <= 0:
+            raise ConfigurationError(f"{url!r}: {name} must be above 0, not {given[name]!r}")
+    return found
 
 
 def absolute(url: str) -> str:

@@ -115,11 +115,6 @@ class LimitRef:
         return self.name.format(**self.values) if self.values else self.name
 
     @property
-    def allows(self) -> str:
-        """For people."""
-        return f"{self.max_running} at once" if self.rate is None else str(self.rate)
-
-    @property
     def places(self) -> int:
         if self.rate is None:
             assert self.max_running is not None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gwi_celery.authority import SIGNATURE, Authority
 from gwi_celery.batch import current_batch
-from gwi_celery.brokers.base import Delivery, OutgoingMessage
+from gwi_celery.brokers.base import Broker, Delivery, OutgoingMessage
 from gwi_celery.errors import (
     BrokerError,
     MalformedMessage,
@@ -62,6 +62,13 @@ class _Consumer:
     queue: str
     callback: Callable[[_Message], object]
     no_ack: bool
+
+    def take(self, message: _Message, by_worker: bool) -> None:
+        if by_worker:
+            handover.hand_over(message, self.callback)
+        else:
+            message.begun = not _takes_for_later(self.callback)
+            self.callback(message)
 
 
 @dataclass(frozen=True)
@@ -199,7 +206,7 @@ class Channel(DeclaringChannel):
             consumer, delivery, message = self._next.popleft()
             handed_over += 1
             if self._still_ours(delivery):
-                self._hand_over(consumer, message)
+                consumer.take(message, self.connection.serves_worker)
                 if time.monotonic() > until:
                     break
         return max(taken, handed_over)
@@ -229,15 +236,8 @@ class Channel(DeclaringChannel):
                 self._next.extend((consumer, *pair) for pair in accepted)
                 continue
             for _, message in accepted:
-                self._hand_over(consumer, message)
+                consumer.take(message, self.connection.serves_worker)
         return taken
-
-    def _hand_over(self, consumer: _Consumer, message: _Message) -> None:
-        if self.connection.serves_worker:
-            handover.hand_over(message, consumer.callback)
-        else:
-            message.begun = not _takes_for_later(consumer.callback)
-            consumer.callback(message)
 
     def has_room(self, queue: str) -> bool:
         """Whether a message of ``queue`` could be handed over now."""
@@ -267,24 +267,17 @@ class Channel(DeclaringChannel):
                     "message %s of queue %r is %s; it is kept in the dead letter",
                     *(delivery.message_id, delivery.queue, reason),
                 )
-                self._dead_letter(deceased(delivery, Death.refused(exc)), reason)
+                _dead_letter(self._broker, deceased(delivery, Death.refused(exc)), reason)
             except StoreError as exc:  # whose message it is can't be told now
                 logger.error("message %s is to be redelivered: %s", delivery.message_id, exc)
                 with contextlib.suppress(BrokerError):
                     self._broker.nack(delivery, _ASK_AGAIN)
         if no_ack:
-            return self._acked(accepted)
+            return _acked(self._broker, accepted)
         for delivery, message in accepted:
             self.held[delivery.ack_id] = _Held(delivery, message)
             message.properties[LEASE_PROPERTY] = self.connection.leases.keep(delivery)
         return accepted
-
-    def _acked(self, accepted: list[tuple[Delivery, _Message]]) -> list[tuple[Delivery, _Message]]:
-        """Ack them before any is handed over, which may take long; returns those whose lease held."""
-        now = time.monotonic()
-        ours = [pair for pair in accepted if now < pair[0].held_until()]
-        lost = {d.ack_id for d in self._broker.ack([delivery for delivery, _ in ours])}
-        return [pair for pair in ours if pair[0].ack_id not in lost]
 
     def _still_ours(self, delivery: Delivery) -> bool:
         """Whether a held message may be handed over; else it is dropped: its lease may be lost."""
@@ -325,26 +318,6 @@ class Channel(DeclaringChannel):
             return False
         return True
 
-    def _dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Dead-letter it; if that fails now, the message is redelivered later."""
-        try:
-            self._broker.dead_letter(delivery, reason)
-            settlement = Settlement.DEAD_LETTERED
-        except BrokerError as exc:
-            logger.error(
-                "message %s of queue %r can't be kept in the dead letter now (%s): %s",
-                delivery.message_id,
-                delivery.queue,
-                exc,
-                safe_text(reason, 200),
-            )
-            settlement = Settlement.NACKED
-            with contextlib.suppress(
-                BrokerError
-            ):  # then it is redelivered when its lease has run out
-                self._broker.nack(delivery, _REQUEUE_MAX)
-        emit(settlement.text, task_id="")
-
     # --- ack verbs ----------------------------------------------------------------------------
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
@@ -372,7 +345,9 @@ class Channel(DeclaringChannel):
                 described = envelope.described(
                     held.delivery, held.message.headers, held.message.source
                 )
-                self._dead_letter(deceased(described, held.message.cause), held.message.reason)
+                _dead_letter(
+                    self._broker, deceased(described, held.message.cause), held.message.reason
+                )
         finally:
             self._room_for_more()
 
@@ -442,6 +417,35 @@ class Channel(DeclaringChannel):
         if connection is not None:
             connection.close_channel(self)
         self.exchange_types = None
+
+
+def _acked(
+    broker: Broker, accepted: list[tuple[Delivery, _Message]]
+) -> list[tuple[Delivery, _Message]]:
+    """Ack them before any is handed over, which may take long; returns those whose lease held."""
+    now = time.monotonic()
+    ours = [pair for pair in accepted if now < pair[0].held_until()]
+    lost = {d.ack_id for d in broker.ack([delivery for delivery, _ in ours])}
+    return [pair for pair in ours if pair[0].ack_id not in lost]
+
+
+def _dead_letter(broker: Broker, delivery: Delivery, reason: str) -> None:
+    """Dead-letter it; if that fails now, the message is redelivered later."""
+    try:
+        broker.dead_letter(delivery, reason)
+        settlement = Settlement.DEAD_LETTERED
+    except BrokerError as exc:
+        logger.error(
+            "message %s of queue %r can't be kept in the dead letter now (%s): %s",
+            delivery.message_id,
+            delivery.queue,
+            exc,
+            safe_text(reason, 200),
+        )
+        settlement = Settlement.NACKED
+        with contextlib.suppress(BrokerError):  # then it is redelivered when its lease has run out
+            broker.nack(delivery, _REQUEUE_MAX)
+    emit(settlement.text, task_id="")
 
 
 def _takes_for_later(callback: Callable[..., object]) -> bool:

@@ -33,7 +33,6 @@ from typing import Any
 from gwi_celery import embedded_url
 from gwi_celery.brokers.base import Broker
 from gwi_celery.brokers.embedded import EmbeddedBroker, memory_broker
-from gwi_celery.errors import ConfigurationError
 from gwi_celery.transport import base
 
 
@@ -57,11 +56,7 @@ def open_broker(url: str, options: dict[str, Any] | None = None) -> Broker:
     options = dict(options or {})
     base.unknown_options(options, embedded_url.OPTIONS)
     parsed = embedded_url.parse(url)
-    arguments: dict[str, Any] = {}
-    for name, value in {**options, **parsed.options}.items():
-        arguments[name] = embedded_url.OPTIONS[name].convert(value, f"{url!r}: {name}")
-        if arguments[name] <= 0:
-            raise ConfigurationError(f"{url!r}: {name} must be above 0, not {value!r}")
+    arguments: dict[str, Any] = {**embedded_url.read(options, url), **parsed.options}
     if parsed.folder is None:
         return memory_broker(parsed.memory, **arguments)
     return EmbeddedBroker(parsed.folder, **arguments)

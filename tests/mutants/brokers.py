@@ -13,7 +13,7 @@ BROKER = [
     Mutant(
         "what needs no ack is never acked",
         "gwi_celery/transport/channel.py",
-        "lost = {d.ack_id for d in self._broker.ack([delivery for delivery, _ in ours])}",
+        "lost = {d.ack_id for d in broker.ack([delivery for delivery, _ in ours])}",
         "lost: set[str] = set()",
         "unit/transport/test_turns.py::test_what_needs_no_ack_is_gone_before_its_callback",
     ),
@@ -160,8 +160,8 @@ BROKER = [
     Mutant(
         "a dead letter that can't be written now is lost",
         "gwi_celery/transport/channel.py",
-        "self._broker.nack(delivery, _REQUEUE_MAX)",
-        "self._broker.ack([delivery])",
+        "broker.nack(delivery, _REQUEUE_MAX)",
+        "broker.ack([delivery])",
         "unit/transport/test_handover.py::test_a_dead_letter_that_can_not_be_written_now_is_written_later",
     ),
     Mutant(

@@ -106,7 +106,7 @@ def test_the_forms_of_an_embedded_url(monkeypatch: Any, tmp_path: Path) -> None:
     assert embedded_url.parse("embedded://:memory:").memory == "default"
     assert embedded_url.parse("embedded://:memory:/x").memory == "x"
     options = embedded_url.parse("embedded:///x?lease_seconds=5").options
-    assert options == {"lease_seconds": "5"}
+    assert options == {"lease_seconds": 5.0}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from gwi_celery.config import load
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.firestore.url import parse as parse_firestore
 from gwi_celery.options import MAPPING, NUMBER, TEXT, TEXTS, WHOLE, listed, optional
+from gwi_celery.stores.url import check_store_url, open_store
 from gwi_celery.transport.embedded import open_broker
 
 #: Each place that reads a boolean.
@@ -50,6 +51,14 @@ def test_an_emulator_may_be_switched_off_although_the_environment_names_one() ->
     environ = {"FIRESTORE_EMULATOR_HOST": "h:1"}
     assert parse_firestore("firestore://p", environ).emulator
     assert not parse_firestore("firestore://p?emulator=off", environ).emulator
+
+
+@pytest.mark.parametrize("given", ["lease_seconds=soon", "lease_seconds=-1", "max_deliveries=0"])
+def test_a_brokers_option_is_read_in_the_stores_url_too(given: str) -> None:
+    url = f"embedded://:memory:?{given}"
+    for use in (open_broker, open_store, check_store_url):
+        with pytest.raises(ConfigurationError, match=given.partition("=")[0]):
+            use(url)
 
 
 @pytest.mark.parametrize("wrong", ["nan", "inf", "", "1s", True, None, [1]])

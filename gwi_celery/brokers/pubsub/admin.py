@@ -6,16 +6,19 @@ signs, connections tell one another what Pub/Sub doesn't record.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.client import AlreadyExists, Client, ignoring_missing, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import NotFound
 
+_T = TypeVar("_T")
 _PAGE = 1000
+#: Times that something is made while other processes delete it.
+_TRIES = 4
 _DELETED_TOPIC = "_deleted-topic_"
 
 
@@ -161,3 +164,16 @@ class Admin:
             token = page.next_page_token
             if not token:
                 return
+
+
+def made_though_deleted(make: Callable[[], _T]) -> _T:
+    """What ``make`` returns; called again if NotFound says that another process deleted a part meanwhile.
+
+    For some seconds the name of what was deleted can't be used: ``make``'s calls wait for that.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return make()
+        except NotFound:
+            pass
+    return make()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gwi_celery.brokers.checks import check_exchange_type, check_same_type
 from gwi_celery.brokers.pubsub import naming
-from gwi_celery.brokers.pubsub.admin import Admin
+from gwi_celery.brokers.pubsub.admin import Admin, made_though_deleted
 from gwi_celery.brokers.pubsub.client import Client, FieldMask, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology.drift import Drift
 from gwi_celery.brokers.pubsub.topology.paths import Paths
 from gwi_celery.brokers.routing import DIRECT
 from gwi_celery.errors import BrokerError, NotFound
-
-#: Times that an exchange is declared while its topic is deleted.
-_TRIES = 4
 
 
 class Exchanges:
@@ -46,15 +45,15 @@ class Exchanges:
             return type
         labels = {naming.EXCHANGE_LABEL: type, **naming.name_labels(name)}
         path = self._paths.topic(name)
-        for left in reversed(range(_TRIES)):
+
+        def existing() -> Any:
             if self._admin.create_topic(path, labels):
-                return type
-            try:
-                topic = self._client.persist("GetTopic", pb["GetTopicRequest"](topic=path), path)
-                break
-            except NotFound:  # deleted just now: for some seconds its name can't be used
-                if not left:
-                    raise
+                return None
+            return self._client.persist("GetTopic", pb["GetTopicRequest"](topic=path), path)
+
+        topic = made_though_deleted(existing)
+        if topic is None:
+            return type
         if naming.EXCHANGE_LABEL in topic.labels:  # made by another process just now
             return str(topic.labels[naming.EXCHANGE_LABEL])
         # So far it is a queue's topic only.

@@ -10,7 +10,7 @@ from typing import Any
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX
 from gwi_celery.brokers.checks import exists_to_stay
 from gwi_celery.brokers.pubsub import naming
-from gwi_celery.brokers.pubsub.admin import Admin
+from gwi_celery.brokers.pubsub.admin import Admin, made_though_deleted
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology.desired import Desired
 from gwi_celery.brokers.pubsub.topology.drift import Drift
@@ -18,8 +18,6 @@ from gwi_celery.brokers.pubsub.topology.paths import Paths
 from gwi_celery.brokers.pubsub.topology.sources import Queue
 from gwi_celery.errors import NotFound
 
-#: Times that a queue is declared while other processes delete it.
-_TRIES = 4
 #: Seconds after joining a queue of others' for which their messages are left to them.
 _SPARED = 60.0
 #: Seconds by which our clock may be ahead of Google's, where old messages are told from new ones.
@@ -47,13 +45,7 @@ class Making:
 
     def durable(self, queue: Queue) -> None:
         """Create a permanent queue, with its dead letter."""
-        for left in reversed(range(_TRIES)):
-            try:
-                self._try(queue)
-                return
-            except NotFound:  # another process deleted part of it just now
-                if not left:
-                    raise
+        made_though_deleted(lambda: self._try(queue))
 
     def _try(self, queue: Queue) -> None:
         name = queue.spec.name
