@@ -120,7 +120,7 @@ def set(
         rate: For a limit of starts in a time.
         of: Only where the name is filled with these, such as ``{"tenant_id": "acme"}``.
 
-    Raises InvalidCall, for a limit that no task of the app has its UnknownName.
+    Raises UnknownName, an InvalidCall, for a limit that no task of the app has.
     """
     app = unwrapped(current_app if app is None else app)
     try:

@@ -13,6 +13,7 @@ import pytest
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.cli.frame import Exit
 from gwi_celery.testing.emulators import Emulator
 from tests.machine import PATIENCE
 from tests.workers import ROOT, Worker
@@ -65,6 +66,6 @@ def test_a_queue_is_pushed_and_pulled_again(pubsub_emulator: Emulator, tmp_path:
 
 def test_the_embedded_broker_can_not_push(tmp_path: Path) -> None:
     done = gwi(tmp_path, f"embedded://{tmp_path}", "push-to", "http://127.0.0.1:9/push")
-    assert done.returncode == 1
+    assert done.returncode == Exit.USAGE
     assert "only pubsub:// queues" in done.stderr
     assert "Traceback" not in done.stderr

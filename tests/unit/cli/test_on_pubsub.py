@@ -55,7 +55,7 @@ def runs(gwi_: Gwi, *arguments: str) -> list[tuple[str, str]]:
 
 @pytest.mark.emulator
 def test_each_filter_finds_its_own_without_a_look(three: Gwi, monkeypatch) -> None:
-    monkeypatch.setattr(broker_for(three.app), "look", None)
+    monkeypatch.setattr(broker_for(three.app), "looks", None)
     assert runs(three) == [("bolt", "r1"), ("acme", "r2"), ("acme", "r1")], "the latest first"
     assert runs(three, "--reason", "deadline") == [("acme", "r2")]
     assert runs(three, "--tenant", "bolt") == [("bolt", "r1")]
