@@ -481,7 +481,10 @@ def test_revoked_credentials_are_told_at_once(broker: PubSubBroker, twin: Twin) 
 
 
 def test_each_ack_of_an_exactly_once_queue_is_refused_by_itself(
-    connect: Connect, twin: Twin, caplog: pytest.LogCaptureFixture
+    connect: Connect,
+    twin: Twin,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those that are refused for now are sent again; what is told of a lost one is about it alone."""
     twin.switch(transient_acks=0)
@@ -505,12 +508,19 @@ def test_each_ack_of_an_exactly_once_queue_is_refused_by_itself(
     assert sum(int(str(count)) for count in refused) == 2
     twin.switch(transient_acks=0)
     held = broker.looks.in_turn("q", 2)
-    calls: list[str] = []
-    broker.client.on_call = calls.append
+    asked: list[list[str]] = []
+    call = broker.client.call
+
+    def recorded(name: str, request: Any, *rest: Any, **options: Any) -> Any:
+        if name == "ModifyAckDeadline":
+            asked.append(list(request.ack_ids))
+        return call(name, request, *rest, **options)
+
+    monkeypatch.setattr(broker.client, "call", recorded)
     stale = dataclasses.replace(held[0], ack_id=f"{path} stale")
     broker.deliveries.leases[stale.ack_id] = time.monotonic() + 60
     assert broker.extend([*held, stale], 60) == [stale]
-    assert calls == ["ModifyAckDeadline"], "the answer names it"
+    assert [len(ids) for ids in asked if "stale" in ids] == [3], "the answer names it"
 
 
 def test_cloud_monitoring_tells_the_depth_of_a_queue(broker: PubSubBroker, twin: Twin) -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 
 from tests.machine import PATIENCE
 
+#: Ctrl-C's signal is not ignored, as it is in what a shell started in the background.
 APP = """
+import signal
+
 from celery import Celery
 from gwi_celery import setup
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 app = Celery("loaded")
 setup(app, folder={folder!r}{more})
 """

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, _state
 
 from gwi_celery import ReliableTask, setup
 from gwi_celery.errors import ConfigurationError
@@ -87,10 +87,13 @@ def test_what_works_is_taken(app: Celery) -> None:
     ],
 )
 def test_a_worker_and_the_push_service_refuse_settings_and_plain_tasks(
-    settings: dict[str, Any], said: str
+    settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gwi_celery.service.app import create_app
 
+    # Without tasks that other tests share with every app: those are refused when they are bound.
+    builtin = {f for f in _state._on_app_finalizers if f.__module__ == "celery.app.builtins"}
+    monkeypatch.setattr(_state, "_on_app_finalizers", builtin)
     app = Celery("settings", set_as_current=False)
     setup(app, broker_url="embedded://:memory:/settings", store_backend="memory")
     app.conf.update(settings)
