@@ -110,6 +110,23 @@ def test_a_reply_reaches_a_queue_that_others_do_not_find_yet(
     assert worker.queues() == ["answers", "q", "q.dead"], "and none was made for it"
 
 
+def test_a_queues_topic_may_be_found_later_than_the_queue(connect: Connect, twin: Twin) -> None:
+    """Another connection is just making the queue: its levels have to wait for its topic."""
+    twin.switch(settle=0)
+    maker, other = connect(), connect(priority_levels=(0, 5), repair=True)
+    spec = QueueSpec("q")
+    topology = other.topology
+    _, own = next(
+        iter(topology.desired.subscriptions(spec, topology.dead_topic("q")[: -len(".dead")]))
+    )
+    maker.topology.admin.create_topic(own.topic, {})
+    maker.topology.admin.create_subscription(own)
+    other.client.on_call = lambda rpc: twin.switch(settle=int(rpc == "CreateSubscription"))
+    twin.switch(settle_misses=1)
+    other.declare_queue(spec)
+    assert other.topology.admin.get_subscription(f"{own.name}~p5").topic == own.topic
+
+
 def test_asking_whether_it_answers_costs_no_admin_call(
     connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

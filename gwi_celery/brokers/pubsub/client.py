@@ -232,6 +232,8 @@ class Client:
                 raise self.error(exc, rpc, resource) from exc
         if rpc in _FIRST_SEEN_BY:
             self._young[resource] = time.monotonic() + _SETTLES
+            if rpc == "GetSubscription":  # the topic may be as new, and isn't looked up itself
+                self._young[answer.topic] = self._young[resource]
         elif rpc.startswith("Delete"):
             self._young.pop(resource, None)
         return answer
