@@ -28,6 +28,8 @@ _PATIENCE = 20.0
 _AT_MOST = 500
 #: Immediate pulls that may say of a queue with a message that it is empty, and seconds between two.
 _PULLS, _PAUSE = 6, 0.1
+#: Seconds: so that a probe has expired by the clock of whoever reads it, and is dropped.
+_LONG_AGO = -86400.0
 
 
 def sweep(broker: PubSubBroker, patience: float = _PATIENCE) -> int:
@@ -45,7 +47,7 @@ def sweep(broker: PubSubBroker, patience: float = _PATIENCE) -> int:
     queues = dict(list(queues.items())[:_AT_MOST])
     if not queues:
         return 0
-    probe = OutgoingMessage(b"", ttl=0.001)
+    probe = OutgoingMessage(b"", ttl=_LONG_AGO)
     made = [broker.publisher.made("", name, probe) for name in queues.values()]
     sent = set(broker.publisher.send(paths.temporary_topic(), made))
     time.sleep(patience)
