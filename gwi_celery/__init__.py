@@ -9,6 +9,7 @@ from gwi_celery.reliability.carried import carry
 from gwi_celery.reliability.limits import Limit
 from gwi_celery.reliability.options import Reliable
 from gwi_celery.reliability.task import ReliableTask
+from gwi_celery.reliability.typed import reliable_task
 from gwi_celery.transport import register as _register
 from gwi_celery.transport.leases import message_lease_lost
 
@@ -22,6 +23,7 @@ __all__ = [
     "carry",
     "message_lease_lost",
     "publish_batch",
+    "reliable_task",
     "setup",
     "store_for",
 ]

@@ -1,4 +1,7 @@
-"""The public API as a user would write it. Never run: mypy --strict checks it."""
+"""The public API as a user would write it. Never run: mypy --strict checks it.
+
+So does pyright. An ``ignore`` that nothing needs is an error, so each shows what a checker refuses.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,17 @@ import threading
 
 from celery import Celery
 
-from gwi_celery import Limit, Reliable, ReliableTask, Settings, broker_for, carry, setup, store_for
+from gwi_celery import (
+    Limit,
+    Reliable,
+    ReliableTask,
+    Settings,
+    broker_for,
+    carry,
+    reliable_task,
+    setup,
+    store_for,
+)
 from gwi_celery.brokers.base import Broker
 from gwi_celery.stores.base import JobRef, JobStatus, Page, Store
 
@@ -46,3 +59,24 @@ class Task(ReliableTask):
         threading.Thread(target=carry(self.part), args=(count,)).start()
         later: int = carry(self.part)(1)
         return later + fence + self.attempt + self.generation
+
+
+@reliable_task(app, bind=True, reliable=options)
+def analyse(self: ReliableTask, *, tenant_id: str, order: int) -> list[str]:
+    return self.step("list", list_files, tenant_id, depth=order)
+
+
+@reliable_task(name="count")
+def count(tenant_id: str, run_id: str = "r1") -> int:
+    return len(tenant_id + run_id)
+
+
+found: list[str] = analyse(tenant_id="acme", order=1)
+number: int = count("acme", run_id="r2")
+analyse.delay(tenant_id="acme", order=1)
+count.delay("acme")
+count.apply_async(("acme",), idempotency_key="k", countdown=3)
+analyse.delay(tenant_id="acme")  # type: ignore[call-arg]
+analyse.delay(tenant_id="acme", order="1")  # type: ignore[arg-type]
+count.delay("acme", run="r2")  # type: ignore[call-arg]
+wrong: str = count("acme")  # type: ignore[assignment]

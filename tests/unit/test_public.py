@@ -20,6 +20,7 @@ def test_the_public_names() -> None:
         "carry",
         "message_lease_lost",
         "publish_batch",
+        "reliable_task",
         "setup",
         "store_for",
     ]
