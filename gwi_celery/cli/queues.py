@@ -9,7 +9,7 @@ import click
 
 from gwi_celery import queues as verbs
 from gwi_celery.cli.frame import Column, Exit, command, confirm, end, yes
-from gwi_celery.queues import Waiting, settling
+from gwi_celery.queues import Waiting, parked, settling
 
 
 @click.group()
@@ -119,7 +119,7 @@ def cancel(
 def _count(done: settling.Settled, chosen: int) -> int:
     """On Pub/Sub also say who was asked: what the others have parked stays."""
     if done.workers is not None:
-        line = f"{done.workers} workers answered: {done.count} of {chosen} done"
+        line = f"{parked.answered(done.workers)}: {done.count} of {chosen} done"
         if done.count < chosen:
             line += "; ask again in ten minutes for what none of them had parked"
         click.echo(line, err=True)

@@ -76,11 +76,15 @@ def not_found(app: Any, there: Parked) -> GwiError:
         )
     who, then = "no worker answered", "start one that consumes the queue"
     if there.workers:
-        who, then = f"{there.workers} workers answered, and none has it parked", "wait"
+        who, then = f"{answered(there.workers)}, and none has it parked", "wait"
     return NotFound(
         f"nothing was done: {who}. A message is parked for ten minutes at most by the worker that saw "
         f"it, and then seen by another: {then}, and ask again. Or else: {_INSTEAD}"
     )
+
+
+def answered(workers: int) -> str:
+    return f"{workers} worker{'' if workers == 1 else 's'} answered"
 
 
 def _ask(

@@ -20,6 +20,7 @@ from gwi_celery.brokers.base import (
     QueueSpec,
     dead_letter_queue,
 )
+from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import NotFound
 from gwi_celery.text import REASON_BYTES, cut
 from tests.contract.brokers import (
@@ -428,7 +429,9 @@ def test_a_dying_message_does_not_hide_the_next(broker_factory):
         broker.nack(delivery)
     send(broker, b"4")
     assert take(receiver).data == b"4"
-    assert sorted(bodies(broker.peek(DEAD))) == [b"1", b"2", b"3"]
+    found = bodies(broker.peek(DEAD))
+    # Pub/Sub promises no order of messages that have no ordering key.
+    assert (found if isinstance(broker, EmbeddedBroker) else sorted(found)) == [b"1", b"2", b"3"]
 
 
 def test_without_a_limit_a_message_is_delivered_for_ever(broker_factory):
