@@ -12,17 +12,7 @@ import click
 
 from gwi_celery import queues
 from gwi_celery.brokers.base import KINDS_OF_DEATH
-from gwi_celery.cli.frame import (
-    SPAN,
-    Column,
-    Exit,
-    Progress,
-    command,
-    confirm,
-    end,
-    options,
-    yes,
-)
+from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, options, yes
 from gwi_celery.integration import store_for
 from gwi_celery.queues import DeadLetter
 from gwi_celery.queues.dead import recorded

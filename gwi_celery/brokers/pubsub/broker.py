@@ -55,9 +55,7 @@ from gwi_celery.brokers.pubsub.publisher import Publisher
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.receivers import Receivers
 from gwi_celery.brokers.pubsub.topology import Topology
-from gwi_celery.errors import (
-    NotFound,
-)
+from gwi_celery.errors import NotFound
 from gwi_celery.exits import at_exit
 
 logger = logging.getLogger(__name__)

@@ -30,8 +30,6 @@ _AS_TOLD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _TRIES = 4
 #: Seconds between two of them.
 _PAUSE = 0.1
-#: Seconds that a look waits until what was given back is sent.
-_FLUSH = 2.0
 
 
 class Looks:
@@ -93,7 +91,7 @@ class Looks:
             sources = self._broker.topology.sources(queue)
         except NotFound:
             return []
-        self._broker.flush(_FLUSH)  # so that messages given back just now are included
+        self._broker.flush()  # so that messages given back just now are included
         return sources
 
     def _ready(self, source: Source, received: list[Any]) -> list[Delivery]:
