@@ -262,6 +262,20 @@ def test_a_lease_may_end_early(calls: Calls, switch: Callable[..., Any]) -> None
     assert watch.seconds < 9
 
 
+def test_messages_are_kept_for_the_retention_from_when_they_were_published() -> None:
+    world = World(STRICT.changed(settle=0, early_expiry=0), 0)
+    topic = "projects/p/topics/topic"
+    world.create_topic(types.Topic.pb()(name=topic))
+    kept = {"message_retention_duration": {"seconds": 600}}
+    sub = types.Subscription.pb()(name="projects/p/subscriptions/sub", topic=topic, **kept)
+    world.create_subscription(sub)
+    world.publish(topic, [types.PubsubMessage.pb()(data=b"x")])
+    backlog, now = world.subscription(sub.name).backlog, time.time()
+    [entry] = backlog.take(now + 590, 1, lease=10)
+    assert backlog.modify([str(entry.ack_id)], 0, now + 591) == []
+    assert backlog.take(now + 601, 1, lease=10) == []
+
+
 def test_a_retry_policy_delays_expired_leases_too(
     calls: Calls, twin: Twin, switch: Callable[..., Any]
 ) -> None:
