@@ -541,6 +541,12 @@ def test_nothing_is_dead_lettered_without_the_service_agents_grants(
     topic, dead = calls.topic(), calls.topic("dead")
     policy = {"dead_letter_topic": dead, "max_delivery_attempts": 5}
     sub, end = calls.subscription(topic, dead_letter_policy=policy), calls.subscription(dead)
+    calls.publish(topic, "poison")
+    for _ in range(5):
+        calls.modify(sub, 0, *calls.pull(sub))
+    forwarded = calls.pull(end)  # without another pull of the source
+    assert bodies(forwarded) == ["poison"]
+    calls.ack(end, *forwarded)
     twin.deny("pubsub.topics.publish", dead, who="agent")
     calls.publish(topic, "poison")
     for _ in range(7):

@@ -273,6 +273,8 @@ class Backlog:
         for each in again:
             self._unlease(each)
             each.done = False
+            if each is entry and self._given_up(each):
+                continue
             wait = self._backoff(each) if backoff and each is entry else 0.0
             self._make_ready(each, now + wait if wait else 0.0)
         self.wake()
