@@ -43,7 +43,6 @@ _QUIET: dict[str, Any] = {
     "faults": 0,
     "transient_acks": 0,
 }
-_REFERENCE = "https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1"
 #: A project that recorded what the service answers.
 _RECORDED = "https://github.com/t-k/fireemu"
 #: Switches without a difference: what they are off, or at 0, is what the emulator does.
@@ -202,38 +201,9 @@ def _too_much(calls: Calls) -> object:
     return answer(lambda: calls.publish(topic, "x", **{f"a{n}": "x" for n in range(101)}))
 
 
-def _unasked(calls: Calls) -> object:
-    sub = calls.subscription(calls.topic())
-    return answer(lambda: calls.ack(sub))
-
-
 def _unknown_page(calls: Calls) -> object:
     request = {"project": calls.project, "page_token": "x"}
     return answer(lambda: calls.publisher.list_topics(request=request, retry=None, timeout=10))
-
-
-def _to_nowhere(calls: Calls) -> object:
-    policy = {"dead_letter_topic": f"{calls.project}/topics/nowhere", "max_delivery_attempts": 5}
-    topic = calls.topic()
-    return answer(lambda: calls.subscription(topic, dead_letter_policy=policy))
-
-
-def _by_ftp(calls: Calls) -> object:
-    topic = calls.topic()
-    push = {"push_endpoint": "ftp://127.0.0.1/push"}
-    return answer(lambda: calls.subscription(topic, push_config=push))
-
-
-def _upside_down(calls: Calls) -> object:
-    topic = calls.topic()
-    policy = {"minimum_backoff": {"seconds": 60}, "maximum_backoff": {"seconds": 10}}
-    return answer(lambda: calls.subscription(topic, retry_policy=policy))
-
-
-def _for_a_second(calls: Calls) -> object:
-    topic = {"name": f"{calls.project}/topics/topic"}
-    kept = {"message_retention_duration": {"seconds": 1}}
-    return answer(lambda: calls.publisher.create_topic(request={**topic, **kept}, retry=None))
 
 
 def _busy(calls: Calls) -> object:
@@ -380,51 +350,11 @@ DIFFERENCES = (
     Difference("limits", "a message with 101 attributes", _too_much, "INVALID_ARGUMENT", "OK"),
     Difference(
         "limits",
-        "acking without an ack id",
-        _unasked,
-        "INVALID_ARGUMENT",
-        "OK",
-        source="https://github.com/googleapis/nodejs-pubsub/pull/1194",
-    ),
-    Difference(
-        "limits",
         "a page token that no list gave",
         _unknown_page,
         "INVALID_ARGUMENT",
         "OK",
         source=_RECORDED,
-    ),
-    Difference(
-        "limits",
-        "a dead letter topic that doesn't exist",
-        _to_nowhere,
-        "NOT_FOUND",
-        "OK",
-        source=f"{_REFERENCE}#deadletterpolicy",
-    ),
-    Difference(
-        "limits",
-        "a push endpoint that is not an HTTPS URL",
-        _by_ftp,
-        "INVALID_ARGUMENT",
-        "OK",
-        source="https://cloud.google.com/pubsub/docs/create-push-subscription",
-    ),
-    Difference(
-        "limits",
-        "a retry policy with its maximum below its minimum",
-        _upside_down,
-        "INVALID_ARGUMENT",
-        "OK",
-        source=_RECORDED,
-    ),
-    Difference(
-        "limits",
-        "a topic that retains messages for a second",
-        _for_a_second,
-        "INVALID_ARGUMENT",
-        "OK",
-        source=f"{_REFERENCE}#topic",
     ),
     Difference(
         "admin_quota",

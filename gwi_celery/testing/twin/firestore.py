@@ -114,9 +114,11 @@ class FirestoreProxy(grpc.GenericRpcHandler):  # grpc has no types
                 progress = False
                 at = _RunQueryResponse.FromString(answer).read_time
                 await context.write(_RunQueryResponse(read_time=at).SerializeToString())
-            read += _documents_read(name, answer)
+            billed = _documents_read(name, answer)
+            read += billed
+            self.documents["reads"] += billed
             await context.write(answer)
-        self.documents["reads"] += max(read, 1)
+        self.documents["reads"] += not read
 
     async def _join(self, name: str, context: Any, metadata: Any) -> None:
         """Forward both directions until one ends, or the stream is too old."""
@@ -182,7 +184,7 @@ def _documents_read(name: str, answer: bytes) -> int:
     if name == "RunQuery":
         return int(_RunQueryResponse.FromString(answer).HasField("document"))
     counted = _CountResponse.FromString(answer).result.aggregate_fields.values()
-    return ceil(sum(each.integer_value for each in counted) / 1000)
+    return max(ceil(sum(each.integer_value for each in counted) / 1000), 1)
 
 
 def _query_of(name: str, request: bytes) -> Any:
