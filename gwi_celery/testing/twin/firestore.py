@@ -184,7 +184,8 @@ def _documents_read(name: str, answer: bytes) -> int:
     if name == "RunQuery":
         return int(_RunQueryResponse.FromString(answer).HasField("document"))
     counted = _CountResponse.FromString(answer).result.aggregate_fields.values()
-    return max(ceil(sum(each.integer_value for each in counted) / 1000), 1)
+    number = sum(int(each.integer_value) for each in counted)
+    return max(ceil(number / 1000), 1)
 
 
 def _query_of(name: str, request: bytes) -> Any:
