@@ -1,8 +1,8 @@
 """Dead letters before their broker drops them: announced days before, then archived if that is set.
 
-The archive is a folder or a bucket, ``dead_letter_archive``. It gets files of lines that ``gwi dlq import``
-takes. A file's name depends on the letters in it, so that a turn that was cut short writes the same file
-again.
+The archive is a folder or a bucket, ``dead_letter_archive``. Its files hold the lines that ``gwi dlq
+import`` takes. A file's name depends on the letters in it, so that a turn that was cut short writes the
+same file again.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _BATCH = 200
 #: Seconds between two transactions.
 _PAUSE = 0.05
-#: Seconds between two looks for dead letters that expire.
+#: Seconds between two searches for dead letters that are about to expire.
 _ANNOUNCE_EVERY = 3600.0
 #: The lock file in an embedded folder, which also holds the time of the last turn.
 _LOCK = "upkeep.lock"
@@ -104,7 +104,7 @@ def _before_they_expire(app: Any) -> None:
 
 
 def clean(app: Any, *, interval: float = 0.0, stopping: threading.Event | None = None) -> int:
-    """Delete expired records in the app's embedded files, and shrink these; returns how many.
+    """Delete expired records in the app's embedded files, and shrink the files; returns how many.
 
     Args:
         interval: A folder that another process has cleaned within half of this time is left alone.
@@ -153,7 +153,7 @@ def _chores(app: Any) -> dict[Path | None, list[_Chore]]:
 
 @contextmanager
 def _alone_in(folder: Path | None, interval: float) -> Iterator[bool]:
-    """Whether nobody else is cleaning this folder, or has just done so."""
+    """Whether to clean this folder: False if another process is doing so, or did so lately."""
     if folder is None:
         yield True
         return

@@ -15,7 +15,7 @@ import kombu
 TESTED: Final = ((5, 4), (5, 8))
 
 #: The undocumented parts of Celery, Kombu and billiard in use: module -> paths of attributes. A test
-#: looks each up in every supported release. (Producers and workers use them, hence not in worker/.)
+#: looks each up in every supported release. (Not in worker/, as producers use some, too.)
 INTERNALS: Final = {
     "billiard.einfo": (
         "ExceptionInfo.__init__",
