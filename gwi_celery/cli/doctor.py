@@ -1,4 +1,4 @@
-"""``celery -A app gwi doctor``: is all there that the app needs, and with ``--live``, does the project
+"""``celery -A app gwi doctor``: does the app have all that it needs? With ``--live``: does the project
 behave as this package assumes?"""
 
 from __future__ import annotations

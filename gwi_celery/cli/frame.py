@@ -1,7 +1,7 @@
 """What all commands of ``gwi`` share: their output, their exit codes, and asking before a change.
 
-A command says what it shows (:class:`Shape`), and returns rows of that. They are a table for people, or
-with ``--json`` an array whose schema ``gwi schema`` prints. In a pipe a table is not cut to any width.
+A command declares its columns (:class:`Shape`) and returns rows. They are a table for people, or with
+``--json`` an array whose schema ``gwi schema`` prints. In a pipe a table is not cut to any width.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from gwi_celery.errors import (
 )
 from gwi_celery.integration import integration
 
-#: Characters of a column that is shown whole which are never folded: a task's id.
+#: Least width of a column that is shown whole, unless there is no room at all: a task's id.
 _WHOLE: Final = 36
-#: Of a pipe: nothing is folded or cut.
+#: Width of a table in a pipe, where nothing is folded or cut.
 _ANY_WIDTH: Final = 100_000
 
 
@@ -82,7 +82,7 @@ class Column:
 
     name: str
     kind: str = "string"
-    #: What it is called in a table; "": it is in JSON only.
+    #: Its heading in a table; "": it is in JSON only.
     title: str | None = None
     #: How it is shown: age, time, seconds, or as it is.
     show: str = ""
@@ -124,7 +124,7 @@ class Shape:
 
 
 def options(*of: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several ``click.option`` as one decorator; help shows them in that order."""
+    """One decorator for several ``click.option``; help shows them in that order."""
     return lambda function: functools.reduce(lambda f, option: option(f), reversed(of), function)
 
 
@@ -135,7 +135,7 @@ SHAPES: Final[dict[str, Shape]] = {}
 def command(
     group: click.Group, name: str, *columns: Column, single: bool = False
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command of ``group`` which gets the app first, and returns rows of these columns, or None."""
+    """A command of ``group`` that takes the app first, and returns rows of these columns, or None."""
     full = name if group.name == "gwi" else f"{group.name} {name}"
     shape = SHAPES.setdefault(full, Shape(full, columns, single)) if columns else None
 
@@ -178,7 +178,7 @@ def command(
 
 
 def failed(exc: GwiError) -> Ended:
-    """The end of a command that met this error."""
+    """How a command ends that met this error."""
     return Ended(next(code for error, code in _EXITS if isinstance(exc, error)), str(exc))
 
 
@@ -268,17 +268,17 @@ def table_of(columns: Sequence[Column], longest: Mapping[str, int], width: int) 
 def fitted(
     columns: Sequence[Column], longest: Mapping[str, int], width: int
 ) -> tuple[dict[str, int], int]:
-    """How wide each column is, and the gap between them, so that a table fits if it can.
+    """The width of each column, and the gap between them, so that a table fits if it can.
 
-    Rich alone would take the room of ids, which people copy. So the others give way first, the widest
-    before the rest, as far as their heads; then ids are folded.
+    Rich alone would shorten ids, which people copy. So the other columns are narrowed first, the widest
+    before the rest, down to the width of their heads; then ids are folded.
     """
     widths = {c.name: max(len(c.head), longest.get(c.name, 0)) for c in columns}
     for gap in (2, 1):
         excess = sum(widths.values()) + gap * (len(columns) - 1) - width
         if excess <= 0:
             return widths, gap
-    # Half a number, or a time, would be another.
+    # A number or a time that is cut would be a wrong one.
     texts = {c.name for c in columns if c.kind.removesuffix("?") in ("string", "array", "object")}
     least = {c.name: len(c.head) if c.name in texts else widths[c.name] for c in columns}
     for floor in ({**least, **{c.name: _WHOLE for c in columns if c.whole}}, least):
@@ -321,7 +321,7 @@ def shown(column: Column, value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """With control characters spelt out, but for ends of lines."""
+    """With control characters spelt out, except for line ends."""
     safe = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in safe)
 
@@ -339,7 +339,7 @@ def span(seconds: float) -> str:
 
 
 def when(at: float) -> str:
-    """In UTC, to the second, as logs have it."""
+    """In UTC, to the second, as in logs."""
     return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
@@ -373,7 +373,7 @@ yes = click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 
 
 def confirm(deed: str, matching: int, total: int, *, sure: bool, what: str) -> None:
-    """Say how many of how many match; go on if there are any and the user wants to."""
+    """Say how many match; go on only if some do, and the user agrees."""
     line = f"{matching} of {total} {what}"
     if not matching:
         end(Exit.NOTHING, f"{line}: nothing to {deed}")
@@ -389,7 +389,7 @@ def confirm(deed: str, matching: int, total: int, *, sure: bool, what: str) -> N
 
 
 class Progress:
-    """A line on stderr for what takes long, where that is a terminal."""
+    """A progress bar on stderr, if that is a terminal."""
 
     def __init__(self, deed: str, total: int) -> None:
         self._bar: Any = None

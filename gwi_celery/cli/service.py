@@ -30,7 +30,7 @@ _DEFAULTS = Settings()
 )
 @click.option("--timeout", type=click.FloatRange(0.1), default=1.0, show_default=True)
 def workers(app: Any, timeout: float) -> list[dict[str, Any]]:
-    """Which workers are alive, and what runs there: those that answer within the timeout (seconds)."""
+    """List the workers that answer within the timeout (seconds), and what runs there."""
     asked = app.control.inspect(timeout=timeout)
     stats = asked.stats() or {}
     if not stats:
@@ -70,7 +70,7 @@ def workers(app: Any, timeout: float) -> list[dict[str, Any]]:
 )
 @click.option("--all", "everything", is_flag=True, help="Defaults, too.")
 def config(app: Any, everything: bool) -> list[dict[str, Any]]:
-    """The settings in force, and where each came from. Secrets are not shown."""
+    """List the settings in force, and where each came from. Secrets are not shown."""
     settings = settings_for(app)
     rows = []
     for name, field in SETTINGS.items():
@@ -96,10 +96,10 @@ def config(app: Any, everything: bool) -> list[dict[str, Any]]:
 
 @command(gwi, "cleanup", Column("deleted", "integer"), single=True)
 def cleanup(app: Any) -> dict[str, Any]:
-    """Delete what has expired, and on Pub/Sub the queues that killed processes left, which takes a while.
+    """Delete what has expired; on Pub/Sub also the queues that killed processes left (takes a while).
 
-    Workers delete what has expired by themselves on embedded files, TTL on Firestore; Pub/Sub such queues
-    after a day.
+    That also happens without this command: workers delete what has expired from embedded files, TTL
+    policies on Firestore; Pub/Sub deletes such queues after a day.
     """
     deleted = upkeep.clean(app) + _swept(app)
     store = store_for(app)
@@ -138,14 +138,14 @@ _EVENT = SHAPES.setdefault(
 @click.option("--count", type=click.IntRange(1), help="End after this many.")
 @click.option("--json", "as_lines", is_flag=True, help="For programs: an object a line.")
 def tail(app: Any, count: int | None, as_lines: bool) -> None:
-    """What happens, as it happens: Celery's events, of workers that send them (-E)."""
+    """Show Celery's events as they happen, of workers that send them (-E)."""
     seen = 0
 
     def show(event: dict[str, Any]) -> None:
         nonlocal seen
         kind = event.get("type", "?")
         if kind == "worker-heartbeat" or receiver.should_stop:
-            return  # several may come at once
+            return  # one batch may hold several after the last one wanted
         row = {
             "at": event.get("timestamp", 0.0),
             "event": kind,

@@ -1,6 +1,6 @@
 """In development calls carry no token: they must come from this developer, not from a web page.
 
-Any page in a browser may post to this machine what needs no preflight request (a form, or ``text/plain``),
+Any page in a browser may post to this machine what needs no preflight request (a form, ``text/plain``),
 and a page whose host name is pointed at 127.0.0.1 counts as the same origin. So a body must be
 ``application/json``, the origin that a browser names must be this service itself, and the name by which
 the service was called must be this machine's. Programs other than browsers name no origin.

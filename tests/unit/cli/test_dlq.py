@@ -115,7 +115,7 @@ def test_a_file_that_can_not_be_used_is_named(three, tmp_path):
     binary.write_bytes(b"\xff\xfe\x00")
     three("dlq", "import", str(binary), code=Exit.USAGE)
     assert (
-        three.err == f"Error: nothing was imported: {binary} is no text: name what was exported\n"
+        three.err == f"Error: nothing was imported: {binary} is not text: name an exported file\n"
     )
 
 
