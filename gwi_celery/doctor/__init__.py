@@ -1,4 +1,4 @@
-"""Asks a real project whether it behaves as this package assumes.
+"""Tests whether a real project behaves as this package assumes.
 
 ``python -m gwi_celery.doctor pubsub://my-project firestore://my-project`` takes six minutes, costs less
 than a cent and leaves nothing behind. With ``--seconds 10`` it waits less, and sees less. Exits with 1 if
@@ -65,7 +65,7 @@ def written(
     more: Callable[[], Iterable[Finding]] = tuple,
     **echo: str,
 ) -> bool:
-    """Examine and write a report, with ``more`` at its end; whether all holds that must."""
+    """Examine and write a report that ends with ``more``; whether all holds that must."""
     findings: list[Finding] = []
 
     def report(finding: Finding) -> None:
