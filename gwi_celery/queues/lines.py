@@ -74,7 +74,8 @@ def load(
             to = dead_letter_queue(queue)
             broker.publish_many([("", to, _outgoing(dead, name)) for name, dead in batch])
             for name, dead in batch if records is not None else ():
-                # If killed before this, the next import publishes it again under the same id: see redrive.
+                # If killed before this, the next import publishes it again, under the same id: see
+                # redrive.
                 integration(app).authority.died(_kept_again(app, dead, name))
             total += len(batch)
             loaded(len(batch))
