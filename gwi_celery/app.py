@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import weakref
 from typing import Any
 
@@ -214,6 +215,17 @@ def _where_results_go(store_url: str) -> str:
                 "'disabled://'"
             )
     return store_url
+
+
+def source_of(app: Any, name: str) -> str:
+    """Where a setting's value came from: ``setup()``, ``app.conf.gwi_...``, a variable, ``default``."""
+    if _arguments[unwrapped(app)].get(name) is not None:
+        return "setup()"
+    own, prefix = _own_settings(app)
+    if own.get(f"gwi_{name}") is not None:
+        return f"app.conf.{config.spelt(name, prefix)}"
+    variable = str(config.SETTINGS[name].metadata["env"])
+    return variable if os.environ.get(variable) else "default"
 
 
 def _own_settings(app: Any) -> tuple[dict[str, Any], str]:

@@ -42,6 +42,10 @@ def _mapping(env: str, help: str, read: Callable[[Any, str], Any], *, secret: bo
     )
 
 
+class _FromFile(dict[str, str]):
+    """Signing keys that were read from a file; a copy of the settings keeps them."""
+
+
 #: Settings with a fixed set of values.
 _CHOICES = {
     "store_backend": ("", "memory", "sqlite", "firestore"),
@@ -299,13 +303,13 @@ class Settings:
                 f"dead_letter_archive is {self.dead_letter_archive!r}, which names no bucket: write "
                 "gs://bucket/prefix, or the path of a folder"
             )
-        if self.signing_keys_file:
+        if self.signing_keys_file and not isinstance(self.signing_keys, _FromFile):
             if self.signing_keys:
                 raise ConfigurationError(
                     "both signing_keys and signing_keys_file are set: keep one of them"
                 )
             keys = read_file(self.signing_keys_file, "signing_keys_file")
-            object.__setattr__(self, "signing_keys", keys)
+            object.__setattr__(self, "signing_keys", _FromFile(keys))
 
     @property
     def development(self) -> bool:
@@ -366,10 +370,6 @@ def load(
     value that is impossible or of the wrong type.
     """
     environ = os.environ if environ is None else environ
-
-    def spelt(name: str) -> str:
-        return prefix + (f"gwi_{name}".upper() if prefix.isupper() else f"gwi_{name}")
-
     for name in overrides:
         if name not in SETTINGS:
             raise ConfigurationError(f"setup() has no setting {name!r}; {nearest(name, SETTINGS)}")
@@ -377,8 +377,8 @@ def load(
         name = key.removeprefix("gwi_")
         if name not in SETTINGS:
             raise ConfigurationError(
-                f"app.conf has {spelt(name)!r}, which is no setting; "
-                + nearest(spelt(name), [spelt(known) for known in SETTINGS])
+                f"app.conf has {spelt(name, prefix)!r}, which is no setting; "
+                + nearest(spelt(name, prefix), [spelt(known, prefix) for known in SETTINGS])
             )
     _check_environment(environ)
     values: dict[str, Any] = {}
@@ -387,11 +387,16 @@ def load(
         if overrides.get(name) is not None:
             values[name] = _convert(f, overrides[name], f"setup({name}=...)")
         elif conf.get(f"gwi_{name}") is not None:
-            source = f"app.conf.{spelt(name)}"
+            source = f"app.conf.{spelt(name, prefix)}"
             values[name] = _convert(f, conf[f"gwi_{name}"], source)
         elif environ.get(env):
             values[name] = _convert(f, environ[env], env)
     return Settings(**values)
+
+
+def spelt(name: str, prefix: str) -> str:
+    """A setting's name in ``app.conf``, as a user who writes that prefix (``CELERY_``, "") spells it."""
+    return prefix + (f"gwi_{name}".upper() if prefix.isupper() else f"gwi_{name}")
 
 
 #: Variables that Kubernetes sets for each service: for one called "gwi-worker", GWI_WORKER_PORT.

@@ -15,13 +15,16 @@ import stat
 from pathlib import Path
 
 from gwi_celery import forks
+from gwi_celery.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 #: What SQLite keeps beside a database.
 _BESIDE = ("", "-wal", "-shm", "-journal")
 #: Names of our files. A folder that holds nothing else is made private.
-_OURS = re.compile(r"(broker|store)\.sqlite3(-wal|-shm|-journal)?|wake|[0-9a-f]{32}(\.polled)?")
+_OURS = re.compile(
+    r"(broker|store)\.sqlite3(-wal|-shm|-journal)?|upkeep\.lock|wake|[0-9a-f]{32}(\.polled)?"
+)
 
 #: Held while a file is made: closing a file drops the locks that this process's SQLite has on it.
 _making = forks.lock()
@@ -41,15 +44,29 @@ def place(name: str) -> Path:
 
     The default folder is the one in the current directory if that exists, else the one at the root of the
     project that the current directory is in. Any other relative name is below the current directory.
+
+    Raises ConfigurationError for a name that leads nowhere.
     """
-    here = Path.cwd()
-    found = here / Path(name).expanduser()
+    if "\0" in name:
+        raise ConfigurationError(f"no folder can have the name {name!r}: write another one")
+    try:
+        path = Path(name).expanduser()
+        if path.is_absolute():
+            return path
+        here = Path.cwd()
+    except (
+        RuntimeError,
+        OSError,
+    ) as exc:  # there is no such user, or no current directory any more
+        raise ConfigurationError(
+            f"can't tell where the folder {name!r} is ({exc}): write an absolute path"
+        ) from exc
+    found = here / path
     if name == DEFAULT and not found.is_dir():
         for above in (here, *here.parents):
             if any((above / root).is_file() for root in _ROOTS):
                 return above / DEFAULT
-    if not Path(name).expanduser().is_absolute():
-        _relative.add(found)
+    _relative.add(found)
     return found
 
 

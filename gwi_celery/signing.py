@@ -76,12 +76,20 @@ def read_keys(given: Any, where: str) -> dict[str, str]:
             raise ConfigurationError(
                 f"{where}: a key's id is 1 to 64 of A-Z, a-z, 0-9 and . _ -, and not {STORE!r}"
             )
-        if not isinstance(secret, str) or len(secret.encode()) < _SHORTEST:
+        if not isinstance(secret, str) or _size(secret) < _SHORTEST:
             raise ConfigurationError(
                 f"{where}: the secret of {key_id!r} has to be a text of {_SHORTEST} bytes at least; "
                 'make one by python -c "import secrets; print(secrets.token_urlsafe(32))"'
             )
     return found
+
+
+def _size(secret: str) -> int:
+    """Bytes of UTF-8; 0 if it has none, as it came from bytes that are no text."""
+    try:
+        return len(secret.encode())
+    except UnicodeEncodeError:
+        return 0
 
 
 def _pairs(given: Any, where: str) -> dict[Any, Any]:

@@ -36,8 +36,8 @@ _BATCH = 200
 _PAUSE = 0.05
 #: Seconds between two searches for dead letters that are about to expire.
 _ANNOUNCE_EVERY = 3600.0
-#: The lock file in an embedded folder, which also holds the time of the last turn.
-_LOCK = "upkeep.lock"
+#: The lock file in an embedded folder, and the length of the time of the last turn, which it holds.
+_LOCK, _WIDTH = "upkeep.lock", 17
 
 
 class Upkeep(bootsteps.StartStopStep):
@@ -161,19 +161,22 @@ def _alone_in(folder: Path | None, interval: float) -> Iterator[bool]:
         yield False  # unused so far
         return
     # Not flock(): a pool's child would inherit the lock.
-    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             yield False
             return
-        last = float(os.pread(fd, 32, 0) or 0)
+        try:
+            last = float(os.pread(fd, _WIDTH, 0))
+        except ValueError:  # the file is new, or a power cut left anything in it
+            last = 0.0
         now = time.time()
         if last <= now < last + interval / 2:
             yield False
             return
         yield True
-        os.pwrite(fd, f"{now:017.3f}".encode(), 0)
+        os.pwrite(fd, f"{now:0{_WIDTH}.3f}".encode(), 0)
     finally:
         os.close(fd)

@@ -57,6 +57,7 @@ INTERNALS: Final = {
     "celery.app.utils": (
         "Settings.changes",
         "Settings.value_set_for",
+        "find_app",
     ),
     "celery.backends.base": (
         "EXCEPTION_ABLE_CODECS",
@@ -78,6 +79,7 @@ INTERNALS: Final = {
         "KeyValueStoreBackend.set_chord_size",
     ),
     "celery.beat": ("Scheduler.apply_async",),
+    "celery.bin.celery": ("find_app",),
     "celery.canvas": ("_chain.run",),
     "celery.concurrency.base": ("BasePool.terminate_job",),
     "celery.concurrency.prefork": (
@@ -95,6 +97,11 @@ INTERNALS: Final = {
         "Consumer.on_unknown_task",
         "Consumer.reset_rate_limits",
         "Consumer.update_strategies",
+    ),
+    "celery.worker.control": (
+        "Panel.data",
+        "rate_limit",
+        "time_limit",
     ),
     "celery.worker.request": (
         "Request._already_revoked",

@@ -114,9 +114,7 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     single=True,
 )
 @click.argument("id")
-@click.option(
-    "--message", "with_message", is_flag=True, help="Print the message itself, arguments too."
-)
+@click.option("--message", "with_message", is_flag=True, help="The message itself, arguments too.")
 def show_(app: Any, id: str, with_message: bool) -> dict[str, Any] | None:
     """Show all that is known of one, by its id or its task's. In JSON ``message`` is base64."""
     found = list(queues.dead_letters(app, ids=[id]))
@@ -127,7 +125,7 @@ def show_(app: Any, id: str, with_message: bool) -> dict[str, Any] | None:
     if not found:
         end(Exit.NOTHING, f"no dead letter has the id {id!r}: see `gwi dlq list`")
     dead = found[-1]
-    if with_message:
+    if with_message and not click.get_current_context().params["as_json"]:
         click.echo(dead.data)
         return None
     encoded = base64.b64encode(dead.data).decode("ascii") if dead.whole else None

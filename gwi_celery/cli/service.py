@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import click
 
 from gwi_celery import upkeep
-from gwi_celery.cli.frame import SHAPES, Column, Shape, command, shown
+from gwi_celery.app import source_of
+from gwi_celery.cli.frame import SHAPES, Column, Shape, Span, command, shown
 from gwi_celery.cli.root import gwi
-from gwi_celery.config import SETTINGS, Settings
+from gwi_celery.config import SETTINGS
 from gwi_celery.integration import broker_for, settings_for, store_for
-
-_DEFAULTS = Settings()
 
 
 @command(
@@ -28,7 +26,7 @@ _DEFAULTS = Settings()
     Column("queues", "array", title=""),
     Column("tasks", "array"),
 )
-@click.option("--timeout", type=click.FloatRange(0.1), default=1.0, show_default=True)
+@click.option("--timeout", type=Span(0.1, 600.0), default=1.0, show_default=True)
 def workers(app: Any, timeout: float) -> list[dict[str, Any]]:
     """List the workers that answer within the timeout (seconds), and what runs there."""
     asked = app.control.inspect(timeout=timeout)
@@ -74,7 +72,7 @@ def config(app: Any, everything: bool) -> list[dict[str, Any]]:
     settings = settings_for(app)
     rows = []
     for name, field in SETTINGS.items():
-        value, source = getattr(settings, name), _source(app, settings, name)
+        value, source = getattr(settings, name), source_of(app, name)
         if source == "default" and not everything:
             continue
         shown = json.dumps(value, default=str) if field.repr or not value else "(set)"
@@ -169,15 +167,3 @@ def tail(app: Any, count: int | None, as_lines: bool) -> None:
             receiver.capture(limit=None, timeout=None, wakeup=False)
         except KeyboardInterrupt:
             return
-
-
-def _source(app: Any, settings: Any, name: str) -> str:
-    """Where the value came from. What is the same in two places came from the first of them."""
-    value, field = getattr(settings, name), SETTINGS[name]
-    if app.conf.get(f"gwi_{name}") is not None:
-        return f"app.conf.gwi_{name}"
-    env = str(field.metadata["env"])
-    default = getattr(_DEFAULTS, name)
-    if os.environ.get(env):
-        return env
-    return "default" if value == default else "setup()"

@@ -84,6 +84,16 @@ def written(
     return not broken
 
 
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 1.0 <= found <= 3600.0:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number from 1 to 3600")
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gwi_celery.doctor",
@@ -92,7 +102,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("urls", nargs="+", metavar="URL", help="pubsub://P or firestore://P")
     parser.add_argument("--json", action="store_true", help="one JSON document at the end")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="of the longest check (default: %(default)g)"
+        "--seconds",
+        type=_seconds,
+        default=SECONDS,
+        help="of the longest check (default: %(default)g)",
     )
     parser.add_argument(
         "--echo", default="", metavar="URL", help="of gwi_celery.doctor.echo behind IAM"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import isfinite
 from typing import Any
 
 from gwi_celery import queues
@@ -208,4 +209,6 @@ def _label(label: tuple[str, str] | str | None) -> tuple[str, str] | None:
 def _number(name: str, value: Any) -> Any:
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise InvalidCall(f"{name} is a {type(value).__name__}: pass a number of seconds")
+    if value is not None and not isfinite(value):
+        raise InvalidCall(f"{name} is {value!r}: pass a finite number of seconds")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from math import inf
 from typing import Any, Final
 
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, KINDS_OF_DEATH, dead_letter_queue
@@ -177,8 +178,8 @@ def redrive(
         moved: Called with how many were moved since the last call, for a progress bar.
     """
     broker = broker_for(app)
-    if rate is not None and not rate > 0:
-        raise InvalidCall(f"a rate of {rate!r} a second moves nothing: give one above 0")
+    if rate is not None and not 0 < rate < inf:
+        raise InvalidCall(f"a rate of {rate!r} a second is impossible: give a number above 0")
     chosen = list(chosen)
     if from_step != "":
         _check_step(app, chosen, from_step)

@@ -219,8 +219,7 @@ class _Reader:
 
     def _move(self, broker: Any, delivery: Delivery) -> None:
         attributes = dict(delivery.attributes)
-        expires = float(attributes.pop(_EXPIRES, math.inf))
-        left = expires - time.time()
+        left = _seconds(attributes.pop(_EXPIRES, "")) - time.time()
         try:
             if left > 0:
                 message = OutgoingMessage(
@@ -235,3 +234,12 @@ class _Reader:
             broker.nack(delivery, _AGAIN)
         else:
             broker.ack([delivery])
+
+
+def _seconds(expires: str) -> float:
+    """An attribute as seconds since the epoch; infinity without one, or if it is none of ours."""
+    try:
+        found = float(expires)
+    except ValueError:
+        return math.inf
+    return math.inf if math.isnan(found) else found

@@ -167,7 +167,12 @@ class Scaler:
         if not 0 < target < float("inf"):
             raise ConfigurationError(f"target is {given['target']!r}: write a number above 0")
         names = given.get("queues") or self._default_queue
-        return _Trigger(tuple(n for n in map(str.strip, names.split(",")) if n), metric, target)
+        queues = tuple(name for name in map(str.strip, names.split(",")) if name)
+        if not queues:
+            raise ConfigurationError(
+                f"queues is {names!r}: write names, separated by commas, or leave it out"
+            )
+        return _Trigger(queues, metric, target)
 
     def _sum(self, queues: Iterable[str], metric: str) -> float:
         """All messages of the queues, or the age of the oldest one."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,7 +15,7 @@ from celery.bin.celery import celery
 from click.shell_completion import ShellComplete
 
 from gwi_celery.cli import gwi
-from gwi_celery.cli.frame import SHAPES, Column, Exit, show, shown
+from gwi_celery.cli.frame import SHAPES, Column, Ended, Exit, reporting, show, shown
 from gwi_celery.cli.root import COMMANDS
 from tests.unit.cli.conftest import Gwi
 
@@ -79,6 +81,53 @@ def test_every_command_that_prints_rows_takes_json() -> None:
         and not (isinstance(made, click.Group) and not made.invoke_without_command)
     }
     assert plain <= without
+
+
+def test_json_is_one_document_by_its_schema_and_nothing_on_an_error(
+    three: Gwi, tmp_path: Path
+) -> None:
+    good = (
+        *("dlq list", "dlq show 1 --message", f"dlq export {tmp_path}/x", "dlq redrive 1 -y"),
+        *("dlq purge 2 -y", f"dlq import {tmp_path}/x", "jobs list", "locks list", "limits list"),
+        *("queues list", "queues pause celery", "queues resume celery", "delayed list"),
+        *("workers --timeout 0.1s", "config --all", "cleanup"),
+    )
+    for line in good:
+        three.json(*line.split())
+    json.loads(three("doctor", "--json", code=Exit.PROBLEMS))
+    bad = {
+        Exit.NOTHING: ("dlq show X", "jobs show X --tree", "limits clear --all -y"),
+        Exit.REFUSED: ("dlq purge --all",),
+        Exit.USAGE: (
+            *(
+                "dlq show",
+                "dlq redrive --all -y --rate inf",
+                "dlq list --within 1e300d",
+                "doctor --live",
+            ),
+            *("queues list --watch nan", "workers --timeout inf", "doctor --seconds 0"),
+        ),
+    }
+    for code, lines in bad.items():
+        for line in lines:
+            assert three(*line.split(), "--json", code=code) == "", line
+            assert "Error: " in three.err
+    three("serve", "--loglevel", "LOUD", code=Exit.USAGE)
+
+
+def test_a_broker_that_a_call_can_t_reach_is_a_sentence_and_not_a_traceback(
+    gwi_: Gwi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gwi_("init")
+    monkeypatch.setattr("gwi_celery.sqlite.BUSY_TIMEOUT", 0.1)
+    other = sqlite3.connect(tmp_path / "gwi" / "broker.sqlite3")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Ended, match="locked by another process") as ended, reporting():
+        gwi_.app.tasks["shop.invoice"].apply_async(
+            kwargs={"tenant_id": "acme", "run_id": "r1"}, retry=False
+        )
+    assert ended.value.exit_code == Exit.UNAVAILABLE
+    other.close()
 
 
 @pytest.mark.parametrize(
