@@ -54,10 +54,7 @@ def place(name: str) -> Path:
         if path.is_absolute():
             return path
         here = Path.cwd()
-    except (
-        RuntimeError,
-        OSError,
-    ) as exc:  # there is no such user, or no current directory any more
+    except (RuntimeError, OSError) as exc:  # no such user, or the current directory was deleted
         raise ConfigurationError(
             f"can't tell where the folder {name!r} is ({exc}): write an absolute path"
         ) from exc

@@ -85,16 +85,24 @@ class Cleaner:
         return time.monotonic() + jitter(self._interval, 0.5, 1.0)
 
     def _take_turn(self) -> float:
-        try:
-            if time.monotonic() >= self._announce_at:  # before any of it is gone
-                self._announce_at = time.monotonic() + _ANNOUNCE_EVERY
+        if time.monotonic() >= self._announce_at:  # before any of it is gone
+            self._announce_at = time.monotonic() + _ANNOUNCE_EVERY
+            with _logged("dead letters about to expire could not be announced or archived yet"):
                 _before_they_expire(self._app)
+        with _logged("expired records could not be deleted yet"):
             clean(self._app, interval=self._interval, stopping=self._stop)
-        except GwiError as exc:
-            logger.warning("expired records could not be deleted yet: %s", exc)
-        except Exception:
-            logger.exception("expired records could not be deleted yet")
         return self._next_turn()
+
+
+@contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Errors in the block are logged as ``what``, and end only the block."""
+    try:
+        yield
+    except GwiError as exc:
+        logger.warning("%s: %s", what, exc)
+    except Exception:
+        logger.exception(what)
 
 
 def _before_they_expire(app: Any) -> None:

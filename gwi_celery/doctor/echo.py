@@ -7,7 +7,7 @@ Deploy it with any image of yours, for the time of a trial, with the pusher as i
     python -m gwi_celery.doctor pubsub://P --echo https://gwi-echo-....run.app --echo-account PUSHER
 
 It answers 204, an ack, if the caller's token is as the path says (``/removed``: without its signature;
-``/signed``: with it), else 409. It needs nothing but Python, and stores nothing.
+``/signed``: with it), else 409. It stores nothing.
 """
 
 from __future__ import annotations

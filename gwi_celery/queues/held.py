@@ -92,9 +92,9 @@ def _seen_by_workers(app: Any, queue: str | None, known: set[str]) -> Iterator[W
     latest: dict[tuple[str, str], Waiting] = {}
     for answer in app.control.broadcast(DELAYED_COMMAND, reply=True, timeout=_ANSWER) or ():
         for rows in answer.values():
-            for row in (
-                rows if isinstance(rows, list) else ()
-            ):  # a worker of 0.1 knows no such command
+            if not isinstance(rows, list):
+                continue  # a worker of 0.1, which doesn't know the command
+            for row in rows:
                 waiting = Waiting(**row)
                 key = (waiting.queue, waiting.task_id or waiting.id)
                 # A task that is retried has a later copy.

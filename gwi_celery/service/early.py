@@ -237,7 +237,7 @@ class _Reader:
 
 
 def _seconds(expires: str) -> float:
-    """An attribute as seconds since the epoch; infinity without one, or if it is none of ours."""
+    """An attribute as seconds since the epoch; infinity if it is not a number."""
     try:
         found = float(expires)
     except ValueError:

@@ -43,6 +43,7 @@ from gwi_celery.transport.death import Death, deceased
 from gwi_celery.transport.message import Message
 from gwi_celery.transport.settlement import Settlement
 from gwi_celery.worker.consumer import Consumer
+from gwi_celery.worker.pools import pool_lives, pool_processes
 
 logger = logging.getLogger(__name__)
 
@@ -236,8 +237,7 @@ class Executor:
             return False
         if self._pool_name != "solo" and time.monotonic() - self._ticked_at > _STUCK_AFTER:
             return False
-        processes = self._processes()
-        return not processes or any(p.is_alive() for p in processes)
+        return pool_lives(self._pool)
 
     def stop(self, patience: float) -> None:
         """End the pool; after ``patience`` seconds by force. Blocks."""
@@ -255,14 +255,10 @@ class Executor:
             logger.warning(
                 "the pool has not ended: its processes are killed, and any job with them"
             )
-            for process in self._processes():
+            for process in pool_processes(self._pool):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
         signals.worker_shutdown.send(sender=self)
-
-    def _processes(self) -> list[Any]:
-        """The pool's children; none if the pool has threads."""
-        return list(getattr(getattr(self._pool, "_pool", None), "_pool", ()))
 
 
 class _Submission:

@@ -161,9 +161,8 @@ def _unwrapped_attributes(headers: Mapping[str, str]) -> dict[str, str]:
 def _json(data: bytes) -> Any:
     """The parsed JSON; None if it isn't JSON, and so no push envelope."""
     try:
-        return json.loads(
-            data.decode()
-        )  # as bytes it could be UTF-16, in which depth can't be told
+        # Not the bytes: these could be UTF-16, in which the depth was not checked.
+        return json.loads(data.decode())
     except (ValueError, RecursionError):
         return None
 
