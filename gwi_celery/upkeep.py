@@ -171,6 +171,8 @@ def _alone_in(folder: Path | None, interval: float) -> Iterator[bool]:
     # Not flock(): a pool's child would inherit the lock.
     fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
+        with contextlib.suppress(OSError):  # 0.1 made it as open as the umask was
+            os.fchmod(fd, 0o600)
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

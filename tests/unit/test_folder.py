@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from gwi_celery import embedded_url, setup, upkeep
+from gwi_celery import broker_for, embedded_url, setup, upkeep
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.config import Settings
@@ -87,11 +87,13 @@ def test_what_an_older_release_made_is_closed(tmp_path: Path) -> None:
     app = Celery(uuid.uuid4().hex, set_as_current=False)
     setup(app, folder=str(tmp_path / "gwi"))
     upkeep.clean(app)
-    app.close()
+    broker_for(app).close()
     for path in (tmp_path / "gwi", *(tmp_path / "gwi").rglob("*")):
         path.chmod(0o777 if path.is_dir() else 0o666)
     publish(tmp_path / "gwi")
     claim(tmp_path / "gwi")
+    upkeep.clean(app)
+    app.close()
     assert stat.S_IMODE((tmp_path / "gwi").stat().st_mode) == 0o700
     assert modes(tmp_path / "gwi") == {0o600}
 

@@ -14,13 +14,16 @@ from gwi_celery import setup
 from gwi_celery.worker import controls
 
 
+def nothing() -> None: ...
+
+
 @pytest.fixture
 def state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(Panel, "data", dict(Panel.data))
     controls.install()
     app = Celery("controls", set_as_current=False)
     setup(app, broker_url="embedded://:memory:/controls", store_backend="memory")
-    app.task(lambda: None, name="t", rate_limit="1/m", time_limit=9, shared=False)
+    app.task(nothing, name="t", rate_limit="1/m", time_limit=9, shared=False)
     app.finalize()
     consumer = SimpleNamespace(reset_rate_limits=lambda: None)
     yield SimpleNamespace(app=app, consumer=consumer)
