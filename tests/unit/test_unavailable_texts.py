@@ -48,6 +48,16 @@ def test_a_pubsub_emulator_that_is_not_there(nobody: str) -> None:
     assert "python -m gwi_celery.testing.emulators --only pubsub" in str(caught.value)
 
 
+def test_a_pubsub_emulator_elsewhere_that_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have answered so itself, and starting another one here would not help."""
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "pubsub.test:8085")
+    client = PubSubClient(parse_pubsub("pubsub://proj"))
+    text = str(client.error(Answer(Code.UNAVAILABLE, "overloaded"), "Publish", TOPIC))
+    assert "the Pub/Sub emulator at pubsub.test:8085 is unavailable: check" in text
+    assert "overloaded" in text
+    assert "gwi_celery.testing" not in text
+
+
 def test_a_firestore_emulator_that_is_not_there(nobody: str) -> None:
     client = FirestoreClient(parse_firestore("firestore://proj"))
     with pytest.raises(StoreUnavailable) as caught:

@@ -37,7 +37,7 @@ STRICT = "strict"
 
 #: Google's global endpoint.
 DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
-#: Which address is an emulator that behaves as the service does: :mod:`gwi_celery.testing.twin`.
+#: Names the address of an emulator that behaves as the service does: :mod:`gwi_celery.testing.twin`.
 STRICT_HOST = "GWI_PUBSUB_TWIN"
 
 #: What ``queues`` may say of a queue.
@@ -62,14 +62,14 @@ class PubSubOptions:
     endpoint: str = DEFAULT_ENDPOINT
     #: No TLS and no credentials.
     emulator: bool = False
-    #: An emulator that holds pulls, closes streams, and forgets as the service does.
+    #: An emulator that behaves as the service does: it holds pulls and closes streams.
     strict: bool = False
 
-    #: "managed" creates and checks what it needs; "provisioned" makes no admin call, ever.
+    #: "managed" creates and checks what it needs; "provisioned" never makes an admin call.
     mode: str = MANAGED
-    #: Managed: bring what differs from the configuration in line, instead of raising.
+    #: Managed: change what differs from the configuration, instead of raising ConfigurationError.
     repair: bool = False
-    #: Every topic and subscription of this package starts with it.
+    #: The ids of this package's topics and subscriptions start with it.
     prefix: str = "gwi-"
     #: Provisioned: queue -> {"topic": ..., "subscription": ..., "dead_letter_topic": ...}.
     queues: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class PubSubOptions:
 
     #: A publish returns once the server has the message. False: at once; flushed at exit.
     publisher_confirms: bool = True
-    #: Seconds one publish is tried for before OperationalError.
+    #: Seconds for which one publish is tried before OperationalError.
     publish_timeout: float = 10.0
     #: Seconds any other call may take.
     timeout: float = 10.0
@@ -94,7 +94,7 @@ class PubSubOptions:
     ordering: bool = False
     #: Lowest priority of each level, such as (0, 3, 6, 9); empty: one level.
     priority_levels: tuple[int, ...] = ()
-    #: Seconds (shortest, longest) that Pub/Sub waits after a nack; None: what the nack says.
+    #: (shortest, longest) wait of Pub/Sub after a nack, seconds; None: what the nack says.
     retry_policy: tuple[float, float] | None = None
     #: Cloud KMS key of topics (CMEK): projects/P/locations/L/keyRings/R/cryptoKeys/K.
     kms_key: str | None = None
@@ -202,6 +202,12 @@ class PubSubOptions:
     def lax(self) -> bool:
         """Whether it is Google's own emulator, which differs from the service."""
         return self.emulator and not self.strict
+
+    @property
+    def local(self) -> bool:
+        """Whether the endpoint's host is loopback."""
+        found = _HOST.fullmatch(self.endpoint)
+        return found is not None and _loopback(found[1])
 
 
 def _pair(value: Any) -> tuple[float, float]:

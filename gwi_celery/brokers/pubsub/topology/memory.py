@@ -352,7 +352,10 @@ class Topology:
                 for binding in self._bindings.of_queue(name):
                     queue.bound.setdefault(binding.exchange, set()).add(binding.routing_key)
                 queue.discovered = True
-            return list(self._sources.of(queue))
+            sources = list(self._sources.of(queue))
+            for source in sources:
+                self._client.first_seen(source.path)
+            return sources
 
     def join(self, name: str) -> None:
         """This connection reads from the queue."""
