@@ -1,7 +1,7 @@
 """Acks and nacks, sent in the background: batched and retried, without holding up the worker.
 
 Each process has one thread per broker for nothing else. Several requests may be in flight: Pub/Sub sends
-the next message only once the ack of an earlier one has arrived, so an ack must not wait for the answer to
+the next message only once the ack of an earlier one has arrived, so no ack may wait for the answer to
 another. While a request is in flight a busy worker's acks accumulate for some milliseconds, so that it
 makes fewer requests than it has messages. Two kinds are sent at once: the ack of the last message that
 the worker held, and, where answers take longer than that, every ack, because each ack that waits keeps a

@@ -1,6 +1,6 @@
 """What operators see of a queue on Pub/Sub, and what they do to it.
 
-Nothing in a subscription can be seen without leasing it: whoever looks pulls, and gives back.
+A message in a subscription can't be seen without leasing it: whoever looks pulls it, and gives it back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOOK = 1000
 
 
 class Operating:
-    """That of one connection."""
+    """What operators do through one connection."""
 
     def __init__(self, broker: PubSubBroker, dead_letters: DeadLetters) -> None:
         self._broker = broker
@@ -111,7 +111,9 @@ class Operating:
                     subscription=source.path, ack_ids=[item.ack_id for item in received]
                 )
                 self._dead_letters.end(queue, received)
-                with contextlib.suppress(AckIdsRefused):  # those that are lost are pulled once more
+                with contextlib.suppress(
+                    AckIdsRefused
+                ):  # those whose lease is lost are pulled again
                     broker.client.persist("Acknowledge", request, source.path)
                 purged += sum(source.takes(wire.parse(item.message)) for item in received)
         return purged

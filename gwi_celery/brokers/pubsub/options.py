@@ -76,7 +76,7 @@ class PubSubOptions:
 
     #: Seconds a delivery is leased for at a time: the subscription's ack deadline, 10 to 600.
     lease_seconds: float = 30.0
-    #: Deliveries of a message before its queue's dead letter; 0: no limit.
+    #: Attempts at a message before its queue's dead letter; 0: no limit.
     max_deliveries: int = 20
     #: Seconds a subscription keeps messages; None: Pub/Sub's own, 7 days.
     retention: float | None = None

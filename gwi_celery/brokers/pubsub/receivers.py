@@ -1,4 +1,4 @@
-"""The receivers of one connection, and what they have done in the background."""
+"""The receivers of one connection, and what is done for them in the background."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STALLED = 10.0
 
 
 class Receivers:
-    """Those that are not closed. ``jobs`` runs what calls Pub/Sub."""
+    """The receivers of one connection. ``jobs`` runs what calls Pub/Sub."""
 
     def __init__(self, broker: PubSubBroker, jobs: Scheduler) -> None:
         self._broker = broker
@@ -34,7 +34,7 @@ class Receivers:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a child there are none yet: they stay with the process that opened them."""
+        """A child has none yet: they stay with the process that opened them."""
         self._open: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: Monotonic time until which unused queues are not deleted: they expire by themselves.
         self._stalled_until = 0.0
@@ -48,7 +48,7 @@ class Receivers:
         return receiver
 
     def reread(self, queue: str, *, again: bool = False) -> None:
-        """Have each read the queue's current subscriptions; ``again``: it has just been created."""
+        """Have each read the queue's current subscriptions; ``again``: it was just created."""
         for receiver in self:
             receiver.rebound(queue, again=again)
 
@@ -57,7 +57,7 @@ class Receivers:
         if any(receiver.reads(queue) for receiver in self):
             return
         if time.monotonic() < self._stalled_until:
-            return  # stopping must not wait for each
+            return  # stopping must not wait for each of them
         try:
             with self._broker.client.within(_LEAVE):
                 self._broker.topology.leave(queue)
