@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.brokers.routing import EXCHANGE_TYPES
-from gwi_celery.errors import ConfigurationError
+from gwi_celery.errors import ConfigurationError, NotFound
 
 
 def check_spec(spec: QueueSpec) -> None:
@@ -43,6 +43,14 @@ def check_same_type(name: str, found: str | None, type: str) -> None:
             f"exchange {name!r} exists with type {found!r}, not {type!r}: declare it with that type, "
             "or delete it first"
         )
+
+
+def no_exchange(name: str) -> NotFound:
+    return NotFound(f"there is no exchange {name!r}: declare it first")
+
+
+def no_queue(name: str) -> NotFound:
+    return NotFound(f"there is no queue {name!r}: declare it first")
 
 
 def bound_exchange(name: str, queue: str) -> str:

@@ -110,15 +110,16 @@ class FolderWakeups:
         self._folder = folder
 
     def open(self) -> Bell:
+        name = uuid.uuid4().hex
         try:
             folder.make(self._folder)
-            name = uuid.uuid4().hex
             if self._make_fifo(name):
                 return Bell(name, *self._both_ends(name), LOOK_INTERVAL)
             name += _POLLED
             Path(self._path(name)).touch()
             return Bell(name, *_pipe(), POLL_INTERVAL)
         except OSError as exc:
+            self.remove(name)  # it may have been made, and not opened
             raise BrokerUnusable(
                 f"can't make a file in {self._folder}, where receivers are woken: {exc.strerror}; "
                 "make that folder writable for this user, or name another one"

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gwi_celery.brokers.base import QueueSpec
+from gwi_celery.brokers.checks import no_queue
 from gwi_celery.brokers.embedded import messages, schema, tables
 from gwi_celery.brokers.embedded.tables import Queue
 from gwi_celery.brokers.wakeups import LOOK_INTERVAL, FolderWakeups, PipeWakeups, Wakeups
 from gwi_celery.clock import Clock
-from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
+from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 from gwi_celery.sqlite import Database
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Files:
         """Raises NotFound."""
         queue = tables.find_queue(c, name, self.clock.time())
         if queue is None:
-            raise NotFound(f"there is no queue {name!r}: declare it first")
+            raise no_queue(name)
         return queue
 
     def ensure(self, change: Change, name: str) -> Queue:

@@ -372,10 +372,11 @@ class Deliveries:
     def _extend(self, subscription: str, group: list[Delivery], seconds: float) -> list[Delivery]:
         now = time.monotonic()
         lost: list[Delivery] = []
+        whole = min(max(round(seconds), 10), 600)
         request = pb["ModifyAckDeadlineRequest"](
             subscription=subscription,
             ack_ids=[_parts(d)[1] for d in group],
-            ack_deadline_seconds=min(max(round(seconds), 10), 600),
+            ack_deadline_seconds=whole,
         )
         try:
             self._client.call("ModifyAckDeadline", request, subscription)
@@ -393,7 +394,7 @@ class Deliveries:
             return first + self._extend(subscription, group[half:], seconds)
         for delivery in group:
             if delivery.ack_id in self.leases:  # it may have been acked meanwhile
-                self.leases[delivery.ack_id] = now + seconds
+                self.leases[delivery.ack_id] = now + min(seconds, whole)
         return lost
 
 

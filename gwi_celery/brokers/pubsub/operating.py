@@ -111,9 +111,7 @@ class Operating:
                     subscription=source.path, ack_ids=[item.ack_id for item in received]
                 )
                 self._dead_letters.end(queue, received)
-                with contextlib.suppress(
-                    AckIdsRefused
-                ):  # those whose lease is lost are pulled again
+                with contextlib.suppress(AckIdsRefused):  # lost ones are pulled again
                     broker.client.persist("Acknowledge", request, source.path)
                 purged += sum(source.takes(wire.parse(item.message)) for item in received)
         return purged

@@ -17,7 +17,14 @@ from gwi_celery.brokers.pubsub import wire
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology import Topology
-from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound, PublishFailed, TooLarge
+from gwi_celery.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ConfigurationError,
+    NotFound,
+    PublishFailed,
+    TooLarge,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +113,7 @@ class Publisher:
             topic, chunk, future = pending.pop(0)
             try:
                 self._settle(topic, [(messages[n], m) for n, m in chunk], future)
-            except BrokerError as exc:
+            except (BrokerError, ConfigurationError) as exc:
                 errors.update({n: exc for n, _ in chunk})
 
         for (topic, _), numbered in by_topic.items():
@@ -219,7 +226,7 @@ class Publisher:
                 self.send(topic, [made])
             except NotFound:
                 self._send_again([(to, made)])
-        except BrokerError as exc:
+        except (BrokerError, ConfigurationError) as exc:
             logger.error("a message for %s was lost, as publisher_confirms is off: %s", topic, exc)
         finally:
             with self._unconfirmed_changed:

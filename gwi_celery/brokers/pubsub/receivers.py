@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gwi_celery.background import Scheduler
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.topology import Source
-from gwi_celery.errors import BrokerError, BrokerUnavailable
+from gwi_celery.errors import BrokerError, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.broker import PubSubBroker
@@ -78,13 +78,16 @@ class Receivers:
             self._jobs.run(job)
 
     def recover(self, source: Source, then: Callable[[], None]) -> None:
-        """In the background, recreate a subscription that is being read and was deleted."""
+        """In the background, recreate a subscription that is being read and was deleted.
+
+        ``then`` is called afterwards, whether that worked or not.
+        """
 
         def job() -> None:
             try:
                 self._broker.topology.recover(source)
                 self.reread(source.queue)
-            except BrokerError as exc:
+            except (BrokerError, ConfigurationError) as exc:
                 logger.warning("queue %r is gone and can't be recreated yet: %s", source.queue, exc)
             then()
 

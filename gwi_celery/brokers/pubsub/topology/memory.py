@@ -7,7 +7,7 @@ import logging
 from gwi_celery import forks
 from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import Binding, QueueSpec, check_default_binding, dead_letter_queue
-from gwi_celery.brokers.checks import bound_exchange, check_spec
+from gwi_celery.brokers.checks import bound_exchange, check_spec, no_exchange, no_queue
 from gwi_celery.brokers.pubsub.admin import Admin
 from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.brokers.pubsub.options import PubSubOptions
@@ -201,7 +201,7 @@ class Topology:
         with self._lock:
             type = self.exchanges.type_of(exchange)
             if type is None:
-                raise NotFound(f"there is no exchange {exchange!r}: declare it first")
+                raise no_exchange(exchange)
             found = self._find(queue)
             keys = found.bound.setdefault(exchange, set())
             if routing_key in keys:
@@ -211,7 +211,7 @@ class Topology:
                     self._making.binding(found, exchange, type, routing_key)
                 except NotFound as exc:
                     self.exchanges.look_again(exchange)
-                    raise NotFound(f"there is no exchange {exchange!r}: declare it first") from exc
+                    raise no_exchange(exchange) from exc
             keys.add(routing_key)
             if self._options.managed:
                 self._bindings.note(found)
@@ -248,7 +248,7 @@ class Topology:
         """Path of the topic to publish to. Raises NotFound for a missing exchange."""
         if exchange:
             if self.exchanges.type_of(exchange) is None and self._options.managed:
-                raise NotFound(f"there is no exchange {exchange!r}: declare it first")
+                raise no_exchange(exchange)
             return self._paths.topic(exchange)
         if not routing_key:
             raise NotFound("the default exchange needs a queue's name as the routing key")
@@ -398,7 +398,7 @@ class Topology:
         else:
             found = self.admin.get_subscription(self._paths.subscription(name))
             if found is None:
-                raise NotFound(f"there is no queue {name!r}: declare it first")
+                raise no_queue(name)
             queue = Queue(spec_of(name, found), found.topic)
         self._queues[name] = queue
         return queue
