@@ -87,7 +87,7 @@ class Acknowledger:
         #: Requests in flight, and the items in them.
         self._requests = self._sending = 0
         #: Seconds that an answer takes, on average.
-        self._answers_in = 0.0
+        self._answer_seconds = 0.0
         self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         #: Monotonic time before which nothing is retried.
         self._retry_at = 0.0
@@ -134,7 +134,7 @@ class Acknowledger:
             self._reset()
         with self._changed:
             self._waiting.append(item)
-            soon = last or not self._requests or self._answers_in > _FAR
+            soon = last or not self._requests or self._answer_seconds > _FAR
             self._due = min(self._due, 0.0 if soon else time.monotonic() + _GATHER)
             at = max(self._due, self._retry_at)
         self._ticker.wake(at)
@@ -164,7 +164,7 @@ class Acknowledger:
     def _done(self, batch: list[_Item], rpc: str, sent_at: float, future: Any) -> None:
         """On gRPC's thread."""
         took = time.monotonic() - sent_at
-        self._answers_in += (took - self._answers_in) * _WEIGHT
+        self._answer_seconds += (took - self._answer_seconds) * _WEIGHT
         error = future.exception()
         if error is not None:
             error = self._client.error(error, rpc, batch[0].subscription)

@@ -158,10 +158,10 @@ class DeadLetters:
         mark = redriving(broker.operators, queue, from_step)
         marks: set[str] = set()
         bare: set[bytes] = set()
-        looked = Looked(broker, dead_letter_queue(queue))
+        walk = Walk(broker, dead_letter_queue(queue))
         total = 0
         try:
-            for delivery in looked if limit != 0 else ():
+            for delivery in walk if limit != 0 else ():
                 # One that died again meanwhile is not taken twice.
                 again = delivery.attributes.get(REDRIVE) in marks or _digest(delivery) in bare
                 id = id_of(delivery)
@@ -170,7 +170,7 @@ class DeadLetters:
                     continue
                 redrive = mark(id)
                 if redrive in marks:  # a copy of one that was published twice
-                    looked.done_with(delivery)
+                    walk.done_with(delivery)
                     continue
                 marks.add(redrive)
                 if not self._put_back(queue, delivery, redrive):
@@ -178,13 +178,13 @@ class DeadLetters:
                 # The record ends first: a message that stays behind is then known to be done with.
                 if broker.operators is not None:
                     broker.operators.ended([id])
-                looked.done_with(delivery)
+                walk.done_with(delivery)
                 total += 1
                 moved(1)
                 if total == (len(only) if limit is None and only is not None else limit):
                     break
         finally:
-            looked.give_back()
+            walk.give_back()
         return total
 
     def discard(self, queue: str, only: Collection[str]) -> int:
@@ -192,18 +192,18 @@ class DeadLetters:
         dead = queue.endswith(DEAD_LETTER_SUFFIX)
         if dead and self._broker.operators is not None:
             self._broker.operators.ended(only)
-        looked = Looked(self._broker, queue)
+        walk = Walk(self._broker, queue)
         gone = 0
         try:
-            for delivery in looked:
+            for delivery in walk:
                 id = id_of(delivery) if dead else delivery.message_id
                 if id in only and NOTE_OF not in delivery.attributes:
-                    looked.done_with(delivery)
+                    walk.done_with(delivery)
                     gone += 1
                     if gone == len(only):
                         break
         finally:
-            looked.give_back()
+            walk.give_back()
         return gone
 
     def end(self, queue: str, received: Iterable[Any]) -> None:
@@ -229,8 +229,8 @@ class DeadLetters:
         return True
 
 
-class Looked:
-    """Iterates over what is ready in a queue, each message once. All stay leased until given back."""
+class Walk:
+    """A walk through what is ready in a queue, each message once. All stay leased until given back."""
 
     def __init__(self, broker: PubSubBroker, queue: str) -> None:
         self._broker = broker

@@ -19,7 +19,7 @@ from gwi_celery.brokers.base import (
 )
 from gwi_celery.brokers.pubsub import wire
 from gwi_celery.brokers.pubsub.client import AckIdsRefused, pb
-from gwi_celery.brokers.pubsub.dead import DeadLetters, Looked, joined
+from gwi_celery.brokers.pubsub.dead import DeadLetters, Walk, joined
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.errors import NotFound
 
@@ -82,13 +82,13 @@ class Operating:
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
         """What is ready, leased for as long as it takes to see all of it, and then given back."""
-        looked = Looked(self._broker, queue)
+        walk = Walk(self._broker, queue)
         try:
-            for _ in looked:
+            for _ in walk:
                 pass
         finally:
-            looked.give_back()
-        yield from map(self._dead_letters.stored, joined(looked.held))
+            walk.give_back()
+        yield from map(self._dead_letters.stored, joined(walk.held))
 
     def purge(self, queue: str) -> int:
         """Ack ready messages until none is left; returns how many.
