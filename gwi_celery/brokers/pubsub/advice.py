@@ -30,16 +30,14 @@ PROJECT_UNKNOWN = re.compile(r"project not found", re.IGNORECASE)
 
 def unavailable(options: PubSubOptions) -> str:
     """For UNAVAILABLE and DEADLINE_EXCEEDED, whether a server answered so or nobody answered."""
-    if options.emulator and options.local:
-        return emulators.unavailable("Pub/Sub", PUBSUB_HOST, options.endpoint)
-    what, hint = "Pub/Sub", ""
     if options.emulator:
-        what, hint = "the Pub/Sub emulator", ", and that the emulator runs there"
-    elif not options.endpoint.endswith(".googleapis.com:443"):
+        return emulators.unavailable("Pub/Sub", PUBSUB_HOST, options.endpoint)
+    hint = ""
+    if not options.endpoint.endswith(".googleapis.com:443"):
         hint = "; if that is an emulator, say so: ?emulator=true"
     return (
-        f"{what} at {options.endpoint} is unavailable: check this machine's network, and the "
-        f"endpoint if the broker's URL or the environment names one{hint}"
+        f"Pub/Sub at {options.endpoint} is unavailable: check this machine's network, and the "
+        f"endpoint if the broker's URL names one{hint}"
     )
 
 

@@ -7,13 +7,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from gwi_celery.brokers.pubsub.naming import MOST_USER_LABELS
 from gwi_celery.errors import ConfigurationError
-from gwi_celery.gcp.emulators import PUBSUB_HOST
+from gwi_celery.gcp.emulators import PUBSUB_HOST, loopback
 from gwi_celery.gcp.endpoints import endpoint as google_endpoint
 from gwi_celery.options import (
     BOOLEAN,
@@ -203,12 +202,6 @@ class PubSubOptions:
         """Whether it is Google's own emulator, which differs from the service."""
         return self.emulator and not self.strict
 
-    @property
-    def local(self) -> bool:
-        """Whether the endpoint's host is loopback."""
-        found = _HOST.fullmatch(self.endpoint)
-        return found is not None and _loopback(found[1])
-
 
 def _pair(value: Any) -> tuple[float, float]:
     shortest, longest = (SECONDS.read(x) for x in TEXTS.read(value))
@@ -271,15 +264,8 @@ def _endpoint(
     if found is None:
         raise ConfigurationError(f"{host[0]!r} is no endpoint: write host:port")
     name, port = found.groups()
-    emulator = _loopback(name) if stated is None else bool(stated)
+    emulator = loopback(name) if stated is None else bool(stated)
     return f"{name}:{port or ('8085' if emulator else '443')}", emulator
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _shown(stated: bool | str) -> str:
