@@ -399,13 +399,13 @@ class Broker(Protocol):
         """
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
-        """Move the leases out to ``seconds`` from now. Returns the deliveries whose lease is lost.
+        """Extend the leases to ``seconds`` from now. Returns the deliveries whose lease is lost.
 
         Raises BrokerUnavailable: try again while they last.
         """
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Move the message to the dead letter of its queue, with ``reason`` (none if temporary)."""
+        """Move the message to its queue's dead letter, with ``reason``; delete a temporary queue's."""
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         """Dead-letter a pushed message; there is no lease to ack.
