@@ -351,7 +351,16 @@ def test_a_fork_between_two_levels_does_not_end_the_look(connect: Connect, twin:
     for line in lines:
         line.resume()
     assert select.select([receiver.fileno()], [], [], PATIENCE)[0], "no level is asked any more"
-    assert wait_for(receiver).data == b"low"
+    broker.ack([wait_for(receiver)])
+    receiver.return_unpolled("q")
+    send(broker, b"low")
+    send(broker, b"high", priority=9)
+    for line in lines:
+        line.pause(0.0)
+    receiver.want("q", 1)
+    for line in reversed(lines):
+        line.resume()
+    assert wait_for(receiver).data == b"high"
 
 
 def test_an_ack_may_come_before_its_binding_is_found_everywhere(

@@ -206,7 +206,7 @@ class Pull(Line):
             return True
 
     def _start(self) -> None:
-        """With the lock held. During a fork nothing starts: resume() does."""
+        """With the lock held. During a fork nothing starts, until :meth:`resume`."""
         if not fork_gate.try_enter():
             self._paused = True
             return
@@ -291,8 +291,6 @@ class Pull(Line):
                 enough = _STILL_EMPTY_AFTER if self._was_empty else _EMPTY_AFTER
                 again = self._wanted > 0 and self._empty < enough
                 self._was_empty = self._was_empty or self._empty >= enough
-            if probed and self._paused and error is None and not arrived:
-                self.probing = True  # once the fork is over
             if again:
                 self.probing = probed
                 self._start()
@@ -330,13 +328,9 @@ class Pull(Line):
             future.cancel()
 
     def resume(self) -> None:
-        """Pull again; a look that the fork ended is made once more."""
+        """Wake the consumer, which asks anew: with levels, the most urgent first."""
         with self._lock:
             self._paused = False
-            if self._future is not None or self._stopped:
-                return
-            if self._wanted > 0:
-                self._start()
-            elif self.probing:
+            if self._future is None:
                 self.probing = False
-                self.receiver.ring()  # there may be room again
+        self.receiver.ring()
