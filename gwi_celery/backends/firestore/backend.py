@@ -108,7 +108,7 @@ class FirestoreBackend(FirestoreChords):
     ) -> Iterator[tuple[str, Any]]:
         """Each result, once it is ready. Raises Celery's TimeoutError."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        ids = {result_name(self._names, self.get_key_for_task(id)): id for id in task_ids}
+        ids = {result_name(self._paths, self.get_key_for_task(id)): id for id in task_ids}
         left = list(ids)
         looked_at, pause = time.monotonic(), _FIRST_LOOK
         with self._listener.watching() as watch:

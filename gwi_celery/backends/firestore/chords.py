@@ -15,7 +15,7 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Conflict
 from gwi_celery.firestore.documents import Query, Write
 from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.places import SECOND
+from gwi_celery.stores.firestore.paths import SECOND
 from gwi_celery.stores.firestore.records import blob_of
 from gwi_celery.stores.firestore.results import (
     PARTS,
@@ -121,7 +121,7 @@ class FirestoreChords(FirestoreValues):
             return  # expired and collected, since it was counted
 
     def _chord_name(self, group_id: str) -> str:
-        return result_name(self._names, self.get_key_for_chord(group_id))
+        return result_name(self._paths, self.get_key_for_chord(group_id))
 
     def _chord_fields(self, **data: Any) -> dict[str, Any]:
         ttl = float(self.expires) if self.expires else None
@@ -131,7 +131,7 @@ class FirestoreChords(FirestoreValues):
         """Keep what a chord's last part needs as long as a result from now on."""
         ids = self.parts(group_id)
         keys = [self.get_key_for_group(group_id), *map(self.get_key_for_task, ids)]
-        names = [result_name(self._names, key) for key in keys]
+        names = [result_name(self._paths, key) for key in keys]
         names += [part_name(chord, part) for part in ids]
         fields = self._chord_fields()
         for some in blobs.batches(names, BATCH):

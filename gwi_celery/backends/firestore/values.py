@@ -19,7 +19,7 @@ from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
 from gwi_celery.firestore.documents import Document, Query, Write
 from gwi_celery.firestore.url import FirestoreURL, parse
 from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.places import Places
+from gwi_celery.stores.firestore.paths import Paths
 from gwi_celery.stores.firestore.records import blob_of
 from gwi_celery.stores.firestore.results import (
     PARTS,
@@ -79,7 +79,7 @@ class FirestoreValues(ReliableBackend):
                 "database, or to 'disabled://'"
             )
         super().__init__(app=app, url=url, **kwargs)
-        self._names = Places(parsed.prefix)
+        self._paths = Paths(parsed.prefix)
         if intercept is not None:
             self._place = _Place(Client(parsed, intercept=intercept))
         else:
@@ -96,7 +96,7 @@ class FirestoreValues(ReliableBackend):
         return self.mget([key])[0]
 
     def mget(self, keys: Iterable[str]) -> list[Any]:
-        names = [result_name(self._names, key) for key in keys]
+        names = [result_name(self._paths, key) for key in keys]
         found: dict[str, bytes] = {}
         for group in blobs.batches(names, BATCH):
             read = self.client.read(group)
@@ -107,7 +107,7 @@ class FirestoreValues(ReliableBackend):
         return [found.get(name) for name in names]
 
     def delete(self, key: str) -> None:
-        name = result_name(self._names, key)
+        name = result_name(self._paths, key)
         document = self.client.read([name], MANIFEST).documents.get(name)
         if document is None:
             return
@@ -120,7 +120,7 @@ class FirestoreValues(ReliableBackend):
 
     def expire(self, key: str, value: Any) -> None:
         """Let it expire ``value`` seconds from now; 0 or None: not at all."""
-        name, ttl = result_name(self._names, key), float(value) if value else None
+        name, ttl = result_name(self._paths, key), float(value) if value else None
         fields = {"gc_at": gc_at(self.client, ttl), "data": {"ttl": ttl}}
         write = Write(name, fields, mask=["gc_at", "data.ttl"], exists=True)
         self._place.versions.pop(name, None)
@@ -142,10 +142,10 @@ class FirestoreValues(ReliableBackend):
             version=version,
             tenant=tenants.tenant_of(request),
         )
-        return ResultWrite(self.client, self._names, result)
+        return ResultWrite(self.client, self._paths, result)
 
     def put(self, key: str, value: Any, state: str | None, expires: Any, request: Any) -> None:
-        name = result_name(self._names, key)
+        name = result_name(self._paths, key)
         version = self._place.versions.pop(name, None)
         write = self._write(key, value, state or "", expires, request, version)
         if state is None:
@@ -172,7 +172,7 @@ class FirestoreValues(ReliableBackend):
                 return
 
     def known_version(self, key: str) -> Any:
-        return self._place.versions.get(result_name(self._names, key))
+        return self._place.versions.get(result_name(self._paths, key))
 
     def _value(self, document: Document, now: int) -> bytes | None:
         """The value of a document; None if it has expired."""
@@ -196,7 +196,7 @@ class FirestoreValues(ReliableBackend):
         """Delete what has expired, where no TTL policy does. Reads every result's document."""
         after: list[Any] | None = None
         while True:
-            query = Query(self._names.base, RESULTS, after=after, limit=BATCH, mask=MANIFEST)
+            query = Query(self._paths.base, RESULTS, after=after, limit=BATCH, mask=MANIFEST)
             read = self.client.query(query)
             for document in read.documents.values():
                 if has_expired(

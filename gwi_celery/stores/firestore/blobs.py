@@ -17,7 +17,7 @@ from gwi_celery.errors import StoreUnusable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Micros, Write
-from gwi_celery.stores.firestore.places import CHUNKS
+from gwi_celery.stores.firestore.paths import CHUNKS
 from gwi_celery.stores.firestore.records import Blob, checksum
 from gwi_celery.text import raw
 

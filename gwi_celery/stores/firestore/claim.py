@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import ClaimRequest, JobRef, JobStatus, Origin, Wait
-from gwi_celery.stores.firestore.places import SECOND
+from gwi_celery.stores.firestore.paths import SECOND
 from gwi_celery.stores.firestore.records import Job, Step
 from gwi_celery.stores.history import History
 

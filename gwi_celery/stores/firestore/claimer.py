@@ -24,7 +24,7 @@ from gwi_celery.stores.firestore import claim as claims
 from gwi_celery.stores.firestore.checkpoints import steps_of
 from gwi_celery.stores.firestore.holder import Holding, renewal
 from gwi_celery.stores.firestore.limits import NOTHING, Keeper, Pick, Taking
-from gwi_celery.stores.firestore.places import SECOND, Places, job_gc_at, lock_gc_at, step_gc_at
+from gwi_celery.stores.firestore.paths import SECOND, Paths, job_gc_at, lock_gc_at, step_gc_at
 from gwi_celery.stores.firestore.reads import Seen, see, whole_record
 from gwi_celery.stores.firestore.records import CREATED, UPDATED, Job, Lock, Step, get_text, lock_of
 from gwi_celery.stores.firestore.tries import Tries
@@ -34,11 +34,9 @@ from gwi_celery.stores.limits import LimitRef
 class Claimer:
     """One claim."""
 
-    def __init__(
-        self, client: Client, places: Places, request: ClaimRequest, keeper: Keeper
-    ) -> None:
+    def __init__(self, client: Client, paths: Paths, request: ClaimRequest, keeper: Keeper) -> None:
         self._client = client
-        self._places = places
+        self._paths = paths
         self._request = request
         self._keeper = keeper
         #: Limits that are kept elsewhere, until they were asked.
@@ -49,7 +47,7 @@ class Claimer:
         client, request = self._client, self._request
         tries = Tries("claim a job")
         bar = protocol.may_be_barred(request, None)
-        bars = [] if bar is None else [self._places.barred(request.job.tenant, bar)]
+        bars = [] if bar is None else [self._paths.barred(request.job.tenant, bar)]
         limits, self._elsewhere = protocol.kept_by(request, lambda: self._keeper.settings(client))
         guess = None if request.redelivered else self._keeper.guess(limits)
         # What is taken elsewhere is not given back: it waits until the claim is sure of all else.
@@ -59,12 +57,12 @@ class Claimer:
                 return self._take(new, unless=bars, taking=guess)
         for _ in tries:
             sample = self._keeper.sample(limits)
-            seen = see(client, self._places, request.job, request.lock, [*bars, *sample])
+            seen = see(client, self._paths, request.job, request.lock, [*bars, *sample])
             job, lock = seen.live_job, seen.lock
             answer = protocol.settled(request, job)
             if answer is not None:
                 assert job is not None
-                return answer(whole_record(client, self._places, job))
+                return answer(whole_record(client, self._paths, job))
             if protocol.may_be_barred(request, job) is None:
                 bars = []
             elif barred := [each for each in seen.others if each.name in bars]:
@@ -99,7 +97,7 @@ class Claimer:
     def record_wait(self, wait: Wait) -> None:
         """As :meth:`gwi_celery.stores.base.Store.wait`."""
         self._record_wait(
-            wait, see(self._client, self._places, self._request.job, self._request.lock)
+            wait, see(self._client, self._paths, self._request.job, self._request.lock)
         )
 
     def _choose(
@@ -130,8 +128,8 @@ class Claimer:
         It is refused if any document of ``unless`` exists.
         """
         job_name, lock_name = (
-            self._places.job(self._request.job),
-            self._places.lock(self._request.lock),
+            self._paths.job(self._request.job),
+            self._paths.lock(self._request.lock),
         )
         taken = Lock(
             self._request.lock,
@@ -160,17 +158,17 @@ class Claimer:
         replaced = [each for each in (lock, own) if each is not None]
         writes += self._keeper.writes(self._client, self._request, taking, replaced)
         if own is not None:  # at its version: a holder that has renewed it meanwhile keeps the job
-            own_name = self._places.lock(own.ref)
+            own_name = self._paths.lock(own.ref)
             writes.append(documents.delete(own_name, own.version))
         # Deleting what must not exist changes nothing: it only checks that.
         writes += [*pieces, *(Write(name, None, exists=False) for name in unless)]
         if old is not None and old.era == new.era:
-            era_name = self._places.era(job_name, old.era)
+            era_name = self._paths.era(job_name, old.era)
             writes += blobs.deletions(old.outcome, era_name)
             if new.envelope != old.envelope:
                 writes += blobs.deletions(old.envelope, era_name)
             for step in forgotten:
-                writes.append(documents.delete(self._places.step(era_name, step.name)))
+                writes.append(documents.delete(self._paths.step(era_name, step.name)))
                 writes += blobs.deletions(step.blob, era_name)
         written = self._client.commit(writes)
         self._keeper.taken(taking, written.versions[placed:])
@@ -179,7 +177,7 @@ class Claimer:
         created = written.server_times[0][1] if begins else new.created
         job = replace(new, fence=fence, version=job_version, updated=updated, created=created)
         if old is not None and old.era != new.era:
-            upkeep.sweep(self._client, self._places, job_name, old)
+            upkeep.sweep(self._client, self._paths, job_name, old)
         elif old is not None:
             gone = [old.envelope] if new.envelope != old.envelope else []
             blobs.drop(self._client, [old.outcome, *gone, *(step.blob for step in forgotten)])
@@ -193,7 +191,7 @@ class Claimer:
         envelope = None if self._request.origin is None else self._request.origin.envelope
         if envelope is None:
             return replace(new, envelope=None), []
-        era_name = self._places.era(self._places.job(self._request.job), new.era)
+        era_name = self._paths.era(self._paths.job(self._request.job), new.era)
         gc_at = step_gc_at(self._client, self._request.result_ttl)
         packed, pieces = blobs.pack(
             self._client, envelope, era_name, gc_at, inline=blobs.ENVELOPE_INLINE
@@ -214,7 +212,7 @@ class Claimer:
             if not new.attempt:
                 fields["gc_at"] = Micros(job_gc_at(self._client, new.result_ttl))
             write = documents.replace(
-                self._places.job(self._request.job),
+                self._paths.job(self._request.job),
                 fields,
                 None if stored is None else stored.version,
                 server_times=[UPDATED] if new.created else [UPDATED, CREATED],
@@ -230,12 +228,12 @@ class Claimer:
             [
                 renewal(
                     self._client,
-                    self._places.lock(self._request.lock),
+                    self._paths.lock(self._request.lock),
                     lock.version,
                     self._request.lease_ttl,
                     lock.fence,
                 ),
-                documents.check(self._places.job(self._request.job), job.version),
+                documents.check(self._paths.job(self._request.job), job.version),
             ]
         )
         renewed = replace(lock, ttl=self._request.lease_ttl, version=written.versions[0])
@@ -247,7 +245,7 @@ class Claimer:
 
         def names() -> list[str]:
             assert job is not None
-            recorded.extend(steps_of(self._client, self._places, job, outline=True))
+            recorded.extend(steps_of(self._client, self._paths, job, outline=True))
             return [step.name for step in recorded]
 
         forgotten = {*protocol.forgotten(self._request, job, names)}
@@ -258,7 +256,7 @@ class Claimer:
         lock_id = protocol.other_lock(self._request, job)
         if job is None or lock_id is None:
             return None
-        name = self._places.lock_by_id(job.ref.tenant, lock_id)
+        name = self._paths.lock_by_id(job.ref.tenant, lock_id)
         document = self._client.read([name]).documents.get(name)
         own = None if document is None else lock_of(document)
         return own if own is not None and own.fence == job.fence else None

@@ -36,10 +36,10 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.stores.firestore import blobs, checkpoints
 from gwi_celery.stores.firestore.limits import freeing
-from gwi_celery.stores.firestore.places import (
+from gwi_celery.stores.firestore.paths import (
     SECOND,
     STEP_KEPT,
-    Places,
+    Paths,
     job_gc_at,
     lock_gc_at,
     step_gc_at,
@@ -77,12 +77,12 @@ class Holding:
 class Holder:
     """A lease's holder, for one operation."""
 
-    def __init__(self, client: Client, places: Places, lease: Lease) -> None:
+    def __init__(self, client: Client, paths: Paths, lease: Lease) -> None:
         self._client = client
-        self._places = places
+        self._paths = paths
         self._lease = lease
-        self._job_name = places.job(lease.job)
-        self._lock_name = places.lock(lease.lock)
+        self._job_name = paths.job(lease.job)
+        self._lock_name = paths.lock(lease.lock)
 
     # --- operations ---------------------------------------------------------------------------
 
@@ -117,10 +117,10 @@ class Holder:
 
     def load(self) -> list[Checkpoint]:
         with self._holding("load checkpoints") as (hold, _):
-            steps = checkpoints.steps_of(self._client, self._places, hold.job)
+            steps = checkpoints.steps_of(self._client, self._paths, hold.job)
             if len(steps) != hold.job.steps:
                 self._look(hold)  # one who has lost the lease may find its steps replaced
-                steps = checkpoints.steps_of(self._client, self._places, hold.job)
+                steps = checkpoints.steps_of(self._client, self._paths, hold.job)
             if len(steps) < hold.job.steps:  # one more may be a value that was put just now
                 raise StoreUnusable(
                     f"{hold.job.steps - len(steps)} of {hold.job.steps} checkpoints of "
@@ -129,11 +129,11 @@ class Holder:
                     "from its start"
                 )
             gc_at = step_gc_at(self._client, self._lease.result_ttl)
-            checkpoints.keep(self._client, self._places, hold.job, steps, gc_at)
+            checkpoints.keep(self._client, self._paths, hold.job, steps, gc_at)
             hold.steps = {step.name: _without_bytes(step) for step in steps}
             hold.complete = True
             read = [step for step in steps if step.blob.inline is not None]
-            whole = checkpoints.checkpoints_of(self._client, self._places, hold.job, read)
+            whole = checkpoints.checkpoints_of(self._client, self._paths, hold.job, read)
             known = {checkpoint.name: checkpoint for checkpoint in whole}
             return [known.get(step.name) or step.checkpoint(None) for step in steps]
 
@@ -146,10 +146,10 @@ class Holder:
             if step is None:
                 return None
             hold.steps[name] = _without_bytes(step)
-            return checkpoints.checkpoints_of(self._client, self._places, hold.job, [step])[0]
+            return checkpoints.checkpoints_of(self._client, self._paths, hold.job, [step])[0]
 
     def _stored(self, hold: Holding, name: str) -> Step | None:
-        step_name = self._places.step(self._places.era(self._job_name, hold.job.era), name)
+        step_name = self._paths.step(self._paths.era(self._job_name, hold.job.era), name)
         document = self._client.read([step_name]).documents.get(step_name)
         return None if document is None else step_of(document)
 
@@ -158,7 +158,7 @@ class Holder:
         fence = self._lease.fence
         result = None
         if stored_result is not None:
-            result = ResultWrite(self._client, self._places, stored_result)
+            result = ResultWrite(self._client, self._paths, stored_result)
         with self._holding("finish a job", finishing=True, result=result) as (hold, tries):
             for _ in tries:
                 if self._is_finished(hold.job, outcome):
@@ -253,7 +253,7 @@ class Holder:
     ) -> None:
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
         job, step, writes = checkpoints.recording(
-            self._places, hold.job, checkpoint, stored, blob, gc_at
+            self._paths, hold.job, checkpoint, stored, blob, gc_at
         )
         written = self._client.commit([self._renewal(hold), *writes, *pieces])
         hold.lock = replace(hold.lock, version=written.versions[0])
@@ -272,7 +272,7 @@ class Holder:
         self._client.commit(
             [
                 documents.delete(self._lock_name, hold.lock.version),
-                *freeing(self._places, hold.lock),
+                *freeing(self._paths, hold.lock),
                 documents.change(
                     self._job_name, fields, hold.job.version, mask=mask, server_times=[UPDATED]
                 ),
@@ -326,11 +326,11 @@ class Holder:
         """
         wanted = []
         if step is not None and hold.job.era:
-            era_name = self._places.era(self._job_name, hold.job.era)
-            wanted.append(self._places.step(era_name, step))
+            era_name = self._paths.era(self._job_name, hold.job.era)
+            wanted.append(self._paths.step(era_name, step))
         if result is not None:
             wanted.append(result.name)
-        seen = see(self._client, self._places, self._lease.job, self._lease.lock, wanted)
+        seen = see(self._client, self._paths, self._lease.job, self._lease.lock, wanted)
         if result is not None:
             there = {document.name: document for document in seen.others}
             result.look(there.get(result.name), seen.now)
@@ -355,7 +355,7 @@ class Holder:
 
         def reason() -> str:
             assert job is not None
-            return reason_of(self._client, self._places, job)
+            return reason_of(self._client, self._paths, job)
 
         protocol.check_holder(
             self._lease, job, None if lock is None else lock.known(seen.now), reason
@@ -377,7 +377,7 @@ class Holder:
         self, hold: Holding, blob: bytes, others: Sequence[Write] = (), name: str = ""
     ) -> tuple[Blob, list[Write]]:
         """The blob, and the last of its pieces and ``others``; those before are written ahead."""
-        era_name = self._places.era(self._job_name, hold.job.era)
+        era_name = self._paths.era(self._job_name, hold.job.era)
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
         job = hold.job.ref
         texts = [

@@ -25,7 +25,7 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Micros, Query, Write
 from gwi_celery.stores.base import ClaimRequest, JobRef, Limited, PlaceRecord
-from gwi_celery.stores.firestore.places import DAY, LIMIT_PLACES, SECOND, Places
+from gwi_celery.stores.firestore.paths import DAY, LIMIT_PLACES, SECOND, Paths
 from gwi_celery.stores.firestore.reads import Seen
 from gwi_celery.stores.firestore.records import Lock, lock_of
 from gwi_celery.stores.firestore.tries import Tries
@@ -89,8 +89,8 @@ class _Known:
 class Keeper:
     """One store's limits in this process."""
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
         self._mutex = forks.lock()
         self._known: dict[str, _Known] = {}
         self._settings: dict[str, LimitSetting] = {}
@@ -137,7 +137,7 @@ class Keeper:
             if len(numbers) > _READ:
                 numbers = _random.sample(range(limit.places), min(_READ, limit.places))
             picks = [Pick(limit, number) for number in numbers]
-            found.update({self._places.place(pick.place): pick for pick in picks})
+            found.update({self._paths.place(pick.place): pick for pick in picks})
         return found
 
     def choose(
@@ -154,7 +154,7 @@ class Keeper:
         for name, pick in sample.items():
             by_limit.setdefault(pick.limit.id, []).append((name, pick))
         ours = [lock for lock in (seen.lock, other) if lock is not None]
-        own = {(self._places.lock(lock.ref), lock.nonce) for lock in ours}
+        own = {(self._paths.lock(lock.ref), lock.nonce) for lock in ours}
         picks: list[Pick] = []
         silent: dict[str, Lock] = {}
         for some in by_limit.values():
@@ -170,15 +170,15 @@ class Keeper:
                 return chosen
             picks.append(chosen)
             if (lock := looked.silent.get(chosen.number)) is not None:
-                silent[self._places.lock(lock.ref)] = lock
-        silent.pop(self._places.lock(request.lock), None)
+                silent[self._paths.lock(lock.ref)] = lock
+        silent.pop(self._paths.lock(request.lock), None)
         return Taking(picks, list(silent.values()))
 
     def writes(
         self, client: Client, request: ClaimRequest, taking: Taking, replaced: Sequence[Lock]
     ) -> list[Write]:
         """The picks' writes, first; then those that free what silent locks, and ``replaced``, had."""
-        lock_name, job = self._places.lock(request.lock), request.job
+        lock_name, job = self._paths.lock(request.lock), request.job
         made: dict[str, Write] = {}
         for pick in taking.picks:
             limit, period = pick.limit, pick.limit.period
@@ -193,13 +193,13 @@ class Keeper:
                     "ttl": float(request.lease_ttl if period is None else period),
                 },
             }
-            name = self._places.place(pick.place)
+            name = self._paths.place(pick.place)
             made[name] = documents.replace(name, fields, pick.version)
         writes = list(made.values())
         for lock in taking.silent:
-            writes.append(documents.delete(self._places.lock(lock.ref), lock.version))
+            writes.append(documents.delete(self._paths.lock(lock.ref), lock.version))
         for lock in (*taking.silent, *replaced):
-            for write in freeing(self._places, lock):
+            for write in freeing(self._paths, lock):
                 if write.name not in made:
                     made[write.name] = write
                     writes.append(write)
@@ -262,14 +262,14 @@ class Keeper:
                 known[id] = setting
             data = {each: known[each].dumps() for each in known}
             with tries.once():
-                name = self._places.limit_settings
+                name = self._paths.limit_settings
                 client.commit([documents.replace(name, {"data": data}, version)])
                 self._settings_until = 0.0
                 return there
         raise AssertionError
 
     def _read_settings(self, client: Client) -> tuple[dict[str, LimitSetting], int | None]:
-        name = self._places.limit_settings
+        name = self._paths.limit_settings
         document = client.read([name]).documents.get(name)
         if document is None:
             return {}, None
@@ -355,21 +355,21 @@ class _Look:
                 self._until.append(lock.expires)
 
 
-def freeing(places: Places, lock: Lock) -> list[Write]:
+def freeing(paths: Paths, lock: Lock) -> list[Write]:
     """What frees a lock's places, in the commit that deletes or replaces it at its version.
 
     That is precondition enough: who took one of them meanwhile has deleted the lock.
     """
-    return [documents.delete(places.place(place)) for place in lock.places]
+    return [documents.delete(paths.place(place)) for place in lock.places]
 
 
 # --- lists ----------------------------------------------------------------------------------------
 
 
-def listed(client: Client, places: Places, limit_id: str | None, most: int) -> list[PlaceRecord]:
+def listed(client: Client, paths: Paths, limit_id: str | None, most: int) -> list[PlaceRecord]:
     """Those that are taken, of one limit or of all."""
     found: list[PlaceRecord] = []
-    for page, now in _pages(client, places, limit_id):
+    for page, now in _pages(client, paths, limit_id):
         names = {document.fields["data"]["lock"] for document in page} - {""}
         locks = client.read(list(names)).documents if names else {}
         for document in page:
@@ -402,16 +402,16 @@ def _record(document: Document, locks: Mapping[str, Document]) -> PlaceRecord:
 
 
 def _pages(
-    client: Client, places: Places, limit_id: str | None
+    client: Client, paths: Paths, limit_id: str | None
 ) -> Iterator[tuple[list[Document], int]]:
-    parent = "" if limit_id is None else places.limit(limit_id)
+    parent = "" if limit_id is None else paths.limit(limit_id)
     after: Sequence[Any] | None = None
     while True:
         read = client.query(
             Query(parent, LIMIT_PLACES, descendants=limit_id is None, after=after, limit=_BATCH)
         )
         page = list(read.documents.values())
-        yield [d for d in page if d.name.startswith(f"{places.base}/")], read.read_time
+        yield [d for d in page if d.name.startswith(f"{paths.base}/")], read.read_time
         if len(page) < _BATCH:
             return
         after = [page[-1].name]

@@ -12,7 +12,7 @@ from typing import Final
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Filter, Micros, Query
 from gwi_celery.ids import digest
-from gwi_celery.stores.firestore.places import JOBS, LOCKS, SECOND, TENANTS, Places
+from gwi_celery.stores.firestore.paths import JOBS, LOCKS, SECOND, TENANTS, Paths
 from gwi_celery.stores.firestore.records import (
     CREATED,
     UPDATED,
@@ -30,7 +30,7 @@ _BATCH: Final = 300
 
 def list_jobs(
     client: Client,
-    places: Places,
+    paths: Paths,
     tenant: str,
     status: JobStatus | None,
     run_id: str | None,
@@ -41,7 +41,7 @@ def list_jobs(
     """One page. ``records`` reads the large outcomes."""
     check_limit(limit)
     listed = list_id(tenant, status, run_id)
-    parent = places.tenant(tenant)
+    parent = paths.tenant(tenant)
     after: tuple[Micros, str] | None = None
     if token is not None:
         moment, job_id = place_of(token, listed)
@@ -57,7 +57,7 @@ def list_jobs(
 
 
 def find_jobs(
-    client: Client, places: Places, wanted: JobFilter, limit: int, token: str | None
+    client: Client, paths: Paths, wanted: JobFilter, limit: int, token: str | None
 ) -> Page:
     """One page of a tenant's jobs, or of all tenants', newest first."""
     check_limit(limit)
@@ -65,9 +65,9 @@ def find_jobs(
     after: tuple[Micros, str] | None = None
     if token is not None:
         moment, name = place_of(token, listed)
-        after = Micros(round(moment * SECOND)), _named(places, name)
+        after = Micros(round(moment * SECOND)), _named(paths, name)
     query = Query(
-        "" if wanted.tenant is None else places.tenant(wanted.tenant),
+        "" if wanted.tenant is None else paths.tenant(wanted.tenant),
         JOBS,
         descendants=wanted.tenant is None,
         filters=_wanted(wanted),
@@ -78,21 +78,21 @@ def find_jobs(
 
     def fits(document: Document, job: Job) -> bool:
         known = terms(job.origin, job.history.ended) if more else []
-        return document.name.startswith(f"{places.base}/") and all(term in known for term in more)
+        return document.name.startswith(f"{paths.base}/") and all(term in known for term in more)
 
     page = _live_jobs(client, query, after, limit + 1, fits)
     next_token = None
     if len(page) > limit:
         last = page[limit - 1]
         # A job's name has its tenant's digest before its own: two characters join them in a token.
-        name = f"{places.job(last.ref).split('/')[-3]}.{last.ref.id}"
+        name = f"{paths.job(last.ref).split('/')[-3]}.{last.ref.id}"
         next_token = token_after(last.created / SECOND, name, listed)
     return Page([job.record(None) for job in page[:limit]], next_token)
 
 
-def _named(places: Places, name: str) -> str:
+def _named(paths: Paths, name: str) -> str:
     tenant, _, job = name.partition(".")
-    return f"{places.base}/{TENANTS}/{tenant}/{JOBS}/{job}"
+    return f"{paths.base}/{TENANTS}/{tenant}/{JOBS}/{job}"
 
 
 def _wanted(wanted: JobFilter) -> list[Filter]:
@@ -174,7 +174,7 @@ def _filters(status: JobStatus | None, run_id: str | None) -> list[Filter]:
     return filters
 
 
-def list_locks(client: Client, places: Places, tenant: str) -> list[LockRecord]:
-    read = client.query(Query(places.tenant(tenant), LOCKS))
+def list_locks(client: Client, paths: Paths, tenant: str) -> list[LockRecord]:
+    read = client.query(Query(paths.tenant(tenant), LOCKS))
     locks = [lock_of(document).record(read.read_time) for document in read.documents.values()]
     return sorted(locks, key=lambda lock: lock.fence)

@@ -14,7 +14,7 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Filter, Micros, Query, Write
 from gwi_celery.ids import digest
-from gwi_celery.stores.firestore.places import SECOND, Places
+from gwi_celery.stores.firestore.paths import SECOND, Paths
 from gwi_celery.stores.firestore.records import get_text, put_text
 from gwi_celery.stores.paging import check_limit, place_of, token_after
 from gwi_celery.stores.queues import LEFT_OVER, LetterFilter, LetterPage, QueueRecords, kept_until
@@ -31,9 +31,9 @@ _TRIES: Final = 3
 class FirestoreQueues(QueueRecords):
     """Those of one database."""
 
-    def __init__(self, client: Client, places: Places) -> None:
+    def __init__(self, client: Client, paths: Paths) -> None:
         self._client = client
-        self._places = places
+        self._paths = paths
 
     def keep(self, letter: DeadLetter) -> None:
         until = kept_until(letter)
@@ -109,7 +109,7 @@ class FirestoreQueues(QueueRecords):
     def expiring(self, before: float, *, limit: int = 1000) -> list[DeadLetter]:
         client = self._client
         query = Query(
-            self._places.base,
+            self._paths.base,
             LETTERS,
             filters=[
                 Filter(EXPIRES, ">=", Micros(client.about_now())),
@@ -138,7 +138,7 @@ class FirestoreQueues(QueueRecords):
         client = self._client
         old = Filter("gc_at", "<=", Micros(client.about_now()))
         order = [("gc_at", "asc")]
-        query = Query(self._places.base, LETTERS, filters=[old], order=order, limit=_BATCH, mask=[])
+        query = Query(self._paths.base, LETTERS, filters=[old], order=order, limit=_BATCH, mask=[])
         deleted = 0
         while deleted < limit:
             found = list(client.query(query).documents)[: limit - deleted]
@@ -150,10 +150,10 @@ class FirestoreQueues(QueueRecords):
 
     @property
     def _pauses(self) -> str:
-        return f"{self._places.base}/{QUEUES}/paused"
+        return f"{self._paths.base}/{QUEUES}/paused"
 
     def _name(self, id: str) -> str:
-        return f"{self._places.base}/{LETTERS}/{id}"
+        return f"{self._paths.base}/{LETTERS}/{id}"
 
     def _query(self, wanted: LetterFilter) -> Query:
         """Each equality is served by a composite index of it and ``died``; Firestore merges several."""
@@ -167,7 +167,7 @@ class FirestoreQueues(QueueRecords):
         for op, moment in ((">=", wanted.since), ("<", wanted.before)):
             if moment is not None:
                 filters.append(Filter(DIED, op, _micros(moment)))
-        return Query(self._places.base, LETTERS, filters=filters, order=[(DIED, "desc")])
+        return Query(self._paths.base, LETTERS, filters=filters, order=[(DIED, "desc")])
 
 
 def _digest(kind: str, text: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any, Final
 from gwi_celery.firestore.documents import Document, Micros
 from gwi_celery.ids import digest
 from gwi_celery.stores import protocol
-from gwi_celery.stores.firestore.places import CHUNKS, SECOND
+from gwi_celery.stores.firestore.paths import CHUNKS, SECOND
 from gwi_celery.stores.history import (
     History,
     attempts,

@@ -24,7 +24,7 @@ from gwi_celery.firestore.documents import Document, Micros, Write
 from gwi_celery.ids import digest
 from gwi_celery.stores.base import StoredResult
 from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.places import DAY, SECOND, Places
+from gwi_celery.stores.firestore.paths import DAY, SECOND, Paths
 from gwi_celery.stores.firestore.records import Blob, blob_of, get_text, put_text
 
 RESULTS: Final = "gwi_results"
@@ -44,8 +44,8 @@ _PLAIN, _ZLIB = b"j", b"z"
 _COMPRESS_FROM: Final = 512
 
 
-def result_name(places: Places, key: str) -> str:
-    return f"{places.base}/{RESULTS}/{digest('result', key)}"
+def result_name(paths: Paths, key: str) -> str:
+    return f"{paths.base}/{RESULTS}/{digest('result', key)}"
 
 
 def part_name(chord_name: str, part: str) -> str:
@@ -97,9 +97,9 @@ class ResultWrite:
     StoreUnavailable and StoreUnusable.
     """
 
-    def __init__(self, client: Client, places: Places, result: StoredResult) -> None:
+    def __init__(self, client: Client, paths: Paths, result: StoredResult) -> None:
         self._client = client
-        self.name = result_name(places, result.key)
+        self.name = result_name(paths, result.key)
         self._state = result.state
         self._ttl = result.ttl
         self._tenant = result.tenant

@@ -63,7 +63,7 @@ from gwi_celery.stores.firestore.checkpoints import checkpoints_of, steps_of
 from gwi_celery.stores.firestore.claimer import Claimer
 from gwi_celery.stores.firestore.holder import Holder, Holding
 from gwi_celery.stores.firestore.limits import Keeper, listed
-from gwi_celery.stores.firestore.places import SECOND, Places
+from gwi_celery.stores.firestore.paths import SECOND, Paths
 from gwi_celery.stores.firestore.queues import FirestoreQueues
 from gwi_celery.stores.firestore.reads import read_job, whole_record
 from gwi_celery.stores.firestore.records import (
@@ -89,9 +89,9 @@ class FirestoreStore(Store):
 
     def __init__(self, url: FirestoreURL, *, intercept: Intercept | None = None) -> None:
         self.url = url
-        self._places = Places(url.prefix)
+        self._paths = Paths(url.prefix)
         self._client = Client(url, intercept=intercept)
-        self._keeper = Keeper(self._places)
+        self._keeper = Keeper(self._paths)
         #: By database: those used so far.
         self._clients: dict[str, Client] = {}
 
@@ -115,14 +115,14 @@ class FirestoreStore(Store):
                 "this store has a database for each tenant, and none that all share: it keeps no "
                 "records of dead letters, and no pauses of queues"
             )
-        return FirestoreQueues(self.client_of(""), self._places)
+        return FirestoreQueues(self.client_of(""), self._paths)
 
     # --- claim --------------------------------------------------------------------------------
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
         protocol.check_tenants(request)
         client = self.client_of(request.job.tenant)
-        answer = Claimer(client, self._places, request, self._keeper).claim()
+        answer = Claimer(client, self._paths, request, self._keeper).claim()
         if isinstance(answer, str):
             self.cancel(request.job, answer, in_advance=True)
             return self.claim(replace(request, redelivered=True))
@@ -163,28 +163,28 @@ class FirestoreStore(Store):
     def wait(self, request: ClaimRequest, wait: Wait) -> None:
         protocol.check_tenants(request)
         client = self.client_of(request.job.tenant)
-        Claimer(client, self._places, request, self._keeper).record_wait(wait)
+        Claimer(client, self._paths, request, self._keeper).record_wait(wait)
 
     def _freed(self, lease: Lease) -> None:
         if isinstance(lease.version, Holding):
             self._keeper.freed(lease.version.lock.places)
 
     def _holder(self, lease: Lease) -> Holder:
-        return Holder(self.client_of(lease.job.tenant), self._places, lease)
+        return Holder(self.client_of(lease.job.tenant), self._paths, lease)
 
     # --- operators ----------------------------------------------------------------------------
 
     def force_release(self, lock: LockRef, *, owner_nonce: str | None = None) -> bool:
-        return operators.force_release(self.client_of(lock.tenant), self._places, lock, owner_nonce)
+        return operators.force_release(self.client_of(lock.tenant), self._paths, lock, owner_nonce)
 
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
-        return operators.cancel(self.client_of(job.tenant), self._places, job, reason, in_advance)
+        return operators.cancel(self.client_of(job.tenant), self._paths, job, reason, in_advance)
 
     def bar_calls_of(self, tenant: str, task_id: str, reason: str) -> None:
         client = self.client_of(tenant)
         gc_at = client.about_now() + round(protocol.BARRED_TTL * SECOND)
         fields = {"gc_at": Micros(gc_at), "data": {"reason": put_text(safe_text(reason))}}
-        name = self._places.barred(tenant, task_id)
+        name = self._paths.barred(tenant, task_id)
         client.commit_surely([Write(name, fields)], tries=5)
 
     def operator_key(self) -> bytes:
@@ -193,13 +193,13 @@ class FirestoreStore(Store):
                 "this store has a database for each tenant, and none that all share, for a key: set "
                 "gwi_signing_keys, the same for workers and operators"
             )
-        return operators.key(self.client_of(""), self._places)
+        return operators.key(self.client_of(""), self._paths)
 
     def record_action(self, action: Action) -> None:
         """As :meth:`Store.record_action`. With a database for each tenant, a queue's are only logged."""
         if action.tenant is not None or not self.url.database_per_tenant:
             client = self.client_of(action.tenant or "")
-            client.commit_surely([operators.keeping(client, self._places, action)], tries=3)
+            client.commit_surely([operators.keeping(client, self._paths, action)], tries=3)
         action.log()
 
     def list_actions(
@@ -208,7 +208,7 @@ class FirestoreStore(Store):
         """As :meth:`Store.list_actions`. With a database for each tenant, ``tenant`` is needed."""
         if tenant is None and self.url.database_per_tenant:
             raise InvalidCall("this store has a database for each tenant: name the tenant")
-        return operators.listed(self.client_of(tenant or ""), self._places, tenant, limit, before)
+        return operators.listed(self.client_of(tenant or ""), self._paths, tenant, limit, before)
 
     def put_value(
         self, job: JobRef, name: str, blob: bytes, *, expected_version: int
@@ -218,27 +218,27 @@ class FirestoreStore(Store):
         If the answer was lost and somebody has written a later version, that is a VersionConflict.
         """
         client = self.client_of(job.tenant)
-        return put_value(client, self._places, job, name, blob, expected_version)
+        return put_value(client, self._paths, job, name, blob, expected_version)
 
     # --- reading ------------------------------------------------------------------------------
 
     def get_job(self, job: JobRef) -> JobRecord | None:
         client = self.client_of(job.tenant)
-        stored = read_job(client, self._places, job)
-        return None if stored is None else whole_record(client, self._places, stored)
+        stored = read_job(client, self._paths, job)
+        return None if stored is None else whole_record(client, self._paths, stored)
 
     def get_checkpoints(self, job: JobRef, *, outline: bool = False) -> list[Checkpoint]:
         client = self.client_of(job.tenant)
-        stored = read_job(client, self._places, job)
+        stored = read_job(client, self._paths, job)
         if stored is None:
             return []
-        steps = steps_of(client, self._places, stored, outline=outline)
+        steps = steps_of(client, self._paths, stored, outline=outline)
         if outline:
             return [step.checkpoint(None) for step in steps]
-        return checkpoints_of(client, self._places, stored, steps)
+        return checkpoints_of(client, self._paths, stored, steps)
 
     def get_lock(self, lock: LockRef) -> LockRecord | None:
-        name = self._places.lock(lock)
+        name = self._paths.lock(lock)
         read = self.client_of(lock.tenant).read([name])
         document = read.documents.get(name)
         return None if document is None else lock_of(document).record(read.read_time)
@@ -255,9 +255,9 @@ class FirestoreStore(Store):
         client = self.client_of(tenant)
 
         def records(jobs: list[Job]) -> list[JobRecord]:
-            return [whole_record(client, self._places, job) for job in jobs]
+            return [whole_record(client, self._paths, job) for job in jobs]
 
-        return lists.list_jobs(client, self._places, tenant, status, run_id, limit, token, records)
+        return lists.list_jobs(client, self._paths, tenant, status, run_id, limit, token, records)
 
     def find_jobs(self, wanted: JobFilter, *, limit: int = 100, token: str | None = None) -> Page:
         if wanted.tenant is not None:
@@ -269,18 +269,18 @@ class FirestoreStore(Store):
             )
         else:
             client = self.client_of("")
-        return lists.find_jobs(client, self._places, wanted, limit, token)
+        return lists.find_jobs(client, self._paths, wanted, limit, token)
 
     def get_envelope(self, job: JobRef) -> bytes | None:
         client = self.client_of(job.tenant)
-        stored = read_job(client, self._places, job)
+        stored = read_job(client, self._paths, job)
         if stored is None or stored.envelope is None:
             return None
-        era_name = self._places.era(self._places.job(job), stored.era)
+        era_name = self._paths.era(self._paths.job(job), stored.era)
         return blobs.unpack(client, era_name, [stored.envelope])[0]
 
     def list_locks(self, tenant: str) -> list[LockRecord]:
-        return lists.list_locks(self.client_of(tenant), self._places, tenant)
+        return lists.list_locks(self.client_of(tenant), self._paths, tenant)
 
     # --- limits -------------------------------------------------------------------------------
 
@@ -290,7 +290,7 @@ class FirestoreStore(Store):
             self.client_of("")
         found: list[PlaceRecord] = []
         for client in list(self._clients.values()):
-            found += listed(client, self._places, limit_id, limit - len(found))
+            found += listed(client, self._paths, limit_id, limit - len(found))
         return found
 
     def limit_settings(self) -> dict[str, LimitSetting]:
@@ -319,7 +319,7 @@ class FirestoreStore(Store):
             self.client_of("")
         deleted = 0
         for client in list(self._clients.values()):
-            upkeep = Upkeep(client, self._places)
+            upkeep = Upkeep(client, self._paths)
             deleted += upkeep.jobs(limit - deleted)
             deleted += upkeep.locks(limit - deleted)
         if not self.url.database_per_tenant:

@@ -16,7 +16,7 @@ from gwi_celery.firestore.documents import Document, Filter, Micros, Query, Writ
 from gwi_celery.stores.base import JobStatus
 from gwi_celery.stores.firestore.blobs import batches
 from gwi_celery.stores.firestore.limits import freeing
-from gwi_celery.stores.firestore.places import CHUNKS, JOB_KEPT, JOBS, LOCKS, STEPS, Places
+from gwi_celery.stores.firestore.paths import CHUNKS, JOB_KEPT, JOBS, LOCKS, STEPS, Paths
 from gwi_celery.stores.firestore.records import Job, Lock, job_of, lock_of
 
 #: Other jobs are kept: those that have begun, and are unfinished.
@@ -33,16 +33,16 @@ _TRIES: Final = 5
 class Upkeep:
     """Of one database."""
 
-    def __init__(self, client: Client, places: Places) -> None:
+    def __init__(self, client: Client, paths: Paths) -> None:
         self._client = client
-        self._places = places
+        self._paths = paths
 
     def jobs(self, limit: int) -> int:
         """Delete up to ``limit`` expired records with their checkpoints; how many."""
         deleted = 0
         if limit <= 0:
             return 0
-        now = self._client.read([self._places.base]).read_time
+        now = self._client.read([self._paths.base]).read_time
         perhaps = Filter("gc_at", "<=", Micros(now + JOB_KEPT))
         for status in _MAY_EXPIRE:
             of_status = [Filter("status", "==", status.value), perhaps]
@@ -72,7 +72,7 @@ class Upkeep:
             running = self._held_jobs([lock for _, lock in expired])
             for document, lock in expired:
                 if deleted < limit and (lock.job.id, lock.fence) not in running:
-                    deleted += self._delete(document, *freeing(self._places, lock))
+                    deleted += self._delete(document, *freeing(self._paths, lock))
             if deleted >= limit:
                 break
         return deleted
@@ -85,7 +85,7 @@ class Upkeep:
         blobs = [blob for blob in (job.outcome, job.envelope) if blob is not None]
         if not job.steps and all(blob.is_inline for blob in blobs):
             return
-        era_name = self._places.era(job_name, job.era)
+        era_name = self._paths.era(job_name, job.era)
         for collection in (STEPS, CHUNKS):
             found = self._client.query(Query(era_name, collection, mask=[]))
             for names in batches(found.documents, _BATCH):
@@ -100,7 +100,7 @@ class Upkeep:
         order: Sequence[tuple[str, str]] = (),
     ) -> Iterator[tuple[list[Document], int]]:
         """All documents of a collection id, with the server's time of their reading."""
-        ours = f"{self._places.base}/"
+        ours = f"{self._paths.base}/"
         after: list[Any] | None = None
         while True:
             read = self._client.query(
@@ -122,7 +122,7 @@ class Upkeep:
 
     def _held_jobs(self, locks: list[Lock]) -> set[tuple[str, int]]:
         """(job id, token) of those jobs that run under the lock that names them."""
-        names = {self._places.job(lock.job): lock for lock in locks}
+        names = {self._paths.job(lock.job): lock for lock in locks}
         if not names:
             return set()
         found = self._client.read(list(names)).documents
@@ -141,9 +141,9 @@ class Upkeep:
         return 1
 
 
-def sweep(client: Client, places: Places, job_name: str, old: Job) -> None:
+def sweep(client: Client, paths: Paths, job_name: str, old: Job) -> None:
     """As :meth:`Upkeep.sweep`, for callers whose own work is done: errors are ignored."""
     try:
-        Upkeep(client, places).sweep(job_name, old)
+        Upkeep(client, paths).sweep(job_name, old)
     except StoreError:
         return  # the TTL policy makes up for this

@@ -48,7 +48,7 @@ STEP_KEPT: Final = 90 * DAY
 
 
 @dataclass(frozen=True)
-class Places:
+class Paths:
     """Names of documents."""
 
     prefix: str
