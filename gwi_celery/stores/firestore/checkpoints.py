@@ -1,4 +1,4 @@
-"""A job's checkpoints: read, recorded, and kept while they are in use."""
+"""A job's checkpoints: how they are read and recorded, and how their TTL is extended."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def recording(
     blob: Blob,
     gc_at: int,
 ) -> tuple[Job, Step, list[Write]]:
-    """How a checkpoint is recorded in place of the ``stored`` one, each document at its version.
+    """The writes that record a checkpoint in place of the ``stored`` one, each document at its version.
 
     Returns the record and the checkpoint as they will be, and the writes: the record's first, then
-    the checkpoint's. The pieces of its blob belong in the same commit.
+    the checkpoint's. The last chunks of its blob belong in the same commit.
     """
     job_name = paths.job(job.ref)
     era_name = paths.era(job_name, job.era)
@@ -87,9 +87,9 @@ _WHOLE_PER_READ: Final = 4
 
 
 def steps_of(client: Client, paths: Paths, job: Job, *, outline: bool = False) -> list[Step]:
-    """The checkpoints of the record's life, in the order they were first saved.
+    """The job's checkpoints, in the order they were first saved.
 
-    Bytes that are in the documents themselves are read along only while they are few.
+    Bytes that are in the documents themselves are read along only if they are few.
     """
     era_name = paths.era(paths.job(job.ref), job.era)
     if job.inline_bytes is None:
@@ -104,7 +104,7 @@ def steps_of(client: Client, paths: Paths, job: Job, *, outline: bool = False) -
 def checkpoints_of(
     client: Client, paths: Paths, job: Job, steps: Sequence[Step]
 ) -> list[Checkpoint]:
-    """The checkpoints with their bytes; those that were not read along are read now, some at a time."""
+    """The checkpoints with their bytes; bytes that were not read along are read now, some at a time."""
     era_name = paths.era(paths.job(job.ref), job.era)
     read = list(steps)
     unread = [n for n, step in enumerate(read) if step.blob.is_inline and step.blob.inline is None]
@@ -123,10 +123,7 @@ def checkpoints_of(
 
 
 def keep(client: Client, paths: Paths, job: Job, steps: list[Step], gc_at: int) -> None:
-    """Extend to ``gc_at`` those in ``steps`` that have used up half of their time.
-
-    In ``steps`` they are replaced by their new state.
-    """
+    """Extend the TTL of those checkpoints to ``gc_at`` of which half has passed; updates ``steps``."""
     era_name = paths.era(paths.job(job.ref), job.era)
     old = [n for n, step in enumerate(steps) if step.gc_at < gc_at - STEP_KEPT // 2]
     for group in blobs.batches(old, 100):
@@ -139,7 +136,7 @@ def keep(client: Client, paths: Paths, job: Job, steps: list[Step], gc_at: int) 
         try:
             written = client.commit_surely(writes, tries=3)
         except Conflict:
-            continue  # some of it is gone already, and will be missed when it is read
+            continue  # one is deleted already: an error when it is read
         versions = {
             write.name: version for write, version in zip(writes, written.versions, strict=True)
         }

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gwi_celery.errors import StoreUnavailable
 from gwi_celery.firestore import documents
-from gwi_celery.firestore.client import Client, Conflict, Unsettled
+from gwi_celery.firestore.client import Client, Conflict
 from gwi_celery.firestore.documents import Micros, Write
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
@@ -39,18 +39,18 @@ class Claimer:
         self._paths = paths
         self._request = request
         self._keeper = keeper
-        #: Limits that are kept elsewhere, until they were asked.
+        #: Limits that are counted elsewhere; empty once the claim has taken its places there.
         self._elsewhere: Sequence[LimitRef] = ()
 
     def claim(self) -> ClaimAnswer | str:
-        """The answer; or, of a job whose caller was cancelled, why it is to be cancelled too."""
+        """The answer; or, for a job whose caller was cancelled, the reason to cancel it with."""
         client, request = self._client, self._request
         tries = Tries("claim a job")
         bar = protocol.may_be_barred(request, None)
         bars = [] if bar is None else [self._paths.barred(request.job.tenant, bar)]
         limits, self._elsewhere = protocol.kept_by(request, lambda: self._keeper.settings(client))
         guess = None if request.redelivered else self._keeper.guess(limits)
-        # What is taken elsewhere is not given back: it waits until the claim is sure of all else.
+        # A place that is counted elsewhere can't be given back, so it is taken after all else is read.
         if guess is not None and not self._elsewhere:
             with tries.once():
                 new = claims.first_generation(request)
@@ -67,7 +67,7 @@ class Claimer:
                 bars = []
             elif barred := [each for each in seen.others if each.name in bars]:
                 wait, reason = protocol.barred(get_text(barred[0].fields["data"]["reason"]))
-                self._record_wait(wait, seen)  # the record says whose it is
+                self._record_wait(wait, seen)  # so that the record says which call it is of
                 return reason
             forgotten = self._forgotten(job)
             other = self._other_lock(job)
@@ -110,7 +110,7 @@ class Claimer:
         limited = self._request.rates(self._elsewhere)
         if limited is not None:
             return limited
-        self._elsewhere = ()  # they are taken, however often this commit has to be tried
+        self._elsewhere = ()  # taken once, however often this commit has to be tried
         return taking
 
     def _take(
@@ -123,9 +123,13 @@ class Claimer:
         unless: Sequence[str] = (),
         taking: Taking = NOTHING,
     ) -> Claimed:
-        """Write the claim over what was read; None: nothing was there.
+        """Write the claim over the record and the lock that were read; None: there was none.
 
-        It is refused if any document of ``unless`` exists.
+        The commit is refused if any document of ``unless`` exists.
+
+        Args:
+            forgotten: Checkpoints to delete.
+            own: The other lock of the job's last attempt, which has expired.
         """
         job_name, lock_name = (
             self._paths.job(self._request.job),
@@ -160,7 +164,7 @@ class Claimer:
         if own is not None:  # at its version: a holder that has renewed it meanwhile keeps the job
             own_name = self._paths.lock(own.ref)
             writes.append(documents.delete(own_name, own.version))
-        # Deleting what must not exist changes nothing: it only checks that.
+        # Deleting a document that must not exist changes nothing: it only checks that.
         writes += [*pieces, *(Write(name, None, exists=False) for name in unless)]
         if old is not None and old.era == new.era:
             era_name = self._paths.era(job_name, old.era)
@@ -184,9 +188,9 @@ class Claimer:
         return self._claimed(job, replace(taken, fence=fence, version=fence))
 
     def _with_envelope(self, new: Job, old: Job | None) -> tuple[Job, list[Write]]:
-        """The record with the call that it keeps, and the writes that belong in the same commit."""
+        """The record with its call's envelope, and the writes that belong in the same commit."""
         begins = old is None or old.era != new.era
-        if not (begins or claims.is_another(self._request, old)):
+        if not (begins or claims.is_another_call(self._request, old)):
             return new, []
         envelope = None if self._request.origin is None else self._request.origin.envelope
         if envelope is None:
@@ -199,7 +203,7 @@ class Claimer:
         return replace(new, envelope=packed), pieces
 
     def _record_wait(self, wait: Wait, seen: Seen) -> None:
-        """One commit, unless the record says so already. If it fails, the next claim records it."""
+        """One commit, unless the record says so already. If it fails, the next claim tries again."""
         job, stored = seen.live_job, seen.job
         if not protocol.may_wait(job):
             return
@@ -218,11 +222,13 @@ class Claimer:
                 server_times=[UPDATED] if new.created else [UPDATED, CREATED],
             )
             self._client.commit([write, *pieces])
-        except (Conflict, Unsettled, StoreUnavailable):
+        except (Conflict, StoreUnavailable):
             return
+        if stored is not None and stored.era != new.era:
+            upkeep.sweep(self._client, self._paths, self._paths.job(self._request.job), stored)
 
     def _same_claim(self, job: Job, lock: Lock) -> ClaimAnswer:
-        """The same answer, with the lease renewed: its sender counts from this sending."""
+        """The same answer, with the lease renewed, because the sender counts from this sending."""
         assert lock.fence is not None
         written = self._client.commit(
             [
@@ -240,7 +246,7 @@ class Claimer:
         return self._claimed(job, renewed)
 
     def _forgotten(self, job: Job | None) -> list[Step]:
-        """The checkpoints from a replay's step on, which are to be made anew."""
+        """The checkpoints that a replay forgets: those from its step on."""
         recorded: list[Step] = []
 
         def names() -> list[str]:
@@ -252,7 +258,7 @@ class Claimer:
         return [step for step in recorded if step.name in forgotten]
 
     def _other_lock(self, job: Job | None) -> Lock | None:
-        """The other lock of the job's last attempt, held or expired; None if that is free."""
+        """The other lock of the job's last attempt, held or expired; None if there is none."""
         lock_id = protocol.other_lock(self._request, job)
         if job is None or lock_id is None:
             return None

@@ -1,4 +1,4 @@
-"""Lists of jobs and locks, each a query by one tenant's own path.
+"""Lists of jobs and locks, of one tenant by its own path, or of jobs across all tenants.
 
 Every query made here must be served by ``firestore.indexes.json``; a test checks that.
 """
@@ -38,7 +38,7 @@ def list_jobs(
     token: str | None,
     records: Callable[[list[Job]], list[JobRecord]],
 ) -> Page:
-    """One page. ``records`` reads the large outcomes."""
+    """One page of a tenant's jobs, newest change first. ``records`` reads the outcomes."""
     check_limit(limit)
     listed = list_id(tenant, status, run_id)
     parent = paths.tenant(tenant)
@@ -84,13 +84,14 @@ def find_jobs(
     next_token = None
     if len(page) > limit:
         last = page[limit - 1]
-        # A job's name has its tenant's digest before its own: two characters join them in a token.
+        # Across tenants a job is named by its tenant's digest and its own id.
         name = f"{paths.job(last.ref).split('/')[-3]}.{last.ref.id}"
         next_token = token_after(last.created / SECOND, name, listed)
     return Page([job.record(None) for job in page[:limit]], next_token)
 
 
 def _named(paths: Paths, name: str) -> str:
+    """The document that a page token names."""
     tenant, _, job = name.partition(".")
     return f"{paths.base}/{TENANTS}/{tenant}/{JOBS}/{job}"
 
@@ -109,10 +110,10 @@ def _wanted(wanted: JobFilter) -> list[Filter]:
     if wanted.parent_id is not None:
         filters.append(Filter("parent", "==", digest("call", wanted.parent_id)))
     term = _terms(wanted)
-    if term:  # a query can have one of these
+    if term:  # a query can have only one such filter
         filters.append(Filter("terms", "array-contains", digest("term", term[0])))
     if not filters and wanted.tenant is None:
-        # No index of one field alone goes across tenants, where gcloud makes them.
+        # With the indexes that gcloud makes, no single-field index covers all tenants.
         filters.append(Filter("status", "in", [status.value for status in JobStatus]))
     for op, moment in ((">=", wanted.since), ("<", wanted.before)):
         if moment is not None:
@@ -161,7 +162,7 @@ def _live_jobs(
         if len(documents) < asked:
             break
         after = Micros(documents[-1].fields[path]), documents[-1].name
-        asked = _BATCH  # a long run of expired jobs: don't go through it one by one
+        asked = _BATCH  # there may be a long run of expired jobs
     return found[:wanted]
 
 

@@ -1,11 +1,13 @@
-"""What operators do to jobs and locks, the record of it, and the key that proves who is an operator.
+"""What operators do to jobs and locks, the records of these actions, and the key that proves who is an
+operator.
 
-An action's document is named by the time left until a far end, so that a plain listing shows the latest
-first and needs no index.
+An action's document is named by the time left until a moment far ahead, so that a plain listing shows
+the latest first and needs no index.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import replace
 from typing import Final
@@ -13,7 +15,7 @@ from uuid import uuid4
 
 from gwi_celery.actions import KEPT, Action
 from gwi_celery.firestore import documents
-from gwi_celery.firestore.client import Client, Conflict, Unsettled
+from gwi_celery.firestore.client import Client, Unsettled
 from gwi_celery.firestore.documents import Micros, Query, Write
 from gwi_celery.stores import protocol
 from gwi_celery.stores.firestore import blobs, upkeep
@@ -22,6 +24,7 @@ from gwi_celery.stores.firestore.limits import freeing
 from gwi_celery.stores.firestore.paths import SECOND, Paths, job_gc_at, step_gc_at
 from gwi_celery.stores.firestore.records import CREATED, UPDATED, Job, job_of, lock_of
 from gwi_celery.stores.firestore.tries import Tries
+from gwi_celery.stores.paging import no_such_action
 from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
 from gwi_celery.stores.values import AttemptEnd, JobRef, JobStatus, LockRef
 from gwi_celery.text import raw
@@ -30,6 +33,7 @@ ACTIONS: Final = "gwi_actions"
 KEYS: Final = "gwi_keys"
 #: Microseconds since the epoch: the year 5138.
 _END: Final = 10**17
+_ACTION_ID: Final = re.compile(r"[0-9]{18}-[0-9a-f]{8}")
 #: Documents in one query.
 _BATCH: Final = 300
 
@@ -48,7 +52,7 @@ def key(client: Client, paths: Paths) -> bytes:
 
 
 def keeping(client: Client, paths: Paths, action: Action) -> Write:
-    """The write that records the action, in a commit of its own or with others."""
+    """The write that records the action; it may be sent alone or with others, and repeated."""
     now = client.about_now()
     name = f"{paths.base}/{ACTIONS}/{_END - now:018}-{uuid4().hex[:8]}"
     gc_at = Micros(now + round(KEPT * SECOND))
@@ -58,6 +62,9 @@ def keeping(client: Client, paths: Paths, action: Action) -> Write:
 def listed(
     client: Client, paths: Paths, tenant: str | None, limit: int, before: str | None
 ) -> list[Action]:
+    """See :meth:`gwi_celery.stores.base.Store.list_actions`."""
+    if before is not None and not _ACTION_ID.fullmatch(before):
+        raise no_such_action(before)
     found: list[Action] = []
     while len(found) < limit:
         after = None if before is None else (f"{paths.base}/{ACTIONS}/{before}",)
@@ -79,7 +86,8 @@ def force_release(client: Client, paths: Paths, lock: LockRef, owner_nonce: str 
     sent: tuple[int | None, bool] | None = None
     done = protocol.releasing(lock)
     kept = keeping(client, paths, done)
-    for _ in Tries("free a lock"):
+    tries = Tries("free a lock")
+    for _ in tries:
         read = client.read([name])
         document = read.documents.get(name)
         stored = None if document is None else lock_of(document)
@@ -92,14 +100,13 @@ def force_release(client: Client, paths: Paths, lock: LockRef, owner_nonce: str 
         writes = [documents.delete(name, stored.version), *freeing(paths, stored)]
         if owner_nonce is None:
             writes.append(kept)
-        try:
-            client.commit(writes)
-        except Conflict:
-            continue
-        except Unsettled:
-            sent = stored.fence, live
-            continue
-        break
+        with tries.once():
+            try:
+                client.commit(writes)
+            except Unsettled:
+                sent = stored.fence, live
+                raise
+            break
     if owner_nonce is None:
         done.log()
     return live
@@ -151,7 +158,9 @@ def _cancel_unknown(
         cancelled_by=by,
     )
     era_name = paths.era(name, record.era)
-    outcome, pieces = blobs.pack(client, raw(reason), era_name, step_gc_at(client, CANCELLED_TTL))
+    outcome, pieces = blobs.pack(
+        client, raw(reason), era_name, step_gc_at(client, CANCELLED_TTL), record.texts
+    )
     fields = replace(record, outcome=outcome).fields()
     fields["gc_at"] = Micros(job_gc_at(client, CANCELLED_TTL))
     version = None if expired is None else expired.version
@@ -164,13 +173,15 @@ def _cancel_unknown(
 def _cancel(
     client: Client, paths: Paths, job: Job, reason: str, by: str, kept: Write, now: int
 ) -> None:
-    """Write the outcome over the record as it was read, and free its lock if it holds it."""
+    """Write the outcome over the record as it was read, and free the job's lock if it holds it."""
     name, lock_name = (
         paths.job(job.ref),
         paths.lock_by_id(job.ref.tenant, job.lock_id),
     )
     era_name = paths.era(name, job.era)
-    outcome, pieces = blobs.pack(client, raw(reason), era_name, step_gc_at(client, job.result_ttl))
+    outcome, pieces = blobs.pack(
+        client, raw(reason), era_name, step_gc_at(client, job.result_ttl), job.texts
+    )
     told = job.history.over(job.running, AttemptEnd("cancelled"), now / SECOND)
     data = {
         "outcome": outcome.fields(),

@@ -1,4 +1,4 @@
-"""Reads of a job's record and its lock, each as of one moment by the server's clock."""
+"""Reads of a job's record and lock, each as of one moment by the server's clock."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read_job(client: Client, paths: Paths, job: JobRef) -> Job | None:
 
 
 def whole_record(client: Client, paths: Paths, job: Job) -> JobRecord:
-    """The record with its outcome, which may be in chunks."""
+    """The record with its outcome. Raises StoreUnusable when the outcome is damaged."""
     if job.outcome is None:
         return job.record(None)
     era_name = paths.era(paths.job(job.ref), job.era)

@@ -1,8 +1,8 @@
 """Writes a job's value without its lease: the value's version is the etag.
 
 One commit names the versions of the record and of the value, as they were read. If either has changed
-meanwhile it fails, and both are read again. The holder's next write fails as well, because the record has
-a new version: the holder reads, finds its lease unchanged, and goes on.
+meanwhile, it fails, and both are read again. The holder's next write fails as well, because the record
+has a new version: the holder reads, finds its lease unchanged, and sends it again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def put_value(
     """See :meth:`gwi_celery.stores.base.Store.put_value`."""
     sha = checksum(blob)
     value = Checkpoint(name, CheckpointKind.VALUE, blob, expected + 1)
-    #: The blob's field and pieces, and the record's life that they were made for.
+    #: The era for which the blob was packed, its field, and the writes of its chunks.
     packed: tuple[str, Blob, list[Write]] | None = None
     tries = Tries("write a value")
     for _ in tries:
@@ -42,7 +42,7 @@ def put_value(
         gc_at = step_gc_at(client, job.result_ttl)
         if packed is None or packed[0] != job.era:
             era_name = paths.era(paths.job(ref), job.era)
-            packed = job.era, *blobs.pack(client, blob, era_name, gc_at)
+            packed = job.era, *blobs.pack(client, blob, era_name, gc_at, [name])
         _, field, pieces = packed
         _, step, writes = recording(paths, job, value, stored, field, gc_at)
         with tries.once():
