@@ -16,6 +16,8 @@ from google.cloud.firestore_v1 import types as _types
 ValueMessage: Any = _types.Value.pb()
 
 _MILLION: Final = 1_000_000
+#: The last one that Firestore knows: of the year 9999.
+_LAST_SECOND: Final = 253_402_300_799
 _Direction: Any = _types.StructuredQuery.Direction
 _Operator: Any = _types.StructuredQuery.FieldFilter.Operator
 _REQUEST_TIME: Final = 1
@@ -23,6 +25,11 @@ _REQUEST_TIME: Final = 1
 
 class Micros(int):
     """A point in time, as a field's value: microseconds since the epoch."""
+
+    @classmethod
+    def at(cls, seconds: float) -> Micros:
+        """That many seconds since the epoch, or the nearest time from then on that Firestore knows."""
+        return cls(round(min(max(seconds, 0.0), _LAST_SECOND) * _MILLION))
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,18 @@ from typing import Any, Final
 
 from gwi_celery.stores.base import (
     AttemptEnd,
+    ClaimRequest,
     JobRef,
     JobStatus,
     LockRef,
     Origin,
     Outcome,
     PastAttempt,
+    PlaceRecord,
     Progress,
     Wait,
 )
+from gwi_celery.stores.limits import LimitRef
 
 #: Attempts that are kept in full; older ones are counted.
 KEPT: Final = 20
@@ -192,6 +195,21 @@ def dump_origin(origin: Origin) -> str:
 
 def load_origin(text: str | None) -> Origin:
     return Origin(**json.loads(text)) if text else Origin()
+
+
+def dump_place(limit: LimitRef, request: ClaimRequest) -> str:
+    """Who takes a place of that limit, as JSON."""
+    job = request.job
+    about = [limit.name, dict(limit.values), request.owner, job.tenant, job.task, job.key]
+    return json.dumps(about)
+
+
+def load_place(
+    text: str, *, limit_id: str, of_rate: bool, taken_at: float, free_at: float
+) -> PlaceRecord:
+    """The place of which :func:`dump_place` returned ``text``."""
+    name, values, owner, *job = json.loads(text)
+    return PlaceRecord(limit_id, name, values, of_rate, owner, JobRef(*job), taken_at, free_at)
 
 
 def _bounded_wait(wait: Wait) -> Wait:

@@ -326,6 +326,8 @@ def test_jobs_are_found_by_each_filter_in_pages_newest_first(case):
         case.store.find_jobs(JobFilter(tenant="acme"), token=newest.next_token)
     with pytest.raises(InvalidCall, match="1 or more"):
         case.store.find_jobs(JobFilter(), limit=0)
+    assert case.store.find_jobs(JobFilter(since=1e30)).jobs == []
+    assert len(case.store.find_jobs(JobFilter(before=1e30)).jobs) == 6
     case.take(call(case, "k6", run_id=""))
     (found,) = case.store.find_jobs(JobFilter(run_id="")).jobs
     assert found.job.key == "k6", "an empty text is a value like any other"

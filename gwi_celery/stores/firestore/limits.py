@@ -12,7 +12,6 @@ commit, so that its former holder, if alive, has lost its lease. Whoever frees a
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections import deque
@@ -24,11 +23,12 @@ from gwi_celery import forks
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Micros, Query, Write
-from gwi_celery.stores.base import ClaimRequest, JobRef, Limited, PlaceRecord
+from gwi_celery.stores.base import ClaimRequest, Limited, PlaceRecord
 from gwi_celery.stores.firestore.paths import DAY, LIMIT_PLACES, SECOND, Paths
 from gwi_celery.stores.firestore.reads import Seen
 from gwi_celery.stores.firestore.records import Lock, lock_of
 from gwi_celery.stores.firestore.tries import Tries
+from gwi_celery.stores.history import dump_place, load_place
 from gwi_celery.stores.limits import LimitRef, LimitSetting
 
 #: Places of a limit that a claim reads at most; of more, it reads a random choice.
@@ -186,16 +186,15 @@ class Keeper:
         """The writes that take the picks; then those that free the silent locks, and all places of these
         and of the ``replaced`` locks.
         """
-        lock_name, job = self._paths.lock(request.lock), request.job
+        lock_name = self._paths.lock(request.lock)
         made: dict[str, Write] = {}
         for pick in taking.picks:
             limit, period = pick.limit, pick.limit.period
-            about = [limit.name, dict(limit.values), request.owner, job.tenant, job.task, job.key]
             kept = _RUNNING_KEPT if period is None else round(period * SECOND) + DAY
             fields = {
                 "gc_at": Micros(client.about_now() + kept),
                 "data": {
-                    "about": json.dumps(about),
+                    "about": dump_place(limit, request),
                     "lock": lock_name if period is None else "",
                     "nonce": request.nonce,
                     "ttl": float(request.lease_ttl if period is None else period),
@@ -391,19 +390,15 @@ def listed(client: Client, paths: Paths, limit_id: str | None, most: int) -> lis
 
 def _record(document: Document, locks: Mapping[str, Document]) -> PlaceRecord:
     data = document.fields["data"]
-    name, values, owner, *job = json.loads(data["about"])
     taken, until = document.update_time, document.update_time + round(data["ttl"] * SECOND)
     if data["lock"]:
         held = locks.get(data["lock"])
         lock = None if held is None else lock_of(held)
         until = 0 if lock is None or lock.nonce != data["nonce"] else lock.expires
-    return PlaceRecord(
+    return load_place(
+        data["about"],
         limit_id=document.name.rpartition(f"/{LIMIT_PLACES}/")[0].rpartition("/")[2],
-        name=name,
-        values=values,
         of_rate=not data["lock"],
-        owner=owner,
-        job=JobRef(*job),
         taken_at=taken / SECOND,
         free_at=until / SECOND,
     )

@@ -16,6 +16,7 @@ from gwi_celery.stores.firestore.paths import JOBS, LOCKS, SECOND, TENANTS, Path
 from gwi_celery.stores.firestore.records import (
     CREATED,
     UPDATED,
+    WITHOUT_BLOBS,
     Job,
     job_of,
     lock_of,
@@ -45,7 +46,7 @@ def list_jobs(
     after: tuple[Micros, str] | None = None
     if token is not None:
         moment, job_id = place_of(token, listed)
-        after = Micros(round(moment * SECOND)), f"{parent}/{JOBS}/{job_id}"
+        after = Micros.at(moment), f"{parent}/{JOBS}/{job_id}"
     # One more than the page holds tells whether there is another.
     query = Query(parent, JOBS, filters=_filters(status, run_id), order=[(UPDATED, "desc")])
     page = _live_jobs(client, query, after, limit + 1)
@@ -65,14 +66,14 @@ def find_jobs(
     after: tuple[Micros, str] | None = None
     if token is not None:
         moment, name = place_of(token, listed)
-        after = Micros(round(moment * SECOND)), _named(paths, name)
+        after = Micros.at(moment), _named(paths, name)
     query = Query(
         "" if wanted.tenant is None else paths.tenant(wanted.tenant),
         JOBS,
         descendants=wanted.tenant is None,
         filters=_wanted(wanted),
         order=[(CREATED, "desc")],
-        mask=_LISTED,
+        mask=WITHOUT_BLOBS,
     )
     more = _terms(wanted)[1:]
 
@@ -117,28 +118,13 @@ def _wanted(wanted: JobFilter) -> list[Filter]:
         filters.append(Filter("status", "in", [status.value for status in JobStatus]))
     for op, moment in ((">=", wanted.since), ("<", wanted.before)):
         if moment is not None:
-            filters.append(Filter(CREATED, op, Micros(round(moment * SECOND))))
+            filters.append(Filter(CREATED, op, Micros.at(moment)))
     return filters
 
 
 def _terms(wanted: JobFilter) -> list[str]:
     call = [] if wanted.task_id is None else [call_term(wanted.task_id)]
     return call if wanted.label is None else [*call, label_term(*wanted.label)]
-
-
-#: What a list reads: neither outcomes nor calls, which may be large.
-_LISTED: Final = [
-    *("status", CREATED, UPDATED, "error"),
-    *(
-        f"data.{name}"
-        for name in (
-            *("tenant", "task", "key", "run_id", "fingerprint", "submission", "failed"),
-            *("generation", "attempt", "crashes", "fence", "lock_id", "lock_scope", "result_ttl"),
-            *("era", "steps", "ordinal", "finished", "bytes", "cancelled_by", "result_of"),
-            *("history", "origin", "error", "created"),
-        )
-    ),
-]
 
 
 def _live_jobs(

@@ -50,9 +50,9 @@ class FirestoreQueues(QueueRecords):
             "tenant": digest("tenant", letter.tenant),
             "error": digest("error", letter.error_class),
             "call": digest("call", letter.task_id),
-            DIED: _micros(letter.died_at),
-            EXPIRES: _micros(listed_until(letter)),
-            "gc_at": _micros(kept_until(letter)),
+            DIED: Micros.at(letter.died_at),
+            EXPIRES: Micros.at(listed_until(letter)),
+            "gc_at": Micros.at(kept_until(letter)),
             "data": letter.dumps(),
         }
         self._client.commit_surely([Write(self._name(letter.id), fields)], tries=_TRIES)
@@ -89,7 +89,7 @@ class FirestoreQueues(QueueRecords):
         after = None
         if token is not None:
             moment, id = place_of(token, wanted.id)
-            after = [_micros(moment), self._name(id)]
+            after = [Micros.at(moment), self._name(id)]
         found: list[tuple[int, DeadLetter]] = []
         query = self._query(wanted)
         while len(found) <= limit:
@@ -119,7 +119,7 @@ class FirestoreQueues(QueueRecords):
             LETTERS,
             filters=[
                 Filter(EXPIRES, ">=", Micros(client.about_now())),
-                Filter(EXPIRES, "<", _micros(before)),
+                Filter(EXPIRES, "<", Micros.at(before)),
             ],
             order=[(EXPIRES, "asc")],
             limit=limit,
@@ -174,9 +174,5 @@ class FirestoreQueues(QueueRecords):
                 filters.append(Filter(name, "==", digest(name, value)))
         for op, moment in ((">=", wanted.since), ("<", wanted.before)):
             if moment is not None:
-                filters.append(Filter(DIED, op, _micros(moment)))
+                filters.append(Filter(DIED, op, Micros.at(moment)))
         return Query(self._paths.base, LETTERS, filters=filters, order=[(DIED, "desc")])
-
-
-def _micros(moment: float) -> Micros:
-    return Micros(round(moment * SECOND))

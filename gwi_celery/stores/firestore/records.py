@@ -300,6 +300,30 @@ def _history_of(document: Document) -> History:
     return loads(data.get("history"), error_type, data.get("error", ""), lock)
 
 
+#: The paths of a record without its outcome and its call, which may be large.
+WITHOUT_BLOBS: Final = [
+    *("status", CREATED, UPDATED, "error"),
+    *(
+        f"data.{name}"
+        for name in (
+            *("tenant", "task", "key", "run_id", "fingerprint", "submission", "failed"),
+            *("generation", "attempt", "crashes", "fence", "lock_id", "lock_scope", "result_ttl"),
+            *("era", "steps", "ordinal", "finished", "bytes", "cancelled_by", "result_of"),
+            *("history", "origin", "error", "created"),
+        )
+    ),
+]
+#: The same, with what tells where the outcome and the call are.
+WITHOUT_BYTES: Final = [
+    *WITHOUT_BLOBS,
+    *(
+        f"data.{blob}.{name}"
+        for blob in ("outcome", "envelope")
+        for name in ("sha", "chunks", "count", "size", "object")
+    ),
+]
+
+
 def job_of(document: Document) -> Job:
     data = document.fields["data"]
     run_id = data.get("run_id")

@@ -34,7 +34,7 @@ PARTS: Final = "gwi_parts"
 #: be wrong.
 RESULT_KEPT: Final = 1 * DAY
 #: ``gc_at`` of what doesn't expire: the last moment that Firestore knows.
-_NEVER: Final = 253_402_300_799 * SECOND
+_NEVER: Final = Micros.at(float("inf"))
 
 #: Celery's final states.
 _SUCCESS: Final = "SUCCESS"

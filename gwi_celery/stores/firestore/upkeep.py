@@ -17,7 +17,7 @@ from gwi_celery.stores.base import JobStatus
 from gwi_celery.stores.firestore.blobs import batches
 from gwi_celery.stores.firestore.limits import freeing
 from gwi_celery.stores.firestore.paths import CHUNKS, JOB_KEPT, JOBS, LOCKS, STEPS, Paths
-from gwi_celery.stores.firestore.records import Job, Lock, job_of, lock_of
+from gwi_celery.stores.firestore.records import WITHOUT_BYTES, Job, Lock, job_of, lock_of
 
 #: The states of records that may expire. Jobs that have begun, and are unfinished, are kept.
 _MAY_EXPIRE: Final = [*(status for status in JobStatus if status.terminal), JobStatus.WAITING]
@@ -44,7 +44,8 @@ class Upkeep:
         perhaps = Filter("gc_at", "<=", Micros(now + JOB_KEPT))
         for status in _MAY_EXPIRE:
             of_status = [Filter("status", "==", status.value), perhaps]
-            for page, now in self._pages(JOBS, of_status, [("gc_at", "asc")]):
+            mask = ["gc_at", *WITHOUT_BYTES]
+            for page, now in self._pages(JOBS, of_status, [("gc_at", "asc")], mask):
                 for document in page:
                     job = job_of(document)
                     # An expired era is never used again: the next claim begins another.
@@ -96,6 +97,7 @@ class Upkeep:
         collection: str,
         filters: Sequence[Filter] = (),
         order: Sequence[tuple[str, str]] = (),
+        mask: Sequence[str] | None = None,
     ) -> Iterator[tuple[list[Document], int]]:
         """All documents of a collection id, in pages, each with the server's time of its read."""
         ours = f"{self._paths.base}/"
@@ -110,6 +112,7 @@ class Upkeep:
                     order=order,
                     after=after,
                     limit=_BATCH,
+                    mask=mask,
                 )
             )
             page = list(read.documents.values())

@@ -6,16 +6,16 @@ write here. Rows that no longer count are deleted by the next claim of that limi
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from gwi_celery.stores import protocol
+from gwi_celery.stores.history import dump_place, load_place
 from gwi_celery.stores.limits import LimitRef, LimitSetting
 from gwi_celery.stores.sqlite import writes
-from gwi_celery.stores.values import ClaimRequest, JobRef, Limited, PlaceRecord
+from gwi_celery.stores.values import ClaimRequest, Limited, PlaceRecord
 
 #: A rate's place whose time is over; or one whose lock is free, or has been claimed again.
 _FREE: Final = """(free_at <= ? OR lock_id IS NOT NULL AND NOT EXISTS (
@@ -85,13 +85,11 @@ def take(
     for row in taking.silent:
         writes.free_lock(c, row["lock_id"], row["token"])
     for limit in taking.limits:
-        job = request.job
-        about = [limit.name, dict(limit.values), request.owner, job.tenant, job.task, job.key]
         until = None if limit.period is None else now + limit.period
         lock_id = request.lock.id if until is None else None
         c.execute(
             "INSERT INTO places VALUES (?, ?, ?, ?, ?, ?)",
-            (limit.id, lock_id, token, now, until, json.dumps(about)),
+            (limit.id, lock_id, token, now, until, dump_place(limit, request)),
         )
 
 
@@ -105,14 +103,10 @@ def listed(c: sqlite3.Connection, limit_id: str | None, now: float, most: int) -
 
 
 def _record(row: sqlite3.Row) -> PlaceRecord:
-    name, values, owner, *job = json.loads(row["about"])
-    return PlaceRecord(
+    return load_place(
+        row["about"],
         limit_id=row["limit_id"],
-        name=name,
-        values=values,
         of_rate=row["lock_id"] is None,
-        owner=owner,
-        job=JobRef(*job),
         taken_at=row["taken_at"],
         free_at=row["until"],
     )
