@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import weakref
@@ -35,13 +36,16 @@ def find(id: str | None) -> Authority | None:
     """The authority with that id; None without one. Raises ConfigurationError for an unknown id."""
     if id is None:
         return None
-    found = _made.get(id)
-    if found is None:
+    with _lock:
+        same = [authority for authority in _made if authority.id == id]
+    if not same:
         raise ConfigurationError(
             "the app's configuration was set up in another process, and not in this one: call "
             "gwi_celery.setup(app) in the module that makes the app"
         )
-    return found
+    return max(
+        same, key=lambda authority: authority.number
+    )  # the latest, if several apps are alike
 
 
 class Authority:
@@ -64,7 +68,9 @@ class Authority:
         #: The same in all processes of the app.
         parts = (settings.effective_store_url, *self.keys, repr(rights))
         self.id = digest("authority", *parts, str(settings.max_decoded_bytes))
-        _made[self.id] = self
+        with _lock:
+            self.number = next(_numbers)
+            _made.add(self)
 
     def same(self, settings: Settings) -> bool:
         """Whether those settings would make the same authority."""
@@ -186,4 +192,7 @@ class Authority:
             return self._stores_key
 
 
-_made: weakref.WeakValueDictionary[str, Authority] = weakref.WeakValueDictionary()
+#: All that live. Not by their ids: apps with the same store and keys share one, and may end in any order.
+_made: weakref.WeakSet[Authority] = weakref.WeakSet()
+_numbers = itertools.count()
+_lock = forks.lock()

@@ -35,7 +35,7 @@ from gwi_celery.stores.base import (
     Outcome,
 )
 from gwi_celery.stores.firestore import FirestoreStore
-from gwi_celery.stores.firestore.places import JOBS, LOCKS, Places
+from gwi_celery.stores.firestore.paths import JOBS, LOCKS, Paths
 from gwi_celery.stores.firestore.records import job_of
 from gwi_celery.stores.firestore.upkeep import Upkeep
 
@@ -276,9 +276,9 @@ class Trial:
                 self.say(None, "left behind", name)
 
     def mine(self) -> Iterator[str]:
-        places = Places(self.url.prefix)
-        tenant = places.tenant("check")
+        paths = Paths(self.url.prefix)
+        tenant = paths.tenant("check")
         for document in self.client.query(Query(tenant, JOBS)).documents.values():
-            Upkeep(self.client, places).sweep(document.name, job_of(document))
-        for parent, group in ((tenant, JOBS), (tenant, LOCKS), (places.base, "things")):
+            Upkeep(self.client, paths).sweep(document.name, job_of(document))
+        for parent, group in ((tenant, JOBS), (tenant, LOCKS), (paths.base, "things")):
             yield from self.client.query(Query(parent, group, mask=[])).documents
