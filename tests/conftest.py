@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     quick = "not slow" in config.option.markexpr
     settings.load_profile("quick" if quick else "whole")
     if quick and sys.platform == "linux":
-        zygote.ZYGOTE = zygote.Zygote()
+        zygote.set_up()
     controls = bool(getattr(config.option, "numprocesses", None))
     if not controls or hasattr(config, "workerinput") or "not emulator" in config.option.markexpr:
         return

@@ -2,7 +2,8 @@
 
 A start costs a second of a CPU, most of it imports, and the suite starts hundreds. The zygote only
 imports: it has one thread, and opens nothing, so that what it forks is as good as new. From there on the
-child is a process as any other: a session, an environment, signals and an exit code of its own.
+child is a process as any other: a session, an environment, signals and an exit code of its own. All
+processes of pytest-xdist share one, and one more for what gevent patches.
 
 ``make test-all`` starts each worker from nothing instead, and so do tests of the start itself
 (``Worker(fresh=True)``).
@@ -22,11 +23,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from tests.machine import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What workers import, in the order in which they do.
@@ -106,9 +111,17 @@ class Forked:
 
 
 class Zygote:
-    """One for each process that asks, started at the first :meth:`fork`."""
+    """One for all processes of a run, started by the first that calls :meth:`fork`.
 
-    def __init__(self) -> None:
+    It ends when none of those that have called it is left.
+
+    Args:
+        run: Names the run, so that its processes find each other's.
+        gevent: One whose modules were patched by gevent before they were imported.
+    """
+
+    def __init__(self, run: str, gevent: bool = False) -> None:
+        self._address = f"\0gwi-tests-{run}-{'gevent' if gevent else 'plain'}"
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
 
@@ -136,28 +149,51 @@ class Zygote:
         return Forked(int(pid), mine, put, os.fdopen(output, encoding="utf-8", errors="replace"))
 
     def _connected(self) -> socket.socket:
-        if self._control is None:
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                self._control.setsockopt(socket.SOL_SOCKET, option, _MOST)
-                theirs.setsockopt(socket.SOL_SOCKET, option, _MOST)
-            with theirs:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.zygote", str(theirs.fileno())],
-                    cwd=ROOT,
-                    env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-            atexit.register(process.wait)
-            atexit.register(self._control.close)
-        return self._control
+        if self._control is not None:
+            return self._control
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            control.setsockopt(socket.SOL_SOCKET, option, _MOST)
+        process: subprocess.Popen[bytes] | None = None
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                control.connect(self._address)
+                break
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline:
+                    raise
+            if process is None:
+                process = self._start()
+            time.sleep(0.01)
+        atexit.register(control.close)
+        self._control = control
+        return control
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.zygote", self._address[1:]],
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        atexit.register(process.wait)
+        return process
 
 
-#: This process's; None: each process is started from nothing.
+#: None: each process is started from nothing.
 ZYGOTE: Zygote | None = None
+#: Of processes that gevent patches.
+GEVENT_ZYGOTE: Zygote | None = None
+
+
+def set_up() -> None:
+    """From here on this process's :func:`start` forks."""
+    global ZYGOTE, GEVENT_ZYGOTE
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex
+    ZYGOTE, GEVENT_ZYGOTE = Zygote(run), Zygote(run, gevent=True)
 
 
 def start(
@@ -168,16 +204,19 @@ def start(
     env: dict[str, str] | None = None,
     talks: bool = False,
     fresh: bool = False,
+    gevent: bool = False,
 ) -> subprocess.Popen[str] | Forked:
     """``python -m module arguments``, in a session of its own.
 
     Args:
         talks: It has a stdin, and its stderr is the test's; else its stderr goes where its stdout does.
         fresh: Start it from nothing, whatever the others do.
+        gevent: It would patch its modules with gevent as it starts.
     """
     env = dict(os.environ) if env is None else env
-    if ZYGOTE is not None and not fresh:
-        return ZYGOTE.fork(module, arguments, folder, env, talks)
+    zygote = GEVENT_ZYGOTE if gevent else ZYGOTE
+    if zygote is not None and not fresh:
+        return zygote.fork(module, arguments, folder, env, talks)
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=folder,
@@ -191,35 +230,79 @@ def start(
     )
 
 
+def run(
+    script: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A program's text, run to its end in a process of its own; its stdout has its stderr, too.
+
+    Args:
+        env: On top of this process's environment.
+    """
+    name = f"script_{uuid4().hex}"
+    (folder / f"{name}.py").write_text(script)
+    return run_module(name, *arguments, folder=folder, env=env)
+
+
+def run_module(
+    module: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """As :func:`run`, of ``python -m module``."""
+    whole = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    process = start(module, arguments, folder=folder, env=whole)
+    hangs = threading.Timer(PATIENCE, process.kill)
+    hangs.start()
+    assert process.stdout is not None
+    with process.stdout:
+        printed = process.stdout.read()
+    code = process.wait()
+    hangs.cancel()
+    return subprocess.CompletedProcess([module, *arguments], code, printed)
+
+
 # --- in the zygote ---------------------------------------------------------------------------------
 
+# As they are before gevent replaces them.
+_fork, _waitpid, _select, _signal = os.fork, os.waitpid, select.select, signal.signal
+_Socket, _recv_fds = socket.socket, socket.recv_fds
+#: Seconds that it waits for whoever has started it.
+_ALONE = 60.0
 
-def serve(control: socket.socket) -> str:
+
+def serve(listener: socket.socket) -> str:
     """Fork whenever asked. Returns in each child, with its module; the zygote itself exits here."""
     wakes, waker = os.pipe()
     os.set_blocking(waker, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    _signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    controls: list[socket.socket] = []
     children: dict[int, socket.socket] = {}
-    watched: list[Any] = [control, wakes]
+    patience = _ALONE
     while True:
-        ready, _, _ = select.select(watched, [], [])
+        ready, _, _ = _select([listener, wakes, *controls], [], [], None if controls else patience)
+        if not ready:
+            os._exit(0)
         if wakes in ready:
             os.read(wakes, 4096)
             for pid in list(children):
-                ended, status = os.waitpid(pid, os.WNOHANG)
+                ended, status = _waitpid(pid, os.WNOHANG)
                 if ended:
-                    with children.pop(pid) as told:
+                    with children.pop(pid) as told, suppress(BrokenPipeError):
                         told.send(str(os.waitstatus_to_exitcode(status)).encode())
-        if control in ready:
-            request, fds, _, _ = socket.recv_fds(control, _MOST, 4)
+        if listener in ready:
+            fd, _ = listener._accept()
+            controls.append(_Socket(fileno=fd))
+        for control in [control for control in controls if control in ready]:
+            request, fds, _, _ = _recv_fds(control, _MOST, 4)
             if not request:
-                os._exit(0)
-            pid = os.fork()
+                controls.remove(control)
+                control.close()
+                patience = 0.0  # it was the last, unless somebody waits to be let in
+                continue
+            pid = _fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for told in (control, *children.values()):
+                _signal(signal.SIGCHLD, signal.SIG_DFL)
+                for told in (listener, *controls, *children.values()):
                     told.close()
                 for number, fd in enumerate(fds[1:]):
                     os.dup2(fd, number)
@@ -228,7 +311,7 @@ def serve(control: socket.socket) -> str:
                 return _become(request)
             for fd in fds[1:]:
                 os.close(fd)
-            children[pid] = socket.socket(fileno=fds[0])
+            children[pid] = _Socket(fileno=fds[0])
             children[pid].send(str(pid).encode())
 
 
@@ -244,15 +327,25 @@ def _become(request: bytes) -> str:
     return str(module)
 
 
-def main(fd: int) -> None:
+def main(address: str) -> None:
+    listener = _Socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(f"\0{address}")
+    except OSError:  # another process was quicker to start it
+        return
+    listener.listen(64)
+    if address.endswith("-gevent"):
+        from gevent import monkey
+
+        monkey.patch_all()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they warn of is not of any one child
         for name in _PRELOADED:
             importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in what is forked"
     gc.freeze()
-    runpy.run_module(serve(socket.socket(fileno=fd)), run_name="__main__", alter_sys=True)
+    runpy.run_module(serve(listener), run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1])
