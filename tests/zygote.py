@@ -259,6 +259,12 @@ def run_module(
     return subprocess.CompletedProcess([module, *arguments], code, printed)
 
 
+def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """pytest, in a user's folder, with those plugins only that the folder or the arguments name."""
+    env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return run_module("pytest", "-q", "-p", "no:cacheprovider", *arguments, folder=folder, env=env)
+
+
 # --- in the zygote ---------------------------------------------------------------------------------
 
 # As they are before gevent replaces them.

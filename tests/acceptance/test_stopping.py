@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,10 +20,11 @@ import pytest
 from gwi_celery.gcp.emulators import PUBSUB_HOST
 from gwi_celery.testing.emulator_fixtures import named
 from gwi_celery.testing.emulators import Emulator
+from tests import zygote
 from tests.acceptance.conftest import APP
 from tests.machine import PATIENCE, Stopwatch
 from tests.twins import own_pubsub
-from tests.workers import ROOT, Worker, eventually, read_audit
+from tests.workers import Worker, eventually, read_audit
 
 pytestmark = pytest.mark.acceptance
 
@@ -206,12 +205,6 @@ print("goes on")
 
 def test_a_worker_in_a_thread_of_anothers_process_leaves_that_alone(tmp_path: Path) -> None:
     """As Celery's own fixtures start one within a test suite."""
-    done = subprocess.run(
-        [sys.executable, "-c", TEST_SUITE],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        timeout=120,
-        check=True,
-    )
-    assert b"goes on" in done.stdout
+    done = zygote.run(TEST_SUITE, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "goes on" in done.stdout

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from celery import _state
 
 import gwi_celery
 from gwi_celery.cli import gwi
+from tests import zygote
 from tests.infra.hcl import ONE_PROCESS
 from tests.workers import ROOT
 
@@ -113,16 +112,8 @@ def test_python_runs(page: Path, in_this_process: None, tmp_path: Path) -> None:
         else:
             exec(compile(code, f"{page.name}:{name}", "exec"), own)
     if tests:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = zygote.run_pytest(tmp_path, *tests)
+        assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("path", sorted(set(ELSEWHERE.values())))

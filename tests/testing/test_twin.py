@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ from google.api_core import exceptions
 from google.auth import jwt
 
 from gwi_celery.testing.twin import LENIENT, STRICT, Twin, start_twin
+from tests import zygote
 from tests.machine import Stopwatch
 from tests.testing.pubsub_calls import Calls, Endpoint, bodies
 
@@ -521,12 +523,11 @@ def test_the_command_runs_another_on_it() -> None:
     assert int(port) > 0
 
 
-def test_a_port_that_is_taken_is_told(twin: Twin) -> None:
+def test_a_port_that_is_taken_is_told(twin: Twin, tmp_path: Path) -> None:
     port = twin.endpoint.rpartition(":")[2]
-    command = [sys.executable, "-m", "gwi_celery.testing.twin", "--port", port]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = zygote.run_module("gwi_celery.testing.twin", "--port", port, folder=tmp_path)
     assert done.returncode == 1
-    assert f"can't listen on 127.0.0.1:{port}: choose another --port" in done.stderr
+    assert f"can't listen on 127.0.0.1:{port}: choose another --port" in done.stdout
 
 
 def _answers(twin: Twin) -> bool:

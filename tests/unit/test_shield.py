@@ -35,6 +35,7 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.worker.grace import ShutdownGrace
+from tests import zygote
 from tests.apps import fresh_app
 from tests.everyline import at, lines_of, short
 from tests.machine import PATIENCE
@@ -154,7 +155,8 @@ def test_a_process_that_only_calls_tasks_keeps_its_handlers(tmp_path: Path) -> N
         "app.send_task('x')\n"
         "assert signal.getsignal(signal.SIGINT) is before\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    done = zygote.run(program, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
 
 
 # --- the way of a job -----------------------------------------------------------------------------
