@@ -37,7 +37,7 @@ from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.worker.grace import ShutdownGrace
 from tests import zygote
 from tests.apps import fresh_app
-from tests.everyline import at, lines_of, short
+from tests.everyline import at, lines_of, short, some
 from tests.machine import PATIENCE
 from tests.workers import ROOT
 
@@ -285,7 +285,7 @@ def test_an_operation_of_the_store_may_be_left_at_any_line(
     places = lines_of(prepared("measured"))
     assert len(places) > 20
     missed = 0
-    for n, place in enumerate(places):
+    for n, place in enumerate(some(places)):
         name = f"{operation}-{n}"
         run = prepared(name)
         with suppress(Struck):  # some lines are passed only now and then
@@ -337,7 +337,7 @@ def test_an_operation_of_the_broker_may_be_left_at_any_line(tmp_path: Path, oper
     prepared()()
     places = lines_of(prepared())
     missed = 0
-    for place in places:
+    for place in some(places):
         run = prepared()
         with suppress(Struck):  # some lines are passed only now and then
             at(place, strike, run)
