@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -33,14 +33,7 @@ from gwi_celery.stores.base import (
     Outcome,
     Replay,
 )
-from tests.contract.stores import CASES, StoreCase, cursor, failure, step, success, value
-
-
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path) -> Iterator[StoreCase]:
-    with CASES[request.param](tmp_path) as case:
-        yield case
-
+from tests.contract.stores import StoreCase, cursor, failure, step, success, value
 
 # --- ways to bring a job into a state -------------------------------------------------------------
 

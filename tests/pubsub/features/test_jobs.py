@@ -16,9 +16,8 @@ from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.testing.emulators import Emulator
 from tests.machine import PATIENCE
-from tests.pubsub.features.conftest import until
 from tests.pubsub.features.jobs import APP, notes
-from tests.workers import worker
+from tests.workers import eventually, worker
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.emulator]
 
@@ -82,7 +81,7 @@ def test_what_google_s_own_client_publishes_is_run(
         assert app.AsyncResult("job-2").get(timeout=PATIENCE) == {"order": 8}
         assert app.AsyncResult("job-3").get(timeout=PATIENCE) == 23
         broker = connect(lease_seconds=10)
-        dead = until(
+        dead = eventually(
             lambda: len(found := broker.peek("celery.dead")) == 2 and found, "the dead letter"
         )
         reasons = sorted(m.attributes["gwi-death-reason"] for m in dead)
@@ -122,7 +121,7 @@ def test_a_redelivered_message_says_so_and_a_finished_task_is_not_run_again(
     app = jobs(f"pubsub://{project}")
     with worker(APP, tmp_path, pool="solo") as first:
         requeued = app.send_task("requeued")
-        until(lambda: "requeued redelivered=True" in notes(tmp_path), "the redelivery")
+        eventually(lambda: "requeued redelivered=True" in notes(tmp_path), "the redelivery")
         assert requeued.get(timeout=PATIENCE) is None
         result = app.send_task("once")
         assert result.get(timeout=PATIENCE) == "done"
@@ -130,7 +129,7 @@ def test_a_redelivered_message_says_so_and_a_finished_task_is_not_run_again(
     with worker(APP, tmp_path, pool="solo") as second:
         second.wait_for(rf"Task once\[{result.id}\] received")
         broker = connect(lease_seconds=10)
-        until(lambda: not broker.receiver().poll("celery", 1), "its ack")
+        eventually(lambda: not broker.receiver().poll("celery", 1), "its ack")
         app.send_task("add", (1, 1)).get(timeout=PATIENCE)
         second.stop()
     assert notes(tmp_path) == [

@@ -13,7 +13,8 @@ from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.errors import ConfigurationError
 from tests.contract.brokers import wait_for
-from tests.pubsub.features.conftest import Google, declare, publish, read, until
+from tests.pubsub.features.conftest import Google, declare, publish, read
+from tests.workers import eventually
 
 Connect = Callable[..., PubSubBroker]
 DAY = 86400
@@ -377,7 +378,7 @@ def test_what_is_unbound_is_not_asked_for_any_more(connect: Connect, whose: str)
         return [line.source.path for line in receiver._queues["q"].lines]
 
     own = broker.topology.subscription("q")
-    until(lambda: served() == [own], "its line to end")
+    eventually(lambda: served() == [own], "its line to end")
 
 
 def test_a_binding_to_its_own_exchange_leaves_a_sign_if_it_is_not_as_celery_has_it(
@@ -445,7 +446,7 @@ def test_a_deleted_queue_is_made_again(
 
     if what == "subscription":
         # Nobody can know of it but who reads from it.
-        until(
+        eventually(
             lambda: receiver.poll("q", 1) or "gwi-q" in google.subscriptions(), "the subscription"
         )
     publish(producer, "", "q", b"after")
