@@ -381,13 +381,16 @@ def test_a_lock_of_another_job_of_the_run_is_waited_for(app: Celery) -> None:
 def test_the_lease_is_renewed_in_the_background_and_its_loss_stops_the_job(app: Celery) -> None:
     lock = LockRef("acme", ("run", "r1"))
 
-    @app.task(shared=False, base=ReliableTask, bind=True, name="t", reliable=Reliable(lock_ttl=1))
-    def t(self: Any, *, tenant_id: str, run_id: str) -> None:
-        time.sleep(1.5)  # longer than that
-        self.check()
+    def expires() -> float:
         held = store_for(app).get_lock(lock)
         assert held is not None
-        assert not held.expired
+        return held.expires_at
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t", reliable=Reliable(lock_ttl=2))
+    def t(self: Any, *, tenant_id: str, run_id: str) -> None:
+        first = expires()
+        eventually(lambda: expires() > first, what="a renewal")
+        self.check()
         store_for(app).force_release(lock)
         eventually(lambda: self.lease_lost, what="the renewal finds out")
         try:
