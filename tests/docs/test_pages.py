@@ -46,7 +46,7 @@ GIVEN = {
 }
 #: Blocks that other tests run, by a word in them.
 ELSEWHERE = {
-    "put_value": "tests/unit/test_operating.py",
+    "put_value": "tests/docs/test_operating.py",
     "import my_tasks": "tests/integration/test_docs.py",
     "from my_tasks": "tests/integration/test_docs.py",
 }

@@ -225,14 +225,14 @@ SQLITE = [
         "gwi_celery/ids.py",
         'h.update(b"%d:" % len(raw))',
         "pass",
-        "unit/test_call.py::test_parts_of_an_id_are_kept_apart",
+        "unit/reliability/test_call.py::test_parts_of_an_id_are_kept_apart",
     ),
     Mutant(
         "nested keys are left out of the payload's fingerprint",
         "gwi_celery/ids.py",
         "text = _CANONICAL.encode(payload)",
         "text = repr(sorted(payload) if isinstance(payload, dict) else payload)",
-        "unit/test_call.py::test_nested_keys_count_in_the_fingerprint",
+        "unit/reliability/test_call.py::test_nested_keys_count_in_the_fingerprint",
     ),
     Mutant(
         "a silent holder's place is taken for good",

@@ -92,7 +92,7 @@ def test_what_google_s_own_client_publishes_is_run(
     assert sorted(notes(tmp_path)) == ["add 20 3", "invoice acme r1 7", "invoice acme r2 8"]
 
 
-@pytest.mark.slow  # a worker asks every ten seconds; tests/unit/cli/test_on_pubsub.py has the rest
+@pytest.mark.slow  # a worker asks every ten seconds; tests/cli/test_on_pubsub.py has the rest
 def test_a_worker_takes_nothing_of_a_queue_that_was_paused_before_it_started(
     project: str, connect: Connect, jobs: Callable[[str], Any], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from click.shell_completion import ShellComplete
 from gwi_celery.cli import gwi
 from gwi_celery.cli.frame import SHAPES, Column, Exit, show, shown
 from gwi_celery.cli.root import COMMANDS
-from tests.unit.cli.conftest import Gwi
+from tests.cli.conftest import Gwi
 
 for name in COMMANDS:  # each module names its shapes
     gwi.get_command(click.Context(gwi), name)

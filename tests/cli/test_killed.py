@@ -18,8 +18,8 @@ from gwi_celery.brokers.base import REDRIVE, Delivery, QueueSpec
 from gwi_celery.cli.frame import Exit
 from gwi_celery.transport.death import Death
 from tests import zygote
+from tests.cli.conftest import Gwi
 from tests.threadworker import worker_in_thread
-from tests.unit.cli.conftest import Gwi
 from tests.workers import eventually
 
 #: What is killed at its third call, of the redrive of one message on Pub/Sub.
