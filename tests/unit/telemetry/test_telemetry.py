@@ -21,6 +21,7 @@ from gwi_celery.telemetry import events, logs, tracing
 from gwi_celery.telemetry.events import Event
 from gwi_celery.telemetry.metrics import render
 from gwi_celery.telemetry.stats import COUNTS, Stats
+from tests import zygote
 from tests.workers import eventually
 
 LABELS = "logging.googleapis.com/labels"
@@ -327,20 +328,8 @@ def test_calls_to_google_cloud_are_counted_in_each_process() -> None:
 
 def test_one_trace_from_the_call_through_a_worker_to_each_step(tmp_path: Path) -> None:
     """In a process of its own: OpenTelemetry's provider is one for a process, and stays."""
-    import subprocess
-
-    program = tmp_path / "traced.py"
-    program.write_text(_TRACED)
-    done = subprocess.run(
-        [sys.executable, str(program)],
-        cwd=tmp_path,
-        env={**os.environ, "GWI_TRACING": "true", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = zygote.run(_TRACED, folder=tmp_path, env={"GWI_TRACING": "true"})
+    assert done.returncode == 0, done.stdout
     spans = json.loads(done.stdout.splitlines()[-1])
     names = {s["name"] for s in spans}
     assert {"apply_async/traced", "run/traced", "step one", "step two"} <= names
