@@ -39,6 +39,7 @@ EXTRAS := .[dev,redis,testing,bench]
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '$(EXTRAS)'
+	@$(BIN)/python -m compileall -q gwi_celery # or each of the first processes would compile it
 	@touch $@
 
 # Names and versions only, so that any index can serve them.

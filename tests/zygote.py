@@ -259,6 +259,10 @@ def run_module(
     return subprocess.CompletedProcess([module, *arguments], code, printed)
 
 
+#: What tests with nodes need.
+NODES = ("-p", "pytest_docker_tools.plugin", "-p", "pytest_celery.plugin")
+
+
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """pytest, in a user's folder, with those plugins only that the folder or the arguments name."""
     env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}

@@ -22,6 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 app = Celery("loaded")
 setup(app, folder={folder!r}{more})
 """
+QUIET = {"PYTHONWARNINGS": "ignore"}
 WATCH = ["-A", "loaded", "gwi", "jobs", "list", "--watch", "0.1"]
 
 
@@ -31,7 +32,8 @@ def app_in(folder: Path, more: str = "") -> None:
 
 def test_an_app_that_is_refused_as_it_is_imported_is_one_sentence(tmp_path: Path) -> None:
     app_in(tmp_path, ", lease_secs=3")
-    done = zygote.run_module("celery", "-A", "loaded", "worker", "-P", "solo", folder=tmp_path)
+    start = ("-A", "loaded", "worker", "-P", "solo")
+    done = zygote.run_module("celery", *start, folder=tmp_path, env=QUIET)
     assert done.returncode == 2
     assert done.stdout.startswith(
         "Error: setup() has no setting 'lease_secs'; did you mean 'lease_seconds'"
@@ -41,7 +43,7 @@ def test_an_app_that_is_refused_as_it_is_imported_is_one_sentence(tmp_path: Path
 
 def test_what_is_watched_ends_with_ctrl_c_and_says_nothing(tmp_path: Path) -> None:
     app_in(tmp_path)
-    process = zygote.start("celery", WATCH, folder=tmp_path)
+    process = zygote.start("celery", WATCH, folder=tmp_path, env={**os.environ, **QUIET})
     assert process.stdout is not None
     with process.stdout:
         shown = [process.stdout.readline() for _ in range(2)]  # it was shown again
@@ -54,7 +56,7 @@ def test_what_is_watched_ends_with_ctrl_c_and_says_nothing(tmp_path: Path) -> No
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly(tmp_path: Path) -> None:
     app_in(tmp_path)
     command = [sys.executable, "-m", "celery", *WATCH]
-    env = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    env = {**os.environ, **QUIET}
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe, text=True

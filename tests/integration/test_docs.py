@@ -24,6 +24,6 @@ def test_the_example_of_the_page_on_testing_passes(tmp_path: Path) -> None:
     assert [name for name, _ in files] == ["conftest.py", "my_tasks.py", "test_invoice.py"]
     for name, text in files:
         (tmp_path / name).write_text(text)
-    done = zygote.run_pytest(tmp_path, "-p", "pytest_celery.plugin")
+    done = zygote.run_pytest(tmp_path, *zygote.NODES)
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout

@@ -63,6 +63,6 @@ def side() -> None:
 def test_a_project_tests_its_jobs_on_the_twin(tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    done = zygote.run_pytest(tmp_path, "-p", "pytest_celery.plugin")
+    done = zygote.run_pytest(tmp_path, *zygote.NODES)
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
