@@ -296,7 +296,7 @@ def serve(listener: socket.socket) -> str:
             for pid in list(children):
                 ended, status = _waitpid(pid, os.WNOHANG)
                 if ended:
-                    with children.pop(pid) as told, suppress(BrokenPipeError):
+                    with children.pop(pid) as told, suppress(OSError):
                         told.send(str(os.waitstatus_to_exitcode(status)).encode())
         if listener in ready:
             fd, _ = listener._accept()
@@ -322,7 +322,8 @@ def serve(listener: socket.socket) -> str:
             for fd in fds[1:]:
                 os.close(fd)
             children[pid] = _Socket(fileno=fds[0])
-            children[pid].send(str(pid).encode())
+            with suppress(OSError):  # who asked may be gone
+                children[pid].send(str(pid).encode())
 
 
 def _become(request: bytes) -> str:

@@ -1373,12 +1373,12 @@ def test_an_unfinished_job_can_be_cancelled(case, state):
     request = case.request()
     state(case, request)
 
-    assert case.store.cancel(request.job, "wrong repo: ü")
+    assert case.store.cancel(request.job, "wrong repo: ü \ud83d")
 
     record = case.store.get_job(request.job)
     assert record is not None
     assert record.status is JobStatus.CANCELLED
-    assert record.outcome == "wrong repo: ü".encode()
+    assert record.outcome == "wrong repo: ü \ud83d".encode()
     assert record.expires_at is not None
     assert record.expires_at - record.updated_at == pytest.approx(case.result_ttl, rel=0.01)
     assert case.store.get_lock(request.lock) is None
@@ -1421,10 +1421,10 @@ def test_an_unknown_job_is_cancelled_only_when_told_to_be_in_advance(case):
 
 def test_a_holder_is_told_the_reason_of_its_cancellation(case):
     lease = running(case, case.request())
-    case.store.cancel(lease.job, "wrong repo: ü")
+    case.store.cancel(lease.job, "wrong repo: ü \ud83d")
     with pytest.raises(JobCancelled) as caught:
         case.store.renew(lease)
-    assert caught.value.reason == "wrong repo: ü"
+    assert caught.value.reason == "wrong repo: ü \ud83d"
 
 
 def test_a_job_cancelled_before_it_is_known_can_be_replayed(case):

@@ -229,29 +229,6 @@ def test_a_lease_may_end_early(calls: Calls, switch: Callable[..., Any]) -> None
     assert watch.seconds < 9
 
 
-def test_a_retry_policy_delays_expired_leases_too(
-    calls: Calls, twin: Twin, switch: Callable[..., Any]
-) -> None:
-    policy = {"minimum_backoff": {"seconds": 600}, "maximum_backoff": {"seconds": 600}}
-    topic = calls.topic()
-    sub = calls.subscription(topic, retry_policy=policy)
-    calls.publish(topic, "one")
-    [received] = calls.pull(sub)
-    calls.modify(sub, 1, received)
-    _until(lambda: calls.look(sub) == [] and twin.counts(sub)["expired"] == 1)
-    assert twin.counts(sub)["waiting"] == 1
-
-
-def test_redelivery_with_ordering_brings_later_ones_again_acked_ones_too(calls: Calls) -> None:
-    topic = calls.topic()
-    sub = calls.subscription(topic, enable_message_ordering=True)
-    calls.publish(topic, *"abc", key="k")
-    a, b, c = calls.pull(sub, 3)
-    calls.ack(sub, b, c)
-    calls.modify(sub, 0, a)
-    assert bodies(calls.pull(sub, 3)) == ["a", "b", "c"]
-
-
 def test_messages_of_a_busy_ordering_key_wait(calls: Calls) -> None:
     topic = calls.topic()
     sub = calls.subscription(topic, enable_message_ordering=True)
