@@ -89,12 +89,12 @@ def test_acks_do_not_wait_for_other_work(connect: Callable[..., PubSubBroker]) -
         for _ in range(4):  # queues that are restored, say
             broker._jobs.run(lambda: release.wait(PATIENCE))
         broker.ack([delivery])
-        assert broker._acks.flush(10)
+        assert broker._acks.flush(PATIENCE)
         assert counted["Acknowledge"]
         assert not release.is_set()
     finally:
         release.set()
-    assert broker.flush(10)
+    assert broker.flush(PATIENCE)
 
 
 def _held(broker: PubSubBroker, count: int) -> list[Delivery]:
@@ -129,7 +129,7 @@ def test_many_leases_are_extended_by_requests_that_are_not_too_large(
 
     monkeypatch.setattr(broker.client, "begin", begin)
     broker.ack(held)
-    assert broker.flush(10)
+    assert broker.flush(PATIENCE)
     assert sum(len(request.ack_ids) for request in requests) == 3000
     assert max(request.ByteSize() for request in requests) < 512 * 1024
 

@@ -316,7 +316,7 @@ def test_without_its_dead_letter_a_message_stays_in_its_queue(
     broker.dead_letter(delivery, "broken")
     assert "could not be moved to the dead letter (broken) and stays in its queue" in caplog.text
     assert "gcloud pubsub topics create their-dead" in caplog.text
-    assert broker._acks.flush(5)
+    assert broker._acks.flush(PATIENCE)
     assert delivery.ack_id not in broker.deliveries.leases
 
 

@@ -13,6 +13,7 @@ from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.pubsub import deliveries, naming
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from tests.contract.brokers import wait_for
+from tests.machine import PATIENCE
 from tests.pubsub.features.conftest import Google, declare, publish, read
 from tests.workers import eventually
 
@@ -93,20 +94,20 @@ def test_a_lost_lease_is_known_by_the_error(
     other = connect(exactly_once=True, lease_seconds=10)
     other.deliveries.leases[lost.ack_id] = time.monotonic() + 10
     other.nack(lost)
-    assert other.flush(5)
+    assert other.flush(PATIENCE)
     [taken] = eventually(lambda: other.receiver().poll("q", 1), "the message for the other one")
     assert (taken.data, taken.deliveries) == (b"lost", 2)
 
     assert broker.extend([held, lost], 20.0) == [lost], "the other lease is extended"
     with caplog.at_level(logging.WARNING):
         broker.ack([lost])
-        assert broker.flush(5)
+        assert broker.flush(PATIENCE)
     assert "were refused, so these messages may be delivered again" in caplog.text
     # An ack that fails stops nothing: what follows is sent.
     broker.ack([held])
     other.ack([taken])
-    assert broker.flush(5)
-    assert other.flush(5)
+    assert broker.flush(PATIENCE)
+    assert other.flush(PATIENCE)
     caplog.clear()
     publish(broker, "", "q", b"next")
     assert read(broker, "q") == [b"next"]
@@ -162,7 +163,7 @@ def test_levels_are_subscriptions_drained_in_order_of_priority(
     assert sorted(order[1:3]) == [3, 8]
     assert sorted(order[3:]) == [0, 2]
     assert read(broker, "q") == []
-    assert broker.flush(5)
+    assert broker.flush(PATIENCE)
     for id in ("gwi-q", "gwi-q~p3", "gwi-q~p9"):
         assert google.pull(id) == [], "what is of another level was acked"
 
@@ -190,7 +191,7 @@ def nacks(broker: PubSubBroker, delay: float) -> list[int]:
     publish(broker, "", "q", b"m")
     [delivery] = broker.receiver().poll("q", 1)
     broker.nack(delivery, delay)
-    assert broker.flush(5)
+    assert broker.flush(PATIENCE)
     return sent
 
 
@@ -217,7 +218,7 @@ def test_after_max_deliveries_the_reason_is_kept(connect: Connect) -> None:
             [delivery] = eventually(lambda: broker.receiver().poll(queue, 1), "a delivery")  # noqa: B023
             assert delivery.deliveries == n + 1
             broker.nack(delivery)
-            assert broker.flush(5)
+            assert broker.flush(PATIENCE)
         assert eventually(lambda: not broker.receiver().poll(queue, 1), "nothing")  # noqa: B023
         [dead] = eventually(lambda: broker.peek(f"{queue}.dead"), "the dead letter")  # noqa: B023
         assert dead.attributes["gwi-death-reason"] == f"delivered {limit} times without an ack"
@@ -239,7 +240,7 @@ def test_a_parked_message_keeps_its_time_and_its_end(
     with monkeypatch.context() as patched:
         patched.setattr(deliveries, "_RENEWED_AT", 0.0)  # it is old enough
         assert broker.deliveries.sort(source, [item]) == ([], [])
-    assert broker.flush(5)
+    assert broker.flush(PATIENCE)
     [anew] = eventually(
         lambda: broker.looks.pull(broker.topology.sources(name)[0], 1)[0], "the copy"
     )

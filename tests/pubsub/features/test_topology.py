@@ -13,6 +13,7 @@ from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.errors import ConfigurationError
 from tests.contract.brokers import wait_for
+from tests.machine import PATIENCE
 from tests.pubsub.features.conftest import Google, declare, publish, read
 from tests.workers import eventually
 
@@ -79,7 +80,7 @@ def test_what_gets_past_a_filter_is_acked_and_dropped(connect: Connect, google: 
     for n in range(3):
         publish(broker, "d", "other", b"%d" % n)
     assert read(broker, "q") == []
-    assert broker._acks.flush(5)
+    assert broker._acks.flush(PATIENCE)
     assert google.pull(bound("q", "d", "a")) == []
     # A lease that runs out would bring them back.
     assert broker.deliveries.leases == {}
@@ -490,7 +491,7 @@ def test_an_unconfirmed_message_for_a_deleted_queue_arrives(
     declare(broker, "q")
     google.publisher.delete_topic(topic=google.topic_path("gwi-q"))
     publish(broker, "", "q", b"m")
-    assert broker.flush(10)
+    assert broker.flush(PATIENCE)
     assert read(broker, "q") == [b"m"]
 
 
