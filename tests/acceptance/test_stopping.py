@@ -100,9 +100,9 @@ def keep_busy(jobs: ModuleType, workers: list[Worker], folder: Path, seconds: fl
 
 @pytest.mark.emulator
 @pytest.mark.parametrize("how", ["killed", "stalled"])
-class TestPubSub:
+class TestPubSubIsGone:
     @pytest.mark.slow
-    def test_starting(
+    def test_workers_that_are_starting_end_in_time(
         self,
         how: str,
         take_away: Callable[[str], None],
@@ -114,8 +114,8 @@ class TestPubSub:
             worker.wait_for(r"the Pub/Sub emulator at \S+ \(PUBSUB_EMULATOR_HOST\) does not answer")
         all_end(workers)
 
-    @pytest.mark.slow  # test_busy has more to end
-    def test_idle(
+    @pytest.mark.slow  # busy ones have more to end
+    def test_idle_workers_end_in_time(
         self,
         how: str,
         take_away: Callable[[str], None],
@@ -128,7 +128,7 @@ class TestPubSub:
                 worker.wait_for("does not answer")
         all_end(workers)
 
-    def test_busy(
+    def test_busy_workers_end_in_time(
         self,
         how: str,
         take_away: Callable[[str], None],
@@ -142,7 +142,7 @@ class TestPubSub:
         all_end(workers)
 
     @pytest.mark.slow
-    def test_stopping(
+    def test_workers_that_are_stopping_already_end_in_time(
         self,
         how: str,
         take_away: Callable[[str], None],
@@ -160,7 +160,7 @@ class TestPubSub:
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_file_that_is_locked_for_long(
+def test_workers_whose_file_is_locked_for_long_end_in_time(
     busy: bool, jobs: ModuleType, start_all: Callable[[], list[Worker]], tmp_path: Path
 ) -> None:
     workers = start_all()

@@ -227,7 +227,9 @@ def test_a_result_over_the_limit_is_an_error_and_not_cut(app: Celery) -> None:
         (lambda s: s.step("a", object), NotSerializable),
     ],
 )
-def test_misused_steps(app: Celery, body: Any, error: type[Exception]) -> None:
+def test_a_name_used_twice_or_a_value_without_a_json_form_is_an_error(
+    app: Celery, body: Any, error: type[Exception]
+) -> None:
     @app.task(shared=False, base=ReliableTask, bind=True, name="t")
     def t(self: Any, *, tenant_id: str, run_id: str) -> None:
         body(self)
@@ -334,7 +336,7 @@ def test_replay_opens_a_new_generation_from_a_step(app: Celery) -> None:
         t.replay(kwargs=CALL, from_step="no-such")
 
 
-def test_the_deadline(app: Celery) -> None:
+def test_past_its_deadline_a_job_ends_at_its_next_boundary_or_does_not_begin(app: Celery) -> None:
     @app.task(shared=False, base=ReliableTask, bind=True, name="t")
     def t(self: Any, *, tenant_id: str, run_id: str) -> None:
         time.sleep(0.06)
