@@ -159,7 +159,7 @@ class TestPubSubIsGone:
         all_end(workers)
 
 
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("busy", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_workers_whose_file_is_locked_for_long_end_in_time(
     busy: bool, jobs: ModuleType, start_all: Callable[[], list[Worker]], tmp_path: Path
 ) -> None:
