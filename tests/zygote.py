@@ -353,6 +353,7 @@ def main(address: str) -> None:
         warnings.simplefilter("ignore")  # what they warn of is not of any one child
         for name in _PRELOADED:
             importlib.import_module(name)
+    sys.modules.pop("celery.__main__")  # which is to be run, and not to be there already
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in what is forked"
     gc.freeze()
     runpy.run_module(serve(listener), run_name="__main__", alter_sys=True)
