@@ -46,8 +46,7 @@ class Worker:
             ["-A", app, *self.command(pool, concurrency), *args],
             folder=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
-            fresh=fresh,
-            gevent=pool == "gevent",
+            fresh=fresh or pool == "gevent",  # which changes what others then import
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -3,7 +3,7 @@
 A start costs a second of a CPU, most of it imports, and the suite starts hundreds. The zygote only
 imports: it has one thread, and opens nothing, so that what it forks is as good as new. From there on the
 child is a process as any other: a session, an environment, signals and an exit code of its own. All
-processes of pytest-xdist share one, and one more for what gevent patches.
+processes of pytest-xdist share one.
 
 ``make test-all`` starts each worker from nothing instead, and so do tests of the start itself
 (``Worker(fresh=True)``).
@@ -117,11 +117,10 @@ class Zygote:
 
     Args:
         run: Names the run, so that its processes find each other's.
-        gevent: One whose modules were patched by gevent before they were imported.
     """
 
-    def __init__(self, run: str, gevent: bool = False) -> None:
-        self._address = f"\0gwi-tests-{run}-{'gevent' if gevent else 'plain'}"
+    def __init__(self, run: str) -> None:
+        self._address = f"\0gwi-tests-{run}"
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
 
@@ -185,15 +184,12 @@ class Zygote:
 
 #: None: each process is started from nothing.
 ZYGOTE: Zygote | None = None
-#: Of processes that gevent patches.
-GEVENT_ZYGOTE: Zygote | None = None
 
 
 def set_up() -> None:
     """From here on this process's :func:`start` forks."""
-    global ZYGOTE, GEVENT_ZYGOTE
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex
-    ZYGOTE, GEVENT_ZYGOTE = Zygote(run), Zygote(run, gevent=True)
+    global ZYGOTE
+    ZYGOTE = Zygote(os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex)
 
 
 def start(
@@ -204,19 +200,16 @@ def start(
     env: dict[str, str] | None = None,
     talks: bool = False,
     fresh: bool = False,
-    gevent: bool = False,
 ) -> subprocess.Popen[str] | Forked:
     """``python -m module arguments``, in a session of its own.
 
     Args:
         talks: It has a stdin, and its stderr is the test's; else its stderr goes where its stdout does.
         fresh: Start it from nothing, whatever the others do.
-        gevent: It would patch its modules with gevent as it starts.
     """
     env = dict(os.environ) if env is None else env
-    zygote = GEVENT_ZYGOTE if gevent else ZYGOTE
-    if zygote is not None and not fresh:
-        return zygote.fork(module, arguments, folder, env, talks)
+    if ZYGOTE is not None and not fresh:
+        return ZYGOTE.fork(module, arguments, folder, env, talks)
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=folder,
@@ -271,9 +264,6 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 # --- in the zygote ---------------------------------------------------------------------------------
 
-# As they are before gevent replaces them.
-_fork, _waitpid, _select, _signal = os.fork, os.waitpid, select.select, signal.signal
-_Socket, _recv_fds = socket.socket, socket.recv_fds
 #: Seconds that it waits for whoever has started it.
 _ALONE = 60.0
 
@@ -282,36 +272,37 @@ def serve(listener: socket.socket) -> str:
     """Fork whenever asked. Returns in each child, with its module; the zygote itself exits here."""
     wakes, waker = os.pipe()
     os.set_blocking(waker, False)
-    _signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     controls: list[socket.socket] = []
     children: dict[int, socket.socket] = {}
     patience = _ALONE
     while True:
-        ready, _, _ = _select([listener, wakes, *controls], [], [], None if controls else patience)
+        ready, _, _ = select.select(
+            [listener, wakes, *controls], [], [], None if controls else patience
+        )
         if not ready:
             os._exit(0)
         if wakes in ready:
             os.read(wakes, 4096)
             for pid in list(children):
-                ended, status = _waitpid(pid, os.WNOHANG)
+                ended, status = os.waitpid(pid, os.WNOHANG)
                 if ended:
                     with children.pop(pid) as told, suppress(OSError):
                         told.send(str(os.waitstatus_to_exitcode(status)).encode())
         if listener in ready:
-            fd, _ = listener._accept()
-            controls.append(_Socket(fileno=fd))
+            controls.append(listener.accept()[0])
         for control in [control for control in controls if control in ready]:
-            request, fds, _, _ = _recv_fds(control, _MOST, 4)
+            request, fds, _, _ = socket.recv_fds(control, _MOST, 4)
             if not request:
                 controls.remove(control)
                 control.close()
                 patience = 0.0  # it was the last, unless somebody waits to be let in
                 continue
-            pid = _fork()
+            pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                _signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for told in (listener, *controls, *children.values()):
                     told.close()
                 for number, fd in enumerate(fds[1:]):
@@ -321,7 +312,7 @@ def serve(listener: socket.socket) -> str:
                 return _become(request)
             for fd in fds[1:]:
                 os.close(fd)
-            children[pid] = _Socket(fileno=fds[0])
+            children[pid] = socket.socket(fileno=fds[0])
             with suppress(OSError):  # who asked may be gone
                 children[pid].send(str(pid).encode())
 
@@ -339,16 +330,12 @@ def _become(request: bytes) -> str:
 
 
 def main(address: str) -> None:
-    listener = _Socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         listener.bind(f"\0{address}")
     except OSError:  # another process was quicker to start it
         return
     listener.listen(64)
-    if address.endswith("-gevent"):
-        from gevent import monkey
-
-        monkey.patch_all()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they warn of is not of any one child
         for name in _PRELOADED:
