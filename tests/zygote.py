@@ -15,6 +15,7 @@ import atexit
 import gc
 import importlib
 import json
+import mmap
 import os
 import runpy
 import select
@@ -319,6 +320,7 @@ def serve(listener: socket.socket) -> str:
 
 def _become(request: bytes) -> str:
     module, arguments, folder, env = json.loads(request)
+    _have_own_memory()
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
@@ -327,6 +329,15 @@ def _become(request: bytes) -> str:
     sys.path[1:1] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv[1:] = arguments
     return str(module)
+
+
+def _have_own_memory() -> None:
+    """What the package shares with its own children, other workers' processes don't have a part in."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "gwi_celery":
+            for variable, value in list(vars(module).items()):
+                if isinstance(value, mmap.mmap):
+                    setattr(module, variable, mmap.mmap(-1, len(value)))
 
 
 def main(address: str) -> None:
