@@ -78,7 +78,7 @@ class Access:
         error = self._plugin.error if self._plugin is not None else None
         if error is None:  # another's, or since then there was a token: only the text is known
             return details if _REVOKED.search(details) else None
-        return None if _may_pass(error) else str(error)
+        return None if may_pass(error) else str(error)
 
 
 class _Plugin(AuthMetadataPlugin):
@@ -97,7 +97,7 @@ class _Plugin(AuthMetadataPlugin):
         callback(headers, None)
 
 
-def _may_pass(error: BaseException | None) -> bool:
+def may_pass(error: BaseException | None) -> bool:
     """Whether it is of the network, or of a server that is busy, rather than of the credentials."""
     while error is not None:
         if isinstance(error, exceptions.TransportError) or getattr(error, "retryable", False):

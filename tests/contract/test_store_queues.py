@@ -63,6 +63,7 @@ WANTED = {
         "3",
     ),
     "none": (LetterFilter(tenant="nobody"), ""),
+    "no known reason": (LetterFilter(reason="\ud800"), ""),
 }
 
 
