@@ -70,7 +70,7 @@ def call_of(envelope: bytes) -> dict[str, Any]:
     return call
 
 
-def end_of(end: End, exc: BaseException) -> AttemptEnd:
+def attempt_end(end: End, exc: BaseException) -> AttemptEnd:
     """How an attempt ended, for its record."""
     how, error, retry_at = end.name.lower(), exc, None
     if isinstance(exc, Retry):
