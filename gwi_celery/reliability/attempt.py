@@ -1,7 +1,7 @@
-"""Handles one message of a reliable task: the claim's answer, the attempt, and how that ends.
+"""Handles one message of a reliable task: the claim, the attempt, and how the attempt ends.
 
-The sequence is readable on one screen (:meth:`Attempt.run`, :meth:`Attempt._attempt`); what each end
-does to the message is in the one table (``reliability/ends.py``).
+The sequence is readable on one screen (:meth:`Attempt.run`, :meth:`Attempt._attempt`). The table in
+``reliability/ends.py`` says what each end does to the record and to the message.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Attempt:
         headers = request.headers or {}
         options = task.reliable
         if options.deadline is not None and DEADLINE_HEADER not in headers:
-            # Sent by the task's name only, without its options: the deadline counts from now.
+            # Sent by the task's name alone, so without its options: the deadline counts from now.
             headers = {**headers, DEADLINE_HEADER: time.time() + options.deadline}
             request.headers = headers
         with call.for_logs():
@@ -114,7 +114,7 @@ class Attempt:
             store = self._store
             answer = self._claim(store, resolved, headers)
         except NotAllowed as exc:
-            # Its publisher gets no outcome written either, under an id of another's perhaps.
+            # No outcome is stored either: the message's task id may be that of another call.
             raise Reject(exc, requeue=False) from exc
         except StoreError as exc:
             self._settling.store_unavailable(exc)
@@ -150,7 +150,7 @@ class Attempt:
                 why = wording.why_limited(answer)
                 after, of = answer.retry_after, answer.limit.id
                 held = JobHeld(f"{task.name}: {why}")
-                # The next place of a rate is nobody's before that; who runs may end at any time.
+                # A rate has no free place before then. A running job may end at any time.
                 if answer.limit.rate is not None:
                     self._settling.wait(held, why, at_least=after, behind=of)
                 self._settling.wait(held, why, at_most=after, behind=of)
@@ -161,11 +161,11 @@ class Attempt:
         return None
 
     def _fan_out(self, headers: Mapping[str, Any]) -> str:
-        """What to do if the job's key was the default, and so perhaps not meant."""
+        """Advice, if the job's key was the default: its author may have expected another one."""
         if KEY_HEADER in headers or self._task.reliable.key != "run":
             return ""
         return (
-            " If other arguments are to make another job of the run, give the task "
+            " If calls of one run with different arguments are different jobs, give the task "
             'Reliable(key="payload")'
         )
 
@@ -188,8 +188,8 @@ class Attempt:
         deadline, waits = headers.get(DEADLINE_HEADER), isinstance(answer, (Held, Limited))
         if not waits or deadline is None or time.time() <= float(deadline):
             return answer
-        # It stops waiting. Under a lock of its own it is recorded as failed, without having begun;
-        # unless this very job is running elsewhere.
+        # The deadline has passed: claim the job under a lock of its own, so that it is recorded as
+        # failed without having begun. That is impossible only while this very job runs elsewhere.
         own, nonce = call.own_lock(resolved.job), uuid4().hex
         answer = store.claim(replace(wanted, lock=own, nonce=nonce, limits=(), redelivered=True))
         if isinstance(answer, Held):
@@ -254,11 +254,11 @@ class Attempt:
         self._leave(end, exc, job.record)
 
     def _record(self, job: RunningJob, end: End, exc: BaseException) -> None:
-        told = attempt_end(end, exc)
+        ended = attempt_end(end, exc)
         match end.row.record:
             case Record.FAILED:
-                outcome = Outcome(JobStatus.FAILED, dump_failure(exc), told)
-                if end in (End.REJECTED, End.HARD_LIMIT):  # Celery's request stores that
+                outcome = Outcome(JobStatus.FAILED, dump_failure(exc), ended)
+                if end in (End.REJECTED, End.HARD_LIMIT):  # Celery's request stores the result
                     job.finish(outcome)
                 else:
                     self._finish(job, outcome, exc)
@@ -268,13 +268,14 @@ class Attempt:
                 else:
                     # The job raised Ignore: there is no result.
                     blob = blobs.dump(None, what="result", limit=100)
-                job.finish(Outcome(JobStatus.SUCCEEDED, blob, told))
+                job.finish(Outcome(JobStatus.SUCCEEDED, blob, ended))
             case Record.PENDING:
-                job.release(told)
+                job.release(ended)
             case _:
                 job.abandon()
 
     def _leave(self, end: End, exc: BaseException, record: JobRecord) -> NoReturn:
+        """Settle the message: raise what Celery takes for this end."""
         name, id = self._task.name, self._request.id
         match end:
             case End.CANCELLED:
@@ -290,7 +291,7 @@ class Attempt:
             case End.STOPPING:
                 self._settling.hand_back(exc)
             case End.ENDED if shield.ends_greenlet(exc):
-                # Celery takes the job of a killed greenlet for finished.
+                # Otherwise Celery would take the job of a killed greenlet for finished.
                 logger.info("%s[%s] is handed back: its greenlet was told to end", name, id)
                 raise Reject(exc, requeue=True) from None
             case End.REPLACED:
@@ -318,7 +319,7 @@ class Attempt:
         job.check()
 
     def _finish(self, job: RunningJob, outcome: Outcome, result: Any) -> None:
-        """Record the outcome, and Celery's result in the same commit if the store keeps that too."""
+        """Record the outcome; in the same commit Celery's result, if the store keeps results too."""
         state, trace = states.SUCCESS, None
         if outcome.status is JobStatus.FAILED:
             state = states.FAILURE
@@ -367,7 +368,7 @@ class Attempt:
 
 
 def _in_a_workers_job() -> bool:
-    """Whether this eager call is made by a worker's job: then it is kept as durably as that."""
+    """Whether a worker's job makes this eager call: then its record is kept as durably as the job's."""
     return any(
         not (request.called_directly or request.is_eager)
         for task in _task_stack.stack

@@ -1,4 +1,4 @@
-"""Resolves a call of a reliable task to its tenant, run, job and lock. Pure functions.
+"""Resolves a call of a reliable task to its tenant, run, job and lock.
 
 Ids come from the call's bound arguments, including positional ones, else from its headers.
 """
@@ -100,7 +100,11 @@ def promised(
     options: Reliable | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The headers of a call with these options of its own, of a task with those. Raises InvalidCall."""
+    """The headers of a call, from its own options and the task's. Raises InvalidCall.
+
+    Args:
+        options: The task's. None for a plain task, or one that isn't registered here.
+    """
     sent = dict(headers or {})
     if labels is not None:
         sent[LABELS_HEADER] = dict(labels)
@@ -135,9 +139,9 @@ def filled(
     kwargs: Mapping[str, Any],
     headers: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """``kwargs``, and the tenant and run that only the headers name, where the function takes them.
+    """``kwargs``, with the tenant and run added that only the headers name, if the function takes them.
 
-    So a call by headers alone (a plain job, or ``send_task``) is the same job as one by arguments.
+    So a call that names them in headers is the same job as one that passes them as arguments.
     """
     arguments = dict(kwargs)
     try:
@@ -159,11 +163,11 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def callers_headers(message: Mapping[str, Any], options: Reliable) -> dict[str, Any]:
-    """The headers that the caller gave, out of all that the message has.
+    """The caller's headers, out of all fields of the message.
 
-    Monitoring libraries add an entry named "headers" that holds theirs, and read it where Celery shows
-    it: as *the* headers. So its content is merged with the others, except for this package's names,
-    which are not read from there when a call is made.
+    Monitoring libraries put their own headers into an entry named "headers", and expect to read them in
+    ``request.headers``. So that entry's content is merged with the caller's headers, except for this
+    package's names: those are not read from there when a call is made.
     """
     given = Context({name: v for name, v in message.items() if name != "headers"}).headers or {}
     nested = message["headers"]
@@ -182,7 +186,7 @@ def submission(task_id: str, headers: Mapping[str, Any]) -> str:
 
 @contextmanager
 def for_logs() -> Iterator[None]:
-    """What is raised within goes to a worker's log and to the dead letter: without arguments' values."""
+    """Leave arguments' values out of errors: a worker logs them and stores them in the dead letter."""
     try:
         yield
     except ConflictingIds as exc:
@@ -255,7 +259,7 @@ def _key(
     due = headers.get(DUE_HEADER)
     if due is None:
         return key
-    # The time contains no space, so no two such keys are equal.
+    # The time contains no space, so it can't be taken for a part of the key.
     return f"due:{_text(due, f'{task}: the header {DUE_HEADER}')} {key}"
 
 

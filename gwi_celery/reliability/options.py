@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.reliability.limits import Limit, check_limits
 
-#: Gets the call's arguments by name, and gives a key.
+#: Gets the call's arguments by name, and returns a key.
 KeyFunction = Callable[[Mapping[str, Any]], str]
 Key = Literal["run", "payload"] | KeyFunction
 
@@ -28,9 +28,9 @@ class Reliable:
     lock: Literal["run", "type"] | KeyFunction | None = "run"
     #: What makes two calls the same job: "run" (this task, tenant and run), "payload" (and also the
     #: same arguments: for a fan-out of one task within a run), or a function of the arguments.
-    #: ``apply_async(idempotency_key=...)`` takes precedence over each.
+    #: ``apply_async(idempotency_key=...)`` takes precedence.
     key: Key = "run"
-    #: Seconds an outcome answers later duplicates.
+    #: Seconds for which an outcome answers later duplicates.
     result_ttl: float | None = None
     #: Seconds until a silent holder's lock may be taken over.
     lock_ttl: float | None = None
@@ -44,7 +44,7 @@ class Reliable:
     max_checkpoint_bytes: int | None = None
     #: Whether the job is handed back at its next step when the worker stops.
     interrupt_on_shutdown: bool | None = None
-    #: What a job also waits for: a place of each of these limits, which hold across all workers.
+    #: Limits that hold across all workers; a job waits for a place of each.
     #: (Celery's ``rate_limit`` is each worker's own.)
     limits: Sequence[Limit] = ()
     #: The former name of ``key``.
@@ -60,12 +60,12 @@ class Reliable:
         if not (self.lock in ("run", "type", None) or callable(self.lock)):
             raise ConfigurationError(
                 f"Reliable(lock={self.lock!r}): use 'run', 'type', None, or a function of the "
-                "arguments that gives a text"
+                "arguments that returns a text"
             )
         if not (self.key in ("run", "payload") or callable(self.key)):
             raise ConfigurationError(
                 f"Reliable(key={self.key!r}): use 'run', 'payload', or a function of the "
-                "arguments that gives a text"
+                "arguments that returns a text"
             )
         object.__setattr__(self, "limits", check_limits(self.limits))
         for name in ("result_ttl", "lock_ttl", "deadline"):
@@ -86,7 +86,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-#: Names that a task's class doesn't use itself. ("run" is the task's own function.)
+#: Options that are misplaced on a task's class. ("run" is no such name: it is the task's function.)
 OPTIONS: Final = tuple(
     name for name in (*(f.name for f in fields(Reliable)), "idempotency") if name != "run"
 )

@@ -21,10 +21,10 @@ class Renewable(Protocol):
     """A running job, as the renewer sees it."""
 
     def renew_due(self) -> float:
-        """Monotonic time of the next renewal; infinity when no more are needed."""
+        """Monotonic time of the next renewal; infinity if no more are needed."""
 
     def renew_now(self) -> None:
-        """Renew. Errors are kept, for the job to find at its next boundary."""
+        """Renew the lease. An error is kept: the job raises it at its next boundary."""
 
 
 class Renewer:

@@ -9,13 +9,13 @@ from gwi_celery.errors import StepNameReused
 
 
 class StepNames:
-    """Safe from several threads: adding to a set, and taking from it, are one operation each."""
+    """Safe to use from several threads: adding to a set and removing from it are atomic."""
 
     def __init__(self) -> None:
         self._used: set[str] = set()
 
     def use(self, name: str) -> None:
-        """Raises StepNameReused where the name is used already, or empty."""
+        """Raises StepNameReused if the name is already used, or empty."""
         if not name:
             raise StepNameReused("a step's name is a text, and not empty")
         self.expect_unused(name)
@@ -30,7 +30,7 @@ class StepNames:
 
     @contextmanager
     def free_after_error(self, name: str) -> Iterator[None]:
-        """A step that raised may be called again, and a cursor's loop be entered again."""
+        """Free the name if an error leaves the block: the step or loop may then be tried again."""
         try:
             yield
         except BaseException:
