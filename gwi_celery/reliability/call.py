@@ -186,7 +186,7 @@ def submission(task_id: str, headers: Mapping[str, Any]) -> str:
 
 @contextmanager
 def for_logs() -> Iterator[None]:
-    """Leave arguments' values out of errors: a worker logs them and stores them in the dead letter."""
+    """Leave arguments' values out of errors, which a worker logs and stores in the dead letter."""
     try:
         yield
     except ConflictingIds as exc:

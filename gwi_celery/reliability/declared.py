@@ -69,7 +69,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "rate_limit": Kind("a rate such as '10/s', '100/m' or '5/h', or a number a second", _rate),
     "time_limit": _SECONDS,
     "soft_time_limit": _SECONDS,
-    "max_retries": Kind("a number, 0 or more (None: without end)", _count),
+    "max_retries": Kind("a whole number, 0 or more (None: without end)", _count),
     "default_retry_delay": _SECONDS,
     "retry_backoff": Kind("True, or a number of seconds", _read_by(float)),
     "retry_backoff_max": Kind("a whole number of seconds", _read_by(int)),

@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 class InsideJob(Task):
-    """What these methods are given, a worker stores in the job's record; a plain call stores nothing.
+    """In a worker these methods write to the job's record; in a plain call nothing is recorded.
 
     They raise OutsideAttempt in a thread that the job's attempt was not carried into, see
     :func:`gwi_celery.carry`.

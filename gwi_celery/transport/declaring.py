@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DeclaringChannel(virtual.Channel):
-    """What a channel declares and deletes, and knows of queues."""
+    """The part of a channel that declares, deletes and inspects exchanges, queues and bindings."""
 
     connection: Transport
 
@@ -72,8 +72,8 @@ class DeclaringChannel(virtual.Channel):
                     name=name,
                     durable=bool(durable),
                     auto_delete=bool(auto_delete or exclusive),
-                    expires=_milliseconds(arguments.get("x-expires")),
-                    message_ttl=_milliseconds(arguments.get("x-message-ttl")),
+                    expires=_seconds(arguments.get("x-expires")),
+                    message_ttl=_seconds(arguments.get("x-message-ttl")),
                     lease_seconds=arguments.get("x-lease-seconds"),
                     max_deliveries=arguments.get("x-max-deliveries"),
                 )
@@ -81,7 +81,7 @@ class DeclaringChannel(virtual.Channel):
         return queue_declare_ok_t(name, 0 if nowait else self._size(name), 0)
 
     def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
-        """Queue(expires=, message_ttl=) in seconds, as AMQP's x-arguments in milliseconds."""
+        """Kombu's ``Queue(expires=, message_ttl=)``, in seconds, as AMQP's arguments, in milliseconds."""
         prepared = dict(arguments or {})
         for option in ("expires", "message_ttl"):
             if kwargs.get(option) is not None:
@@ -128,7 +128,7 @@ class DeclaringChannel(virtual.Channel):
         return [(b.queue, b.exchange, b.routing_key) for b in self._broker.bindings()]
 
     def after_reply_message_received(self, queue: str) -> None:
-        """Kombu has collected its replies. Their queue is deleted with its consumer."""
+        """Kombu has collected its replies. Does nothing: their queue is deleted with its consumer."""
 
     def _size(self, queue: str) -> int:
         try:
@@ -141,7 +141,8 @@ class DeclaringChannel(virtual.Channel):
         return self._broker.has_queue(queue)
 
 
-def _milliseconds(value: Any) -> float | None:
+def _seconds(value: Any) -> float | None:
+    """Seconds, from milliseconds."""
     return None if value is None else float(value) / 1000
 
 
