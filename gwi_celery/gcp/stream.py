@@ -45,14 +45,17 @@ class BidiStream:
         waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for request in requests:
             waiting.put(request)
+        stream = None
         try:
             stream = cls(waiting, start(_sent(waiting, heartbeat)))
+            threading.Thread(
+                target=stream._read, args=(on_response, on_end), name=thread_name, daemon=True
+            ).start()
         except BaseException:
+            if stream is not None:  # the process can start no more threads
+                stream.cancel()
             fork_gate.leave()
             raise
-        threading.Thread(
-            target=stream._read, args=(on_response, on_end), name=thread_name, daemon=True
-        ).start()
         return stream
 
     def send(self, request: Any) -> None:

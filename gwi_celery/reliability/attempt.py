@@ -227,12 +227,15 @@ class Attempt:
         except BaseException as exc:
             # The job itself succeeded: an error of the store is not its failure.
             unrecorded = finishing and isinstance(exc, StoreError)
-            self._end(job, End.UNRECORDED if unrecorded else end_of(exc), exc)
+            return self._end(job, End.UNRECORDED if unrecorded else end_of(exc), exc)
         finally:
             job.abandon()
 
-    def _end(self, job: RunningJob, end: End, exc: BaseException) -> NoReturn:
-        """Record how the attempt ended, then settle the message through Celery, by the table."""
+    def _end(self, job: RunningJob, end: End, exc: BaseException) -> Any:
+        """Record how the attempt ended, then settle the message through Celery, by the table.
+
+        Returns only what replaces the job in an eager call; all other ends raise.
+        """
         if end is End.DEADLINE:
             exc = DeadlineExceeded(f"{self._task.name} did not finish before its deadline")
         elif isinstance(exc, ENDS_THE_WORKER) and end is End.EXITED and not self._request.is_eager:
@@ -251,7 +254,10 @@ class Attempt:
             end, exc = End.CANCELLED, cancelled
         except StoreError as unusable:
             end, exc = End.UNRECORDED, unusable
-        self._leave(end, exc, job.record)
+        if end is End.REPLACED:
+            assert isinstance(exc, Replaced)
+            return self._settling.replace(exc.signature)
+        return self._leave(end, exc, job.record)
 
     def _record(self, job: RunningJob, end: End, exc: BaseException) -> None:
         ended = attempt_end(end, exc)
@@ -294,9 +300,6 @@ class Attempt:
                 # Otherwise Celery would take the job of a killed greenlet for finished.
                 logger.info("%s[%s] is handed back: its greenlet was told to end", name, id)
                 raise Reject(exc, requeue=True) from None
-            case End.REPLACED:
-                assert isinstance(exc, Replaced)
-                self._settling.replace(exc.signature)
             case End.DEADLINE | End.EXITED:
                 raise exc from None
             case _:
@@ -349,7 +352,7 @@ class Attempt:
         if succeeded:
             replaced = load_replaced(record.outcome)
             if replaced is not None:
-                self._settling.replace(replaced)
+                return self._settling.replace(replaced)
             return blobs.load(record.outcome)
         raise load_failure(self._task.backend, record.outcome)
 

@@ -6,7 +6,6 @@ Ids come from the call's bound arguments, including positional ones, else from i
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,8 +106,8 @@ def promised(
     """
     sent = dict(headers or {})
     if labels is not None:
-        sent[LABELS_HEADER] = dict(labels)
-    if not fields.labels(sent.get(LABELS_HEADER) or {}):
+        sent[LABELS_HEADER] = dict(labels) if isinstance(labels, Mapping) else labels
+    if sent.get(LABELS_HEADER) is not None and not fields.labels(sent[LABELS_HEADER]):
         raise InvalidCall(
             f"{task}: labels= takes at most {fields.MOST_LABELS} texts by name, such as "
             f"{{'customer': '7'}}: names of at most {fields.LABEL_NAME} characters without '=', and "
@@ -117,9 +116,7 @@ def promised(
     if idempotency_key is not None:
         sent[KEY_HEADER] = given_key(task, idempotency_key)
     if deadline is not None:
-        # The annotation promises a number; callers may pass anything.
-        number = deadline if type(deadline) in (int, float) else math.nan
-        if not math.isfinite(number):
+        if not fields.is_number(deadline):
             raise InvalidCall(
                 f"{task}: the deadline is {shown(deadline)}: pass a number, the seconds from now"
             )

@@ -7,7 +7,6 @@ when a job fails for the first time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import isfinite
 from typing import Any, Final
 
 from celery.utils.time import rate
@@ -21,9 +20,10 @@ from gwi_celery.reliability.sendable import check_options
 
 def _rate(value: Any) -> bool:
     try:
-        return isfinite(float(rate(value))) and float(rate(value)) >= 0
-    except (ValueError, TypeError, KeyError, ZeroDivisionError):
+        a_second = rate(value)
+    except (ValueError, TypeError, KeyError):
         return False
+    return fields.is_number(a_second) and bool(a_second >= 0)
 
 
 def _read_by(read: Callable[[Any], Any]) -> Callable[[Any], bool]:
@@ -31,9 +31,10 @@ def _read_by(read: Callable[[Any], Any]) -> Callable[[Any], bool]:
 
     def takes(value: Any) -> bool:
         try:
-            return bool(read(value) >= 0)
+            number = read(value)
         except (ValueError, TypeError, OverflowError):
             return False
+        return fields.is_number(number) and bool(number >= 0)
 
     return takes
 

@@ -7,6 +7,7 @@ may hold anything.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -70,6 +71,10 @@ def _number(lowest: float, highest: float) -> Callable[[Any], bool]:
         return good and lowest <= value <= highest  # NaN is in no range
 
     return takes
+
+
+#: Whether it is a finite number that a float can hold. A bool is not a number.
+is_number: Final = _number(-sys.float_info.max, sys.float_info.max)
 
 
 def _whole(lowest: int, highest: int) -> Kind:

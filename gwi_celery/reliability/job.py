@@ -158,7 +158,7 @@ class RunningJob:
     def check(self) -> None:
         """Raises LeaseLost, JobCancelled, DeadlinePassed or WorkerStopping if the job should stop."""
         if self._interrupt is None and time.monotonic() > self._ends_at():
-            # This process may have been suspended; the lease may still be valid: ask.
+            # This process may have been suspended, and the lease may still be valid: ask the store.
             self.renew_now()
         if self._interrupt is not None:
             raise self._interrupt
@@ -303,13 +303,23 @@ class RunningJob:
             return float("inf")
         return max(self._renewed_at + self._lease.ttl * _RENEW_AT, self._renew_not_before)
 
+    def renew_if_idle(self) -> None:
+        if self._mutex.acquire(blocking=False):
+            try:
+                self.renew_now()
+            finally:
+                self._mutex.release()
+        else:  # a save is under way, and renews the lease
+            self._renew_not_before = time.monotonic() + self._pause_after_try()
+
     def renew_now(self) -> None:
+        """Renew the lease. An error is kept: the job raises it at its next boundary."""
         with self._mutex:
             if self._finished or self._interrupt is not None:
                 return
             asked_at = time.monotonic()
             # Set before the outcome is known: otherwise the renewer would retry without a pause.
-            self._renew_not_before = asked_at + min(1.0, self._lease.ttl / 10)
+            self._renew_not_before = asked_at + self._pause_after_try()
             try:
                 self._lease = self._store.renew(self._lease)
                 self._renewed_at = asked_at
@@ -326,6 +336,9 @@ class RunningJob:
                 logger.warning(
                     "could not renew the lease of job %s yet: %s", self.record.job.id, exc
                 )
+
+    def _pause_after_try(self) -> float:
+        return min(1.0, self._lease.ttl / 10)
 
     def _ends_at(self) -> float:
         return self._renewed_at + self._lease.ttl * (1 - _MARGIN)
@@ -383,8 +396,8 @@ class RunningJob:
     def _use(self, name: str, kind: CheckpointKind) -> Checkpoint | None:
         """Mark the name as used; returns what is recorded under it. Raises StepNameReused."""
         with self._mutex:
-            recorded = self._recorded.get(name)
             self._names.expect_unused(name)
+            recorded = self._recorded.get(name)
             if recorded is not None:
                 self._expect(recorded, kind)
             self._names.use(name)

@@ -7,7 +7,11 @@ from dataclasses import InitVar, dataclass, fields
 from typing import Any, Final, Literal
 
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.reliability.fields import is_number
 from gwi_celery.reliability.limits import Limit, check_limits
+
+#: Longest TTL or deadline, seconds: about 317 years, so that no time leaves the range of any store.
+_LONGEST: Final = 1e10
 
 #: Gets the call's arguments by name, and returns a key.
 KeyFunction = Callable[[Mapping[str, Any]], str]
@@ -70,20 +74,19 @@ class Reliable:
         object.__setattr__(self, "limits", check_limits(self.limits))
         for name in ("result_ttl", "lock_ttl", "deadline"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
+            if value is not None and not (is_number(value) and 0 < value <= _LONGEST):
                 raise ConfigurationError(
-                    f"Reliable({name}={value!r}): must be above 0 seconds, as a number"
+                    f"Reliable({name}={value!r}): must be a number of seconds above 0, and at most "
+                    f"{_LONGEST:g}"
                 )
         for name in ("max_crashes", "max_result_bytes", "max_checkpoint_bytes"):
             value = getattr(self, name)
             if value is not None and not (
-                _is_number(value) and value >= 0 and isinstance(value, int)
+                is_number(value) and value >= 0 and isinstance(value, int)
             ):
-                raise ConfigurationError(f"Reliable({name}={value!r}): must be a whole number")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+                raise ConfigurationError(
+                    f"Reliable({name}={value!r}): must be a whole number, 0 or more"
+                )
 
 
 #: Options that are misplaced on a task's class. ("run" is no such name: it is the task's function.)

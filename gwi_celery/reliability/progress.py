@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gwi_celery.errors import InvalidCall
+from gwi_celery.reliability.fields import is_number
 from gwi_celery.stores.base import Progress
 from gwi_celery.text import safe_error, shown
 
@@ -30,7 +30,7 @@ def show(
 ) -> None:
     """Write the progress, at most once a second. Raises InvalidCall, and all that ``check`` does."""
     for name, number in (("done", done), ("total", total)):
-        if number is not None and not _is_number(number):
+        if number is not None and not is_number(number):
             raise InvalidCall(f"{task.name}: progress({name}=) is {shown(number)}: pass a number")
     if not isinstance(text, str):
         raise InvalidCall(f"{task.name}: progress(text=) is {shown(text)}: pass a str")
@@ -46,7 +46,3 @@ def show(
         request._gwi_shown = True
     except Exception as exc:
         logger.info("%s[%s] can't show its progress: %s", task.name, request.id, safe_error(exc))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

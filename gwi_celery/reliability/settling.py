@@ -102,17 +102,21 @@ class Settling:
         self._publish_copy(0.0, self._request.headers or {})
         raise Ignore(str(exc)) from None
 
-    def replace(self, signature: Any) -> NoReturn:
-        """Send the job's replacement, under this message's id and with its callbacks."""
+    def replace(self, signature: Any) -> Any:
+        """Send the job's replacement, under this message's id and with its callbacks.
+
+        An eager call has no message: it runs the replacement, and returns its result.
+        """
         self._request._gwi_replaced = True
         try:
-            self._task.replace(maybe_signature(signature, app=self._task.app))
+            return self._task.replace(maybe_signature(signature, app=self._task.app))
         except Ignore:
             raise
         except Exception as exc:
+            if self._request.is_eager:
+                raise
             # Nothing is lost: this message is redelivered, and sends it then.
             raise Reject(exc, requeue=True) from exc
-        raise AssertionError("Celery's replace() raises")
 
     def cancelled(self, record: JobRecord, reason: str) -> NoReturn:
         """Report the job as revoked. Also send the task that undoes it, if the canceller could not."""

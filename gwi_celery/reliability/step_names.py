@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gwi_celery.errors import StepNameReused
+from gwi_celery.text import shown
 
 
 class StepNames:
@@ -15,13 +16,14 @@ class StepNames:
         self._used: set[str] = set()
 
     def use(self, name: str) -> None:
-        """Raises StepNameReused if the name is already used, or empty."""
-        if not name:
-            raise StepNameReused("a step's name is a text, and not empty")
+        """Raises StepNameReused if the name is already used, or is no text or an empty one."""
         self.expect_unused(name)
         self._used.add(name)
 
     def expect_unused(self, name: str) -> None:
+        """Raises StepNameReused, as :meth:`use` does."""
+        if not isinstance(name, str) or not name:
+            raise StepNameReused(f"a step's name is {shown(name)}: pass a text that is not empty")
         if name in self._used:
             raise StepNameReused(
                 f"{name!r} is used twice in one job: steps are named, not counted; give each its own "

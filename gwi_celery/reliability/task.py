@@ -46,7 +46,7 @@ from gwi_celery.reliability.ends import Replaced
 from gwi_celery.reliability.inside import InsideJob
 from gwi_celery.reliability.limits import check_arguments
 from gwi_celery.reliability.options import OPTIONS, Reliable, first, is_misplaced
-from gwi_celery.reliability.outcome import PERMANENT
+from gwi_celery.reliability.outcome import PERMANENT, dump_replaced
 from gwi_celery.shield import shielded
 from gwi_celery.stores.base import (
     ClaimRequest,
@@ -276,21 +276,30 @@ class ReliableTask(InsideJob):
         return self.apply_async(args, kwargs, headers=headers, **options)
 
     @shielded
-    def retry(self, *args: Any, **kwargs: Any) -> Any:
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: Any = None,
+        throw: bool = True,
+        eta: Any = None,
+        countdown: Any = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
         """Celery's own, except that a permanent ``exc`` is not retried and no message is lost."""
-        exc = kwargs.get("exc")
         if isinstance(exc, PERMANENT):
             raise exc
-        if kwargs.get("idempotency_key") is not None:
+        if options.get("idempotency_key") is not None:
             raise InvalidCall(
                 f"{self.name}: a retry is the same job, so it can't have another idempotency_key: "
                 "leave it out, or make another call with apply_async()"
             )
         limit = (self.request.headers or {}).get(MAX_RETRIES_HEADER)
         if isinstance(limit, int):
-            kwargs["max_retries"] = limit
+            max_retries = limit
         try:
-            return super().retry(*args, **kwargs)
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         except Reject as reject:
             if isinstance(reject.reason, PERMANENT):
                 raise reject.reason from None  # no later attempt could publish it either
@@ -342,11 +351,17 @@ class ReliableTask(InsideJob):
 
     @shielded
     def replace(self, sig: Any) -> Any:
-        """Celery's own. The replacement is recorded, so that a duplicate is replaced as well."""
+        """Celery's own. The replacement is recorded, so that a duplicate is replaced as well.
+
+        Raises NotSerializable, TooLarge.
+        """
         before = json.loads(json.dumps(sig))
         try:
             return super().replace(sig)
         except Replaced as replaced:
+            dump_replaced(
+                before
+            )  # what can't be recorded is an error of the job, raised in its code
             # As it was given: whichever message sends it adds its own id and callbacks.
             replaced.signature = before
             raise

@@ -32,6 +32,7 @@ from gwi_celery.errors import (
     NotFound,
     PublishFailed,
 )
+from gwi_celery.options import SECONDS, optional
 from gwi_celery.text import nearest
 from gwi_celery.transport.channel import Channel as _Channel
 from gwi_celery.transport.connection import REFUSED_OPTION
@@ -59,6 +60,7 @@ _KOMBU_OPTIONS = frozenset(
 
 #: Most messages handed over before Celery's event loop handles other events.
 _MOST_AT_ONCE = 1000
+_MAX_LEASE = optional(SECONDS)
 #: Longest wait for messages, seconds, while the worker stops.
 _STOPPING_WAIT = 0.1
 
@@ -91,7 +93,10 @@ class Transport(virtual.Transport):
         if REFUSED_OPTION in options:
             raise ConfigurationError(str(options[REFUSED_OPTION]))
         #: Longest time one delivery's lease is extended, seconds; None: as long as its task runs.
-        self._max_lease_seconds: float | None = options.pop("max_lease_seconds", None)
+        self._max_lease_seconds: float | None = _MAX_LEASE.convert(
+            options.pop("max_lease_seconds", None),
+            "broker_transport_options['max_lease_seconds']",
+        )
         for name in _KOMBU_OPTIONS:
             options.pop(name, None)
         authority = find(options.pop(AUTHORITY_OPTION, None))

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from kombu import Connection
 
 from gwi_celery.brokers.base import Delivery, OutgoingMessage
 from gwi_celery.brokers.embedded import EmbeddedBroker
-from gwi_celery.errors import BrokerUnavailable
+from gwi_celery.errors import BrokerUnavailable, ConfigurationError
 from gwi_celery.transport.leases import LeaseKeeper
 from tests.machine import PATIENCE
 from tests.workers import eventually
@@ -114,3 +115,13 @@ def test_a_broker_that_stays_unavailable_is_one_line_and_not_one_each_second(
     assert all("BrokerUnavailable: for a moment" in r.getMessage() for r in told)
     assert not any(r.exc_info for r in told)
     receiver.close()
+
+
+def test_a_longest_lease_that_is_no_number_is_refused_on_connecting() -> None:
+    """The lease keeper would find out, and extend no lease at all."""
+    options = {"max_lease_seconds": "soon"}
+    with (
+        Connection("embedded://:memory:/leases", transport_options=options) as connection,
+        pytest.raises(ConfigurationError, match="max_lease_seconds"),
+    ):
+        connection.connect()
