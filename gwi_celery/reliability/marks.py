@@ -51,7 +51,7 @@ def replay_of(headers: Mapping[str, Any]) -> Replay | None:
     """The replay that the headers ask for, if any; :func:`check` tells whether an operator set them."""
     redrive, replay = headers.get(REDRIVE_HEADER), headers.get(REPLAY_HEADER)
     step = redrives.step_of(redrive) if redrive else ""
-    if step != "":  # a redrive from a step is later than a replay of the same message
+    if step != "":  # a redrive that names a place to start at is later than the replay, if any
         return Replay(NEXT, step)
     return Replay(replay["generation"], replay["from_step"]) if replay else None
 
