@@ -46,7 +46,6 @@ from gwi_celery.stores.base import (
     CheckpointKind,
     Claimed,
     JobRecord,
-    Lease,
     Outcome,
     Progress,
     Store,
@@ -124,10 +123,6 @@ class RunningJob:
     @property
     def generation(self) -> int:
         return self.record.generation
-
-    @property
-    def lease(self) -> Lease:
-        return self._lease
 
     @property
     def lease_lost(self) -> bool:

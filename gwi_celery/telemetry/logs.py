@@ -145,7 +145,7 @@ def _labels(record: logging.LogRecord) -> dict[str, Any]:
             tenant=job.record.job.tenant,
             run=job.record.run_id,
             attempt=job.record.attempt,
-            fence=job.lease.fence,
+            fence=job.fence,
         )
     return labels
 

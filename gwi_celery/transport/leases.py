@@ -62,7 +62,6 @@ class LeaseKeeper:
         self._broker = broker
         self._max_seconds = max_seconds
         self._kept: dict[str, _Kept] = {}
-        self._lost: set[str] = set()
         self._lock = forks.lock()
         self._ticker = Ticker("gwi-lease-keeper", self._extend_due)
         #: Monotonic time of the last warning (0: none since a success); seconds until the next.
@@ -82,18 +81,12 @@ class LeaseKeeper:
         """Extend it no more."""
         with self._lock:
             self._kept.pop(delivery.ack_id, None)
-            self._lost.discard(delivery.ack_id)
 
     def holds(self, delivery: Delivery) -> bool:
         """Whether it is kept and its lease certainly holds, so that no other worker has it."""
         with self._lock:
             kept = self._kept.get(delivery.ack_id)
             return kept is not None and time.monotonic() < kept.until
-
-    def lost(self, delivery: Delivery) -> bool:
-        """Whether its lease is known to be lost."""
-        with self._lock:
-            return delivery.ack_id in self._lost
 
     def stop(self) -> None:
         """End the thread; kept leases run out by themselves."""
@@ -158,7 +151,6 @@ class LeaseKeeper:
                     k.due, k.until = now + seconds * _EXTEND_AT, now + seconds * SURE
                     if k.delivery.ack_id in lost and k.delivery.ack_id in self._kept:
                         del self._kept[k.delivery.ack_id]
-                        self._lost.add(k.delivery.ack_id)
                         _board[k.place] = 1
                         logger.warning(
                             "lost the lease of message %s of queue %r: it is redelivered",

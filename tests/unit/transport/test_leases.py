@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from kombu import Connection
 from gwi_celery.brokers.base import Delivery, OutgoingMessage
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import BrokerUnavailable, ConfigurationError
-from gwi_celery.transport.leases import LeaseKeeper
+from gwi_celery.transport.leases import LEASE_PROPERTY, LeaseKeeper, message_lease_lost
 from tests.machine import PATIENCE
 from tests.workers import eventually
 
@@ -83,10 +84,12 @@ def test_a_lost_lease_is_known_and_no_longer_extended(keepers: list[LeaseKeeper]
     keeper = LeaseKeeper(watched)  # type: ignore[arg-type] # only extend is asked of it
     keepers.append(keeper)
     watched.broker.ack([lost])
-    keeper.keep(lost)
-    keeper.keep(kept)
-    eventually(lambda: keeper.lost(lost))
-    assert not keeper.lost(kept)
+    requests = [
+        SimpleNamespace(properties={LEASE_PROPERTY: keeper.keep(delivery)})
+        for delivery in (lost, kept)
+    ]
+    eventually(lambda: message_lease_lost(requests[0]))
+    assert not message_lease_lost(requests[1])
     eventually(lambda: watched.calls[-1] == 1)
 
 
