@@ -411,7 +411,10 @@ class Channel(DeclaringChannel):
         connection = self.connection
         if os.getpid() == self._pid:
             for tag in list(self._consuming):
-                self.basic_cancel(tag)
+                try:
+                    self.basic_cancel(tag)
+                except BrokerError as exc:  # its receiver is closed with the connection
+                    logger.warning("could not end a consumer: %s", exc)
             for tag in list(self.held):
                 self._return(tag)
             self._next.clear()

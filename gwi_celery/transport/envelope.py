@@ -148,23 +148,23 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     if depth.too_deep(delivery.data):
         raise MalformedMessage(depth.reason())
     try:
-        raw = json.loads(delivery.data)
+        message = json.loads(delivery.data)
     except Exception as exc:  # Kombu's decoders of its JSON types may raise anything
         raise MalformedMessage(f"not JSON ({public_error(exc, _SHORT)})") from exc
-    plain = jobformat.is_job(raw)
+    plain = jobformat.is_job(message)
     if plain:
-        raw = jobformat.to_message(raw, delivery.queue)
-    if not isinstance(raw, dict) or not {"body", "properties", "headers"} <= raw.keys():
+        message = jobformat.to_message(message, delivery.queue)
+    if not isinstance(message, dict) or not {"body", "properties", "headers"} <= message.keys():
         raise MalformedMessage(
             "JSON, but without the body, headers and properties of a message, or a plain job's type"
         )
-    properties, headers, body = raw["properties"], raw["headers"], raw["body"]
+    properties, headers, body = message["properties"], message["headers"], message["body"]
     if not isinstance(properties, dict) or not isinstance(headers, dict):
         raise MalformedMessage("its headers or properties are not objects")
     for name in ("content-type", "content-encoding"):
-        if not isinstance(raw.get(name), (str, type(None))):
+        if not isinstance(message.get(name), (str, type(None))):
             raise MalformedMessage(f"its {name} is not a text")
-    encoding = raw.get("body_encoding", "utf-8")
+    encoding = message.get("body_encoding", "utf-8")
     if encoding == "base64":
         try:
             body = base64.b64decode(body, validate=True)
@@ -190,8 +190,8 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     return {
         "plain": plain,
         "body": body,
-        "content-type": raw.get("content-type"),
-        "content-encoding": raw.get("content-encoding"),
+        "content-type": message.get("content-type"),
+        "content-encoding": message.get("content-encoding"),
         "headers": headers,
         "properties": properties,
     }
