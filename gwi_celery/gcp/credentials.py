@@ -28,7 +28,7 @@ _REVOKED: Final = re.compile(r"invalid_(?:grant|client|scope)|unauthorized_clien
 
 
 class NoCredentials(Exception):
-    """There are none, or none that this endpoint takes. The text says which, and why."""
+    """There are no credentials, or none that this endpoint takes. The text says why."""
 
 
 class Access:

@@ -144,7 +144,8 @@ class Attempt:
                 emit("contended")
                 why = wording.why_held(resolved.lock, answer)
                 held = JobHeld(f"{task.name}: {why}")
-                self._settling.wait(held, why, answer.retry_after, behind=resolved.lock.id)
+                after = answer.retry_after
+                self._settling.wait(held, why, at_most=after, behind=resolved.lock.id)
             case Limited():
                 emit("limited")
                 why = wording.why_limited(answer)
