@@ -97,7 +97,7 @@ def promised(
     idempotency_key: str | None,
     deadline: float | None,
     options: Reliable | None = None,
-    labels: Mapping[str, str] | None = None,
+    labels: object = None,
 ) -> dict[str, Any]:
     """The headers of a call, from its own options and the task's. Raises InvalidCall.
 

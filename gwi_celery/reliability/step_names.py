@@ -20,7 +20,7 @@ class StepNames:
         self.expect_unused(name)
         self._used.add(name)
 
-    def expect_unused(self, name: str) -> None:
+    def expect_unused(self, name: object) -> None:
         """Raises StepNameReused, as :meth:`use` does."""
         if not isinstance(name, str) or not name:
             raise StepNameReused(f"a step's name is {shown(name)}: pass a text that is not empty")
