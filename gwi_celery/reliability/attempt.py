@@ -129,7 +129,7 @@ class Attempt:
                 emit("claimed", **facts)
                 tracing.describe(**facts, generation=answer.record.generation)
                 job = RunningJob(store, answer, self._limits(headers), asked_at=asked_at)
-                kwargs = call.filled(task.run, options, args, kwargs, headers)
+                kwargs = call.with_ids(task.run, options, args, kwargs, headers)
                 return self._attempt(job, body, args, kwargs)
             case Completed():
                 return self._answer(answer.record)

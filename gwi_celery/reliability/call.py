@@ -74,7 +74,7 @@ def resolve_call(
 
     Raises MissingTenant, ConflictingIds, InvalidCall.
     """
-    payload = Payload.of(function, args, filled(function, options, args, kwargs, headers))
+    payload = Payload.of(function, args, with_ids(function, options, args, kwargs, headers))
     arguments = payload.named
     tenant = _id(task, "tenant", options.tenant, TENANT_HEADER, arguments, headers)
     if tenant is None:
@@ -91,7 +91,7 @@ def resolve_call(
     return Call(task, tenant, run, job, lock, arguments, payload, limits)
 
 
-def promised(
+def headers_of(
     task: str,
     headers: Mapping[str, Any] | None,
     idempotency_key: str | None,
@@ -129,7 +129,7 @@ def promised(
     return sent
 
 
-def filled(
+def with_ids(
     function: Callable[..., Any],
     options: Reliable,
     args: Sequence[Any],

@@ -67,7 +67,7 @@ def keep_promises(app: Any) -> None:
                 "a reliable one by base=ReliableTask, or leave them out (Celery's own expires= may do)"
             )
         elif given or "task_type" not in options:
-            options["headers"] = call.promised(
+            options["headers"] = call.headers_of(
                 name, options.get("headers"), idempotency_key, deadline, labels=labels
             )
         result = send(name, args, kwargs, *rest, **options)

@@ -148,7 +148,7 @@ class ReliableTask(InsideJob):
             args, kwargs, options.pop("headers", None), task_id, idempotency_key, deadline, labels
         )
         # Also for a copy or retry of a call by headers alone: Celery checks the arguments here.
-        kwargs = call.filled(self.run, self.reliable, args or (), kwargs or {}, headers)
+        kwargs = call.with_ids(self.run, self.reliable, args or (), kwargs or {}, headers)
         try:
             result = super().apply_async(
                 args,
@@ -186,7 +186,7 @@ class ReliableTask(InsideJob):
 
         Raises MissingTenant, ConflictingIds, InvalidCall.
         """
-        sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable, labels)
+        sent = call.headers_of(self.name, headers, idempotency_key, deadline, self.reliable, labels)
         resolved = self.resolve_call(args or (), kwargs or {}, sent, task_id)
         sent[TENANT_HEADER] = resolved.tenant
         if resolved.run is not None:
@@ -205,7 +205,7 @@ class ReliableTask(InsideJob):
         **options: Any,
     ) -> EagerResult:
         """Celery's own: run here and now, as a job of this process. Takes ``apply_async``'s options."""
-        sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable, labels)
+        sent = call.headers_of(self.name, headers, idempotency_key, deadline, self.reliable, labels)
         return super().apply(args, kwargs, *rest, headers=sent, **options)
 
     def on_cancel(self, function: Callable[..., Any]) -> Any:
