@@ -108,15 +108,15 @@ def test_a_stream_keeps_to_its_flow_control(calls: Calls) -> None:
 def test_a_stream_that_is_heard_lives_on_but_not_for_ever(
     calls: Calls, switch: Callable[..., Any]
 ) -> None:
-    switch(stream_silence=1.0, stream_life=2.0)
+    switch(stream_silence=1.5, stream_life=2.0)
     heard = threading.Event()
+    began = time.monotonic()
     with calls.stream(calls.subscription(calls.topic())) as stream:
 
         def heartbeats() -> None:
             while not heard.wait(0.2):
                 stream.send()
 
-        began = time.monotonic()
         beating = threading.Thread(target=heartbeats)
         beating.start()
         assert isinstance(stream.end(), exceptions.ServiceUnavailable)
