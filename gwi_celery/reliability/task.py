@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NoReturn
 from uuid import uuid4
 
 from celery.exceptions import Reject
-from celery.result import AsyncResult, EagerResult
+from celery.result import AsyncResult, EagerResult, allow_join_result
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
@@ -369,7 +370,9 @@ class ReliableTask(InsideJob):
     def on_replace(self, sig: Any) -> Any:
         """Celery's own; within an attempt the record is written first."""
         if self._running_job is None or "_gwi_replaced" in vars(self.request):
-            return super().on_replace(sig)
+            # An eager replacement runs here: no worker could be waited for in vain.
+            with allow_join_result() if self.request.is_eager else nullcontext():
+                return super().on_replace(sig)
         raise Replaced(sig)
 
     # --- the way of a job ---------------------------------------------------------------------
