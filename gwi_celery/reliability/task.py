@@ -360,9 +360,7 @@ class ReliableTask(InsideJob):
         try:
             return super().replace(sig)
         except Replaced as replaced:
-            dump_replaced(
-                before
-            )  # what can't be recorded is an error of the job, raised in its code
+            dump_replaced(before)  # raises here, in the job's code, what recording it would raise
             # As it was given: whichever message sends it adds its own id and callbacks.
             replaced.signature = before
             raise
