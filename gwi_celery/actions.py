@@ -25,13 +25,13 @@ _actor: contextvars.ContextVar[str | None] = contextvars.ContextVar("operator", 
 
 @dataclass(frozen=True)
 class Action:
-    """One act of an operator's."""
+    """One action of an operator."""
 
     #: ``cancel``, ``replay``, ``redrive``, ``force release``, ``purge``, or a tool's own word.
     what: str
     #: The job, lock or queue it was done to.
     target: str
-    #: Whose; None for a queue, which is of all tenants.
+    #: The target's tenant; None for a queue, which all tenants share.
     tenant: str | None
     #: Who did it: what :func:`acting_as` says, else the user of the process.
     who: str
@@ -40,16 +40,16 @@ class Action:
     #: Seconds since the epoch, by the clock of that machine.
     at: float
     details: Mapping[str, Any] = field(default_factory=dict)
-    #: Set by the store; later ones are listed first.
+    #: Set by the store.
     id: str = ""
 
     def dumps(self) -> str:
-        """As ASCII JSON, which can hold any text."""
+        """ASCII JSON, which can hold any text."""
         fields = {name: value for name, value in vars(self).items() if name != "id"}
         return json.dumps(fields, default=str)
 
     def log(self) -> None:
-        """A line of JSON: no text of anybody's can begin a line of its own."""
+        """Log one line of JSON, in which no text can begin a new line."""
         logger.info("operator action %s", self.dumps())
 
     @classmethod
@@ -68,7 +68,7 @@ def acting_as(who: str) -> Iterator[None]:
 
 
 def action(what: str, target: str, tenant: str | None = None, **details: Any) -> Action:
-    """An act of whoever acts now."""
+    """An action by the current operator, now."""
     return Action(what, target, tenant, _actor.get() or _user(), _place(), time.time(), details)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import weakref
 from typing import Any
 
@@ -33,7 +34,7 @@ from gwi_celery.worker.pausing import PauseWatch
 from gwi_celery.worker.pools import PoolCheck
 from gwi_celery.worker.stopping import FolderWatch, StopFlag
 
-#: The rest was here in 0.1: ``gwi_celery.integration`` has it.
+#: All but ``setup`` moved to ``gwi_celery.integration``; 0.1 had them here.
 __all__ = ["broker_for", "integration", "settings_for", "setup", "store_for"]
 
 #: Scheme of a ``result_backend`` URL -> its class.
@@ -47,7 +48,7 @@ _BACKENDS = {
 _CONSUMER = "gwi_celery.worker.consumer:Consumer"
 
 
-#: What ``setup()`` was called with last.
+#: App -> the arguments of its last ``setup()``.
 _arguments: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -55,8 +56,8 @@ def setup(app: Any, **settings: Any) -> Settings:
     """Make ``app`` ready for reliable tasks: broker, store, result backend and safe defaults.
 
     Args:
-        app: A Celery app. Settings it was given before stay, and one that would break the promise
-            is an error.
+        app: A Celery app. Settings that it already has stay; one that would break the guarantee is
+            an error.
         settings: See :class:`gwi_celery.config.Settings`; they take precedence over
             ``app.conf.gwi_*``, and those over the environment.
 
@@ -89,7 +90,7 @@ def setup(app: Any, **settings: Any) -> Settings:
     sending.keep_promises(app)
     beat.install()
     app.amqp.Connection = Connection
-    # The entry point says the same, but only of an installed package, not of a plain checkout.
+    # The entry point does the same, but only for an installed package, not for a plain checkout.
     app.loader.override_backends = {**app.loader.override_backends, **_BACKENDS}
     # app.config_from_object() after setup() starts from an empty configuration.
     app.on_after_configure.connect(_configured_again, sender=app, weak=False, dispatch_uid="gwi")
@@ -98,16 +99,16 @@ def setup(app: Any, **settings: Any) -> Settings:
 
 
 def _trace_in_child(**kwargs: Any) -> None:
-    """A pool process has just made itself Celery's own tracers."""
+    """Replace the tracers that Celery has just built in a new pool process."""
     app = unwrapped(current_app)
     if integrations.known(app) is not None and app.conf.worker_consumer == _CONSUMER:
-        from gwi_celery.worker import tracer  # producers do without it
+        from gwi_celery.worker import tracer  # not needed by producers
 
         tracer.install(app)
 
 
 def _configured_again(sender: Any, **kwargs: Any) -> None:
-    """Celery only logs what is raised here, so the error is kept for the next use."""
+    """Celery only logs what is raised here, so the error is kept, and raised at the next use."""
     try:
         _configure(sender)
     except ConfigurationError as exc:
@@ -151,8 +152,8 @@ def _configure(app: Any) -> Settings:
         }
     elif loaded.signing_keys or loaded.queue_rights:
         raise ConfigurationError(
-            "signing_keys and queue_rights need a broker of this package's (embedded:// or pubsub://): "
-            f"{urls!r} has its own messages, which nobody would sign or check"
+            "signing_keys and queue_rights need one of this package's brokers (embedded:// or "
+            f"pubsub://): with {urls!r} nobody would sign or check the messages"
         )
     for url in urls:
         if not conf.broker_transport:
@@ -202,7 +203,7 @@ def _check_redis(url: str) -> None:
 
 
 def _where_results_go(store_url: str) -> str:
-    """Beside the jobs, unless that is a database for each tenant."""
+    """The ``result_backend`` for a store. Raises ConfigurationError for a database per tenant."""
     if store_url.startswith("firestore:"):
         from gwi_celery.firestore.url import parse
 
@@ -216,11 +217,22 @@ def _where_results_go(store_url: str) -> str:
     return store_url
 
 
-def _own_settings(app: Any) -> tuple[dict[str, Any], str]:
-    """``app.conf.gwi_*``, as far as they were set and however they are spelt, and their prefix.
+def source_of(app: Any, name: str) -> str:
+    """Where a setting's value came from: ``setup()``, ``app.conf.gwi_...``, a variable, ``default``."""
+    if _arguments[unwrapped(app)].get(name) is not None:
+        return "setup()"
+    own, prefix = _own_settings(app)
+    if own.get(f"gwi_{name}") is not None:
+        return f"app.conf.{config.spelt(name, prefix)}"
+    variable = str(config.SETTINGS[name].metadata["env"])
+    return variable if os.environ.get(variable) else "default"
 
-    With a namespace, as in ``config_from_object("django.conf:settings", namespace="CELERY")``, that is
-    ``CELERY_GWI_...``; without one ``GWI_...`` in capitals counts too.
+
+def _own_settings(app: Any) -> tuple[dict[str, Any], str]:
+    """The ``gwi_*`` settings in ``app.conf``, under lower-case names, and the prefix they have there.
+
+    With a namespace, as in ``config_from_object("django.conf:settings", namespace="CELERY")``, they are
+    written ``CELERY_GWI_...``; without one ``GWI_...`` in capitals counts too.
     """
     conf, namespace = app.conf, app.namespace or ""
     prefix = f"{namespace.rstrip('_')}_" if namespace else ""

@@ -1,11 +1,11 @@
-"""The audit trail: what operators did, kept in the store beside what they did it to.
+"""The audit trail: what operators did, kept in the store.
 
 ``store.cancel()`` and ``store.force_release()`` write their entry in the same commit, so that neither
-is there without the other. A replay, and a purge or a redrive through the app's broker, write it first,
-and are not done if it can't be written. A store with a database for each tenant keeps a tenant's actions
-in that tenant's; what is done to a queue is only in the log.
+exists without the other. A replay, and a purge or a redrive through the app's broker, write theirs first,
+and are not done if that fails. With a database for each tenant, a tenant's actions are kept in its own
+database, and actions on queues are only logged.
 
-Each action is also one line of JSON of the logger ``gwi_celery.audit``.
+Each action is also logged as one line of JSON by the logger ``gwi_celery.audit``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["Action", "acting_as", "entries", "record"]
 
 
 def record(app: Any, what: str, target: str, *, tenant: str | None = None, **details: Any) -> None:
-    """Keep an operator's action that nothing else records. Raises StoreError if it can't be kept.
+    """Record an operator's action that nothing else records. Raises StoreError if that fails.
 
     Args:
         what: A verb, such as ``purge``.
-        target: What it is done to, for people.
-        details: Whatever has a JSON form. Never a job's arguments or results.
+        target: What it is done to, as people name it.
+        details: Values with a JSON form. Never a job's arguments or results.
     """
     integration(app).record_action(what, target, tenant, **details)
 
@@ -32,10 +32,10 @@ def record(app: Any, what: str, target: str, *, tenant: str | None = None, **det
 def entries(
     app: Any, *, tenant: str | None = None, limit: int = 100, before: str | None = None
 ) -> list[Action]:
-    """What was done, latest first; kept for 400 days.
+    """Recorded actions, latest first; each is kept for 400 days.
 
     Args:
-        tenant: Only what was done to this tenant's; None: all.
-        before: The ``id`` of an entry: go on with those before it.
+        tenant: Only actions on this tenant's jobs and locks; None: all.
+        before: The ``id`` of an entry: only earlier ones.
     """
     return integration(app).store.list_actions(tenant=tenant, limit=limit, before=before)

@@ -1,7 +1,8 @@
-"""By what right: who signs for an app, what proves an operator, and what a queue's publishers may."""
+"""An app's authority: its signing keys, the proof that an operator acts, and a queue's rights."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import weakref
@@ -23,33 +24,36 @@ from gwi_celery.stores.queues import QueueRecords
 
 logger = logging.getLogger(__name__)
 
-#: Attribute of a message: see ``signing``. It covers the message's data, byte by byte.
+#: Message attribute that holds the signature of the message's data, byte for byte; see ``signing``.
 SIGNATURE: Final = "gwi-signature"
 
-#: Transport option that names the authority of an app's connections. Not an attribute of theirs, for
-#: Kombu makes copies of them by their options, and shares those of one URL and the same options.
+#: Transport option that names the authority of an app's connections. An attribute would not do: Kombu
+#: copies connections by their options, and shares those with the same URL and options.
 AUTHORITY_OPTION: Final = "gwi_authority"
 
 
 def find(id: str | None) -> Authority | None:
-    """The authority of that id. Raises ConfigurationError if this process has none such."""
+    """The authority with that id; None without one. Raises ConfigurationError for an unknown id."""
     if id is None:
         return None
-    found = _made.get(id)
-    if found is None:
+    with _lock:
+        same = [authority for authority in _made if authority.id == id]
+    if not same:
         raise ConfigurationError(
             "the app's configuration was set up in another process, and not in this one: call "
             "gwi_celery.setup(app) in the module that makes the app"
         )
-    return found
+    return max(
+        same, key=lambda authority: authority.number
+    )  # the latest, if several apps are alike
 
 
 class Authority:
-    """Of one app. Its operators are who may use its store, or have its signing keys.
+    """One app's authority. Its operators are those who can use its store or have its signing keys.
 
     Args:
-        settings: Those of the app.
-        store: Opens its store, when that is first needed.
+        settings: The app's.
+        store: Opens the app's store; called when that is first needed.
     """
 
     def __init__(self, settings: Settings, store: Callable[[], Store]) -> None:
@@ -58,13 +62,15 @@ class Authority:
         self._store = store
         self._stores_key: Keys | None = None
         self._lock = forks.lock()
-        #: Of a broker that can't pause a queue itself.
+        #: Paused queues, where the broker can't pause one itself.
         self.pauses = Pauses(self._paused)
         rights = sorted((queue, repr(own)) for queue, own in settings.queue_rights.items())
         #: The same in all processes of the app.
         parts = (settings.effective_store_url, *self.keys, repr(rights))
         self.id = digest("authority", *parts, str(settings.max_decoded_bytes))
-        _made[self.id] = self
+        with _lock:
+            self.number = next(_numbers)
+            _made.add(self)
 
     def same(self, settings: Settings) -> bool:
         """Whether those settings would make the same authority."""
@@ -78,7 +84,7 @@ class Authority:
 
     @property
     def max_decoded_bytes(self) -> int:
-        """Memory that a message may take; 0: by the machine's."""
+        """Bytes of memory that a message may take; 0: a share of the machine's."""
         return self._settings.max_decoded_bytes
 
     def rights_of(self, queue: str) -> Rights:
@@ -87,9 +93,9 @@ class Authority:
     # --- messages -----------------------------------------------------------------------------
 
     def sign(self, data: bytes, queue: str) -> str | None:
-        """The signature that a message needs which this app publishes to ``queue``; None: none.
+        """The signature for a message that this app publishes to ``queue``; None if it needs none.
 
-        Raises StoreError where only the store's key will do, and can't be read.
+        Raises StoreError if only the store's key will do and it can't be read.
         """
         if self.keys:
             return self.keys.sign(MESSAGE, data)
@@ -98,9 +104,10 @@ class Authority:
         return None
 
     def admit(self, delivery: Delivery) -> bool:
-        """Whether a message is signed by this app, told before anything of it is parsed.
+        """Whether this app signed a message; nothing of the message is parsed for that.
 
-        Raises NotAllowed: it is unsigned where it must not be, or its signature is wrong.
+        Raises NotAllowed if the message must be signed and is not, or if its signature is wrong, and
+        StoreError if the store's key is needed and can't be read.
         """
         signature = delivery.attributes.get(SIGNATURE)
         by_store = signature is not None and signature.startswith(f"{STORE}:")
@@ -126,18 +133,18 @@ class Authority:
     # --- operators ----------------------------------------------------------------------------
 
     def seal(self, *what: Any) -> str:
-        """What proves that an operator asked for this. Raises StoreError."""
+        """Proof that an operator asked for this. Raises StoreError."""
         return (self.keys or self._of_the_store()).sign(MARK, json.dumps(what).encode())
 
     def is_sealed(self, seal: Any, *what: Any) -> bool:
-        """Whether that is such a proof. Raises StoreError."""
+        """Whether ``seal`` is such a proof. Raises StoreError."""
         if not isinstance(seal, str):
             return False
         keys = self._of_the_store() if seal.startswith(f"{STORE}:") else self.keys
         return keys.verify(MARK, json.dumps(what).encode(), seal)
 
     def redrive_mark(self, death: str, from_step: str | None = "") -> str:
-        """What makes a dead message a new submission, and proves that an operator asked for it."""
+        """The mark that makes a dead message a new submission, sealed by an operator."""
         mark = redrives.mark(death, from_step)
         return redrives.sealed(mark, self.seal("redrive", mark))
 
@@ -147,14 +154,14 @@ class Authority:
 
     @property
     def records(self) -> QueueRecords | None:
-        """Of dead letters; None where the store has no place for them. Raises StoreError."""
+        """The store's records of dead letters; None if it can't keep any. Raises StoreError."""
         try:
             return self._store().queues
         except InvalidCall:
             return None
 
     def died(self, letter: DeadLetter) -> None:
-        """Record a dead letter. Without a record it is found where its queue is looked through."""
+        """Record a dead letter. If that fails, only a search through its queue finds it."""
         try:
             records = self.records
             if records is not None:
@@ -175,7 +182,7 @@ class Authority:
         return frozenset() if records is None else records.paused()
 
     def about_to(self, what: str, queue: str) -> None:
-        """Keep in the audit trail what is about to be done to a queue. Raises StoreError."""
+        """Record in the audit trail what is about to be done to a queue. Raises StoreError."""
         self._store().record_action(action(what, queue))
 
     def _of_the_store(self) -> Keys:
@@ -185,4 +192,7 @@ class Authority:
             return self._stores_key
 
 
-_made: weakref.WeakValueDictionary[str, Authority] = weakref.WeakValueDictionary()
+#: All that live. Not by their ids: apps with the same store and keys share one, and may end in any order.
+_made: weakref.WeakSet[Authority] = weakref.WeakSet()
+_numbers = itertools.count()
+_lock = forks.lock()

@@ -30,8 +30,8 @@ class Ticker:
     """A thread that calls ``tick`` whenever it is due.
 
     Args:
-        name: Of the thread.
-        tick: Does what is due, and gives back the monotonic time of the next call, or :data:`NEVER`.
+        name: The thread's name.
+        tick: Does what is due, and returns the monotonic time of the next call, or :data:`NEVER`.
             What it raises is logged, and it is called again a second later.
     """
 
@@ -90,7 +90,7 @@ class Ticker:
                 next_at = time.monotonic() + _RETRY
 
     def _sleep(self, me: threading.Thread, next_at: float) -> bool:
-        """Until the next tick; False if there is none."""
+        """Sleep until the next tick; False if the thread is to end instead."""
         with self._changed:
             while self._thread is me:
                 at = min(next_at, self._asked)
@@ -146,7 +146,7 @@ class Scheduler:
         return True
 
     def stop(self, timeout: float) -> None:
-        """Flush; what has not begun by then is dropped. Used again, it starts again."""
+        """Flush, then drop the jobs that have not begun. :meth:`run` starts it again."""
         if self._pid != os.getpid():
             return
         if not self.flush(timeout):
@@ -167,7 +167,7 @@ class Scheduler:
         try:
             job()
         except Exception:
-            logger.exception("a task in the background failed")
+            logger.exception("a background job failed")
         finally:
             with self._changed:
                 self._running = False

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import random
 
-#: The system's source: forked processes share no state of it, and the user's seed isn't touched.
+#: The system's source: forked processes share no state, and the user's seed isn't touched.
 _source = random.SystemRandom()
 
 
 def jitter(seconds: float, least: float, most: float) -> float:
-    """``seconds``, times something from ``least`` to ``most``."""
+    """``seconds`` times a random factor from ``least`` to ``most``."""
     return seconds * _source.uniform(least, most)
 
 
 class Backoff:
-    """Pauses that double, from ``first`` to ``longest`` seconds, each by a fifth more or less."""
+    """Pauses that double, from ``first`` to ``longest`` seconds, each varied by up to a fifth."""
 
     def __init__(self, first: float, longest: float) -> None:
         self._first = self._pause = first

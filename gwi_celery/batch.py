@@ -1,7 +1,7 @@
-"""``with publish_batch():`` many calls, published together.
+"""``with publish_batch():`` publishes many calls together.
 
-Each ``.delay()`` inside returns its AsyncResult at once; the messages go out in a few large requests,
-at the end of the block at the latest: then the broker has confirmed them all, or an error names the rest.
+Each ``.delay()`` inside returns its AsyncResult at once; the messages go out in a few large requests, at
+the latest at the end of the block. By then the broker has confirmed them all, or an error names the rest.
 Celery's ``group`` and ``chunks`` inside a batch are published the same way.
 
 A batch includes what the block starts in a copy of its context: asyncio tasks, ``asyncio.to_thread``.
@@ -83,10 +83,10 @@ def current_batch() -> Batch | None:
 def publish_batch() -> Iterator[Batch]:
     """Publish all calls made inside together; see the module.
 
-    The batch is published at the end also when the block raises: AsyncResults were handed out.
+    The batch is also published when the block raises, as its AsyncResults were handed out.
 
     Raises:
-        BatchFailed: some were not published; ``errors`` has why, by task id. The others were.
+        BatchFailed: some calls were not published; ``errors`` has why, by task id. The others were.
     """
     batch = Batch()
     token = _current.set(batch)

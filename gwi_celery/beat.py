@@ -40,7 +40,7 @@ def _named(entry: Any) -> str:
     try:
         return nominal_time(entry)
     except Exception:  # a custom schedule that can't tell: even so, each call is a job of its own
-        logger.exception("no nominal time of %s: the time of its sending names it", entry.name)
+        logger.exception("no nominal time for %s: its call is named by when it is sent", entry.name)
         return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 

@@ -21,12 +21,12 @@ _COMPRESS_FROM = 512
 
 
 def dump(value: Any, *, what: str, limit: int) -> bytes:
-    """``value`` as bytes. ``what`` names it in errors; ``limit`` is of its JSON, in bytes.
+    """``value`` as bytes. ``what`` names it in errors; ``limit`` is the longest JSON, in bytes.
 
     Raises NotSerializable, TooLarge.
     """
     if isinstance(value, ResultBase):
-        value = value.as_tuple()  # as Celery has it
+        value = value.as_tuple()  # as Celery does
     try:
         text: str = json.dumps(value)
     except (TypeError, ValueError, RecursionError) as exc:
@@ -67,7 +67,7 @@ def _typed(value: Any) -> bool:
 def _advice(value: Any) -> str:
     if isinstance(value, BaseException):
         return "raise an exception rather than return it, or return its text"
-    return "return plain values (text, numbers, lists, dicts); of an AsyncResult in them, its id"
+    return "return plain values (text, numbers, lists, dicts), and an AsyncResult's id"
 
 
 def load(blob: bytes) -> Any:

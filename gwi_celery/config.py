@@ -1,9 +1,8 @@
 """One frozen :class:`Settings` object.
 
-The addresses of emulators and Google's credentials are read from the environment where they are used.
-
 Each setting is taken from the first of: the argument to ``setup()``, ``app.conf.gwi_<name>``, its
-environment variable, its default.
+environment variable, its default. Only the emulators' addresses and Google's credentials are read from
+the environment elsewhere, where they are used.
 """
 
 from __future__ import annotations
@@ -37,10 +36,14 @@ def _secret(env: str, help: str, default: Any) -> Any:
 
 
 def _mapping(env: str, help: str, read: Callable[[Any, str], Any], *, secret: bool = False) -> Any:
-    """A setting that is empty by default. ``read`` gets the value and where it was found."""
+    """A setting that is empty by default. ``read`` takes the value and where it was found."""
     return field(
         default_factory=dict, repr=not secret, metadata={"env": env, "help": help, "read": read}
     )
+
+
+class _FromFile(dict[str, str]):
+    """Signing keys that were read from a file; a copy of the settings keeps them."""
 
 
 #: Settings with a fixed set of values.
@@ -108,7 +111,9 @@ class Settings:
         "GWI_CONTENTION_DELAY", "first wait, seconds, of a job whose lock another one holds", 1.0
     )
     max_contention_delay: float = _setting(
-        "GWI_MAX_CONTENTION_DELAY", "longest such wait; it doubles each time up to this", 30.0
+        "GWI_MAX_CONTENTION_DELAY",
+        "longest wait for a lock, seconds: it doubles from contention_delay up to this",
+        30.0,
     )
     limits_url: str = _secret(
         "GWI_LIMITS_URL",
@@ -117,7 +122,7 @@ class Settings:
     )
     limits_unavailable: str = _setting(
         "GWI_LIMITS_UNAVAILABLE",
-        "while that can't be reached jobs with such a limit wait, or pass uncounted",
+        "while limits_url can't be reached: jobs that need it wait, or pass uncounted",
         "wait",
     )
     interrupt_on_shutdown: bool = _setting(
@@ -128,8 +133,8 @@ class Settings:
 
     keep_calls: bool = _setting(
         "GWI_KEEP_CALLS",
-        "whether a job's record keeps its call's arguments, so that it can be replayed by whoever "
-        "operates it; without them only its caller can",
+        "whether a job's record keeps its call's arguments, so that an operator can replay it; "
+        "without them only its caller can",
         True,
     )
     code_version: str = _setting(
@@ -145,8 +150,8 @@ class Settings:
     )
     cleanup_interval: float = _setting(
         "GWI_CLEANUP_INTERVAL",
-        "seconds between two times that a worker or push service deletes what has expired from the "
-        "embedded files; 0: never. On Firestore a TTL policy does it",
+        "seconds between two times that expired records are deleted from the embedded files; 0: never. "
+        "On Firestore a TTL policy does it",
         60.0,
     )
 
@@ -161,7 +166,7 @@ class Settings:
     )
     signing_keys_file: str = _setting(
         "GWI_SIGNING_KEYS_FILE",
-        "file that holds the signing keys instead, such as a secret that is mounted",
+        "file that holds the signing keys instead, such as a mounted secret",
         "",
     )
     queue_rights: Mapping[str, Rights] = _mapping(
@@ -181,7 +186,7 @@ class Settings:
 
     environment: str = _setting(
         "GWI_ENVIRONMENT",
-        "production, or development: no token needed on /push, and /process is there",
+        "production, or development: /push needs no token, and /process exists",
         "production",
     )
     port: int = _setting(
@@ -193,7 +198,7 @@ class Settings:
     push_auth: str = _setting(
         "GWI_PUSH_AUTH",
         "oidc; iam behind Cloud Run's own check of tokens, which removes their signature; or none, where "
-        "another one checks who calls; empty: oidc, in development none",
+        "something else checks who calls; empty: oidc, in development none",
         "",
     )
     push_audience: str = _setting(
@@ -213,7 +218,7 @@ class Settings:
     )
     push_wait: float = _setting(
         "GWI_PUSH_WAIT",
-        "seconds a push waits for a free place before it is answered with 429; 0: at once",
+        "seconds a push waits for a free place before it is answered with 429; 0: it doesn't wait",
         30.0,
     )
     push_deadline: float = _setting(
@@ -223,7 +228,7 @@ class Settings:
     )
     push_queue: str = _setting(
         "GWI_PUSH_QUEUE",
-        "queue that pushed messages count as being of; empty: the app's default queue",
+        "queue that pushed messages belong to; empty: the app's default queue",
         "",
     )
     max_body_bytes: int = _setting(
@@ -242,11 +247,11 @@ class Settings:
         "",
     )
     shutdown_grace: float = _setting(
-        "GWI_SHUTDOWN_GRACE", "seconds that jobs have to end in when the service stops", 8.0
+        "GWI_SHUTDOWN_GRACE", "seconds that jobs have to end when the push service stops", 8.0
     )
     worker_grace: float = _setting(
         "GWI_WORKER_GRACE",
-        "the same for a pull worker, whose jobs are killed afterwards; 0: it waits for them",
+        "seconds that jobs have to end when a pull worker stops, before they are killed; 0: no limit",
         0.0,
     )
     log_format: str = _setting(
@@ -298,13 +303,13 @@ class Settings:
                 f"dead_letter_archive is {self.dead_letter_archive!r}, which names no bucket: write "
                 "gs://bucket/prefix, or the path of a folder"
             )
-        if self.signing_keys_file:
+        if self.signing_keys_file and not isinstance(self.signing_keys, _FromFile):
             if self.signing_keys:
                 raise ConfigurationError(
                     "both signing_keys and signing_keys_file are set: keep one of them"
                 )
             keys = read_file(self.signing_keys_file, "signing_keys_file")
-            object.__setattr__(self, "signing_keys", keys)
+            object.__setattr__(self, "signing_keys", _FromFile(keys))
 
     @property
     def development(self) -> bool:
@@ -359,16 +364,12 @@ def load(
     """Settings from arguments, ``app.conf`` and the environment, in this order of precedence.
 
     Args:
-        prefix: How names in ``conf`` begin where they were written, such as ``CELERY_``.
+        prefix: Of the names in ``conf`` as the user wrote them, such as ``CELERY_``; for messages.
 
     Raises ConfigurationError for a name that doesn't exist (and names the nearest), and for a
-    value of the wrong type.
+    value that is impossible or of the wrong type.
     """
     environ = os.environ if environ is None else environ
-
-    def spelt(name: str) -> str:
-        return prefix + (f"gwi_{name}".upper() if prefix.isupper() else f"gwi_{name}")
-
     for name in overrides:
         if name not in SETTINGS:
             raise ConfigurationError(f"setup() has no setting {name!r}; {nearest(name, SETTINGS)}")
@@ -376,8 +377,8 @@ def load(
         name = key.removeprefix("gwi_")
         if name not in SETTINGS:
             raise ConfigurationError(
-                f"app.conf has {spelt(name)!r}, which is no setting; "
-                + nearest(spelt(name), [spelt(known) for known in SETTINGS])
+                f"app.conf has {spelt(name, prefix)!r}, which is no setting; "
+                + nearest(spelt(name, prefix), [spelt(known, prefix) for known in SETTINGS])
             )
     _check_environment(environ)
     values: dict[str, Any] = {}
@@ -386,14 +387,19 @@ def load(
         if overrides.get(name) is not None:
             values[name] = _convert(f, overrides[name], f"setup({name}=...)")
         elif conf.get(f"gwi_{name}") is not None:
-            source = f"app.conf.{spelt(name)}"
+            source = f"app.conf.{spelt(name, prefix)}"
             values[name] = _convert(f, conf[f"gwi_{name}"], source)
         elif environ.get(env):
             values[name] = _convert(f, environ[env], env)
     return Settings(**values)
 
 
-#: Kubernetes sets these by itself, for each service: of one called "gwi-worker", GWI_WORKER_PORT.
+def spelt(name: str, prefix: str) -> str:
+    """A setting's name in ``app.conf``, as a user who writes that prefix (``CELERY_``, "") spells it."""
+    return prefix + (f"gwi_{name}".upper() if prefix.isupper() else f"gwi_{name}")
+
+
+#: Variables that Kubernetes sets for each service: for one called "gwi-worker", GWI_WORKER_PORT.
 _OF_A_SERVICE = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
@@ -408,7 +414,7 @@ def _check_environment(environ: Mapping[str, str]) -> None:
         if not key.startswith("GWI_") or key in known or _OF_A_SERVICE.fullmatch(key):
             continue
         if key.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", value):
-            continue  # of a service as well
+            continue  # a service's as well
         bare = key.removeprefix("GWI_")
         alike = max(difflib.SequenceMatcher(None, key, name).ratio() for name in known)
         if alike >= _TYPO or bare in known:

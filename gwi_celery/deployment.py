@@ -25,7 +25,7 @@ APIS: Final = {
 }
 #: The database's edition and kind: others are not tested, and one can't be turned into the other.
 FIRESTORE: Final = {"type": "FIRESTORE_NATIVE", "edition": "STANDARD"}
-#: Seconds that what nobody could do is kept for: Pub/Sub's longest, 31 days
+#: Seconds that dead letters are kept: Pub/Sub's longest, 31 days
 #: (https://cloud.google.com/pubsub/docs/subscription-properties#message_retention).
 DEAD_LETTER_RETENTION: Final = 2_678_400
 #: Seconds that a push request may take, which is a push subscription's ack deadline.
@@ -34,7 +34,7 @@ PUSH_DEADLINE: Final = 600
 
 @dataclass(frozen=True)
 class Grant:
-    """One role for one member, on as little as it can be given on."""
+    """One role for one member, on the smallest resource that it can be granted on."""
 
     #: worker, caller, pusher (who signs push requests), agent (Pub/Sub's own service agent),
     #: deployer (who makes the push subscription), or autoscaler (who sets the number of workers).
@@ -52,9 +52,9 @@ class Grant:
 GRANTS: Final = (
     Grant("worker", "roles/datastore.user", "project", "keeps jobs, locks and results"),
     Grant("worker", "roles/pubsub.subscriber", "subscription", "takes messages"),
-    Grant("worker", "roles/pubsub.subscriber", "dead subscription", "looks at and redrives them"),
+    Grant("worker", "roles/pubsub.subscriber", "dead subscription", "lists and redrives them"),
     Grant("worker", "roles/pubsub.publisher", "topic", "publishes retries and copies"),
-    Grant("worker", "roles/pubsub.publisher", "dead topic", "keeps what is given up"),
+    Grant("worker", "roles/pubsub.publisher", "dead topic", "publishes dead letters"),
     Grant("caller", "roles/pubsub.publisher", "topic", "calls tasks"),
     Grant("caller", "roles/datastore.user", "project", "reads results"),
     Grant("agent", "roles/pubsub.publisher", "dead topic", "Pub/Sub's own dead lettering"),
@@ -79,7 +79,7 @@ GRANTS: Final = (
 )
 
 
-#: Role -> the permission of it that the doctor asks for:
+#: Role -> the one of its permissions that the doctor checks:
 #: https://cloud.google.com/pubsub/docs/access-control#permissions_and_roles
 PERMISSIONS: Final = {
     "roles/pubsub.subscriber": "pubsub.subscriptions.consume",
@@ -93,13 +93,13 @@ class Queue:
 
     name: str
     topic: str
-    #: Protobufs, from the lowest priority level on: what managed mode would make.
+    #: Protobufs, lowest priority level first, as managed mode would make them.
     subscriptions: tuple[Any, ...]
     dead_topic: str
     dead_subscription: Any
 
     def grants(self) -> Iterator[tuple[Grant, str]]:
-        """(grant, path) of what is granted on the queue's own resources."""
+        """(grant, path) for each grant on the queue's own resources."""
         places = {
             "topic": [self.topic],
             "dead topic": [self.dead_topic],
@@ -126,8 +126,8 @@ def plan(
     """What these queues need under these options.
 
     Args:
-        queues: Task queues; of those that come and go, and of dead letters, nothing is planned.
-        store: None where jobs are kept elsewhere.
+        queues: Task queues; temporary queues and dead letters are left out.
+        store: None where jobs are not kept in Firestore.
     """
     paths = Paths(options)
     desired = Desired(options, paths)

@@ -23,7 +23,7 @@ class EmbeddedURL:
     options: Mapping[str, float]
 
 
-#: What the embedded broker takes in its URL, which may be the store's as well: option -> how it is read.
+#: The embedded broker's URL options, and how each is read. The store may have the same URL.
 OPTIONS = {
     "lease_seconds": options.NUMBER,
     "max_deliveries": options.WHOLE.called("a number"),
@@ -55,7 +55,7 @@ def parse(url: str) -> EmbeddedURL:
 
 
 def read(given: Mapping[str, object], url: str) -> dict[str, float]:
-    """The broker's options, from its URL or beside it. Raises ConfigurationError for a wrong one."""
+    """The broker's options, of its URL or transport options. Raises ConfigurationError."""
     found = {
         name: OPTIONS[name].convert(value, f"{url!r}: {name}") for name, value in given.items()
     }

@@ -15,7 +15,7 @@
         │   ├── DeadlineExceeded
         │   ├── CrashLimitExceeded
         │   ├── JobFailed           a stored failure whose own exception can't be rebuilt
-        │   ├── JobExited               it raised SystemExit or another that is no Exception
+        │   ├── JobExited               it raised SystemExit or another BaseException
         │   ├── JobHeld             eager calls only: a worker waits instead
         │   ├── OutsideAttempt      a step in a thread that doesn't know its job
         │   ├── StepNameReused
@@ -30,11 +30,11 @@
             ├── BrokerUnavailable   temporary: worth trying again
             ├── BrokerUnusable      permanent: not a database, read-only, wrong version, no permission
             ├── NotFound            no such queue or exchange
-            ├── NotDeleted          in use, not empty, or that can't be known
+            ├── NotDeleted          in use, not empty, or that is unknown
             ├── PublishFailed       some of many messages were not published
-            ├── BatchFailed         the same of a publish_batch(), by task id
+            ├── BatchFailed         the same for a publish_batch(), by task id
             └── MalformedMessage    on a queue, but not a Celery message
-                └── NotAllowed      it asks for what its publisher may not have
+                └── NotAllowed      it asks for more than its publisher may
 
     BaseException
     └── Interrupt                   stops a job at once; ``except Exception`` can't swallow it
@@ -131,7 +131,7 @@ class NotSerializable(InvalidCall, TypeError):
 
 
 class JobError(GwiError):
-    """A job ended, or may not go on, for a reason of the protocol's."""
+    """A job ended, or may not go on, for another reason than an exception of its own."""
 
 
 class IdempotencyMismatch(JobError):
@@ -159,8 +159,8 @@ class JobHeld(JobError):
 
 
 class OutsideAttempt(JobError, RuntimeError):
-    """A step, a key or the fence was asked for in a thread or process of a job's that doesn't know
-    the job's attempt, so that nothing would have been recorded. See :func:`gwi_celery.carry`."""
+    """A step, a key or the fence was asked for in a thread or process that doesn't know the job's
+    attempt, so nothing would have been recorded. See :func:`gwi_celery.carry`."""
 
 
 class StepNameReused(JobError, ValueError):
@@ -225,13 +225,13 @@ class NotFound(BrokerError):
 
 
 class NotDeleted(BrokerError):
-    """The queue or exchange stays: it is used, or not empty, or nobody can say whether it is."""
+    """The queue or exchange was not deleted: it is in use or not empty, or that is unknown."""
 
 
 class PublishFailed(BrokerError):
     """Some of the messages published together were not. The others were.
 
-    ``errors`` has the error of each that failed, by its place among them, counted from 0.
+    ``errors`` maps the position of each message that failed, counted from 0, to its error.
     """
 
     def __init__(self, errors: dict[int, Exception], total: int) -> None:
@@ -260,7 +260,7 @@ class MalformedMessage(BrokerError):
 
 
 class NotAllowed(MalformedMessage):
-    """What a message asks for, its publisher has no right to. It goes to the dead letter."""
+    """A message asks for more than its publisher has a right to. It goes to the dead letter."""
 
 
 class Interrupt(BaseException):

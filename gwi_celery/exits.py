@@ -29,7 +29,7 @@ def at_exit(flush: Callable[[], object]) -> None:
 def _end_quickly(**kwargs: Any) -> None:
     """Have this worker end without a last garbage collection.
 
-    Over all that Google's libraries load it takes most of a second of CPU, for which a stop would wait.
+    With Google's libraries loaded, it takes most of a second of CPU, and a stop would wait for it.
     """
     atexit.register(gc.freeze)
 
@@ -43,7 +43,7 @@ def _flush(*args: Any, **kwargs: Any) -> None:
 
 
 class _Process:
-    """For ``multiprocessing``, which calls what was registered for a living object in each fork."""
+    """Registers the flush in each fork: ``multiprocessing`` calls :meth:`finalize` there."""
 
     def finalize(self) -> None:
         util.Finalize(None, _flush, exitpriority=0)

@@ -1,8 +1,8 @@
 """Dead letters before their broker drops them: announced days before, then archived if that is set.
 
-An archive is a folder or a bucket, ``dead_letter_archive``. What goes there are the lines that ``gwi
-dlq import`` takes, a file for each queue and turn, named by what is in it: a turn that was cut short
-writes the same file again.
+The archive is a folder or a bucket, ``dead_letter_archive``. Its files hold the lines that ``gwi dlq
+import`` takes. A file's name depends on the letters in it, so that a turn that was cut short writes the
+same file again.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _GCS: Final = "gs://"
 
 
 def within(app: Any, seconds: float) -> float:
-    """That time before the end; the same share of it where letters are kept for less than a week."""
+    """``seconds``, or the same share of a shorter time where letters are kept for less than a week."""
     return min(seconds, seconds / _WEEK * broker_for(app).dead_kept)
 
 
 def announce_expiring(app: Any) -> None:
-    """Log which queues' dead letters are dropped within :data:`ANNOUNCED`, and count them (metrics)."""
+    """Log whose dead letters are dropped within :data:`ANNOUNCED`, and tell metrics their number."""
     seconds = within(app, ANNOUNCED)
     found = _expiring(app, seconds)
     archive = settings_for(app).dead_letter_archive
@@ -61,9 +61,9 @@ def announce_expiring(app: Any) -> None:
 
 
 def archive_expiring(app: Any) -> int:
-    """Move the dead letters that are dropped within :data:`ARCHIVED` to the archive; how many.
+    """Move the dead letters that are dropped within :data:`ARCHIVED` to the archive; returns how many.
 
-    0 without the setting. Raises StoreError, and loses nothing, where the archive can't be written.
+    0 without the setting. Raises StoreError, and loses nothing, if the archive can't be written.
     """
     place = settings_for(app).dead_letter_archive
     if not place:
@@ -90,12 +90,12 @@ def archive_expiring(app: Any) -> int:
 
 
 def _expiring(app: Any, seconds: float) -> dict[str, int]:
-    """Queue -> how many of its dead letters are dropped by then; 1,000 are counted at most on Pub/Sub."""
+    """Queue -> how many of its dead letters are dropped within that time; on Pub/Sub of 1,000 at most."""
     broker, records = broker_for(app), recorded(app)
     if isinstance(broker, EmbeddedBroker):
         return broker.expiring(seconds)
     if records is None:
-        return {}  # Pub/Sub's alert is in infra/monitoring: to look at one is to lease it
+        return {}  # looking would lease them; infra/monitoring has an alert instead
     return dict(Counter(letter.queue for letter in records.expiring(time.time() + seconds)))
 
 
@@ -116,7 +116,7 @@ def _writer(app: Any, place: str) -> Callable[[str, bytes], None]:
 
 
 def _bucket_url(app: Any, bucket: str) -> FirestoreURL:
-    """The bucket with the store's project and endpoint, where that is Google's too."""
+    """The bucket, with the project and the endpoint of a store on Firestore."""
     settings = integration(app).settings
     url = settings.effective_store_url
     if url.startswith("firestore:"):
@@ -126,7 +126,7 @@ def _bucket_url(app: Any, bucket: str) -> FirestoreURL:
 
 
 def _write_file(path: Path, data: bytes) -> None:
-    """All of it or nothing, on disk."""
+    """Write all of it or nothing, synced to disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -20,11 +20,11 @@ from kombu.utils import json
 from gwi_celery.errors import JobFailed
 from gwi_celery.text import cut, safe_text
 
-#: Longest text of an error, of one of its arguments and of its traceback, bytes of UTF-8; the end of a
-#: longer one is named as left out.
+#: Longest text of an error and of one of its arguments, bytes of UTF-8. A longer one is cut, and says so.
 MAX_TEXT: Final = 20_000
-#: Arguments of an error that are larger as JSON give way to its text, bytes.
+#: Largest arguments of an error, bytes of JSON. Larger ones are replaced by its text.
 _MAX_ARGS: Final = 500_000
+#: Longest traceback, bytes of UTF-8.
 _MAX_TRACEBACK: Final = 100_000
 
 
@@ -39,7 +39,7 @@ else:
 
 
 class Raised(Exception):
-    """Stands for an exception: its class's name, and its text. Pickles whatever that one does."""
+    """Stands in for an exception, with its class's name and its text. Can always be pickled."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -71,7 +71,7 @@ def stand_in(exc: BaseException) -> Raised:
 
 
 def presentable(exc: BaseException) -> BaseException:
-    """``exc``, or a stand-in if its text is huge, or if its text or arguments raise."""
+    """``exc``, or a stand-in if its text is huge, or if reading its text or arguments raises."""
     text = _text(exc)
     if text is None or _arguments(exc) is None or len(text) > MAX_TEXT // 2:
         return stand_in(exc)
@@ -89,15 +89,15 @@ def form(exc: BaseException) -> dict[str, Any]:
     if isinstance(exc, Raised) or arguments is None:
         arguments = (text,)
     made = {"exc_type": name, "exc_message": _storable(arguments, text), "exc_module": module}
-    if isinstance(exc, Raised) or not _tells(exc, made["exc_message"], text):
+    if isinstance(exc, Raised) or not _reproduces(exc, made["exc_message"], text):
         made["exc_text"] = text
     return made
 
 
 def rebuild(form: Any, make: Callable[[Any], Any]) -> Any:
-    """The exception of a form, as ``make`` (Celery's own) has it, with the text it had.
+    """The exception of a form, made by ``make`` (Celery's own), with the text it had.
 
-    JobFailed, which names class and text, where the class can't be made from its arguments.
+    If the class can't be made from its arguments, a JobFailed with the class's name and the text.
     """
     exc = make(form)
     text = form.get("exc_text") if isinstance(form, dict) else None
@@ -105,29 +105,29 @@ def rebuild(form: Any, make: Callable[[Any], Any]) -> Any:
         return exc
     name = str(form.get("exc_type"))
     if type(exc).__name__ == name.rpartition(".")[2]:
-        told = _telling(type(exc), tuple(form.get("exc_message") or ()), text)
-        if told is not None:
-            return told
+        made = _with_text(type(exc), tuple(form.get("exc_message") or ()), text)
+        if made is not None:
+            return made
     return JobFailed(f"{name}: {text}")
 
 
-def _telling(cls: type[BaseException], arguments: tuple[Any, ...], text: str) -> Any:
-    """An exception of the class that says ``text``; None if there can't be one."""
+def _with_text(cls: type[BaseException], arguments: tuple[Any, ...], text: str) -> Any:
+    """An exception of the class whose text is ``text``; None if there can't be one."""
     members = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__str__": lambda self: text,
         "__repr__": lambda self: f"{cls.__name__}({text!r})",
-        "__reduce__": lambda self: (_telling, (cls, arguments, text)),
+        "__reduce__": lambda self: (_with_text, (cls, arguments, text)),
     }
     try:
         return type(cls.__name__, (cls,), members)(*arguments)
-    except BaseException:  # the class's own doing, whatever it is
+    except BaseException:  # a user's class may raise anything
         return None
 
 
-def _tells(exc: BaseException, arguments: Any, text: str) -> bool:
-    """Whether class and arguments reproduce the text."""
+def _reproduces(exc: BaseException, arguments: Any, text: str) -> bool:
+    """Whether the exception's class makes the text from the arguments."""
     try:
         made = type(exc)(*json.loads(json.dumps(arguments)))
         return type(made) is type(exc) and _text(made) == text
@@ -136,7 +136,7 @@ def _tells(exc: BaseException, arguments: Any, text: str) -> bool:
 
 
 def _storable(arguments: tuple[Any, ...], text: str) -> list[Any]:
-    """The arguments, each as its ``repr`` where it has no JSON form; or the text if they are huge."""
+    """The arguments, or the ``repr`` of one without a JSON form; only the text if they are huge."""
     stored, size = [], 0
     for argument in arguments:
         try:
@@ -150,7 +150,7 @@ def _storable(arguments: tuple[Any, ...], text: str) -> list[Any]:
 
 
 class _Repr:
-    """``repr`` of a value as its text."""
+    """A value whose ``str`` is another's ``repr``."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -171,7 +171,7 @@ def rejected(reason: Any, requeue: bool) -> ExceptionInfo:
 
 
 def for_parent(info: ExceptionInfo) -> ExceptionInfo:
-    """The same, holding only texts."""
+    """``info`` itself, with its exception replaced by one that holds only texts."""
     exc = info.exception
     if isinstance(exc, ExceptionWithTraceback):
         exc = exc.exc
@@ -214,7 +214,7 @@ def _name(exc: BaseException) -> tuple[str, str]:
 
 
 def _text(exc: BaseException) -> str | None:
-    """Its text, cut to what may be stored; None if it has none, or no ``repr``."""
+    """Its text, cut to what may be stored; None if its ``str`` or ``repr`` raises."""
     try:
         repr(exc)
         str(exc)

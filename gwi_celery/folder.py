@@ -1,7 +1,7 @@
-"""The folder of embedded files: its owner's alone, and no way out of it.
+"""The folder of embedded files: private to its owner, and without links out of it.
 
-Whoever may write there runs jobs, as whoever runs the workers. So folders are made 0700 and files 0600,
-what belongs to somebody else is refused, and no link is followed: neither the folder nor a file in it.
+Whoever can write there can run jobs as the workers' user. So folders are made 0700 and files 0600, what
+belongs to another user is refused, and no link is followed: neither the folder itself nor a file in it.
 """
 
 from __future__ import annotations
@@ -15,46 +15,60 @@ import stat
 from pathlib import Path
 
 from gwi_celery import forks
+from gwi_celery.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 #: What SQLite keeps beside a database.
 _BESIDE = ("", "-wal", "-shm", "-journal")
-#: What a folder holds that is ours alone.
-_OURS = re.compile(r"(broker|store)\.sqlite3(-wal|-shm|-journal)?|wake|[0-9a-f]{32}(\.polled)?")
+#: Names of our files. A folder that holds nothing else is made private.
+_OURS = re.compile(
+    r"(broker|store)\.sqlite3(-wal|-shm|-journal)?|upkeep\.lock|wake|[0-9a-f]{32}(\.polled)?"
+)
 
-#: Held while a file is made: closing it would drop locks that this process's SQLite has on it.
+#: Held while a file is made: closing a file drops the locks that this process's SQLite has on it.
 _making = forks.lock()
 #: Folders that were warned about.
 _warned: set[Path] = set()
 
 
-#: Name of the folder where none is named, and what tells a project's root from its other folders.
+#: The default folder's name, and the files that mark a project's root.
 DEFAULT = ".gwi"
 _ROOTS = ("pyproject.toml", "setup.py", "setup.cfg", "manage.py")
-#: Folders whose place followed from the current directory.
-_by_chance: set[Path] = set()
+#: Folders that were named relative to the current directory.
+_relative: set[Path] = set()
 
 
 def place(name: str) -> Path:
-    """Where a folder of this name is, as an absolute path.
+    """The absolute path of the folder with this name.
 
-    The default one is the current directory's, where it is there already, else at the root of the project
-    that the current directory is in. Any other relative name is the current directory's.
+    The default folder is the one in the current directory if that exists, else the one at the root of the
+    project that the current directory is in. Any other relative name is below the current directory.
+
+    Raises ConfigurationError for a name that leads nowhere.
     """
-    here = Path.cwd()
-    found = here / Path(name).expanduser()
+    if "\0" in name:
+        raise ConfigurationError(f"no folder can have the name {name!r}: write another one")
+    try:
+        path = Path(name).expanduser()
+        if path.is_absolute():
+            return path
+        here = Path.cwd()
+    except (RuntimeError, OSError) as exc:  # no such user, or the current directory was deleted
+        raise ConfigurationError(
+            f"can't tell where the folder {name!r} is ({exc}): write an absolute path"
+        ) from exc
+    found = here / path
     if name == DEFAULT and not found.is_dir():
         for above in (here, *here.parents):
             if any((above / root).is_file() for root in _ROOTS):
                 return above / DEFAULT
-    if not Path(name).expanduser().is_absolute():
-        _by_chance.add(found)
+    _relative.add(found)
     return found
 
 
 class Refused(Exception):
-    """It can't be trusted; the text says why, and what to do."""
+    """The folder or file can't be trusted; the text says why, and what to do."""
 
 
 def make(folder: Path) -> None:
@@ -65,10 +79,10 @@ def make(folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder, 0o700)
-            if folder in _by_chance:
+            if folder in _relative:
                 logger.warning(
-                    "an empty queue begins in %s, which follows from the current directory: a process "
-                    "started in another one has another queue. Set GWI_FOLDER to an absolute path",
+                    "an empty queue begins in %s, which depends on the current directory: a process "
+                    "started in another directory has another queue. Set GWI_FOLDER to an absolute path",
                     folder,
                 )
         found = os.lstat(folder)
@@ -123,5 +137,5 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
 
 
 def _chmod(path: Path, found: os.stat_result) -> None:
-    with contextlib.suppress(OSError):  # a file system that has no modes, or is read-only
+    with contextlib.suppress(OSError):  # a file system without modes, or a read-only one
         os.chmod(path, stat.S_IMODE(found.st_mode) & 0o700)

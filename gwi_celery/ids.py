@@ -1,7 +1,7 @@
-"""Ids from ids: digests, never characters replaced.
+"""Digests of users' ids; characters are never replaced.
 
 Users' ids may hold anything: slashes, dots, emoji, two thousand characters. A digest over a
-length-prefixed encoding has no two inputs that meet, and is legal as a name everywhere.
+length-prefixed encoding never is the same for two inputs, and is a legal name everywhere.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Integration:
     def record_action(
         self, what: str, target: str, tenant: str | None = None, **details: Any
     ) -> None:
-        """Keep in the audit trail what an operator is about to do. Raises StoreError."""
+        """Record in the audit trail what an operator is about to do. Raises StoreError."""
         self.store.record_action(action(what, target, tenant, **details))
 
     def forget_eager_jobs(self) -> None:
@@ -83,13 +83,13 @@ def known(app: Any) -> Integration | None:
 
 
 def keep(app: Any, made: Integration) -> None:
-    """Make it the app's from now on."""
+    """Make ``made`` the app's integration from now on."""
     _refused.pop(app, None)
     _integrations[app] = made
 
 
 def refuse(app: Any, why: ConfigurationError) -> None:
-    """Make every use of the app raise that error from now on."""
+    """Make every use of the app raise ``why`` from now on."""
     _integrations.pop(app, None)
     _refused[app] = why
 
@@ -123,14 +123,14 @@ def settings_for(app: Any) -> Settings:
 
 
 def store_for(app: Any) -> Store:
-    """The store of an app that was set up; with ``task_always_eager`` that of its eager calls."""
+    """The store of an app that was set up; with ``task_always_eager``, that for eager calls."""
     if app.conf.task_always_eager:
         return integration(app).eager_store
     return integration(app).store
 
 
 def displaced(app: Any) -> str | None:
-    """Why an embedded file of the app can't be used: it was deleted or replaced; None if all are there.
+    """Says which embedded file of the app was deleted or replaced; None if none was.
 
     Files of other apps don't count: a job may use a folder for a while, and delete it.
     """

@@ -1,10 +1,10 @@
-"""Limits across workers, for operators: what is in force, who holds it, and changing it while all runs.
+"""Limits across workers, for operators: what is in force, who holds places, and changes at run time.
 
 ::
 
     from gwi_celery import Limit, limits
 
-    limits.find()                                             # each limit, and the jobs that hold it
+    limits.find()                                             # each limit, and the jobs with a place
     limits.set("openai", rate="100/m")                        # in place of what the code says
     limits.set("{tenant_id}", max_running=10, of={"tenant_id": "acme"})
     limits.clear("openai")                                    # back to what the code says
@@ -41,7 +41,7 @@ from gwi_celery.text import nearest
 
 __all__ = ["JobRef", "Limit", "LimitState", "PlaceRecord", "changed", "clear", "find", "set"]
 
-#: Places that are read for a list.
+#: Places that are read for a list, at most.
 _MOST = 5000
 
 
@@ -51,25 +51,25 @@ class LimitState:
 
     #: As the code has it, such as ``"{tenant_id}"``.
     name: str
-    #: What it is filled with; empty: what holds for all that nothing else is set for.
+    #: Values that fill in the name; empty: the limit of all values that have none of their own.
     of: Mapping[str, str]
-    #: What is in force: jobs at once, or starts in a time such as ``500/m``.
+    #: In force: jobs at once, or starts in a time such as ``500/m``.
     max_running: int | None
     rate: str | None
-    #: Who has set that ("" if it is as the code says), and when, in seconds since the epoch.
+    #: Who set it ("" if the code did), and when, in seconds since the epoch.
     set_by: str
     set_at: float | None
     #: Tasks that have it.
     tasks: Sequence[str]
-    #: Places that are taken, oldest first: those of a rate by jobs that may have ended.
+    #: Taken places, oldest first. A rate's may belong to jobs that have ended.
     held: Sequence[PlaceRecord] = field(default=())
-    #: How many are: of a rate in Redis the starts that count now, whose jobs it doesn't know. None if it
-    #: doesn't answer, or the name is filled with what it doesn't tell.
+    #: How many places are taken. For a rate that Redis counts: its starts that count now, as Redis knows
+    #: no jobs; None if Redis doesn't answer, or for a name whose values are not known here.
     used: int | None = None
 
 
 def find(*, app: Any = None) -> list[LimitState]:
-    """All limits of the app's tasks, and what is set; with each value that a name is filled with now.
+    """All limits of the app's tasks and all that were set, each also for every value now in use.
 
     At most 5,000 places are read.
     """
@@ -112,13 +112,13 @@ def set(
     of: Mapping[str, str] | None = None,
     app: Any = None,
 ) -> None:
-    """Have this hold in place of what the code says of a limit.
+    """Replace what the code says of a limit, for all workers.
 
     Args:
         name: As the code has it: ``"openai"``, ``"{tenant_id}"``.
         max_running: For a limit of jobs at once.
         rate: For a limit of starts in a time.
-        of: Only where the name is filled with these, such as ``{"tenant_id": "acme"}``.
+        of: Only for these values in the name, such as ``{"tenant_id": "acme"}``.
 
     Raises UnknownName, an InvalidCall, for a limit that no task of the app has.
     """
@@ -142,14 +142,14 @@ def set(
 
 
 def changed(*, app: Any = None) -> list[LimitState]:
-    """What is set in place of what the code says."""
+    """The limits that :func:`set` has replaced."""
     settings = store_for(unwrapped(current_app if app is None else app)).limit_settings()
     refs = [LimitRef(s.name, s.values, s.max_running, s.rate) for s in settings.values()]
     return [_state(ref, settings, {}, ()) for ref in refs]
 
 
 def clear(name: str, *, of: Mapping[str, str] | None = None, app: Any = None) -> int:
-    """Undo :func:`set`: what the code says holds again. How many settings that undid."""
+    """Undo :func:`set`: what the code says applies again. Returns how many settings that undid."""
     app = unwrapped(current_app if app is None else app)
     store = store_for(app)
     wanted = [s for s in store.limit_settings().values() if (s.name, s.values) == (name, of or {})]
@@ -180,7 +180,7 @@ def _check_known(app: Any, name: str, is_rate: bool, of: Mapping[str, str] | Non
     named = {limit.name: limit for limit in limits if (limit.rate is not None) == is_rate}
     if name not in named:
         if any(callable(limit.name) for limit in limits):
-            return  # it may be one that a function gives
+            return  # a function may return that name
         kind = "rate" if is_rate else "max_running"
         texts = [str(each) for each in named]
         raise UnknownName(
@@ -202,7 +202,7 @@ def _ref(
 
 
 def _held_ref(place: PlaceRecord, known: Mapping[str, LimitRef]) -> LimitRef:
-    """The limit of a place, by what the code says of its name; if it says nothing, of unknown size."""
+    """The limit of a place, as the code has it; of an unknown size if the code has none."""
     for ref in known.values():
         if ref.name == place.name and (ref.rate is not None) == place.of_rate and not ref.values:
             return replace(ref, values=place.values)

@@ -25,13 +25,13 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """How to read a value (raises TypeError or ValueError), and what it takes, for messages."""
+    """How to read a value (raises TypeError or ValueError), and what is accepted, for messages."""
 
     read: Callable[[Any], Any]
     what: str
 
     def convert(self, value: Any, where: str, but: str = "not") -> Any:
-        """The value. Raises ConfigurationError, naming ``where`` it was found."""
+        """The value as read. Raises ConfigurationError, which names ``where`` it was found."""
         try:
             return self.read(value)
         except (TypeError, ValueError, OverflowError):
@@ -131,7 +131,7 @@ def read(
 def query(url: str, text: str, known: Collection[str] | None = None) -> dict[str, str]:
     """The options of a URL whose query is ``text``.
 
-    Raises ConfigurationError for one that is given twice, or is not ``known``.
+    Raises ConfigurationError for an option that is given twice, or is not ``known``.
     """
     pairs = parse_qsl(text, keep_blank_values=True)
     options = dict(pairs)

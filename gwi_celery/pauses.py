@@ -1,4 +1,4 @@
-"""Pausing queues of a broker that can't pause: a flag in the store, which workers obey."""
+"""Paused queues of a broker that can't pause: a flag in the store, which workers obey."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Listener(Protocol):
 
 
 class Pauses:
-    """Of one app, as its process last asked. It is asked by worker processes only.
+    """The paused queues of one app, as this process last read them. Only worker processes read them.
 
     Args:
-        ask: Gives the queues that are paused. Raises StoreError.
+        ask: Returns the queues that are paused. Raises StoreError.
     """
 
     def __init__(self, ask: Callable[[], frozenset[str]]) -> None:
@@ -29,7 +29,7 @@ class Pauses:
         self._listeners.add(listener)
 
     def refresh(self) -> bool:
-        """Ask, and wake the listeners if anything has changed; whether it has. Raises StoreError."""
+        """Ask; if the answer has changed, wake the listeners and return True. Raises StoreError."""
         queues = self._ask()
         if queues == self.queues:
             return False

@@ -1,8 +1,8 @@
-"""What a worker does without on provisioned Pub/Sub, where nothing may be created.
+"""Switches off what a worker can't have on provisioned Pub/Sub, where nothing may be created.
 
-Remote control and events need temporary queues and exchanges. ``setup()`` switches off what has a
-setting, unless the app sets it; heartbeat events have none, so a bootstep does that: their exchange
-has no topic, unless the transport option ``queues`` names one.
+Remote control and events need temporary queues and exchanges. ``setup()`` changes their settings, unless
+the app has set them. Heartbeat events have no setting, so a bootstep switches them off, unless the
+transport option ``queues`` names a topic for their exchange.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from celery import bootsteps
 
 from gwi_celery.brokers.pubsub.options import OPTIONS, PubSubOptions, parse
 
-#: Settings that need queues of their own for each worker.
+#: Settings of features that need queues of their own for each worker.
 _OFF = ("worker_enable_remote_control", "worker_send_task_events")
 
 
 def settings(conf: Any, broker_url: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What to set, for a broker URL and its transport options. Empty unless it is provisioned."""
+    """Celery's settings for a broker URL and its transport options. Empty unless it is provisioned."""
     if _options(broker_url, options).managed:
         return {}
     return {name: False for name in _OFF if not conf.value_set_for(name)}

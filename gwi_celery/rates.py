@@ -1,4 +1,4 @@
-"""Rates that Redis counts in the store's stead, by the ``limits`` library: exactly, in a moving window.
+"""Rates that Redis counts instead of the store, by the ``limits`` library: exactly, in a moving window.
 
 Jobs at once (``max_running``) stay in the store: their places are leased with the job's lock.
 """
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that Redis has to answer. On SQLite a claim holds up others meanwhile.
 _TIMEOUT: Final = 1.0
-#: Seconds that it isn't asked again after it has not.
+#: Seconds for which Redis isn't asked again once it hasn't answered.
 _LEFT_ALONE: Final = 2.0
-#: Seconds that a job waits at least while it can't be counted.
+#: Seconds that a job waits, at least, while Redis can't count it.
 _WAIT: Final = 5.0
 
 
@@ -66,7 +66,7 @@ class RedisRates:
         self._alone_until = 0.0
 
     def __call__(self, limits: Sequence[LimitRef]) -> Limited | None:
-        """Count one start of each; or, if one is used up, of none, and that."""
+        """Count one start for each limit and return None; if one is used up, return that instead."""
         try:
             return self._counted(limits)
         except self._failure as exc:
@@ -102,7 +102,7 @@ class RedisRates:
         if time.monotonic() < self._alone_until:
             return self._uncounted(limits)
         items = [(limit, self._item_of(limit)) for limit in limits]
-        if len(items) > 1:  # what one counts, another that is used up would waste
+        if len(items) > 1:  # a start counted for one is wasted if another is used up
             for limit, item in items:
                 if not self._limiter.test(item, limit.id):
                     return self._used_up(limit, item)

@@ -1,7 +1,7 @@
 """The mark of a redrive: which death it takes a message back from, and from which step its job goes on.
 
-An operator's seal goes with it; see ``authority``. Where a job goes on is as in ``Replay.from_step``: ""
-keeps all that is recorded, None nothing.
+An operator's seal is attached to it; see ``authority``. Steps are as in ``Replay.from_step``: "" keeps
+all that is recorded, None nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONGEST: Final = 500
 
 
 def mark(death: str, from_step: str | None = "") -> str:
-    """One death and step have one mark. Raises InvalidCall for a name too long to be carried along."""
+    """The one mark of a death and a step. Raises InvalidCall if the step's name is too long for it."""
     made = digest("redrive", death)[:32]
     if from_step == "":
         return made
@@ -42,13 +42,13 @@ def sealed(mark: str, seal: str) -> str:
 
 
 def parts(redrive: str) -> tuple[str, str]:
-    """The mark, and the seal that is to prove it."""
+    """The mark, and the seal that should prove it."""
     made, _, seal = redrive.partition(_SEALED)
     return made, seal
 
 
 def step_of(redrive: str) -> str | None:
-    """Where the job goes on, whoever wrote that."""
+    """The step from which the job goes on. The seal is not checked."""
     _, _, start = parts(redrive)[0].partition(".")
     if start == _START:
         return None
@@ -56,4 +56,4 @@ def step_of(redrive: str) -> str | None:
         name = base64.urlsafe_b64decode(start.removeprefix(_STEP))
         return name.decode("utf-8", "surrogatepass") if start.startswith(_STEP) else ""
     except (binascii.Error, ValueError):
-        return ""  # no seal fits it
+        return ""  # no such mark is ever sealed

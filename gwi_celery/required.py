@@ -21,7 +21,7 @@ REQUIRED: dict[str, tuple[Any, str]] = {
 
 
 def check(conf: Any) -> None:
-    """Raises ConfigurationError for the first setting that has another value than it must."""
+    """Raises ConfigurationError for the first setting that doesn't have the value that it must."""
     for name, (needed, otherwise) in REQUIRED.items():
         if conf.value_set_for(name) and conf[name] != needed:
             if "auth" in (conf[name] if isinstance(conf[name], (list, tuple)) else [conf[name]]):

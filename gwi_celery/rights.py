@@ -1,4 +1,4 @@
-"""What who publishes to a queue may ask for: one record for each queue (docs/security.md)."""
+"""What a queue's publishers may ask for: one record for each queue (docs/security.md)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Rights:
     them; with signing keys, one whose message is not signed.
     """
 
-    #: Names of tasks, with ``*`` and ``?``. For all who publish.
+    #: Names of tasks, with ``*`` and ``?``. Applies to all publishers.
     tasks: tuple[str, ...] = ("*",)
-    #: ``celery``, ``plain``. Copies that a worker makes of plain jobs are taken in any case.
+    #: ``celery``, ``plain``. Copies that a worker makes of plain jobs are always accepted.
     formats: tuple[str, ...] = (CELERY, PLAIN)
-    #: Those of our headers that a foreign publisher may set.
+    #: Headers of this package that a foreign publisher may set.
     headers: tuple[str, ...] = (TENANT_HEADER, RUN_HEADER, DEADLINE_HEADER, MAX_RETRIES_HEADER)
     #: Exchanges and queues to which a message's callbacks, errbacks, chain and chord may be sent.
     #: None: for the app's own messages any, for a foreign publisher's none.
@@ -44,7 +44,7 @@ class Rights:
 
 
 def read_rights(given: Any, where: str) -> dict[str, Rights]:
-    """Rights by queue, of a setting (a mapping, or JSON of one). Raises ConfigurationError."""
+    """Rights by queue, from a setting (a mapping, or its JSON). Raises ConfigurationError."""
     by_queue = options.MAPPING.convert(given, where)
     known = {field.name for field in fields(Rights)}
     made = {}
@@ -76,7 +76,7 @@ _NAMES = options.optional(options.TEXTS.called("a list of texts"))
 _SIGNED = options.optional(options.BOOLEAN)
 
 _DEFAULT: Final = Rights()
-#: Names the rights of all queues that have none of their own.
+#: Stands for all queues that have no rights of their own.
 ANY_QUEUE: Final = "*"
 
 

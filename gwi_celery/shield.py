@@ -1,4 +1,4 @@
-"""Holds back exceptions that come from outside while library code is at work.
+"""Holds back exceptions from outside while library code runs.
 
 A soft time limit, a revoke with terminate, a shutdown or a greenlet's kill may be raised between any
 two instructions: after a commit and before anyone knows of it, or inside gRPC, whose own lock then
@@ -14,7 +14,7 @@ in such a section are user code, where they are raised at once::
 They arrive in two ways, and both are covered. CPython runs a signal's Python handler in the main thread,
 whichever thread got the signal: so the handlers are wrapped (:func:`arm`), whoever installed them, and
 the main thread's section decides. A greenlet is killed by its ``throw``, where it is suspended: within
-:func:`task` that is wrapped as well. Other threads get no exceptions from outside.
+:func:`watched` that is wrapped as well. Other threads get no exceptions from outside.
 
 Only worker processes are armed: in a program that just calls tasks, signals stay as they are.
 """
@@ -38,7 +38,7 @@ from celery import signals
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Those whose handlers may raise: Celery's, billiard's, and the ones a job is likely to use itself.
+#: Signals whose handlers may raise: Celery's, billiard's, and those that a job is likely to use itself.
 _SIGNALS = tuple(
     getattr(signal, name)
     for name in (
@@ -58,20 +58,20 @@ _SIGNALS = tuple(
 
 
 class _State:
-    """Of a thread; with gevent, whose ``threading.local`` it is then, of a greenlet."""
+    """The state of a thread, or of a greenlet where gevent has patched ``threading.local``."""
 
     __slots__ = ("closed", "idle", "noted")
 
     def __init__(self) -> None:
         #: Within a section, and in no window of it.
         self.closed = False
-        #: Between two tasks of a pool process: what is to end a job was meant for the last one.
+        #: Between two tasks of a pool process: an exception that was to end a job came too late for it.
         self.idle = False
-        #: What was held back meanwhile, in order; calling one raises or does it.
+        #: What was held back, in order; a call raises the exception, or runs the handler.
         self.noted: list[Callable[[], Any]] = []
 
 
-#: Those that ask a worker to stop.
+#: Signals that ask a worker to stop.
 _STOPS = {getattr(signal, name, None) for name in ("SIGTERM", "SIGINT", "SIGQUIT")}
 
 _local = threading.local()
@@ -157,7 +157,7 @@ def watched() -> Iterator[None]:
 
 @contextmanager
 def task() -> Iterator[None]:
-    """Around all that a pool does for a reliable job's message; its own code is a window.
+    """Around all that a pool does for a reliable job's message; the job's own code is a window.
 
     An exception that would have ended the job but came too late is dropped: the outcome is written. A
     signal that ends the process takes effect at the end.
@@ -172,13 +172,13 @@ def task() -> Iterator[None]:
 
 
 def ends_greenlet(exc: BaseException) -> bool:
-    """Whether it is a greenlet's kill."""
+    """Whether the exception is a greenlet's kill."""
     greenlet = sys.modules.get("greenlet")
     return greenlet is not None and isinstance(exc, greenlet.GreenletExit)
 
 
 def is_time_limit(exc: BaseException) -> bool:
-    """Whether a greenlet is ended by it at its hard time limit."""
+    """Whether the exception ends a greenlet at its hard time limit."""
     gevent = sys.modules.get("gevent")
     return gevent is not None and isinstance(exc, gevent.Timeout) and from_outside(exc)
 
@@ -201,7 +201,7 @@ def _mark(exc: BaseException) -> None:
 
 
 class _Handler:
-    """Stands before a signal's handler."""
+    """Wraps a signal's handler."""
 
     def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
         self._handler = handler
@@ -308,7 +308,7 @@ def _wrap_throw(state: _State) -> Callable[[], None]:
 
 
 def _tell_timeouts_apart() -> None:
-    """Greenlets started in a section are its own waits: they end at once, as without the section."""
+    """Timeouts started in a section are for its own waits: they expire at once, as outside of one."""
     from gevent import Timeout
 
     if hasattr(Timeout, "_gwi_within"):

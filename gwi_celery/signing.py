@@ -21,10 +21,10 @@ from gwi_celery.errors import ConfigurationError
 MESSAGE: Final = "gwi-message-1"
 MARK: Final = "gwi-mark-1"
 
-#: Bytes of a secret at least: what the MAC itself is worth.
+#: Shortest secret, bytes: as long as the MAC.
 _SHORTEST: Final = 32
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-#: Names the store's own key, so none of the setting's may have it.
+#: Id of the store's own key, which no key of the setting may have.
 STORE: Final = "store"
 
 
@@ -66,7 +66,7 @@ def _mac(secret: bytes, purpose: str, data: bytes) -> str:
 
 
 def read_keys(given: Any, where: str) -> dict[str, str]:
-    """Keys as a setting has them: a mapping, JSON of one, or ``id:secret`` by commas or lines.
+    """Keys from a setting: a mapping, its JSON, or ``id:secret`` pairs between commas or line ends.
 
     Raises ConfigurationError, which never shows a secret.
     """
@@ -76,12 +76,20 @@ def read_keys(given: Any, where: str) -> dict[str, str]:
             raise ConfigurationError(
                 f"{where}: a key's id is 1 to 64 of A-Z, a-z, 0-9 and . _ -, and not {STORE!r}"
             )
-        if not isinstance(secret, str) or len(secret.encode()) < _SHORTEST:
+        if not isinstance(secret, str) or _size(secret) < _SHORTEST:
             raise ConfigurationError(
                 f"{where}: the secret of {key_id!r} has to be a text of {_SHORTEST} bytes at least; "
                 'make one by python -c "import secrets; print(secrets.token_urlsafe(32))"'
             )
     return found
+
+
+def _size(secret: str) -> int:
+    """Bytes of UTF-8; 0 if it has none, as it came from bytes that are no text."""
+    try:
+        return len(secret.encode())
+    except UnicodeEncodeError:
+        return 0
 
 
 def _pairs(given: Any, where: str) -> dict[Any, Any]:
@@ -106,7 +114,7 @@ def _pairs(given: Any, where: str) -> dict[Any, Any]:
 
 
 def read_file(path: str, where: str) -> dict[str, str]:
-    """Keys from a file, such as one that Secret Manager is mounted as. Raises ConfigurationError."""
+    """Keys from a file, such as a secret mounted from Secret Manager. Raises ConfigurationError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as exc:

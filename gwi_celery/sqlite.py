@@ -5,11 +5,11 @@ Both embedded backends (broker and store) use it. It handles what is easy to get
 - Connections are pooled per process. One that was inherited through a fork is put aside unused and
   never closed: its locks and its WAL belong to the parent.
 - Writes start with BEGIN IMMEDIATE, so that a transaction never fails half-way because of a lock.
-- A lock is waited for in short slices: a worker that is told to stop meanwhile hears of it.
+- A lock is waited for in short slices, so that a worker can be told to stop meanwhile.
 - WAL mode lets readers go on beside a writer. ``synchronous=FULL`` makes a commit survive a power
   cut, at the price of an fsync; ``NORMAL`` survives the death of any process, not of the machine.
-- A file that is deleted or replaced while in use is noticed before anything is read or written: the
-  file that SQLite still has open has no name any more, and the path leads to another database.
+- A file that is deleted or replaced while in use is noticed before anything is read or written: SQLite
+  still has the old file open, while the path leads to another database or to none.
 - SQLite's errors are mapped to the caller's, each with what to do next.
 
 See https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_ and
@@ -34,16 +34,16 @@ from gwi_celery import folder, forks, shield
 
 #: Seconds to wait for another process's write transaction before giving up.
 BUSY_TIMEOUT = 10.0
-#: Seconds of that which one statement spends inside SQLite, where neither a signal's handler nor another
-#: greenlet can run; and seconds between two of them, when they can.
+#: Seconds of that for one statement inside SQLite, where neither a signal's handler nor another greenlet
+#: can run; and seconds between two statements, when they can.
 _SLICE, _BETWEEN = 0.1, 0.005
 
-#: Bytes of write-ahead log that are kept once a larger one was written back.
+#: Bytes to which a larger write-ahead log is cut once it was written back.
 _WAL_LIMIT = 4 * 1024 * 1024
 #: Free pages (of 4 KB) that a file keeps, and those given back in one go.
 _KEPT_PAGES, _VACUUMED = 256, 500
-#: What begins a transaction, after which no statement of it can meet another's lock: a deferred BEGIN
-#: takes its snapshot only when something is read.
+#: Statements that begin a transaction, after which none of its statements can meet another's lock. A
+#: deferred BEGIN takes its snapshot only when something is read.
 _READ = ("BEGIN", "SELECT 1 FROM sqlite_master LIMIT 1")
 _WRITE = ("BEGIN IMMEDIATE",)
 #: PRAGMA auto_vacuum: only on request.
@@ -198,7 +198,7 @@ class Database:
         return self._open() if c is None else c
 
     def _give_back(self, c: sqlite3.Connection) -> None:
-        """Safe to call twice: an exception from outside may come between this and the next line."""
+        """Safe to call twice, as an exception from outside may come before the caller's next line."""
         if self.path is None:
             with suppress(RuntimeError):  # released already
                 self._memory_lock.release()
@@ -272,7 +272,7 @@ class Database:
             raise self._unusable(f"the {self._kind} can't be used: {exc}") from exc
 
     def _uri(self) -> str:
-        """Created if needed at the first opening; never again, as that would be another database."""
+        """The file is created, if needed, at the first opening only: later it would be another one."""
         if self.path is None:
             return ":memory:"
         mode = "rwc" if self._identity is None else "rw"
@@ -282,7 +282,7 @@ class Database:
         c.row_factory = sqlite3.Row
         run = partial(_patiently, c.execute)
         if self.path is not None:
-            run(f"PRAGMA auto_vacuum={_INCREMENTAL}")  # of a file that is empty yet
+            run(f"PRAGMA auto_vacuum={_INCREMENTAL}")  # takes effect in an empty file only
             run("PRAGMA journal_mode=WAL").fetchone()
             run(f"PRAGMA journal_size_limit={_WAL_LIMIT}")
         run("PRAGMA temp_store=MEMORY")
@@ -373,7 +373,7 @@ class Database:
 
 
 def displaced(folders: Container[Path]) -> str | None:
-    """Why a database of this process in these folders can't be used: its file was deleted or replaced."""
+    """Says which of this process's databases in these folders was deleted or replaced; None if none."""
     for database in list(_databases):
         if database.path is None or database.path.parent not in folders:
             continue
@@ -396,9 +396,9 @@ class Transaction:
 
     def __init__(self, database: Database, begin: tuple[str, ...], synchronous: str | None) -> None:
         self._database = database
-        #: Empty: each statement is one of its own.
+        #: Empty: each statement is a transaction of its own.
         self._begin = begin
-        #: Of a write; None: a read, which is rolled back.
+        #: SQLite's ``synchronous`` for a write; None: a read, which is rolled back.
         self._synchronous = synchronous
         self._pid = os.getpid()
         self._section = shield.section()
@@ -430,10 +430,10 @@ class Transaction:
             self._leave(exc)
 
     def __del__(self) -> None:
-        self._end()  # of one interrupted at the edge of the above
+        self._end()  # if it was interrupted between the methods above
 
     def _leave(self, exc: BaseException | None) -> None:
-        """Translates SQLite's errors. Its parts are done, whichever of them is interrupted."""
+        """End the transaction and translate SQLite's errors. An interrupted part is done again."""
         try:
             try:
                 self._end()

@@ -1,4 +1,4 @@
-"""Texts: as bytes, of values whatever their ``__str__`` does, and of the name that was meant."""
+"""Texts: to and from bytes, of any value, cut to a size, and for error messages."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def unraw(raw: bytes) -> str:
 def safe_text(value: Any, limit: int = REASON_BYTES) -> str:
     """``str(value)`` in at most ``limit`` bytes of UTF-8; never raises.
 
-    A value whose ``__str__`` raises is described by its type and by what was raised. What doesn't
-    fit is cut, and the text says how much that was.
+    A value whose ``__str__`` raises is described by its type and by what was raised. A longer text is
+    cut, and says how much is missing.
     """
     try:
         return cut(f"{value!s}", limit)
@@ -41,14 +41,14 @@ def safe_error(exc: BaseException, limit: int = REASON_BYTES) -> str:
     return cut(f"{_type_name(exc)}: {safe_text(exc, limit)}", limit)
 
 
-#: Errors whose texts hold nothing of what is decoded.
+#: Errors whose texts quote nothing of what is decoded.
 _PLAIN = (json.JSONDecodeError, UnicodeError, ContentDisallowed, DecodeError, InvalidTaskError)
 
 
 def public_error(exc: BaseException, limit: int = REASON_BYTES) -> str:
-    """What is wrong with a message, with no value of it: a codec's error quotes what it could not read.
+    """What is wrong with a message, without a value from it: a codec's error quotes what it can't read.
 
-    Errors of this package have no values in their texts, nor have those of JSON and of text encodings.
+    Errors of this package quote no values, nor do those of JSON and of text encodings.
     """
     inner = exc.args[0] if exc.args else None
     if isinstance(exc, DecodeError) and isinstance(inner, BaseException):
@@ -68,9 +68,9 @@ def _place(exc: BaseException) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in an error message: a number as it is, and of anything else only what kind it is.
+    """A value in an error message: a number as it is, anything else by its kind only.
 
-    Messages are logged, and arguments are not; and a text may have megabytes.
+    Messages are logged, which arguments must not be; and a text may have megabytes.
     """
     if isinstance(value, int) and abs(value) >= 10**18:
         return "a huge number"
@@ -89,7 +89,7 @@ def cut(text: str, limit: int) -> str:
             return data.decode()
     # Of a text of megabytes, no more is encoded than may be kept.
     data = text[:limit].encode("utf-8", "backslashreplace")
-    # Longer than the note that will stand there, which names no more characters than there are.
+    # Room for the longest possible note; the real one counts no more characters.
     room = max(limit - len(_note(len(text))), 0)
     kept = data[:room].decode("utf-8", "ignore")
     return kept + _note(max(len(text) - len(kept), 0))[: limit - len(kept.encode())]

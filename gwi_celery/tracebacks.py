@@ -5,12 +5,12 @@ tracer's frame: a cycle, which keeps the task's arguments, the frames it passed 
 the traceback (200 KB a failure and more). Python collects cycles by the number of objects, not their
 size, so that a worker whose jobs failed now and then grew by hundreds of megabytes.
 
-Kombu's way of raising an EncodeError (an exception whose arguments have no JSON form meets it) and much
-user code leave cycles of their own, whose frames lead to the tracer's as well: they are young, and a
-collection of the young objects takes about a millisecond, once for a failure.
+Kombu's EncodeError (for an exception whose arguments have no JSON form) and much user code leave cycles
+of their own, whose frames lead to the tracer's as well. These objects are young, and collecting the young
+objects takes about a millisecond, once for each failure.
 
-Applies to plain tasks, too, and to all ends that Celery signals by exceptions: failure, retry, ignored,
-rejected.
+All this applies to plain tasks, too, and to all ends that Celery signals by exceptions: failure, retry,
+ignored, rejected.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def let_go(sender: Any = None, retval: Any = None, **kwargs: Any) -> None:
 
 
 def _chain(exc: BaseException) -> Iterable[BaseException]:
-    """The exception and those it names. Any one's frames lead to the tracer's, by ``f_back``."""
+    """The exception and those it refers to. The frames of each lead to the tracer's, by ``f_back``."""
     found = {id(exc): exc}
     queue = [exc]
     while queue:
@@ -53,5 +53,5 @@ def _chain(exc: BaseException) -> Iterable[BaseException]:
 
 
 def install() -> None:
-    """For all apps of this process; may be called again."""
+    """Do this for all apps of this process. Safe to call twice."""
     signals.task_postrun.connect(let_go, weak=False, dispatch_uid="gwi-tracebacks")

@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 _BATCH = 200
 #: Seconds between two transactions.
 _PAUSE = 0.05
-#: Seconds between two looks for dead letters that expire.
+#: Seconds between two searches for dead letters that are about to expire.
 _ANNOUNCE_EVERY = 3600.0
-#: The lock file in an embedded folder, which also holds the time of the last turn.
-_LOCK = "upkeep.lock"
+#: The lock file in an embedded folder, and the length of the time of the last turn, which it holds.
+_LOCK, _WIDTH = "upkeep.lock", 17
 
 
 class Upkeep(bootsteps.StartStopStep):
@@ -85,16 +85,24 @@ class Cleaner:
         return time.monotonic() + jitter(self._interval, 0.5, 1.0)
 
     def _take_turn(self) -> float:
-        try:
-            if time.monotonic() >= self._announce_at:  # before any of it is gone
-                self._announce_at = time.monotonic() + _ANNOUNCE_EVERY
+        if time.monotonic() >= self._announce_at:  # before any of it is gone
+            self._announce_at = time.monotonic() + _ANNOUNCE_EVERY
+            with _logged("dead letters about to expire could not be announced or archived yet"):
                 _before_they_expire(self._app)
+        with _logged("expired records could not be deleted yet"):
             clean(self._app, interval=self._interval, stopping=self._stop)
-        except GwiError as exc:
-            logger.warning("expired records could not be deleted yet: %s", exc)
-        except Exception:
-            logger.exception("expired records could not be deleted yet")
         return self._next_turn()
+
+
+@contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Errors in the block are logged as ``what``, and end only the block."""
+    try:
+        yield
+    except GwiError as exc:
+        logger.warning("%s: %s", what, exc)
+    except Exception:
+        logger.exception(what)
 
 
 def _before_they_expire(app: Any) -> None:
@@ -104,7 +112,7 @@ def _before_they_expire(app: Any) -> None:
 
 
 def clean(app: Any, *, interval: float = 0.0, stopping: threading.Event | None = None) -> int:
-    """Delete expired records in the app's embedded files, and shrink these; returns how many.
+    """Delete expired records in the app's embedded files, and shrink the files; returns how many.
 
     Args:
         interval: A folder that another process has cleaned within half of this time is left alone.
@@ -153,7 +161,7 @@ def _chores(app: Any) -> dict[Path | None, list[_Chore]]:
 
 @contextmanager
 def _alone_in(folder: Path | None, interval: float) -> Iterator[bool]:
-    """Whether nobody else is cleaning this folder, or has just done so."""
+    """Whether to clean this folder: False if another process is doing so, or did so lately."""
     if folder is None:
         yield True
         return
@@ -161,19 +169,24 @@ def _alone_in(folder: Path | None, interval: float) -> Iterator[bool]:
         yield False  # unused so far
         return
     # Not flock(): a pool's child would inherit the lock.
-    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
+        with contextlib.suppress(OSError):  # 0.1 made it as open as the umask was
+            os.fchmod(fd, 0o600)
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             yield False
             return
-        last = float(os.pread(fd, 32, 0) or 0)
+        try:
+            last = float(os.pread(fd, _WIDTH, 0))
+        except ValueError:  # the file is new, or a power cut left anything in it
+            last = 0.0
         now = time.time()
         if last <= now < last + interval / 2:
             yield False
             return
         yield True
-        os.pwrite(fd, f"{now:017.3f}".encode(), 0)
+        os.pwrite(fd, f"{now:0{_WIDTH}.3f}".encode(), 0)
     finally:
         os.close(fd)

@@ -15,7 +15,7 @@ import kombu
 TESTED: Final = ((5, 4), (5, 8))
 
 #: The undocumented parts of Celery, Kombu and billiard in use: module -> paths of attributes. A test
-#: looks each up in every supported release. (Producers and workers use them, hence not in worker/.)
+#: looks each up in every supported release. (Not in worker/, as producers use some, too.)
 INTERNALS: Final = {
     "billiard.einfo": (
         "ExceptionInfo.__init__",
@@ -57,6 +57,7 @@ INTERNALS: Final = {
     "celery.app.utils": (
         "Settings.changes",
         "Settings.value_set_for",
+        "find_app",
     ),
     "celery.backends.base": (
         "EXCEPTION_ABLE_CODECS",
@@ -78,6 +79,7 @@ INTERNALS: Final = {
         "KeyValueStoreBackend.set_chord_size",
     ),
     "celery.beat": ("Scheduler.apply_async",),
+    "celery.bin.celery": ("find_app",),
     "celery.canvas": ("_chain.run",),
     "celery.concurrency.base": ("BasePool.terminate_job",),
     "celery.concurrency.prefork": (
@@ -95,6 +97,11 @@ INTERNALS: Final = {
         "Consumer.on_unknown_task",
         "Consumer.reset_rate_limits",
         "Consumer.update_strategies",
+    ),
+    "celery.worker.control": (
+        "Panel.data",
+        "rate_limit",
+        "time_limit",
     ),
     "celery.worker.request": (
         "Request._already_revoked",

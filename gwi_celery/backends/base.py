@@ -1,7 +1,7 @@
 """What this package's result backends add to Celery's: chords, whatever the storage.
 
-A chord counts each part once however often its message is redelivered, and its body is sent at least
-once, or failed.
+A chord counts each part once, however often its message is redelivered. Its body is sent at least once,
+or stored as failed.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 #: Size of a chord whose header is being made: more parts than there will ever be.
 _SIZE_TO_COME = 2**40
-#: Share of a result's life after which a chord's next part renews the whole chord: an hour of a day.
+#: Share of a result's TTL after which a chord's next part renews the whole chord: an hour of a day.
 RENEW_CHORD_AFTER = 1 / 24
 
 
 class Counted(tuple[int, bool]):
-    """How many parts of a chord were counted, how many are expected, and whether its body was sent."""
+    """How many parts of a chord were counted, and whether its body was sent."""
 
-    #: How many parts there will be, once Celery has told it, and how many joined later.
+    #: How many parts there will be, once Celery has told (else None), and how many joined later.
     size: int | None
     extra: int
 
@@ -52,13 +52,13 @@ class Counted(tuple[int, bool]):
 
 
 class ReliableBackend(ReliableResults):
-    """The common part. Each subclass says how it keeps values and counts."""
+    """The part that all backends share. A subclass implements how values and counts are kept."""
 
-    # --- each kind's own ----------------------------------------------------------------------
+    # --- to be implemented --------------------------------------------------------------------
 
     @abstractmethod
     def open_chord(self, group_id: str, key: str, value: Any) -> None:
-        """Keep ``value``, of a chord's group, as ``key``. A finished chord starts anew."""
+        """Keep ``value``, a chord's group, under ``key``. A finished chord starts anew."""
 
     @abstractmethod
     def keep_chord_size(self, group_id: str, size: int) -> None:
@@ -70,7 +70,7 @@ class ReliableBackend(ReliableResults):
 
     @abstractmethod
     def count_part(self, group_id: str, part: str) -> Counted:
-        """Count one part of a chord, once, and keep the whole chord as long as a new result."""
+        """Count one part of a chord, once, and keep the whole chord for the TTL of a new result."""
 
     @abstractmethod
     def parts(self, group_id: str) -> list[str]:
@@ -78,7 +78,7 @@ class ReliableBackend(ReliableResults):
 
     @abstractmethod
     def mark_sent(self, group_id: str) -> None:
-        """The chord's body was sent, or failed."""
+        """Record that the chord's body was sent, or has failed."""
 
     # --- chords -------------------------------------------------------------------------------
 
@@ -86,8 +86,8 @@ class ReliableBackend(ReliableResults):
         self.ensure_chords_allowed()
         group_id, results = header_result_args
         if isinstance(results, _regen):
-            # A generator's tasks are sent while it makes them, with ids of their own. Their ids are
-            # known as they return; their number, with the last.
+            # A generator's tasks are sent while it makes them. An id is known once its task returns,
+            # and their number once the last is made.
             self._open_chord(group_id, [])
             self.retried(self.keep_chord_size, group_id, _SIZE_TO_COME)
         else:
@@ -106,8 +106,8 @@ class ReliableBackend(ReliableResults):
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count the part, once; with the last one, send the body.
 
-        It is marked as sent only afterwards: a worker killed in between leaves its message to be
-        redelivered, which then sends it. A body that can't be sent at all fails.
+        The chord is marked as sent only afterwards: if a worker is killed in between, the part's message
+        is redelivered, and sends the body again. A body that can't be sent at all fails.
         """
         if request.group and isinstance(request.chord, dict):
             self.or_redeliver(request, lambda: self._part_returned(request, state, result))
@@ -119,7 +119,7 @@ class ReliableBackend(ReliableResults):
             and task.request.id == request.id
             and not is_stored(task, request, state)
         ):
-            self.store_result(request.id, result, state, request=request)  # for the body
+            self.store_result(request.id, result, state, request=request)  # the body needs it
         counted = self.retried(self.count_part, group_id, request.id)
         parts, sent = counted
         size = counted.size or request.chord.get("chord_size")
@@ -143,7 +143,7 @@ class ReliableBackend(ReliableResults):
     def _send_body(self, group: Any, leaves: list[str], joined: list[str], body: Any) -> None:
         conf = self.app.conf
         try:
-            # All results are stored, so this waits only for one that is gone.
+            # All results were stored, so this waits only for one that is gone.
             found = dict(self.get_many([*leaves, *joined], timeout=conf.result_chord_join_timeout))
         except TimeoutError as exc:
             self._fail_body(body, f"results of its parts are gone: {exc}", exc)
@@ -173,7 +173,7 @@ class ReliableBackend(ReliableResults):
             body.set(task_id=uuid())
         try:
             raise ChordError(reason) from (cause if isinstance(cause, Exception) else None)
-        except ChordError as exc:  # Celery takes the traceback from where it is called
+        except ChordError as exc:  # Celery reads the traceback of the exception being handled
             self.chord_error_from_stack(body, exc)
 
 

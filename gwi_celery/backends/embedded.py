@@ -1,6 +1,6 @@
 """Celery's results in the embedded store's file: ``result_backend = "embedded:///path/to/folder"``.
 
-Whether a final state may be overwritten is decided in the transaction that would do so.
+Whether a final state may be overwritten is decided in the same transaction as the write.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gwi_celery.clock import SYSTEM_CLOCK, Clock
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.sqlite import SqliteStore, memory_store
 
-#: First and longest pause, seconds, between polls for a result that isn't ready.
+#: The first and the longest pause, seconds, between polls for a result that isn't ready.
 _FIRST_LOOK, _LONGEST_LOOK = 0.002, 0.05
 
 #: Results and chords deleted in one transaction.
@@ -34,6 +34,8 @@ _DELETE_CHORD = (
 
 
 class EmbeddedBackend(ReliableBackend):
+    """Results in the file of the embedded store that the URL names."""
+
     def __init__(
         self, app: Any, url: str | None = None, *, clock: Clock = SYSTEM_CLOCK, **kwargs: Any
     ) -> None:
@@ -72,8 +74,8 @@ class EmbeddedBackend(ReliableBackend):
 
     def put(self, key: str, value: Any, state: str | None, expires: Any, request: Any) -> None:
         now = self._clock.time()
-        # Not synced: a power cut may lose this copy of the result, but never a reliable job's outcome,
-        # which answers the next call.
+        # Not synced: a power cut may lose this copy of the result, but never the outcome of a reliable
+        # job, which answers the next call.
         ours = tenants.tenant_of(request)
         with self._db.write(durable=False) as c:
             there = c.execute(
@@ -134,7 +136,7 @@ class EmbeddedBackend(ReliableBackend):
         return self._db
 
     def cleanup(self) -> None:
-        """Delete what has expired. Workers do so by themselves."""
+        """Delete what has expired. Workers do so without being asked."""
         while self.delete_expired(_BATCH) >= _BATCH:
             pass
 
@@ -201,7 +203,7 @@ class EmbeddedBackend(ReliableBackend):
         )
 
     def _keep_chord(self, c: sqlite3.Connection, group_id: str) -> None:
-        """Keep the whole chord as long as a result from now on: its last part needs it."""
+        """Keep the whole chord for the TTL of a result from now on: its last part needs it."""
         expires = self._clock.time() + self.expires if self.expires else None
         c.execute("INSERT OR IGNORE INTO chords VALUES (?, NULL, ?)", (group_id, expires))
         row = c.execute("SELECT expires FROM chords WHERE group_id = ?", (group_id,)).fetchone()

@@ -1,7 +1,7 @@
 """What this package's result backends add to Celery's: results, whatever the storage.
 
-A result past its ``result_expires`` counts as gone when read. A SUCCESS is never overwritten, and another
-end by an end only. A result that can't be stored is not lost: its message is redelivered.
+A result older than ``result_expires`` counts as gone. A SUCCESS is never overwritten, and another final
+state only by a final state. A result that can't be stored is not lost: its message is redelivered.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Retries of an operation while the store is unavailable, unless the app sets them: 5 s at most, with
-#: Celery's pauses.
+#: Retries of an operation while the store is unavailable, unless the app sets them. With Celery's pauses
+#: they take at most 5 s.
 _RETRIES = 8
 
 
 class ReliableResults(KeyValueStoreBackend):
-    """A subclass says how it keeps a value."""
+    """A subclass implements how values are kept."""
 
     supports_autoexpire = True
     supports_native_join = True
@@ -57,10 +57,12 @@ class ReliableResults(KeyValueStoreBackend):
 
     @abstractmethod
     def put(self, key: str, value: Any, state: str | None, expires: Any, request: Any) -> None:
-        """Keep ``value``, of a task's result in that ``state``, for ``expires`` seconds (0: for good).
+        """Keep ``value`` for ``expires`` seconds (0 or None: for good).
 
-        With a ``state``, a stored SUCCESS that has not expired is never replaced, and another end by an
-        end only. ``request`` is the task's, if it is known.
+        Args:
+            state: That of the task whose result this is. A stored SUCCESS that has not expired is never
+                replaced, and another final state only by a final state. None: replace whatever is stored.
+            request: The task's, if it is known. Another tenant's result is never replaced.
         """
 
     # --- values -------------------------------------------------------------------------------
@@ -69,7 +71,7 @@ class ReliableResults(KeyValueStoreBackend):
         return isinstance(exc, StoreUnavailable)
 
     def retried(self, operation: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call it, retrying while the store is unavailable as Celery would."""
+        """Call ``operation``; while the store is unavailable, retry with Celery's pauses."""
         for retries in itertools.count(1):
             try:
                 return operation(*args, **kwargs)
@@ -131,28 +133,28 @@ class ReliableResults(KeyValueStoreBackend):
         return meta
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
-        """Celery's own. Raises TaskIdTaken if the result is of another tenant than the id's."""
+        """As Celery's. Raises TaskIdTaken if the result belongs to another tenant than the id's."""
         return tenants.checked(task_id, super().get_task_meta(task_id, cache=cache))
 
     @staticmethod
     def log_taken(key: str) -> None:
         """Log that a result was not written, because another tenant has one under ``key``."""
         logger.error(
-            "a result is not kept: its task id (%s) has one of another tenant's; use ids that no two "
-            "tenants share",
+            "a result is not kept: another tenant has one under the same task id (%s); use ids that no "
+            "two tenants share",
             key,
         )
 
     def or_redeliver(self, request: Any, operation: Callable[[], Any]) -> Any:
-        """Call it; if it fails while a message is being handled, have that message redelivered."""
+        """Call ``operation``. If it fails while a message is handled, have that message redelivered."""
         try:
             return operation()
         except (EncodeError, Reject, SoftTimeLimitExceeded):
-            raise  # of a value that has no JSON form, Celery makes a failure
+            raise  # EncodeError, of a value that has no JSON form: Celery stores a failure
         except Exception as exc:
             if request is not None and self.app.current_worker_task is not None:
-                # Acked now, the result would be lost. Redelivered, a reliable job answers
-                # from its record.
+                # If the message were acked now, the result would be lost. When it is redelivered, a
+                # reliable job answers from its record.
                 why = exc.__cause__ if isinstance(exc, BackendError) and exc.__cause__ else exc
                 raise Reject(why, requeue=True) from exc
             raise
@@ -162,11 +164,11 @@ class ReliableResults(KeyValueStoreBackend):
         try:
             blobs.refuse_types(data, encoded, what="it")
         except NotSerializable as exc:
-            raise EncodeError(str(exc)) from exc  # which Celery makes a failure
+            raise EncodeError(str(exc)) from exc  # of which Celery makes a failure
         return encoded
 
     def encode_result(self, result: Any, state: str) -> Any:
-        # Celery's own sees an exception in an Exception only, before 5.7.
+        # Before 5.7 Celery's own encodes no other BaseException than an Exception.
         if state in self.EXCEPTION_STATES and isinstance(result, BaseException):
             return self.prepare_exception(result)
         return super().encode_result(result, state)
@@ -181,9 +183,9 @@ class ReliableResults(KeyValueStoreBackend):
 
     @staticmethod
     def arrived(meta: Any, on_interval: Callable[[], Any] | None) -> Any:
-        """A result that was waited for. A parent's failure takes precedence.
+        """The result that was waited for, unless a parent has failed: that takes precedence.
 
-        Celery checks the parents at each interval, and both may have failed within one.
+        Celery checks the parents at each interval, and the parent may have failed within the last one.
         """
         if on_interval and meta["status"] in states.PROPAGATE_STATES:
             on_interval()
@@ -194,9 +196,9 @@ class ReliableResults(KeyValueStoreBackend):
     ) -> StoredResult | None:
         """What :meth:`store_result` would write at a reliable task's end, for the store to write.
 
-        None if it is to be written as usual: because the store keeps its data elsewhere, because nothing
-        is to be stored at all, or because a callback must be sent first, so that the result can name it
-        as a child, or say that it could not be sent.
+        None if it must be written as usual: the store keeps its data elsewhere; or nothing is to be
+        stored; or a callback must be sent first, so that the result can name it as a child, or say that
+        it could not be sent.
         """
         request = task.request
         if not store.keeps_results_of(self.url or ""):
@@ -210,7 +212,7 @@ class ReliableResults(KeyValueStoreBackend):
             key = self.get_key_for_task(request.id)
             meta = self.encode(self._meta(request.id, result, state, traceback, request))
         except Exception:
-            return None  # Celery will get the same error, and handles it
+            return None  # Celery will meet the same error, and handles it
         return StoredResult(
             task_id=request.id,
             key=key,
@@ -224,11 +226,11 @@ class ReliableResults(KeyValueStoreBackend):
 
     @staticmethod
     def mark_stored(request: Any, state: str) -> None:
-        """The store has written it: :meth:`store_result` need not."""
+        """Note that the store has written the result: :meth:`store_result` need not."""
         request._gwi_stored = state
 
     def known_version(self, key: str) -> Any:
-        """What this process knows of the stored value; None: nothing."""
+        """The version of the stored value, if this process knows it."""
         return None
 
 

@@ -1,8 +1,8 @@
-"""Whose result it is: two tenants that use the same task id never read each other's.
+"""Tenants of results: two tenants that use the same task id never read each other's results.
 
-Celery keeps results by a task's id. A result of a call with a tenant names that tenant. Another tenant's
-result is not written over it, and a reader whose id knows another tenant is refused. Results without a
-tenant, such as those of release 0.1, behave as Celery's.
+Celery keeps results by the task's id. The result of a call with a tenant names that tenant. It is not
+overwritten by another tenant's result, and a reader whose id is known to be another tenant's is refused.
+Results without a tenant, such as those of release 0.1, behave as Celery's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FIELD: Final = "gwi_tenant"
 
 
 class TaskId(str):
-    """A task's id that knows whose task it is, and is a plain string otherwise."""
+    """A task's id that knows the task's tenant; otherwise a plain string."""
 
     tenant: str | None = None
 
@@ -36,7 +36,7 @@ class TaskId(str):
 
 
 def owned(result: Any, tenant: Any) -> Any:
-    """A result (Celery's AsyncResult) that is read as that tenant's."""
+    """The result (Celery's AsyncResult), changed so that only that tenant's is read."""
     if isinstance(tenant, str) and isinstance(result, AsyncResult):
         result.id = TaskId.of(result.id, tenant)
     return result
@@ -50,7 +50,7 @@ def tenant_of(request: Any) -> str | None:
 
 
 def tenant_in(meta: Any) -> str | None:
-    """The tenant of a result as it is kept, in JSON."""
+    """The tenant of a stored result, given as JSON; None if it names none."""
     try:
         tenant = json.loads(meta).get(FIELD)
     except (ValueError, AttributeError, TypeError):
@@ -59,16 +59,16 @@ def tenant_in(meta: Any) -> str | None:
 
 
 def is_anothers(tenant: str | None, ours: str | None) -> bool:
-    """Whether ``tenant`` is another than ours; None: nobody's in particular."""
+    """Whether both are known, and differ."""
     return tenant is not None and ours is not None and tenant != ours
 
 
 def checked(task_id: Any, meta: Any) -> Any:
-    """The result. Raises TaskIdTaken if it is another tenant's than the id's."""
+    """The result. Raises TaskIdTaken if it belongs to another tenant than the id's."""
     if is_anothers(meta.get(FIELD), getattr(task_id, "tenant", None)):
         raise TaskIdTaken(
-            f"the result of the task id {str(task_id)!r} is another tenant's: two calls have one id, and "
-            "results are kept by it. Use ids that no two tenants share; the job's own outcome is in "
-            "the store"
+            f"the result of the task id {str(task_id)!r} is another tenant's: two calls have the same "
+            "id, and results are kept by it. Use ids that no two tenants share; the job's own outcome "
+            "is in the store"
         )
     return meta

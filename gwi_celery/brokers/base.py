@@ -3,12 +3,12 @@
 The semantics are Pub/Sub's, so that what works on the embedded broker works there:
 
 - A delivery is *leased*. Until it is acked, nacked or dead-lettered, or its lease runs out, no
-  other receiver gets it. The lease is moved out with :meth:`Broker.extend`.
+  other receiver gets it. :meth:`Broker.extend` extends the lease.
 - A message leaves the broker only on :meth:`Broker.ack` (or into the dead letter). A process that
   is killed loses nothing: its leases run out and the messages are delivered again.
 - Attempts are counted: deliveries that a consumer began to handle. After ``max_deliveries``
-  attempts without an ack a message goes to its queue's dead letter instead of being delivered once more.
-  What is given back untouched is not counted, however often that happens.
+  attempts without an ack a message goes to its queue's dead letter instead of being redelivered.
+  A message that is given back untouched is not counted, however often that happens.
 - Order is by priority (higher first), then by age; it is not kept across a redelivery.
 
 Foreign exceptions stop here: an implementation raises :mod:`gwi_celery.errors` only.
@@ -32,21 +32,22 @@ if TYPE_CHECKING:
 #: Suffix of the name of a queue's dead letter.
 DEAD_LETTER_SUFFIX = ".dead"
 
-#: Attributes that a message carries once it is in a dead letter.
+#: Attributes of a message in a dead letter: why it was given up, its queue, how often it was delivered,
+#: and when it was given up, in seconds since the epoch.
 DEATH_REASON = "gwi-death-reason"
 DEATH_QUEUE = "gwi-death-queue"
 DEATH_DELIVERIES = "gwi-death-deliveries"
 DEATH_TIME = "gwi-death-time"
-#: One word of :data:`KINDS_OF_DEATH`; the error's class; its traceback, or the end of it; attempts that
-#: were begun; "host:pid" of the worker that gave it up.
+#: One word of :data:`KINDS_OF_DEATH`; the error's class; its traceback, or the end of it; the number of
+#: attempts; "host:pid" of the worker that gave it up.
 DEATH_KIND = "gwi-death-kind"
 DEATH_ERROR = "gwi-death-error"
 DEATH_TRACEBACK = "gwi-death-traceback"
 DEATH_ATTEMPTS = "gwi-death-attempts"
 DEATH_WORKER = "gwi-death-worker"
-#: Names the death, where its message's own id doesn't: for its record in the store.
+#: Id of the death's record in the store, where the message's own id can't be that.
 DEATH_ID = "gwi-death-id"
-#: All of them: a message that is taken back out of a dead letter has none.
+#: All of them. A message that is taken back out of a dead letter has none.
 DEATH = frozenset(
     {
         *(DEATH_REASON, DEATH_QUEUE, DEATH_DELIVERIES, DEATH_TIME, DEATH_KIND),
@@ -63,7 +64,7 @@ KINDS_OF_DEATH = {
     "mismatch": "its key was used before with another payload",
     "rejected": "its task rejected it",
     "unregistered": "no task of that name is registered",
-    "malformed": "it is no message of Celery's, or can't be decoded",
+    "malformed": "it is not a Celery message, or can't be decoded",
     "not-allowed": "it asks for what its publisher may not have",
     "deliveries": "too many attempts ended without an ack",
     "unknown": "its cause was not recorded",
@@ -81,9 +82,10 @@ SURE = 0.9
 def redriving(
     operators: Operators | None, queue: str, from_step: str | None = ""
 ) -> Callable[[str], str]:
-    """What gives the mark of a redrive that is about to be made, to each death by its name.
+    """A function from the id of a death to the mark of its redrive, which is about to begin.
 
-    One death has one mark, however often its redrive is begun anew.
+    One death has one mark, however often its redrive is begun anew. Raises what the operators' check of
+    this action raises.
     """
     if operators is None:
         return partial(redrives.mark, from_step=from_step)
@@ -110,9 +112,9 @@ class QueueSpec:
     expires: float | None = None
     #: Seconds a message is kept; None: the broker's retention.
     message_ttl: float | None = None
-    #: Seconds a delivery is leased for; None: the broker's default.
+    #: Seconds for which a delivery is leased; None: the broker's default.
     lease_seconds: float | None = None
-    #: Deliveries before the dead letter; None: the broker's default; 0: no limit.
+    #: Attempts before the dead letter; None: the broker's default; 0: no limit.
     max_deliveries: int | None = None
 
     @property
@@ -152,7 +154,7 @@ class Delivery:
     #: Seconds since the epoch.
     published_at: float
     priority: int
-    #: Seconds this delivery is leased for at a time; extend well before they have passed.
+    #: Seconds for which this delivery is leased; extend the lease well before they have passed.
     lease_seconds: float
     #: Attempts before this one.
     attempts: int = 0
@@ -162,14 +164,14 @@ class Delivery:
     def held_until(self) -> float:
         """Monotonic time until which the lease certainly holds, if it was never extended.
 
-        Somewhat before its end: a message is not handed over at the last moment.
+        This is somewhat before its end, so that no message is handed over at the last moment.
         """
         return self.leased_at + SURE * self.lease_seconds
 
 
 @dataclass(frozen=True)
 class StoredMessage:
-    """A message as an operator sees it: nothing is leased by looking."""
+    """A message as an operator sees it."""
 
     queue: str
     message_id: str
@@ -180,7 +182,7 @@ class StoredMessage:
     priority: int
     #: "ready", "delayed" or "leased".
     state: str
-    #: Seconds since the epoch: ready from then on; dropped then. None where the broker can't say.
+    #: When it becomes ready, and when it is dropped, in seconds since the epoch. None: not known.
     due: float | None = None
     expires_at: float | None = None
 
@@ -200,13 +202,13 @@ class QueueSize:
 
 @dataclass(frozen=True)
 class QueueState:
-    """A queue as an operator sees it; None is what the broker can't say."""
+    """A queue as an operator sees it. None: the broker can't say."""
 
     name: str
     ready: int | None = None
     delayed: int | None = None
     leased: int | None = None
-    #: Seconds since the oldest that is ready was published; 0 if there is none.
+    #: Seconds since the oldest ready message was published; 0 if there is none.
     oldest: float | None = None
     #: Connections that consume from it.
     consumers: int | None = None
@@ -226,19 +228,19 @@ class Receiver(Protocol):
     """What one connection consumes. Used by one thread, except for :meth:`fileno`'s wake-ups."""
 
     def subscribe(self, queue: str, *, bulk: bool = False) -> None:
-        """Begin to be woken for ``queue``. Raises NotFound for a queue that doesn't exist.
+        """Begin to be woken for ``queue``. Raises NotFound if it doesn't exist.
 
         ``bulk``: the caller takes any number of messages and acks them at once.
         """
 
     def unsubscribe(self, queue: str) -> None:
-        """The reverse. An ``auto_delete`` queue without another subscriber is deleted."""
+        """End a subscription. An ``auto_delete`` queue without another subscriber is deleted."""
 
     def poll(self, queue: str, limit: int, *, room: int = 0, begun: bool = True) -> list[Delivery]:
         """Lease up to ``limit`` ready messages now. Never waits for one.
 
         ``begun``: the caller begins to handle them at once, so they count as attempted. Otherwise
-        it calls :meth:`Broker.begin` for each; Pub/Sub also counts a lease that runs out without that.
+        it calls :meth:`Broker.begin` for each. (Pub/Sub also counts a lease that runs out without that.)
 
         ``room``: how many messages the caller could hold, if more than ``limit``: a broker that
         fetches in the background may fetch that many.
@@ -280,13 +282,13 @@ class Operators(Protocol):
         """Called before an operator's action on the queue; raises to prevent it."""
 
     def redrive_mark(self, death: str, from_step: str | None = "") -> str:
-        """The REDRIVE of that death: unlike another's, and known by workers to be an operator's."""
+        """The REDRIVE of that death: unique, and recognized by workers as an operator's."""
 
     def died(self, letter: DeadLetter) -> None:
         """Record a dead letter of a broker that can't be searched. Never raises: it can be made later."""
 
     def ended(self, ids: Collection[str]) -> None:
-        """These dead letters are redriven or deleted; their messages go next. Raises StoreError."""
+        """These are redriven or deleted: their messages are removed next. Raises StoreError."""
 
 
 class Broker(Protocol):
@@ -300,12 +302,12 @@ class Broker(Protocol):
 
     #: The default lease, seconds.
     lease_seconds: float
-    #: None: nobody authorizes them. Workers then refuse redriven messages: anyone could have marked them.
+    #: None: nobody authorizes operators. Workers then refuse redriven messages, which anyone could mark.
     operators: Operators | None
 
     @property
     def dead_kept(self) -> float:
-        """Seconds for which it keeps a dead letter."""
+        """Seconds for which the broker keeps a dead letter."""
 
     def connect(self) -> None:
         """One cheap call that proves the broker can be used.
@@ -329,7 +331,7 @@ class Broker(Protocol):
     def has_exchange(self, name: str) -> bool: ...
 
     def declare_queue(self, spec: QueueSpec) -> None:
-        """Make sure the queue exists. An existing one takes over ``spec``'s settings.
+        """Make sure the queue exists, with ``spec``'s settings.
 
         Raises ConfigurationError for a temporary queue with the name of a permanent one, whose
         messages would be deleted with the last subscriber.
@@ -397,13 +399,13 @@ class Broker(Protocol):
         """
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
-        """Move the leases out to ``seconds`` from now. Returns the deliveries whose lease is lost.
+        """Extend the leases to ``seconds`` from now. Returns the deliveries whose lease is lost.
 
         Raises BrokerUnavailable: try again while they last.
         """
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Move the message to the dead letter of its queue, with ``reason`` (none if temporary)."""
+        """Move the message to its queue's dead letter, with ``reason``; delete a temporary queue's."""
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         """Dead-letter a pushed message; there is no lease to ack.
@@ -427,10 +429,10 @@ class Broker(Protocol):
         """The messages in the queue, in delivery order, without leasing them."""
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
-        """All that is in the queue and can be seen, each once, without leasing it for long."""
+        """All messages in the queue that can be seen, each once, without leasing them for long."""
 
     def discard(self, queue: str, only: Collection[str]) -> int:
-        """Delete the messages of these ids that are in nobody's hands; how many that was."""
+        """Delete the messages with these ids that are not leased; returns how many."""
 
     def redrive(
         self,
@@ -441,16 +443,16 @@ class Broker(Protocol):
         from_step: str | None = "",
         moved: Callable[[int], object] = lambda n: None,
     ) -> int:
-        """Move up to ``limit`` messages from ``queue``'s dead letter back to it; how many.
+        """Move up to ``limit`` messages from ``queue``'s dead letter back to it; returns how many.
 
-        Their deliveries count from 0 again, the DEATH attributes go, and REDRIVE is set anew. None is
-        lost if this process is killed meanwhile. One that then is in both places has one REDRIVE, so
-        that a reliable job of it runs once; the embedded broker moves it in one transaction.
+        Their deliveries count from 0 again, the DEATH attributes are removed, and REDRIVE is set anew.
+        None is lost if this process is killed meanwhile. A message that is then in both places has one
+        REDRIVE, so that its reliable job runs once. The embedded broker moves it in one transaction.
 
         Args:
             only: Ids of the messages to move; None: all.
-            from_step: Where a job that has failed goes on: see ``Replay``.
-            moved: Told how many were moved since it was told last.
+            from_step: Where a failed job continues: see ``Replay``.
+            moved: Called with the number of messages that were moved since its last call.
         """
 
     def close(self) -> None:
@@ -458,7 +460,7 @@ class Broker(Protocol):
 
 
 def check_default_binding(queue: str, routing_key: str) -> None:
-    """Raises ConfigurationError unless the default exchange sends that key to the queue by itself."""
+    """Raise ConfigurationError unless the default exchange sends that key to the queue by itself."""
     if routing_key != queue:
         raise ConfigurationError(
             f"queue {queue!r} can't be bound to the default exchange under {routing_key!r}: "
@@ -467,7 +469,7 @@ def check_default_binding(queue: str, routing_key: str) -> None:
 
 
 def check_usable(closed: bool, pid: int) -> None:
-    """Raises BrokerUnusable for a receiver that was closed, or that another process than ``pid`` has."""
+    """Raise BrokerUnusable for a receiver that is closed, or belongs to another process: ``pid``."""
     if closed:
         raise BrokerUnusable("this receiver was closed: ask the broker for another one")
     if os.getpid() != pid:

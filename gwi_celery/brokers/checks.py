@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.brokers.routing import EXCHANGE_TYPES
-from gwi_celery.errors import ConfigurationError
+from gwi_celery.errors import ConfigurationError, NotFound
 
 
 def check_spec(spec: QueueSpec) -> None:
@@ -23,11 +23,13 @@ def check_spec(spec: QueueSpec) -> None:
 
 
 def above_zero(setting: str, seconds: float) -> None:
+    """Raise ConfigurationError unless it is."""
     if not seconds > 0:
         raise ConfigurationError(f"{setting} is {seconds}: it must be above 0 seconds")
 
 
 def check_exchange_type(name: str, type: str) -> None:
+    """Raise ConfigurationError for an unknown type."""
     if type not in EXCHANGE_TYPES:
         raise ConfigurationError(
             f"exchange {name!r} has type {type!r}: use one of {', '.join(EXCHANGE_TYPES)}"
@@ -35,7 +37,7 @@ def check_exchange_type(name: str, type: str) -> None:
 
 
 def check_same_type(name: str, found: str | None, type: str) -> None:
-    """``found``: that of the existing exchange."""
+    """Raise ConfigurationError unless the existing exchange's type ``found`` is ``type``."""
     if found != type:
         raise ConfigurationError(
             f"exchange {name!r} exists with type {found!r}, not {type!r}: declare it with that type, "
@@ -43,8 +45,16 @@ def check_same_type(name: str, found: str | None, type: str) -> None:
         )
 
 
+def no_exchange(name: str) -> NotFound:
+    return NotFound(f"there is no exchange {name!r}: declare it first")
+
+
+def no_queue(name: str) -> NotFound:
+    return NotFound(f"there is no queue {name!r}: declare it first")
+
+
 def bound_exchange(name: str, queue: str) -> str:
-    """Why an exchange isn't deleted ``if_unused``."""
+    """The text for an exchange that isn't deleted, because of ``if_unused``."""
     return (
         f"exchange {name!r} is used: queue {queue!r} is bound to it; unbind it first, or delete the "
         "exchange without if_unused"
@@ -52,6 +62,7 @@ def bound_exchange(name: str, queue: str) -> str:
 
 
 def exists_to_stay(name: str) -> ConfigurationError:
+    """For a temporary queue with the name of a permanent one."""
     return ConfigurationError(
         f"queue {name!r} is declared as a temporary one (auto_delete, exclusive or expires), "
         "but exists as a permanent one: declare it as before, or delete it first"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -28,10 +29,10 @@ from gwi_celery.brokers.base import (
 class DeadLetter:
     """A message that was given up, and why. Times are seconds since the epoch."""
 
-    #: The queue it died in, and its id in that queue's dead letter.
+    #: Its queue, and its id in that queue's dead letter.
     queue: str
     id: str
-    #: One of ``KINDS_OF_DEATH``, and what its worker wrote.
+    #: One of ``KINDS_OF_DEATH``, and the worker's own words.
     reason: str
     text: str
     #: The error's class and traceback; "" if there was none.
@@ -49,13 +50,13 @@ class DeadLetter:
     worker: str
     published_at: float
     died_at: float
-    #: When the broker drops it; None where it can't say.
+    #: When the broker drops it; None if the broker can't say.
     expires_at: float | None
     #: The whole message, as the broker has it; empty where only its record was read.
     data: bytes = b""
     attributes: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0
-    #: Whether its message was read, and not its record alone.
+    #: Whether its message was read, and not only its record.
     whole: bool = True
 
     @property
@@ -64,7 +65,7 @@ class DeadLetter:
         return self.error.rpartition(".")[2]
 
     def dumps(self) -> str:
-        """All but its message, as ASCII JSON, which can hold any text."""
+        """All but the message, as ASCII JSON, which can hold any text."""
         return json.dumps({name: getattr(self, name) for name in _RECORDED})
 
     @classmethod
@@ -81,7 +82,7 @@ _RECORDED: Final = [
 
 
 def letter_of(queue: str, message: StoredMessage) -> DeadLetter:
-    """What a message in ``queue``'s dead letter says of its death."""
+    """The dead letter that a message in ``queue``'s dead letter queue is."""
     attributes = message.attributes
     named = "task" in attributes and "task_id" in attributes  # our transport's: no need to parse it
     headers = {} if named else _headers(message.data)
@@ -111,7 +112,7 @@ def letter_of(queue: str, message: StoredMessage) -> DeadLetter:
 
 #: Seconds since the epoch: the year 2286.
 _LATEST: Final = 1e10
-#: What Pub/Sub's own dead lettering writes.
+#: Attribute that Pub/Sub's own dead lettering adds.
 _FORWARDED: Final = "CloudPubSubDeadLetterSourceDeliveryCount"
 #: How 0.1 began its reasons -> their kind.
 _FORMER: Final = {
@@ -137,7 +138,7 @@ def _kind_of(attributes: Mapping[str, str]) -> str:
 
 
 def _headers(data: bytes) -> dict[str, Any]:
-    """The message's headers, as far as it has any; for people."""
+    """The message's headers, for people; {} if it has none."""
     try:
         found = kombu_json.loads(data)["headers"]
     except Exception:  # whatever a publisher may have sent
@@ -158,4 +159,5 @@ def _moment(text: str | None, otherwise: float) -> float:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() else 0
+    # Anybody may have written it, and int() refuses thousands of digits.
+    return int(text) if text and re.fullmatch("[0-9]{1,9}", text) else 0

@@ -23,15 +23,15 @@ from typing import Protocol
 from gwi_celery import folder, forks
 from gwi_celery.errors import BrokerUnusable
 
-#: Seconds after which a receiver on a FIFO looks unasked: for a publisher that was killed
-#: between its commit and the wake-up, or that runs as a user who may not write to the FIFO.
+#: Seconds after which a receiver on a FIFO looks without being woken: the publisher may have been killed
+#: between its commit and the wake-up, or run as a user who may not write to the FIFO.
 LOOK_INTERVAL = 30.0
 #: The same where the file system has no FIFOs, so that a receiver has to poll.
 POLL_INTERVAL = 0.05
 
 #: The name of a bell.
 _NAME = re.compile(r"[0-9a-f]{32}(\.polled)?")
-#: Ends the name of a bell that nobody can wake.
+#: Suffix of the name of a bell that has no FIFO.
 _POLLED = ".polled"
 #: Seconds without a refresh after which such a bell counts as dead.
 _POLLED_LIFETIME = 300.0
@@ -49,10 +49,10 @@ class Bell:
         #: Seconds after which to look without having been woken; None: not needed.
         self.interval = interval
         self._read_fd = read_fd
-        # Ours, so that the FIFO never has no writer at all, which would read as its end.
+        # A writer of our own: a FIFO that has none is readable all the time, at its end.
         self._write_fd = write_fd
-        # Another thread may ring while the owner closes, and the number may be in use again. A signal
-        # handler rings, too, maybe of the thread that is just ringing.
+        # Another thread may ring while the owner closes, after which the number may be in use again.
+        # Reentrant, because a signal handler may ring while its own thread is ringing.
         self._lock = forks.rlock()
         _bells.add(self)
 
@@ -75,13 +75,13 @@ class Bell:
             self.abandon()
 
     def abandon(self) -> None:
-        """The same without the lock, which a fork may have left taken."""
+        """Close without the lock, which a fork may have left taken."""
         fds, self._read_fd, self._write_fd = {self._read_fd, self._write_fd} - {-1}, -1, -1
         for fd in fds:
             os.close(fd)
 
     def __del__(self) -> None:
-        # Dropped without a close: it must not look alive.
+        # It was dropped without a close, and must not look alive.
         self.abandon()
 
 
@@ -92,7 +92,7 @@ class Wakeups(Protocol):
         """Make a bell. Raises BrokerUnusable if this user may not."""
 
     def ring(self, names: Iterable[str]) -> list[str]:
-        """Wake these bells; the names of those found dead. An unread wake-up is enough."""
+        """Wake these bells; returns the names of dead ones. A wake-up that is still unread is enough."""
 
     def alive(self, name: str) -> bool: ...
 
@@ -110,15 +110,16 @@ class FolderWakeups:
         self._folder = folder
 
     def open(self) -> Bell:
+        name = uuid.uuid4().hex
         try:
             folder.make(self._folder)
-            name = uuid.uuid4().hex
             if self._make_fifo(name):
                 return Bell(name, *self._both_ends(name), LOOK_INTERVAL)
             name += _POLLED
             Path(self._path(name)).touch()
             return Bell(name, *_pipe(), POLL_INTERVAL)
         except OSError as exc:
+            self.remove(name)  # it may have been made, and not opened
             raise BrokerUnusable(
                 f"can't make a file in {self._folder}, where receivers are woken: {exc.strerror}; "
                 "make that folder writable for this user, or name another one"
@@ -152,15 +153,15 @@ class FolderWakeups:
     def _ring(self, name: str, byte: bytes = b"\0") -> bool:
         """Write ``byte``; False if nobody can ever read it.
 
-        Names are from the database, and whoever wrote one there may not name another file.
+        Names come from the database; whoever writes one there must not be able to name another file.
         """
         if not _NAME.fullmatch(name):
             return False
         try:
-            # Opening each time takes 4 µs; there is no descriptor to keep across a fork.
+            # Opening takes 4 µs, and leaves no descriptor to keep across a fork.
             fd = os.open(self._path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError as exc:
-            # Any other reason (another user's FIFO, no descriptor left) says nothing about it.
+            # Any other reason (another user's FIFO, no descriptor left) doesn't mean that it is dead.
             return exc.errno not in _NO_READER
         try:
             if not stat.S_ISFIFO(os.fstat(fd).st_mode):

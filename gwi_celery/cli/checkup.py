@@ -1,4 +1,4 @@
-"""What ``gwi doctor`` asks of an app: each check with the command, or the change, that mends it."""
+"""What ``gwi doctor`` checks of an app: each check with the command, or the change, that mends it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gwi_celery.stores.queues import LetterFilter
 
 #: Seconds that this machine's clock may be off before it is a problem: deadlines and delays go by it.
 _CLOCK = 5.0
-#: What each filter of a list is asked by, where an index may be missing.
+#: A filter for each list of jobs whose index may be missing.
 _LISTS = (
     JobFilter(),
     JobFilter(tenant="-"),
@@ -35,7 +35,7 @@ _LISTS = (
     JobFilter(task_id="-"),
     JobFilter(tenant="-", parent_id="-"),
 )
-#: The same of dead letters, where they have records.
+#: The same for dead letters, where they have records.
 _LETTERS = (
     LetterFilter(),
     LetterFilter(queue="-"),
@@ -53,7 +53,7 @@ def _checked(what: str, holds: bool, measured: str, change: str = "") -> Finding
 
 
 def checkup(app: Any) -> Iterator[Finding]:
-    """All checks, each as soon as it is done. Nothing is made or changed."""
+    """The findings of all checks, each as soon as it is made. Nothing is changed."""
     yield from _dependencies()
     for check, ask in (
         ("settings", _settings),
@@ -138,7 +138,7 @@ def _store(app: Any) -> Finding:
 
 
 def _limits(app: Any) -> Iterator[Finding]:
-    """Only where Redis counts the rates."""
+    """Nothing, unless Redis counts the rates."""
     rates, unavailable = integration(app).rates, settings_for(app).limits_unavailable
     if rates is not None and rates.reachable():
         yield _checked("limits", True, "Redis counts rates")
@@ -200,7 +200,7 @@ def _tasks(app: Any) -> Finding:
 def _dead_letters(app: Any) -> Finding:
     broker = broker_for(app)
     if isinstance(broker, PubSubBroker):
-        # To look is to lease them: only their number, where Cloud Monitoring can be asked.
+        # Looking at them would lease them: only their number is asked for.
         count = sum(state.dead or 0 for state in queues.queues(app))
     else:
         count = sum(1 for _ in queues.dead_letters(app))

@@ -1,4 +1,4 @@
-"""``celery -A app gwi dlq``: what was given up, why, and what to do with it."""
+"""``celery -A app gwi dlq``: dead letters, why they died, and what to do with them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gwi_celery.stores.base import JobFilter
 
 @click.group()
 def dlq() -> None:
-    """What was given up, and why: look, redrive, export, import, purge.
+    """Dead letters, and why they died: list, show, redrive, export, import, purge.
 
     \b
     Reasons:
@@ -33,15 +33,15 @@ dlq.help += "\n".join(f"  {kind:<13} {text}" for kind, text in KINDS_OF_DEATH.it
 
 _filtered = options(
     click.option("-Q", "--queue", help="Of this queue; all, if left out."),
-    click.option("--reason", type=click.Choice(list(KINDS_OF_DEATH)), help="One word."),
+    click.option("--reason", type=click.Choice(list(KINDS_OF_DEATH)), help="Why it died."),
     click.option("--task"),
     click.option("--tenant"),
     click.option("--error", help="The error's class."),
-    click.option("--text", help="Some part of the reason's text."),
+    click.option("--text", help="A part of the reason's text."),
     click.option("--older-than", type=SPAN, help="Died at least this long ago (10m, 3h, 2d)."),
     click.option("--within", type=SPAN, help="Died within this time."),
 )
-#: Where a command takes what is in the broker, or may.
+#: For a command that can read the broker as well as the records.
 _LOOK = click.option(
     "--look",
     is_flag=True,
@@ -85,7 +85,7 @@ def _row(dead: DeadLetter) -> dict[str, Any]:
 @_LOOK
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
 def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
-    """What is there, the latest death first."""
+    """List dead letters, the latest death first."""
     if recorded(app) is not None and not given["look"]:  # in that order; no more is read
         found = list(islice(_matching(app, at_a_time=limit + 1, **given), limit + 1))
     else:
@@ -114,20 +114,18 @@ def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     single=True,
 )
 @click.argument("id")
-@click.option(
-    "--message", "with_message", is_flag=True, help="Print the message itself, arguments too."
-)
+@click.option("--message", "with_message", is_flag=True, help="The message itself, arguments too.")
 def show_(app: Any, id: str, with_message: bool) -> dict[str, Any] | None:
-    """All that is known of one, by its id or its task's. In JSON ``message`` is base64."""
+    """Show all that is known of one, by its id or its task's. In JSON ``message`` is base64."""
     found = list(queues.dead_letters(app, ids=[id]))
     if found and with_message and not found[-1].whole:
         found = list(queues.dead_letters(app, found[-1].queue, ids=[found[-1].id], look=True))
         if found and not found[-1].whole:
-            end(Exit.UNAVAILABLE, f"somebody else has {id!r} just now: call it again in a minute")
+            end(Exit.UNAVAILABLE, f"another process is reading {id!r} now: try again in a minute")
     if not found:
         end(Exit.NOTHING, f"no dead letter has the id {id!r}: see `gwi dlq list`")
     dead = found[-1]
-    if with_message:
+    if with_message and not click.get_current_context().params["as_json"]:
         click.echo(dead.data)
         return None
     encoded = base64.b64encode(dead.data).decode("ascii") if dead.whole else None
@@ -136,7 +134,7 @@ def show_(app: Any, id: str, with_message: bool) -> dict[str, Any] | None:
 
 
 def _fence(app: Any, dead: DeadLetter) -> int | None:
-    """That of its last attempt, as its job's record has it."""
+    """The fencing token of its last attempt, by its job's record."""
     if not dead.task_id:
         return None
     found = store_for(app).find_jobs(JobFilter(task_id=dead.task_id), limit=1).jobs
@@ -152,7 +150,7 @@ def _fence(app: Any, dead: DeadLetter) -> int | None:
 def _chosen(
     app: Any, deed: str, ids: tuple[str, ...], everything: bool, sure: bool, given: dict[str, Any]
 ) -> list[DeadLetter]:
-    """What a bulk verb is for, once it was confirmed."""
+    """The dead letters that a command is to act on, once that was confirmed."""
     filtered = any(value is not None for value in given.values())
     if not (ids or filtered or everything):
         end(Exit.USAGE, f"say which to {deed}: ids, a filter such as --reason, or --all")
@@ -165,8 +163,8 @@ def _chosen(
 def _say_missing(count: int) -> None:
     if count > 0:
         click.echo(
-            f"{count} were not there: somebody else has them just now, or took them; call it again in "
-            "a minute",
+            f"{count} were not there: another process is reading them, or took them; try again in a "
+            "minute",
             err=True,
         )
 
@@ -191,7 +189,7 @@ def redrive(
 ) -> dict[str, Any]:
     """Put them back into their queues: a reliable job goes on from its last recorded step.
 
-    If it was cut short, call it again: what was moved is no longer among them.
+    If it was interrupted, run it again: it moves those that are left.
     """
     if from_start and from_step:
         end(Exit.USAGE, "give either --from-start or --from-step, not both")
@@ -232,7 +230,7 @@ def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
             for line in queues.export(there):
                 out.write(line + "\n")
                 moved(1)
-    except BrokenPipeError:  # who reads it has seen enough
+    except BrokenPipeError:  # the reader of a pipe has ended
         raise
     except OSError as exc:
         end(Exit.FAILED, f"nothing was exported: {file} can't be written ({exc.strerror})")
@@ -247,6 +245,6 @@ def import_(app: Any, file: Any) -> dict[str, Any]:
     try:
         lines = file.readlines()
     except UnicodeDecodeError:
-        end(Exit.USAGE, f"nothing was imported: {file.name} is no text: name what was exported")
+        end(Exit.USAGE, f"nothing was imported: {file.name} is not text: name an exported file")
     with Progress("import", len(lines)) as loaded:
         return {"imported": queues.load(app, lines, loaded=loaded)}

@@ -1,4 +1,4 @@
-"""``celery -A app gwi doctor``: is all there that the app needs, and with ``--live``, does the project
+"""``celery -A app gwi doctor``: does the app have all that it needs? With ``--live``: does the project
 behave as this package assumes?"""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import click
 
 from gwi_celery import doctor as checks
 from gwi_celery.cli.checkup import checkup
-from gwi_celery.cli.frame import SHAPES, Column, Exit, Shape, reporting, show
+from gwi_celery.cli.frame import SHAPES, Column, Exit, Shape, Span, reporting, show
 from gwi_celery.config import urls
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.integration import settings_for
@@ -20,8 +20,8 @@ SHAPES["doctor"] = Shape(
         Column("what"),
         Column("holds", "boolean?"),
         Column("expected", title=""),
-        Column("measured", whole=True),
-        Column("change", whole=True),
+        Column("measured", show="text", whole=True),
+        Column("change", show="text", whole=True),
         Column("twin", title=""),
     ),
 )
@@ -32,7 +32,7 @@ SHAPES["doctor"] = Shape(
 @click.option("--json", "as_json", is_flag=True, help="One JSON document at the end.")
 @click.option(
     "--seconds",
-    type=float,
+    type=Span(1.0, 3600.0),
     default=checks.SECONDS,
     show_default=True,
     help="The longest that one check waits.",

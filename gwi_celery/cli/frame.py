@@ -1,7 +1,7 @@
 """What all commands of ``gwi`` share: their output, their exit codes, and asking before a change.
 
-A command says what it shows (:class:`Shape`), and returns rows of that. They are a table for people, or
-with ``--json`` an array whose schema ``gwi schema`` prints. In a pipe a table is not cut to any width.
+A command declares its columns (:class:`Shape`) and returns rows. They are a table for people, or with
+``--json`` an array whose schema ``gwi schema`` prints. In a pipe a table is not cut to any width.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Any, Final, NoReturn
 
 import click
+from kombu.exceptions import OperationalError
 
 from gwi_celery.errors import (
     BrokerUnavailable,
@@ -30,10 +31,12 @@ from gwi_celery.errors import (
 )
 from gwi_celery.integration import integration
 
-#: Characters of a column that is shown whole which are never folded: a task's id.
+#: Least width of a column that is shown whole, unless there is no room at all: a task's id.
 _WHOLE: Final = 36
-#: Of a pipe: nothing is folded or cut.
+#: Width of a table in a pipe, where nothing is folded or cut.
 _ANY_WIDTH: Final = 100_000
+#: Longest time that an option takes, seconds: 100 years, which every database can subtract from today.
+_LONGEST: Final = 36_525 * 86_400.0
 
 
 class Exit(IntEnum):
@@ -54,7 +57,7 @@ class Exit(IntEnum):
     PROBLEMS = 6
 
 
-_EXITS: Final[tuple[tuple[type[GwiError], Exit], ...]] = (
+_EXITS: Final[tuple[tuple[type[Exception], Exit], ...]] = (
     (BrokerUnavailable, Exit.UNAVAILABLE),
     (StoreUnavailable, Exit.UNAVAILABLE),
     (NotFound, Exit.NOTHING),
@@ -62,12 +65,13 @@ _EXITS: Final[tuple[tuple[type[GwiError], Exit], ...]] = (
     (ConfigurationError, Exit.USAGE),
     (InvalidCall, Exit.USAGE),
     (GwiError, Exit.FAILED),
+    (OperationalError, Exit.UNAVAILABLE),
 )
 
 
 class Ended(click.ClickException):
     def __init__(self, code: Exit, message: str) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.exit_code = int(code)  # type: ignore[misc] # of this one
 
 
@@ -82,9 +86,9 @@ class Column:
 
     name: str
     kind: str = "string"
-    #: What it is called in a table; "": it is in JSON only.
+    #: Its heading in a table; "": it is in JSON only.
     title: str | None = None
-    #: How it is shown: age, time, seconds, or as it is.
+    #: How it is shown: age, time, text (which may have several lines), or as it is.
     show: str = ""
     #: Whether all of it is shown, however long: ids, which people copy.
     whole: bool = False
@@ -124,7 +128,7 @@ class Shape:
 
 
 def options(*of: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several ``click.option`` as one decorator; help shows them in that order."""
+    """One decorator for several ``click.option``; help shows them in that order."""
     return lambda function: functools.reduce(lambda f, option: option(f), reversed(of), function)
 
 
@@ -135,7 +139,7 @@ SHAPES: Final[dict[str, Shape]] = {}
 def command(
     group: click.Group, name: str, *columns: Column, single: bool = False
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command of ``group`` which gets the app first, and returns rows of these columns, or None."""
+    """A command of ``group`` that takes the app first, and returns rows of these columns, or None."""
     full = name if group.name == "gwi" else f"{group.name} {name}"
     shape = SHAPES.setdefault(full, Shape(full, columns, single)) if columns else None
 
@@ -165,11 +169,7 @@ def command(
         if shape is not None:
             made = click.option("--json", "as_json", is_flag=True, help="For programs.")(made)
         if shape is not None and not single:
-            watch = click.option(
-                "--watch",
-                type=click.FloatRange(0.1),
-                help="Again every so many seconds.",
-            )
+            watch = click.option("--watch", type=Span(0.1), help="Again after each such time (5s).")
             made = watch(made)
         group.add_command(made)
         return made
@@ -177,19 +177,19 @@ def command(
     return decorate
 
 
-def failed(exc: GwiError) -> Ended:
-    """The end of a command that met this error."""
+def failed(exc: GwiError | OperationalError) -> Ended:
+    """How a command ends that met this error."""
     return Ended(next(code for error, code in _EXITS if isinstance(exc, error)), str(exc))
 
 
 class reporting:
-    """Turns this package's errors into a line on stderr and an exit code."""
+    """Turns this package's errors, and Kombu's of a broker, into a line on stderr and an exit code."""
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, exc: Any, tb: Any) -> None:
-        if isinstance(exc, GwiError):
+        if isinstance(exc, (GwiError, OperationalError)):
             raise failed(exc) from exc
 
 
@@ -237,7 +237,7 @@ def _table(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> None:
 
     console = _console()
     columns = [column for column in shape.columns if column.head]
-    cells = [{column.name: shown(column, row[column.name]) for column in columns} for row in rows]
+    cells = [{column.name: _cell(column, row[column.name]) for column in columns} for row in rows]
     longest = {c.name: max((len(row[c.name]) for row in cells), default=0) for c in columns}
     table = table_of(columns, longest, console.width)
     for row in cells:
@@ -268,17 +268,17 @@ def table_of(columns: Sequence[Column], longest: Mapping[str, int], width: int) 
 def fitted(
     columns: Sequence[Column], longest: Mapping[str, int], width: int
 ) -> tuple[dict[str, int], int]:
-    """How wide each column is, and the gap between them, so that a table fits if it can.
+    """The width of each column, and the gap between them, so that a table fits if it can.
 
-    Rich alone would take the room of ids, which people copy. So the others give way first, the widest
-    before the rest, as far as their heads; then ids are folded.
+    Rich alone would shorten ids, which people copy. So the other columns are narrowed first, the widest
+    before the rest, down to the width of their heads; then ids are folded.
     """
     widths = {c.name: max(len(c.head), longest.get(c.name, 0)) for c in columns}
     for gap in (2, 1):
         excess = sum(widths.values()) + gap * (len(columns) - 1) - width
         if excess <= 0:
             return widths, gap
-    # Half a number, or a time, would be another.
+    # A number or a time that is cut would be a wrong one.
     texts = {c.name for c in columns if c.kind.removesuffix("?") in ("string", "array", "object")}
     least = {c.name: len(c.head) if c.name in texts else widths[c.name] for c in columns}
     for floor in ({**least, **{c.name: _WHOLE for c in columns if c.whole}}, least):
@@ -303,8 +303,14 @@ def _fields(shape: Shape, row: Mapping[str, Any]) -> None:
             click.echo(f"{column.head:<{width}}  {text}".rstrip())
 
 
+def _cell(column: Column, value: Any) -> str:
+    """The value in a table, where only a text of this package begins a new line."""
+    text = shown(column, value)
+    return text if column.show == "text" else text.replace("\n", "\\n")
+
+
 def shown(column: Column, value: Any) -> str:
-    """The value for people. No text of anybody's can move the cursor or begin a line of a table."""
+    """The value for people. No text can move the cursor; it may have several lines."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -321,7 +327,7 @@ def shown(column: Column, value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """With control characters spelt out, but for ends of lines."""
+    """With control characters spelt out, except for line ends."""
     safe = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in safe)
 
@@ -339,28 +345,30 @@ def span(seconds: float) -> str:
 
 
 def when(at: float) -> str:
-    """In UTC, to the second, as logs have it."""
+    """In UTC, to the second, as in logs."""
     return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def seconds_of(text: str) -> float:
-    """``90``, ``45s``, ``10m``, ``3h``, ``2d`` as seconds."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        found = float(number)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found < float("inf"):
-        raise click.BadParameter(f"{text!r} is not a length of time: write 45s, 10m, 3h or 2d")
-    return found * units[unit]
-
-
 class Span(click.ParamType):  # type: ignore[type-arg] # not in every release
+    """``90``, ``45s``, ``10m``, ``3h``, ``2d`` as seconds, from ``least`` to ``most``."""
+
     name = "time"
 
+    def __init__(self, least: float = 0.0, most: float = _LONGEST) -> None:
+        self._least, self._most = least, most
+
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        return value if isinstance(value, float) else seconds_of(value)
+        text = str(value)
+        units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+        number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+        try:
+            found = float(number) * units[unit]
+        except ValueError:
+            self.fail(f"{text!r} is not a length of time: write 45s, 10m, 3h or 2d", param, ctx)
+        if not self._least <= found <= self._most:
+            bounds = f"{self._least:g} to {self._most:.0f} seconds"
+            self.fail(f"{text!r} is not a length of time of {bounds}", param, ctx)
+        return found
 
 
 #: An option of a length of time.
@@ -373,7 +381,7 @@ yes = click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 
 
 def confirm(deed: str, matching: int, total: int, *, sure: bool, what: str) -> None:
-    """Say how many of how many match; go on if there are any and the user wants to."""
+    """Say how many match; go on only if some do, and the user agrees."""
     line = f"{matching} of {total} {what}"
     if not matching:
         end(Exit.NOTHING, f"{line}: nothing to {deed}")
@@ -389,7 +397,7 @@ def confirm(deed: str, matching: int, total: int, *, sure: bool, what: str) -> N
 
 
 class Progress:
-    """A line on stderr for what takes long, where that is a terminal."""
+    """A progress bar on stderr, if that is a terminal."""
 
     def __init__(self, deed: str, total: int) -> None:
         self._bar: Any = None

@@ -46,7 +46,7 @@ def init(ctx: click.Context, form: str | None) -> None:
 
 
 def _grants(queue: Queue) -> Iterator[tuple[Grant, str, str]]:
-    """(grant, kind, id) of what is granted on a queue's own resources."""
+    """(grant, kind, id) for each grant on a queue's own resources."""
     for grant, path in queue.grants():
         yield grant, "topic" if "/topics/" in path else "subscription", id_of(path)
 
@@ -302,14 +302,14 @@ def _resource(kind: str, path: str) -> str:
 
 
 def _name(id: str) -> str:
-    """An id as an identifier of Terraform's; no two share one."""
+    """An id as a Terraform identifier; no two ids share one."""
     return re.sub(r"[^A-Za-z0-9-]", lambda m: "_" if m[0] == "." else f"_{ord(m[0]):x}", id)
 
 
 def _block(
     head: str, values: dict[str, Any], blocks: list[Any] | None = None, indent: str = ""
 ) -> Iterator[str]:
-    """A block of HCL; a value that is a pair is a block in it."""
+    """A block of HCL; a value that is a pair (name, values) is a block inside."""
     yield f"{indent}{head} {{"
     inner = indent + "  "
     nested = list(blocks or [])

@@ -1,4 +1,4 @@
-"""``celery -A app gwi jobs`` and ``gwi locks``: which job stands where, why, and mending it."""
+"""``celery -A app gwi jobs`` and ``gwi locks``: find jobs, say why they wait, and mend them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _row(record: JobRecord) -> dict[str, Any]:
 @_filtered
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
 def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
-    """Jobs that a worker has seen, or that wait, newest first."""
+    """List jobs that a worker has seen, newest first."""
     rows: list[dict[str, Any]] = []
     for record in _found(app, at_a_time=limit + 1, **given):
         if len(rows) == limit:
@@ -158,9 +158,11 @@ _TREE = SHAPES.setdefault(
     single=True,
 )
 @click.argument("id")
-@click.option("--tree", is_flag=True, help="Only where it and all that it has called stand.")
+@click.option(
+    "--tree", is_flag=True, help="Only the states of the job and of all that it has called."
+)
 def show(app: Any, id: str, tree: bool) -> dict[str, Any] | None:
-    """Everything on one job, but its arguments: attempts, steps, children, its lock, dead letters."""
+    """Show all of one job but its arguments: attempts, steps, children, its lock, dead letters."""
     if tree:
         rows = [
             {**_row(record), "depth": depth, "job": f"{'  ' * depth}{record.job.task}"}
@@ -218,7 +220,7 @@ def show(app: Any, id: str, tree: bool) -> dict[str, Any] | None:
 )
 @click.argument("id")
 def explain(app: Any, id: str) -> dict[str, Any]:
-    """Why a job stands where it stands, in one sentence."""
+    """Say in one sentence why a job is in the state that it is in."""
     from gwi_celery import queues
 
     sentence = verbs.explain(id, app=app)
@@ -250,7 +252,10 @@ def _chosen(
     ended: bool,
     until: float | None = None,
 ) -> list[JobRecord]:
-    """What a bulk verb is for, once it was confirmed. ``until``: what has changed since is left out."""
+    """The jobs that a command is to act on, once that was confirmed.
+
+    ``until``: those that have changed since are left out.
+    """
     if ids:
         found = [verbs.get(id, app=app) for id in ids]
         unknown = [id for id, one in zip(ids, found, strict=True) if one is None]
@@ -275,12 +280,12 @@ def _chosen(
 @click.argument("ids", nargs=-1)
 @_filtered
 @click.option("--reason", default="cancelled by an operator", help="What their callers get.")
-@click.option("--tree", is_flag=True, help="Also what they have called, and so on.")
+@click.option("--tree", is_flag=True, help="Also the jobs that they have called, and so on.")
 @yes
 def cancel(
     app: Any, ids: tuple[str, ...], reason: str, tree: bool, yes: bool, **given: Any
 ) -> dict[str, Any]:
-    """End jobs as cancelled: one that runs stops at its next step. Call it again if it was cut short."""
+    """End jobs as cancelled: one that runs stops at its next step. If interrupted, run it again."""
     chosen = _chosen(app, "cancel", ids, yes, given, ended=False)
     done = 0
     with Progress("cancel", len(chosen)) as moved:
@@ -296,7 +301,7 @@ def cancel(
 @click.option("--from-step", help="Keep what was recorded before this step.")
 @click.option("--resume", is_flag=True, help="Keep all that was recorded.")
 @click.option(
-    "--until", type=float, help="Go on with a call that was cut short: the time it printed."
+    "--until", type=float, help="Go on with a replay that was interrupted: the time it printed."
 )
 @yes
 def replay(
@@ -308,15 +313,15 @@ def replay(
     yes: bool,
     **given: Any,
 ) -> dict[str, Any]:
-    """Run ended jobs again, from the start unless told otherwise, with the calls they had.
+    """Run ended jobs again with the calls they had, from the start unless told otherwise.
 
-    Those that can't be are named, and the others run.
+    Jobs that can't be replayed are named, and the others run.
     """
     chosen = _chosen(app, "replay", ids, yes, given, ended=True, until=until)
-    # By the store's clock. What was replayed has changed since; a replay that no worker has begun yet
-    # is of the same generation again, and so a duplicate.
+    # By the store's clock. A job that was replayed has changed since; until a worker begins it, another
+    # replay has the same generation, and so is a duplicate.
     latest = max(record.updated_at for record in chosen)
-    click.echo(f"cut short, make the same call again with --until {latest!r}", err=True)
+    click.echo(f"if interrupted, run the same command again with --until {latest!r}", err=True)
     made, left = [], []
     with Progress("replay", len(chosen)) as moved:
         for record in chosen:
@@ -337,11 +342,11 @@ def replay(
 @click.argument("id")
 @click.option("--run", "run_id", required=True, help="The new job's run id.")
 @click.option("--from-step", help="Take over the steps recorded before this one; all, if left out.")
-@click.option("--set", "changes", multiple=True, metavar="NAME=JSON", help="Another argument.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=JSON", help="Change an argument.")
 def fork(
     app: Any, id: str, run_id: str, from_step: str | None, changes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """A new job with the call of another, that begins with its earlier steps."""
+    """Start a new job with the call of another, and with its earlier steps."""
     changed = {}
     for change in changes:
         name, equals, value = change.partition("=")
@@ -378,7 +383,7 @@ def locks() -> None:
 )
 @click.option("--tenant", help="Of this tenant; those of all that run now, if left out.")
 def list_locks(app: Any, tenant: str | None) -> list[dict[str, Any]]:
-    """Locks that are held, or that their holders let run out."""
+    """List locks that are held or have expired."""
     found = store_for(app).list_locks(tenant) if tenant is not None else _held(app)
     return [
         {
@@ -394,7 +399,7 @@ def list_locks(app: Any, tenant: str | None) -> list[dict[str, Any]]:
 
 
 def _held(app: Any) -> list[LockRecord]:
-    """By the jobs that run: no store lists the locks of all tenants."""
+    """The locks of the jobs that run: no store lists the locks of all tenants."""
     store = store_for(app)
     found: dict[str, LockRecord] = {}
     for record in _found(app, None, status=JobStatus.RUNNING):

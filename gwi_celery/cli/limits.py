@@ -1,4 +1,4 @@
-"""``celery -A app gwi limits``: what is in force across workers, who holds it, and changing it."""
+"""``celery -A app gwi limits``: what is in force across workers, who holds places, and changes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def limits() -> None:
     Column("holders", "array", title=""),
 )
 def list_(app: Any) -> list[dict[str, Any]]:
-    """Each limit, what is in force, and who holds it; "as coded" is what nobody has changed."""
+    """List limits: what is in force, and who holds places. "as coded": nobody has changed it."""
     return [_row(state) for state in verbs.find(app=app)]
 
 
@@ -75,7 +75,7 @@ def _row(state: LimitState) -> dict[str, Any]:
     }
 
 
-_of = click.option("--of", "of", multiple=True, help="Only of this ARGUMENT=VALUE; repeatable.")
+_of = click.option("--of", "of", multiple=True, help="Only for this ARGUMENT=VALUE; repeatable.")
 
 
 def _filled(of: tuple[str, ...]) -> dict[str, str]:
@@ -112,7 +112,7 @@ def set_(
 def clear(
     app: Any, name: str | None, of: tuple[str, ...], everything: bool, yes: bool
 ) -> dict[str, Any]:
-    """Undo what was set of NAME: what the code says holds again."""
+    """Undo what was set for NAME: what the code says applies again."""
     if (name is None) != everything:
         end(Exit.USAGE, "say which to clear: a limit's NAME, or --all")
     there = verbs.changed(app=app)

@@ -1,6 +1,6 @@
-"""``celery -A app``: an error of this package's while the app's module is imported is one sentence.
+"""``celery -A app``: an error of this package while the app's module is imported ends in one sentence.
 
-Celery prints its own traceback of whatever is raised there, whether or not it says what to do.
+Celery would print a traceback of whatever is raised there, even if its text says what to do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-#: Where Celery's command line has it, and where that takes it from.
+#: Modules that hold ``find_app``: Celery's command line, and the one from which that imports it.
 _MODULES = ("celery.bin.celery", "celery.app.utils")
 
 
@@ -35,7 +35,7 @@ def _saying_why(find_app: Callable[..., Any]) -> Callable[..., Any]:
 
             ended = failed(exc)
             ended.show()
-            sys.exit(ended.exit_code)  # no Exception, of which Celery would print the traceback
+            sys.exit(ended.exit_code)  # not an Exception: Celery would print its traceback
 
     found._gwi_says_why = True  # type: ignore[attr-defined]
     return found

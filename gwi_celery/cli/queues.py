@@ -30,7 +30,7 @@ def queues() -> None:
     Column("paused", "boolean"),
 )
 def list_(app: Any) -> list[dict[str, Any]]:
-    """Each queue at a glance; ``-`` is what the broker can't say."""
+    """List queues at a glance; ``-`` is what the broker can't tell."""
     return [dict(vars(state)) for state in verbs.queues(app)]
 
 
@@ -40,7 +40,7 @@ _PAUSED = (Column("queue"), Column("paused", "boolean"))
 @command(queues, "pause", *_PAUSED, single=True)
 @click.argument("queue")
 def pause(app: Any, queue: str) -> dict[str, Any]:
-    """No worker begins with what is in QUEUE; calls are accepted, and jobs that run end."""
+    """Let no worker begin with messages of QUEUE; calls are accepted, and running jobs finish."""
     verbs.pause(app, queue)
     return {"queue": queue, "paused": True}
 
@@ -48,7 +48,7 @@ def pause(app: Any, queue: str) -> dict[str, Any]:
 @command(queues, "resume", *_PAUSED, single=True)
 @click.argument("queue")
 def resume(app: Any, queue: str) -> dict[str, Any]:
-    """The reverse of pause."""
+    """Undo pause."""
     verbs.resume(app, queue)
     return {"queue": queue, "paused": False}
 
@@ -73,7 +73,7 @@ def delayed() -> None:
 )
 @click.option("-Q", "--queue")
 def list_delayed(app: Any, queue: str | None) -> list[dict[str, Any]]:
-    """What waits, by when it is due."""
+    """List what waits, by when it is due."""
     now = time.time()
     found = sorted(verbs.delayed(app, queue), key=lambda waiting: waiting.due)
     return [{**vars(w), "due_in": max(w.due - now, 0.0)} for w in found]
@@ -98,7 +98,7 @@ def _chosen(
 def now(
     app: Any, ids: tuple[str, ...], queue: str | None, everything: bool, yes: bool
 ) -> dict[str, Any]:
-    """Have them delivered now; what waits for a lock may have to wait again."""
+    """Deliver them now; what waits for a lock may have to wait again."""
     chosen = _chosen(app, "deliver", ids, queue, everything, yes)
     return {"released": _count(settling.released(app, chosen), len(chosen))}
 
@@ -111,13 +111,13 @@ def now(
 def cancel(
     app: Any, ids: tuple[str, ...], queue: str | None, everything: bool, yes: bool
 ) -> dict[str, Any]:
-    """Have them never run. The job of a reliable task ends as cancelled."""
+    """Let them never run. The job of a reliable task ends as cancelled."""
     chosen = _chosen(app, "cancel", ids, queue, everything, yes)
     return {"cancelled": _count(settling.cancelled(app, chosen), len(chosen))}
 
 
 def _count(done: settling.Settled, chosen: int) -> int:
-    """On Pub/Sub also say who was asked: what the others have parked stays."""
+    """How many; on Pub/Sub also say how many workers answered: what others have parked stays."""
     if done.workers is not None:
         line = f"{parked.answered(done.workers)}: {done.count} of {chosen} done"
         if done.count < chosen:

@@ -1,7 +1,7 @@
-"""The group ``gwi`` itself, which imports a command's module when the command is asked for.
+"""The group ``gwi`` itself, which imports a command's module when the command is used.
 
-Every ``celery`` command loads this group, ``celery worker`` too: what only ``doctor`` or ``scaler`` needs
-(Google's libraries, a second of CPU) must not be part of that.
+Every ``celery`` command loads this group, ``celery worker`` too: it must not import what only ``doctor``
+or ``scaler`` needs (Google's libraries, a second of CPU).
 """
 
 from __future__ import annotations

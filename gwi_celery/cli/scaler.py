@@ -1,4 +1,4 @@
-"""``celery -A app gwi scaler``: tells KEDA, or CREMA on Cloud Run, how many workers are needed."""
+"""``celery -A app gwi scaler``: tells KEDA, or CREMA on Cloud Run, how much work there is."""
 
 from __future__ import annotations
 

@@ -27,7 +27,13 @@ from gwi_celery.integration import settings_for
     type=click.Choice(["prefork", "threads", "solo"]),
     help="prefork by default; only there do time limits work.  [GWI_PUSH_POOL]",
 )
-@click.option("-l", "--loglevel", default="INFO", show_default=True)
+@click.option(
+    "-l",
+    "--loglevel",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], case_sensitive=False),
+    default="INFO",
+    show_default=True,
+)
 @click.pass_context
 def serve(
     ctx: click.Context,

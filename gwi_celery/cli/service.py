@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import click
 
 from gwi_celery import upkeep
-from gwi_celery.cli.frame import SHAPES, Column, Shape, command, shown
+from gwi_celery.app import source_of
+from gwi_celery.cli.frame import SHAPES, Column, Shape, Span, command, shown
 from gwi_celery.cli.root import gwi
-from gwi_celery.config import SETTINGS, Settings
+from gwi_celery.config import SETTINGS
 from gwi_celery.integration import broker_for, settings_for, store_for
-
-_DEFAULTS = Settings()
 
 
 @command(
@@ -28,9 +26,9 @@ _DEFAULTS = Settings()
     Column("queues", "array", title=""),
     Column("tasks", "array"),
 )
-@click.option("--timeout", type=click.FloatRange(0.1), default=1.0, show_default=True)
+@click.option("--timeout", type=Span(0.1, 600.0), default=1.0, show_default=True)
 def workers(app: Any, timeout: float) -> list[dict[str, Any]]:
-    """Which workers are alive, and what runs there: those that answer within the timeout (seconds)."""
+    """List the workers that answer within the timeout (seconds), and what runs there."""
     asked = app.control.inspect(timeout=timeout)
     stats = asked.stats() or {}
     if not stats:
@@ -70,11 +68,11 @@ def workers(app: Any, timeout: float) -> list[dict[str, Any]]:
 )
 @click.option("--all", "everything", is_flag=True, help="Defaults, too.")
 def config(app: Any, everything: bool) -> list[dict[str, Any]]:
-    """The settings in force, and where each came from. Secrets are not shown."""
+    """List the settings in force, and where each came from. Secrets are not shown."""
     settings = settings_for(app)
     rows = []
     for name, field in SETTINGS.items():
-        value, source = getattr(settings, name), _source(app, settings, name)
+        value, source = getattr(settings, name), source_of(app, name)
         if source == "default" and not everything:
             continue
         shown = json.dumps(value, default=str) if field.repr or not value else "(set)"
@@ -96,10 +94,10 @@ def config(app: Any, everything: bool) -> list[dict[str, Any]]:
 
 @command(gwi, "cleanup", Column("deleted", "integer"), single=True)
 def cleanup(app: Any) -> dict[str, Any]:
-    """Delete what has expired, and on Pub/Sub the queues that killed processes left, which takes a while.
+    """Delete what has expired; on Pub/Sub also the queues that killed processes left (takes a while).
 
-    Workers delete what has expired by themselves on embedded files, TTL on Firestore; Pub/Sub such queues
-    after a day.
+    That also happens without this command: workers delete what has expired from embedded files, TTL
+    policies on Firestore; Pub/Sub deletes such queues after a day.
     """
     deleted = upkeep.clean(app) + _swept(app)
     store = store_for(app)
@@ -138,14 +136,14 @@ _EVENT = SHAPES.setdefault(
 @click.option("--count", type=click.IntRange(1), help="End after this many.")
 @click.option("--json", "as_lines", is_flag=True, help="For programs: an object a line.")
 def tail(app: Any, count: int | None, as_lines: bool) -> None:
-    """What happens, as it happens: Celery's events, of workers that send them (-E)."""
+    """Show Celery's events as they happen, of workers that send them (-E)."""
     seen = 0
 
     def show(event: dict[str, Any]) -> None:
         nonlocal seen
         kind = event.get("type", "?")
         if kind == "worker-heartbeat" or receiver.should_stop:
-            return  # several may come at once
+            return  # one batch may hold several after the last one wanted
         row = {
             "at": event.get("timestamp", 0.0),
             "event": kind,
@@ -169,15 +167,3 @@ def tail(app: Any, count: int | None, as_lines: bool) -> None:
             receiver.capture(limit=None, timeout=None, wakeup=False)
         except KeyboardInterrupt:
             return
-
-
-def _source(app: Any, settings: Any, name: str) -> str:
-    """Where the value came from. What is the same in two places came from the first of them."""
-    value, field = getattr(settings, name), SETTINGS[name]
-    if app.conf.get(f"gwi_{name}") is not None:
-        return f"app.conf.gwi_{name}"
-    env = str(field.metadata["env"])
-    default = getattr(_DEFAULTS, name)
-    if os.environ.get(env):
-        return env
-    return "default" if value == default else "setup()"

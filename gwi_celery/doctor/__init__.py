@@ -1,4 +1,4 @@
-"""Asks a real project whether it behaves as this package assumes.
+"""Tests whether a real project behaves as this package assumes.
 
 ``python -m gwi_celery.doctor pubsub://my-project firestore://my-project`` takes six minutes, costs less
 than a cent and leaves nothing behind. With ``--seconds 10`` it waits less, and sees less. Exits with 1 if
@@ -65,7 +65,7 @@ def written(
     more: Callable[[], Iterable[Finding]] = tuple,
     **echo: str,
 ) -> bool:
-    """Examine and write a report, with ``more`` at its end; whether all holds that must."""
+    """Examine and write a report that ends with ``more``; whether all holds that must."""
     findings: list[Finding] = []
 
     def report(finding: Finding) -> None:
@@ -84,6 +84,16 @@ def written(
     return not broken
 
 
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 1.0 <= found <= 3600.0:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number from 1 to 3600")
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gwi_celery.doctor",
@@ -92,7 +102,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("urls", nargs="+", metavar="URL", help="pubsub://P or firestore://P")
     parser.add_argument("--json", action="store_true", help="one JSON document at the end")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="of the longest check (default: %(default)g)"
+        "--seconds",
+        type=_seconds,
+        default=SECONDS,
+        help="of the longest check (default: %(default)g)",
     )
     parser.add_argument(
         "--echo", default="", metavar="URL", help="of gwi_celery.doctor.echo behind IAM"

@@ -1,7 +1,7 @@
-"""Is there what :mod:`gwi_celery.deployment` says that an app needs? Only reads, and makes nothing.
+"""Does Google Cloud have what :mod:`gwi_celery.deployment` lists for an app? Only reads.
 
-Google's emulators have neither IAM nor an admin API: a check that can't be made there says so, and counts
-neither as good nor as bad.
+Google's emulators have neither IAM nor an admin API: a check that can't be made there says so, and
+neither holds nor fails.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _there(
 
 
 def _differences(wanted: Any, found: Any) -> Iterator[str]:
-    """What matters and is not as it would be made; a push subscription has its own deadlines."""
+    """The differences that matter. Deadlines are left out: a push subscription has its own."""
     for name in ("topic", "filter", "enable_message_ordering", "enable_exactly_once_delivery"):
         if getattr(wanted, name) != getattr(found, name):
             yield f"{name} is {getattr(found, name)!r} and not {getattr(wanted, name)!r}"
@@ -97,7 +97,7 @@ def _differences(wanted: Any, found: Any) -> Iterator[str]:
 
 
 def _grants(channel: Any, queue: Queue, options: PubSubOptions) -> Iterator[Finding]:
-    """Our own, by asking for them; the service agent's, by the resource's policy."""
+    """Our own grants, by TestIamPermissions; the service agent's, by the resource's policy."""
     for grant, path in queue.grants():
         kind = "topics" if "/topics/" in path else "subscriptions"
         mend = (
@@ -122,7 +122,7 @@ def _ours(channel: Any, path: str, what: str, permission: str, mend: str) -> Fin
 
 
 def permissions(channel: Any, path: str, wanted: list[str]) -> list[str]:
-    """Those of ``wanted`` that the caller has there. Raises grpc.RpcError."""
+    """Those permissions in ``wanted`` that the caller has on ``path``. Raises grpc.RpcError."""
     from google.iam.v1 import iam_policy_pb2
 
     request = iam_policy_pb2.TestIamPermissionsRequest(resource=path, permissions=wanted)
@@ -155,7 +155,7 @@ def _agents(channel: Any, path: str, what: str, role: str, mend: str) -> Finding
 
 
 def unasked(what: str, exc: Any, mend: str = "") -> Finding:
-    """For an RpcError of what asks who may what."""
+    """The finding for permissions that could not be asked for (an RpcError)."""
     if exc.code() in _NOT_THERE:
         return Finding(what, None, "granted", "an emulator: there is no IAM to ask", twin="granted")
     told = f"{exc.code().name}: {exc.details()}"
@@ -217,7 +217,7 @@ def _database(ask: _Ask, path: str) -> Finding:
 
 
 def _indexes(ask: _Ask, path: str, commands: str) -> Finding:
-    """Composite ones: how many of ours are ready."""
+    """Whether our composite indexes are ready."""
     states: dict[str, str] = {}
     for index in _pages(ask, "ListIndexes", "indexes", f"{path}/collectionGroups/-"):
         kinds = index.DESCRIPTOR.fields_by_name
@@ -290,7 +290,7 @@ def _pages(ask: _Ask, rpc: str, field: str, parent: str, **fields: Any) -> Itera
 
 @contextmanager
 def channel_to(where: PubSubOptions | FirestoreURL, scopes: tuple[str, ...]) -> Iterator[Any]:
-    """A channel with the environment's credentials. Raises BrokerUnusable without any."""
+    """A channel with the environment's credentials. Raises BrokerUnusable if there are none."""
     if where.emulator:
         channel = grpc.insecure_channel(where.endpoint, [("grpc.enable_http_proxy", 0)])
     else:

@@ -1,4 +1,4 @@
-"""``python -m gwi_celery.doctor.echo``: what Cloud Run lets through to a container, told to the doctor.
+"""``python -m gwi_celery.doctor.echo``: a service that shows the doctor what Cloud Run lets through.
 
 Deploy it with any image of yours, for the time of a trial, with the pusher as its only invoker::
 
@@ -6,8 +6,8 @@ Deploy it with any image of yours, for the time of a trial, with the pusher as i
         --no-allow-unauthenticated
     python -m gwi_celery.doctor pubsub://P --echo https://gwi-echo-....run.app --echo-account PUSHER
 
-It answers 204, an ack, where the caller's token is as the path says (``/removed``: without its
-signature; ``/signed``: with it), else 409. It needs nothing but Python, and keeps nothing.
+It answers 204, an ack, if the caller's token is as the path says (``/removed``: without its signature;
+``/signed``: with it), else 409. It stores nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PATIENCE = 60.0
 
 
 def behind_iam(sandbox: Sandbox, url: str, account: str, seconds: float) -> list[Finding]:
-    """Push to the echo service as ``account``, and see by what is acked how it was called."""
+    """Push to the echo service as ``account``: which path acks shows how the service was called."""
     acked = {kind: _acked(sandbox, f"{url}/{kind}", account, kind, seconds) for kind in _KINDS}
     found = [kind for kind, taken in acked.items() if taken]
     if not found:
@@ -67,7 +67,7 @@ def _acked(sandbox: Sandbox, endpoint: str, account: str, kind: str, seconds: fl
     sandbox.publish(topic, b"x")
     time.sleep(min(seconds, _PATIENCE))
     sandbox.patiently("ModifyPushConfig", subscription=subscription, push_config={})
-    # What was refused is leased for a while yet, or waits for the next push.
+    # A refused message is leased for a while, or waits for the next push.
     until = time.monotonic() + min(2 * seconds, _PATIENCE)
     while not sandbox.look(subscription, 1):
         if time.monotonic() > until:

@@ -1,7 +1,7 @@
-"""Does a real Firestore keep what the store relies on? A minute at most, a few thousand operations.
+"""Does a real Firestore do what the store relies on? Takes a minute, and a few thousand operations.
 
-It needs credentials with roles/datastore.user, and for the lists the indexes of this package. It writes
-below a root collection of its own, ``gwi-check-...``, and deletes it at the end.
+It needs credentials with roles/datastore.user, and for the lists this package's indexes. It writes below
+a root collection of its own, ``gwi-check-...``, and deletes that at the end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from gwi_celery.stores.base import (
     Outcome,
 )
 from gwi_celery.stores.firestore import FirestoreStore
-from gwi_celery.stores.firestore.places import JOBS, LOCKS, Places
+from gwi_celery.stores.firestore.paths import JOBS, LOCKS, Paths
 from gwi_celery.stores.firestore.records import job_of
 from gwi_celery.stores.firestore.upkeep import Upkeep
 
@@ -43,7 +43,7 @@ THREADS = 8
 
 
 class Trial:
-    """Of one database.
+    """A trial of one database.
 
     Args:
         url: ``firestore://project?database=...``
@@ -61,7 +61,7 @@ class Trial:
         self._report = report
 
     def run(self) -> None:
-        """All of it; then what was written is deleted."""
+        """Make all checks, then delete what they wrote."""
         where = f"{self.client.path} at {self.url.endpoint}, below {self.url.prefix}/"
         self.say(None, "Firestore", where)
         try:
@@ -268,7 +268,7 @@ class Trial:
     # --- the end ------------------------------------------------------------------------------
 
     def delete(self) -> None:
-        """All that this run has written."""
+        """Delete all that this run has written."""
         for name in self.mine():
             try:
                 self.client.commit([documents.delete(name)])
@@ -276,9 +276,9 @@ class Trial:
                 self.say(None, "left behind", name)
 
     def mine(self) -> Iterator[str]:
-        places = Places(self.url.prefix)
-        tenant = places.tenant("check")
+        paths = Paths(self.url.prefix)
+        tenant = paths.tenant("check")
         for document in self.client.query(Query(tenant, JOBS)).documents.values():
-            Upkeep(self.client, places).sweep(document.name, job_of(document))
-        for parent, group in ((tenant, JOBS), (tenant, LOCKS), (places.base, "things")):
+            Upkeep(self.client, paths).sweep(document.name, job_of(document))
+        for parent, group in ((tenant, JOBS), (tenant, LOCKS), (paths.base, "things")):
             yield from self.client.query(Query(parent, group, mask=[])).documents

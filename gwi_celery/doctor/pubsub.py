@@ -1,6 +1,6 @@
 """Does a real Pub/Sub behave as this package assumes? Takes some minutes, and costs under a cent.
 
-Everything is made under a prefix of its own and deleted at the end. The checks run side by side, as most
+Everything is made under a prefix of its own and deleted at the end. The checks run in parallel, as most
 of them wait.
 """
 
@@ -74,10 +74,10 @@ _FILTERS: tuple[tuple[str, str, dict[str, str], dict[str, str]], ...] = (
 
 
 class Trial(Sandbox):
-    """Of one project.
+    """A trial of one project.
 
     Args:
-        options: Of the broker.
+        options: Those of the broker.
         seconds: The longest that one check waits; with 360 every check can finish.
         echo: Where :mod:`gwi_celery.doctor.echo` answers behind Cloud Run's IAM; "": nowhere.
         echo_account: The account that may invoke it.
@@ -152,7 +152,7 @@ class Trial(Sandbox):
         )
 
     def _permissions(self) -> list[Finding]:
-        """What managed mode and the roles need, on what this account has made."""
+        """The permissions that managed mode and the roles need, on resources that this account made."""
         topic, subscription = self.pair("permissions")
         self.await_(topic, subscription)
         found = []

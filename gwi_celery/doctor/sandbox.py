@@ -1,4 +1,4 @@
-"""Topics and subscriptions of a trial's own, and patient calls to them; all are deleted at the end."""
+"""A trial's own topics and subscriptions, and calls that retry; all are deleted at the end."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.errors import BrokerUnavailable, NotFound
 
 LEASE = 10
-#: Seconds that what was just created may be unknown for.
+#: Seconds for which something just created may still be unknown.
 SETTLES = 30.0
 _Status = grpc.StatusCode
 
 
 class Sandbox:
-    """Of one project. Any thread may call."""
+    """The resources of a trial in one project. Any thread may call."""
 
     def __init__(self, options: PubSubOptions) -> None:
         self.options = options
@@ -37,7 +37,7 @@ class Sandbox:
         return self.client.start(rpc, request, resource, timeout).result()
 
     def patiently(self, rpc: str, timeout: float = 15.0, **fields: Any) -> Any:
-        """As :meth:`rpc`, made again while what it needs was just made, or it fails for now."""
+        """As :meth:`rpc`, retried on temporary errors, and while what it needs was just created."""
         until = time.monotonic() + SETTLES
         unsure = False
         while True:
@@ -45,11 +45,11 @@ class Sandbox:
                 return self.rpc(rpc, timeout, **fields)
             except grpc.RpcError as exc:
                 if unsure and exc.code() is _Status.ALREADY_EXISTS:
-                    return None  # by the call before
+                    return None  # the call before has created it
                 unsure |= exc.code() in (_Status.UNAVAILABLE, _Status.INTERNAL)
                 again = {_Status.NOT_FOUND, _Status.UNAVAILABLE, _Status.INTERNAL, _Status.ABORTED}
                 if rpc.startswith("Create"):
-                    again.add(_Status.ALREADY_EXISTS)  # a name that rests yet
+                    again.add(_Status.ALREADY_EXISTS)  # a deleted name is not free at once
                 patient = exc.code() in again or not_ready(exc)
                 if not patient or time.monotonic() > until:
                     raise
@@ -77,7 +77,7 @@ class Sandbox:
         return topic, self.subscription(name, topic, **fields)
 
     def await_(self, topic: str, *subscriptions: str) -> None:
-        """Until all of them are known."""
+        """Wait until all of them are known."""
         self.patiently("GetTopic", topic=topic)
         for subscription in subscriptions:
             self.patiently("GetSubscription", subscription=subscription)
@@ -86,7 +86,7 @@ class Sandbox:
         self.patiently("Publish", topic=topic, messages=[{"data": body} for body in bodies])
 
     def look(self, subscription: str, limit: int, lease: int = LEASE) -> list[Any]:
-        """What is ready now, leased."""
+        """Messages that are ready now, leased."""
         until = time.monotonic() + SETTLES
         while True:
             try:

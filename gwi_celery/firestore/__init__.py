@@ -1,5 +1,6 @@
 """Google Cloud Firestore: the one place that imports its library.
 
-``client`` sends commits, reads and queries; ``documents`` is what it sends and answers; ``url``
-says where to. The store is in ``gwi_celery.stores.firestore``.
+``client`` sends commits, reads and queries, whose values are in ``documents``; ``listener`` waits for
+changes; ``objects`` keeps large values in Cloud Storage; ``url`` says which database, and ``indexes``
+what it needs. The store is in ``gwi_celery.stores.firestore``.
 """

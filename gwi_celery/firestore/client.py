@@ -1,8 +1,8 @@
 """Commits, reads and queries: as little of Firestore as a store needs, at the lowest cost per call.
 
 Raw stubs on one channel, because the generated client's overhead costs more than the call itself. Its
-retries are left out, too: a retried commit whose answer was lost would conflict with itself. How a call
-can end instead:
+retries aren't used either: a retried commit whose answer was lost would conflict with itself. Calls can
+end like this:
 
 ==========================================================  ========================================
 ALREADY_EXISTS, FAILED_PRECONDITION, NOT_FOUND on a commit  :class:`Conflict`: read, decide again
@@ -51,30 +51,30 @@ from gwi_celery.gcp import emulators, fork_gate, rpcs
 from gwi_celery.gcp.channel import Channel
 from gwi_celery.gcp.credentials import Access, NoCredentials
 
-#: Hook between client and server, for tests: gets the method's name ("Commit"), the request message
-#: and the call itself, which takes a request and returns the response (for a stream: a list). It may
-#: raise :class:`ServerError` in place of the server.
+#: A hook between client and server, for tests. It gets the method's name ("Commit"), the request message
+#: and the call, which takes a request and returns the response (for a stream: a list). It may raise
+#: :class:`ServerError` in place of the server.
 Intercept = Callable[[str, Any, Callable[[Any], Any]], Any]
 
 LISTEN_REQUEST: Any = _types.ListenRequest.pb()
 
 _SERVICE: Final = "/google.firestore.v1.Firestore/"
 _SCOPES: Final = ("https://www.googleapis.com/auth/datastore",)
-#: No limit: a read of ten documents of 1 MiB exceeds gRPC's default of 4 MiB.
 _CHANNEL_OPTIONS: Final = (
+    # No limit: a read of ten documents of 1 MiB exceeds gRPC's default of 4 MiB.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # gRPC's default would grow to two minutes during an outage.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # Notice a connection that a firewall has dropped while a call waits on it.
+    # So that a call notices that a firewall has dropped its connection.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # A separate connection for each client, not shared within the process.
     ("grpc.use_local_subchannel_pool", 1),
 )
 _Code = grpc.StatusCode
-#: How Google says that an API is not enabled; with PERMISSION_DENIED.
+#: What Google answers, with PERMISSION_DENIED, if an API is not enabled.
 _API_OFF: Final = re.compile(r"has not been used in project|SERVICE_DISABLED|it is disabled")
 
 _CONFLICT: Final = {_Code.ALREADY_EXISTS, _Code.FAILED_PRECONDITION, _Code.NOT_FOUND}
@@ -87,7 +87,7 @@ _UNKNOWN: Final = {
 }
 #: Tries of a read that fails temporarily.
 _TRIES: Final = 6
-#: Tries of an aborted commit before reading why.
+#: Tries of a commit that the server aborts, before the caller reads why.
 _ABORTED_TRIES: Final = 3
 #: First pause between two tries, seconds: a random share of it; it doubles.
 _PAUSE: Final = 0.02
@@ -123,7 +123,9 @@ class Client:
         url: Project, endpoint, timeout.
         database: Id of the database; by default the URL's.
         intercept: See :data:`Intercept`.
-        connection: Shares another client's connection.
+        connection: That of another client, to share it.
+
+    Raises ConfigurationError if the URL names a bucket and the extra for it is not installed.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class Client:
         self._root = f"{self.path}/documents/"
         self._intercept = intercept
         self._connection = connection if connection is not None else _Connection(url)
-        #: Storage for values too large for documents; None: chunks.
+        #: Where large values are kept; None: in chunks.
         self.bucket = Bucket(url) if url.gcs_bucket else None
         self._metadata = [("google-cloud-resource-prefix", self.path)]
         if url.emulator:
@@ -179,7 +181,10 @@ class Client:
         raise AssertionError  # the last try returned or raised
 
     def commit_surely(self, writes: Sequence[Write], *, tries: int) -> Written:
-        """As :meth:`commit`, retried when unsettled: for writes that may be repeated."""
+        """As :meth:`commit`, but sent up to ``tries`` times while it is unsettled.
+
+        Only for writes that may be repeated.
+        """
         while True:
             try:
                 return self.commit(writes)
@@ -189,7 +194,7 @@ class Client:
                     raise
 
     def read(self, names: Sequence[str], mask: Sequence[str] | None = None) -> Read:
-        """Documents by name, in one consistent snapshot. ``mask``: the paths to read.
+        """Documents by name, in one consistent snapshot. ``mask``: the fields to read; None: all.
 
         Raises StoreUnavailable, StoreUnusable.
         """
@@ -222,8 +227,8 @@ class Client:
     def listen(self, requests: Iterator[Any]) -> Any:
         """An open Listen call: it yields the changes that ``requests`` ask for, until it is cancelled.
 
-        For a LongCall of :mod:`gwi_celery.gcp.fork_gate`, which enters the gate before and leaves it
-        when the call has ended. Raises StoreUnusable, and while it is read grpc.RpcError.
+        For a LongCall of :mod:`gwi_celery.gcp.fork_gate`, which enters the gate before the call and
+        leaves it when the call has ended. Raises StoreUnusable; reading it raises grpc.RpcError.
         """
         if self._intercept is None:
             return self._listen(requests)
@@ -231,7 +236,7 @@ class Client:
         return self._intercept("Listen", request, lambda _: self._listen(requests))
 
     def document_path(self, name: str) -> str:
-        """The document's name in a message."""
+        """The document's full name, as messages have it."""
         return self._root + name
 
     def received(self, message: Any) -> Document:
@@ -282,11 +287,11 @@ class Client:
         return self._intercept(method, request, lambda message: self._send(method, message))
 
     def _send(self, method: str, request: Any) -> Any:
-        # A signal's exception raised inside gRPC would leave gRPC's own lock held for good.
+        # A signal's exception that is raised inside gRPC would leave gRPC's own lock held for good.
         with shield.section(), fork_gate.call():
             rpcs.count(method)
             stub, streams = self._connection.stub(method)
-            # Routes the request to the database's region, as the generated library does.
+            # As in the generated library, this routes the request to the database's region.
             place = {"parent": request.parent} if method in _BELOW else {"database": self.path}
             metadata = [*self._metadata, ("x-goog-request-params", urlencode(place))]
             try:
@@ -369,12 +374,12 @@ class Client:
 
 
 class _Connection:
-    """A channel per process, opened at the first call, and an estimate of the server's clock."""
+    """A channel for each process, opened at the first call, and an estimate of the server's clock."""
 
     def __init__(self, url: FirestoreURL) -> None:
         self.access = Access(_SCOPES)
         self._channel = Channel(partial(_connect, url, self.access))
-        #: The server's time less the monotonic clock's, microseconds.
+        #: The server's time less the monotonic clock's, microseconds; None: no answer yet.
         self._server_ahead: int | None = None
 
     def saw(self, server_time: int) -> None:
@@ -393,7 +398,7 @@ class _Connection:
 
     @property
     def channel(self) -> Any:
-        """This process's channel, for a stream; not to be kept."""
+        """This process's channel, for a stream. Don't keep it."""
         return self._channel.get()
 
     def close(self) -> None:
@@ -436,7 +441,7 @@ _METHODS: Final[dict[str, tuple[Any, Any, bool]]] = {
 }
 
 
-#: Those that ask below a parent.
+#: Methods whose requests name a parent document.
 _BELOW: Final = ("RunQuery", "RunAggregationQuery")
 
 
@@ -447,7 +452,7 @@ def _wait(pause: float) -> float:
 
 def _no_credentials(details: str) -> str:
     return (
-        f"no credentials that Firestore takes ({details}): set GOOGLE_APPLICATION_CREDENTIALS to a "
+        f"no credentials that Firestore accepts ({details}): set GOOGLE_APPLICATION_CREDENTIALS to a "
         "service account's key file, run where one is attached, or use gcloud auth "
         "application-default login; for an emulator set FIRESTORE_EMULATOR_HOST"
     )

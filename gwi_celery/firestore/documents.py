@@ -12,10 +12,12 @@ from typing import Any, Final
 
 from google.cloud.firestore_v1 import types as _types
 
-#: The protobuf message, without the generated library's wrapper, which costs more than the call.
+#: The protobuf message itself: the generated library's wrapper of it costs more than the call.
 ValueMessage: Any = _types.Value.pb()
 
 _MILLION: Final = 1_000_000
+#: The last one that Firestore knows: of the year 9999.
+_LAST_SECOND: Final = 253_402_300_799
 _Direction: Any = _types.StructuredQuery.Direction
 _Operator: Any = _types.StructuredQuery.FieldFilter.Operator
 _REQUEST_TIME: Final = 1
@@ -24,12 +26,17 @@ _REQUEST_TIME: Final = 1
 class Micros(int):
     """A point in time, as a field's value: microseconds since the epoch."""
 
+    @classmethod
+    def at(cls, seconds: float) -> Micros:
+        """That many seconds since the epoch, or the nearest time from then on that Firestore knows."""
+        return cls(round(min(max(seconds, 0.0), _LAST_SECOND) * _MILLION))
+
 
 @dataclass(frozen=True)
 class Document:
     name: str
     fields: Mapping[str, Any]
-    #: Its version.
+    #: Serves as the document's version.
     update_time: int
     create_time: int
 
@@ -42,11 +49,11 @@ class Write:
     #: None deletes the document.
     fields: Mapping[str, Any] | None
     #: Dotted paths to write; a path that is not in ``fields`` is removed. None replaces the whole
-    #: document. An empty one changes nothing, and leaves the version as it is: it only checks.
+    #: document. An empty mask changes nothing, not even the version: the write only checks.
     mask: Sequence[str] | None = None
-    #: Fields that the server sets to its time of the request, which has milliseconds.
+    #: Fields that the server sets to its time of the request, in whole milliseconds.
     server_times: Sequence[str] = ()
-    #: (path, what the server adds to the number there, or to 0).
+    #: (path, what the server adds to the number there; without a number, to 0).
     increments: Sequence[tuple[str, int]] = ()
     #: Precondition: the document's version. None: no such condition.
     version: int | None = None
@@ -62,7 +69,7 @@ def create(name: str, fields: Mapping[str, Any], server_times: Sequence[str] = (
 def replace(
     name: str, fields: Mapping[str, Any], version: int | None, server_times: Sequence[str] = ()
 ) -> Write:
-    """Write a whole document over the one of that version; None: over none, so :func:`create`."""
+    """Write a whole document over the one of that version; None: as :func:`create`."""
     if version is None:
         return create(name, fields, server_times)
     return Write(name, fields, server_times=server_times, version=version)
@@ -122,20 +129,21 @@ class Filter:
 
 @dataclass(frozen=True)
 class Query:
-    """Documents of one collection id, of which every filter holds, in an order."""
+    """The documents of one collection id that match every filter, in an order."""
 
-    #: Document under which they are; "" for the root.
+    #: The document below which they are; "" for the root.
     parent: str
     collection: str
-    #: At any depth below the parent.
+    #: Whether they may be at any depth below the parent.
     descendants: bool = False
     filters: Sequence[Filter] = ()
-    #: (path, "asc" or "desc"); the document's name settles ties, in the last one's direction.
+    #: (path, "asc" or "desc"); the document's name settles ties, in the direction of the last path.
     order: Sequence[tuple[str, str]] = ()
-    #: Values of ``order``'s fields, and the name of a document: go on after it.
+    #: Start after this document: its values of ``order``'s paths, then its name.
     after: Sequence[Any] | None = None
+    #: 0: no limit.
     limit: int = 0
-    #: Paths to read; None: all.
+    #: Paths to read; None: all. With an empty mask, only the names.
     mask: Sequence[str] | None = field(default=None)
 
 
@@ -165,7 +173,7 @@ def set_micros(timestamp: Any, value: int) -> None:
 
 
 def set_value(target: Any, value: Any) -> None:
-    """Write ``value`` into a Value message. TypeError for what this store has no use for."""
+    """Write ``value`` into a Value message. Raises TypeError for a type that this store doesn't use."""
     if value is None:
         target.null_value = 0
     elif isinstance(value, str):
@@ -303,19 +311,3 @@ def _set_filters(target: Any, filters: Iterable[Filter]) -> None:
         set_value(place.field_filter.value, one.value)
     if len(each) > 1:
         target.composite_filter.op = _types.StructuredQuery.CompositeFilter.Operator.AND
-
-
-__all__ = [
-    "Document",
-    "Filter",
-    "Micros",
-    "Query",
-    "Read",
-    "Write",
-    "Written",
-    "change",
-    "check",
-    "create",
-    "delete",
-    "replace",
-]

@@ -1,7 +1,7 @@
-"""``firestore.indexes.json``: the indexes that the store's queries need, and the TTL policy.
+"""``firestore.indexes.json``: the indexes that the store's queries need, and the TTL policies.
 
-The file is the one source: the Firebase CLI takes it as it is, Terraform reads it by ``jsondecode``,
-and :func:`commands` spells it for gcloud.
+The file is the only source: the Firebase CLI takes it as it is, Terraform reads it by ``jsondecode``,
+and :func:`commands` turns it into gcloud's commands.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ FILE_NAME: Final = "firestore.indexes.json"
 
 
 def text() -> str:
-    """The file as it is."""
+    """The file's text."""
     return (files(__package__) / FILE_NAME).read_text(encoding="utf-8")
 
 
 def load() -> dict[str, Any]:
-    """Its content: ``indexes`` (composite), and ``fieldOverrides`` (single fields, and TTL)."""
+    """The file's content: ``indexes`` (composite), and ``fieldOverrides`` (single fields, and TTL)."""
     content: dict[str, Any] = json.loads(text())
     return content
 
 
 def commands(project: str, database: str = "(default)") -> list[str]:
-    """The gcloud commands that make a database so.
+    """The gcloud commands that give a database these indexes and TTL policies.
 
-    They begin, and don't wait: an index may take an hour, and so all are made side by side. The last
-    one lists what is still being made. Run again, they continue: gcloud refuses to make
-    an index that is there already. TTL needs a project with billing.
+    They only start the work, because an index may take an hour: so all are made side by side. The last
+    command lists what is still being made. All may be run again: gcloud refuses an index that exists
+    already. TTL needs a project with billing.
     """
     place = ["--project", project, "--database", database]
     where = [*place, "--quiet", "--async"]
@@ -53,7 +53,7 @@ def commands(project: str, database: str = "(default)") -> list[str]:
         made.append([*command, *group, *where])
         if field.get("ttl"):
             command = ["gcloud", "firestore", "fields", "ttls", "update", field["fieldPath"]]
-            # After all indexes: a field has one operation at a time.
+            # After all indexes, because gcloud allows one operation at a time for each field.
             lifetimes.append([*command, *group, "--enable-ttl", *where])
     made += lifetimes
     made.append(["gcloud", "firestore", "operations", "list", "--filter=done!=true", *place])

@@ -1,12 +1,12 @@
 """Waits for documents to change: one Listen stream for all waiters of a process.
 
-The stream is opened for the first waiter and closed when nobody has waited for a while. Each document
-is a target of its own, as in Google's clients: for a target of several, the server sends a message for
-each missing one whenever any changes.
+The stream is opened for the first waiter, and closed when nobody has waited for a while. Each document
+is a target of its own, as in Google's clients: with several documents in one target, the server would
+send a message for each missing one whenever any changes.
 
 A broken stream is reopened by the next waiter that checks. Until then, and until the server has sent a
-target's current state, a :class:`Watch` is not ``live``, and its owner should poll. Changes made
-meanwhile come with the new stream's first answer.
+target's current state, a :class:`Watch` is not ``live``, and its owner should poll. The new stream's
+first answer includes the changes made meanwhile.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from gwi_celery.gcp.stream import BidiStream
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a stream stays open when nobody waits: waits often follow one another.
+#: Seconds for which a stream stays open when nobody waits, as one wait often follows another.
 _IDLE: Final = 5.0
 #: Pauses before a stream that broke is opened again, seconds.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 
-#: Kinds of a target's change.
+#: Values of the message's ``target_change_type``.
 _REMOVED: Final = 2
 _CURRENT: Final = 3
 
 
 @dataclass(frozen=True)
 class Change:
-    """A document's current state: it has changed, or existed when the watch began."""
+    """A document's current state: it has changed, or it existed when the watch began."""
 
     document: Document
-    #: The server's time of this, microseconds.
+    #: The server's time of that state, microseconds.
     read_time: int
 
 
@@ -90,6 +90,7 @@ class Watch:
             return came
 
     def wake(self, change: Change | None) -> None:
+        """Hand a change to the waiter; None: the stream has ended."""
         self._came.put(change)
 
     def close(self) -> None:
@@ -116,7 +117,7 @@ class Listener:
         self._timer: threading.Timer | None = None
         fork_gate.register(self)
 
-    # --- what a watch needs -------------------------------------------------------------------
+    # --- watches ------------------------------------------------------------------------------
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
@@ -163,7 +164,7 @@ class Listener:
     # --- the stream ---------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """With the lock held. During a fork nothing starts: resume() does."""
+        """With the lock held. During a fork this opens nothing: resume() does, after it."""
         if self._paused or time.monotonic() < self._retry_at:
             return
         came: list[tuple[int, Document]] = []
@@ -203,13 +204,13 @@ class Listener:
             came += [(target, document) for target in change.target_ids]
             return
         if not response.HasField("target_change"):
-            return  # of a missing document
+            return  # about a missing document
         change = response.target_change
         if change.target_change_type == _REMOVED and change.HasField("cause"):
             raise ConnectionError(f"Firestore ended a watch: {change.cause.message}")
         if not change.HasField("read_time"):
             return
-        # All that has arrived by now is one consistent snapshot.
+        # What has arrived by now is one consistent snapshot.
         read_time = micros(change.read_time)
         with self._lock:
             told = [(self._targets[target][0], d) for target, d in came if target in self._targets]
@@ -227,10 +228,10 @@ class Listener:
         logger.info("the stream of changes from Firestore %s: it is reopened", what)
         self._retry_at = time.monotonic() + self._pauses.next()
 
-    # --- its ends -----------------------------------------------------------------------------
+    # --- ending it ----------------------------------------------------------------------------
 
     def pause(self, waited: float) -> None:
-        # Nothing gets lost: the next stream begins with what has changed meanwhile.
+        # No change is lost: the next stream begins with the current states.
         with self._lock:
             self._paused = True
             self._end()

@@ -1,7 +1,7 @@
-"""Cloud Storage for what is large: ``?gcs_bucket=name``, with the extra ``gcs``.
+"""Cloud Storage for large values: ``?gcs_bucket=name``, with the extra ``gcs``.
 
-An object is written under a fresh name, before the commit whose manifest names it. What is never
-referenced, or could not be deleted, is left to the bucket's lifecycle rule.
+An object is written under a fresh name, before the commit whose manifest names it. The bucket's lifecycle
+rule deletes objects that no manifest ever named, or that could not be deleted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from gwi_celery import forks
 from gwi_celery.errors import ConfigurationError, StoreError, StoreUnavailable, StoreUnusable
 from gwi_celery.firestore.url import FirestoreURL
+from gwi_celery.gcp.credentials import may_pass
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Bucket:
             return data
 
     def delete(self, names: list[str]) -> None:
-        """Never raises: what is left is deleted by the lifecycle rule."""
+        """Never raises: the lifecycle rule deletes what is left."""
         if not names:
             return
         try:
@@ -68,7 +69,7 @@ class Bucket:
             logger.warning("could not delete %d objects of %s: %s", len(names), self.name, exc)
 
     def delete_below(self, prefix: str) -> None:
-        """Delete all whose names begin so. Never raises."""
+        """Delete all objects whose names begin with ``prefix``. Never raises."""
         try:
             with self._mapped():
                 bucket = self._bucket()
@@ -78,13 +79,13 @@ class Bucket:
             logger.warning("could not look for objects of %s: %s", self.name, exc)
 
     def _patience(self) -> dict[str, Any]:
-        """The library's default retries for two minutes, while the job's lease runs out."""
+        """Retries for the URL's timeout: the library's default of two minutes may outlast a lease."""
         retry: Any = importlib.import_module("google.cloud.storage.retry").DEFAULT_RETRY
         return {"timeout": self._url.timeout, "retry": retry.with_timeout(self._url.timeout)}
 
     def _bucket(self) -> Any:
         with self._lock:
-            # Two processes must not share a session's sockets.
+            # Two processes must not share the sockets of one session.
             if self._opened is None or self._opened[0] != os.getpid():
                 self._opened = os.getpid(), self._client().bucket(self.name)
             return self._opened[1]
@@ -105,7 +106,7 @@ class Bucket:
 
 
 class _Mapped:
-    """Foreign exceptions stop here."""
+    """Turns the library's exceptions into StoreUnavailable and StoreUnusable."""
 
     def __init__(self, bucket: str) -> None:
         self._bucket = bucket
@@ -118,6 +119,10 @@ class _Mapped:
         from google.api_core import exceptions
         from google.auth.exceptions import GoogleAuthError
 
+        if isinstance(exc, GoogleAuthError) and may_pass(exc):
+            raise StoreUnavailable(
+                f"Cloud Storage's credentials can't be had now ({exc}): try again"
+            ) from exc
         if isinstance(exc, (exceptions.Forbidden, exceptions.Unauthorized, GoogleAuthError)):
             raise StoreUnusable(
                 f"Cloud Storage refuses bucket {self._bucket!r} ({exc}): grant this service account "
@@ -131,7 +136,7 @@ class _Mapped:
         if isinstance(
             exc, (exceptions.ServerError, exceptions.TooManyRequests, exceptions.RetryError)
         ):
-            raise StoreUnavailable(f"Cloud Storage does not answer now ({exc}): try again") from exc
+            raise StoreUnavailable(f"Cloud Storage does not answer ({exc}): try again") from exc
         if isinstance(exc, requests.exceptions.RequestException):
             raise StoreUnavailable(f"Cloud Storage can't be reached ({exc}): try again") from exc
         if isinstance(exc, exceptions.GoogleAPIError):

@@ -1,4 +1,4 @@
-"""``firestore://project/prefix?option=value``: which database, and what in it is ours."""
+"""``firestore://project/prefix?option=value``: which database, and which root collection in it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ OPTIONS: Final[Mapping[str, str]] = {
     "database": "database id; with {tenant} or {tenant_hash} in it, a database for each tenant",
     "endpoint": "host:port instead of Google's; an emulator if it is FIRESTORE_EMULATOR_HOST's",
     "emulator": "true: the endpoint is an emulator, so no TLS and no credentials",
-    "timeout": "seconds that one call may take; 10 unless told",
+    "timeout": "seconds that one call may take; 10 by default",
     "gcs_bucket": "Cloud Storage bucket for values over 2.7 MB, instead of documents",
     "gcs_endpoint": "URL of a Cloud Storage emulator",
 }
 
-#: By Firestore's rules for database ids.
+_TIMEOUT: Final = "seconds above 0 and below 3600"
+#: Firestore's rule for database ids.
 _DATABASE_ID = re.compile(r"[a-z][a-z0-9-]{2,61}[a-z0-9]")
 #: One part of a document's path: no slash, and no name that Firestore reserves.
 _PREFIX = re.compile(r"(?!\.{1,2}$)(?!__.*__$)[^/]{1,200}")
@@ -61,8 +62,8 @@ class FirestoreURL:
     def database_of(self, tenant: str) -> str:
         """The id of the tenant's database.
 
-        Raises InvalidCall when the template names tenants by ``{tenant}`` and this one's id makes
-        no legal database id: ids are never altered, as two tenants could then share a database.
+        Raises InvalidCall when the template has ``{tenant}``, and this tenant's id makes no legal
+        database id. Ids are never altered, because two tenants could then share a database.
         """
         if not self.database_per_tenant:
             return self.database
@@ -78,13 +79,13 @@ class FirestoreURL:
 
 
 def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
-    """Take a ``firestore://`` URL apart. Raises ConfigurationError, naming what is wrong."""
-    parts = urlsplit(url)
+    """Parse a ``firestore://`` URL. Raises ConfigurationError, naming what is wrong."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as exc:  # such as a "[" in the project
+        raise _no_url(url) from exc
     if parts.scheme != "firestore" or not parts.netloc or parts.fragment:
-        raise ConfigurationError(
-            f"{url!r} is no Firestore URL: write firestore://project or "
-            "firestore://project/prefix?database=..."
-        )
+        raise _no_url(url)
     options = query(url, parts.query, OPTIONS)
     prefix = unquote(parts.path.strip("/")) or DEFAULT_PREFIX
     if not _PREFIX.fullmatch(prefix):
@@ -99,9 +100,9 @@ def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
     if "emulator" in options:
         is_emulator = BOOLEAN.convert(options["emulator"], f"{url!r}: emulator")
     given = options.get("timeout") or FirestoreURL.timeout
-    timeout = SECONDS.called("seconds above 0").convert(given, f"{url!r}: timeout")
+    timeout = SECONDS.called(_TIMEOUT).convert(given, f"{url!r}: timeout")
     if not 0 < timeout < 3600:
-        raise ConfigurationError(f"{url!r}: timeout is {given!r}, and takes seconds above 0")
+        raise ConfigurationError(f"{url!r}: timeout is {given!r}, not {_TIMEOUT}")
     return FirestoreURL(
         project=parts.netloc,
         prefix=prefix,
@@ -111,6 +112,13 @@ def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
         timeout=timeout,
         gcs_bucket=options.get("gcs_bucket", ""),
         gcs_endpoint=options.get("gcs_endpoint", ""),
+    )
+
+
+def _no_url(url: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{url!r} is no Firestore URL: write firestore://project or "
+        "firestore://project/prefix?database=..."
     )
 
 

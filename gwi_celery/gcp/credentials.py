@@ -76,11 +76,10 @@ class Access:
         if not details.startswith(_NO_TOKEN):
             return None
         error = self._plugin.error if self._plugin is not None else None
-        if (
-            error is None
-        ):  # another client's error, or a later call got a token: only the text is known
+        if error is None:
+            # It was another client's error, or a later call got a token: only the text is known.
             return details if _REVOKED.search(details) else None
-        return None if _is_temporary(error) else str(error)
+        return None if may_pass(error) else str(error)
 
 
 class _Plugin(AuthMetadataPlugin):
@@ -99,7 +98,7 @@ class _Plugin(AuthMetadataPlugin):
         callback(headers, None)
 
 
-def _is_temporary(error: BaseException | None) -> bool:
+def may_pass(error: BaseException | None) -> bool:
     """Whether the network or a busy server caused the error, rather than the credentials."""
     while error is not None:
         if isinstance(error, exceptions.TransportError) or getattr(error, "retryable", False):

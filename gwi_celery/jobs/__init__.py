@@ -1,4 +1,4 @@
-"""Find any job, say why it waits, and mend it: ``from gwi_celery import jobs``.
+"""Find jobs, say why they wait, and mend them: ``from gwi_celery import jobs``.
 
 ::
 

@@ -33,19 +33,20 @@ from gwi_celery.stores.base import (
 def cancel(
     job: Named, reason: str = "cancelled by an operator", *, tree: bool = False, app: Any = None
 ) -> list[JobRef]:
-    """End a job as cancelled, whether it runs, waits or was handed back; the jobs that this ended.
+    """End a job as cancelled, whether it runs, waits or was handed back; returns the jobs that ended.
 
-    One that runs stops at its next step, renewal or ``check()``. What its task's ``@task.on_cancel``
-    undoes is undone, once, by a job of its own: ask again if this could not send it. A ``JobRef`` of a
-    job that no worker has seen yet is cancelled in advance; a task's id of one is not known (Celery's
-    ``revoke`` is for that).
+    One that runs stops at its next step, renewal or ``check()``. Its task's ``@task.on_cancel`` runs
+    once, as a job of its own; call this again if that job could not be sent. A ``JobRef`` of a job that
+    no worker has seen yet is cancelled in advance; a task id of such a job is unknown (use Celery's
+    ``revoke``).
 
     Args:
         reason: What its caller gets.
-        tree: Also what it has called, and what that has called, of the same tenant. What of that has
-            not begun never will.
+        tree: Also the jobs that it has called, those that they have called, and so on, of the same
+            tenant. Those that have not begun never will.
 
-    Raises InvalidCall when nothing is known of the job, and kombu.exceptions.OperationalError.
+    Raises InvalidCall if the job is unknown, and kombu.exceptions.OperationalError if the job of
+    ``@task.on_cancel`` can't be sent.
     """
     app = app_of(app)
     store = store_of(app)
@@ -58,7 +59,7 @@ def cancel(
         if record.job in seen:
             continue
         seen.add(record.job)
-        if tree:  # before its calls are looked for: none begins in between, unseen
+        if tree:  # before its calls are searched for, so that none begins unseen in between
             for task_id in calls_of(record):
                 store.bar_calls_of(record.job.tenant, task_id, reason)
         if store.cancel(record.job, reason):
@@ -70,7 +71,7 @@ def cancel(
 
 
 def _undo(app: Any, store: Store, record: JobRecord) -> None:
-    """Ask for what undoes it, if it is cancelled and its call is known; else its worker does."""
+    """Send the job that undoes it, if it is cancelled and its call is known; else its worker does."""
     now = store.get_job(record.job)
     task, envelope = app.tasks.get(record.job.task), store.get_envelope(record.job)
     if now is None or now.status is not JobStatus.CANCELLED or not (task and envelope):
@@ -87,14 +88,14 @@ def replay(
     app: Any = None,
     **options: Any,
 ) -> AsyncResult:
-    """Run a job that has ended anew, with the call that its record keeps; its AsyncResult.
+    """Run an ended job again, with the call that its record keeps; returns its AsyncResult.
 
-    All of it; or ``from_step`` on; or, with ``resume``, from where it ended, with all that it recorded. A
-    job that failed goes on with its chain and its callbacks: they were never called. Takes
-    ``apply_async``'s options, such as ``countdown`` and ``queue``.
+    It runs from the start; or from ``from_step`` on; or, with ``resume``, from where it ended, with all
+    that it recorded. If it had failed, its chain and its callbacks follow: they were never called.
+    Takes ``apply_async``'s options, such as ``countdown`` and ``queue``.
 
-    Raises InvalidCall when the job is unknown, has not ended, has no such step, when its call was not
-    kept (``keep_calls``), or when this app has no such task.
+    Raises InvalidCall if the job is unknown, has not ended or has no such step, if its call was not kept
+    (``keep_calls``), or if this app has no such task.
     """
     app = app_of(app)
     store = store_of(app)
@@ -138,16 +139,16 @@ def fork(
     app: Any = None,
     **options: Any,
 ) -> AsyncResult:
-    """A new job with another's call, under a run id of its own, that begins with its earlier steps.
+    """Start a new job with another's call and earlier steps, under a new run id; returns its AsyncResult.
 
-    The other stays as it is, whatever it does. Takes ``apply_async``'s options; returns the AsyncResult.
+    The other job doesn't change, and may even run. Takes ``apply_async``'s options.
 
     Args:
-        from_step: Steps recorded before this one are taken over; None: all that are recorded.
-        changes: Arguments that are others, by name. The steps taken over were made with the former.
+        from_step: Steps recorded before this one are copied; None: all recorded steps.
+        changes: New values of arguments, by name. The copied steps were made with the old ones.
 
-    Raises InvalidCall when the job is unknown, its call was not kept, it has no such step, or there is a
-    job of that run already.
+    Raises InvalidCall if the job is unknown, its call was not kept, it has no such step, or a job of that
+    run exists already.
     """
     app = app_of(app)
     store = store_of(app)
@@ -186,9 +187,9 @@ def fork(
     return result
 
 
-#: How the attempt ended that wrote a forked job's first steps.
+#: The end of the attempt that wrote a forked job's first steps.
 _FORKED = "forked"
-#: What names the other job.
+#: Headers that name the other job.
 _OWN_HEADERS = (RUN_HEADER, KEY_HEADER, DUE_HEADER)
 
 
@@ -227,7 +228,7 @@ def _by_name(task: Any, call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_half_forked(there: JobRecord) -> bool:
-    """Whether a fork of it was begun, and its call perhaps never sent: this one goes on with it."""
+    """Whether an earlier fork was interrupted before its call was sent: this one then finishes it."""
     ends = [past.end.how for past in there.attempts if past.end is not None]
     return there.status is JobStatus.PENDING and bool(ends) and set(ends) <= {_FORKED, "lost"}
 

@@ -1,10 +1,11 @@
-"""Looking at jobs: lists, everything on one, and why it stands where it stands."""
+"""Looking at jobs: lists, everything on one, and why it is in its state."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import isfinite
 from typing import Any
 
 from gwi_celery import queues
@@ -40,13 +41,13 @@ class JobDetails:
     steps: Sequence[Checkpoint]
     #: Jobs that this one has called, newest first; those that a worker has seen.
     children: Sequence[JobRecord]
-    #: The lock that it holds or waits for, whoever holds it; None: nobody does.
+    #: The lock that it holds or waits for, whoever holds it; None if nobody does.
     lock: LockRecord | None
-    #: Its arguments and headers, as they were kept; None: they weren't.
+    #: Its arguments and headers; None if they were not kept.
     call: Mapping[str, Any] | None
     #: :func:`explain`'s sentence.
     explanation: str
-    #: Its messages that were given up and are in a dead letter; on Pub/Sub by their records.
+    #: Its messages that are dead letters; on Pub/Sub by their records.
     dead_letters: Sequence[DeadLetter] = ()
 
 
@@ -75,8 +76,7 @@ def find(
         limit: Jobs of one page.
         page: ``next_token`` of the page before: the next one is stable, whatever changes meanwhile.
 
-    The records come without their outcomes, which :func:`get` reads. Raises InvalidCall for what can't
-    be looked for.
+    The records have no outcomes, which :func:`get` reads. Raises InvalidCall for an impossible filter.
     """
     store = store_of(app)
     before = None
@@ -97,7 +97,7 @@ def find(
 
 
 def get(job: Named, *, app: Any = None) -> JobDetails | None:
-    """Everything on one job; None if no worker has seen it yet, or it is forgotten."""
+    """Everything on one job; None if no worker has seen it yet, or its record has expired."""
     store = store_of(app)
     record = record_of(store, job)
     if record is None:
@@ -126,7 +126,7 @@ def _dead_letters(app: Any, record: JobRecord) -> list[DeadLetter]:
 
 
 def explain(job: Named, *, app: Any = None) -> str:
-    """Why a job stands where it stands, in one sentence."""
+    """Why a job is in its state, in one sentence."""
     store = store_of(app)
     record = record_of(store, job)
     if record is None:
@@ -139,7 +139,7 @@ def explain(job: Named, *, app: Any = None) -> str:
 
 
 def _places(store: Store, record: JobRecord) -> Sequence[PlaceRecord]:
-    """Those of the limit that it waits for."""
+    """The taken places of the limit that it waits for."""
     waits = record.waits
     if waits is None or not waits.limit_id:
         return ()
@@ -147,9 +147,10 @@ def _places(store: Store, record: JobRecord) -> Sequence[PlaceRecord]:
 
 
 def descendants(job: Named, *, app: Any = None) -> Iterator[tuple[int, JobRecord]]:
-    """A job, what it has called, what that has called, and so on, each with its depth; itself is 0.
+    """A job, the jobs that it has called, those that they have called, and so on, each with its depth.
 
-    Depth first, each job once; those that a worker has seen. Nothing if the job itself is unknown.
+    The job itself has depth 0. Depth first, each job once, if a worker has seen it. Nothing for an
+    unknown job.
     """
     store = store_of(app)
     record = record_of(store, job)
@@ -164,7 +165,7 @@ def descendants(job: Named, *, app: Any = None) -> Iterator[tuple[int, JobRecord
 
 
 def children_of(store: Store, record: JobRecord, at_most: int | None = None) -> Iterator[JobRecord]:
-    """Jobs that its attempts have called, as far as these are remembered; newest first of each."""
+    """Jobs that its recorded attempts have called, newest first for each."""
     for task_id in calls_of(record):
         of, token = JobFilter(tenant=record.job.tenant, parent_id=task_id), None
         while at_most is None or at_most > 0:
@@ -177,7 +178,7 @@ def children_of(store: Store, record: JobRecord, at_most: int | None = None) -> 
 
 
 def calls_of(record: JobRecord) -> list[str]:
-    """The ids of the calls that it was tried for."""
+    """The task ids of the calls for which it was attempted, and of its first one."""
     calls = {past.task_id for past in record.attempts} | {record.origin.task_id}
     return sorted(calls - {""})
 
@@ -208,4 +209,6 @@ def _label(label: tuple[str, str] | str | None) -> tuple[str, str] | None:
 def _number(name: str, value: Any) -> Any:
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise InvalidCall(f"{name} is a {type(value).__name__}: pass a number of seconds")
+    if value is not None and not isfinite(value):
+        raise InvalidCall(f"{name} is {value!r}: pass a finite number of seconds")
     return value

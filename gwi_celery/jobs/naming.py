@@ -1,4 +1,4 @@
-"""What names a job, as callers pass it: a task's id, an AsyncResult, a JobRef, a record."""
+"""What callers pass to name a job: a task's id, an AsyncResult, a JobRef, a record."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def store_of(app: Any) -> Store:
 
 
 def record_of(store: Store, job: Named) -> JobRecord | None:
-    """Its record with its outcome, as it is now; None if there is none, or it is forgotten.
+    """Its current record, with its outcome; None if there is none, or it has expired.
 
-    A task's id that names several jobs gives the one recorded last.
+    If a task's id names several jobs, it is the one recorded last.
     """
     if isinstance(job, JobRecord):
         job = job.job

@@ -1,4 +1,4 @@
-"""The sentence that says why a job stands where it stands. Pure: of its record, and of its lock now."""
+"""The sentence that says why a job is in its state: pure functions of its record and its lock."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ _NAMED = 3
 def sentence(
     record: JobRecord, lock: LockRecord | None, now: float, places: Sequence[PlaceRecord] = ()
 ) -> str:
-    """Args: ``lock``: the record's, as it is now; None: it is free, or unknown.
+    """Why the job of ``record`` is in its state.
 
-    ``places``: those that are taken now of the limit that it waits for.
+    Args:
+        lock: The record's lock as it is now; None: it is free, or unknown.
+        places: The places now taken of the limit that the job waits for.
     """
     match record.status:
         case JobStatus.SUCCEEDED:

@@ -1,9 +1,9 @@
-"""What operators do with queues: look, pause, and deal with dead letters and with what is delayed.
+"""What operators do with queues: look, pause, and deal with dead letters and delayed messages.
 
-``celery -A app gwi queues|dlq|delayed`` is this on a command line. All of it works on each broker of
-ours. Where Pub/Sub can't tell, the store does: it has records of dead letters and of jobs that wait, and
-a flag for a pause. Counts of messages need the extra ``monitoring``. What changes anything is kept in the
-audit trail first (``gwi_celery.audit``).
+``celery -A app gwi queues|dlq|delayed`` is this on a command line. All of it works on every broker of
+this package. What Pub/Sub can't tell, the store does: it has records of dead letters and of jobs that
+wait, and a flag for a pause. Counts of messages need the extra ``monitoring``. Each change is first
+recorded in the audit trail (``gwi_celery.audit``).
 """
 
 from gwi_celery.brokers.base import QueueState

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from math import inf
 from typing import Any, Final
 
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, KINDS_OF_DEATH, dead_letter_queue
@@ -16,7 +17,7 @@ from gwi_celery.stores.base import JobFilter, JobStatus
 from gwi_celery.stores.queues import LetterFilter, QueueRecords
 from gwi_celery.text import nearest
 
-#: Seconds of a bounded rate that one batch takes: a look into Pub/Sub's dead letters costs more.
+#: Seconds that one batch of a limited rate lasts; longer on Pub/Sub, where each batch costs a search.
 _PACE: Final = 1.0
 _PACE_ELSEWHERE: Final = 10.0
 
@@ -38,19 +39,19 @@ def dead_letters(
 ) -> Iterator[DeadLetter]:
     """Dead letters that fit all that is given, of one queue or of all.
 
-    On Pub/Sub these are the records in the store, each filter served by an index: without their messages'
-    ``data`` and ``attributes``, and the latest death first.
+    On Pub/Sub these are the store's records, with an index for each filter: the latest death first, and
+    without their messages' ``data`` and ``attributes``.
 
     Args:
         reason: One of ``KINDS_OF_DEATH``. Raises InvalidCall for another.
         error: The class of the error, with or without its module.
-        text: Some part of its reason's text.
+        text: A part of the reason's text.
         since: Seconds since the epoch: died then or later.
         older_than: Seconds since it died, at least.
-        ids: Those of the messages, or of their tasks.
-        look: On Pub/Sub, look through the dead letters themselves, which leases them for a moment: with
-            their messages, but for those that another has leased (see ``DeadLetter.whole``). What has no
-            record, as Pub/Sub forwarded it or the store was unavailable, gets one.
+        ids: Ids of the messages, or of their tasks.
+        look: On Pub/Sub, read the dead letters themselves, which leases them for a moment. They come with
+            their messages, unless another process has leased these (see ``DeadLetter.whole``). One
+            without a record (Pub/Sub forwarded it, or the store was unavailable) gets one.
         at_a_time: Records that are read at a time.
     """
     if reason is not None and reason not in KINDS_OF_DEATH:
@@ -86,7 +87,7 @@ def dead_letters(
 
 
 def count(app: Any, queue: str | None = None) -> int:
-    """How many dead letters there are, of one queue or of all; on Pub/Sub those that have a record."""
+    """The number of dead letters, of one queue or of all; on Pub/Sub only those with a record."""
     records = recorded(app)
     if records is not None:
         return records.count(LetterFilter(queue))
@@ -94,7 +95,7 @@ def count(app: Any, queue: str | None = None) -> int:
 
 
 def recorded(app: Any) -> QueueRecords | None:
-    """The store's records of dead letters; None where the broker can be searched, or it has none."""
+    """The store's records of dead letters; None if the broker can be searched, or the store has none."""
     if isinstance(broker_for(app), EmbeddedBroker):
         return None
     return integration(app).authority.records
@@ -163,22 +164,22 @@ def redrive(
     rate: float | None = None,
     moved: Callable[[int], object] = lambda n: None,
 ) -> int:
-    """Put dead letters back into their queues, where each is a new submission; how many that was.
+    """Put dead letters back into their queues, where each is a new submission; returns how many.
 
-    A reliable job goes on from its last recorded step. What another has taken meanwhile is left out.
-    Safe to be killed and begun anew, also on Pub/Sub, where publishing and taking away are two calls:
-    a reliable job of a message that then is in both places runs once.
+    A reliable job goes on from its last recorded step. Dead letters that are gone are left out. Safe to
+    interrupt and repeat, also on Pub/Sub, where publishing and removing are two calls: a reliable job
+    whose message is then in both places runs once.
 
     Args:
-        from_step: Go on from this step, though later ones are recorded; None: from the start. For
-            jobs that have failed and recorded that step: else InvalidCall says of which that isn't so,
-            and nothing is moved.
-        rate: Messages a second at most; None: as fast as it goes.
-        moved: Told how many were moved since it was told last, for a progress bar.
+        from_step: Go on from this step, though later ones are recorded; None: from the start. All jobs
+            must have failed and recorded that step: else InvalidCall names one that has not, and nothing
+            is moved.
+        rate: Messages a second at most; None: no limit.
+        moved: Called with how many were moved since the last call, for a progress bar.
     """
     broker = broker_for(app)
-    if rate is not None and not rate > 0:
-        raise InvalidCall(f"a rate of {rate!r} a second moves nothing: give one above 0")
+    if rate is not None and not 0 < rate < inf:
+        raise InvalidCall(f"a rate of {rate!r} a second is impossible: give a number above 0")
     chosen = list(chosen)
     if from_step != "":
         _check_step(app, chosen, from_step)
@@ -228,14 +229,14 @@ def purge(
     for queue, ids in ids_by_queue((dead.queue, dead.id) for dead in chosen).items():
         there = None if records is None else sum(records.known(ids).values())
         gone = broker.discard(dead_letter_queue(queue), frozenset(ids))
-        # One that another look holds just now goes when it is met: its record has ended.
+        # One that another process is reading is deleted when it is next read, as its record has ended.
         total += gone if there is None else there
         purged(len(ids))
     return total
 
 
 def ids_by_queue(chosen: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Of (queue, id) of each message."""
+    """Queue -> ids, from pairs of (queue, id)."""
     found: dict[str, list[str]] = {}
     for queue, id in chosen:
         found.setdefault(queue, []).append(id)

@@ -13,7 +13,7 @@ from gwi_celery.integration import broker_for, integration
 from gwi_celery.queues.states import queues
 from gwi_celery.stores.base import JobFilter, JobStatus
 
-#: Seconds in which workers have to answer.
+#: Seconds within which workers have to answer.
 _ANSWER = 1.0
 #: Records in one page.
 _PAGE = 200
@@ -37,8 +37,8 @@ class Waiting:
 def delayed(app: Any, queue: str | None = None) -> Iterator[Waiting]:
     """What waits for its time (an ETA, a retry, a lock, a limit), of one queue or of all.
 
-    Pub/Sub shows nothing of it. There these are the jobs whose records say that they wait, and what the
-    workers that answer within a second have given back until it is due: each the latest 1,000.
+    Pub/Sub doesn't show such messages. There these are the jobs whose records say that they wait, and
+    what workers have handed back until it is due: the latest 1,000 of each that answers in a second.
     """
     broker = broker_for(app)
     if not isinstance(broker, EmbeddedBroker):
@@ -86,18 +86,18 @@ def _by_their_records(app: Any, queue: str | None) -> Iterator[Waiting]:
 
 
 def _seen_by_workers(app: Any, queue: str | None, known: set[str]) -> Iterator[Waiting]:
-    """But for those ``known`` by their task's id. Each worker has seen some of a queue's."""
+    """What workers have handed back until it is due, except the task ids in ``known``."""
     if not app.conf.worker_enable_remote_control:
         return  # as on provisioned Pub/Sub
     latest: dict[tuple[str, str], Waiting] = {}
     for answer in app.control.broadcast(DELAYED_COMMAND, reply=True, timeout=_ANSWER) or ():
         for rows in answer.values():
-            for row in (
-                rows if isinstance(rows, list) else ()
-            ):  # a worker of 0.1 knows no such command
+            if not isinstance(rows, list):
+                continue  # a worker of 0.1, which doesn't know the command
+            for row in rows:
                 waiting = Waiting(**row)
                 key = (waiting.queue, waiting.task_id or waiting.id)
-                # A task that is tried again has a later copy.
+                # A task that is retried has a later copy.
                 if key not in latest or latest[key].due < waiting.due:
                     latest[key] = waiting
     for waiting in latest.values():
@@ -106,9 +106,9 @@ def _seen_by_workers(app: Any, queue: str | None, known: set[str]) -> Iterator[W
 
 
 def where(app: Any, task_id: str) -> str | None:
-    """Where a task's message is, in a sentence, if no worker has begun it; None if that isn't seen.
+    """A sentence that says where a task's message is, if no worker has begun it; None if that is unknown.
 
-    On Pub/Sub nothing can be seen but what its workers gave back until its time.
+    On Pub/Sub only what workers handed back until it is due can be found.
     """
     broker = broker_for(app)
     if not isinstance(broker, EmbeddedBroker):

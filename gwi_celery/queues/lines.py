@@ -1,4 +1,4 @@
-"""Dead letters as lines of JSON: out of a dead letter, and back into it."""
+"""Dead letters as lines of JSON: exported, and imported again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def export(chosen: Iterable[DeadLetter]) -> Iterator[str]:
         if not dead.whole:
             raise InvalidCall(
                 f"only the record of dead letter {dead.id} was read: find it with look=True; if its "
-                "message can't be read then, somebody else has it just now: leave it out"
+                "message can't be read even then, another process is reading it: leave it out"
             )
         fields = {k: v for k, v in vars(dead).items() if k not in ("data", "whole")}
         fields["data"] = base64.b64encode(dead.data).decode("ascii")
@@ -51,11 +51,11 @@ def export(chosen: Iterable[DeadLetter]) -> Iterator[str]:
 def load(
     app: Any, lines: Iterable[str], *, loaded: Callable[[int], object] = lambda n: None
 ) -> int:
-    """Put exported dead letters into their queues' dead letters; how many were not there yet.
+    """Put exported dead letters back into their queues' dead letters; returns how many.
 
-    Those that were loaded before, or never left, are left out: it can be begun anew. All lines are
-    checked first; InvalidCall names the one that is wrong, and nothing is loaded. ``loaded`` is told how
-    many were since it was told last.
+    Those that are still there are left out, so this can be interrupted and repeated. All lines are
+    checked first; InvalidCall names one that is wrong, and nothing is loaded. ``loaded`` is called with
+    how many were loaded since the last call.
     """
     broker, records = broker_for(app), recorded(app)
     read = [_read(line, n) for n, line in enumerate(lines, 1) if line.strip()]
@@ -74,7 +74,8 @@ def load(
             to = dead_letter_queue(queue)
             broker.publish_many([("", to, _outgoing(dead, name)) for name, dead in batch])
             for name, dead in batch if records is not None else ():
-                # Killed before this, it leaves the message in both places, under one id: see redrive.
+                # If killed before this, the next import publishes it again, under the same id: see
+                # redrive.
                 integration(app).authority.died(_kept_again(app, dead, name))
             total += len(batch)
             loaded(len(batch))
@@ -82,7 +83,7 @@ def load(
 
 
 def _there(app: Any, queue: str, wanted: list[DeadLetter]) -> set[str]:
-    """The names of those that were loaded before, or never left."""
+    """The names of those in ``wanted`` that are still there, or were loaded before."""
     records = recorded(app)
     if records is not None:
         known = records.known({id for d in wanted for id in (d.id, _id(_name(d)))})
@@ -94,7 +95,7 @@ def _there(app: Any, queue: str, wanted: list[DeadLetter]) -> set[str]:
 
 
 def _kept_again(app: Any, dead: DeadLetter, name: str) -> DeadLetter:
-    """Its record: the broker keeps what was imported for as long as what has just died."""
+    """Its record: the broker keeps an imported dead letter for as long as a new one."""
     now = time.time()
     kept = broker_for(app).dead_kept
     return replace(dead, id=_id(name), published_at=now, expires_at=now + kept)
@@ -105,7 +106,7 @@ def _id(name: str) -> str:
 
 
 def _name(dead: DeadLetter) -> str:
-    """Names one death, wherever it is kept."""
+    """The name of one death, wherever it is kept."""
     return f"{dead.queue} {dead.id} {dead.died_at:.6f}"
 
 
@@ -134,8 +135,8 @@ _TYPES: Final[dict[str, Any]] = {
 def _read(line: str, number: int) -> DeadLetter:
     def wrong(why: str) -> InvalidCall:
         return InvalidCall(
-            f"line {number} is no exported dead letter: {why}. Nothing was imported: mend or leave "
-            "out that line, and import the file again"
+            f"line {number} is no exported dead letter: {why}. Nothing was imported: mend or remove "
+            "that line, and import the file again"
         )
 
     try:
@@ -149,9 +150,9 @@ def _read(line: str, number: int) -> DeadLetter:
             raise wrong(f"its {name} is of another type")
     attributes = fields["attributes"]
     if not all(isinstance(v, str) for v in attributes.values()):
-        raise wrong("an attribute is no text")
+        raise wrong("an attribute is not a text")
     if not fields["queue"] or fields["queue"].endswith(DEAD_LETTER_SUFFIX):
-        raise wrong("its queue is none that jobs are sent to")
+        raise wrong("its queue is empty, or is itself a dead letter")
     try:
         data = base64.b64decode(fields["data"], validate=True)
     except (ValueError, binascii.Error) as exc:

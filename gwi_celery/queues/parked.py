@@ -1,6 +1,7 @@
-"""What is held back on Pub/Sub: only the worker that gave it back until it is due can settle it before.
+"""Messages held back on Pub/Sub: until one is due, only the worker that parked it can settle it.
 
-Workers are asked by remote control, twice: who has it, which may be asked again, and then those to act.
+Workers are asked by remote control: first which of them has a message, if need be twice; then those that
+have one, to act.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from gwi_celery.headers import SEALED_AS, SETTLE_COMMAND
 from gwi_celery.integration import integration
 from gwi_celery.stores.base import JobRef
 
-#: Seconds in which workers have to say what they have; asked again for what none has, they have longer.
+#: Seconds within which workers have to say what they have: first, and when asked again for the rest.
 _ANSWERS: Final = (1.0, 3.0)
-#: Seconds in which those that have it have to act.
+#: Seconds within which the workers that have a message have to act.
 _ACT: Final = 20.0
 #: What an operator can do where no worker can.
 _INSTEAD: Final = (
@@ -31,22 +32,22 @@ Key: TypeAlias = "tuple[str, str]"
 
 @dataclass(frozen=True)
 class Parked:
-    """What workers have parked of what was asked for."""
+    """Which of the messages asked for workers have parked."""
 
-    #: Whose jobs they are; None of what is no reliable task's.
+    #: Message -> its job; None if it is not a reliable task's.
     found: dict[Key, JobRef | None]
-    #: By which worker.
+    #: Message -> the worker that has it.
     where: dict[Key, str]
     #: How many workers answered.
     workers: int
 
 
 def look(app: Any, keys: Collection[Key]) -> Parked:
-    """Which of them a worker has parked. Nothing where workers take no remote control."""
+    """Which of ``keys`` a worker has parked. None of them if workers take no remote control."""
     found: dict[Key, JobRef | None] = {}
     where: dict[Key, str] = {}
     workers: set[str] = set()
-    for seconds in _ANSWERS:  # one that is just being parked anew is found the second time
+    for seconds in _ANSWERS:  # one that was just being parked again is found the second time
         missing = [key for key in keys if key not in found]
         if not missing or not app.conf.worker_enable_remote_control:
             break
@@ -59,7 +60,7 @@ def look(app: Any, keys: Collection[Key]) -> Parked:
 
 
 def settle(app: Any, how: str, there: Parked, keys: Collection[Key]) -> int:
-    """Have them delivered ``now``, or ``drop`` them; how many were."""
+    """Have them delivered (``now``) or dropped (``drop``); returns how many were."""
     if not keys:
         return 0
     workers = sorted({there.where[key] for key in keys})
@@ -71,15 +72,15 @@ def not_found(app: Any, there: Parked) -> GwiError:
     """What to do next, where no worker has any of it."""
     if not app.conf.worker_enable_remote_control:
         return ConfigurationError(
-            "on Pub/Sub only the worker that gave a message back until it is due can settle it before, "
-            f"and this app's workers take no remote control. {_INSTEAD}"
+            "on Pub/Sub only the worker that parked a message can settle it before it is due, and this "
+            f"app's workers take no remote control. {_INSTEAD}"
         )
     who, then = "no worker answered", "start one that consumes the queue"
     if there.workers:
         who, then = f"{answered(there.workers)}, and none has it parked", "wait"
     return NotFound(
-        f"nothing was done: {who}. A message is parked for ten minutes at most by the worker that saw "
-        f"it, and then seen by another: {then}, and ask again. Or else: {_INSTEAD}"
+        f"nothing was done: {who}. A worker parks a message for ten minutes at most, then another "
+        f"may get it: {then}, and ask again. Or else: {_INSTEAD}"
     )
 
 
@@ -96,7 +97,7 @@ def _ask(
     asked = {"how": how, "named": named, "at": at, "seal": seal}
     answers = app.control.broadcast(SETTLE_COMMAND, asked, reply=True, **options) or ()
     return [
-        # One of an earlier release knows no such command; one may have refused.
+        # A worker of an earlier release doesn't know the command; another may have refused it.
         (worker, rows if isinstance(rows, list) else [])
         for answer in answers
         for worker, rows in answer.items()

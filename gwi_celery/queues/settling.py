@@ -1,4 +1,4 @@
-"""What an operator does to messages that are held back until a time: have them now, or not at all."""
+"""What an operator can do to messages that are held back until a time: deliver them now, or drop them."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from gwi_celery.transport.delayed import due_now, job_of
 
 
 def release_delayed(app: Any, chosen: Iterable[Waiting]) -> int:
-    """Have them delivered now; how many still waited. What they wait for may make them wait again.
+    """Have them delivered now; returns how many still waited. They may have to wait again.
 
-    On Pub/Sub by the workers that have them parked. Raises NotFound where none of them is found there.
+    On Pub/Sub the workers that have them parked do this. Raises NotFound if these have none of them.
     """
     return released(app, list(chosen)).count
 
 
 def cancel_delayed(app: Any, chosen: Iterable[Waiting]) -> int:
-    """Have them never run; how many still waited.
+    """Make sure that they never run; returns how many still waited.
 
     A reliable task's job that has not begun, or waits, ends as cancelled, as by ``jobs.cancel``, and its
     message is delivered now, so that its caller gets that. All other messages are dropped: those of
-    plain tasks, and calls that would only have got another's outcome.
+    plain tasks, and duplicates that would only have got another call's outcome.
 
-    On Pub/Sub by the workers that have them parked. Raises NotFound where none of them is found there,
-    nor in a job's record.
+    On Pub/Sub the workers that have them parked do this. Raises NotFound if neither these nor a job's
+    record know any of them.
     """
     return cancelled(app, list(chosen)).count
 
 
 @dataclass(frozen=True)
 class Settled:
-    """How many were, and how many workers answered; None: nobody had to be asked."""
+    """How many messages were settled, and how many workers answered; None: none had to be asked."""
 
     count: int
     workers: int | None = None
@@ -77,7 +77,7 @@ def cancelled(app: Any, chosen: Collection[Waiting]) -> Settled:
     rest = set(there.found) - over
     plain = [keys[key] for key in rest if there.found[key] is None and keys[key]]
     if plain:
-        app.control.revoke(plain)  # should a copy be delivered yet
+        app.control.revoke(plain)  # in case a copy is delivered after all
     return _counted(app, len(over) + _settle(app, "drop", there, rest), chosen, there)
 
 
@@ -94,7 +94,7 @@ def _counted(app: Any, done: int, chosen: Collection[Waiting], there: parked.Par
     return Settled(done, there.workers)
 
 
-#: What the caller of a job gets that is cancelled here.
+#: The reason that the caller of a job cancelled here gets.
 _REASON = "cancelled by an operator"
 
 
@@ -117,7 +117,7 @@ def _recorded(store: Store, task_id: str) -> JobRef | None:
 def _jobs_of(
     app: Any, broker: EmbeddedBroker, chosen: Iterable[Waiting]
 ) -> dict[Waiting, JobRef | None]:
-    """Those that still wait, and the jobs of those that are reliable tasks'."""
+    """Those that still wait -> their jobs; None if it is not a reliable task's."""
     found: dict[Waiting, JobRef | None] = {}
     wanted = {(waiting.queue, waiting.id): waiting for waiting in chosen}
     with app.connection_for_write() as connection, connection.channel() as channel:

@@ -15,9 +15,9 @@ from gwi_celery.transport.envelope import is_of_one_reader
 
 
 def queues(app: Any) -> list[QueueState]:
-    """The app's task queues and those that the broker knows, by name, without dead letters.
+    """The app's task queues and those that the broker knows, ordered by name.
 
-    Queues of one connection (replies, remote control) are left out.
+    Dead letters, and queues of one connection (replies, remote control), are left out.
     """
     broker = broker_for(app)
     # Configured queues are shown even if they were never used.
@@ -42,7 +42,7 @@ def queues(app: Any) -> list[QueueState]:
 
 
 def _missing(broker: Any, name: str) -> QueueState:
-    """Nobody has used it yet, or it was deleted and left dead letters."""
+    """A queue that nobody has used yet, or that was deleted and left dead letters."""
     size = broker.size(dead_letter_queue(name))
     dead = None if size is None else size.total
     return QueueState(name, 0, 0, 0, oldest=0.0, consumers=0, dead=dead)
@@ -54,8 +54,8 @@ def pause(app: Any, queue: str) -> None:
     It holds for all workers, later ones too, until :func:`resume`. On Pub/Sub workers notice it
     within ten seconds or so, and finish what they have taken by then.
 
-    Raises NotFound; ConfigurationError for a queue that Pub/Sub pushes, or where the store has no place
-    for a pause.
+    Raises NotFound; ConfigurationError for a queue that Pub/Sub pushes, or if the store can't keep a
+    pause.
     """
     _set_paused(app, queue, True)
 
@@ -97,7 +97,7 @@ def _pushed_to(broker: Any, queue: str) -> str | None:
 
 
 def is_paused(app: Any, queue: str) -> bool:
-    """Whether no worker begins with what is in it. False for a queue that there is not."""
+    """Whether the queue is paused. False for a queue that doesn't exist."""
     broker, records = broker_for(app), recorded(app)
     if records is not None:
         return queue in records.paused()

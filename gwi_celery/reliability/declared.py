@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from celery.utils.imports import symbol_by_name
 from celery.utils.time import rate
 from kombu.serialization import prepare_accept_content, registry
 
@@ -16,6 +17,7 @@ from gwi_celery.errors import ConfigurationError, InvalidCall
 from gwi_celery.reliability import fields
 from gwi_celery.reliability.fields import Kind
 from gwi_celery.reliability.sendable import check_options
+from gwi_celery.text import safe_error
 
 
 def _rate(value: Any) -> bool:
@@ -91,18 +93,26 @@ _CALL_OPTIONS: Final = ("expires", "compression")
 _SETTINGS: Final = ("task_time_limit", "task_soft_time_limit")
 
 
-def check(task: Any, conf: Any) -> None:
-    """Raises ConfigurationError for the first option of the task (or its class) that can't work."""
+def wrong(name: str, options: Mapping[str, Any]) -> str | None:
+    """Why a task of this name can't have these options, by their names; None if it can."""
     for option, kind in KINDS.items():
-        value = getattr(task, option, None)
+        value = options.get(option)
         if value is not None and not kind.takes(value):
-            raise ConfigurationError(f"{task.name}: {option}={value!r:.100} is not {kind.what}")
-    soft, hard = task.soft_time_limit, task.time_limit
+            return f"{name}: {option}={value!r:.100} is not {kind.what}"
+    soft, hard = options.get("soft_time_limit"), options.get("time_limit")
     if soft and hard and soft > hard:
-        raise ConfigurationError(
-            f"{task.name}: soft_time_limit={soft} is above time_limit={hard}, so it would never be "
+        return (
+            f"{name}: soft_time_limit={soft} is above time_limit={hard}, so it would never be "
             "reached: make it the smaller one"
         )
+    return None
+
+
+def check(task: Any, conf: Any) -> None:
+    """Raises ConfigurationError for the first option of the task (or its class) that can't work."""
+    why = wrong(task.name, {option: getattr(task, option, None) for option in KINDS})
+    if why is not None:
+        raise ConfigurationError(why)
     try:
         check_options(task.name, {name: getattr(task, name, None) for name in _CALL_OPTIONS})
     except InvalidCall as exc:
@@ -126,8 +136,31 @@ def _check_serializer(task: Any, accepted: Any) -> None:
         )
 
 
+#: Option -> how what it names is told. Celery imports both when a worker starts.
+_IMPORTED: Final[Mapping[str, Kind]] = {
+    "Strategy": Kind("a function", callable),
+    "Request": Kind("a class", lambda found: isinstance(found, type)),
+}
+
+
+def _check_imported(task: Any) -> None:
+    for option, kind in _IMPORTED.items():
+        named = getattr(task, option)
+        try:
+            found = symbol_by_name(named)
+        except Exception as exc:  # a module may raise anything while it is imported
+            raise ConfigurationError(
+                f"{task.name}: {option}={named!r:.100} can't be imported ({safe_error(exc, 300)}): write "
+                "'package.module:Name', or leave it out"
+            ) from exc
+        if not kind.takes(found):
+            raise ConfigurationError(
+                f"{task.name}: {option}={named!r:.100} is not {kind.what}: leave it out"
+            )
+
+
 def check_all(app: Any) -> None:
-    """Check all tasks of the app, and the settings that stand for their options.
+    """Check all tasks of the app, what they import, and the settings that stand for their options.
 
     Raises ConfigurationError.
     """
@@ -137,3 +170,4 @@ def check_all(app: Any) -> None:
             raise ConfigurationError(f"app.conf.{setting} is {value!r:.100}, not {_SECONDS.what}")
     for task in app.tasks.values():
         check(task, app.conf)
+        _check_imported(task)

@@ -12,7 +12,7 @@ from gwi_celery.brokers.base import Delivery
 from gwi_celery.service.execute import Executor
 from gwi_celery.transport.settlement import Settlement
 
-#: Requests that wait for a place at a time; the next one is refused at once.
+#: Requests that may wait for a place at the same time; the next one is refused at once.
 MAX_WAITING = 100
 
 

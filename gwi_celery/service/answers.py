@@ -1,4 +1,4 @@
-"""Answers in JSON, whatever is in them."""
+"""JSON answers, whatever texts are in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 
 
 class Json(JSONResponse):
-    """In ASCII: an id may hold what has no UTF-8, such as half of a surrogate pair."""
+    """JSON in ASCII: an id may hold what UTF-8 can't encode, such as half of a surrogate pair."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")

@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 
 #: Request bodies that may be in memory at a time, in units of the largest.
 _BODIES = 8
-#: Refused deliveries of a message after which it is published anew: Pub/Sub counts a refusal as an
-#: attempt, and dead-letters a message after 100 at most.
+#: Deliveries of a message after which it is published anew rather than refused: Pub/Sub counts a refusal
+#: as an attempt, and dead-letters a message after 100 at most.
 _REFUSALS = 50
 #: Share of the push deadline for which a request may wait until its message is due.
 _HOLD_AT_MOST = 0.5
@@ -61,12 +61,13 @@ def create_app(
 
     Args:
         app: A Celery app that was set up.
-        settings: Those of ``setup(app)`` by default.
-        fetch_certs: Gives the certificates (key id -> PEM) that tokens are checked with; by
-            default they come from Google.
+        settings: By default those of ``setup(app)``.
+        fetch_certs: Returns the certificates (key id -> PEM) that tokens are checked with; by
+            default Google's.
 
-    Raises ConfigurationError: tokens are to be checked, and no setting names whose; or one of Celery's
-    settings was changed after ``setup()`` to what jobs must not have; or a task's option can't work.
+    Raises ConfigurationError if tokens must be checked and no setting says whose, if one of Celery's
+    settings was changed after ``setup()`` to a value that jobs can't have, or if a task's option can't
+    work.
     """
     required.check(app.conf)  # it may have been changed since setup()
     declared.check_all(app)
@@ -94,7 +95,7 @@ def _application(routes: list[Route], lifespan: Any = None) -> Starlette:
             Exception: _bug,
         },
     )
-    # A redirect would go to whatever host its caller names.
+    # A redirect would lead to whatever host the caller names.
     application.router.redirect_slashes = False
     return application
 
@@ -197,7 +198,7 @@ class Service:
         received_at: float,
         check: Callable[[Delivery], object] = lambda delivery: None,
     ) -> Settlement:
-        """Read and run a message. Raises NotAMessage, Refused, HTTPException, and what check does."""
+        """Read and run a message. Raises NotAMessage, Refused, HTTPException, and what ``check`` does."""
         settings = self._settings
         if self._admission.draining:
             raise Refused(503, "this instance is shutting down", retry_after=1)
@@ -222,7 +223,7 @@ class Service:
                 and fresh
                 and not self._early.holds_until(pushed.not_before)
             ):
-                # Not in memory all the while: Pub/Sub has it, and sends it again.
+                # Not kept in memory meanwhile: Pub/Sub has it, and redelivers it.
                 del pushed
                 body.release()
                 await self._admission.hold(min(wait, _HOLD_AT_MOST * settings.push_deadline))
@@ -239,7 +240,7 @@ class Service:
             except Refused as exc:
                 if exc.status != 429 or pushed.delivery.deliveries < _REFUSALS:
                     raise
-                # It was not attempted: a copy counts from 1.
+                # It was not attempted: the deliveries of a copy are counted from 1.
                 return await asyncio.to_thread(
                     self._executor.defer, pushed.delivery, float(exc.retry_after or 1)
                 )

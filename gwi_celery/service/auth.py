@@ -24,7 +24,7 @@ ISSUERS = ("accounts.google.com", "https://accounts.google.com")
 #: token elsewhere.
 SIGNATURE_REMOVED = "SIGNATURE_REMOVED_BY_GOOGLE"
 
-#: Seconds that a token may be younger or older than our clock thinks.
+#: Seconds by which our clock may differ from the issuer's.
 _CLOCK_SKEW = 10
 #: Longest token that is looked at, characters; Google's have about a thousand.
 _LONGEST_TOKEN = 8192
@@ -55,10 +55,10 @@ class PushAuth:
     """Verifies Pub/Sub's token: signature, issuer, audience, times, and whose it is.
 
     Args:
-        audience: Whom the token must be for.
-        service_account: The e-mail address of whose it must be.
-        fetch: Gives the issuer's certificates. None: the platform in front of this service has checked
-            the signature, and taken it out; **whoever can reach this service past it gets in**.
+        audience: The audience that the token must be for.
+        service_account: The e-mail address of the account that the token must belong to.
+        fetch: Returns the issuer's certificates. None: the platform in front of this service checks the
+            signature and removes it; **whoever can reach this service past it gets in**.
     """
 
     def __init__(self, audience: str, service_account: str, fetch: Fetch | None) -> None:
@@ -93,7 +93,7 @@ class PushAuth:
                     "require": ["iss", "aud", "iat", "exp"],
                     "strict_aud": True,
                     "verify_signature": key is not None,
-                    # These are off by themselves where the signature is not looked at.
+                    # PyJWT doesn't check these by default if it doesn't check the signature.
                     "verify_iss": True,
                     "verify_aud": True,
                     "verify_iat": True,
@@ -103,12 +103,12 @@ class PushAuth:
             )
         except Denied:
             raise
-        except Exception as exc:  # whatever a stranger's bytes make of the library
+        except Exception as exc:  # a stranger's bytes may make the library raise anything
             raise Denied(401, _why(exc)) from exc
         return claims
 
     def _key(self, token: str) -> Any:
-        """The key that must have signed the token; None where the platform has checked that."""
+        """The key that must have signed the token; None if the platform has checked the signature."""
         removed = token.rpartition(".")[2] == SIGNATURE_REMOVED
         if self.keys is None:
             if not removed:
@@ -119,7 +119,7 @@ class PushAuth:
         if removed:
             raise Denied(
                 401,
-                "the platform in front has checked the token and taken its signature out: set "
+                "the platform in front has checked the token and removed its signature: set "
                 "push_auth=iam, if nobody can reach this service past that platform",
             )
         key_id = jwt.get_unverified_header(token).get("kid")
@@ -135,7 +135,7 @@ class PushAuth:
 
 
 def push_auth(settings: Settings, fetch: Fetch | None) -> PushAuth | None:
-    """What the settings say; None: /push checks nobody. Raises ConfigurationError."""
+    """The check that the settings ask for; None: /push checks nobody. Raises ConfigurationError."""
     mode = settings.effective_push_auth
     if mode == "none":
         return None
@@ -144,7 +144,7 @@ def push_auth(settings: Settings, fetch: Fetch | None) -> PushAuth | None:
             raise ConfigurationError(
                 f"/push checks who calls, and {name} is not set: set push_audience and "
                 "push_service_account to what the push subscription has; or push_auth=none where "
-                "another one checks every caller; or environment=development on your own machine"
+                "something else checks every caller; or environment=development on your own machine"
             )
     if mode == "oidc":
         fetch = fetch or fetch_from(settings.push_certs_url or GOOGLE_CERTS)
@@ -154,7 +154,7 @@ def push_auth(settings: Settings, fetch: Fetch | None) -> PushAuth | None:
 
 
 def warn_if_open(settings: Settings) -> None:
-    """Say in the log what /push relies on, where that is not a signature which we check."""
+    """Log what /push relies on, unless that is a signature which we check."""
     mode = settings.effective_push_auth
     if mode == "none" and not settings.development:
         logger.warning(
@@ -171,7 +171,7 @@ def warn_if_open(settings: Settings) -> None:
 
 
 def _why(exc: Exception) -> str:
-    """A reason without anything of the token in it."""
+    """A reason that quotes nothing of the token."""
     if isinstance(exc, jwt.MissingRequiredClaimError):
         return _CLAIMS.get(exc.claim, "the token is malformed")
     return next(
@@ -180,7 +180,7 @@ def _why(exc: Exception) -> str:
 
 
 def require_token(authorization: str | None, token: str) -> None:
-    """Raise Denied unless the call carries ``token`` as its bearer. No ``token``: nobody does."""
+    """Raise Denied unless the call's bearer token is ``token``. An empty ``token`` lets nobody in."""
     if not token:
         raise Denied(403, "only with the service token (GWI_SERVICE_TOKEN), which is not set")
     if not hmac.compare_digest(_bearer(authorization).encode(), token.encode()):

@@ -1,7 +1,7 @@
 """Connections that strangers open and don't use: limited in number and in time.
 
-uvicorn's own time-out begins with the end of an answer, so one who never sends a whole request would
-be kept for ever, and with it a descriptor of the worker's.
+uvicorn's own time-out begins with the end of an answer, so a client that never sends a whole request
+would keep its connection for ever, and with it a file descriptor of this process.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a request's head may take, from the connection or from its first byte.
 HEAD_TIMEOUT = 10.0
-#: Bytes of a refused body that are read and dropped, so that its sender gets to read the answer.
+#: Bytes of a refused body that are read and dropped, so that its sender can read the answer.
 _DROPPED_AT_MOST = 64 * 1024 * 1024
 #: Share of this process's descriptors that connections may take: the worker needs the others.
 _SHARE = 1 / 4
-#: Seconds between two warnings about too many.
+#: Seconds between two warnings about too many connections.
 _WARN_EVERY = 60.0
 
 
@@ -99,7 +99,7 @@ class LimitedProtocol(H11Protocol):
             super().shutdown()
 
     def _still_sends(self) -> bool:
-        """Asked when the connection is about to be closed."""
+        """Whether the caller is still sending; asked when the connection is about to be closed."""
         if self.conn.their_state not in (h11.SEND_BODY, h11.ERROR):
             return False
         self.flow.resume_reading()
@@ -122,7 +122,7 @@ class LimitedProtocol(H11Protocol):
 
     @property
     def _idle(self) -> bool:
-        """No request is being answered, or none whose answer its caller takes."""
+        """No request is being answered, or the caller doesn't read the answer."""
         cycle: Any = self.cycle  # None before the first request
         return cycle is None or cycle.response_complete or self.flow.write_paused
 
@@ -140,7 +140,7 @@ class LimitedProtocol(H11Protocol):
     def _make_room(self) -> None:
         others = [c for c in self.connections if isinstance(c, LimitedProtocol) and c is not self]
         idle = [c for c in others if c._idle and not c.transport.is_closing()]
-        # First those that never asked for anything.
+        # First those that never sent a request.
         victim = min(idle, key=lambda c: (c._served, c._used_at), default=self)
         victim.transport.abort()
         self.connections.discard(victim)

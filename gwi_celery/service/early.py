@@ -1,14 +1,14 @@
-"""Messages that are pushed before their time.
+"""Messages that are pushed before they are due.
 
-Pub/Sub has no delayed push, and a request that is held until its message is due takes a place of the
-instance all the while. So an instance holds what is due within seconds, and of the rest one alone: what
-is due last. All others are parked: a copy goes to ``<queue>.later``, which is pulled from and so can
-wait in Pub/Sub, and their requests are answered at once. Each instance reads that queue, and publishes
-to its own what is due.
+Pub/Sub has no delayed push, and a request that is held until its message is due takes one of the
+instance's places until then. So an instance holds the requests of messages that are due within seconds,
+and of the others only one: that of the message due last. All others are parked: a copy goes to
+``<queue>.later``, which is pulled from and so can wait in Pub/Sub, and the request is answered at once.
+Each instance reads that queue, and publishes a message to its own queue when it is due.
 
-The one that is held keeps the instance alive, with a CPU, until all that it parked is due: so this
-works where instances scale to zero, too. Where nothing can be parked (another broker,
-``mode=provisioned`` without such a queue, a missing permission) every request is held.
+The one held request keeps the instance alive, with a CPU, until all that it parked is due: so this works
+where instances scale to zero, too. Where nothing can be parked (another broker, ``mode=provisioned``
+without such a queue, a missing permission) every request is held.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gwi_celery.transport.settlement import Settlement
 
 logger = logging.getLogger(__name__)
 
-#: Added to a queue's name, for the queue of what is parked.
+#: Added to a queue's name, for the queue of its parked messages.
 SUFFIX = ".later"
 #: Seconds for which a request is held in any case.
 _NEAR = 15.0
@@ -43,35 +43,35 @@ _IS_NOW = 0.05
 _EXPIRES = "gwi-parked-expires"
 #: Parked messages in the reader's hands at a time.
 _ROOM = 100
-#: Seconds until a message that could not be published is tried again, and after which the reader looks
-#: whether it is to stop.
+#: Seconds until a message that could not be published is tried again, and between two checks of the
+#: reader whether it is to stop.
 _AGAIN, _LOOK = 10.0, 0.5
 
 
 class Early:
-    """For one instance and its queue. Used on the event loop, except by its reader's thread."""
+    """Early messages of one instance and its queue. Used on the event loop only."""
 
     def __init__(self, executor: Executor, admission: Admission, queue: str) -> None:
         self._executor = executor
         self._admission = admission
         self._later = queue + SUFFIX
         self._reader = _Reader(executor, self._later, queue)
-        #: When the message whose request is held is due, and what tells it that a later one is held.
+        #: When the message whose request is held is due; the event that says that a later one is held.
         self._last: tuple[float, asyncio.Event] | None = None
 
     def start(self) -> None:
-        """Go on with what earlier instances parked."""
+        """Publish what earlier instances parked, when it is due."""
         threading.Thread(target=self._reader.resume, name="gwi-later-start", daemon=True).start()
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._reader.stop)
 
     def holds_until(self, due: float) -> bool:
-        """Whether one is held that is due as late: then this one needs not be."""
+        """Whether the request of a message due at ``due`` or later is held: then this one need not be."""
         return self._last is not None and self._last[0] >= due
 
     async def until_due(self, pushed: Pushed, at_most: float) -> Settlement | None:
-        """None once the message is due; else how it was settled: it is pushed again in time.
+        """None once the message is due; else how it was settled, as a copy will be pushed when due.
 
         ``at_most``: seconds for which a request may be held.
         """
@@ -88,10 +88,10 @@ class Early:
             await self._admission.hold(min(wait, at_most))
         if pushed.not_before - time.time() < _IS_NOW:
             return None
-        return await self._again(pushed)  # it is too long, or the instance stops
+        return await self._again(pushed)  # the wait is too long, or the instance stops
 
     async def _held_as_last(self, pushed: Pushed, at_most: float) -> bool:
-        """Hold it if no other that is due later is held; False once it need not be."""
+        """Hold the request while its message is the last one due; False once another is."""
         due = pushed.not_before
         if self.holds_until(due):
             return False
@@ -120,7 +120,7 @@ class Early:
         return await self._again(pushed, replace(delivery, queue=self._later))
 
     async def _again(self, pushed: Pushed, delivery: Delivery | None = None) -> Settlement:
-        """Publish it anew, which counts no delivery."""
+        """Publish it anew: to refuse it would count as a delivery."""
         left = max(pushed.not_before - time.time(), 0.0)
         ttl = pushed.expires - pushed.not_before
         return await asyncio.to_thread(
@@ -132,7 +132,7 @@ class Early:
 
 
 class _Reader:
-    """Publishes what was parked to the queue that is pushed, when it is due. In a thread of its own."""
+    """A thread that publishes parked messages to the pushed queue when they are due."""
 
     def __init__(self, executor: Executor, later: str, queue: str) -> None:
         self._executor = executor
@@ -141,13 +141,13 @@ class _Reader:
         self._lock = forks.lock()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        #: Whether it was found that nothing can be parked.
+        #: Nothing can be parked: this was found out once.
         self._impossible = False
 
     def resume(self) -> None:
         """Read, if anything was ever parked."""
         broker = self._executor.broker
-        with contextlib.suppress(GwiError):  # a message to be parked will tell
+        with contextlib.suppress(GwiError):  # reported when a message is to be parked
             pubsub = hasattr(broker, "options")
             if pubsub and self._can_park(broker) and broker.has_queue(self._later):
                 self.begin()
@@ -158,7 +158,7 @@ class _Reader:
             if self._thread is not None or self._impossible or self._stopping.is_set():
                 return self._thread is not None and not self._stopping.is_set()
             broker: Any = self._executor.broker
-            if not hasattr(broker, "options"):  # not Pub/Sub's, which alone pushes
+            if not hasattr(broker, "options"):  # not Pub/Sub, the only one that pushes
                 self._impossible = True
                 return False
             try:
@@ -219,8 +219,7 @@ class _Reader:
 
     def _move(self, broker: Any, delivery: Delivery) -> None:
         attributes = dict(delivery.attributes)
-        expires = float(attributes.pop(_EXPIRES, math.inf))
-        left = expires - time.time()
+        left = _seconds(attributes.pop(_EXPIRES, "")) - time.time()
         try:
             if left > 0:
                 message = OutgoingMessage(
@@ -235,3 +234,12 @@ class _Reader:
             broker.nack(delivery, _AGAIN)
         else:
             broker.ack([delivery])
+
+
+def _seconds(expires: str) -> float:
+    """An attribute as seconds since the epoch; infinity if it is not a number."""
+    try:
+        found = float(expires)
+    except ValueError:
+        return math.inf
+    return math.inf if math.isnan(found) else found

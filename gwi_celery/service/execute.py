@@ -43,13 +43,14 @@ from gwi_celery.transport.death import Death, deceased
 from gwi_celery.transport.message import Message
 from gwi_celery.transport.settlement import Settlement
 from gwi_celery.worker.consumer import Consumer
+from gwi_celery.worker.pools import pool_lives, pool_processes
 
 logger = logging.getLogger(__name__)
 
 #: Pool children that may die within a second before the pool gives up, as in Celery's worker.
 _MAX_RESTARTS = 100
-#: Seconds without a turn of its loop after which the executor counts as dead. A dead letter that the
-#: broker takes long for keeps it from turning as well.
+#: Seconds without a turn of its loop after which the executor counts as dead. A slow broker delays a turn
+#: as well, while a message is dead-lettered.
 _STUCK_AFTER = 120.0
 #: An ETA nearer than this is now, seconds.
 _ETA_IS_NOW = 0.05
@@ -76,7 +77,7 @@ class Executor:
         self._pool: Any = None
         self._consumer: _PushConsumer | None = None
         self._broker: Broker | None = None
-        # Linux may kill a child when the thread that forked it ends: this one lives as long as it.
+        # Linux may kill a child when the thread that forked it ends: this thread outlives the pool.
         self._thread = threading.Thread(target=self._main, name="gwi-execute", daemon=True)
         self._ready: Future[None] = Future()
         self._inbox: deque[Callable[[], None]] = deque()
@@ -213,7 +214,7 @@ class Executor:
         return Settlement.DEAD_LETTERED
 
     def why_dead(self, delivery: Delivery) -> str:
-        """The reason for which the message was recently dead-lettered; "" if it wasn't."""
+        """Why the message was dead-lettered lately; "" if it wasn't."""
         return dict(self._reasons).get(delivery.ack_id, "")
 
     def defer(self, delivery: Delivery, seconds: float, ttl: float | None = None) -> Settlement:
@@ -236,8 +237,7 @@ class Executor:
             return False
         if self._pool_name != "solo" and time.monotonic() - self._ticked_at > _STUCK_AFTER:
             return False
-        processes = self._processes()
-        return not processes or any(p.is_alive() for p in processes)
+        return pool_lives(self._pool)
 
     def stop(self, patience: float) -> None:
         """End the pool; after ``patience`` seconds by force. Blocks."""
@@ -255,14 +255,10 @@ class Executor:
             logger.warning(
                 "the pool has not ended: its processes are killed, and any job with them"
             )
-            for process in self._processes():
+            for process in pool_processes(self._pool):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
         signals.worker_shutdown.send(sender=self)
-
-    def _processes(self) -> list[Any]:
-        """The pool's children; none where it has threads."""
-        return list(getattr(getattr(self._pool, "_pool", None), "_pool", ()))
 
 
 class _Submission:
@@ -272,7 +268,7 @@ class _Submission:
         self.future: Future[Settlement] = Future()
         self._lock = forks.lock()
         self._settlement: Settlement | None = None
-        #: What has still to end: the hand-over itself, and the pool's call.
+        #: How many parts have still to end: the hand-over itself, and the pool's call.
         self._open = 1
 
     def settle(self, settlement: Settlement) -> None:
@@ -315,7 +311,7 @@ class _PushChannel:
         return body
 
     def begin(self, delivery_tag: str) -> None:
-        """Pub/Sub counts by itself, and only what it pushed."""
+        """Nothing to record: Pub/Sub counts the deliveries itself."""
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
         self._submission.settle(Settlement.ACKED)
@@ -371,7 +367,7 @@ class _PushConsumer(Consumer):
     """Celery's consumer without a connection: its strategies, and its handling of invalid messages."""
 
     def __init__(self, app: Any, pool: Any, hostname: str) -> None:
-        # Not super(): that would set out to connect and to consume.
+        # Not super(): that would prepare to connect and to consume.
         self.app = app
         self.hostname = hostname
         self.pool = _WatchedPool(pool)
@@ -386,7 +382,7 @@ class _PushConsumer(Consumer):
             increment_eventually=lambda *_: None, decrement_eventually=lambda *_: None
         )
         self._maximum_prefetch_restored = True
-        self.disable_rate_limits = True  # wait() sees to them, before a place in the pool is taken
+        self.disable_rate_limits = True  # wait() applies them, before a place in the pool is taken
         self.task_buckets: Any = defaultdict(lambda: None)
         self.reset_rate_limits()
         self._accept = prepare_accept_content(app.conf.accept_content)
@@ -408,7 +404,7 @@ class _PushConsumer(Consumer):
         return 0.0
 
     def receive(self, message: Message, submission: _Submission) -> None:
-        # What Kombu's consumer does before it calls.
+        # As Kombu's consumer does before it calls its callbacks.
         message.accept = self._accept
         if message.errors:
             message.ack()  # undecodable, so it goes to the dead letter

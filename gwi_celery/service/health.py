@@ -28,7 +28,7 @@ from gwi_celery.telemetry.stats import Stats
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that the broker or the store has to answer in.
+#: Seconds within which the broker or the store has to answer.
 _PATIENCE = 5.0
 #: Seconds for which an answer is reused: probes must not become load.
 _FRESH = 1.0
@@ -92,7 +92,7 @@ class Health:
     Args:
         app: A Celery app that was set up.
         stats: What /stats and /metrics show.
-        alive: Whether the executor lives; quick, asked on the event loop.
+        alive: Whether the executor lives. Called on the event loop, so it must be quick.
         draining: Whether this worker is shutting down.
         mode: ``push`` or ``pull``.
     """

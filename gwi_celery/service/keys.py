@@ -1,7 +1,7 @@
-"""The public keys that tokens are checked with: fetched ahead of need, and kept while that fails.
+"""The public keys that tokens are checked with: fetched ahead of need, and kept while fetching fails.
 
-A thread of its own fetches them, so no request ever does: neither one with a good token when the keys are
-old, nor a stranger's that names an unknown key.
+A separate thread fetches them, so no request does: neither one with a good token when the keys are old,
+nor a stranger's that names an unknown key.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Keys:
     """Key id -> public key.
 
     Args:
-        fetch: Gives the certificates or public keys (PEM) by key id. Called in a thread; may raise.
+        fetch: Returns the certificates or public keys (PEM) by key id. Called in a thread; may raise.
     """
 
     def __init__(self, fetch: Fetch) -> None:
@@ -63,7 +63,7 @@ class Keys:
         self._stopped = False
         #: Whether somebody asked for a key that is not known.
         self._wanted = False
-        #: Until when a request waits for keys (monotonic); 0: they were fetched, or that failed.
+        #: Monotonic time until which requests wait for the first fetch; 0: it has ended.
         self._wait_until = 0.0
 
     def start(self) -> None:
@@ -80,7 +80,7 @@ class Keys:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Until the first fetch has ended, well or badly; a few seconds at most."""
+        """Wait until the first fetch has succeeded or failed, for a few seconds at most."""
         self.start()
         with self._changed:
             while (left := self._wait_until - time.monotonic()) > 0 and not self._stopped:
@@ -89,7 +89,7 @@ class Keys:
     def get(self, key_id: str) -> RSAPublicKey | None:
         """The key, or None if it is unknown; then it is fetched, for the next request that needs it.
 
-        Raises LookupError where no key at all is known.
+        Raises LookupError if no key at all is known.
         """
         self.wait()
         with self._changed:
@@ -205,11 +205,11 @@ def fetch_from(url: str, deadline: float = _DEADLINE) -> Fetch:
         finally:
             timer.cancel()
             call.close()
-            if call.ended:  # in place of what ending it has caused
+            if call.ended:  # rather than the error that ending it has caused
                 raise TimeoutError(f"no answer in {deadline:g} s")
         found = json.loads(data)
         if not isinstance(found, dict) or not all(isinstance(pem, str) for pem in found.values()):
-            raise ValueError("the answer is no JSON object of texts")
+            raise ValueError("the answer is not a JSON object of texts")
         return found
 
     return fetch

@@ -19,9 +19,9 @@ MAX_HEAD = 32 * 1024
 class HeadLimit:
     """Middleware that refuses requests by their head alone, whatever they ask for.
 
-    Refused are a head that is too long (431), one with two lengths, by which a proxy in front may have
+    It refuses a head that is too long (431), one with two lengths, from which a proxy in front may have
     read another body (400, and the connection ends), and a path with characters that no path here has
-    (404), since a route's pattern would match a line's end.
+    (404), since a route's pattern would match a line end.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -113,6 +113,6 @@ class Body:
         self._budget.left_for_large -= (self.size if self.is_large else 0) - large
 
     def release(self, but: int = 0) -> None:
-        """Let go of the body; ``but``: the bytes of it that are kept elsewhere, and still count."""
+        """Let go of the body. ``but``: bytes of it that are kept elsewhere and still count."""
         self.data = b""
         self.count(but - self.size)

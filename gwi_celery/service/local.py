@@ -1,9 +1,9 @@
 """In development calls carry no token: they must come from this developer, not from a web page.
 
-Any page that a browser shows may post to this machine, as long as it asks no permission first (a form, or
-``text/plain``), and one whose name is pointed at 127.0.0.1 counts as the same origin. So a body must be
-``application/json``, the origin that a browser names must be this service itself, and the name that the
-service was called by must be this machine's. Programs other than browsers name no origin.
+Any page in a browser may post to this machine what needs no preflight request (a form, ``text/plain``),
+and a page whose host name is pointed at 127.0.0.1 counts as the same origin. So a body must be
+``application/json``, the origin that a browser names must be this service itself, and the name by which
+the service was called must be this machine's. Programs other than browsers name no origin.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from starlette.requests import Request
 from gwi_celery.config import Settings
 from gwi_celery.service.auth import Denied
 
-#: Headers by which a proxy says that the caller is not the one who connects.
+#: Headers by which a proxy says that it connects for another caller.
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
-#: Ends of names that nobody can point elsewhere: reserved for this machine and for private networks.
+#: Ends of host names that nobody can point elsewhere: reserved for this machine and private networks.
 _PRIVATE = (".localhost", ".internal")
 
 _OR_ELSE = "or send the service token"
@@ -44,23 +44,23 @@ def check(request: Request, settings: Settings) -> None:
         origin is not None and origin.lower() != f"http://{host}".lower()
     ):
         raise Denied(403, f"it comes from another web page: call without a browser, {_OR_ELSE}")
-    if not _asks_permission(request, browser=origin is not None or "sec-fetch-site" in headers):
+    if not _needs_preflight(request, browser=origin is not None or "sec-fetch-site" in headers):
         raise Denied(403, f"send it with Content-Type: application/json, {_OR_ELSE}")
 
 
-def _asks_permission(request: Request, *, browser: bool) -> bool:
-    """Whether a browser would have asked this service before it sent such a request."""
+def _needs_preflight(request: Request, *, browser: bool) -> bool:
+    """Whether a browser would have asked this service before it sent such a request (CORS)."""
     kind = request.headers.get("content-type")
     if kind is None:
         return not browser
     if kind.partition(";")[0].strip().lower() == "application/json":
         return True
-    # An unwrapped push of the emulator's calls itself a form. No page adds this header unasked.
+    # The emulator's unwrapped push calls itself a form. No page can add this header without preflight.
     return any(name.startswith("x-goog-pubsub-") for name in request.headers)
 
 
 def check_name(request: Request, settings: Settings) -> None:
-    """Raises Denied where the name that this service was called by may be a web page's."""
+    """Raises Denied if the name by which this service was called may be a web page's."""
     if not _is_ours(request.headers.get("host", ""), settings):
         raise Denied(
             403, f"it was called by a name that is not this machine's: use 127.0.0.1, {_OR_ELSE}"
@@ -68,12 +68,12 @@ def check_name(request: Request, settings: Settings) -> None:
 
 
 def _is_ours(host: str, settings: Settings) -> bool:
-    """Whether nobody on the Internet can have this name point here: see "DNS rebinding"."""
+    """Whether nobody on the Internet can point this name here (DNS rebinding)."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
-    # An address points nowhere else. A container's name has no dot; names on the Internet have one.
+    # An address can't be pointed elsewhere. A container's name has no dot; an Internet name has one.
     without_dot = bool(name) and "." not in name
     return (
         without_dot
@@ -92,6 +92,6 @@ def _is_address(name: str) -> bool:
 
 
 def is_loopback(request: Request) -> bool:
-    """Whether the one who connects is on this machine."""
+    """Whether the connection comes from this machine."""
     host = request.client.host if request.client is not None else ""
     return _is_address(host) and ipaddress.ip_address(host).is_loopback

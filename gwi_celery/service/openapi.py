@@ -1,4 +1,4 @@
-"""Prints ``openapi.yaml``, what the service answers: ``python -m gwi_celery.service.openapi``."""
+"""Prints ``openapi.yaml``, the service's description: ``python -m gwi_celery.service.openapi``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A push request's body -> the delivery it carries. Pure functions.
 
-Pub/Sub sends a message wrapped in JSON, or, where the subscription says so, as it is, with what it
-knows of it in headers. Both end as the same :class:`Delivery` that a pull worker would get. Pub/Sub
-has no delayed delivery: our messages say when they may run, and arrive before that.
+Pub/Sub sends a message wrapped in JSON or, if the subscription says so, as it is, with its metadata in
+headers. Both become the :class:`Delivery` that a pull worker would get. Pub/Sub has no delayed delivery:
+our messages say when they may run, and arrive before that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gwi_celery.transport.depth import too_deep
 
 #: Prefix of the headers of an unwrapped message.
 _META = "x-goog-pubsub-"
-#: Prefix of the attributes that mean something to us; an unwrapped message has them as headers.
+#: Prefix of this package's attributes; an unwrapped message has them as headers.
 _OURS = "gwi-"
 #: Marks a message of our own transport.
 _MARKS = ("task", "task_id")
@@ -66,8 +66,8 @@ def parse(
     Args:
         body: The request's body.
         headers: Its headers, by lower-case name.
-        queue: Which queue it counts as being of.
-        max_depth: Deepest nesting of JSON that is taken.
+        queue: The queue that the message belongs to.
+        max_depth: Deepest nesting of JSON that is accepted.
         max_decoded: Bytes of memory that it may take once it is parsed.
 
     Raises NotAMessage.
@@ -76,7 +76,7 @@ def parse(
     def unwrapped() -> Delivery:
         return _delivery(body, _unwrapped_attributes(headers), queue, _meta(headers))
 
-    # What is in it is checked by itself, with its copies.
+    # A wrapped message is checked once more by itself, with its copies.
     _check(body, max_depth, max_decoded, unwrapped, copies=0)
     raw = _json(body)
     if isinstance(raw, dict) and isinstance(raw.get("message"), dict) and "type" not in raw:
@@ -159,11 +159,10 @@ def _unwrapped_attributes(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _json(data: bytes) -> Any:
-    """The parsed JSON, or None: what is no JSON is no push envelope."""
+    """The parsed JSON; None if it isn't JSON, and so no push envelope."""
     try:
-        return json.loads(
-            data.decode()
-        )  # as bytes it could be UTF-16, in which depth can't be told
+        # Not the bytes: these could be UTF-16, in which the depth was not checked.
+        return json.loads(data.decode())
     except (ValueError, RecursionError):
         return None
 

@@ -9,10 +9,10 @@ A trigger's metadata:
 ``queues``
     Names, separated by commas; the app's default queue, if left out.
 ``metric``
-    ``depth`` (default): messages, those that are being worked on included. ``age``: seconds that
+    ``depth`` (default): messages, including those that are being worked on. ``age``: seconds that
     the oldest has waited.
 ``target``
-    What one worker should have of it: 5 messages, or 60 seconds, if left out.
+    How much of it is right for one worker: 5 messages, or 60 seconds, if left out.
 
 While a queue's depth is unknown the answer is UNAVAILABLE, so that KEDA leaves the number of workers
 as it is.
@@ -37,13 +37,13 @@ from gwi_celery.text import nearest
 logger = logging.getLogger(__name__)
 
 SERVICE = "externalscaler.ExternalScaler"
-#: What one worker should have, by metric.
+#: Metric -> the default target.
 TARGETS = {"depth": 5.0, "age": 60.0}
 _KEYS = ("scalerAddress", "queues", "metric", "target")
 _THREADS = 4
 
 _Field = descriptor_pb2.FieldDescriptorProto
-#: Message -> its fields: name, type, whether there may be several. In the order of their numbers, from 1.
+#: Message -> its fields (name, type, whether repeated), in the order of their numbers, from 1.
 _MESSAGES: dict[str, list[tuple[str, Any, bool]]] = {
     "ScaledObjectRef": [
         ("name", _Field.TYPE_STRING, False),
@@ -116,7 +116,7 @@ class _Trigger:
 
 
 class Unknown(Exception):
-    """A queue's depth can't be known now; why."""
+    """A queue's depth or age is not known now; the text says why."""
 
 
 class Scaler:
@@ -132,7 +132,7 @@ class Scaler:
         return pb["IsActiveResponse"](result=self._sum(trigger.queues, "depth") > 0)
 
     def spec(self, asked: Any) -> Any:
-        """What one worker should have."""
+        """The target for one worker."""
         trigger = self._trigger(asked.scalerMetadata)
         spec = pb["MetricSpec"](
             metricName=trigger.name,
@@ -142,7 +142,7 @@ class Scaler:
         return pb["GetMetricSpecResponse"](metricSpecs=[spec])
 
     def metrics(self, asked: Any) -> Any:
-        """What there is."""
+        """The metric's value now."""
         trigger = self._trigger(asked.scaledObjectRef.scalerMetadata)
         value = self._sum(trigger.queues, trigger.metric)
         found = pb["MetricValue"](
@@ -167,7 +167,12 @@ class Scaler:
         if not 0 < target < float("inf"):
             raise ConfigurationError(f"target is {given['target']!r}: write a number above 0")
         names = given.get("queues") or self._default_queue
-        return _Trigger(tuple(n for n in map(str.strip, names.split(",")) if n), metric, target)
+        queues = tuple(name for name in map(str.strip, names.split(",")) if name)
+        if not queues:
+            raise ConfigurationError(
+                f"queues is {names!r}: write names, separated by commas, or leave it out"
+            )
+        return _Trigger(queues, metric, target)
 
     def _sum(self, queues: Iterable[str], metric: str) -> float:
         """All messages of the queues, or the age of the oldest one."""

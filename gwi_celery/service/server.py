@@ -21,7 +21,8 @@ from gwi_celery.service.limits import MAX_HEAD
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8080
-#: Seconds an idle connection is kept. Longer than Google's front end keeps one, or it would race.
+#: Seconds an idle connection is kept. Longer than Google's front end keeps it, so that it never sends a
+#: request on a connection that is just being closed.
 _KEEP_ALIVE = 620
 #: Connections at a time: as many as Cloud Run has requests for one instance; and of probes.
 _CONNECTIONS, _HEALTH_CONNECTIONS = 1000, 100
@@ -31,14 +32,14 @@ def run(app: Any, settings: Settings, *, loglevel: str = "INFO") -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigurationError before it listens."""
     application = create_app(app, settings)
     app.log.setup(loglevel=loglevel)
-    # uvicorn raises the signal again once it has stopped: the end that was asked for is a success.
+    # uvicorn raises the signal again once it has stopped; but a stop on request is a success.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server = Server(
         _config(application, settings.effective_host, settings.port or DEFAULT_PORT, _CONNECTIONS)
     )
     server.run()
-    # Threads of a job that didn't end must not hold the process back.
+    # A job's threads that didn't end must not keep the process alive.
     logging.shutdown()
     os._exit(0 if server.started else 3)
 
@@ -55,7 +56,7 @@ class Server(uvicorn.Server):
         # A child that outlives this process would keep its port, and its callers' connections.
         for sock in self._sockets():
             with contextlib.suppress(OSError):
-                # Detached, so that its object doesn't close the number's next owner some day.
+                # Detached, so that its object never closes the descriptor's next owner.
                 os.close(getattr(sock, "_sock", sock).detach())
 
     def _sockets(self) -> list[socket.socket]:

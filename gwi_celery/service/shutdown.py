@@ -73,7 +73,7 @@ class Shutdown:
         await asyncio.sleep(0)
 
     async def finish(self) -> None:
-        """Called when the server has stopped: end what is left."""
+        """Called when the server has stopped: end the jobs that are left, and the pool."""
         raise_flag()
         self._admission.drain()
         if self._draining is None:

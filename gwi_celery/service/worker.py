@@ -19,7 +19,7 @@ from gwi_celery.worker.pools import pool_lives
 
 
 class HealthServer(bootsteps.StartStopStep):
-    """Worker bootstep. Its events are listened to before the pool forks: steps are made first."""
+    """Worker bootstep. It listens to events before the pool forks, as all steps are made first."""
 
     label = "Health"
 

@@ -1,6 +1,6 @@
 """What a record tells people: its attempts, what it waits for, its progress. As JSON, in both stores.
 
-Nothing here decides anything. It is bounded, so that a record stays small however often a job is tried.
+Nothing here decides anything. Its size is bounded, however often a job is tried.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from typing import Any, Final
 
 from gwi_celery.stores.base import (
     AttemptEnd,
+    ClaimRequest,
     JobRef,
     JobStatus,
     LockRef,
     Origin,
     Outcome,
     PastAttempt,
+    PlaceRecord,
     Progress,
     Wait,
 )
+from gwi_celery.stores.limits import LimitRef
 
 #: Attempts that are kept in full; older ones are counted.
 KEPT: Final = 20
@@ -43,14 +46,14 @@ class History:
     error: str = ""
     lock: LockRef | None = None
 
-    # --- what a claim, a wait and an end make of it -------------------------------------------
+    # --- how a claim, a wait and an end change it ---------------------------------------------
 
     def claimed(
         self, owner: str, lock: LockRef, vanished: PastAttempt | None, *, first: bool, now: float
     ) -> History:
-        """An attempt begins, the ``first`` of its generation or a later one.
+        """After an attempt has begun; ``first`` if it is the first of its generation.
 
-        ``vanished`` is the attempt that it takes over from, which never ended.
+        ``vanished`` is the attempt that it takes over from: its worker vanished.
         """
         history = self
         if vanished is not None:
@@ -59,10 +62,11 @@ class History:
         return replace(history, worker=worker_of(owner), lock=lock, waits=None, progress=progress)
 
     def waiting(self, wait: Wait, lock: LockRef, now: float) -> History:
+        """After the job has begun to wait."""
         return replace(self, waits=replace(_bounded_wait(wait), since=now), lock=lock)
 
     def waits_for(self, wait: Wait, lock: LockRef) -> bool:
-        """Whether that is recorded already."""
+        """Whether this wait is recorded already."""
         known = self.waits
         return (
             known is not None
@@ -74,7 +78,7 @@ class History:
         return replace(self, progress=replace(progress, text=short(progress.text), at=now))
 
     def over(self, running: PastAttempt | None, end: AttemptEnd, now: float) -> History:
-        """The running attempt is over; None: none ran, and the job no longer waits."""
+        """After the attempt ``running`` has ended. None: none ran, and the job no longer waits."""
         if running is None:
             return replace(self, waits=None)
         end = replace(end, error_type=short(end.error_type), error=short(end.error))
@@ -90,7 +94,7 @@ class History:
 
     def _with(self, past: PastAttempt) -> History:
         assert past.ended is not None
-        past = replace(past, began=min(past.began, past.ended))  # the times are of two clocks
+        past = replace(past, began=min(past.began, past.ended))  # the two times are by two clocks
         kept = [*self.ended, past]
         more = max(len(kept) - KEPT, 0)
         return replace(self, ended=tuple(kept[more:]), forgotten=self.forgotten + more)
@@ -98,7 +102,7 @@ class History:
     # --- as JSON ------------------------------------------------------------------------------
 
     def dumps(self) -> str:
-        """All but the error and the lock, which have fields of their own."""
+        """Everything but the error and the lock, which are stored in separate fields."""
         kept: dict[str, Any] = {"worker": self.worker}
         if self.ended:
             kept["ended"] = [_attempt_form(each) for each in self.ended]
@@ -115,7 +119,7 @@ class History:
 def loads(
     text: str | None, error_type: str = "", error: str = "", lock: LockRef | None = None
 ) -> History:
-    """What :meth:`History.dumps` gave; None: a record that has none, as 0.1 wrote it."""
+    """Read what :meth:`History.dumps` returned; None: a record of version 0.1, which has none."""
     kept = json.loads(text) if text else {}
     waits, progress = kept.get("waits"), kept.get("progress")
     return History(
@@ -135,7 +139,7 @@ def end_of(outcome: Outcome) -> AttemptEnd:
 
 
 def attempts(ended: Sequence[PastAttempt], running: PastAttempt | None) -> Sequence[PastAttempt]:
-    """All that are known, the one that runs included."""
+    """All attempts that are known, including the one that runs."""
     return ended if running is None else (*ended, running)
 
 
@@ -145,28 +149,28 @@ def worker_of(owner: str) -> str:
 
 
 def short(text: str) -> str:
-    """The first line, and no more than a record has room for."""
+    """The first line, cut to 300 characters."""
     line = storable(text.strip().partition("\n")[0])
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def storable(text: str) -> str:
-    """Without lone surrogates, which UTF-8 can't carry."""
+    """Without lone surrogates, which UTF-8 can't encode."""
     return text.encode("utf-8", "replace").decode()
 
 
 def label_term(name: str, value: str) -> str:
-    """A label as one text. No name has a "=" in it."""
+    """A label as one text. No name contains a "="."""
     return storable(f"{name}={value}")
 
 
 def call_term(task_id: str) -> str:
-    """The same for a call's id: as the label of no name."""
+    """A call's id as one text: as a label with an empty name."""
     return label_term("", task_id)
 
 
 def terms(origin: Origin, ended: Sequence[PastAttempt]) -> list[str]:
-    """All terms that a job is found by: its labels, and the ids of the calls it was tried for."""
+    """All terms by which a job is found: its labels, and the ids of the calls it was tried for."""
     calls = dict.fromkeys([*(past.task_id for past in ended), origin.task_id])
     return [
         *(label_term(*label) for label in origin.labels.items()),
@@ -175,7 +179,7 @@ def terms(origin: Origin, ended: Sequence[PastAttempt]) -> list[str]:
 
 
 def dump_origin(origin: Origin) -> str:
-    """What isn't looked for, as JSON."""
+    """Everything but the envelope, as JSON."""
     return json.dumps(
         {
             "root_id": origin.root_id,
@@ -193,6 +197,21 @@ def load_origin(text: str | None) -> Origin:
     return Origin(**json.loads(text)) if text else Origin()
 
 
+def dump_place(limit: LimitRef, request: ClaimRequest) -> str:
+    """Who takes a place of that limit, as JSON."""
+    job = request.job
+    about = [limit.name, dict(limit.values), request.owner, job.tenant, job.task, job.key]
+    return json.dumps(about)
+
+
+def load_place(
+    text: str, *, limit_id: str, of_rate: bool, taken_at: float, free_at: float
+) -> PlaceRecord:
+    """The place of which :func:`dump_place` returned ``text``."""
+    name, values, owner, *job = json.loads(text)
+    return PlaceRecord(limit_id, name, values, of_rate, owner, JobRef(*job), taken_at, free_at)
+
+
 def _bounded_wait(wait: Wait) -> Wait:
     return replace(wait, what=short(wait.what), holder=short(wait.holder))
 
@@ -201,7 +220,7 @@ def _wait_form(wait: Wait) -> list[Any]:
     job = wait.holder_job
     of = None if job is None else [job.tenant, job.task, job.key]
     if of is not None and sum(map(len, of)) > _LONGEST_NAMES:
-        of = None  # there is no room for ids of that length
+        of = None  # too long to be kept
     form = [wait.kind, wait.what, wait.holder, of, wait.since, wait.until]
     return [*form, wait.limit_id] if wait.limit_id else form
 

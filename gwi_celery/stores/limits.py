@@ -1,10 +1,11 @@
-"""Limits across workers, as data: how many places there are, and what an operator has changed of that.
+"""Limits across workers, as data: how many places there are, and what operators have changed.
 
-A limit is a number of places, and a job that begins takes one in its claim's own commit:
+A limit is a number of places. A job that begins takes one in the commit of its claim:
 
-- of ``max_running`` the place is held under the claim's lock: that lock's lease is the place's too. So
-  whatever frees the lock frees the place, and who takes the place of one that fell silent frees its lock.
-- of a ``rate`` the place is taken for the rate's time, and is free again by itself.
+- With ``max_running`` the place is held under the claim's lock, and that lock's lease is the place's as
+  well. So whatever frees the lock frees the place, and a job that takes the place of an expired lease
+  frees the lock of that lease.
+- With a ``rate`` the place is taken for the rate's time, and then becomes free by itself.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from typing import Final, NamedTuple
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.ids import digest
 
-#: Most places of a rate. A larger one is kept as fewer over a shorter time.
+#: Most places of a rate. A larger rate is counted as fewer starts in a shorter time.
 MOST_PLACES: Final = 10_000
-#: Jobs at once, and starts in a time, that a limit may allow.
+#: The largest limit: jobs at once, or starts in a time.
 _MOST: Final = 1_000_000
-#: Seconds that a rate may be over: a place's record is kept for so long.
+#: The longest time of a rate, seconds: the record of a place is kept as long.
 _LONGEST: Final = 31 * 86_400.0
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _WORDS: Final = {"second": "s", "sec": "s", "minute": "m", "min": "m", "hour": "h", "day": "d"}
-_RATE: Final = re.compile(r"\s*(\d+)\s*(?:/|per)\s*(\d*)\s*([a-z]+)\s*")
+_RATE: Final = re.compile(r"\s*(\d{1,9})\s*(?:/|per)\s*(\d{0,9})\s*([a-z]+)\s*")
 
 
 class Rate(NamedTuple):
-    """At most so many starts in any window of so many seconds."""
+    """At most ``amount`` starts in any window of ``seconds``."""
 
     amount: int
     seconds: float
@@ -46,7 +47,7 @@ class Rate(NamedTuple):
 
 
 def parse_rate(text: object) -> Rate:
-    """``500/m``, ``10/s``, ``5/10s``, ``1000 per day``. Raises ConfigurationError."""
+    """Read a rate: ``500/m``, ``10/s``, ``5/10s``, ``1000 per day``. Raises ConfigurationError."""
     found = _RATE.fullmatch(text) if isinstance(text, str) else None
     if found is not None:
         amount, times, unit = int(found[1]), int(found[2] or 1), found[3]
@@ -61,7 +62,7 @@ def parse_rate(text: object) -> Rate:
 
 
 def check_max_running(value: object) -> int:
-    """Raises ConfigurationError unless it is a whole number from 1 on."""
+    """The value. Raises ConfigurationError unless it is a whole number from 1 to 1,000,000."""
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST:
         return value
     raise ConfigurationError(
@@ -70,7 +71,7 @@ def check_max_running(value: object) -> int:
 
 
 def check_one(what: str, max_running: object, rate: object) -> None:
-    """Raises ConfigurationError unless exactly one is given, and is one."""
+    """Raises ConfigurationError unless exactly one of the two is given, and is valid."""
     if (max_running is None) == (rate is None):
         raise ConfigurationError(
             f"{what}: give either max_running= (jobs at once) or rate= (starts in a time), and for both "
@@ -83,22 +84,22 @@ def check_one(what: str, max_running: object, rate: object) -> None:
 
 
 def limit_id(kind: str, name: str, values: Mapping[str, str]) -> str:
-    """Never the same for two limits, whatever the texts: "acme" of "{tenant_id}" is not "acme"."""
+    """Differs for any two limits: "{tenant_id}" filled with "acme" is another limit than "acme"."""
     parts = [part for pair in sorted(values.items()) for part in pair]
     return digest("limit", kind, name, *parts)
 
 
 @dataclass(frozen=True)
 class LimitRef:
-    """Names one limit, and says what it allows: a number at once, or a number in a time."""
+    """Names one limit, and says what it allows: jobs at once, or starts in a time."""
 
     #: As the code has it: ``"{tenant_id}"``.
     name: str
-    #: What it is filled with, by argument.
+    #: The values that fill the name, by argument.
     values: Mapping[str, str]
     max_running: int | None = None
     rate: Rate | None = None
-    #: What it allowed before an operator lowered it: that many may still be running.
+    #: Jobs at once that it allowed before an operator changed it: that many may still run.
     before: int = 0
 
     @property
@@ -111,7 +112,7 @@ class LimitRef:
 
     @property
     def text(self) -> str:
-        """For people."""
+        """The name, filled with its values; for people."""
         return self.name.format(**self.values) if self.values else self.name
 
     @property
@@ -123,7 +124,7 @@ class LimitRef:
 
     @property
     def period(self) -> float | None:
-        """Seconds that a place is taken; None: as long as its job holds its lock."""
+        """Seconds for which a place is taken; None: as long as its job holds its lock."""
         return None if self.rate is None else self.rate.seconds / self._parts
 
     @property
@@ -132,7 +133,7 @@ class LimitRef:
         return -(-self.rate.amount // MOST_PLACES)
 
     def usage(self, held: int) -> str:
-        """For people: ``3 of 3 held``."""
+        """How much of it is taken, for people: ``3 of 3 held``."""
         if self.rate is None:
             return f"{held} of {self.max_running} held"
         return f"{self.rate} are used up"
@@ -146,14 +147,14 @@ class LimitSetting:
     """What an operator has set in place of what the code says."""
 
     name: str
-    #: Of one; empty: of all that the name can be filled with.
+    #: The values for which it holds; empty: for all that have no setting of their own.
     values: Mapping[str, str]
     max_running: int | None
     rate: Rate | None
-    #: Seconds since the epoch, and who.
+    #: When it was set, in seconds since the epoch, and by whom.
     at: float
     who: str
-    #: What ``max_running`` was before that.
+    #: What ``max_running`` was before.
     before: int = 0
 
     @property
@@ -172,7 +173,7 @@ class LimitSetting:
 
 
 def in_force(limit: LimitRef, settings: Mapping[str, LimitSetting]) -> LimitRef:
-    """The limit as it is now: by what is set for it alone, else for its name, else by the code."""
+    """The limit as it is now: as set for its own values, else for its name, else as in the code."""
     found = settings.get(limit.id) or settings.get(limit_id(limit.kind, limit.name, {}))
     if found is None:
         return limit

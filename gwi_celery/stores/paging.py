@@ -1,4 +1,4 @@
-"""Page tokens: a place in a list ordered by (time, job id), and which list it is."""
+"""Page tokens: a position in a list that is ordered by (time, job id), and which list that is."""
 
 from __future__ import annotations
 
@@ -19,30 +19,36 @@ def list_id(tenant: str, status: JobStatus | None, run_id: str | None) -> str:
 
 
 def filter_id(wanted: JobFilter) -> str:
-    """The same for what :meth:`Store.find_jobs` finds."""
+    """Names the list that :meth:`Store.find_jobs` returns for a filter."""
     return digest("find", json.dumps(dataclasses.astuple(wanted)))
 
 
 def check_limit(limit: int) -> None:
+    """Raises InvalidCall for a limit below 1."""
     if limit < 1:
-        raise InvalidCall(f"a page of {limit} jobs: ask for 1 or more")
+        raise InvalidCall(f"a list of at most {limit} entries: ask for 1 or more")
+
+
+def no_such_action(id: str) -> InvalidCall:
+    """The error for what should be the id of an operator's action."""
+    return InvalidCall(f"{id!r} is no id of an action: pass the id of one that was listed")
 
 
 def token_after(moment: float, job_id: str, listed: str) -> str:
-    """The token of the page after the job ``job_id``; ``listed`` is from :func:`list_id`."""
+    """The token of the page after the job ``job_id``; ``listed`` names the list."""
     text = ":".join((float(moment).hex(), job_id, listed))
     return base64.urlsafe_b64encode(text.encode("ascii")).decode("ascii")
 
 
 def place_of(token: str, listed: str) -> tuple[float, str]:
-    """(time, job id) of the last job shown. InvalidCall for a token not of ``listed``."""
+    """(time, job id) of the last job shown. Raises InvalidCall for a token of another list."""
     try:
         text = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
         at, job_id, of = text.decode("ascii").split(":")
         moment = float.fromhex(at)
     except (ValueError, OverflowError) as exc:
         raise InvalidCall(
-            "that is no page token: hand back next_token of the page before, unchanged"
+            "that is no page token: pass the next_token of the page before, unchanged"
         ) from exc
     if of != listed or not math.isfinite(moment):
         raise InvalidCall(

@@ -1,7 +1,7 @@
-"""The protocol's rules, once for every store: what a claim is answered, who may write, what ends a job.
+"""The protocol's rules, once for all stores: how a claim is answered, who may write, what ends a job.
 
-Pure functions of what was read: no server, no clock. A store reads, asks here, and writes what follows in
-one commit.
+Pure functions of what was read, without a server or a clock. A store reads, asks these functions, and
+writes what follows in one commit.
 """
 
 from __future__ import annotations
@@ -43,16 +43,18 @@ from gwi_celery.text import safe_text
 #: Seconds a cancellation is kept for a job that was never claimed, and so named no TTL itself.
 CANCELLED_TTL: Final = 24 * 3600.0
 
-#: Seconds for which the calls of a cancelled task are kept from beginning.
-BARRED_TTL: Final = 30 * 24 * 3600.0
+#: Seconds for which the calls of a cancelled task are kept from beginning: longer than any broker
+#: keeps a message (Pub/Sub: 31 days).
+BARRED_TTL: Final = 35 * 24 * 3600.0
 
-#: How many failed submissions a record remembers; an older one would run again if redelivered.
+#: How many failed submissions a record remembers. An older one would run again if redelivered.
 FAILED_KEPT: Final = 16
 
 #: Bytes of checkpoints that are loaded together; more are fetched one by one.
 LOADED_AT_ONCE: Final = 1_000_000
 
-#: The fingerprint of a job that was cancelled before its payload was seen: it fits every payload.
+#: The fingerprint of a job whose payload is not known: it was cancelled, or had to wait, before it began.
+#: It matches every payload.
 ANY_PAYLOAD: Final = ""
 
 
@@ -60,7 +62,7 @@ ANY_PAYLOAD: Final = ""
 
 
 class Job(Protocol):
-    """A record that has not expired, as a store keeps it."""
+    """A record that has not expired, in a store's own form."""
 
     @property
     def status(self) -> JobStatus: ...
@@ -97,21 +99,21 @@ class Lock:
     left: float
 
 
-# --- what a claim is answered ---------------------------------------------------------------------
+# --- how a claim is answered ----------------------------------------------------------------------
 
 #: The answers that depend on the record alone; each is made from it.
 Settled = type[Mismatch] | type[Completed] | type[Cancelled]
 
 
 class SameClaim:
-    """This very claim has the lock already: its answer was lost. The lease is renewed, because its sender
-    counts from this sending, and the answer is the same.
+    """This very claim holds the lock already: its answer was lost. The answer is the same, and the lease
+    is renewed, because the sender counts its time from this sending.
     """
 
 
 @dataclass(frozen=True)
 class Granted:
-    """The claim takes the lock, and this is what becomes of the record."""
+    """The claim takes the lock, and the record becomes this."""
 
     generation: int = 1
     attempt: int = 1
@@ -125,10 +127,10 @@ class Granted:
 def decide(
     request: ClaimRequest, job: Job | None, lock: Lock | None, other: Lock | None = None
 ) -> Settled | SameClaim | Held | Granted:
-    """What a claim is answered; see :meth:`gwi_celery.stores.base.Store.claim`.
+    """How a claim is answered; see :meth:`gwi_celery.stores.base.Store.claim`.
 
     ``job`` is None if there is no record, or it has expired. ``other`` is the lock that
-    :func:`other_lock` names, as far as the job's last claim has it still.
+    :func:`other_lock` names, if the job's last claim still has it.
     """
     answer = settled(request, job)
     if answer is not None:
@@ -144,7 +146,7 @@ def decide(
         return Granted(fresh=True)
     if job.status.terminal:
         return Granted(generation=job.generation + 1, anew=begins_anew(request, job))
-    # RUNNING, and yet free to be claimed: nobody released it, its holder vanished.
+    # RUNNING, and yet free to be claimed: nobody released it, so its holder vanished.
     crashes = job.crashes + (job.status is JobStatus.RUNNING)
     return Granted(job.generation, job.attempt + 1, crashes)
 
@@ -171,9 +173,10 @@ def other_lock(request: ClaimRequest, job: Job | None) -> str | None:
 def forgotten(
     request: ClaimRequest, job: Job | None, recorded: Callable[[], Sequence[str]]
 ) -> Sequence[str]:
-    """The names of the recorded checkpoints that a replay from a step makes anew.
+    """The names of the recorded checkpoints that a replay from a step forgets, to make them anew.
 
-    Raises InvalidCall when the step is not recorded.
+    ``recorded`` reads the names of all, in the order they were first saved. Raises InvalidCall when the
+    step is not recorded.
     """
     if job is None or request.replay is None or not _replays(job, request):
         return []
@@ -192,7 +195,7 @@ def forgotten(
 def begins_anew(request: ClaimRequest, job: Job) -> bool:
     """Whether the next generation of a job that has ended forgets every checkpoint.
 
-    It doesn't read them, so damaged ones are no obstacle.
+    Then they aren't read, so damaged ones are no obstacle.
     """
     if _replays(job, request):
         assert request.replay is not None
@@ -210,19 +213,27 @@ def check_tenants(request: ClaimRequest) -> None:
 
 
 def submission_id(submission: str) -> str:
-    """A digest, because a submission may hold spaces and anything else."""
+    """A digest of the submission, which itself may contain any character."""
     return digest("submission", submission)
 
 
 def same_payload(stored: str, asked: str) -> bool:
-    """Whether two fingerprints are of one payload: one digest is in both."""
+    """Whether two fingerprints are of one payload: they share a digest."""
     return stored == ANY_PAYLOAD or not set(stored.split()).isdisjoint(asked.split())
+
+
+def is_another_call(request: ClaimRequest, kept: str | None) -> bool:
+    """Whether the request's call replaces the one that the record keeps.
+
+    ``kept`` is the submission whose call that is; None: the record keeps no call.
+    """
+    return request.origin is not None and request.submission != kept
 
 
 def _corrects(job: Job, request: ClaimRequest) -> bool:
     """Whether another payload under the same key may run: only in place of one that failed.
 
-    A replay from a step keeps what the payload before has made, so it can't be of another one.
+    A replay from a step keeps what the former payload has recorded, so its payload must be the same.
     """
     return _failed_otherwise(job, request) and (
         request.replay is None or request.replay.from_step is None
@@ -240,42 +251,53 @@ def _replays(job: Job, request: ClaimRequest) -> bool:
     """Whether the request replays a job that ended."""
     if request.replay is None or not job.status.terminal:
         return False
-    if request.replay.generation == NEXT:  # of a submission; so what it failed with is not replayed
+    if request.replay.generation == NEXT:  # a redelivery of what it failed with is not replayed
         return _failed_otherwise(job, request)
     return request.replay.generation == job.generation + 1
 
 
 def _failed_otherwise(job: Job, request: ClaimRequest) -> bool:
-    """Whether the job has failed, but by other submissions."""
+    """Whether the job has failed by submissions other than the request's."""
     return job.status is JobStatus.FAILED and submission_id(request.submission) not in job.failed
 
 
-# --- what its caller's cancellation keeps from beginning ------------------------------------------
+# --- jobs whose caller was cancelled --------------------------------------------------------------
 
 
 def may_be_barred(request: ClaimRequest, job: Job | None) -> str | None:
-    """The id of the task whose cancellation keeps the job from beginning; None: nothing does."""
+    """The id of the calling task, whose cancellation would keep the job from beginning.
+
+    None: no cancellation of another task does.
+    """
     if request.origin is None or request.replay is not None:
         return None
     return request.origin.parent_id if job is None or never_begun(job) else None
 
 
 def barred(reason: str) -> tuple[Wait, str]:
-    """What the record of such a job says before the cancellation, and the reason it is cancelled with."""
+    """For a job whose caller was cancelled for that reason.
+
+    Returns what its record says until it is cancelled itself, and the reason of that cancellation.
+    """
     return Wait("caller", "was cancelled"), f"its caller was cancelled: {reason}"
+
+
+def kept_reason(reason: str) -> str:
+    """The part of a reason that is kept for the calls of a cancelled task."""
+    return safe_text(reason)
 
 
 # --- waiting --------------------------------------------------------------------------------------
 
 
 def waits_for_lock(request: ClaimRequest, held: Held, now: float) -> Wait:
-    """What a claim that is Held is to record; ``now`` is in seconds since the epoch."""
+    """The wait to record for a claim that is Held; ``now`` is in seconds since the epoch."""
     scope = ":".join(request.lock.scope)
     return Wait("lock", scope, held.by, held.job, until=now + held.retry_after)
 
 
 def waits_for_limit(limited: Limited, now: float) -> Wait:
-    """The same for a claim that is Limited."""
+    """The wait to record for a claim that is Limited; ``now`` is in seconds since the epoch."""
     limit = limited.limit
     usage = limited.why or limit.usage(limited.held)
     return Wait("limit", limit.text, usage, until=now + limited.retry_after, limit_id=limit.id)
@@ -284,7 +306,9 @@ def waits_for_limit(limited: Limited, now: float) -> Wait:
 def kept_by(
     request: ClaimRequest, settings: Callable[[], Mapping[str, LimitSetting]]
 ) -> tuple[Sequence[LimitRef], Sequence[LimitRef]]:
-    """The request's limits as they are in force: those that the store keeps, and ``request.rates``."""
+    """The request's limits as they are in force: those that the store counts, and those that
+    ``request.rates`` does.
+    """
     if not request.limits:
         return (), ()
     known = settings()
@@ -295,12 +319,12 @@ def kept_by(
 
 
 def may_wait(job: Job | None) -> bool:
-    """Whether the record may say that the job waits: not while it runs, and not once it has ended."""
+    """Whether the record may be changed to say that the job waits: not if it runs or has ended."""
     return job is None or job.status in (JobStatus.PENDING, JobStatus.WAITING)
 
 
 def never_begun(job: Job) -> bool:
-    """Whether it has only waited. Such a record is for people: it expires, and fits any payload."""
+    """Whether the job has only waited. Its record is for people: it expires, and matches any payload."""
     return job.status is JobStatus.WAITING and not job.attempt
 
 
@@ -310,13 +334,13 @@ def never_begun(job: Job) -> bool:
 def check_holder(
     lease: Lease, job: Job | None, lock: Lock | None, reason: Callable[[], str]
 ) -> None:
-    """Raises LeaseLost or JobCancelled unless the lease may write: its token is record's and lock's.
+    """Raises LeaseLost or JobCancelled unless both the record and the lock have the lease's token.
 
     One alone is not enough. The same job may have been claimed under another lock meanwhile; and
     another job may have taken the lock, which leaves this job's record as it was.
 
     Args:
-        lock: The lease's, held or expired.
+        lock: The lease's lock, held or expired; None if it is free.
         reason: Reads why the job was cancelled.
     """
     if job is None:
@@ -331,7 +355,7 @@ def check_holder(
 
 
 def lease_lost(lease: Lease, lock: Lock | None) -> LeaseLost:
-    """``lock`` is the lease's as it is now; None if it is free."""
+    """The error to raise. ``lock`` is the lease's lock as it is now; None if it is free."""
     if lock is None or lock.fence == lease.fence:
         why = "its lock was freed, or the job was claimed under another one"
     else:
@@ -342,11 +366,12 @@ def lease_lost(lease: Lease, lock: Lock | None) -> LeaseLost:
 def is_finished(
     lease: Lease, job: Job | None, finished: int | None, outcome: Outcome, *, same_bytes: bool
 ) -> bool:
-    """Whether this finish was applied before; its answer was lost, then.
+    """Whether this finish was applied before, and only its answer was lost.
 
-    ``finished`` is the token of the claim whose finish the record had last; ``same_bytes`` says
-    whether its outcome has this one's. Raises LeaseLost when the attempt has ended otherwise. A record
-    that a later claim has changed can't tell.
+    ``finished`` is the token of the claim whose finish was the last applied to the record;
+    ``same_bytes`` says whether the record's outcome has the bytes of this one. Raises LeaseLost when the
+    attempt has ended with another outcome; once a later claim has changed the record, that can't be
+    told any more. Raises ValueError for a status that is no end.
     """
     if not outcome.status.terminal:
         raise ValueError(f"{outcome.status.value} is no end of a job")
@@ -372,7 +397,7 @@ def failed_after(job: Job, status: JobStatus) -> list[str]:
 
 
 def is_progress(checkpoint: Checkpoint) -> bool:
-    """Whether saving it forgives the crashes so far. A value may be saved again at each attempt."""
+    """Whether saving it resets the count of crashes. Not a value: each attempt may save it anew."""
     return checkpoint.kind is not CheckpointKind.VALUE
 
 
@@ -419,9 +444,9 @@ def _name_taken(
 
 
 def must_put(task: str, name: str, stored: Stored | None, expected: int) -> bool:
-    """Whether a value is to be written by one without a lease; False if that was done already.
+    """Whether a value must be written by a caller without a lease; False if this call has written it.
 
-    Raises StepNameReused, VersionConflict.
+    ``expected`` is the version that the caller has read. Raises StepNameReused, VersionConflict.
     """
     if stored is not None and stored.kind is not CheckpointKind.VALUE:
         raise _name_taken(task, name, stored.kind, CheckpointKind.VALUE)
@@ -432,7 +457,7 @@ def must_put(task: str, name: str, stored: Stored | None, expected: int) -> bool
         return False
     raise VersionConflict(
         f"value {name!r} of {task} is {_at(there)}, and its writer expected it {_at(expected)}: "
-        "read it again, and decide anew",
+        "read it, and decide again",
         expected=expected,
         stored=there,
     )
@@ -443,7 +468,7 @@ def _at(version: int) -> str:
 
 
 def check_open(job: JobRef, known: Job | None) -> None:
-    """Raises InvalidCall unless the job has begun and has not ended: else it takes no values."""
+    """Raises InvalidCall unless the job has begun and has not ended: otherwise it takes no values."""
     which = f"the job of {job.task} with key {job.key!r} of tenant {job.tenant!r}"
     if known is None or never_begun(known):
         raise InvalidCall(f"{which} is unknown: it can be given values once a worker has begun it")
@@ -457,11 +482,11 @@ def check_open(job: JobRef, known: Job | None) -> None:
 
 
 def cancelling(job: JobRef, reason: str) -> Action:
-    """For the audit trail."""
-    # The whole reason is the outcome; a document has room for no more than 1 MB.
-    return action("cancel", f"{job.task} {job.key}", job.tenant, reason=safe_text(reason, 1000))
+    """The cancellation's entry in the audit trail."""
+    # The outcome has the whole reason, which may be larger than a document has room for.
+    return action("cancel", f"{job.task} {job.key}", job.tenant, reason=safe_text(reason))
 
 
 def releasing(lock: LockRef) -> Action:
-    """For the audit trail."""
+    """A forced release's entry in the audit trail."""
     return action("force release", " ".join(lock.scope), lock.tenant)

@@ -9,7 +9,7 @@ from gwi_celery.text import nearest
 
 
 def check_store_url(url: str) -> None:
-    """Raise ConfigurationError for a URL that :func:`open_store` would not take. Opens nothing."""
+    """Raises ConfigurationError for a URL that :func:`open_store` would refuse. Opens nothing."""
     scheme = url.partition("://")[0]
     if scheme == "firestore":
         from gwi_celery.firestore.url import parse
@@ -26,10 +26,10 @@ def check_store_url(url: str) -> None:
 
 
 def open_store(url: str) -> Store:
-    """The store a URL names: ``embedded:///path``, ``embedded://``, ``embedded://:memory:/name``,
+    """The store that a URL names: ``embedded:///path``, ``embedded://``, ``embedded://:memory:/name``,
     or ``firestore://project/prefix?database=...``.
 
-    Raises ConfigurationError for any other.
+    Raises ConfigurationError for any other URL.
     """
     check_store_url(url)
     if url.startswith("firestore:"):
@@ -37,7 +37,7 @@ def open_store(url: str) -> Store:
         from gwi_celery.stores.firestore import FirestoreStore
 
         return FirestoreStore(parse(url))
-    # A broker's options may stand in the same URL: they are not the store's business.
+    # The URL may have options of a broker as well; the store ignores them.
     from gwi_celery.stores.sqlite import SqliteStore, memory_store
 
     parsed = embedded_url.parse(url)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from gwi_celery.ids import digest
 from gwi_celery.stores.limits import LimitRef
-
-if TYPE_CHECKING:
-    pass
 
 
 class JobStatus(str, Enum):
@@ -19,7 +16,7 @@ class JobStatus(str, Enum):
 
     #: Not running: handed back, or waiting for a retry. A message for it is outstanding.
     PENDING = "pending"
-    #: The same, because another job holds its lock, or a limit is reached. It may never have begun.
+    #: Not running, because another job holds its lock or a limit is reached. It may never have begun.
     WAITING = "waiting"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -37,7 +34,7 @@ _TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLE
 class CheckpointKind(str, Enum):
     #: Written once, never changed.
     STEP = "step"
-    #: Only ever moves on: its version must grow.
+    #: Only moves forward: its version must grow.
     CURSOR = "cursor"
     #: The job's own notes: may be overwritten; its version must grow.
     VALUE = "value"
@@ -71,7 +68,7 @@ class LockRef:
         return digest("lock", self.tenant, *self.scope)
 
 
-#: A replay's generation: the next one of a job that has failed, but not by this very submission.
+#: As ``Replay.generation``: the next one, if the job failed by another submission than this.
 NEXT: Final = 0
 
 
@@ -79,10 +76,10 @@ NEXT: Final = 0
 class Replay:
     """Asks for a new generation of a job, although the one before may have succeeded."""
 
-    #: The generation to open, or :data:`NEXT`. If the job is there already, the submission is a plain
-    #: duplicate.
+    #: The generation to open, or :data:`NEXT`. If the job has reached that generation already, the
+    #: submission is an ordinary duplicate.
     generation: int
-    #: Checkpoints saved from this one on are forgotten; None: all of them; "": none.
+    #: This checkpoint and those saved after it are forgotten. None: all are; "": none is.
     from_step: str | None = None
 
 
@@ -92,16 +89,16 @@ class Origin:
 
     #: Celery's id of the call.
     task_id: str = ""
-    #: Celery's ids of the task that called it, and of the first one in that line.
+    #: Celery's ids of the task that called it, and of the first task in that chain of calls.
     parent_id: str | None = None
     root_id: str | None = None
     #: Where its message came from.
     queue: str | None = None
-    #: Given with the call; jobs can be found by them.
+    #: Given with the call. Jobs can be found by them.
     labels: Mapping[str, str] = field(default_factory=dict)
     #: The version of the worker's code.
     code_version: str = ""
-    #: The call as JSON, to be made again; None: not kept, or not read.
+    #: The call as JSON, so that it can be made again. None: not kept, or not read.
     envelope: bytes | None = None
 
 
@@ -113,31 +110,31 @@ class ClaimRequest:
     lock: LockRef
     #: The run's id, for people and for lists; None if the job has none.
     run_id: str | None
-    #: Digests of the payload's forms, with spaces between: two payloads are the same if they share
-    #: one. The same key with another payload is a mismatch.
+    #: Digests of the payload's forms, separated by spaces. Two payloads are the same if they share a
+    #: digest. The same key with another payload is a mismatch.
     fingerprint: str
-    #: Names the submission (the Celery task id): a redelivery or a retry of one that already
-    #: failed gets that failure again, while a fresh submission runs again.
+    #: Names the submission (the Celery task id). A redelivery or a retry of a submission that has
+    #: failed gets that failure again; a fresh submission runs again.
     submission: str
     #: Who asks, for people ("host:pid").
     owner: str
-    #: Unique to this attempt, so that a claim whose answer was lost can be recognised.
+    #: Unique to this attempt. A claim whose answer was lost is recognised by it.
     nonce: str
     #: Seconds until the lock may be taken over, unless renewed.
     lease_ttl: float
     #: Seconds a terminal outcome is kept.
     result_ttl: float
     replay: Replay | None = None
-    #: What the record is to keep of the call. None: it keeps what it has, and a claim that is Held
-    #: records no wait.
+    #: What the record is to keep of the call. None: the record keeps what it has, and a claim that is
+    #: Held or Limited records no wait.
     origin: Origin | None = None
-    #: A hint that the store may know this job: it was delivered before, or is a retry. It changes
-    #: no answer, only what is looked at first.
+    #: A hint that the store may know this job, because it was delivered before or is a retry. It
+    #: changes no answer, only whether the store reads before it writes.
     redelivered: bool = False
-    #: What else it needs a place of, all or none, as the code has them.
+    #: The limits that the job needs a place of, as the code states them. It gets all places or none.
     limits: Sequence[LimitRef] = ()
-    #: Keeps the rates among ``limits``, as they are in force, in the store's stead. Asked once the claim
-    #: would be granted otherwise; what it answers is the claim's answer then.
+    #: Counts the rates among ``limits`` in place of the store. Called with the rates in force once
+    #: nothing else keeps the claim from being granted. A Limited that it returns is the claim's answer.
     rates: Callable[[Sequence[LimitRef]], Limited | None] | None = field(
         default=None, compare=False
     )
@@ -145,7 +142,7 @@ class ClaimRequest:
 
 @dataclass(frozen=True)
 class Lease:
-    """Proof of a claim; every write carries it. A write answers with the next one."""
+    """Proof of a claim. Every write takes a lease, and most return the one for the next write."""
 
     job: JobRef
     lock: LockRef
@@ -155,7 +152,7 @@ class Lease:
     ttl: float
     result_ttl: float
     generation: int
-    #: Store-private (a document version, say).
+    #: Private to the store, such as a document's version.
     version: Any = field(default=None, compare=False)
 
 
@@ -174,7 +171,7 @@ class AttemptEnd:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a generation ended: SUCCEEDED with a result, FAILED with an error, or CANCELLED."""
+    """How a generation ended: SUCCEEDED with a result, or FAILED with an error."""
 
     status: JobStatus
     blob: bytes
@@ -182,7 +179,7 @@ class Outcome:
     end: AttemptEnd | None = field(default=None, compare=False)
 
 
-#: The end of an attempt of which nothing more is known.
+#: The end of an attempt that was handed back, if nothing more is known.
 RELEASED = AttemptEnd("released")
 
 
@@ -192,22 +189,22 @@ class Wait:
 
     #: "lock", "limit", or "retry".
     kind: str
-    #: The lock's scope, its parts joined by ":"; the limit's name; the error that is tried again.
+    #: The lock's scope, its parts joined by ":"; or the limit's name; or the error that is retried.
     what: str
-    #: Who holds the lock ("host:pid task id"), and with which job. Of a limit: "3 of 3 held".
+    #: Who holds the lock ("host:pid task id"), and for which job. For a limit: "3 of 3 held".
     holder: str = ""
     holder_job: JobRef | None = None
     #: Seconds since the epoch; ``since`` is set by the store.
     since: float = 0.0
-    #: Until when at the latest, as known when this was written; None: unknown.
+    #: When the wait ends at the latest, as far as known when this was written; None: unknown.
     until: float | None = None
-    #: The limit's.
+    #: Of a limit: ``LimitRef.id``.
     limit_id: str = ""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job says it is."""
+    """How far a job has come, as it reports."""
 
     done: float
     total: float | None = None
@@ -226,18 +223,19 @@ class PastAttempt:
     worker: str
     fence: int
     task_id: str
-    #: Seconds since the epoch; ``ended`` is None of one that runs.
+    #: Seconds since the epoch; ``ended`` is None while it runs.
     began: float
     ended: float | None = None
-    #: None of one that runs; "lost" of one whose worker vanished without a word.
+    #: None while it runs; "lost" if its worker vanished without releasing its lease.
     end: AttemptEnd | None = None
 
 
 @dataclass(frozen=True)
 class StoredResult:
-    """A task's result as Celery's readers get it, to be written along with an outcome.
+    """A task's result in the result backend's form, to be written in the same commit as an outcome.
 
-    A stored SUCCESS that has not expired is never replaced; another end is replaced by an end only.
+    A stored SUCCESS that has not expired is never replaced. Another final state is replaced only by a
+    final state.
     """
 
     task_id: str
@@ -247,11 +245,11 @@ class StoredResult:
     state: str
     #: As the result backend encodes it.
     meta: bytes
-    #: Seconds that it is kept; None: for good.
+    #: Seconds for which it is kept; None: for good.
     ttl: float | None
-    #: A hint that an earlier attempt may have stored one: the store reads first.
+    #: A hint that an earlier attempt may have stored a result: the store reads first.
     seen_before: bool = False
-    #: Store-private: what is known of the one that is there.
+    #: Private to the store: what this process knows of the stored result.
     version: Any = field(default=None, compare=False)
     #: The task's tenant. Another tenant's result is never replaced.
     tenant: str | None = None
@@ -268,9 +266,9 @@ class Checkpoint:
     version: int = 1
     #: Seconds since the epoch, set by the store.
     saved_at: float = 0.0
-    #: Place in the order of first saving; set by the store.
+    #: Position in the order of first saving; set by the store.
     ordinal: int = 0
-    #: Its bytes were left out: :meth:`Store.fetch` gives them.
+    #: Its bytes were left out; :meth:`Store.fetch` reads them.
     deferred: bool = False
     #: Bytes; set by the store.
     size: int = field(default=0, compare=False)
@@ -289,7 +287,7 @@ class JobRecord:
     #: Claims in this generation, so 1 in a first attempt.
     attempt: int
     #: Takeovers in this generation since progress was last saved: how often a holder vanished
-    #: without a word.
+    #: without releasing its lease.
     crashes: int
     fence: int
     created_at: float
@@ -305,10 +303,10 @@ class JobRecord:
     worker: str = ""
     #: The lock that the last claim took, or waits for; None in a record written by 0.1.
     lock: LockRef | None = None
-    #: Oldest first, the one that runs last; and how many older ones are forgotten.
+    #: Oldest first; the last one may still run. Older ones are only counted.
     attempts: Sequence[PastAttempt] = ()
     attempts_forgotten: int = 0
-    #: Of a job that isn't running and has not ended.
+    #: None if the job runs or has ended.
     waits: Wait | None = None
     progress: Progress | None = None
     #: The last error's class, and the first line of its text; "" once it has succeeded.
@@ -318,7 +316,7 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class JobFilter:
-    """Which jobs to find: those that fit all that isn't None."""
+    """Which jobs to find: those that match every field that isn't None."""
 
     #: None: of all tenants.
     tenant: str | None = None
@@ -329,10 +327,10 @@ class JobFilter:
     label: tuple[str, str] | None = None
     #: The last error's class.
     error_type: str | None = None
-    #: Celery's id of the call, and of the one that called it.
+    #: Celery's id of the call, and of the task that called it.
     task_id: str | None = None
     parent_id: str | None = None
-    #: Seconds since the epoch: recorded first at or after, and before.
+    #: Seconds since the epoch: first recorded at or after ``since``, and before ``before``.
     since: float | None = None
     before: float | None = None
 
@@ -354,15 +352,16 @@ class PlaceRecord:
     """A place of a limit that is taken."""
 
     limit_id: str
-    #: The limit's name, as the code has it, and what it is filled with.
+    #: The limit's name as the code has it, and the values that fill it.
     name: str
     values: Mapping[str, str]
-    #: Of a rate, not of ``max_running``.
+    #: Whether the limit is a rate; otherwise it is ``max_running``.
     of_rate: bool
     owner: str
     job: JobRef
-    #: Seconds since the epoch. It is free then, unless its job's lease is renewed.
+    #: Seconds since the epoch.
     taken_at: float
+    #: When it becomes free. A renewal of its job's lease moves that on, but not that of a rate.
     free_at: float
 
 
@@ -381,7 +380,7 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Completed:
-    """The job ended before, as SUCCEEDED or FAILED: this duplicate gets that outcome."""
+    """The job has ended as SUCCEEDED or FAILED: this duplicate gets that outcome."""
 
     record: JobRecord
 
@@ -400,7 +399,7 @@ class Held:
     by: str
     #: The job that holds it.
     job: JobRef
-    #: Seconds until its lease runs out, if it isn't renewed.
+    #: Seconds until that lease expires, if it isn't renewed.
     retry_after: float
 
 
@@ -411,10 +410,10 @@ class Limited:
     limit: LimitRef
     #: Places that are taken.
     held: int
-    #: Seconds until one is free: at the earliest, of a rate; at the latest, of those that run, unless
-    #: their leases are renewed.
+    #: Seconds until a place becomes free: of a rate at the earliest; of ``max_running`` at the latest,
+    #: unless the leases are renewed.
     retry_after: float
-    #: What else there is to say of it; "": how many are taken.
+    #: Why, in place of how many places are taken; "": say that.
     why: str = ""
 
 
@@ -431,5 +430,5 @@ ClaimAnswer = Claimed | Completed | Mismatch | Held | Limited | Cancelled
 @dataclass(frozen=True)
 class Page:
     jobs: Sequence[JobRecord]
-    #: Hand it back to go on after this page; None at the end.
+    #: Pass it as ``token`` to get the next page; None at the end.
     next_token: str | None

@@ -37,11 +37,11 @@ _LONGEST_TEXT = 400
 
 @dataclass(frozen=True)
 class Event:
-    #: What happened: a word of reliability/ends.py's table, or started, claimed, checkpoint, ended.
+    #: What happened: an end in reliability/ends.py's table, or started, claimed, checkpoint, ended ...
     name: str
-    #: Process of the job.
+    #: The job's process.
     pid: int
-    #: The Celery task's id; None where it concerns no task.
+    #: The Celery task's id; None if it concerns no task.
     task_id: str | None
     #: Seconds since the epoch.
     at: float
@@ -54,7 +54,7 @@ Listener = Callable[[Event], None]
 class _Hook:
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
-        #: Of the process that listens; 0: none does yet.
+        #: The process that listens; 0: none yet.
         self.pid = 0
         self.write_end: int | None = None
 
@@ -129,7 +129,7 @@ def emit(name: str, *, task_id: str | None = None, **facts: Any) -> None:
 
 
 def _short(value: Any) -> Any:
-    """A text in no more bytes than it may have, however they are written; two of them stay two."""
+    """A text cut to what an event may hold, with a digest, so that two texts stay different."""
     if not isinstance(value, str) or len(json.dumps(value[:_LONGEST_TEXT])) <= _LONGEST_TEXT >= len(
         value
     ):
@@ -156,7 +156,7 @@ def _started(task_id: str, task: Any, **kwargs: Any) -> None:
 
 
 def _late(eta: str | None) -> float | None:
-    """Seconds by which a task begins after the time that it was asked for; None: it wasn't."""
+    """Seconds from a task's ETA until now, when it starts; None without an ETA."""
     if not isinstance(eta, str):
         return None
     try:

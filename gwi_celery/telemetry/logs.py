@@ -1,7 +1,7 @@
-"""Logs: JSON as Cloud Logging reads it, or Celery's text for people; no task's arguments or results.
+"""Logs: JSON as Cloud Logging reads it, or Celery's text for people; without tasks' arguments or results.
 
-Two parts. A filter on Celery's own loggers takes arguments and results out of what they print, whoever
-handles it. Formatters keep a line a line, whatever an id or an error's text holds, and bound its size.
+A filter on Celery's own loggers removes arguments and results, whichever handler prints the record.
+Formatters keep each record on one line, whatever an id or an error's text holds, and limit its size.
 
 Each line of a job carries labels: type, tenant, run, task_id, attempt and fence.
 """
@@ -55,7 +55,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _bounded(text: str, limit: int) -> str:
-    """Its two ends, where it is too long: of a stack trace the last line says what went wrong."""
+    """A text that is too long is cut in the middle: a stack trace's last line says what went wrong."""
     if len(text) <= limit:
         return text
     kept = limit // 2
@@ -73,14 +73,14 @@ def _trace_text(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """Text as another formatter has it, where no value begins a line: all but the first are indented."""
+    """Another formatter's text, with all lines but the first indented: no value can begin a line."""
 
     def __init__(self, inner: logging.Formatter | None) -> None:
         super().__init__()
         self._inner = inner or logging.Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
-        record = copy.copy(record)  # other handlers have the same
+        record = copy.copy(record)  # other handlers get the same record
         trace = _trace_text(self._inner, record)
         record.msg, record.args = _one_line(_message(record)), ()
         record.exc_text = _one_line(trace, first="  ") if trace else None
@@ -126,7 +126,7 @@ class CloudFormatter(logging.Formatter):
 def _labels(record: logging.LogRecord) -> dict[str, Any]:
     task = get_current_task()
     if task is None or task.request.called_directly:
-        # The main process has no current task; Celery says of which it speaks.
+        # The main process has no current task, but Celery names the one that a record is about.
         data = getattr(record, "data", None)
         known = data if isinstance(data, dict) else {}
         return {"type": known.get("name"), "task_id": known.get("id")}
@@ -154,7 +154,7 @@ def _labels(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _trace() -> tuple[str | None, str | None]:
-    """Trace and span: OpenTelemetry's, where it is on, else what came with the message."""
+    """Trace and span: OpenTelemetry's if it is on, else those of the message."""
     otel = sys.modules.get("opentelemetry.trace")
     if otel is not None:
         context = otel.get_current_span().get_span_context()
@@ -166,29 +166,29 @@ def _trace() -> tuple[str | None, str | None]:
     return (found[1], found[2]) if found else (None, None)
 
 
-#: The loggers of Celery's that print arguments, results or bodies.
+#: Celery's loggers that print arguments, results or bodies.
 _CONSUMER = "celery.worker.consumer.consumer"
 _LOGGERS = (_CONSUMER, "celery.worker.strategy", "celery.app.trace", "celery.pool")
 
-#: Celery's text -> ours, and which of its arguments it keeps.
+#: Name of Celery's text -> ours, and which of its arguments ours keeps.
 _SHORT: dict[str, tuple[str, tuple[int, ...]]] = {
     "UNKNOWN_TASK_ERROR": ("no task is registered as %s: the message is rejected", (0,)),
     "INVALID_TASK_ERROR": ("an invalid task message is rejected: %s", (0,)),
     "MESSAGE_DECODE_ERROR": ("a message's body can't be decoded: %s (%r, %r)", (0, 1, 2)),
     "UNKNOWN_FORMAT": ("a message that is no task is rejected", ()),
 }
-#: The same of texts that are written where they are used, by how they begin.
+#: The same for texts that Celery doesn't name, by how they begin.
 _BEGINNINGS: dict[str, tuple[str, tuple[int, ...]]] = {
     "TaskPool: Apply": ("TaskPool: Apply %s", (0,)),
     "Couldn't convert ETA": ("Couldn't convert ETA %r to timestamp: %r", (0, 1)),
 }
-#: What Celery's other lines are made from that is not shown; any app may have changed their formats.
+#: Values of Celery's other lines that are not shown, whatever formats an app has set for these lines.
 _VALUES = frozenset({"args", "kwargs", "return_value"})
 _HIDDEN = "(hidden)"
 
 
 class WithoutArguments(logging.Filter):
-    """Takes arguments, results and message bodies out of what Celery logs."""
+    """Removes arguments, results and message bodies from what Celery logs."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, dict):
@@ -199,7 +199,7 @@ class WithoutArguments(logging.Filter):
         short = _short(record.msg)
         if short is not None and isinstance(record.args, tuple):
             args = [
-                # Of a KeyError it is the task's name.
+                # A KeyError's text is the task's name.
                 public_error(a) if isinstance(a, Exception) and not isinstance(a, KeyError) else a
                 for a in record.args
             ]
@@ -210,7 +210,7 @@ class WithoutArguments(logging.Filter):
 
 
 class InOneLine(logging.Filter):
-    """What ends a worker, if it is an error of this package: without its trace, which helps nobody."""
+    """Logs an error of this package that ends a worker without its stack trace, which helps nobody."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         args = record.args
@@ -230,7 +230,7 @@ def _without_values(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _short(text: Any) -> tuple[str, tuple[int, ...]] | None:
     if not isinstance(text, str):
         return None
-    # Whoever logs here has loaded the module; a producer need not.
+    # If Celery logs such a text, it has loaded the module; a producer may not have.
     consumer = sys.modules.get(_CONSUMER)
     for name, short in _SHORT.items():
         if getattr(consumer, name, None) == text:
@@ -243,7 +243,7 @@ _in_one_line = InOneLine()
 
 
 def wants_json(settings: Settings) -> bool:
-    """Whether logs are JSON: where told so, or in a project and not on a terminal."""
+    """Whether logs are JSON: by the setting, else with a project and without a terminal."""
     if settings.log_format:
         return settings.log_format == "json"
     return bool(settings.project) and not sys.stderr.isatty()
@@ -258,7 +258,7 @@ class _Setup:
     def __call__(self, logger: logging.Logger, **kwargs: Any) -> None:
         if self.settings is None:
             return
-        # Billiard's has handlers of its own, and no signal tells of it.
+        # Billiard's logger has handlers of its own, and no signal announces them.
         for handler in (*logger.handlers, *get_multiprocessing_logger().handlers):
             if wants_json(self.settings):
                 handler.setFormatter(CloudFormatter(self.settings.project))

@@ -1,4 +1,4 @@
-"""/metrics: the same counts as /stats, in Prometheus' text form."""
+"""/metrics: the same counts as /stats, in Prometheus's text format."""
 
 from __future__ import annotations
 

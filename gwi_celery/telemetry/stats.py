@@ -92,7 +92,7 @@ class Stats:
         #: Of pool children; this process counts its own.
         self._rpcs: Counter[str] = Counter()
         self.started_at = time.time()
-        #: Dead letters that are about to be dropped, as this worker saw it last.
+        #: Dead letters that are about to be dropped, by this worker's last search.
         self.expiring = 0
 
     def __call__(self, event: Event) -> None:
@@ -121,7 +121,7 @@ class Stats:
             self._rpcs.update(event.facts.get("rpcs") or {})
             outcome = _STATES.get(event.facts.get("state") or "")
             if outcome == "succeeded" and job is not None and job.facts.get("duplicate"):
-                outcome = None  # counted as the duplicate that it is
+                outcome = None  # counted as a duplicate
             if outcome is not None:
                 self._counts[outcome] += 1
                 self._by_task[event.facts["task"], outcome] += 1
@@ -174,7 +174,7 @@ class Stats:
             return self._late.all()
 
     def errors(self) -> dict[tuple[str, str], int]:
-        """(task, the error's class) -> attempts that failed of it for good."""
+        """(task, the error's class) -> attempts that failed for good with it."""
         with self._lock:
             return dict(self._errors)
 

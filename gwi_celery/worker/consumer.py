@@ -22,7 +22,7 @@ from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
 from gwi_celery.reliability import fields
 from gwi_celery.text import safe_text
 from gwi_celery.transport.death import Death
-from gwi_celery.worker import early, tracer
+from gwi_celery.worker import controls, early, tracer
 from gwi_celery.worker.guard import guarded
 from gwi_celery.worker.policy import Policy
 
@@ -63,6 +63,7 @@ class Consumer(consumer.Consumer):
         super().update_strategies()
         tracer.install(self.app)
         early.install()
+        controls.install()
 
     def on_unknown_task(self, body: Any, message: Any, exc: Any) -> Any:
         """Celery's own; also records the task and its tenant for the dead letter."""

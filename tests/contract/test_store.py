@@ -1028,12 +1028,14 @@ def test_a_step_saved_again_with_the_same_bytes_stays_as_it_is(case):
     request = case.request()
     lease = running(case, request)
     case.store.save(lease, step("list", b"files"))
-    before = case.store.get_checkpoints(request.job)
+    before = case.seen(request)
     case.advance(case.lease_ttl / 2)
 
     case.store.save(lease, step("list", b"files"))
 
-    assert case.store.get_checkpoints(request.job) == before
+    after = case.seen(request)
+    assert (after.job, after.checkpoints) == (before.job, before.checkpoints)
+    assert after.lock != before.lock
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -224,6 +224,10 @@ def test_what_an_operator_sets_holds_instead_of_what_the_code_says(case):
     case.store.set_limit(alone)
     assert case.store.limit_settings() == {setting.id: setting, alone.id: alone}
     assert isinstance(case.store.claim(ask(case, "k2", limit)), Limited)
+    case.store.set_limit(replace(alone, max_running=1))
+    answer = case.store.claim(ask(case, "k2", limit))
+    assert isinstance(answer, Limited)
+    assert answer.held == 2, "all that run, though one may"
     case.store.set_limit(replace(alone, max_running=4))
     take(case, "k2", limit)
     take(case, "k3", limit)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gwi_celery.actions import acting_as, action
+from gwi_celery.errors import InvalidCall
 from gwi_celery.stores.base import JobRef
 from tests.contract.stores import CASES, StoreCase
 
@@ -52,6 +53,9 @@ def test_what_operators_do_is_kept_with_it_latest_first(
     assert store.list_actions(tenant="acme") == [cancel, release]
     assert store.list_actions(limit=1) == [purge]
     assert store.list_actions(limit=2, before=advance.id) == [cancel, release]
+    for wrong in ({"before": "yesterday"}, {"before": ""}, {"before": "a/b"}, {"limit": 0}):
+        with pytest.raises(InvalidCall):
+            store.list_actions(**wrong)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 4
     assert not any("\n" in line for line in lines)

@@ -71,6 +71,7 @@ WANTED = {
         "3",
     ),
     "none": (LetterFilter(tenant="nobody"), ""),
+    "no known reason": (LetterFilter(reason="\ud800"), ""),
 }
 
 

@@ -227,6 +227,7 @@ def test_a_wait_for_a_limit_is_recorded_and_can_be_cancelled(case):
 
 
 def test_what_a_cancelled_task_has_called_never_begins(case):
+    case.store.bar_calls_of("acme", "parent", "not yet known \ud800")
     case.store.bar_calls_of("acme", "parent", "wrong customer")
     child = call(case, "child", parent_id="parent")
     answer = case.store.claim(child)
@@ -325,6 +326,11 @@ def test_jobs_are_found_by_each_filter_in_pages_newest_first(case):
         case.store.find_jobs(JobFilter(tenant="acme"), token=newest.next_token)
     with pytest.raises(InvalidCall, match="1 or more"):
         case.store.find_jobs(JobFilter(), limit=0)
+    assert case.store.find_jobs(JobFilter(since=1e30)).jobs == []
+    assert len(case.store.find_jobs(JobFilter(before=1e30)).jobs) == 6
+    case.take(call(case, "k6", run_id=""))
+    (found,) = case.store.find_jobs(JobFilter(run_id="")).jobs
+    assert found.job.key == "k6", "an empty text is a value like any other"
 
 
 def test_a_job_keeps_its_place_whatever_becomes_of_it(case):

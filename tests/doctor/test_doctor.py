@@ -114,3 +114,6 @@ def test_what_is_refused_is_told_with_its_reason(twin: Twin) -> None:
 def test_another_url_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["redis://localhost"]) == 2
     assert "write pubsub://my-project" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["firestore://p", "--seconds", "0"])
+    assert "write a number from 1 to 3600" in capsys.readouterr().err

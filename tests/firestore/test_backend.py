@@ -80,7 +80,7 @@ def test_what_a_result_costs(backend: Any, wire: Wire) -> None:
     assert calls == [COMMIT, COMMIT]
     with wire.counting() as calls:  # STARTED by a process that is no more
         backend.store_result("t3", None, STARTED, request=request("t3"))
-        backend._place.versions.clear()
+        backend._shared.versions.clear()
         backend.store_result("t3", 3, SUCCESS, request=request("t3", retries=1))
     assert calls == [COMMIT, READ, COMMIT]
     with wire.counting() as calls:
@@ -209,7 +209,7 @@ def test_a_retried_job_finds_the_result_of_its_last_attempt(app: Celery, wire: W
         if self.request.retries == 0:
             raise self.retry(countdown=0)
         if elsewhere:
-            app.backend._place.versions.clear()
+            app.backend._shared.versions.clear()
         return 5
 
     claim, release, retry, finish = [COMMIT] * 4

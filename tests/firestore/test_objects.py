@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from google.auth.exceptions import RefreshError, TransportError
 
 from gwi_celery.errors import ConfigurationError, LeaseLost, StoreUnavailable, StoreUnusable
+from gwi_celery.firestore.objects import _Mapped
 from gwi_celery.firestore.url import parse
-from gwi_celery.stores.base import Completed, Replay
+from gwi_celery.stores.base import Completed, Held, Origin, Replay, StoredResult
 from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.firestore.blobs import INLINE
 from tests.contract.stores import cursor, failure, step, success
@@ -75,6 +78,28 @@ def test_objects_go_with_what_named_them(
     assert storage.objects == {}
 
 
+def test_a_result_that_stays_keeps_its_object(
+    wire: Wire, store: FirestoreStore, storage: FakeStorage
+) -> None:
+    result = StoredResult("t", "key", "SUCCESS", os.urandom(len(LARGE)), None, tenant="acme")
+    store.finish(take(store).lease, success(), result)
+    (kept,) = storage.objects
+    for generation, tenant in ((2, "acme"), (3, "other")):
+        again = replace(result, seen_before=True, tenant=tenant)
+        store.finish(take(store, replay=Replay(generation, "")).lease, success(), again)
+        assert kept in storage.objects
+
+
+def test_a_wait_in_place_of_what_has_expired_deletes_its_objects(
+    wire: Wire, store: FirestoreStore, storage: FakeStorage
+) -> None:
+    store.finish(take(store, scope=("shared",)).lease, success(LARGE))
+    wire.advance(TTL * 101)
+    take(store, key="other", scope=("shared",))
+    assert isinstance(store.claim(request(scope=("shared",), origin=Origin("t"))), Held)
+    assert storage.objects == {}
+
+
 def test_a_stale_holders_object_stays_invisible(wire: Wire, store: FirestoreStore) -> None:
     lease = take(store).lease
     wire.advance(TTL + 1)
@@ -124,6 +149,13 @@ def test_storage_that_is_away_is_a_temporary_matter(wire: Wire) -> None:
     store = FirestoreStore(url, intercept=wire)
     with pytest.raises(StoreUnavailable):
         store.save(take(store).lease, step("large", LARGE))
+
+
+def test_credentials_that_can_not_be_had_now_are_a_temporary_matter(wire: Wire) -> None:
+    with pytest.raises(StoreUnavailable, match="try again"), _Mapped(BUCKET):
+        raise TransportError("the metadata server does not answer")
+    with pytest.raises(StoreUnusable, match="refuses bucket"), _Mapped(BUCKET):
+        raise RefreshError("invalid_grant")
 
 
 def test_without_the_extra_the_store_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:

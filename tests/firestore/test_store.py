@@ -791,8 +791,19 @@ def test_cleanup_leaves_nothing_of_what_has_expired(wire: Wire, store: Firestore
     lease = store.save(take(store).lease, step("a", blob_of(2 * INLINE)))
     store.finish(lease, success(blob_of(2 * INLINE)))
     wire.advance(TTL * 101)
+    wire.requests.clear()
     assert store.cleanup() == 1
     assert all_names(wire) == []
+    queries = [sent.structured_query for sent in wire.requests if hasattr(sent, "structured_query")]
+    masks = [
+        {field.field_path for field in query.select.fields}
+        for query in queries
+        if query.from_[0].collection_id == "gwi_jobs"
+    ]
+    assert masks
+    for mask in masks:
+        assert "data.outcome.sha" in mask
+        assert not {"data", "data.outcome", "data.outcome.blob"} & mask, "outcomes may be large"
 
 
 def test_a_job_that_begins_anew_leaves_nothing_of_its_former_life(

@@ -140,14 +140,14 @@ BROKER = [
         "a dead letter is acked before its copy is published",
         "gwi_celery/brokers/pubsub/dead.py",
         "                if not self._put_back(queue, delivery, redrive):\n",
-        "                looked.done_with(delivery)\n                if not self._put_back(queue, delivery, redrive):\n",
+        "                walk.done_with(delivery)\n                if not self._put_back(queue, delivery, redrive):\n",
         "pubsub/test_dead_letters.py::test_what_can_t_be_redriven_now_stays_in_its_dead_letter",
     ),
     Mutant(
         "a dead letter is acked before its record has ended",
         "gwi_celery/brokers/pubsub/dead.py",
         "                # The record ends first: a message that stays behind is then known to be done with.\n",
-        "                looked.done_with(delivery)\n",
+        "                walk.done_with(delivery)\n",
         "pubsub/test_dead_letters.py::test_what_can_t_be_redriven_now_stays_in_its_dead_letter",
     ),
     Mutant(

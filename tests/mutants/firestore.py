@@ -6,14 +6,14 @@ FIRESTORE = [
     Mutant(
         "who fell silent keeps its lock, though its place is another's",
         "gwi_celery/stores/firestore/limits.py",
-        "writes.append(documents.delete(self._places.lock(lock.ref), lock.version))",
+        "writes.append(documents.delete(self._paths.lock(lock.ref), lock.version))",
         "pass",
         "contract/test_store_limits.py::test_a_renewal_keeps_the_place_and_a_silent_holder_has_lost_both",
     ),
     Mutant(
         "a freed lock's places stay",
         "gwi_celery/stores/firestore/limits.py",
-        "return [documents.delete(places.place(place)) for place in lock.places]",
+        "return [documents.delete(paths.place(place)) for place in lock.places]",
         "return []",
         "contract/test_store_limits.py::test_however_a_job_ends_its_place_is_free",
     ),
@@ -160,7 +160,7 @@ FIRESTORE = [
     Mutant(
         "a cancelled job's lock stays",
         "gwi_celery/stores/firestore/operators.py",
-        "        writes += [documents.delete(lock_name, lock.version), *freeing(places, lock)]",
+        "        writes += [documents.delete(lock_name, lock.version), *freeing(paths, lock)]",
         "        pass",
         "contract/test_store.py::test_an_unfinished_job_can_be_cancelled",
     ),
@@ -173,7 +173,7 @@ FIRESTORE = [
     ),
     Mutant(
         "the tenant is left out of paths",
-        "gwi_celery/stores/firestore/places.py",
+        "gwi_celery/stores/firestore/paths.py",
         "{digest('tenant', tenant)}",
         "{digest('tenant', '')}",
         "contract/test_store_lists.py::test_nothing_done_for_one_tenant_is_seen_by_another",
@@ -181,8 +181,8 @@ FIRESTORE = [
     Mutant(
         "a value is put without naming the record's version or its own",
         "gwi_celery/stores/firestore/values.py",
-        "_, step, writes = recording(places, job, value, stored, field, gc_at)",
-        "_, step, writes = recording(places, job, value, stored, field, gc_at)\n        writes = [replace(write, version=None, exists=None) for write in writes]",
+        "_, step, writes = recording(paths, job, value, stored, field, gc_at)",
+        "_, step, writes = recording(paths, job, value, stored, field, gc_at)\n        writes = [replace(write, version=None, exists=None) for write in writes]",
         "firestore/test_store.py::test_a_value_that_arrives_late_changes_nothing",
     ),
     Mutant(
@@ -216,7 +216,7 @@ FIRESTORE = [
     Mutant(
         "a job that ends leaves its place taken",
         "gwi_celery/stores/firestore/holder.py",
-        "                *freeing(self._places, hold.lock),\n",
+        "                *freeing(self._paths, hold.lock),\n",
         "",
         "contract/test_store_limits.py::test_however_a_job_ends_its_place_is_free",
     ),

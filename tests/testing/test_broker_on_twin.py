@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import select
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.sweep import sweep
 from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, TooLarge
 from gwi_celery.testing.twin import STRICT, Twin, start_twin
-from tests.contract.brokers import send, wait_for
+from tests.contract.brokers import PATIENCE, send, wait_for
 from tests.machine import Stopwatch
 from tests.workers import eventually
 
@@ -292,6 +293,98 @@ def test_a_level_that_is_said_to_be_empty_is_asked_again(connect: Connect, twin:
     assert found.count(b"low") <= 5, "by chance: without asking again a third of the time"
     receiver.return_unpolled("q")
     assert twin.counts(broker.topology.subscription("q"))["expired"] == 0
+
+
+def test_a_level_that_was_empty_is_asked_twice_before_the_next(
+    connect: Connect, twin: Twin
+) -> None:
+    """At first, and after it had a message, three times."""
+    twin.switch(settle=0, immediate_empty=0)
+    broker = connect(priority_levels=(0, 5, 9))
+    send(broker, *(b"low" for _ in range(4)))
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    calls: list[str] = []
+    broker.client.on_call = calls.append
+
+    def cost() -> int:
+        calls.clear()
+        broker.ack([wait_for(receiver)])
+        return calls.count("Pull")
+
+    assert [cost() for _ in range(3)] == [3 + 3 + 1, 2 + 2 + 1, 2 + 2 + 1]
+    send(broker, b"high", priority=9)
+    assert [cost() for _ in range(2)] == [1, 3 + 2 + 1]
+
+
+def test_a_level_whose_pull_failed_is_asked_again_though_others_have_messages(
+    connect: Connect, twin: Twin
+) -> None:
+    twin.switch(settle=0, immediate_empty=0)
+    broker = connect(priority_levels=(0, 5))
+    send(broker, *(b"low" for _ in range(3)))
+    send(broker, b"high", priority=9)
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    receiver._queues["q"].lines[0].retry_at = time.monotonic()  # the pause after a failure is over
+    assert wait_for(receiver).data == b"high"
+
+
+def test_a_fork_between_two_levels_does_not_end_the_look(connect: Connect, twin: Twin) -> None:
+    """As when a child is replaced after its task: the next message is asked for just then."""
+    twin.switch(settle=0, immediate_empty=0)
+    broker = connect(priority_levels=(0, 5))
+    send(broker, b"low")
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    receiver.clear()
+    lines = receiver._queues["q"].lines
+
+    def fork_begins(rpc: str) -> None:
+        broker.client.on_call = None
+        for line in lines:
+            line.pause(0.0)
+
+    broker.client.on_call = fork_begins
+    assert receiver.poll("q", 1) == []
+    eventually(lambda: all(line.idle() for line in lines))
+    for line in lines:
+        line.resume()
+    assert select.select([receiver.fileno()], [], [], PATIENCE)[0], "no level is asked any more"
+    broker.ack([wait_for(receiver)])
+    receiver.return_unpolled("q")
+    send(broker, b"low")
+    send(broker, b"high", priority=9)
+    for line in lines:
+        line.pause(0.0)
+    receiver.want("q", 1)
+    for line in reversed(lines):
+        line.resume()
+    assert wait_for(receiver).data == b"high"
+
+
+def test_an_ack_may_come_before_its_binding_is_found_everywhere(
+    connect: Connect, twin: Twin
+) -> None:
+    """Another connection made it just now: this one has listed it, and doesn't know its age."""
+    maker, reader = connect(), connect()
+    twin.switch(settle=60, settle_misses=0)
+    maker.declare_exchange("news", "direct")
+    maker.declare_queue(QueueSpec("q"))
+    maker.bind("q", "news", "a")
+    receiver = reader.receiver()
+    receiver.subscribe("q")
+    maker.publish("news", "a", OutgoingMessage(b"x"))
+    delivery = wait_for(receiver)
+    path = delivery.ack_id.partition(" ")[0]
+    assert path != reader.topology.subscription("q")
+    acks: list[str] = []
+    reader.client.on_call = lambda rpc: acks.append(rpc) if rpc == "Acknowledge" else None
+    twin.switch(settle_misses=1)
+    reader.ack([delivery])
+    eventually(lambda: len(acks) > 1, "it is not found, and tried again")
+    twin.switch(settle=0)
+    eventually(lambda: twin.counts(path)["acked"] == 1)
 
 
 def test_streams_that_end_as_all_do_are_opened_again_without_a_word(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from gwi_celery import Settings, redrives
-from gwi_celery.authority import Authority
+from gwi_celery import Settings, broker_for, redrives
+from gwi_celery.authority import Authority, find
+from gwi_celery.integration import integration
 from gwi_celery.stores.sqlite import SqliteStore
+from tests.apps import fresh_app
 
 KEYS = {"k1": "s" * 32}
 
@@ -36,3 +40,20 @@ def test_a_seal_proves_what_it_was_made_for_and_nothing_else(settings: Any) -> N
     mark, by = redrives.parts(ours.redrive_mark("death"))
     assert ours.is_redrive_mark(redrives.sealed(mark, by))
     assert not ours.is_redrive_mark(redrives.sealed(f"{mark}.start", by)), "from another step"
+
+
+def test_an_app_stays_able_to_send_after_another_with_its_store_has_ended() -> None:
+    url = f"embedded://:memory:/{uuid4().hex}"
+    ours = fresh_app(broker_url=url, store_url=url)
+    other = fresh_app(broker_url=url, store_url=url, keep_calls=False)
+    theirs = integration(other).authority
+    assert theirs.id == integration(ours).authority.id
+    assert find(theirs.id) is theirs, "the latest"
+    gone = weakref.ref(theirs)
+    other.close()
+    del other, theirs
+    gc.collect()  # the app
+    gc.collect()  # and what was kept for it
+    assert gone() is None
+    ours.send_task("some.task")
+    assert broker_for(ours).size("celery").ready == 1

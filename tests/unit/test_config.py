@@ -86,6 +86,10 @@ def test_a_firestore_store_is_opened_by_its_url_without_a_connection() -> None:
     store.close()
     with pytest.raises(ConfigurationError, match="did you mean 'database'"):
         open_store("firestore://proj?databse=x")
+    with pytest.raises(ConfigurationError, match="write firestore://project"):
+        open_store("firestore://[proj")
+    with pytest.raises(ConfigurationError, match="above 0 and below 3600"):
+        open_store("firestore://proj?timeout=3600")
 
 
 def test_results_go_where_the_store_is() -> None:

@@ -16,6 +16,7 @@ from gwi_celery.errors import ConfigurationError, StoreUnavailable
 from gwi_celery.expiry import ANNOUNCED, ARCHIVED, announce_expiring, archive_expiring
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
+from gwi_celery.upkeep import Cleaner
 from tests.fake_gcs import BUCKET, fake_storage
 
 #: Headers that a message of Celery's has.
@@ -96,13 +97,16 @@ def test_they_are_archived_in_a_bucket(make, firestore_emulator) -> None:
     assert name.startswith("dead/letters/l%2Fte/")
 
 
-def test_nothing_is_lost_where_the_archive_can_t_be_written(make, tmp_path: Path) -> None:
+def test_nothing_is_lost_where_the_archive_can_t_be_written(make, tmp_path: Path, caplog) -> None:
     (tmp_path / "file").touch()
     app = make(dead_letter_archive=str(tmp_path / "file" / "archive"))
     fill(app, ARCHIVED)
     with pytest.raises(StoreUnavailable, match="archive"):
         archive_expiring(app)
     assert queues.count(app) == 3
+    Cleaner(app, 60)._take_turn()
+    assert "could not be announced or archived yet: the archive of dead letters" in caplog.text
+    assert (tmp_path / "gwi" / "upkeep.lock").exists(), "what has expired was deleted all the same"
 
 
 @pytest.mark.parametrize("place", ["gs://", "gs:///x", "s3://bucket"])

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from gwi_celery import embedded_url, setup
+from gwi_celery import broker_for, embedded_url, setup, upkeep
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.config import Settings
-from gwi_celery.errors import BrokerUnusable, StoreUnusable
+from gwi_celery.errors import BrokerUnusable, ConfigurationError, StoreUnusable
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.contract.contender import request
 from tests.machine import PATIENCE
@@ -84,10 +84,16 @@ def test_files_stay_closed_while_they_are_used(tmp_path: Path, umask: None) -> N
 def test_what_an_older_release_made_is_closed(tmp_path: Path) -> None:
     publish(tmp_path / "gwi")
     claim(tmp_path / "gwi")
+    app = Celery(uuid.uuid4().hex, set_as_current=False)
+    setup(app, folder=str(tmp_path / "gwi"))
+    upkeep.clean(app)
+    broker_for(app).close()
     for path in (tmp_path / "gwi", *(tmp_path / "gwi").rglob("*")):
         path.chmod(0o777 if path.is_dir() else 0o666)
     publish(tmp_path / "gwi")
     claim(tmp_path / "gwi")
+    upkeep.clean(app)
+    app.close()
     assert stat.S_IMODE((tmp_path / "gwi").stat().st_mode) == 0o700
     assert modes(tmp_path / "gwi") == {0o600}
 
@@ -273,6 +279,20 @@ def test_where_its_place_is_by_chance_that_is_said_when_it_begins(
     caplog.clear()
     publish(embedded_url.parse(f"embedded://{tmp_path}/named").folder)  # type: ignore[arg-type]
     assert caplog.text == ""
+
+
+def test_a_name_that_leads_nowhere_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url in ("embedded://~nobody-of-this-name/x", "embedded://a%00b"):
+        with pytest.raises(ConfigurationError, match="write a"):
+            embedded_url.parse(url)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert embedded_url.parse(f"embedded://{tmp_path}/x").folder == tmp_path / "x"
+    with pytest.raises(ConfigurationError, match="write an absolute path"):
+        embedded_url.parse("embedded://x")
 
 
 def test_a_worker_prints_the_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,11 @@ def test_keys_are_read_as_people_and_secret_managers_write_them(given: object) -
 
 
 @pytest.mark.parametrize(
-    "given", [5, "x", "a b:" + OLD, "1:short", {"1": 5}, {"store": OLD}, "{", f"1:{OLD},1:{NEW}"]
+    "given",
+    [
+        *(5, "x", "a b:" + OLD, "1:short", {"1": 5}, {"store": OLD}, "{", f"1:{OLD},1:{NEW}"),
+        f"1:{OLD}\udcff",  # bytes of the environment that are no text
+    ],
 )
 def test_what_is_no_key_is_refused_and_never_shown(given: object) -> None:
     with pytest.raises(ConfigurationError, match="here") as refused:
@@ -59,6 +64,8 @@ def test_they_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
     loaded = load({}, {}, {"GWI_SIGNING_KEYS_FILE": str(file)})
     assert loaded.signing_keys == {"1": OLD}
     assert OLD not in repr(loaded)
+    file.write_text(f"2:{NEW}\n")
+    assert replace(loaded, port=1).signing_keys == {"1": OLD}, "as gwi serve makes it"
     assert load({}, {}, {"GWI_SIGNING_KEYS": f"1:{OLD}"}).signing_keys == {"1": OLD}
     with pytest.raises(ConfigurationError, match="keep one"):
         Settings(signing_keys={"1": OLD}, signing_keys_file=str(file))

@@ -13,6 +13,7 @@ from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, StoreUnavailabl
 from gwi_celery.firestore.client import Client as FirestoreClient
 from gwi_celery.firestore.client import ServerError
 from gwi_celery.firestore.url import parse as parse_firestore
+from gwi_celery.gcp import emulators
 from gwi_celery.testing.emulators import free_port
 
 Code = grpc.StatusCode
@@ -46,6 +47,18 @@ def test_a_pubsub_emulator_that_is_not_there(nobody: str) -> None:
         caught.value
     )
     assert "python -m gwi_celery.testing.emulators --only pubsub" in str(caught.value)
+
+
+def test_an_emulator_elsewhere_that_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have answered so itself, and starting another one here would not help."""
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "pubsub.test:8085")
+    client = PubSubClient(parse_pubsub("pubsub://proj"))
+    text = str(client.error(Answer(Code.UNAVAILABLE, "overloaded"), "Publish", TOPIC))
+    assert "the Pub/Sub emulator at pubsub.test:8085 (PUBSUB_EMULATOR_HOST) is unavailable" in text
+    assert "overloaded" in text
+    assert "gwi_celery.testing" not in text
+    other = emulators.unavailable("Firestore", emulators.FIRESTORE_HOST, "firestore.test:8080")
+    assert "the Firestore emulator at firestore.test:8080 is unavailable" in other
 
 
 def test_a_firestore_emulator_that_is_not_there(nobody: str) -> None:

@@ -152,6 +152,15 @@ def test_it_waits_for_nobody_and_others_wait_for_one_batch(app: Celery, tmp_path
     assert sum(rows(tmp_path).values()) == 0
 
 
+def test_a_lock_file_that_a_power_cut_damaged_keeps_nobody_out(app: Celery, tmp_path: Path) -> None:
+    (tmp_path / "upkeep.lock").write_bytes(b"\0" * 40)
+    clean(app, interval=60)
+    first = (tmp_path / "upkeep.lock").read_bytes()
+    assert float(first[:17]) == pytest.approx(time.time(), abs=60)
+    clean(app, interval=60)
+    assert (tmp_path / "upkeep.lock").read_bytes() == first, "it was done lately"
+
+
 def test_a_file_of_an_earlier_release_is_cleaned_and_used_again(
     app: Celery, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""The backend as Celery has it: values and chords, and waiting for results."""
+"""The backend that Celery gets: values and chords, and waiting for results."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from kombu.utils.encoding import bytes_to_str
 from gwi_celery.backends import tenants
 from gwi_celery.backends.firestore.chords import FirestoreChords
 from gwi_celery.firestore.listener import Listener, Watch, listener_of, stop_listening
-from gwi_celery.stores.firestore.results import (
-    result_name,
-)
+from gwi_celery.stores.firestore.results import result_name
 
 #: Documents that one wait watches at a time. Google advises against more than 100 in a process.
 _LISTENED: Final = 50
@@ -93,7 +91,7 @@ class FirestoreBackend(FirestoreChords):
             return None
 
     def _look(self, task_ids: Sequence[str]) -> dict[str, Any]:
-        """The results that are ready; they are put into Celery's cache, too."""
+        """The results that are ready; puts them into Celery's cache as well."""
         values = self.retried(self.mget, [self.get_key_for_task(id) for id in task_ids])
         ready: dict[str, Any] = self._mget_to_results(values, list(task_ids))
         self._cache.update(ready)
@@ -108,7 +106,7 @@ class FirestoreBackend(FirestoreChords):
     ) -> Iterator[tuple[str, Any]]:
         """Each result, once it is ready. Raises Celery's TimeoutError."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        ids = {result_name(self._names, self.get_key_for_task(id)): id for id in task_ids}
+        ids = {result_name(self._paths, self.get_key_for_task(id)): id for id in task_ids}
         left = list(ids)
         looked_at, pause = time.monotonic(), _FIRST_LOOK
         with self._listener.watching() as watch:

@@ -1,4 +1,4 @@
-"""Chords: their groups, and the parts that have ended."""
+"""How chords are kept and counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Conflict
 from gwi_celery.firestore.documents import Query, Write
 from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.places import SECOND
+from gwi_celery.stores.firestore.paths import SECOND
 from gwi_celery.stores.firestore.records import blob_of
 from gwi_celery.stores.firestore.results import (
     PARTS,
@@ -28,7 +28,7 @@ from gwi_celery.stores.firestore.tries import Tries
 
 
 class FirestoreChords(FirestoreValues):
-    """How chords are kept and counted."""
+    """Adds chords to values."""
 
     def open_chord(self, group_id: str, key: str, value: Any) -> None:
         name = self._chord_name(group_id)
@@ -40,7 +40,7 @@ class FirestoreChords(FirestoreValues):
             with tries.once():
                 try:
                     self.client.commit([group.write_over(), *group.pieces, *begun])
-                except Conflict:  # it was applied before, or by this very commit
+                except Conflict:  # the chord was opened before, or by this very commit
                     begun = self._begun_again(name, fields)
                     raise
                 return
@@ -87,7 +87,7 @@ class FirestoreChords(FirestoreValues):
         )
 
     def _count(self, name: str, create: Write, path: str) -> Mapping[str, Any]:
-        """Create a document and add one to the chord's number, in one commit; the numbers now."""
+        """Create a document, and add one to the number at ``path``, in one commit; all numbers now."""
         # Adding 0 reads the number.
         numbers = ["data.count", "data.size", "data.extra", "data.renewed"]
         count = Write(
@@ -118,20 +118,20 @@ class FirestoreChords(FirestoreValues):
         try:
             self.client.commit_surely([write], tries=TRIES)
         except Conflict:
-            return  # expired and collected, since it was counted
+            return  # it has expired and was deleted meanwhile
 
     def _chord_name(self, group_id: str) -> str:
-        return result_name(self._names, self.get_key_for_chord(group_id))
+        return result_name(self._paths, self.get_key_for_chord(group_id))
 
     def _chord_fields(self, **data: Any) -> dict[str, Any]:
         ttl = float(self.expires) if self.expires else None
         return {"gc_at": gc_at(self.client, ttl), "data": {"ttl": ttl, **data}}
 
     def _renew(self, group_id: str, chord: str) -> None:
-        """Keep what a chord's last part needs as long as a result from now on."""
+        """Keep what a chord's last part needs for the TTL of a result from now on."""
         ids = self.parts(group_id)
         keys = [self.get_key_for_group(group_id), *map(self.get_key_for_task, ids)]
-        names = [result_name(self._names, key) for key in keys]
+        names = [result_name(self._paths, key) for key in keys]
         names += [part_name(chord, part) for part in ids]
         fields = self._chord_fields()
         for some in blobs.batches(names, BATCH):
@@ -150,6 +150,6 @@ class FirestoreChords(FirestoreValues):
                 ]
                 with suppress(Conflict):  # it is gone
                     self.client.commit_surely(writes, tries=TRIES)
-                self._place.versions.pop(document.name, None)
+                self._shared.versions.pop(document.name, None)
         renewed = {"data": {"renewed": self.client.about_now()}}
         self.client.commit_surely([Write(chord, renewed, mask=["data.renewed"])], tries=TRIES)

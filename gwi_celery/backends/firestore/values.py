@@ -1,4 +1,4 @@
-"""Results, and everything else that Celery keeps by a key, as documents."""
+"""Results, and everything else that Celery keeps under a key, as documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
 from gwi_celery.firestore.documents import Document, Query, Write
 from gwi_celery.firestore.url import FirestoreURL, parse
 from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.places import Places
+from gwi_celery.stores.firestore.paths import Paths
 from gwi_celery.stores.firestore.records import blob_of
 from gwi_celery.stores.firestore.results import (
     PARTS,
@@ -34,27 +34,27 @@ from gwi_celery.stores.firestore.results import (
 from gwi_celery.stores.firestore.tries import Tries
 from gwi_celery.stores.values import StoredResult
 
-#: Documents in one read; deletions in one commit; expired results in one page of a clean-up.
+#: Documents in one read; deletions in one commit; results in one page of a cleanup.
 BATCH: Final = 100
-#: Times that a repeatable write is sent.
+#: Tries of a write that may be repeated.
 TRIES: Final = 3
-#: Results not finished yet of which this process knows the version.
+#: Unfinished results whose version this process remembers.
 _KNOWN: Final = 1000
 
-#: All of a result but its bytes.
+#: Paths of all of a result but its bytes.
 MANIFEST: Final = [f"data.{name}" for name in ("ttl", "sha", "chunks", "count", "size", "object")]
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What all backends of one URL share in this process and its forks: Celery makes one per thread."""
+class _Shared:
+    """Shared by all backends of one URL in this process and its forks: Celery makes one per thread."""
 
     client: Client
     #: Name of a result -> its version, as this process has written it.
     versions: Any = field(default_factory=lambda: LRUCache(limit=_KNOWN))
 
 
-_places: dict[FirestoreURL, _Place] = {}
+_by_url: dict[FirestoreURL, _Shared] = {}
 
 
 class FirestoreValues(ReliableBackend):
@@ -62,7 +62,7 @@ class FirestoreValues(ReliableBackend):
 
     Args:
         url: See :class:`gwi_celery.firestore.url.FirestoreURL`.
-        intercept: Between the client and the server, for tests.
+        intercept: A hook between the client and the server, for tests.
 
     Raises:
         ConfigurationError: the URL is wrong, or asks for a database for each tenant.
@@ -79,24 +79,26 @@ class FirestoreValues(ReliableBackend):
                 "database, or to 'disabled://'"
             )
         super().__init__(app=app, url=url, **kwargs)
-        self._names = Places(parsed.prefix)
+        self._paths = Paths(parsed.prefix)
         if intercept is not None:
-            self._place = _Place(Client(parsed, intercept=intercept))
+            self._shared = _Shared(Client(parsed, intercept=intercept))
         else:
-            self._place = _places.get(parsed) or _places.setdefault(parsed, _Place(Client(parsed)))
+            self._shared = _by_url.get(parsed) or _by_url.setdefault(
+                parsed, _Shared(Client(parsed))
+            )
 
     def as_uri(self, include_password: bool = False) -> str:
         return str(self.url)
 
     @property
     def client(self) -> Client:
-        return self._place.client
+        return self._shared.client
 
     def get(self, key: str) -> Any:
         return self.mget([key])[0]
 
     def mget(self, keys: Iterable[str]) -> list[Any]:
-        names = [result_name(self._names, key) for key in keys]
+        names = [result_name(self._paths, key) for key in keys]
         found: dict[str, bytes] = {}
         for group in blobs.batches(names, BATCH):
             read = self.client.read(group)
@@ -107,7 +109,7 @@ class FirestoreValues(ReliableBackend):
         return [found.get(name) for name in names]
 
     def delete(self, key: str) -> None:
-        name = result_name(self._names, key)
+        name = result_name(self._paths, key)
         document = self.client.read([name], MANIFEST).documents.get(name)
         if document is None:
             return
@@ -116,14 +118,14 @@ class FirestoreValues(ReliableBackend):
         gone = [documents.delete(name), *blobs.deletions(blob, name)]
         self.client.commit_surely(gone, tries=TRIES)
         blobs.drop(self.client, [blob])
-        self._place.versions.pop(name, None)
+        self._shared.versions.pop(name, None)
 
     def expire(self, key: str, value: Any) -> None:
         """Let it expire ``value`` seconds from now; 0 or None: not at all."""
-        name, ttl = result_name(self._names, key), float(value) if value else None
+        name, ttl = result_name(self._paths, key), float(value) if value else None
         fields = {"gc_at": gc_at(self.client, ttl), "data": {"ttl": ttl}}
         write = Write(name, fields, mask=["gc_at", "data.ttl"], exists=True)
-        self._place.versions.pop(name, None)
+        self._shared.versions.pop(name, None)
         try:
             self.client.commit_surely([write], tries=TRIES)
         except Conflict:
@@ -133,7 +135,7 @@ class FirestoreValues(ReliableBackend):
         self, key: str, value: Any, state: str, expires: Any, request: Any, version: Any = None
     ) -> ResultWrite:
         result = StoredResult(
-            task_id="",  # it may be a group's: only the key matters
+            task_id="",  # only the key matters, which may be a group's
             key=key,
             state=state,
             meta=ensure_bytes(value),
@@ -142,11 +144,11 @@ class FirestoreValues(ReliableBackend):
             version=version,
             tenant=tenants.tenant_of(request),
         )
-        return ResultWrite(self.client, self._names, result)
+        return ResultWrite(self.client, self._paths, result)
 
     def put(self, key: str, value: Any, state: str | None, expires: Any, request: Any) -> None:
-        name = result_name(self._names, key)
-        version = self._place.versions.pop(name, None)
+        name = result_name(self._paths, key)
+        version = self._shared.versions.pop(name, None)
         write = self._write(key, value, state or "", expires, request, version)
         if state is None:
             self.client.commit_surely([write.write_over(), *write.pieces], tries=TRIES)
@@ -168,11 +170,11 @@ class FirestoreValues(ReliableBackend):
                 written = self.client.commit([*write.writes(), *write.pieces])
                 write.written()
                 if state not in states.READY_STATES:
-                    self._place.versions[name] = written.versions[0]
+                    self._shared.versions[name] = written.versions[0]
                 return
 
     def known_version(self, key: str) -> Any:
-        return self._place.versions.get(result_name(self._names, key))
+        return self._shared.versions.get(result_name(self._paths, key))
 
     def _value(self, document: Document, now: int) -> bytes | None:
         """The value of a document; None if it has expired."""
@@ -186,7 +188,7 @@ class FirestoreValues(ReliableBackend):
             again = read.documents.get(document.name)
             if again is not None and again.update_time == document.update_time:
                 raise
-            # Replaced or deleted, with its pieces, since it was read.
+            # It was replaced or deleted, with its chunks, since it was read.
             return None if again is None else self._value(again, read.read_time)
         return unpacked(packed)
 
@@ -196,7 +198,7 @@ class FirestoreValues(ReliableBackend):
         """Delete what has expired, where no TTL policy does. Reads every result's document."""
         after: list[Any] | None = None
         while True:
-            query = Query(self._names.base, RESULTS, after=after, limit=BATCH, mask=MANIFEST)
+            query = Query(self._paths.base, RESULTS, after=after, limit=BATCH, mask=MANIFEST)
             read = self.client.query(query)
             for document in read.documents.values():
                 if has_expired(
@@ -222,4 +224,4 @@ class FirestoreValues(ReliableBackend):
                 self.client.commit_surely(group, tries=TRIES)
             blobs.drop(self.client, [blob])
         except (Conflict, Unsettled):
-            return  # changed meanwhile, or for the next time
+            return  # it was changed meanwhile; or the next cleanup deletes it

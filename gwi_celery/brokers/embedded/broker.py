@@ -2,18 +2,17 @@
 
 It keeps the broker seam's promises on one SQLite file, ``broker.sqlite3``, in WAL mode:
 
-- A publish returns after an fsync. A power cut loses at most the latest
-  leases, acks and nacks, so that some messages are redelivered.
+- A publish returns after an fsync. A power cut loses at most the latest leases, acks and nacks, so
+  that some messages are redelivered.
 - Time is the wall clock of the machine, which all of its processes share.
 - Receivers are woken through FIFOs in the folder ``wake`` (see :mod:`gwi_celery.brokers.wakeups`);
-  nobody polls. A receiver that is alive keeps its ``auto_delete`` and ``expires`` queues alive. One
-  that was killed is noticed by the next publish to it, or within about half a minute.
+  nobody polls. A receiver keeps its ``auto_delete`` and ``expires`` queues alive as long as it lives.
+  One that was killed is noticed by the next publish to it, or within about half a minute.
 - What has expired counts as gone at once; it is deleted later, by whoever finds it.
 
 Retention: a message is kept for ``retention`` seconds from when it could first be delivered, unless
-its own or its queue's time to live says otherwise. One that is moved to a dead letter is kept there
-for ``retention`` seconds from then on, whatever its time to live was. A leased message
-is never dropped.
+its own or its queue's time to live says otherwise. In a dead letter it is kept for ``retention`` seconds
+from when it was moved there, whatever its time to live was. A leased message is never dropped.
 
 A queue whose name ends in ``.dead`` is a dead letter: nothing is dead-lettered from it. A message
 that is rejected there stays, and is redelivered once its lease has run out.
@@ -51,9 +50,7 @@ from gwi_celery.brokers.embedded.messages import insert_message
 from gwi_celery.brokers.embedded.receiver import EmbeddedReceiver
 from gwi_celery.brokers.embedded.tables import Queue
 from gwi_celery.clock import SYSTEM_CLOCK, Clock
-from gwi_celery.errors import (
-    ConfigurationError,
-)
+from gwi_celery.errors import ConfigurationError
 from gwi_celery.sqlite import Database
 from gwi_celery.text import REASON_BYTES, cut
 
@@ -215,7 +212,7 @@ class EmbeddedBroker:
             return messages.size(c, self._files.find(c, queue), now)
 
     def purge(self, queue: str) -> int:
-        """Delete what is ready or delayed, not what is leased; how many. 0 for a missing queue."""
+        """As :meth:`Broker.purge`. 0 for a missing queue."""
         self._about_to("purge", queue)
         with self._files.change(durable=True) as change:
             found = tables.find_queue(change.c, queue, change.now)
@@ -232,7 +229,7 @@ class EmbeddedBroker:
         return self._looking.state(queue)
 
     def expiring(self, within: float) -> dict[str, int]:
-        """Queue -> how many of its dead letters are dropped within that time, seconds."""
+        """Queue -> how many of its dead letters are dropped within that many seconds."""
         return self._looking.expiring(within)
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
@@ -243,12 +240,12 @@ class EmbeddedBroker:
         return self._looking.discard(queue, only)
 
     def hasten(self, queue: str, only: Collection[str], edit: Edit | None = None) -> int:
-        """Make ready now what is delayed, of these ids, as ``edit`` makes it; how many that was."""
+        """Make these delayed messages ready now, rewritten by ``edit``; returns how many that was."""
         self._about_to("hasten", queue)
         return self._looking.hasten(queue, only, edit)
 
     def set_paused(self, queue: str, paused: bool) -> None:
-        """Deliver nothing of the queue until it is resumed; deliveries that are held go on."""
+        """Deliver nothing from the queue until it is resumed. What was delivered before goes on."""
         self._about_to("pause" if paused else "resume", queue)
         self._looking.set_paused(queue, paused)
 
@@ -269,9 +266,9 @@ class EmbeddedBroker:
         from_step: str | None = "",
         moved: Callable[[int], object] = lambda n: None,
     ) -> int:
-        """Move what is ready in the dead letter back, in its order; how many that was.
+        """As :meth:`Broker.redrive`, in the order of the dead letter.
 
-        Their time to live starts anew. The queue is created if it is gone.
+        The messages' time to live starts anew. The queue is created if it is gone.
         """
         dead = dead_letter_queue(queue)
         with self._files.database.read() as c:

@@ -33,7 +33,7 @@ class Deliveries:
         self._files = files
 
     def poll(self, name: str, limit: int, *, busy: bool, begun: bool = True) -> list[Delivery]:
-        """``busy``: more is likely there, so a read before the write lock isn't worth it."""
+        """``busy``: messages are likely, so that a read before taking the write lock isn't worth it."""
         self._files.sweep_if_due()
         if not busy:
             now = self._files.clock.time()
@@ -66,7 +66,7 @@ class Deliveries:
 
     def _deliver(self, change: Change, queue: Queue, row: sqlite3.Row, begun: bool) -> Delivery:
         seconds = self._files.lease_seconds(queue)
-        # Not from a counter: it must not be used again, should the file be replaced under a worker.
+        # Not from a counter: no lease may be given twice, even if the file is replaced under a worker.
         lease = int.from_bytes(os.urandom(8), "big") >> 1
         messages.take(change.c, row["id"], lease, change.now + seconds, begun=begun)
         return Delivery(
@@ -145,7 +145,7 @@ class Deliveries:
             messages.delete(change.c, row["id"])
             return
         if queue.takes_dead_letters:
-            # Redelivered at once, it would keep a consumer that refuses it busy forever.
+            # Redelivered at once, it would keep busy a consumer that rejects it.
             messages.free(change.c, row["id"], change.now + self._files.lease_seconds(queue))
             change.wake(queue.spec.name)
             return
@@ -171,7 +171,7 @@ class Deliveries:
         mark: Callable[[str], str],
         only: Collection[str] | None,
     ) -> list[str]:
-        """The ids of those that were moved, which they keep."""
+        """Move up to ``limit`` messages; returns their ids, which they keep."""
         with self._files.change(durable=True) as change:
             source = tables.find_queue(change.c, dead, change.now)
             if source is None:
@@ -184,7 +184,7 @@ class Deliveries:
             for row in rows:
                 attributes = messages.read_attributes(row["attributes"])
                 kept = {k: v for k, v in attributes.items() if k not in DEATH}
-                redrive = mark(uuid.uuid4().hex)  # moved once: no name that outlasts this is needed
+                redrive = mark(uuid.uuid4().hex)  # it is moved once, so that any id will do
                 messages.move(change.c, row["id"], target, {**kept, REDRIVE: redrive}, expires_at)
             change.wake(queue)
             return [str(row["id"]) for row in rows]

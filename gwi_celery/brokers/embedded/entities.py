@@ -11,6 +11,7 @@ from gwi_celery.brokers.checks import (
     check_same_type,
     check_spec,
     exists_to_stay,
+    no_exchange,
 )
 from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.files import Change, Files
@@ -122,7 +123,7 @@ class Entities:
 
     def _bindable(self, c: sqlite3.Connection, queue: str, exchange: str) -> Queue:
         if tables.exchange_type(c, exchange) is None:
-            raise _no_exchange(exchange)
+            raise no_exchange(exchange)
         return self._files.find(c, queue)
 
     def route(self, change: Change, exchange: str, routing_key: str) -> list[Queue]:
@@ -130,13 +131,9 @@ class Entities:
         if exchange:
             type = tables.exchange_type(change.c, exchange)
             if type is None:
-                raise _no_exchange(exchange)
+                raise no_exchange(exchange)
             return tables.route(change.c, exchange, type, routing_key, change.now)
         if not routing_key:
             raise NotFound("the default exchange needs a queue's name as the routing key")
         found = tables.find_queue(change.c, routing_key, change.now)
         return [] if found is None else [found]
-
-
-def _no_exchange(name: str) -> NotFound:
-    return NotFound(f"there is no exchange {name!r}: declare it first")

@@ -1,4 +1,4 @@
-"""The database of an embedded broker, and whom its changes wake. The package's other modules use it."""
+"""The database of an embedded broker, and whom its changes wake; for the package's other modules."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gwi_celery.brokers.base import QueueSpec
+from gwi_celery.brokers.checks import no_queue
 from gwi_celery.brokers.embedded import messages, schema, tables
 from gwi_celery.brokers.embedded.tables import Queue
 from gwi_celery.brokers.wakeups import LOOK_INTERVAL, FolderWakeups, PipeWakeups, Wakeups
 from gwi_celery.clock import Clock
-from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
+from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 from gwi_celery.sqlite import Database
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.embedded.receiver import EmbeddedReceiver
 
-#: Expired messages deleted in one go by housekeeping, so that nobody waits long for it.
+#: The most expired messages that housekeeping deletes in one transaction, so that nobody waits for long.
 SWEEP_LIMIT = 1000
 
 
 class Change:
-    """One write transaction, and who is to be woken after it."""
+    """One write transaction, and the listeners to wake after it."""
 
     def __init__(self, c: sqlite3.Connection, now: float) -> None:
         self.c = c
@@ -50,7 +51,7 @@ class Files:
 
     Args:
         folder: None: in memory.
-        lease_seconds, max_deliveries: Where a queue doesn't say. 0 deliveries: no limit.
+        lease_seconds, max_deliveries: Used where a queue has none of its own. 0 deliveries: no limit.
         retention: Seconds a message is kept, where neither it nor its queue says.
     """
 
@@ -85,11 +86,11 @@ class Files:
         """Raises NotFound."""
         queue = tables.find_queue(c, name, self.clock.time())
         if queue is None:
-            raise NotFound(f"there is no queue {name!r}: declare it first")
+            raise no_queue(name)
         return queue
 
     def ensure(self, change: Change, name: str) -> Queue:
-        """The queue, made as a durable one if there is none."""
+        """The queue, created as a durable one if it doesn't exist."""
         found = tables.find_queue(change.c, name, change.now)
         return found or tables.put_queue(change.c, QueueSpec(name), change.now)
 
@@ -108,22 +109,22 @@ class Files:
 
     @contextmanager
     def change(self, *, durable: bool = False) -> Iterator[Change]:
-        """A write transaction; once it is committed, whom it concerns is woken."""
+        """A write transaction, which wakes the listeners it concerns once it is committed."""
         with self.database.write(durable=durable) as c:
             change = Change(c, self.clock.time())
             yield change
         dead = self.wakeups.ring(change.listeners)
         if dead:
-            # The change stands, whatever becomes of this.
+            # If this fails, the change stands nevertheless.
             with contextlib.suppress(BrokerError):
                 self._bury_receivers(dead)
 
     def dead(self, bells: Iterable[str]) -> list[str]:
-        """Bells of processes that have ended."""
+        """Those of the bells that nobody hears any more."""
         return [bell for bell in bells if not self.wakeups.alive(bell)]
 
     def _bury_receivers(self, bells: Iterable[str]) -> None:
-        """End the subscriptions of receivers that died without a word."""
+        """End the subscriptions of receivers that died without closing."""
         with self.database.write(durable=False) as c:
             for bell in bells:
                 tables.drop_bell(c, bell, self.clock.time())
@@ -133,7 +134,7 @@ class Files:
     # --- upkeep -------------------------------------------------------------------------------
 
     def housekeep(self, limit: int = SWEEP_LIMIT) -> int:
-        """Delete what dead receivers and the passing of time have left; how many messages.
+        """Delete what has expired and what dead receivers left; returns the number of messages.
 
         Receivers and publishers do so by themselves about twice a minute.
         """
@@ -154,7 +155,7 @@ class Files:
         now = self.clock.monotonic()
         if now - self._swept_at >= LOOK_INTERVAL:
             self._swept_at = now
-            # It is not what the caller asked for; the next one tries again.
+            # The caller asked for something else; the next call tries again.
             with contextlib.suppress(BrokerError):
                 self.housekeep()
 

@@ -9,7 +9,7 @@ from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, QueueState, StoredMessag
 from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.files import Files
 
-#: Gives a message's data and attributes as they are to be.
+#: From a message to its new data and attributes.
 Edit: TypeAlias = "Callable[[StoredMessage], tuple[bytes, Mapping[str, str]]]"
 
 #: Messages in one page of a look.
@@ -17,7 +17,7 @@ _PAGE = 200
 
 
 class Looking:
-    """That of one broker."""
+    """What operators see of one broker. Each method as :class:`.broker.EmbeddedBroker` has it."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -50,7 +50,7 @@ class Looking:
             }
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
-        """In pages by id: what is there all the time is seen once."""
+        """In pages by id, so that a message that is there all the time is seen once."""
         last = 0
         while True:
             now = self._files.clock.time()

@@ -17,7 +17,7 @@ def memory_broker(
     max_deliveries: int = 20,
     retention: float = RETENTION,
 ) -> EmbeddedBroker:
-    """A broker on this process's memory of that name, which all who name it share.
+    """A broker on this process's memory of that name. All brokers of one name share its messages.
 
     The memory outlives the broker's ``close()``, as a server would: it lasts as long as the
     process, or until :func:`forget_memory`.

@@ -1,16 +1,17 @@
 """The embedded broker's messages, as its tables have them. Every function takes a connection.
 
-A message is *ready* while its ``due`` is NULL. Else it becomes ready at ``due``: it is leased if it
-has a ``lease``, and delayed if not. A poll promotes what has become due, so that the ready ones
-stand in their index in delivery order, and taking the first costs the same however many wait behind.
+A message is *ready* while its ``due`` is NULL. Otherwise it becomes ready at ``due``: it is leased if it
+has a ``lease``, and delayed if not. A poll promotes messages that have become due, so that their index
+has the ready ones in delivery order, and taking the first costs the same however many wait behind it.
 
-A lease that has run out stays on its message until the next delivery, so that a late ack counts as
-long as nobody else was given the message.
+A lease that has run out stays on its message until the next delivery, so that a late ack counts unless
+the message was delivered to somebody else.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Collection, Mapping
 
@@ -22,7 +23,7 @@ def insert_message(
     c: sqlite3.Connection, queue: Queue, message: OutgoingMessage, now: float, retention: float
 ) -> None:
     due = now + message.delay if message.delay > 0 else None
-    # A default never drops what may not be delivered yet.
+    # No default drops a message before it may be delivered.
     expires_at = (due or now) + time_to_live(queue, retention)
     if message.ttl is not None:
         expires_at = now + message.ttl
@@ -38,7 +39,7 @@ def insert_message(
 
 
 def oldest(c: sqlite3.Connection, queue: Queue, now: float) -> float | None:
-    """When the oldest that is ready was published."""
+    """When the oldest ready message was published."""
     row = c.execute(
         "SELECT min(published_at) AS oldest FROM messages WHERE queue = ? "
         "AND (due IS NULL OR due <= ?) AND expires_at > ?",
@@ -49,12 +50,12 @@ def oldest(c: sqlite3.Connection, queue: Queue, now: float) -> float | None:
 
 
 def time_to_live(queue: Queue, retention: float) -> float:
-    """Seconds the queue keeps a message that doesn't say."""
+    """Seconds for which the queue keeps a message that has no time to live of its own."""
     return retention if queue.spec.message_ttl is None else queue.spec.message_ttl
 
 
 def has_ready(c: sqlite3.Connection, queue: Queue, now: float) -> bool:
-    """Whether a poll has anything to look at, if only something expired."""
+    """Whether a poll may find something; what is there may have expired."""
     row = c.execute(
         "SELECT EXISTS (SELECT 1 FROM messages WHERE queue = ? AND due IS NULL) "
         "OR EXISTS (SELECT 1 FROM messages WHERE queue = ? AND due <= ?) AS found",
@@ -73,7 +74,7 @@ def first_due(c: sqlite3.Connection, queue: Queue, after: float) -> float | None
 
 
 def promote(c: sqlite3.Connection, queue: Queue, now: float) -> int:
-    """Make ready what has become due; how many."""
+    """Make ready what has become due; returns how many."""
     return c.execute(
         "UPDATE messages SET due = NULL WHERE queue = ? AND due <= ?", (queue.id, now)
     ).rowcount
@@ -82,7 +83,7 @@ def promote(c: sqlite3.Connection, queue: Queue, now: float) -> int:
 def ready(
     c: sqlite3.Connection, queue: Queue, limit: int, only: Collection[str] | None = None
 ) -> list[sqlite3.Row]:
-    """The next messages in delivery order, once promoted; expired ones among them."""
+    """The next ready messages in delivery order, expired ones too. Call :func:`promote` first."""
     return c.execute(
         "SELECT m.*, b.data, b.attributes FROM messages m CROSS JOIN bodies b ON b.id = m.id "
         "WHERE m.queue = :queue AND m.due IS NULL "
@@ -93,12 +94,12 @@ def ready(
 
 
 def _ids(only: Collection[str]) -> str:
-    """As a JSON list; what is no id of ours names no message."""
-    return json.dumps([int(id) for id in only if id.isascii() and id.isdigit()])
+    """As a JSON list, without what can't be an id of a message here."""
+    return json.dumps([int(id) for id in only if re.fullmatch("[0-9]{1,18}", id)])
 
 
 def unleased(c: sqlite3.Connection, queue: Queue, only: Collection[str], now: float) -> list[int]:
-    """Those of the ids that are in the queue, and in nobody's hands."""
+    """Those of the ids that are in the queue and not leased."""
     rows = c.execute(
         "SELECT id FROM messages WHERE queue = ? AND (due IS NULL OR due <= ? OR lease IS NULL) "
         "AND id IN (SELECT value FROM json_each(?))",
@@ -108,7 +109,7 @@ def unleased(c: sqlite3.Connection, queue: Queue, only: Collection[str], now: fl
 
 
 def take(c: sqlite3.Connection, id: int, lease: int, until: float, *, begun: bool) -> None:
-    """Deliver a message once more; ``begun``: which is an attempt."""
+    """Deliver a message; ``begun``: this counts as an attempt."""
     c.execute(
         "UPDATE messages SET due = ?, lease = ?, deliveries = deliveries + 1, "
         "attempts = attempts + ? WHERE id = ?",
@@ -121,7 +122,7 @@ def set_attempts(c: sqlite3.Connection, id: int, lease: int, attempts: int) -> N
 
 
 def leased(c: sqlite3.Connection, id: int, lease: int, now: float) -> sqlite3.Row | None:
-    """The message under this lease, although it may have run out; None: it is lost."""
+    """The message under this lease, which may have run out; None: the lease is lost."""
     row: sqlite3.Row | None = c.execute(
         "SELECT m.*, b.attributes FROM messages m CROSS JOIN bodies b ON b.id = m.id "
         "WHERE m.id = ? AND m.lease = ? AND (m.expires_at > ? OR m.due > ?)",
@@ -157,7 +158,7 @@ def take_back(c: sqlite3.Connection, id: int) -> None:
 def move(
     c: sqlite3.Connection, id: int, queue: Queue, attributes: Mapping[str, str], expires_at: float
 ) -> None:
-    """Put a message into another queue, as one that was never delivered."""
+    """Move a message into another queue, as one that was never delivered."""
     c.execute(
         "UPDATE messages SET queue = ?, lease = NULL, due = NULL, deliveries = 0, attempts = 0, "
         "expires_at = ? "
@@ -168,7 +169,7 @@ def move(
 
 
 def delete_leased(c: sqlite3.Connection, id: int, lease: int) -> bool:
-    """Delete the message if it is still under this lease; whether it was."""
+    """Delete the message if it is still under this lease; returns whether it was."""
     gone = c.execute("DELETE FROM messages WHERE id = ? AND lease = ?", (id, lease))
     if gone.rowcount:
         c.execute("DELETE FROM bodies WHERE id = ?", (id,))
@@ -181,7 +182,7 @@ def delete(c: sqlite3.Connection, id: int) -> None:
 
 
 def delete_unleased(c: sqlite3.Connection, queue: Queue, now: float) -> int:
-    """Delete what is ready or delayed; how many."""
+    """Delete what is ready or delayed; returns how many, without what had expired."""
     delete_expired(c, now, queue)
     c.execute(
         "DELETE FROM bodies WHERE id IN (SELECT id FROM messages "
@@ -197,7 +198,7 @@ def delete_unleased(c: sqlite3.Connection, queue: Queue, now: float) -> int:
 def delete_expired(
     c: sqlite3.Connection, now: float, queue: Queue | None = None, limit: int = -1
 ) -> int:
-    """Delete what has outlived its time and is in nobody's hands; how many."""
+    """Delete what has expired and isn't leased; returns how many."""
     rows = c.execute(
         "SELECT id FROM messages WHERE expires_at <= :now "
         "AND queue = coalesce(:queue, queue) "
@@ -246,7 +247,7 @@ def size(c: sqlite3.Connection, queue: Queue, now: float) -> QueueSize:
 
 def peek(c: sqlite3.Connection, queue: Queue, limit: int, now: float) -> list[StoredMessage]:
     """The ready ones in delivery order, then the others by the time they become ready."""
-    # In two parts, each by its index: sorting a long queue for its first page would not do.
+    # Each part by its index: to sort a long queue for its first page would take too long.
     values = {"queue": queue.id, "now": now, "limit": limit}
     unsorted = c.execute(
         "SELECT * FROM (SELECT m.*, b.data, b.attributes FROM messages m "
@@ -269,7 +270,7 @@ def peek(c: sqlite3.Connection, queue: Queue, limit: int, now: float) -> list[St
 
 
 def expiring(c: sqlite3.Connection, queue: Queue, now: float, within: float) -> int:
-    """How many messages that are there will have expired by then."""
+    """How many messages will expire within that many seconds."""
     row = c.execute(
         "SELECT count(*) AS n FROM messages WHERE queue = ? AND expires_at > ? AND expires_at <= ?",
         (queue.id, now, now + within),

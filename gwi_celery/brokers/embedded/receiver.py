@@ -25,7 +25,7 @@ class EmbeddedReceiver:
         self._files = files
         self._deliveries = deliveries
         self._bell = bell
-        #: Queue -> the time up to which what became due there is known to our user.
+        #: Queue -> the time up to which its consumer knows of messages that became due.
         self._queues: dict[str, float] = {}
         #: Queues whose last poll gave all that was asked for.
         self._busy: set[str] = set()
@@ -39,7 +39,7 @@ class EmbeddedReceiver:
             files.find(c, queue)
             tables.add_listener(c, queue, self._bell.name)
         self._queues.setdefault(queue, -math.inf)
-        self._bell.ring()  # what is there already was published before anyone could wake us
+        self._bell.ring()  # there may be messages from before anyone could wake us
 
     def unsubscribe(self, queue: str) -> None:
         check_usable(self._closed, self._pid)
@@ -76,9 +76,9 @@ class EmbeddedReceiver:
     def next_due(self) -> float | None:
         """Seconds until a poll may find something although nobody wakes us. Call it after polling.
 
-        What could be polled already is not announced, or only once: a user who has no room for it
-        must not be called again and again. At most half a minute, as a publisher may have been
-        killed before it could wake us.
+        A message that can be polled already is announced once at most, so that a consumer without room
+        for it is not called again and again. At most half a minute, as a publisher may have been killed
+        before it could wake us.
         """
         check_usable(self._closed, self._pid)
         files = self._files
@@ -111,7 +111,7 @@ class EmbeddedReceiver:
             self._files.wakeups.remove(self._bell.name)
 
     def _leave(self, queues: Iterable[str]) -> None:
-        """End our subscriptions; those of dead receivers must not keep a queue."""
+        """End these subscriptions, and those of dead receivers, which must not keep a queue."""
         files = self._files
         with files.database.read() as c:
             others = {bell for queue in queues for bell in tables.listeners(c, queue)}

@@ -7,15 +7,15 @@ from typing import Final
 #: Marks the file as a broker of ours: "gwib" in ASCII.
 APPLICATION_ID: Final = 0x67776962
 VERSION: Final = 3
-#: What 0.1 counted as deliveries says nothing about attempts: they begin at none.
+#: 0.1 counted deliveries, which say nothing about attempts: these begin at 0.
 MIGRATIONS: Final = {
     1: "ALTER TABLE messages ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0",
     2: "ALTER TABLE queues ADD COLUMN paused INTEGER NOT NULL DEFAULT 0",
 }
 
-# Names are BLOBs, because UTF-8 text can't carry a lone surrogate. Listeners know their queue by
-# name, so that they stay when it is deleted and made again. Bodies stand apart from what each lease
-# changes, because SQLite rewrites a changed row as a whole.
+# Names are BLOBs, because UTF-8 text can't carry a lone surrogate. Listeners refer to their queue by
+# name, so that they stay when it is deleted and made again. Bodies have a table of their own, because
+# each lease changes a message's row, and SQLite rewrites a changed row as a whole.
 SCHEMA: Final = """
 CREATE TABLE queues (
     id INTEGER PRIMARY KEY,

@@ -1,4 +1,4 @@
-"""The embedded broker's queues, exchanges and bindings, and who listens. See :mod:`.messages` too.
+"""The embedded broker's queues, exchanges, bindings and listeners. See also :mod:`.messages`.
 
 Every function takes a connection.
 """
@@ -9,11 +9,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from gwi_celery.brokers import routing
-from gwi_celery.brokers.base import (
-    DEAD_LETTER_SUFFIX,
-    Binding,
-    QueueSpec,
-)
+from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, Binding, QueueSpec
 from gwi_celery.text import raw, unraw
 
 
@@ -35,7 +31,7 @@ class Queue:
 
     @property
     def takes_dead_letters(self) -> bool:
-        """By its name: such a queue has no limit of deliveries, and no dead letter of its own."""
+        """Whether it is a dead letter, by its name: it has no limit of attempts, and no dead letter."""
         return self.spec.name.endswith(DEAD_LETTER_SUFFIX)
 
 
@@ -72,9 +68,9 @@ def all_queues(c: sqlite3.Connection, now: float) -> list[Queue]:
 
 
 def put_queue(c: sqlite3.Connection, spec: QueueSpec, now: float) -> Queue:
-    """Make the queue, or give it these settings. Its ``expires`` counts from now."""
+    """Create the queue, or give it these settings. Its ``expires`` counts from now."""
     if find_queue(c, spec.name, now) is None:
-        drop_queue(c, spec.name)  # what an expired one has left
+        drop_queue(c, spec.name)  # what an expired one left
     c.execute(
         "INSERT INTO queues (name, durable, auto_delete, expires, message_ttl, lease_seconds, "
         "max_deliveries, gone_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
@@ -98,7 +94,7 @@ def put_queue(c: sqlite3.Connection, spec: QueueSpec, now: float) -> Queue:
 
 
 def drop_queue(c: sqlite3.Connection, name: str) -> None:
-    """The queue, its bindings and its messages; its listeners stay."""
+    """Delete the queue, its bindings and its messages; its listeners stay."""
     row = c.execute("SELECT id FROM queues WHERE name = ?", (raw(name),)).fetchone()
     if row is None:
         return

@@ -1,11 +1,11 @@
 """Acks and nacks, sent in the background: batched and retried, without holding up the worker.
 
-One thread per broker and process, for nothing else. Several requests may be in flight: Pub/Sub sends the
-next message only once the ack of an earlier one has arrived, so an ack must not wait for the answer to
-another. Where answers come within milliseconds, the acks of a busy worker accumulate while any is in
-flight, so that it makes fewer requests than it has messages. It isn't so where the way is longer than
-that, since each ack that waits is a place that stays empty (a third more jobs per second at 20 ms and
-prefetch 4: ``python -m benchmarks twin``), nor with an ack of the last message that the worker held.
+Each process has one thread per broker for nothing else. Several requests may be in flight: Pub/Sub sends
+the next message only once the ack of an earlier one has arrived, so no ack may wait for the answer to
+another. While a request is in flight a busy worker's acks accumulate for some milliseconds, so that it
+makes fewer requests than it has messages. Two kinds are sent at once: the ack of the last message that
+the worker held, and, where answers take longer than that, every ack, because each ack that waits keeps a
+place empty (a third more jobs per second at 20 ms and prefetch 4: ``python -m benchmarks twin``).
 
 A temporary failure is retried until the message's lease has certainly ended; then the message is
 redelivered anyway, and a warning is logged.
@@ -38,9 +38,9 @@ _FRAME = 4
 _PIPELINED = 8
 #: Seconds that acks accumulate while a request is in flight and the worker has other messages.
 _GATHER = 0.003
-#: Seconds that an answer takes on average, above which they don't accumulate.
+#: Seconds: where answers take longer than this on average, acks don't accumulate.
 _FAR = 0.006
-#: Part that the latest answer has in that average.
+#: Weight of the latest answer in that average.
 _WEIGHT = 0.1
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
@@ -50,7 +50,7 @@ class _Item:
     #: projects/P/subscriptions/S
     subscription: str
     ack_id: str
-    #: None: ack. Else: the message is redelivered after that many seconds.
+    #: None: an ack. Otherwise a nack: the message is redelivered after that many seconds.
     seconds: int | None
     #: Monotonic time after which sending it is pointless.
     until: float
@@ -82,24 +82,24 @@ class Acknowledger:
         self._changed = forks.condition()
         self._ticker = Ticker("gwi-acks", self._send_some)
         self._waiting: deque[_Item] = deque()
-        #: Monotonic time at which these are sent.
+        #: Monotonic time at which the waiting ones are sent.
         self._due = NEVER
         #: Requests in flight, and the items in them.
         self._requests = self._sending = 0
         #: Seconds that an answer takes, on average.
-        self._answers_in = 0.0
+        self._answer_seconds = 0.0
         self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         #: Monotonic time before which nothing is retried.
         self._retry_at = 0.0
 
     def ack(self, subscription: str, ack_id: str, until: float, *, last: bool = False) -> None:
-        """Send it until that monotonic time. ``last``: the worker holds no other message."""
+        """Ack a message; retry until that monotonic time. ``last``: the worker holds no other one."""
         self._add(_Item(subscription, ack_id, None, until), last)
 
     def nack(
         self, subscription: str, ack_id: str, seconds: float, until: float, *, last: bool = False
     ) -> None:
-        """Have it redelivered in ``seconds``, 0 to 600. Else as :meth:`ack`."""
+        """Have a message redelivered in ``seconds``, 0 to 600. Otherwise as :meth:`ack`."""
         # Rounded up: a message must not be delivered before its time.
         whole = min(max(-int(-seconds // 1), 0), 600)
         self._add(_Item(subscription, ack_id, whole, until), last)
@@ -118,12 +118,12 @@ class Acknowledger:
         return True
 
     def stop(self, timeout: float = 2.0) -> None:
-        """Flush, and end the thread. Used again, it starts again."""
+        """Flush, then end the thread. The next ack starts it again."""
         if self._pid != os.getpid():
             return
         if not self.flush(timeout):
             logger.warning(
-                "%d acks could not be sent in %g s: their messages will be delivered again",
+                "%d acks could not be sent in %g s: their messages will be redelivered",
                 len(self._waiting) + self._sending,
                 timeout,
             )
@@ -134,7 +134,7 @@ class Acknowledger:
             self._reset()
         with self._changed:
             self._waiting.append(item)
-            soon = last or not self._requests or self._answers_in > _FAR
+            soon = last or not self._requests or self._answer_seconds > _FAR
             self._due = min(self._due, 0.0 if soon else time.monotonic() + _GATHER)
             at = max(self._due, self._retry_at)
         self._ticker.wake(at)
@@ -164,7 +164,7 @@ class Acknowledger:
     def _done(self, batch: list[_Item], rpc: str, sent_at: float, future: Any) -> None:
         """On gRPC's thread."""
         took = time.monotonic() - sent_at
-        self._answers_in += (took - self._answers_in) * _WEIGHT
+        self._answer_seconds += (took - self._answer_seconds) * _WEIGHT
         error = future.exception()
         if error is not None:
             error = self._client.error(error, rpc, batch[0].subscription)
@@ -181,16 +181,16 @@ class Acknowledger:
         elif new or isinstance(error, BrokerUnavailable):
             failed = batch
         elif isinstance(error, NotFound):
-            # So are its messages: a reply to a connection that has ended, say.
+            # Its messages are deleted too: a reply to a connection that has ended, say.
             logger.debug("%d acks or nacks of a deleted subscription: %s", len(batch), error)
         elif error is not None:
             refused = batch
         if failed:
-            logger.debug("%d acks are sent again: %s", len(failed), error)
+            logger.debug("%d acks or nacks failed and are retried: %s", len(failed), error)
         if refused:
-            # The leases of exactly-once messages are gone, or a permission is missing.
+            # The leases of exactly-once messages have run out, or a permission is missing.
             logger.warning(
-                "%d acks or nacks on %s were refused, so these messages may be delivered again: %s",
+                "%d acks or nacks on %s were refused, so these messages may be redelivered: %s",
                 len(refused),
                 subscription,
                 error,
@@ -211,14 +211,14 @@ class Acknowledger:
             self._changed.notify_all()
         if hopeless:
             logger.warning(
-                "%d messages of %s could not be acked before their leases ran out: they will "
-                "be delivered again",
+                "%d messages of %s could not be acked before their leases ran out: they will be "
+                "redelivered",
                 len(hopeless),
                 hopeless[0].subscription,
             )
 
     def _take(self) -> list[_Item]:
-        """The oldest item, and those that fit in one request with it."""
+        """Take the oldest item, and those that fit into one request with it."""
         first = self._waiting[0]
         batch: list[_Item] = []
         rest: deque[_Item] = deque()

@@ -1,4 +1,4 @@
-"""The admin calls: topics and subscriptions made, read, listed and deleted.
+"""Admin calls: they create, read, list and delete topics and subscriptions.
 
 A *sign* is a subscription on a topic that is never published to: its name carries information. With
 signs, connections tell one another what Pub/Sub doesn't record.
@@ -17,13 +17,14 @@ from gwi_celery.errors import NotFound
 
 _T = TypeVar("_T")
 _PAGE = 1000
-#: Times that something is made while other processes delete it.
+#: Tries to create something that other processes delete meanwhile.
 _TRIES = 4
+#: Pub/Sub's name for the topic of a subscription whose topic was deleted.
 _DELETED_TOPIC = "_deleted-topic_"
 
 
 class Admin:
-    """Of one connection's project and prefix."""
+    """Admin calls for one connection's project and prefix."""
 
     def __init__(self, client: Client, options: PubSubOptions) -> None:
         self._client = client
@@ -56,7 +57,7 @@ class Admin:
         return True
 
     def get_subscription(self, path: str) -> Any:
-        """The subscription; None if there is none, or none on a topic that still exists."""
+        """The subscription; None if it doesn't exist. One whose topic was deleted is deleted as well."""
         request = pb["GetSubscriptionRequest"](subscription=path)
         try:
             found = self._client.persist("GetSubscription", request, path)
@@ -70,7 +71,7 @@ class Admin:
         return found
 
     def note_push(self, path: str, endpoint: str) -> None:
-        """Where Pub/Sub posts a subscription's messages from now on; empty: it is pulled."""
+        """Note the endpoint that the subscription is pushed to; empty: it is pulled."""
         if endpoint:
             self.pushed[path] = endpoint
         else:
@@ -86,28 +87,23 @@ class Admin:
             self._client.persist("DeleteTopic", pb["DeleteTopicRequest"](topic=path), path)
 
     def subscriptions(self) -> Iterator[Any]:
-        """Those with this connection's prefix."""
-        project = f"projects/{self._options.project}"
-        ours = f"{project}/subscriptions/{self._options.prefix}"
-        token = ""
-        while True:
-            request = pb["ListSubscriptionsRequest"](
-                project=project, page_size=_PAGE, page_token=token
-            )
-            page = self._client.persist("ListSubscriptions", request, project)
-            yield from (s for s in page.subscriptions if s.name.startswith(ours))
-            token = page.next_page_token
-            if not token:
-                return
+        """The project's subscriptions with this connection's prefix."""
+        return self._listed("Subscriptions")
 
     def topics(self) -> Iterator[Any]:
+        """The project's topics with this connection's prefix."""
+        return self._listed("Topics")
+
+    def _listed(self, kind: str) -> Iterator[Any]:
         project = f"projects/{self._options.project}"
-        ours = f"{project}/topics/{self._options.prefix}"
+        ours = f"{project}/{kind.lower()}/{self._options.prefix}"
         token = ""
         while True:
-            request = pb["ListTopicsRequest"](project=project, page_size=_PAGE, page_token=token)
-            page = self._client.persist("ListTopics", request, project)
-            yield from (t for t in page.topics if t.name.startswith(ours))
+            request = pb[f"List{kind}Request"](project=project, page_size=_PAGE, page_token=token)
+            page = self._client.persist(f"List{kind}", request, project)
+            for found in getattr(page, kind.lower()):
+                if found.name.startswith(ours):
+                    yield found
             token = page.next_page_token
             if not token:
                 return
@@ -115,7 +111,7 @@ class Admin:
     # --- signs --------------------------------------------------------------------------------
 
     def sign(self, path: str, labels: dict[str, str], expiration: int = 0) -> None:
-        """Create a sign unless it exists; it expires after that many unused seconds, 0: never."""
+        """Create a sign unless it exists. It expires after ``expiration`` unused seconds; 0: never."""
         wanted = pb["Subscription"](
             name=path,
             topic=self.signs_topic,
@@ -137,7 +133,10 @@ class Admin:
         self._client.call("Pull", request, path)
 
     def ping(self) -> None:
-        """Have Pub/Sub answer. No admin call: a project has 6,000 a minute, and probes ask often."""
+        """A call that proves that Pub/Sub answers.
+
+        Not an admin call: a project has 6,000 of those a minute, and probes ask often.
+        """
         sign = f"{self.signs_topic.replace('/topics/', '/subscriptions/')}.ping"
         try:
             self.touch(sign)
@@ -167,9 +166,9 @@ class Admin:
 
 
 def made_though_deleted(make: Callable[[], _T]) -> _T:
-    """What ``make`` returns; called again if NotFound says that another process deleted a part meanwhile.
+    """Call ``make`` and return its result; call it again while other processes delete a part (NotFound).
 
-    For some seconds the name of what was deleted can't be used: ``make``'s calls wait for that.
+    A deleted name can't be used again for some seconds; ``make``'s own calls wait for that.
     """
     for _ in range(_TRIES - 1):
         try:

@@ -10,7 +10,7 @@ from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.gcp import emulators
 from gwi_celery.gcp.emulators import PUBSUB_HOST
 
-#: RPC -> the role that it needs, and on what; any other needs the editor role.
+#: RPC -> the role that it needs on its topic or subscription; every other needs the editor role.
 _ROLES = {
     "Publish": "roles/pubsub.publisher",
     "Pull": "roles/pubsub.subscriber",
@@ -19,24 +19,24 @@ _ROLES = {
     "ModifyAckDeadline": "roles/pubsub.subscriber",
 }
 _EDITOR = "roles/pubsub.editor"
-#: What having requests signed as an account needs on that account, beside the right to the subscription.
+#: The permission on an account, and a role with it, that having pushes signed by that account needs.
 _ACT_AS, _SIGN = "iam.serviceAccounts.actAs", "roles/iam.serviceAccountUser"
 
-#: How Google says that an API is not enabled; with PERMISSION_DENIED.
+#: Google's text for an API that is not enabled; comes with PERMISSION_DENIED.
 _API_OFF = re.compile(r"has not been used in project|SERVICE_DISABLED|it is disabled")
-#: How it says that the project itself is unknown; with NOT_FOUND.
+#: Google's text for a project that it doesn't know; comes with NOT_FOUND.
 PROJECT_UNKNOWN = re.compile(r"project not found", re.IGNORECASE)
 
 
 def unavailable(options: PubSubOptions) -> str:
-    """The endpoint does not answer."""
+    """For UNAVAILABLE and DEADLINE_EXCEEDED, whether a server answered so or nobody answered."""
     if options.emulator:
         return emulators.unavailable("Pub/Sub", PUBSUB_HOST, options.endpoint)
     hint = ""
     if not options.endpoint.endswith(".googleapis.com:443"):
         hint = "; if that is an emulator, say so: ?emulator=true"
     return (
-        f"Pub/Sub at {options.endpoint} does not answer: check this machine's network, and the "
+        f"Pub/Sub at {options.endpoint} is unavailable: check this machine's network, and the "
         f"endpoint if the broker's URL names one{hint}"
     )
 
@@ -59,11 +59,11 @@ def no_project(options: PubSubOptions, details: str) -> str:
 
 
 def not_ready(options: PubSubOptions) -> str:
-    """For a project so new that topics can't be made in it."""
+    """For a project so new that topics can't be created in it."""
     return (
-        f"project {options.project} is not ready for Pub/Sub yet: a project that was just made takes "
-        "some minutes, and this is tried again. If it lasts, the organization policy "
-        "constraints/gcp.resourceLocations leaves no region for messages"
+        f"project {options.project} is not ready for Pub/Sub yet: a new project takes some minutes, and "
+        "this is retried. If it lasts, the organization policy constraints/gcp.resourceLocations leaves "
+        "no region for messages"
     )
 
 
@@ -99,7 +99,7 @@ def forbidden(options: PubSubOptions, rpc: str, resource: str, details: str) -> 
 def no_credentials(details: str) -> str:
     """For credentials that are missing, revoked or of the wrong kind."""
     return (
-        f"no Google Cloud credentials that Pub/Sub takes ({details}): run `gcloud auth "
+        f"no Google Cloud credentials that Pub/Sub accepts ({details}): run `gcloud auth "
         "application-default login`, attach a service account, set GOOGLE_APPLICATION_CREDENTIALS, or, "
         f"for an emulator, {PUBSUB_HOST}"
     )
@@ -135,7 +135,7 @@ def missing(options: PubSubOptions, resource: str) -> str:
 
 
 def _behind(options: PubSubOptions, path: str, id: str) -> tuple[str, str]:
-    """(queue, id of its topic) of a subscription."""
+    """The queue of a subscription, and the id of its topic."""
     plain = re.sub(r"~p\d$", "", id)
     for queue, mapping in options.queues.items():
         if mapping.get("subscription") in (plain, path):

@@ -24,10 +24,11 @@ _REDISCOVER = 60.0
 
 
 class Arrivals:
-    """One queue: its lines, and the messages that they brought and nobody took yet.
+    """One queue's lines, and the messages they brought that nobody has taken yet.
 
-    A message whose lease may have run out is not handed out. One that waits too long is given back;
-    but what a stream brought stays, as the same stream would bring it again: its redelivery replaces it.
+    A message whose lease may have run out is not handed out. One that waits too long is given back,
+    unless a stream brought it: the same stream would bring it again, so it stays until its redelivery
+    replaces it.
     """
 
     def __init__(self, receiver: PubSubReceiver, queue: str, bulk: bool) -> None:
@@ -41,7 +42,7 @@ class Arrivals:
         self._delayed: list[tuple[float, Delivery]] = []
         #: How many messages its consumer last asked for.
         self._room = 0
-        #: Its consumer has no room, and doesn't poll.
+        #: Whether its consumer has no room, and so doesn't poll.
         self._full = False
         self._watched = False
         self._error: Exception | None = None
@@ -111,7 +112,7 @@ class Arrivals:
         return taken
 
     def _drop(self, unwanted: Callable[[Delivery], bool]) -> list[Delivery]:
-        """With the lock held: take these out of what waits."""
+        """Remove the ``unwanted`` from what waits, and return them. The lock is held."""
         dropped = [d for arrived in self._arrived.values() for d in arrived if unwanted(d)]
         dropped += [d for _, d in self._delayed if unwanted(d)]
         if dropped:
@@ -122,7 +123,7 @@ class Arrivals:
         return dropped
 
     def _watch(self) -> None:
-        """With the lock held: have waiting messages reviewed, also while the consumer is busy."""
+        """Have waiting messages reviewed, also while the consumer is busy. The lock is held."""
         if not self._watched:
             self._watched = True
             self.receiver.broker.timers.run(self._review, time.monotonic() + _LONGEST_WAIT)
@@ -150,7 +151,7 @@ class Arrivals:
             self.receiver.broker.give_back(delivery)
 
     def _early(self, now: float) -> set[str]:
-        """With the lock held: messages held until a later time."""
+        """Ack ids of messages that are held until a later time. The lock is held."""
         return {delivery.ack_id for due, delivery in self._delayed if due > now}
 
     def want(self, limit: int) -> None:
@@ -176,7 +177,7 @@ class Arrivals:
     def probed(self, line: Line, limit: int) -> None:
         """That level is empty now: ask the next."""
         if limit <= 0:
-            return  # nor is there room any more
+            return  # there is no room any more either
         levels = [other for other in self.lines if other.source.own]
         self._probe(levels[levels.index(line) + 1 :], limit)
 
@@ -199,7 +200,7 @@ class Arrivals:
             self.receiver.broker.give_back(delivery)
 
     def take_out(self, delivery: Delivery) -> bool:
-        """Have it not handed out any more; False if it is not waiting here."""
+        """Remove a waiting message, so that it is not handed out; False if it is not waiting here."""
         with self._lock:
             return bool(self._drop(lambda waiting: waiting.ack_id == delivery.ack_id))
 

@@ -1,12 +1,12 @@
 """The broker seam on Pub/Sub: what each of its methods does there.
 
 ==================  ===============================================================================
-publish             Publish, one RPC, confirmed; tried again while it fails for now
+publish             Publish, one RPC, confirmed; retried while failures are temporary
 poll                what long pulls and streams have brought (see :mod:`.receiver`)
 ack                 Acknowledge, batched in the background
 nack                ModifyAckDeadline to the delay (to 0 with a retry policy: that decides then)
-give back           Publish a copy, then Acknowledge: Pub/Sub would count ModifyAckDeadline as a
-                    delivery. That it is, where nothing is counted
+give back           Publish a copy, then Acknowledge, because Pub/Sub would count a
+                    ModifyAckDeadline to 0 as a delivery. That is used where nothing is counted
 extend              ModifyAckDeadline
 dead letter         Publish to the dead letter's topic, then Acknowledge
 a delay             an attribute says when the message may be delivered. A consumer that gets it
@@ -14,10 +14,10 @@ a delay             an attribute says when the message may be delivered. A consu
 size                None: Pub/Sub itself can't tell; see :meth:`PubSubBroker.depth`
 ==================  ===============================================================================
 
-What Pub/Sub counts are deliveries, for queues that have a dead letter. To make attempts of them, what
-was no attempt leaves no trace in its count: a message given back untouched is published anew, and says
-how many attempts there were before; what waiting for its time may have added is taken off. So a
-delivery that is not the first follows one attempt each, or a worker that died holding the message.
+Pub/Sub counts deliveries, for queues that have a dead letter; the seam counts attempts. So a delivery
+that was no attempt must leave no trace in Pub/Sub's count: a message given back untouched is published
+anew, with the number of its attempts so far, and deliveries that only waited for an ETA are subtracted.
+Each delivery after the first then follows an attempt, or a worker that died holding the message.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import (
+    DEAD_LETTER_SUFFIX,
     Binding,
     Delivery,
     Operators,
@@ -39,7 +40,6 @@ from gwi_celery.brokers.base import (
     QueueSpec,
     QueueState,
     StoredMessage,
-    dead_letter_queue,
 )
 from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.acks import Acknowledger
@@ -67,8 +67,8 @@ _FLUSH = 2.0
 class PubSubBroker:
     """A :class:`~gwi_celery.brokers.base.Broker` on Google Cloud Pub/Sub, or its emulator.
 
-    Over 25 methods, as the seam has 30: most are one line, a call of the part that does the work.
-    These are topology, publisher, receivers, deliveries, acks, dead letters, looks and operating.
+    Over 25 methods, as the seam has 30: most are one line that calls the part that does the work.
+    The parts are topology, publisher, receivers, deliveries, acks, dead letters, looks and operating.
     """
 
     def __init__(self, options: PubSubOptions) -> None:
@@ -76,7 +76,7 @@ class PubSubBroker:
         self.operators: Operators | None = None
         self.client = Client(options)
         self._acks = Acknowledger(self.client)
-        #: For what takes no time.
+        #: Runs what takes no time.
         self.timers = Scheduler("gwi-timers")
         self._jobs = Scheduler("gwi-jobs")
         self.topology = Topology(self.client, options, self._jobs)
@@ -92,12 +92,12 @@ class PubSubBroker:
             self._jobs,
             self._dead_letters.bury,
         )
-        #: What came before its time, for operators.
+        #: Messages that arrived before their ETA, for operators.
         self.early, self.parked = self.deliveries.early, Parked(self)
         self.looks = Looks(self)
         self.receivers = Receivers(self, self._jobs)
         self.operating = Operating(self, self._dead_letters)
-        #: Pub/Sub has answered this connection once.
+        #: Whether Pub/Sub has answered this connection once.
         self._connected = False
         _brokers.add(self)
 
@@ -114,7 +114,7 @@ class PubSubBroker:
             return
         id = naming.temporary_topic_id(self.options.prefix)
         path = f"projects/{self.options.project}/topics/{id}"
-        with contextlib.suppress(NotFound):  # an answer like any other
+        with contextlib.suppress(NotFound):  # that is an answer too
             self.client.call("GetTopic", pb["GetTopicRequest"](topic=path), path)
         self._connected = True
 
@@ -202,7 +202,7 @@ class PubSubBroker:
         spec = self.topology.spec(delivery.queue)
         if spec.temporary:
             self.ack([delivery])
-        elif delivery.queue == dead_letter_queue(delivery.queue.removesuffix(".dead")):
+        elif delivery.queue.endswith(DEAD_LETTER_SUFFIX):
             # No dead letter has a dead letter; redelivered at once, it would keep its consumer busy.
             self.deliveries.release(delivery, delivery.lease_seconds)
         else:
@@ -269,7 +269,7 @@ class PubSubBroker:
     # --- ends -----------------------------------------------------------------------------------
 
     def flush(self, timeout: float = _FLUSH) -> bool:
-        """Wait until acks and unconfirmed messages are with Pub/Sub; False if that took longer."""
+        """Wait until Pub/Sub has the acks and unconfirmed messages; False if that takes longer."""
         deadline = time.monotonic() + timeout
         self.publisher.wait(timeout)
         # A failed publish has become a background job, and a job may ack.
@@ -287,7 +287,7 @@ class PubSubBroker:
         self.client.close()
 
     def _flush_at_end(self) -> None:
-        """Wait for unconfirmed messages as a confirmed publish would; for all else only briefly."""
+        """Wait for unconfirmed messages as long as a confirmed publish would; for all else briefly."""
         if self.publisher.unsettled():
             if not self.flush(self.options.publish_timeout):
                 logger.error("unconfirmed messages may not have been published")

@@ -1,8 +1,8 @@
-"""The only importer of Google's Pub/Sub library; its errors become ours here.
+"""The only importer of Google's Pub/Sub library; its errors become this package's here.
 
-RPCs are made on the bare gRPC stubs with the library's own messages: a confirmed publish costs
-0.3 ms so, where the generated client takes 1.5 ms. One channel per process: a forked child makes its
-own and leaves the inherited one alone, neither used nor closed.
+RPCs are made on the bare gRPC stubs with the library's own messages: a confirmed publish takes
+0.3 ms this way, and 1.5 ms with the generated client. One channel per process: a forked child makes its
+own, and neither uses nor closes the inherited one.
 
 What a status means (https://cloud.google.com/pubsub/docs/reference/error-codes):
 
@@ -10,10 +10,10 @@ What a status means (https://cloud.google.com/pubsub/docs/reference/error-codes)
 NOT_FOUND, ALREADY_EXISTS                          NotFound, AlreadyExists
 PERMISSION_DENIED, UNAUTHENTICATED; NOT_FOUND      BrokerUnusable, with the role and the command
 in mode "provisioned"; no token available
-UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED,           BrokerUnavailable: may or may not have happened;
+UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED,           BrokerUnavailable: the call may have taken effect;
 INTERNAL, UNKNOWN, CANCELLED, RESOURCE_EXHAUSTED   every call of this package can be retried
 any, with a reason for each ack id                 AckIdsRefused or AckIdsRefusedForNow
-400 "retry this operation" on a new project        BrokerUnavailable, as its policies get ready
+400 "retry this operation" on a new project        BrokerUnavailable: its policies are not ready yet
 anything else                                      BrokerError: retrying can't help
 =================================================  =================================================
 """
@@ -127,11 +127,11 @@ _TEMPORARY = frozenset(
     }
 )
 
-#: Calls whose errors tell a reason for each ack id, and how the reasons begin.
+#: Calls whose errors give a reason for each ack id, and how the reasons begin.
 _BY_ACK_ID = frozenset({"Acknowledge", "ModifyAckDeadline"})
 _PERMANENT, _TRANSIENT = "PERMANENT_FAILURE_", "TRANSIENT_FAILURE_"
-#: How a project is told from a mistake whose organization policy isn't known to Pub/Sub yet; with HTTP
-#: status 400 (https://github.com/hashicorp/terraform-provider-google/issues/4349).
+#: Pub/Sub's text while it doesn't know a new project's organization policy yet. Its status is that of a
+#: bad request (https://github.com/hashicorp/terraform-provider-google/issues/4349).
 _NOT_READY = "retry this operation"
 _BAD_REQUEST = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION})
 
@@ -148,16 +148,15 @@ _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 300_000),
     # Each client has a connection of its own: closing one leaves the others.
     ("grpc.use_local_subchannel_pool", 1),
-    # No proxy for an emulator on loopback; TLS endpoints keep gRPC's default.
 ]
 
-#: What Google's credentials are asked for.
+#: OAuth scopes of the credentials.
 SCOPES = ("https://www.googleapis.com/auth/pubsub",)
 #: Seconds for which other calls may not find a new entity: Pub/Sub is eventually consistent.
 _SETTLES = 10.0
-#: RPCs by which a connection learns of an entity; the age of one that another created is unknown.
+#: RPCs by which a connection learns of an entity. If another connection created it, its age is unknown.
 _FIRST_SEEN_BY = frozenset({"CreateTopic", "CreateSubscription", "GetTopic", "GetSubscription"})
-#: First and longest pause, seconds, between two calls that find it missing.
+#: First and longest pause, seconds, between two calls that don't find it.
 _SETTLING_PAUSES = (0.1, 1.0)
 
 
@@ -166,7 +165,7 @@ class AlreadyExists(BrokerError):
 
 
 class AckIdsRefused(BrokerError):
-    """An exactly-once subscription took some ids of a request, and not these.
+    """An exactly-once subscription refused these ids of a request, and took the others.
 
     https://cloud.google.com/pubsub/docs/exactly-once-delivery
 
@@ -177,7 +176,7 @@ class AckIdsRefused(BrokerError):
 
     def __init__(self, text: str, reasons: Mapping[str, str]) -> None:
         super().__init__(text)
-        #: Ids that may be sent again, and ids whose lease is over.
+        #: Ids that may be sent again, and ids whose lease is lost.
         self.retryable = {id for id, why in reasons.items() if why.startswith(_TRANSIENT)}
         self.lost = set(reasons) - self.retryable
 
@@ -187,7 +186,7 @@ class AckIdsRefusedForNow(AckIdsRefused, BrokerUnavailable):
 
 
 class Client:
-    """RPCs of one connection. Any thread may call; after a fork it goes on with a new channel."""
+    """RPCs of one connection. Any thread may use it; a forked child gets a channel of its own."""
 
     def __init__(self, options: PubSubOptions) -> None:
         self._options = options
@@ -201,9 +200,9 @@ class Client:
         self.on_call: Callable[[str], None] | None = None
 
     def call(self, rpc: str, request: Any, resource: str, timeout: float | None = None) -> Any:
-        """Make one RPC and wait. Raises as the table above says; names ``resource`` in errors.
+        """Make one RPC and wait. Raises as the table above says; errors name ``resource``.
 
-        A call that doesn't find a new entity is retried until that has settled.
+        A call that doesn't find a new entity is retried until that is settled.
         """
         pauses = Backoff(*_SETTLING_PAUSES)
         while True:
@@ -219,6 +218,10 @@ class Client:
     def settling(self, resource: str) -> bool:
         """Whether it is so new that calls may not find it although it exists."""
         return time.monotonic() < self._young.get(resource, 0.0)
+
+    def first_seen(self, resource: str) -> None:
+        """A listing named it. If this connection didn't know it before, it may be new."""
+        self._young.setdefault(resource, time.monotonic() + _SETTLES)
 
     def _call_once(self, rpc: str, request: Any, resource: str, timeout: float | None) -> Any:
         stub, metadata = self._stub(rpc), self._routing(rpc, resource)
@@ -282,7 +285,7 @@ class Client:
         )
 
     def begin(self, rpc: str, request: Any, resource: str, timeout: float | None = None) -> Any:
-        """Begin one RPC inside the fork gate, which it leaves when it is done; its gRPC future."""
+        """Begin one RPC inside the fork gate, which is left when it is done; its gRPC future."""
         fork_gate.enter()
         try:
             future = self.start(rpc, request, resource, timeout or self._options.timeout)
@@ -347,7 +350,7 @@ class Client:
                 future.result(timeout=timeout)
             except grpc.FutureTimeoutError as exc:
                 raise BrokerUnavailable(
-                    f"{advice.unavailable(self._options)} (nothing came in {timeout:g} s)"
+                    f"{advice.unavailable(self._options)} (no connection within {timeout:g} s)"
                 ) from exc
             finally:
                 future.cancel()
@@ -375,6 +378,7 @@ class Client:
 
 def _connect(options: PubSubOptions, access: Access) -> Any:
     if options.emulator:
+        # Not through the proxy that leads to Google.
         return grpc.insecure_channel(
             options.endpoint, [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
         )
@@ -394,7 +398,7 @@ def _unary(rpc: str, channel: Any) -> Any:
 
 
 def not_ready(exc: Any) -> bool:
-    """Whether gRPC's error is that of a project which Pub/Sub can't work in yet."""
+    """Whether gRPC's error says that the project is too new for Pub/Sub."""
     return exc.code() in _BAD_REQUEST and _NOT_READY in (exc.details() or "")
 
 

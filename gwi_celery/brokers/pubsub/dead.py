@@ -1,7 +1,8 @@
 """Dead letters on Pub/Sub: keeping a message with the reason, and taking it back out.
 
-Nothing can be found in a subscription without leasing it, so each has a record elsewhere (``Operators``),
-made once it is published and ended before it is acked: meanwhile both places have it, under one id.
+A message in a subscription can't be found without leasing it. So each dead letter also has a record
+elsewhere (``Operators``), under the same id: made after the message is published, ended before it is
+acked.
 
 A death adds some attributes, and a message may already be as large as Pub/Sub allows, or have as many
 attributes. Attributes that don't fit are packed into one (:mod:`.wire`). Where the message leaves no
@@ -54,12 +55,12 @@ _DEATH = DEATH | {NOTE_OF}
 _REASON = 10_000
 #: Messages in one pull.
 _LOOK = 1000
-#: Seconds until an emulator is asked once more.
+#: Seconds until an emulator that answered with nothing is asked again.
 _AGAIN = 0.1
 
 
 class DeadLetters:
-    """Those of one broker."""
+    """The dead letters of one broker."""
 
     def __init__(self, broker: PubSubBroker) -> None:
         self._broker = broker
@@ -75,7 +76,7 @@ class DeadLetters:
             DEATH_ATTEMPTS: str(max(delivery.attempts, deliveries)),
             DEATH_TIME: f"{time.time():.6f}",
         }
-        # What its worker says of the death is ours as well, and no part of the message.
+        # What its worker says of the death isn't part of the message either.
         reported = {k: v for k, v in delivery.attributes.items() if k in _DEATH}
         kept = {k: v for k, v in delivery.attributes.items() if k not in _DEATH}
         message = OutgoingMessage(delivery.data, kept, delivery.priority)
@@ -91,14 +92,17 @@ class DeadLetters:
                 pass
         as_it_came = wire.as_it_came(message)
         if as_it_came is None:
-            raise TooLarge("it has no room for the reason, and is not as it came")
+            raise TooLarge("it has no room for the reason, and can't be kept unchanged")
         kept_as = self._broker.publisher.send_dead(delivery.queue, as_it_came)
         del short[DEATH_ID]  # it can't carry one
         self._publish(delivery.queue, OutgoingMessage(b"", {**short, NOTE_OF: kept_as}))
         self._record(delivery, short, _id(delivery.queue, kept_as))
 
     def bury(self, delivery: Delivery, reason: str, deliveries: int) -> None:
-        """Keep the message and ack it; if it can't be kept, it stays in its queue."""
+        """Keep the message and ack it; one that can't be kept stays in its queue.
+
+        Raises every other BrokerError, with the message still leased.
+        """
         try:
             self.keep(delivery, reason, deliveries)
         except (BrokerUnusable, TooLarge) as exc:
@@ -115,7 +119,7 @@ class DeadLetters:
         self._broker.deliveries.ack([delivery])
 
     def _record(self, delivery: Delivery, death: dict[str, str], id: str) -> None:
-        """After it was published: a death that nobody could record is redelivered, or looked for."""
+        """Record the death of a published message. A missing record can be made from the dead letter."""
         operators = self._broker.operators
         if operators is not None:
             died = replace(delivery, attributes={**delivery.attributes, **death})
@@ -123,7 +127,7 @@ class DeadLetters:
             operators.died(replace(letter, expires_at=letter.died_at + self._broker.dead_kept))
 
     def stored(self, delivery: Delivery, id: str | None = None) -> StoredMessage:
-        """What is seen of a message, in a dead letter or elsewhere."""
+        """The message as operators see it. ``id``: that of a death that is just being recorded."""
         dead = delivery.queue.endswith(DEAD_LETTER_SUFFIX) or id is not None
         return StoredMessage(
             queue=delivery.queue,
@@ -154,10 +158,10 @@ class DeadLetters:
         mark = redriving(broker.operators, queue, from_step)
         marks: set[str] = set()
         bare: set[bytes] = set()
-        looked = Looked(broker, dead_letter_queue(queue))
+        walk = Walk(broker, dead_letter_queue(queue))
         total = 0
         try:
-            for delivery in looked if limit != 0 else ():
+            for delivery in walk if limit != 0 else ():
                 # One that died again meanwhile is not taken twice.
                 again = delivery.attributes.get(REDRIVE) in marks or _digest(delivery) in bare
                 id = id_of(delivery)
@@ -166,7 +170,7 @@ class DeadLetters:
                     continue
                 redrive = mark(id)
                 if redrive in marks:  # a copy of one that was published twice
-                    looked.done_with(delivery)
+                    walk.done_with(delivery)
                     continue
                 marks.add(redrive)
                 if not self._put_back(queue, delivery, redrive):
@@ -174,36 +178,36 @@ class DeadLetters:
                 # The record ends first: a message that stays behind is then known to be done with.
                 if broker.operators is not None:
                     broker.operators.ended([id])
-                looked.done_with(delivery)
+                walk.done_with(delivery)
                 total += 1
                 moved(1)
                 if total == (len(only) if limit is None and only is not None else limit):
                     break
         finally:
-            looked.give_back()
+            walk.give_back()
         return total
 
     def discard(self, queue: str, only: Collection[str]) -> int:
-        """Take these messages out of ``queue`` itself; of a dead letter, after their records."""
+        """Delete these messages from ``queue``; if that is a dead letter, end their records first."""
         dead = queue.endswith(DEAD_LETTER_SUFFIX)
         if dead and self._broker.operators is not None:
             self._broker.operators.ended(only)
-        looked = Looked(self._broker, queue)
+        walk = Walk(self._broker, queue)
         gone = 0
         try:
-            for delivery in looked:
+            for delivery in walk:
                 id = id_of(delivery) if dead else delivery.message_id
                 if id in only and NOTE_OF not in delivery.attributes:
-                    looked.done_with(delivery)
+                    walk.done_with(delivery)
                     gone += 1
                     if gone == len(only):
                         break
         finally:
-            looked.give_back()
+            walk.give_back()
         return gone
 
     def end(self, queue: str, received: Iterable[Any]) -> None:
-        """The records of received messages, if ``queue`` is a dead letter, before they are acked."""
+        """If ``queue`` is a dead letter, end the records of these messages, which are acked next."""
         operators = self._broker.operators
         if operators is not None and queue.endswith(DEAD_LETTER_SUFFIX):
             named = [(wire.parse(item.message), item.message.message_id) for item in received]
@@ -225,8 +229,8 @@ class DeadLetters:
         return True
 
 
-class Looked:
-    """Goes through what is ready in a queue, each message once. It is held until it is given back."""
+class Walk:
+    """A walk through what is ready in a queue, each message once. All stay leased until given back."""
 
     def __init__(self, broker: PubSubBroker, queue: str) -> None:
         self._broker = broker
@@ -271,7 +275,7 @@ class Looked:
 
 
 def id_of(delivery: Delivery) -> str:
-    """What a message in a dead letter is called: its death's name, or one made from its own id."""
+    """The id of a message in a dead letter: that of its death, or one derived from its own id."""
     return _named(delivery.queue, delivery.attributes, delivery.message_id)
 
 
@@ -284,7 +288,7 @@ def _id(queue: str, message_id: str) -> str:
 
 
 def joined(deliveries: Iterable[Delivery]) -> list[Delivery]:
-    """The messages, each with the attributes of its note."""
+    """The messages without the notes, each with the attributes of its note."""
     deliveries = list(deliveries)
     notes = {d.attributes[NOTE_OF]: d.attributes for d in deliveries if NOTE_OF in d.attributes}
     return [

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _HOLD = 4.0
 #: Seconds: Pub/Sub's longest ack deadline, and so the longest a message is deferred at a time.
 _PARK = 600.0
-#: Entries of deferred messages above which outdated ones are dropped.
+#: Number of deferred messages below which outdated ones are not dropped.
 _MANY_DEFERRED = 10_000
 #: Age, seconds, at which a deferred message is published anew, so that waiting neither counts as
 #: failing nor outlives the retention. Half the retention, if that is less.
@@ -46,7 +46,7 @@ _SPARE = 1.0
 
 @dataclass(frozen=True)
 class _Delivery(Delivery):
-    """What else is known of a delivery."""
+    """A delivery with what only this broker has to know."""
 
     #: Seconds since the epoch after which it is dropped.
     expires: float = math.inf
@@ -55,7 +55,10 @@ class _Delivery(Delivery):
 
 
 class Deliveries:
-    """Those of one connection. ``bury`` gets what was delivered too often, the reason and the count."""
+    """The deliveries of one connection.
+
+    ``bury`` is called with a message that was delivered too often, the reason and the count.
+    """
 
     def __init__(
         self,
@@ -78,6 +81,8 @@ class Deliveries:
         self.leases: dict[str, float] = {}
         #: ack id -> the same, for deferred messages.
         self._deferred: dict[str, float] = {}
+        #: Number of deferred messages at which the outdated ones are dropped next.
+        self._many_deferred = _MANY_DEFERRED
         self.early = Early()
 
     def after_fork(self) -> None:
@@ -85,7 +90,7 @@ class Deliveries:
         self.leases, self._deferred = {}, {}
 
     def outstanding(self, ack_ids: Iterable[str]) -> set[str]:
-        """How many of these Pub/Sub may still count as outstanding."""
+        """Those of these ids that Pub/Sub may still count as outstanding."""
         now = time.monotonic()
         return {id for id in ack_ids if self.held_until(id) > now}
 
@@ -94,18 +99,19 @@ class Deliveries:
         return max(self.leases.get(ack_id, 0.0), self._deferred.get(ack_id, 0.0))
 
     def any_deferred(self, ack_ids: Iterable[str]) -> bool:
+        """Whether any of these messages is deferred now."""
         now = time.monotonic()
         return any(self._deferred.get(id, 0.0) > now for id in ack_ids)
 
     def sort(
         self, source: Source, received: Iterable[Any], lease: float | None = None
     ) -> tuple[list[Delivery], list[tuple[float, Delivery]]]:
-        """Sort received messages: deliveries for now, and those to hold until a monotonic time.
+        """Sort received messages into those for now, and those to hold until a monotonic time.
 
         ``lease``: seconds that they are leased for, if not the subscription's ack deadline.
 
-        The rest is settled here: foreign or expired messages are acked, messages that were delivered
-        too often are buried, and those that are much too early are deferred.
+        The rest is settled here: foreign and expired messages are acked, messages that were delivered
+        too often are dead-lettered, and those that are much too early are deferred.
         """
         ready: list[Delivery] = []
         held: list[tuple[float, Delivery]] = []
@@ -127,14 +133,14 @@ class Deliveries:
             ):
                 self.ack([delivery])
             elif delivery.published_at < source.since:
-                # Of a reader that was killed, or of one that still exists and may take it.
+                # For a reader that was killed, or for one that still exists and may take it.
                 self.release(delivery, _SPARE)
             elif parsed.not_before > wall:
                 wait = parsed.not_before - wall
                 again = self._again(wait, wall - delivery.published_at, item.delivery_attempt)
                 if again is not None and again <= 0:
-                    job = functools.partial(self._publish_anew, [delivery], parsed.not_before)
-                    self._if_ours(delivery, job)
+                    job = functools.partial(self._renew, delivery, parsed.not_before)
+                    self._settle_later(delivery, job)
                     continue
                 self.early.note(delivery, parsed.not_before)
                 if again is None:
@@ -143,10 +149,10 @@ class Deliveries:
                     self.release(delivery, again)
             elif 0 < limit <= delivery.attempts and not spec.temporary:
                 reason = f"delivered {limit} times without an ack"
-                # What its publisher may have written of a death is not true.
+                # A publisher may have written attributes of a death that never happened.
                 own = {k: v for k, v in delivery.attributes.items() if k not in DEATH}
                 dead = replace(delivery, attributes={**own, DEATH_KIND: "deliveries"})
-                self._if_ours(delivery, functools.partial(self._bury, dead, reason, limit))
+                self._settle_later(delivery, functools.partial(self._bury, dead, reason, limit))
             else:
                 ready.append(delivery)
         return ready, held
@@ -209,14 +215,23 @@ class Deliveries:
             counted=item.delivery_attempt > 0,
         )
 
-    def _if_ours(self, delivery: Delivery, job: Callable[[], object]) -> None:
-        """Settle it in the background, unless its lease may have run out by then."""
+    def _settle_later(self, delivery: Delivery, job: Callable[[], object]) -> None:
+        """Settle it in the background, unless its lease may have run out by then.
+
+        If that fails, the message is redelivered when its lease runs out.
+        """
 
         def settle() -> None:
-            if time.monotonic() < delivery.held_until():
-                job()
-            else:
-                self.forget([delivery])
+            try:
+                if time.monotonic() < delivery.held_until():
+                    job()
+                    return
+            except (BrokerError, TooLarge) as exc:
+                logger.warning(
+                    "message %s of queue %r can't be settled now, and will be redelivered: %s",
+                    *(delivery.message_id, delivery.queue, exc),
+                )
+            self.forget([delivery])
 
         self._jobs.run(settle)
 
@@ -240,8 +255,11 @@ class Deliveries:
         until = self.leases.pop(delivery.ack_id, 0.0)
         if seconds > 0:
             now = time.monotonic()
-            if len(self._deferred) >= _MANY_DEFERRED:
-                self._deferred = {id: due for id, due in self._deferred.items() if due > now}
+            if len(self._deferred) >= self._many_deferred:
+                for id, due in list(self._deferred.items()):  # other threads add to it
+                    if due <= now:
+                        self._deferred.pop(id, None)
+                self._many_deferred = max(_MANY_DEFERRED, 2 * len(self._deferred))
             self._deferred[delivery.ack_id] = now + min(seconds, _PARK)
         self._acks.nack(subscription, ack_id, min(seconds, _PARK), until, last=not self.leases)
 
@@ -265,6 +283,8 @@ class Deliveries:
     def publish_now(self, deliveries: Sequence[Delivery]) -> None:
         """Publish deferred or held messages of a queue anew, due now. Raises BrokerError and TooLarge."""
         taken = [d for d in deliveries if isinstance(d, _Delivery)]
+        if not taken:
+            return
         self._hold(taken)
         try:
             self._publish_anew(taken)
@@ -280,7 +300,7 @@ class Deliveries:
         self.ack([delivery])
 
     def _hold(self, deliveries: Sequence[Delivery]) -> None:
-        """What was deferred is leased to us for as long."""
+        """Treat deferred messages as leased until they are due."""
         for delivery in deliveries:
             until = self._deferred.pop(delivery.ack_id, None)
             if until is not None:
@@ -299,8 +319,16 @@ class Deliveries:
                 if delivery.ack_id in self.leases:  # not acked
                     self.release(delivery, 0.0)
 
+    def _renew(self, delivery: _Delivery, not_before: float) -> None:
+        """Publish a message that waits for its ETA anew; if that fails, defer it once more."""
+        try:
+            self._publish_anew([delivery], not_before)
+        except (BrokerError, TooLarge) as exc:
+            logger.debug("message %s is deferred once more: %s", delivery.message_id, exc)
+            self.release(delivery, max(not_before - time.time(), 1.0))
+
     def _publish_anew(self, deliveries: Sequence[_Delivery], not_before: float = 0.0) -> None:
-        """Publish copies of a queue's messages, for which Pub/Sub counts from 1, in their place."""
+        """Replace a queue's messages by copies, whose deliveries Pub/Sub counts from 1."""
         now = time.time()
         due = max(not_before, now)
         copies = []
@@ -314,7 +342,7 @@ class Deliveries:
                     "", delivery.queue, message, merge=True, attempts=delivery.attempts
                 )
             )
-        # To this queue alone, whatever brought it.
+        # To this queue alone, whichever exchange brought the messages.
         topic = self._topology.route("", deliveries[0].queue)
         for chunk in chunks(list(enumerate(copies))):
             self._publisher.send(topic, [made for _, made in chunk])
@@ -323,6 +351,7 @@ class Deliveries:
     # --- leases ---------------------------------------------------------------------------------
 
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
+        """As :meth:`Broker.extend`."""
         # If the subscription's ack deadline is unknown, assume a short first lease.
         if not self._options.managed:
             seconds = max(seconds, self._options.lease_seconds)
@@ -343,10 +372,11 @@ class Deliveries:
     def _extend(self, subscription: str, group: list[Delivery], seconds: float) -> list[Delivery]:
         now = time.monotonic()
         lost: list[Delivery] = []
+        whole = min(max(round(seconds), 10), 600)
         request = pb["ModifyAckDeadlineRequest"](
             subscription=subscription,
             ack_ids=[_parts(d)[1] for d in group],
-            ack_deadline_seconds=min(max(round(seconds), 10), 600),
+            ack_deadline_seconds=whole,
         )
         try:
             self._client.call("ModifyAckDeadline", request, subscription)
@@ -356,7 +386,7 @@ class Deliveries:
             lost = [d for d in group if _parts(d)[1] in exc.lost]
             group = [d for d in group if d not in lost]
         except BrokerError:
-            # A lease may be lost, and nothing tells which one of several.
+            # A lease may be lost, and nothing says which one: ask for each half.
             if len(group) == 1:
                 return group
             half = len(group) // 2
@@ -364,7 +394,7 @@ class Deliveries:
             return first + self._extend(subscription, group[half:], seconds)
         for delivery in group:
             if delivery.ack_id in self.leases:  # it may have been acked meanwhile
-                self.leases[delivery.ack_id] = now + seconds
+                self.leases[delivery.ack_id] = now + min(seconds, whole)
         return lost
 
 

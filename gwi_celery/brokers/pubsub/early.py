@@ -1,4 +1,4 @@
-"""Messages that came before their time, as one connection has seen them: Pub/Sub itself shows nothing."""
+"""Messages that arrived before their ETA, as one connection saw them: Pub/Sub itself shows none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from gwi_celery import forks
 from gwi_celery.brokers.base import Delivery
 
-#: Messages that are remembered at most, and their bytes: an operator may have them now.
+#: The most messages that are remembered, and their bytes. Operators may have these delivered now.
 MOST: Final = 1000
 MOST_BYTES: Final = 16_000_000
 
@@ -24,7 +24,7 @@ class Early:
         self._bytes = 0
 
     def note(self, delivery: Delivery, due: float) -> None:
-        """``due``: seconds since the epoch. A later copy of a task's message replaces the earlier."""
+        """``due``: seconds since the epoch. A later copy of a task's message replaces an earlier one."""
         key = delivery.queue, delivery.attributes.get("task_id") or delivery.message_id
         with self._lock:
             self._drop(key)
@@ -43,7 +43,7 @@ class Early:
         return delivery if due > time.time() else None
 
     def forget(self, deliveries: Sequence[Delivery]) -> None:
-        """They wait no more."""
+        """These no longer wait."""
         gone = {delivery.ack_id for delivery in deliveries}
         with self._lock:
             for key in [key for key, (seen, _) in self._seen.items() if seen.ack_id in gone]:

@@ -1,20 +1,21 @@
-"""How messages come in: by streams, or by long pulls where there is no other way.
+"""How messages arrive: by streams, or by long pulls where there is no other way.
 
 Measured on the emulator (0.8.20) and on the twin, and by what Google documents:
 
 - A StreamingPull that Pub/Sub limits to the room there is (:mod:`.streams`) holds no more than its
   worker can take, and can be ended without a loss. So that is how a task queue is read.
-- The emulator sends batches of 100 on a stream whatever limit it is given. There a queue is pulled from:
-  a unary pull of one takes 0.3 to 0.6 ms when there is something, and gives exactly the number asked for.
-- So is a queue with ``priority_levels``: what to ask a level for depends on what the one above it has.
-- An empty pull is held for 90 s, on the emulator until its deadline. One that its client ends before
-  lives on there, takes what comes next along, and leaves it leased to nobody. So a pull outlasts that
-  and is ended for a fork and a stop only.
+- The emulator sends batches of 100 on a stream whatever limit it is given. There a queue is pulled: a
+  unary pull of one message takes 0.3 to 0.6 ms when there is one, and never brings more than was asked.
+- A queue with ``priority_levels`` is pulled too: what to ask a level for depends on what the levels
+  above it have.
+- Pub/Sub holds an empty pull for 90 s, the emulator until its deadline. A pull that its client ends
+  earlier goes on at the server: it takes the next message, which stays leased to nobody. So a pull's
+  deadline is later than that, and only a fork or a stop ends one early.
 
 Where a consumer with a prefetch limit pulls, it makes one call at a time, and only while there is room.
-On the emulator, where a blocked pull is late by up to 50 ms, it asks at short intervals while there is
-traffic. Queues without a limit (replies, remote control, events), which hold little and are waited for,
-are streamed.
+The emulator answers a waiting pull up to 50 ms late, so there the consumer asks at short intervals while
+there is traffic. Queues without a limit (replies, remote control, events) hold little, and somebody waits
+for their messages: they are streamed.
 
 Pulls are gRPC futures, whose callbacks run on gRPC's threads. No call is in flight when the process
 forks.
@@ -41,24 +42,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds one pull waits for its answer: longer than Pub/Sub holds it, which is 90.
+#: Seconds that one pull waits for its answer: longer than the 90 for which Pub/Sub holds it.
 PULL_SECONDS = 120.0
 #: The same on an emulator that has been idle. It answers a second before the deadline.
 EMULATOR_PULL_SECONDS = 12.0
-#: Seconds after a message for which an emulator is asked what it has now, again and again, rather than
-#: to wait: its own look comes every 50 ms only. Nothing has to be cancelled then, nor is a pull left
-#: behind by a killed worker.
+#: Seconds after a message during which an emulator gets immediate pulls again and again, rather than one
+#: that waits, which it serves only every 50 ms. An immediate pull needs no cancelling, and a killed
+#: worker leaves none behind.
 EMULATOR_LATELY = 3.0
-#: Seconds between two such questions: at first, and how fast they get rarer.
+#: Seconds between two of them: the first pause, and by how much it grows with each idle second.
 _ASK_EVERY, _ASK_RARER = 0.003, 0.008
 #: Seconds after which a pull has answered with what was there when it arrived.
 _PRESENT = 0.05
-#: Empty answers before a level counts as empty: an immediate pull of any queue may
-#: answer with nothing. The emulator's never does.
-_EMPTY_AFTER = 3
-#: Seconds that such a pull may take before it ends by itself.
+#: Empty answers after which a level counts as empty, because an immediate pull may answer with nothing
+#: although there is something (the emulator's never does). Fewer for one that was empty when last asked.
+_EMPTY_AFTER, _STILL_EMPTY_AFTER = 3, 2
+#: Seconds that an immediate pull may take before it ends by itself.
 ENDS_BY_ITSELF = 0.2
-#: Messages in one pull or in the hands of one stream at most.
+#: The most messages that one pull asks for, or that one stream may have outstanding.
 MOST = 100
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
@@ -93,10 +94,11 @@ class Line:
     lease: float | None = None
 
     def due(self) -> float | None:
-        """Monotonic time at which it must be told again what is wanted; None: nothing is due."""
+        """Monotonic time at which :meth:`fetch` must be called again; None: nothing is due."""
         return self.retry_at
 
     def fetch(self, limit: int, now: float) -> None:
+        """There is room for ``limit`` messages: ask for them, unless that is done already."""
         raise NotImplementedError  # each kind's own
 
     def probe(self, limit: int) -> bool:
@@ -104,10 +106,10 @@ class Line:
         return False
 
     def stop_fetching(self, *, unpolled: bool) -> None:
-        """There is no room: ask for nothing until told what is wanted.
+        """There is no room: ask for nothing until :meth:`fetch` is called.
 
         Args:
-            unpolled: What it brought last is handed back.
+            unpolled: Whether messages that it brought are being given back.
         """
 
     def stop(self) -> None:
@@ -124,7 +126,7 @@ class Line:
         raise NotImplementedError  # each kind's own
 
     def retry_soon(self) -> None:
-        """What it reads from may be there again."""
+        """Its subscription may exist again: don't wait for the end of the pause."""
         if self.retry_at is not None:
             self.retry_at = min(self.retry_at, time.monotonic())
 
@@ -136,7 +138,7 @@ class Line:
         self._pauses.reset()
 
     def _broke(self, error: Exception) -> None:
-        """Try again later, or tell whoever polls that it is no use."""
+        """Retry later. The next poll raises an error that would last."""
         missing = isinstance(error, NotFound)
         if missing and self.receiver.broker.client.settling(self.source.path):
             self.retry_at = time.monotonic() + jitter(_FIRST_PAUSE, 0.8, 1.2)
@@ -158,7 +160,7 @@ class Line:
 class Pull(Line):
     """Long unary pulls, one at a time.
 
-    ``patient``: hardly anything comes this way, so that an emulator is not asked again and again.
+    ``patient``: few messages come this way, so that an emulator is not asked again and again.
     """
 
     def __init__(
@@ -172,6 +174,8 @@ class Pull(Line):
         self._started = self._active = time.monotonic()
         #: How often in a row a look found nothing.
         self._empty = 0
+        #: Whether the level counted as empty when it was last asked.
+        self._was_empty = False
         #: Whether the call in flight asks only for what is ready, and so ends by itself.
         self._asks = False
 
@@ -193,7 +197,7 @@ class Pull(Line):
         with self._lock:
             if self._future is not None or self._stopped or self._paused:
                 return False
-            if self.retry_at is not None:
+            if self.retry_at is not None and time.monotonic() < self.retry_at:
                 return False
             self._wanted = limit
             self._empty = 0
@@ -202,7 +206,7 @@ class Pull(Line):
             return True
 
     def _start(self) -> None:
-        """With the lock held. During a fork nothing starts: resume() does."""
+        """With the lock held. During a fork nothing starts, until :meth:`resume`."""
         if not fork_gate.try_enter():
             self._paused = True
             return
@@ -218,13 +222,14 @@ class Pull(Line):
                 "Pull", request, self.source.path, seconds
             )
         except BaseException:
+            self.probing = False
             fork_gate.leave()
             raise
         self.retry_at = None
         self._future.add_done_callback(self._done)
 
     def _ask(self) -> None:
-        """Once more, if there is still room and no message came."""
+        """Pull again, if there is still room and no message came."""
         with self._lock:
             due = self.ask_at is not None and time.monotonic() >= self.ask_at
             busy = self._future is not None or self._stopped or self._paused
@@ -232,7 +237,7 @@ class Pull(Line):
                 self._start()
 
     def _plan(self, now: float) -> float:
-        """How the next call is made; its deadline, seconds."""
+        """Decide how the next call is made; returns its deadline, seconds."""
         idle = now - self._active
         asks = self.receiver.broker.options.lax and not self._patient
         lately = asks and idle < EMULATOR_LATELY
@@ -267,23 +272,25 @@ class Pull(Line):
             fork_gate.leave()
         received = [] if response is None else list(response.received_messages)
         with self._lock:
-            # Before its user is woken, who may want more at once.
+            # Before its consumer is woken, which may want more at once.
             probed, self.probing, self._future = self.probing, False, None
             asked = self._asks and not probed
             if received:
-                self._active, self.ask_at = time.monotonic(), None
+                self._active, self.ask_at, self._was_empty = time.monotonic(), None, False
             if error is None:
                 self._worked()
         arrived = self.arrivals.arrived(self, received) if received else 0
         with self._lock:
             stays = self._future is None and not self._stopped and not self._paused
             idle = error is None and not arrived and stays
-            # Nothing for the loop to do: go on waiting without it. Also at once after a message that
-            # was not for now, or that a filter should have kept away: the next may be.
+            # The event loop has nothing to do: go on waiting without it. Also right after a message that
+            # was not for now, or that a filter should have kept away: the next one may be.
             again = idle and self._wanted > 0 and (bool(received) or not (probed or asked))
             if idle and probed and not received and not self.receiver.broker.options.lax:
                 self._empty += 1
-                again = self._wanted > 0 and self._empty < _EMPTY_AFTER
+                enough = _STILL_EMPTY_AFTER if self._was_empty else _EMPTY_AFTER
+                again = self._wanted > 0 and self._empty < enough
+                self._was_empty = self._was_empty or self._empty >= enough
             if again:
                 self.probing = probed
                 self._start()
@@ -296,7 +303,7 @@ class Pull(Line):
 
     def stop_fetching(self, *, unpolled: bool) -> None:
         with self._lock:
-            self._wanted = 0  # what is in flight stays: ended, it would take a message along
+            self._wanted = 0  # what is in flight stays: a cancelled pull would still take a message
 
     def stop(self) -> None:
         with self._lock:
@@ -321,7 +328,9 @@ class Pull(Line):
             future.cancel()
 
     def resume(self) -> None:
+        """Wake the consumer, which asks anew: with levels, the most urgent first."""
         with self._lock:
             self._paused = False
-            if self._future is None and not self._stopped and self._wanted > 0:
-                self._start()
+            if self._future is None:
+                self.probing = False
+        self.receiver.ring()

@@ -1,4 +1,4 @@
-"""What is ready in a queue at one moment, for who doesn't consume it: operators, and single gets."""
+"""What is ready in a queue at one moment, for callers that don't consume it: operators, single gets."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 #: Seconds without a message after which a look ends.
 _QUIET = 2.0
-#: Share of a lease after which it ends although more arrives: what it found is to be settled in time.
+#: Share of a lease after which a look ends although more arrives, so that what it found can be settled.
 _OF_LEASE = 0.5
-#: How a stream ends that its client half-closed.
+#: Statuses with which a half-closed stream ends.
 _AS_TOLD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-#: Streams opened for one look while they fail for now.
+#: Streams opened for one look, while failures are temporary.
 _TRIES = 4
 #: Seconds between two of them.
 _PAUSE = 0.1
 
 
 class Looks:
-    """Those of one broker, into queues that none of its receivers reads."""
+    """One broker's looks into queues that none of its receivers reads."""
 
     def __init__(self, broker: PubSubBroker) -> None:
         self._broker = broker
@@ -50,14 +50,14 @@ class Looks:
         return _by_urgency(found)
 
     def at_once(self, queue: str, limit: int) -> list[Delivery]:
-        """At most ``limit`` messages of each subscription, most urgent first; in the time of one."""
+        """At most ``limit`` messages of each subscription, all asked at once; most urgent first."""
         pulled = self.pull_all(self._sources(queue), limit)
         return _by_urgency(d for source, found, _ in pulled for d in self._ready(source, found))
 
     def pull_all(
         self, sources: Sequence[Source], limit: int
     ) -> list[tuple[Source, list[Any], bool]]:
-        """As :meth:`pull`, of each: it takes seconds to be sure that one is empty."""
+        """As :meth:`pull`, of each at the same time: it takes seconds to be sure that one is empty."""
         if not sources:
             return []
         with ThreadPoolExecutor(len(sources), "gwi-look") as threads:
@@ -109,9 +109,9 @@ def _by_urgency(deliveries: Iterable[Delivery]) -> list[Delivery]:
 def look(client: Client, path: str, limit: int, lease: float) -> tuple[list[Any], bool]:
     """What is ready in a subscription, leased for ``lease`` seconds, and whether there may be more.
 
-    ``limit`` messages at most. A stream that brings nothing for two seconds says that there is no more;
-    an immediate pull may say so of any queue. Raises as :meth:`Client.call`, temporary failures after
-    some tries.
+    ``limit`` messages at most. There is no more once a stream has brought nothing for two seconds; an
+    immediate pull may be empty although there are messages. Raises as :meth:`Client.call`, temporary
+    failures after some tries.
     """
     found: list[Any] = []
     until = time.monotonic() + lease * _OF_LEASE
@@ -143,7 +143,7 @@ def look(client: Client, path: str, limit: int, lease: float) -> tuple[list[Any]
 def _gather(
     stream: Any, answers: queue.SimpleQueue[Any], found: list[Any], limit: int, until: float
 ) -> bool:
-    """Add to ``found`` what a stream brings; whether there may be more."""
+    """Add to ``found`` what a stream brings; returns whether there may be more."""
     closing = more = False
     try:
         while True:
@@ -158,7 +158,7 @@ def _gather(
                     return more
                 if left > _QUIET:
                     closing = True
-                    stream.half_close()  # what is on its way comes yet
+                    stream.half_close()  # what was already sent still arrives
                 continue
             if isinstance(answer, Exception):
                 ended = isinstance(answer, grpc.RpcError) and answer.code() in _AS_TOLD

@@ -65,7 +65,7 @@ def _disconnect(client: Any) -> None:
 
 
 class Monitoring:
-    """Reads measurements. Any thread may use it; after a fork it goes on with a new client.
+    """Reads measurements. Any thread may use it; a forked child gets a client of its own.
 
     Args:
         timeout: Seconds that one call may take.
@@ -77,6 +77,7 @@ class Monitoring:
         self._client: PerProcess[Any] = PerProcess(
             partial(_connect_to_twin, twin) if twin else connect, _disconnect
         )
+        #: Causes that were logged.
         self._told: set[str] = set()
 
     def depth(self, subscriptions: Iterable[str]) -> QueueDepth | None:
@@ -128,21 +129,23 @@ class Monitoring:
                 return _read(answer)
         except ImportError:
             self._tell(
+                "missing",
                 "queue depths are not known: google-cloud-monitoring is not installed; run "
-                "`pip install 'gwi-celery[monitoring]'`"
+                "`pip install 'gwi-celery[monitoring]'`",
             )
         except Exception as exc:  # many foreign kinds; none may fail the caller
             self._tell(
+                f"{project} {type(exc).__name__}",
                 f"queue depths of project {project} are not known: {exc}; reading them needs "
                 f"roles/monitoring.viewer, by `gcloud projects add-iam-policy-binding {project} "
-                "--member=serviceAccount:NAME --role=roles/monitoring.viewer`"
+                "--member=serviceAccount:NAME --role=roles/monitoring.viewer`",
             )
         return None
 
-    def _tell(self, text: str) -> None:
-        """Log it once: depths are polled."""
-        if text not in self._told:
-            self._told.add(text)
+    def _tell(self, cause: str, text: str) -> None:
+        """Log each cause once: depths are polled, and an error's text may differ each time."""
+        if cause not in self._told:
+            self._told.add(cause)
             logger.warning("%s", text)
 
     def close(self) -> None:

@@ -1,10 +1,10 @@
 """Queue and exchange names <-> Pub/Sub's ids, filters and labels. Pure functions.
 
 Every exchange is a topic, and every queue has a topic of its own, on which the default exchange
-reaches it: both are called after their name, so that a queue and an exchange of one name (as Celery
-makes them) share a topic, and a queue needs one subscription and not two. An id is ``prefix`` and the
+reaches it. Both topics are named after them, so that a queue and an exchange of one name (as Celery
+makes them) share a topic, and the queue needs one subscription and not two. An id is ``prefix`` and the
 name, with what Pub/Sub doesn't allow percent-encoded, so that no two names share one; a long name is
-a readable beginning and its SHA-256. ``~`` is never part of an encoded name: it parts what follows.
+a readable beginning and its SHA-256. ``~`` is never part of an encoded name: it separates what follows.
 
 Limits (https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names): an id has 3 to 255 of
 ``[A-Za-z0-9-_.~+%]`` and starts with a letter, but not with ``goog``. A filter has at most 256 bytes
@@ -23,6 +23,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from gwi_celery.brokers.routing import DIRECT, FANOUT, TOPIC
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.ids import digest
 
 #: Attributes under which a message travels; filters name them.
 EXCHANGE = "exchange"
@@ -43,7 +44,7 @@ _MAX_ENCODED = 180
 _READABLE = 60
 _MAX_FILTER = 256
 _LABEL_VALUE = 63
-#: Labels that one text may take. A binding's subscription has two of them; the rest is for others.
+#: Labels that one text may take. A binding's subscription has two texts; the other labels are left free.
 _LABELS_PER_TEXT = 24
 #: First character of a compressed text in labels: none of base32hex's.
 _COMPRESSED = "z"
@@ -54,32 +55,32 @@ _PLAIN = re.compile(r"[ !#-\[\]-~]*")
 
 
 def topic_id(prefix: str, name: str) -> str:
-    """Of an exchange, or of a queue's own topic."""
+    """Id of an exchange's topic, or of a queue's own topic."""
     return prefix + _encoded(name)
 
 
 def subscription_id(prefix: str, queue: str) -> str:
-    """Of a queue's own subscription."""
+    """Id of a queue's own subscription."""
     return prefix + _encoded(queue)
 
 
 def binding_id(prefix: str, queue: str, exchange: str, routing_key: str) -> str:
-    """Of the subscription by which a queue gets what an exchange sends under a binding key."""
-    return f"{subscription_id(prefix, queue)}~b{_digest(exchange, routing_key)[:32]}"
+    """Id of the subscription by which a queue gets what an exchange sends under a binding key."""
+    return f"{subscription_id(prefix, queue)}~b{digest('binding', exchange, routing_key)[:32]}"
 
 
 def level_id(subscription: str, level: int) -> str:
-    """Of the subscription, by a queue's own, that takes its messages of priority ``level`` and above."""
+    """Id of the subscription, beside a queue's own, for its messages of priority ``level`` and above."""
     return f"{subscription}~p{level}"
 
 
 def temporary_topic_id(prefix: str) -> str:
-    """Of the topic on which the default exchange reaches temporary queues."""
+    """Id of the topic on which the default exchange reaches temporary queues."""
     return f"{prefix}~temporary"
 
 
 def signs_topic_id(prefix: str) -> str:
-    """Of the topic whose subscriptions are signs: nothing is published to it."""
+    """Id of the topic whose subscriptions are signs: nothing is published to it."""
     return f"{prefix}~signs"
 
 
@@ -112,7 +113,7 @@ def key_of(labels: Mapping[str, str]) -> str | None:
 
 
 def binding_filter(exchange_type: str, key: str) -> str:
-    """The closest filter for a binding: it passes all that matches, and possibly more."""
+    """The closest filter for a binding: it passes all messages that match, and possibly more."""
     # The default exchange's messages for a queue of the exchange's name are on this topic as well.
     sent = f"attributes:{EXCHANGE}"
     if exchange_type == FANOUT:
@@ -176,12 +177,6 @@ def _encoded(name: str) -> str:
         return encoded
     readable = re.sub(r"%.?$", "", encoded[:_READABLE])
     return f"{readable}~h{hashlib.sha256(raw).hexdigest()}"
-
-
-def _digest(*parts: str) -> str:
-    from gwi_celery.ids import digest
-
-    return digest("binding", *parts)
 
 
 def _to_labels(label: str, text: str) -> dict[str, str]:

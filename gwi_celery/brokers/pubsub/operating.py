@@ -1,6 +1,6 @@
 """What operators see of a queue on Pub/Sub, and what they do to it.
 
-Nothing in a subscription can be seen without leasing it: whoever looks pulls, and gives back.
+A message in a subscription can't be seen without leasing it: whoever looks pulls it, and gives it back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gwi_celery.brokers.base import (
 )
 from gwi_celery.brokers.pubsub import wire
 from gwi_celery.brokers.pubsub.client import AckIdsRefused, pb
-from gwi_celery.brokers.pubsub.dead import DeadLetters, Looked, joined
+from gwi_celery.brokers.pubsub.dead import DeadLetters, Walk, joined
 from gwi_celery.brokers.pubsub.monitoring import Monitoring, QueueDepth
 from gwi_celery.errors import NotFound
 
@@ -31,7 +31,7 @@ _LOOK = 1000
 
 
 class Operating:
-    """That of one connection."""
+    """What operators do through one connection."""
 
     def __init__(self, broker: PubSubBroker, dead_letters: DeadLetters) -> None:
         self._broker = broker
@@ -82,13 +82,13 @@ class Operating:
 
     def browse(self, queue: str) -> Iterator[StoredMessage]:
         """What is ready, leased for as long as it takes to see all of it, and then given back."""
-        looked = Looked(self._broker, queue)
+        walk = Walk(self._broker, queue)
         try:
-            for _ in looked:
+            for _ in walk:
                 pass
         finally:
-            looked.give_back()
-        yield from map(self._dead_letters.stored, joined(looked.held))
+            walk.give_back()
+        yield from map(self._dead_letters.stored, joined(walk.held))
 
     def purge(self, queue: str) -> int:
         """Ack ready messages until none is left; returns how many.
@@ -111,7 +111,7 @@ class Operating:
                     subscription=source.path, ack_ids=[item.ack_id for item in received]
                 )
                 self._dead_letters.end(queue, received)
-                with contextlib.suppress(AckIdsRefused):  # those that are lost are pulled once more
+                with contextlib.suppress(AckIdsRefused):  # lost ones are pulled again
                     broker.client.persist("Acknowledge", request, source.path)
                 purged += sum(source.takes(wire.parse(item.message)) for item in received)
         return purged

@@ -7,13 +7,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from gwi_celery.brokers.pubsub.naming import MOST_USER_LABELS
 from gwi_celery.errors import ConfigurationError
-from gwi_celery.gcp.emulators import PUBSUB_HOST
+from gwi_celery.gcp.emulators import PUBSUB_HOST, loopback
 from gwi_celery.gcp.endpoints import endpoint as google_endpoint
 from gwi_celery.options import (
     BOOLEAN,
@@ -37,7 +36,7 @@ STRICT = "strict"
 
 #: Google's global endpoint.
 DEFAULT_ENDPOINT = "pubsub.googleapis.com:443"
-#: Which address is an emulator that behaves as the service does: :mod:`gwi_celery.testing.twin`.
+#: Names the address of an emulator that behaves as the service does: :mod:`gwi_celery.testing.twin`.
 STRICT_HOST = "GWI_PUBSUB_TWIN"
 
 #: What ``queues`` may say of a queue.
@@ -62,28 +61,28 @@ class PubSubOptions:
     endpoint: str = DEFAULT_ENDPOINT
     #: No TLS and no credentials.
     emulator: bool = False
-    #: An emulator that holds pulls, closes streams, and forgets as the service does.
+    #: An emulator that behaves as the service does: it holds pulls and closes streams.
     strict: bool = False
 
-    #: "managed" creates and checks what it needs; "provisioned" makes no admin call, ever.
+    #: "managed" creates and checks what it needs; "provisioned" never makes an admin call.
     mode: str = MANAGED
-    #: Managed: bring what differs from the configuration in line, instead of raising.
+    #: Managed: change what differs from the configuration, instead of raising ConfigurationError.
     repair: bool = False
-    #: Every topic and subscription of this package starts with it.
+    #: The ids of this package's topics and subscriptions start with it.
     prefix: str = "gwi-"
     #: Provisioned: queue -> {"topic": ..., "subscription": ..., "dead_letter_topic": ...}.
     queues: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     #: Seconds a delivery is leased for at a time: the subscription's ack deadline, 10 to 600.
     lease_seconds: float = 30.0
-    #: Deliveries of a message before its queue's dead letter; 0: no limit.
+    #: Attempts at a message before its queue's dead letter; 0: no limit.
     max_deliveries: int = 20
     #: Seconds a subscription keeps messages; None: Pub/Sub's own, 7 days.
     retention: float | None = None
 
     #: A publish returns once the server has the message. False: at once; flushed at exit.
     publisher_confirms: bool = True
-    #: Seconds one publish is tried for before OperationalError.
+    #: Seconds for which one publish is tried before OperationalError.
     publish_timeout: float = 10.0
     #: Seconds any other call may take.
     timeout: float = 10.0
@@ -94,7 +93,7 @@ class PubSubOptions:
     ordering: bool = False
     #: Lowest priority of each level, such as (0, 3, 6, 9); empty: one level.
     priority_levels: tuple[int, ...] = ()
-    #: Seconds (shortest, longest) that Pub/Sub waits after a nack; None: what the nack says.
+    #: (shortest, longest) wait of Pub/Sub after a nack, seconds; None: what the nack says.
     retry_policy: tuple[float, float] | None = None
     #: Cloud KMS key of topics (CMEK): projects/P/locations/L/keyRings/R/cryptoKeys/K.
     kms_key: str | None = None
@@ -265,15 +264,8 @@ def _endpoint(
     if found is None:
         raise ConfigurationError(f"{host[0]!r} is no endpoint: write host:port")
     name, port = found.groups()
-    emulator = _loopback(name) if stated is None else bool(stated)
+    emulator = loopback(name) if stated is None else bool(stated)
     return f"{name}:{port or ('8085' if emulator else '443')}", emulator
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _shown(stated: bool | str) -> str:

@@ -1,6 +1,6 @@
-"""What an operator does to a message that this connection gave back to Pub/Sub until it is due.
+"""What an operator does to a message that this connection deferred until it is due.
 
-While the lease lasts that it was given back with, nobody else gets it, and its ack id is good.
+Until the time to which it was deferred, nobody else gets the message, and its ack id stays valid.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from gwi_celery.brokers.base import Delivery
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.broker import PubSubBroker
 
-#: Seconds that its lease has to last yet: for the copy to be published, and the ack to be sent.
+#: Seconds that its lease must still last, for publishing the copy and sending the ack.
 _LEFT: Final = 2.0
 #: Seconds that publishing copies may take: a worker does nothing else meanwhile.
 _PUBLISH: Final = 5.0
 
 
 class Parked:
-    """Those of one connection. Its methods are called by its own thread."""
+    """The parked messages of one connection. Only the connection's own thread calls its methods."""
 
     def __init__(self, broker: PubSubBroker) -> None:
         self._broker = broker
@@ -35,9 +35,9 @@ class Parked:
         return found
 
     def publish_now(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Publish each anew, due now, then ack the one that was parked; which that were.
+        """Publish each anew, due now, then ack the parked one; returns those for which that was done.
 
-        All are of one queue. Raises BrokerError and TooLarge: what was not published waits on.
+        All are of one queue. Raises BrokerError and TooLarge: what was not published goes on waiting.
         """
         taken = [delivery for delivery in deliveries if self._taken(delivery)]
         with self._broker.client.within(_PUBLISH):
@@ -46,7 +46,7 @@ class Parked:
         return taken
 
     def drop(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Ack them; which that were."""
+        """Ack them; returns those that were acked."""
         taken = [delivery for delivery in deliveries if self._taken(delivery)]
         for delivery in taken:
             self._broker.deliveries.drop(delivery)
@@ -54,7 +54,7 @@ class Parked:
         return taken
 
     def _taken(self, delivery: Delivery) -> bool:
-        """Have no receiver hand it out any more; False if one has."""
+        """Keep every receiver from handing it out; False if one already did."""
         return self._broker.deliveries.any_deferred([delivery.ack_id]) or any(
             receiver.take_out(delivery) for receiver in self._broker.receivers
         )

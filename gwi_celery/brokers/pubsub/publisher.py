@@ -17,11 +17,18 @@ from gwi_celery.brokers.pubsub import wire
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology import Topology
-from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound, PublishFailed, TooLarge
+from gwi_celery.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ConfigurationError,
+    NotFound,
+    PublishFailed,
+    TooLarge,
+)
 
 logger = logging.getLogger(__name__)
 
-#: Times that a message's topic is recreated while others delete it.
+#: How often a message's topic is recreated while others delete it.
 _RESTORES = 3
 #: Messages and bytes of one Publish request: Pub/Sub takes 1,000 and 10 MB.
 _BATCH_MESSAGES, _BATCH_BYTES = 1000, 9_000_000
@@ -72,13 +79,7 @@ class Publisher:
     def publish(
         self, exchange: str, routing_key: str, message: OutgoingMessage, *, merge: bool = False
     ) -> None:
-        """As :meth:`Broker.publish`. Returns None: Pub/Sub doesn't tell how many queues it reached.
-
-        ``merge``: a foreign message, which may have any number of attributes.
-
-        Raises TooLarge over 10 MB, with both sizes, and BrokerUnavailable after
-        ``publish_timeout`` seconds.
-        """
+        """As :meth:`.broker.PubSubBroker.publish`."""
         made = self.made(exchange, routing_key, message, merge=merge)
         topic = self._topic(exchange, routing_key, message)
         if not self._options.publisher_confirms:
@@ -112,7 +113,7 @@ class Publisher:
             topic, chunk, future = pending.pop(0)
             try:
                 self._settle(topic, [(messages[n], m) for n, m in chunk], future)
-            except BrokerError as exc:
+            except (BrokerError, ConfigurationError) as exc:
                 errors.update({n: exc for n, _ in chunk})
 
         for (topic, _), numbered in by_topic.items():
@@ -127,7 +128,7 @@ class Publisher:
         return [None] * len(messages)
 
     def send(self, topic: str, messages: list[Any]) -> list[str]:
-        """Publish, confirmed; Pub/Sub's ids of the messages, by their ordering keys."""
+        """Publish and wait for Pub/Sub's confirmation; its ids of the messages, by ordering key."""
         ids: list[str] = []
         for key in dict.fromkeys(message.ordering_key for message in messages):
             same = [message for message in messages if message.ordering_key == key]
@@ -150,10 +151,10 @@ class Publisher:
         self._send_restored(restore)
 
     def _send_restored(self, restore: Callable[[], dict[str, list[Any]]]) -> list[str]:
-        """Call ``restore`` and send the messages by topic that it returns; Pub/Sub's ids of them.
+        """Call ``restore`` and send the messages that it returns, by topic; Pub/Sub's ids of them.
 
-        Somebody deleted the target, maybe just now and more than once, or an emulator was restarted.
-        ``restore`` recreates it.
+        ``restore`` recreates their topics: somebody deleted these, maybe more than once, or an emulator
+        was restarted.
         """
         left = _RESTORES
         while True:
@@ -166,7 +167,7 @@ class Publisher:
                     raise
 
     def send_dead(self, queue: str, made: Any) -> str:
-        """Publish, confirmed, to the dead letter of ``queue``; Pub/Sub's id of the message."""
+        """Publish to the dead letter of ``queue``, and wait; Pub/Sub's id of the message."""
 
         def restore() -> dict[str, list[Any]]:
             self._topology.restore("", queue)
@@ -225,7 +226,7 @@ class Publisher:
                 self.send(topic, [made])
             except NotFound:
                 self._send_again([(to, made)])
-        except BrokerError as exc:
+        except (BrokerError, ConfigurationError) as exc:
             logger.error("a message for %s was lost, as publisher_confirms is off: %s", topic, exc)
         finally:
             with self._unconfirmed_changed:
@@ -236,7 +237,7 @@ class Publisher:
         return bool(self._unconfirmed or self._late)
 
     def wait(self, timeout: float) -> None:
-        """Wait until unconfirmed messages were confirmed, or became background jobs."""
+        """Wait until unconfirmed messages are confirmed, or have become background jobs."""
         with self._unconfirmed_changed:
             self._unconfirmed_changed.wait_for(lambda: not self._unconfirmed, timeout)
 

@@ -18,7 +18,7 @@ from gwi_celery.background import Scheduler
 from gwi_celery.brokers.pubsub.admin import Admin
 from gwi_celery.errors import BrokerError, NotFound
 
-#: Seconds: Pub/Sub's shortest expiration, and how often a sign is used before.
+#: Seconds: Pub/Sub's shortest expiration, and the time between two uses of a sign.
 _EXPIRATION = 86400
 _REFRESH = 6 * 3600.0
 
@@ -35,12 +35,16 @@ class Readers:
     def join(self, subscription: str) -> None:
         """This connection begins to read another's queue."""
         if subscription not in self._ours:
-            sign = self._ours[subscription] = f"{subscription}~u{uuid.uuid4().hex[:16]}"
+            sign = f"{subscription}~u{uuid.uuid4().hex[:16]}"
             self._admin.sign(sign, {}, _EXPIRATION)
+            self._ours[subscription] = sign
             self._refresh_later(subscription, sign)
 
     def leave(self, subscription: str, *, made: bool) -> bool:
-        """This connection stops reading; whether no reader is left. ``made``: it created the queue."""
+        """This connection stops reading; returns whether no reader is left.
+
+        ``made``: this connection created the queue.
+        """
         ours = self._ours.pop(subscription, None)
         if ours is not None:
             self._admin.delete_subscription(ours)

@@ -31,7 +31,7 @@ class PubSubReceiver:
         self._bell = local_bell()
         self._closed = False
         self._queues: dict[str, Arrivals] = {}
-        #: Of queues that were left: what they bring yet is handed back.
+        #: Lines of queues that were left: what they still bring is given back.
         self._ending: list[Line] = []
 
     # --- the seam -----------------------------------------------------------------------------
@@ -46,21 +46,21 @@ class PubSubReceiver:
             endpoint = topology.admin.pushed.get(source.path)
             if endpoint is not None:
                 raise BrokerUnusable(advice.pushed(queue, source.path, endpoint))
+        topology.join(queue)
         arrivals = Arrivals(self, queue, bulk)
         arrivals.read_from(sources)
         self._queues[queue] = arrivals
-        self._broker.topology.join(queue)
         self.ring()
 
     def reads(self, queue: str) -> bool:
         return queue in self._queues
 
     def rebound(self, queue: str, *, again: bool = False) -> None:
-        """The queue's bindings or settings may have changed; ``again``: it has just been created."""
+        """The queue's bindings or settings may have changed; ``again``: it was just created."""
         arrivals = self._queues.get(queue)
         if arrivals is None:
             return
-        # Anybody may recreate a deleted one: its lines retry from time to time.
+        # A deleted queue may be recreated by anybody: its lines retry from time to time.
         with contextlib.suppress(NotFound):
             arrivals.read_from(self._broker.topology.sources(queue))
             for line in arrivals.lines if again else ():
@@ -97,7 +97,7 @@ class PubSubReceiver:
             arrivals.return_unpolled()
 
     def take_out(self, delivery: Delivery) -> bool:
-        """Have it not handed out any more; False if it is not waiting here."""
+        """Remove a waiting message, so that it is not handed out; False if it is not waiting here."""
         arrivals = self._queues.get(delivery.queue)
         return arrivals is not None and arrivals.take_out(delivery)
 

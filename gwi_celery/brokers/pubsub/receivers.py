@@ -1,4 +1,4 @@
-"""The receivers of one connection, and what they have done in the background."""
+"""The receivers of one connection, and what is done for them in the background."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gwi_celery.background import Scheduler
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.topology import Source
-from gwi_celery.errors import BrokerError, BrokerUnavailable
+from gwi_celery.errors import BrokerError, BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
     from gwi_celery.brokers.pubsub.broker import PubSubBroker
@@ -26,7 +26,7 @@ _STALLED = 10.0
 
 
 class Receivers:
-    """Those that are not closed. ``jobs`` runs what calls Pub/Sub."""
+    """The receivers of one connection. ``jobs`` runs what calls Pub/Sub."""
 
     def __init__(self, broker: PubSubBroker, jobs: Scheduler) -> None:
         self._broker = broker
@@ -34,7 +34,7 @@ class Receivers:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a child there are none yet: they stay with the process that opened them."""
+        """A child has none yet: they stay with the process that opened them."""
         self._open: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         #: Monotonic time until which unused queues are not deleted: they expire by themselves.
         self._stalled_until = 0.0
@@ -48,7 +48,7 @@ class Receivers:
         return receiver
 
     def reread(self, queue: str, *, again: bool = False) -> None:
-        """Have each read the queue's current subscriptions; ``again``: it has just been created."""
+        """Have each read the queue's current subscriptions; ``again``: it was just created."""
         for receiver in self:
             receiver.rebound(queue, again=again)
 
@@ -57,7 +57,7 @@ class Receivers:
         if any(receiver.reads(queue) for receiver in self):
             return
         if time.monotonic() < self._stalled_until:
-            return  # stopping must not wait for each
+            return  # stopping must not wait for each of them
         try:
             with self._broker.client.within(_LEAVE):
                 self._broker.topology.leave(queue)
@@ -78,13 +78,16 @@ class Receivers:
             self._jobs.run(job)
 
     def recover(self, source: Source, then: Callable[[], None]) -> None:
-        """In the background, recreate a subscription that is being read and was deleted."""
+        """In the background, recreate a subscription that is being read and was deleted.
+
+        ``then`` is called afterwards, whether that worked or not.
+        """
 
         def job() -> None:
             try:
                 self._broker.topology.recover(source)
                 self.reread(source.queue)
-            except BrokerError as exc:
+            except (BrokerError, ConfigurationError) as exc:
                 logger.warning("queue %r is gone and can't be recreated yet: %s", source.queue, exc)
             then()
 

@@ -1,11 +1,11 @@
 """StreamingPull: always open, or open while there is room.
 
-A stream that is half-closed ends with everything that Pub/Sub sent on it, so no message is left leased to
-nobody. When a client ends a pull, even by its deadline, Pub/Sub keeps it open for a while: it takes a
-message along, which is then late by a lease. Pub/Sub closes every stream now and then with an error,
-which is no failure, and also a stream whose client is silent for a minute, so heartbeats are sent.
+A stream that is half-closed still brings everything that Pub/Sub sent on it, so no message is left leased
+to nobody. When a client ends a pull, even by its deadline, Pub/Sub keeps it open for a while: it takes a
+message, which is then late by a lease. Pub/Sub closes every stream now and then with an error, which is
+no failure, and also a stream whose client is silent for a minute, so heartbeats are sent.
 
-Acks and extensions are separate calls; Pub/Sub counts them for the stream nevertheless.
+Acks and extensions are calls of their own; Pub/Sub counts them toward the stream nevertheless.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for which what a stream without a limit brings is leased. Google's shortest: what a process
-#: held that was killed is soon delivered again.
+#: Seconds for which the messages of a stream without a limit are leased. Google's shortest, so that what
+#: a killed process held is redelivered soon.
 STREAM_LEASE = 10
 #: Seconds that a half-closed stream may take to end.
 ENDS_WITHIN = 1.0
 #: Seconds of silence after which a heartbeat is sent.
 _HEARTBEAT = 30.0
-#: Seconds after which the end of a stream that brought nothing is one of those that come to every stream.
+#: Seconds after which a stream that brought nothing has not failed, but ended as every stream does.
 _LIVED = 20.0
-#: Seconds in which messages that were sent already arrive.
+#: Seconds within which messages that were already sent arrive.
 _SETTLED = 0.1
 
 
@@ -45,9 +45,9 @@ class _Call:
     """One StreamingPull that is open."""
 
     def __init__(self, allowance: int) -> None:
-        #: Messages that may be out at a time.
+        #: The most messages that may be outstanding.
         self.allowance = allowance
-        #: Ack ids of what it brought and what Pub/Sub may still count.
+        #: Ack ids of what it brought and Pub/Sub may still count as outstanding.
         self.brought: set[str] = set()
         self.opened = time.monotonic()
         self.worked = False
@@ -73,7 +73,7 @@ def open_stream(
 
 
 class Stream(Line):
-    """Always open. That of a queue whose reader has no limit."""
+    """Always open, for a queue whose reader has no limit."""
 
     ends_within = ENDS_WITHIN
     keeps = True
@@ -82,7 +82,7 @@ class Stream(Line):
         super().__init__(receiver, arrivals, source)
         self.lease = float(STREAM_LEASE)
         self._current: _Call | None = None
-        #: Those that are open, half-closed ones as well.
+        #: All that are open, half-closed ones as well.
         self._calls: set[_Call] = set()
         self._paused = False
 
@@ -155,7 +155,7 @@ class Stream(Line):
             self._close()
 
     def _close(self) -> None:
-        """With the lock held: no more than what is on its way."""
+        """Half-close the stream: what was already sent still arrives. The lock is held."""
         current, self._current = self._current, None
         if current is not None:
             current.stream.half_close()
@@ -179,14 +179,14 @@ class Stream(Line):
                 self._reopen()
 
     def _reopen(self) -> None:
-        """With the lock held: go on as before."""
+        """Go on as before a fork. The lock is held."""
         self._open(MOST)
 
 
 class Flow(Stream):
-    """Open while there is room, and never brings more than that: Pub/Sub counts what is out.
+    """Open while there is room, and never brings more than that: Pub/Sub counts what is outstanding.
 
-    What was deferred counts as out as well, until its time: then the stream is opened anew.
+    It counts deferred messages too, until they are due. If they take the room, a new stream is opened.
     """
 
     keeps = False
@@ -232,7 +232,10 @@ class Flow(Stream):
                 self._open_anew()
 
     def _open_anew(self) -> None:
-        """With the lock held: it is full, and there is room; for who was told to take more, say."""
+        """Replace a stream that is full although there is room. The lock is held.
+
+        As when the consumer's limit was raised.
+        """
         self._close()
         if not (self._stopped or self._paused):
             self._open(self._wanted)
@@ -247,14 +250,14 @@ class Flow(Stream):
         with self._lock:
             self._wanted += len(received) - ready
             wanted = self._wanted
-        if not ready and wanted > 0:  # nobody is woken, who would ask for more
+        if not ready and wanted > 0:  # nobody is woken to ask for more
             self.fetch(wanted, time.monotonic())
 
     def stop_fetching(self, *, unpolled: bool) -> None:
         with self._lock:
             self._wanted = 0
             current = self._current
-            # All that it may send is with its user: it stays open, and sends more after the next ack.
+            # If its consumer holds all that it may send, it stays open: it sends more after an ack.
             if current is not None and (unpolled or self._free(current) > 0):
                 self._close()
 

@@ -1,16 +1,15 @@
 """Temporary queues that killed processes left behind: Pub/Sub would keep each for a day.
 
 A project may have 10,000 subscriptions, and a worker that is killed leaves four. Pub/Sub doesn't tell
-who reads from one, so each gets a message that has expired: a process that lives acks it as it arrives,
-however busy it is, and where it is still there after a while nobody reads. If that was wrong after all,
-the reader makes its queue again.
+who reads from one, so each gets an expired message as a probe: a living process acks it on arrival,
+however busy it is, and if it is still there after a while nobody reads the queue. Should that be wrong
+after all, the reader recreates its queue.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 
 from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.brokers.pubsub import naming
@@ -22,18 +21,18 @@ from gwi_celery.errors import NotFound
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that whoever lives has for the message.
+#: Seconds that a living reader has for the probe.
 _PATIENCE = 20.0
 #: Queues in one sweep: three admin calls each, of the project's 6,000 a minute.
 _AT_MOST = 500
-#: Immediate pulls that may say of a queue with a message that it is empty, and seconds between two.
+#: Immediate pulls after which a queue counts as empty (each may miss a message), and seconds between two.
 _PULLS, _PAUSE = 6, 0.1
-#: Seconds: so that a probe has expired by the clock of whoever reads it, and is dropped.
+#: Seconds: a probe that old has expired by any reader's clock, and is dropped.
 _LONG_AGO = -86400.0
 
 
 def sweep(broker: PubSubBroker, patience: float = _PATIENCE) -> int:
-    """Delete temporary queues that nobody reads; how many. Raises as :meth:`Client.call`."""
+    """Delete temporary queues that nobody reads; returns how many. Raises as :meth:`Client.call`."""
     if not broker.options.managed:
         return 0
     admin, paths = Admin(broker.client, broker.options), Paths(broker.options)
@@ -63,20 +62,20 @@ def sweep(broker: PubSubBroker, patience: float = _PATIENCE) -> int:
     return deleted
 
 
-def _ready(broker: PubSubBroker, path: str) -> Iterator[str]:
-    """Ids of what nobody took; it is given back."""
-    for _ in range(_PULLS):
-        request = pb["PullRequest"](subscription=path, max_messages=100, return_immediately=True)
-        try:
+def _ready(broker: PubSubBroker, path: str) -> list[str]:
+    """Ids of the messages that nobody took. They are given back."""
+    request = pb["PullRequest"](subscription=path, max_messages=100, return_immediately=True)
+    try:
+        for _ in range(_PULLS):
             received = broker.client.call("Pull", request, path).received_messages
-        except NotFound:  # its reader has just left
-            return
-        if received:
-            ids = [item.ack_id for item in received]
-            back = pb["ModifyAckDeadlineRequest"](
-                subscription=path, ack_ids=ids, ack_deadline_seconds=0
-            )
-            broker.client.call("ModifyAckDeadline", back, path)
-            yield from (item.message.message_id for item in received)
-            return
-        time.sleep(_PAUSE)
+            if received:
+                ids = [item.ack_id for item in received]
+                back = pb["ModifyAckDeadlineRequest"](
+                    subscription=path, ack_ids=ids, ack_deadline_seconds=0
+                )
+                broker.client.call("ModifyAckDeadline", back, path)
+                return [item.message.message_id for item in received]
+            time.sleep(_PAUSE)
+    except NotFound:  # its reader has just left
+        pass
+    return []

@@ -3,8 +3,8 @@
 Beside the attributes that the message brings, it carries:
 
 ==================  ===============================================================================
-``exchange``        absent for the default exchange; of a long one its beginning
-``routing_key``     of a long one its beginning, for filters
+``exchange``        absent for the default exchange; the beginning of a long one
+``routing_key``     for filters; the beginning of a long one
 ``priority``        "1" to "9"; absent for 0
 ``gwi-not-before``  seconds since the epoch before which it is not to be delivered
 ``gwi-expires``     seconds since the epoch after which it is dropped
@@ -57,7 +57,7 @@ FORWARDED_COUNT = "CloudPubSubDeadLetterSourceDeliveryCount"
 
 @dataclass(frozen=True)
 class Received:
-    """What a message's attributes tell."""
+    """What a message's attributes say."""
 
     exchange: str
     routing_key: str
@@ -80,7 +80,7 @@ def to_pubsub(
 ) -> Any:
     """The message to publish. Raises TooLarge, with both sizes.
 
-    ``attempts``: made already, at what this is a copy of. ``merge``: for others' messages, put
+    ``attempts``: those at the message that this is a copy of. ``merge``: the message may be foreign; pack
     attributes over Pub/Sub's limit into one of this package's.
     """
     attributes: dict[str, str] = {}
@@ -118,7 +118,7 @@ def to_pubsub(
 
 
 def _merged(attributes: dict[str, str], more: dict[str, Any]) -> dict[str, str]:
-    """``more`` in pieces. Of too many attributes, the shortest are taken out and into it."""
+    """``more`` in pieces. While there are too many attributes, the shortest are moved into it."""
     shortest = sorted(
         (key for key in attributes if key not in _OWN),
         key=lambda key: -len(key) - len(attributes[key]),

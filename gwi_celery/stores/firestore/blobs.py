@@ -1,9 +1,9 @@
 """Bytes of any size in documents of at most 1 MiB, written by commits of at most 4 MiB.
 
-A blob that one document can't hold is cut into chunks under a name that nobody has seen yet. They
-become visible with the commit that writes their manifest, which is conditional; until then nobody sees
-them. Chunks that never become visible are deleted with their record, or by the TTL policy. With a bucket,
-a blob that needs more than one commit is an object there instead, made visible in the same way.
+A blob that one document can't hold is cut into chunks under a fresh random name. They become visible
+with the commit that writes their manifest, which is conditional. Chunks that never become visible are
+deleted with their record, or by the TTL policy. With a bucket, a blob that needs more than one commit
+is an object there instead, made visible in the same way.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from gwi_celery.errors import StoreUnusable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Micros, Write
-from gwi_celery.stores.firestore.places import CHUNKS
+from gwi_celery.stores.firestore.paths import CHUNKS
 from gwi_celery.stores.firestore.records import Blob, checksum
 from gwi_celery.text import raw
 
-#: Bytes of a blob that stay in the document itself, and of one chunk.
+#: The largest blob that stays in the document itself, and the size of a chunk, bytes.
 INLINE: Final = 900_000
-#: The same of a call that is kept with its record: whoever reads the record reads that, too.
+#: The same for a call that is kept with its record: it is read whenever the record is.
 ENVELOPE_INLINE: Final = 20_000
 #: Bytes of other texts for which there is room in the same document.
 _BESIDE: Final = 50_000
-#: Chunks in one commit: with what else is in it below 3.5 MB.
+#: Chunks in one commit, which stays below 3.5 MB with its other writes.
 _CHUNKS_PER_COMMIT: Final = 3
 #: Chunks in one read.
 _CHUNKS_PER_READ: Final = 10
-#: Times that a commit of chunks without an answer is sent.
+#: Tries of a commit of chunks that gets no answer.
 _TRIES: Final = 3
 
 
@@ -46,8 +46,8 @@ def pack(
 ) -> tuple[Blob, list[Write]]:
     """The blob's field, and the writes that belong in the same commit.
 
-    Most of a large blob is written here already. ``beside`` are the other texts of the same document,
-    of any length, which take their room first. Raises StoreUnavailable, StoreUnusable.
+    Most chunks of a large blob are written here already. ``beside`` are the other texts of the same
+    document, of any length: they leave less room for the blob. Raises StoreUnavailable, StoreUnusable.
     """
     sha = checksum(blob)
     taken = sum(len(raw(text)) for text in beside if text)
@@ -68,7 +68,7 @@ def pack(
 
 
 def send_ahead(client: Client, writes: list[Write]) -> list[Write]:
-    """Write all chunks but the last few, which are for the commit that makes them visible."""
+    """Write all chunks but the last few, and return these for the commit that makes all visible."""
     while len(writes) > _CHUNKS_PER_COMMIT:
         group, writes = writes[:_CHUNKS_PER_COMMIT], writes[_CHUNKS_PER_COMMIT:]
         client.commit_surely(group, tries=_TRIES)
@@ -81,15 +81,15 @@ def deletions(blob: Blob | None, era_name: str) -> list[Write]:
 
 
 def drop(client: Client, blobs: Iterable[Blob | None]) -> None:
-    """Delete the objects of blobs that are no longer visible. Never raises."""
+    """Delete the bucket's objects of blobs that are no longer visible. Never raises."""
     if client.bucket is not None:
         client.bucket.delete([blob.stored_as for blob in blobs if blob and blob.stored_as])
 
 
 def unpack(client: Client, era_name: str, blobs: Sequence[Blob]) -> list[bytes]:
-    """The bytes of each blob, of which chunks are read if need be.
+    """The bytes of each blob; reads the chunks or objects of those that are not inline.
 
-    Raises StoreUnusable when chunks are missing or their checksum is wrong.
+    Raises StoreUnusable when some of the bytes are missing, or a checksum is wrong.
     """
     names = [name for blob in blobs for name in blob.chunk_names(era_name)]
     pieces: dict[str, bytes] = {}
@@ -124,8 +124,8 @@ def _whole(client: Client, blob: Blob, era_name: str, pieces: dict[str, bytes]) 
 def _object(client: Client, blob: Blob) -> bytes:
     if client.bucket is None:
         raise StoreUnusable(
-            f"a value of {blob.size:,} bytes is in a bucket, as {blob.stored_as}, and none is named: "
-            "add ?gcs_bucket=... to the store's URL"
+            f"a value of {blob.size:,} bytes is in a bucket, as {blob.stored_as}, and the store's URL "
+            "names no bucket: add ?gcs_bucket=..."
         )
     whole = client.bucket.get(blob.stored_as)
     if whole is None:

@@ -1,4 +1,4 @@
-"""A job's checkpoints: read, recorded, and kept while they are in use."""
+"""A job's checkpoints: how they are read and recorded, and how their TTL is extended."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from gwi_celery.firestore.documents import Micros, Query, Write
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import Checkpoint, CheckpointKind
 from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.places import STEP_KEPT, STEPS, Places
+from gwi_celery.stores.firestore.paths import STEP_KEPT, STEPS, Paths
 from gwi_celery.stores.firestore.records import SAVED, UPDATED, Blob, Job, Step, step_of
 
 
 def recording(
-    places: Places,
+    paths: Paths,
     job: Job,
     checkpoint: Checkpoint,
     stored: Step | None,
     blob: Blob,
     gc_at: int,
 ) -> tuple[Job, Step, list[Write]]:
-    """How a checkpoint is recorded in place of the ``stored`` one, each document at its version.
+    """The writes that record a checkpoint in place of the ``stored`` one, each document at its version.
 
     Returns the record and the checkpoint as they will be, and the writes: the record's first, then
-    the checkpoint's. The pieces of its blob belong in the same commit.
+    the checkpoint's. The last chunks of its blob belong in the same commit.
     """
-    job_name = places.job(job.ref)
-    era_name = places.era(job_name, job.era)
+    job_name = paths.job(job.ref)
+    era_name = paths.era(job_name, job.era)
     is_step = checkpoint.kind is CheckpointKind.STEP
     step = Step(
         name=checkpoint.name,
@@ -68,7 +68,7 @@ def recording(
             server_times=[UPDATED],
         ),
         documents.replace(
-            places.step(era_name, checkpoint.name),
+            paths.step(era_name, checkpoint.name),
             step.fields(),
             None if stored is None else stored.version,
             server_times=[SAVED],
@@ -86,12 +86,12 @@ _OUTLINE += ["data.sha", "data.chunks", "data.count", "data.size", "data.object"
 _WHOLE_PER_READ: Final = 4
 
 
-def steps_of(client: Client, places: Places, job: Job, *, outline: bool = False) -> list[Step]:
-    """The checkpoints of the record's life, in the order they were first saved.
+def steps_of(client: Client, paths: Paths, job: Job, *, outline: bool = False) -> list[Step]:
+    """The job's checkpoints, in the order they were first saved.
 
-    Bytes that are in the documents themselves are read along only while they are few.
+    Bytes that are in the documents themselves are read along only if they are few.
     """
-    era_name = places.era(places.job(job.ref), job.era)
+    era_name = paths.era(paths.job(job.ref), job.era)
     if job.inline_bytes is None:
         few = job.steps <= _WHOLE_PER_READ
     else:
@@ -102,14 +102,14 @@ def steps_of(client: Client, places: Places, job: Job, *, outline: bool = False)
 
 
 def checkpoints_of(
-    client: Client, places: Places, job: Job, steps: Sequence[Step]
+    client: Client, paths: Paths, job: Job, steps: Sequence[Step]
 ) -> list[Checkpoint]:
-    """The checkpoints with their bytes; those that were not read along are read now, some at a time."""
-    era_name = places.era(places.job(job.ref), job.era)
+    """The checkpoints with their bytes; bytes that were not read along are read now, some at a time."""
+    era_name = paths.era(paths.job(job.ref), job.era)
     read = list(steps)
     unread = [n for n, step in enumerate(read) if step.blob.is_inline and step.blob.inline is None]
     for group in blobs.batches(unread, _WHOLE_PER_READ):
-        names = [places.step(era_name, read[n].name) for n in group]
+        names = [paths.step(era_name, read[n].name) for n in group]
         documents_ = client.read(names).documents
         for n, name in zip(group, names, strict=True):
             if name not in documents_:
@@ -122,27 +122,24 @@ def checkpoints_of(
     return [step.checkpoint(blob) for step, blob in zip(read, whole, strict=True)]
 
 
-def keep(client: Client, places: Places, job: Job, steps: list[Step], gc_at: int) -> None:
-    """Extend to ``gc_at`` those in ``steps`` that have used up half of their time.
-
-    In ``steps`` they are replaced by their new state.
-    """
-    era_name = places.era(places.job(job.ref), job.era)
+def keep(client: Client, paths: Paths, job: Job, steps: list[Step], gc_at: int) -> None:
+    """Extend the TTL of those checkpoints to ``gc_at`` of which half has passed; updates ``steps``."""
+    era_name = paths.era(paths.job(job.ref), job.era)
     old = [n for n, step in enumerate(steps) if step.gc_at < gc_at - STEP_KEPT // 2]
     for group in blobs.batches(old, 100):
         writes = []
         for n in group:
-            names = [places.step(era_name, steps[n].name)]
+            names = [paths.step(era_name, steps[n].name)]
             names += steps[n].blob.chunk_names(era_name)
             fields = {"gc_at": Micros(gc_at)}
             writes += [Write(name, fields, mask=["gc_at"], exists=True) for name in names]
         try:
             written = client.commit_surely(writes, tries=3)
         except Conflict:
-            continue  # some of it is gone already, and will be missed when it is read
+            continue  # one is deleted already: an error when it is read
         versions = {
             write.name: version for write, version in zip(writes, written.versions, strict=True)
         }
         for n in group:
-            name = places.step(era_name, steps[n].name)
+            name = paths.step(era_name, steps[n].name)
             steps[n] = replace(steps[n], gc_at=gc_at, version=versions[name])

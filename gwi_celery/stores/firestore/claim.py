@@ -1,4 +1,4 @@
-"""The record that a claim writes, given the one that was read: no server needed."""
+"""The record that a claim writes, given the one that was read. Needs no server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import ClaimRequest, JobRef, JobStatus, Origin, Wait
-from gwi_celery.stores.firestore.places import SECOND
+from gwi_celery.stores.firestore.paths import SECOND
 from gwi_celery.stores.firestore.records import Job, Step
 from gwi_celery.stores.history import History
 
@@ -22,8 +22,8 @@ def granted_to(
 ) -> Job:
     """The record of a claim that is granted, except what the server sets.
 
-    ``stored`` is the record as it is at the server's time ``now``, expired or not; its next generation
-    makes the checkpoints in ``forgotten`` anew.
+    ``stored`` is the record as it is at the server's time ``now``, expired or not; ``forgotten`` are
+    the checkpoints that its next generation doesn't keep.
     """
     if granted.fresh or stored is None:
         return first_generation(request, stored)
@@ -76,18 +76,17 @@ def first_generation(request: ClaimRequest, expired: Job | None = None) -> Job:
 
 
 def origin_of(request: ClaimRequest, stored: Job | None) -> Origin:
-    """Where the record's call comes from; another submission's replaces the former one's."""
-    if is_another(request, stored):
+    """What the record keeps of its call: of the request's, if that replaces the former."""
+    if is_another_call(request, stored):
         assert request.origin is not None
         return replace(request.origin, envelope=None)
     return Origin() if stored is None else stored.origin
 
 
-def is_another(request: ClaimRequest, stored: Job | None) -> bool:
-    """Whether the request's call replaces the one that the record has."""
-    if request.origin is None or stored is None:
-        return request.origin is not None
-    return stored.origin == Origin() or stored.submission != request.submission
+def is_another_call(request: ClaimRequest, stored: Job | None) -> bool:
+    """As :func:`gwi_celery.stores.protocol.is_another_call`."""
+    kept = None if stored is None or stored.origin == Origin() else stored.submission
+    return protocol.is_another_call(request, kept)
 
 
 def waiting(
@@ -95,8 +94,8 @@ def waiting(
 ) -> Job:
     """The record of a job that waits, except what the server sets.
 
-    ``stored`` is the record as it is at the server's time ``now``; ``job`` is that unless it has expired.
-    One that has never begun fits any payload, and is forgotten if nobody asks for it any more.
+    ``stored`` is the record as it is at the server's time ``now``; ``job`` is the same, or None if it has
+    expired. A job that has never begun matches any payload, and its record expires.
     """
     if job is None or not job.attempt:
         begun = unclaimed(request.job, stored) if job is None else job
@@ -130,11 +129,12 @@ def unclaimed(job: JobRef, expired: Job | None) -> Job:
         era=new_era(),
         steps=0,
         ordinal=0,
-        # A finish of the expired one may be sent again yet, if its answer was lost.
+        # A finish of the expired record may still be repeated.
         finished=None if expired is None else expired.finished,
         outcome=None,
     )
 
 
 def new_era() -> str:
+    """A fresh name for a record's life."""
     return os.urandom(8).hex()

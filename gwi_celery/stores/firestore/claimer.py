@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gwi_celery.errors import StoreUnavailable
 from gwi_celery.firestore import documents
-from gwi_celery.firestore.client import Client, Conflict, Unsettled
+from gwi_celery.firestore.client import Client, Conflict
 from gwi_celery.firestore.documents import Micros, Write
 from gwi_celery.stores import protocol
 from gwi_celery.stores.base import (
@@ -24,7 +24,7 @@ from gwi_celery.stores.firestore import claim as claims
 from gwi_celery.stores.firestore.checkpoints import steps_of
 from gwi_celery.stores.firestore.holder import Holding, renewal
 from gwi_celery.stores.firestore.limits import NOTHING, Keeper, Pick, Taking
-from gwi_celery.stores.firestore.places import SECOND, Places, job_gc_at, lock_gc_at, step_gc_at
+from gwi_celery.stores.firestore.paths import SECOND, Paths, job_gc_at, lock_gc_at, step_gc_at
 from gwi_celery.stores.firestore.reads import Seen, see, whole_record
 from gwi_celery.stores.firestore.records import CREATED, UPDATED, Job, Lock, Step, get_text, lock_of
 from gwi_celery.stores.firestore.tries import Tries
@@ -34,42 +34,40 @@ from gwi_celery.stores.limits import LimitRef
 class Claimer:
     """One claim."""
 
-    def __init__(
-        self, client: Client, places: Places, request: ClaimRequest, keeper: Keeper
-    ) -> None:
+    def __init__(self, client: Client, paths: Paths, request: ClaimRequest, keeper: Keeper) -> None:
         self._client = client
-        self._places = places
+        self._paths = paths
         self._request = request
         self._keeper = keeper
-        #: Limits that are kept elsewhere, until they were asked.
+        #: Limits that are counted elsewhere; empty once the claim has taken its places there.
         self._elsewhere: Sequence[LimitRef] = ()
 
     def claim(self) -> ClaimAnswer | str:
-        """The answer; or, of a job whose caller was cancelled, why it is to be cancelled too."""
+        """The answer; or, for a job whose caller was cancelled, the reason to cancel it with."""
         client, request = self._client, self._request
         tries = Tries("claim a job")
         bar = protocol.may_be_barred(request, None)
-        bars = [] if bar is None else [self._places.barred(request.job.tenant, bar)]
+        bars = [] if bar is None else [self._paths.barred(request.job.tenant, bar)]
         limits, self._elsewhere = protocol.kept_by(request, lambda: self._keeper.settings(client))
         guess = None if request.redelivered else self._keeper.guess(limits)
-        # What is taken elsewhere is not given back: it waits until the claim is sure of all else.
+        # A place that is counted elsewhere can't be given back, so it is taken after all else is read.
         if guess is not None and not self._elsewhere:
             with tries.once():
                 new = claims.first_generation(request)
                 return self._take(new, unless=bars, taking=guess)
         for _ in tries:
             sample = self._keeper.sample(limits)
-            seen = see(client, self._places, request.job, request.lock, [*bars, *sample])
+            seen = see(client, self._paths, request.job, request.lock, [*bars, *sample])
             job, lock = seen.live_job, seen.lock
             answer = protocol.settled(request, job)
             if answer is not None:
                 assert job is not None
-                return answer(whole_record(client, self._places, job))
+                return answer(whole_record(client, self._paths, job))
             if protocol.may_be_barred(request, job) is None:
                 bars = []
             elif barred := [each for each in seen.others if each.name in bars]:
                 wait, reason = protocol.barred(get_text(barred[0].fields["data"]["reason"]))
-                self._record_wait(wait, seen)  # the record says whose it is
+                self._record_wait(wait, seen)  # so that the record says which call it is of
                 return reason
             forgotten = self._forgotten(job)
             other = self._other_lock(job)
@@ -99,7 +97,7 @@ class Claimer:
     def record_wait(self, wait: Wait) -> None:
         """As :meth:`gwi_celery.stores.base.Store.wait`."""
         self._record_wait(
-            wait, see(self._client, self._places, self._request.job, self._request.lock)
+            wait, see(self._client, self._paths, self._request.job, self._request.lock)
         )
 
     def _choose(
@@ -112,7 +110,7 @@ class Claimer:
         limited = self._request.rates(self._elsewhere)
         if limited is not None:
             return limited
-        self._elsewhere = ()  # they are taken, however often this commit has to be tried
+        self._elsewhere = ()  # taken once, however often this commit has to be tried
         return taking
 
     def _take(
@@ -125,13 +123,17 @@ class Claimer:
         unless: Sequence[str] = (),
         taking: Taking = NOTHING,
     ) -> Claimed:
-        """Write the claim over what was read; None: nothing was there.
+        """Write the claim over the record and the lock that were read; None: there was none.
 
-        It is refused if any document of ``unless`` exists.
+        The commit is refused if any document of ``unless`` exists.
+
+        Args:
+            forgotten: Checkpoints to delete.
+            own: The other lock of the job's last attempt, which has expired.
         """
         job_name, lock_name = (
-            self._places.job(self._request.job),
-            self._places.lock(self._request.lock),
+            self._paths.job(self._request.job),
+            self._paths.lock(self._request.lock),
         )
         taken = Lock(
             self._request.lock,
@@ -160,17 +162,17 @@ class Claimer:
         replaced = [each for each in (lock, own) if each is not None]
         writes += self._keeper.writes(self._client, self._request, taking, replaced)
         if own is not None:  # at its version: a holder that has renewed it meanwhile keeps the job
-            own_name = self._places.lock(own.ref)
+            own_name = self._paths.lock(own.ref)
             writes.append(documents.delete(own_name, own.version))
-        # Deleting what must not exist changes nothing: it only checks that.
+        # Deleting a document that must not exist changes nothing: it only checks that.
         writes += [*pieces, *(Write(name, None, exists=False) for name in unless)]
         if old is not None and old.era == new.era:
-            era_name = self._places.era(job_name, old.era)
+            era_name = self._paths.era(job_name, old.era)
             writes += blobs.deletions(old.outcome, era_name)
             if new.envelope != old.envelope:
                 writes += blobs.deletions(old.envelope, era_name)
             for step in forgotten:
-                writes.append(documents.delete(self._places.step(era_name, step.name)))
+                writes.append(documents.delete(self._paths.step(era_name, step.name)))
                 writes += blobs.deletions(step.blob, era_name)
         written = self._client.commit(writes)
         self._keeper.taken(taking, written.versions[placed:])
@@ -179,21 +181,21 @@ class Claimer:
         created = written.server_times[0][1] if begins else new.created
         job = replace(new, fence=fence, version=job_version, updated=updated, created=created)
         if old is not None and old.era != new.era:
-            upkeep.sweep(self._client, self._places, job_name, old)
+            upkeep.sweep(self._client, self._paths, job_name, old)
         elif old is not None:
             gone = [old.envelope] if new.envelope != old.envelope else []
             blobs.drop(self._client, [old.outcome, *gone, *(step.blob for step in forgotten)])
         return self._claimed(job, replace(taken, fence=fence, version=fence))
 
     def _with_envelope(self, new: Job, old: Job | None) -> tuple[Job, list[Write]]:
-        """The record with the call that it keeps, and the writes that belong in the same commit."""
+        """The record with its call's envelope, and the writes that belong in the same commit."""
         begins = old is None or old.era != new.era
-        if not (begins or claims.is_another(self._request, old)):
+        if not (begins or claims.is_another_call(self._request, old)):
             return new, []
         envelope = None if self._request.origin is None else self._request.origin.envelope
         if envelope is None:
             return replace(new, envelope=None), []
-        era_name = self._places.era(self._places.job(self._request.job), new.era)
+        era_name = self._paths.era(self._paths.job(self._request.job), new.era)
         gc_at = step_gc_at(self._client, self._request.result_ttl)
         packed, pieces = blobs.pack(
             self._client, envelope, era_name, gc_at, inline=blobs.ENVELOPE_INLINE
@@ -201,7 +203,7 @@ class Claimer:
         return replace(new, envelope=packed), pieces
 
     def _record_wait(self, wait: Wait, seen: Seen) -> None:
-        """One commit, unless the record says so already. If it fails, the next claim records it."""
+        """One commit, unless the record says so already. If it fails, the next claim tries again."""
         job, stored = seen.live_job, seen.job
         if not protocol.may_wait(job):
             return
@@ -214,51 +216,53 @@ class Claimer:
             if not new.attempt:
                 fields["gc_at"] = Micros(job_gc_at(self._client, new.result_ttl))
             write = documents.replace(
-                self._places.job(self._request.job),
+                self._paths.job(self._request.job),
                 fields,
                 None if stored is None else stored.version,
                 server_times=[UPDATED] if new.created else [UPDATED, CREATED],
             )
             self._client.commit([write, *pieces])
-        except (Conflict, Unsettled, StoreUnavailable):
+        except (Conflict, StoreUnavailable):
             return
+        if stored is not None and stored.era != new.era:
+            upkeep.sweep(self._client, self._paths, self._paths.job(self._request.job), stored)
 
     def _same_claim(self, job: Job, lock: Lock) -> ClaimAnswer:
-        """The same answer, with the lease renewed: its sender counts from this sending."""
+        """The same answer, with the lease renewed, because the sender counts from this sending."""
         assert lock.fence is not None
         written = self._client.commit(
             [
                 renewal(
                     self._client,
-                    self._places.lock(self._request.lock),
+                    self._paths.lock(self._request.lock),
                     lock.version,
                     self._request.lease_ttl,
                     lock.fence,
                 ),
-                documents.check(self._places.job(self._request.job), job.version),
+                documents.check(self._paths.job(self._request.job), job.version),
             ]
         )
         renewed = replace(lock, ttl=self._request.lease_ttl, version=written.versions[0])
         return self._claimed(job, renewed)
 
     def _forgotten(self, job: Job | None) -> list[Step]:
-        """The checkpoints from a replay's step on, which are to be made anew."""
+        """The checkpoints that a replay forgets: those from its step on."""
         recorded: list[Step] = []
 
         def names() -> list[str]:
             assert job is not None
-            recorded.extend(steps_of(self._client, self._places, job, outline=True))
+            recorded.extend(steps_of(self._client, self._paths, job, outline=True))
             return [step.name for step in recorded]
 
         forgotten = {*protocol.forgotten(self._request, job, names)}
         return [step for step in recorded if step.name in forgotten]
 
     def _other_lock(self, job: Job | None) -> Lock | None:
-        """The other lock of the job's last attempt, held or expired; None if that is free."""
+        """The other lock of the job's last attempt, held or expired; None if there is none."""
         lock_id = protocol.other_lock(self._request, job)
         if job is None or lock_id is None:
             return None
-        name = self._places.lock_by_id(job.ref.tenant, lock_id)
+        name = self._paths.lock_by_id(job.ref.tenant, lock_id)
         document = self._client.read([name]).documents.get(name)
         own = None if document is None else lock_of(document)
         return own if own is not None and own.fence == job.fence else None

@@ -1,14 +1,13 @@
-"""What a lease's holder writes: each is one commit that names the versions of lock and record.
+"""The writes of a lease's holder: each is one commit that names the versions of lock and record.
 
-Both are named because one alone is not enough: the same job may have been claimed under another
-lock meanwhile, and another job may have taken the lock. A renewal names the record too, by a write
-that changes nothing in it.
+One alone is not enough: the same job may have been claimed under another lock meanwhile, and another
+job may have taken the lock. A renewal names the record too, by a write that changes nothing in it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,10 +35,10 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.stores.firestore import blobs, checkpoints
 from gwi_celery.stores.firestore.limits import freeing
-from gwi_celery.stores.firestore.places import (
+from gwi_celery.stores.firestore.paths import (
     SECOND,
     STEP_KEPT,
-    Places,
+    Paths,
     job_gc_at,
     lock_gc_at,
     step_gc_at,
@@ -57,7 +56,7 @@ from gwi_celery.stores.firestore.records import (
 )
 from gwi_celery.stores.firestore.results import ResultWrite
 from gwi_celery.stores.firestore.tries import Tries
-from gwi_celery.stores.history import History, dump_origin, end_of
+from gwi_celery.stores.history import History, end_of
 
 
 @dataclass
@@ -66,23 +65,23 @@ class Holding:
 
     job: Job
     lock: Lock
-    #: By name; those saved or read here.
+    #: Checkpoints that this process has saved or read, by name.
     steps: dict[str, Step] = field(default_factory=dict)
-    #: Whether ``steps`` has all that there are.
+    #: Whether ``steps`` has all checkpoints of the job.
     complete: bool = False
-    #: Renewals and saves both change the versions, so they take turns.
+    #: Renewals and saves both change the versions, so only one runs at a time.
     mutex: Any = field(default_factory=forks.rlock)
 
 
 class Holder:
-    """A lease's holder, for one operation."""
+    """One operation of a lease's holder."""
 
-    def __init__(self, client: Client, places: Places, lease: Lease) -> None:
+    def __init__(self, client: Client, paths: Paths, lease: Lease) -> None:
         self._client = client
-        self._places = places
+        self._paths = paths
         self._lease = lease
-        self._job_name = places.job(lease.job)
-        self._lock_name = places.lock(lease.lock)
+        self._job_name = paths.job(lease.job)
+        self._lock_name = paths.lock(lease.lock)
 
     # --- operations ---------------------------------------------------------------------------
 
@@ -100,7 +99,7 @@ class Holder:
         with self._holding("save a checkpoint", step=name) as (hold, tries):
             for _ in tries:
                 if name not in hold.steps and not hold.complete and checkpoint.version > 1:
-                    self._look(hold, name)  # it was saved before, by another process
+                    self._look(hold, name)  # another process has saved it before
                 wanted = self._must_write(hold, checkpoint, sha)
                 stored = hold.steps.get(name)
                 if not wanted:
@@ -109,7 +108,7 @@ class Holder:
                         return self._renewed(hold)
                     continue
                 if packed is None:
-                    packed = self._pack(hold, checkpoint.blob, name=checkpoint.name)
+                    packed = self._pack(hold, checkpoint.blob, [checkpoint.name])
                 with tries.once():
                     self._save(hold, checkpoint, stored, *packed)
                     return self._renewed(hold)
@@ -117,11 +116,11 @@ class Holder:
 
     def load(self) -> list[Checkpoint]:
         with self._holding("load checkpoints") as (hold, _):
-            steps = checkpoints.steps_of(self._client, self._places, hold.job)
+            steps = checkpoints.steps_of(self._client, self._paths, hold.job)
             if len(steps) != hold.job.steps:
-                self._look(hold)  # one who has lost the lease may find its steps replaced
-                steps = checkpoints.steps_of(self._client, self._places, hold.job)
-            if len(steps) < hold.job.steps:  # one more may be a value that was put just now
+                self._look(hold)  # if the lease is lost, another attempt may have replaced them
+                steps = checkpoints.steps_of(self._client, self._paths, hold.job)
+            if len(steps) < hold.job.steps:  # there may be more: values that were put just now
                 raise StoreUnusable(
                     f"{hold.job.steps - len(steps)} of {hold.job.steps} checkpoints of "
                     f"{self._lease.job.task} are gone: the TTL policy deletes those that no "
@@ -129,11 +128,11 @@ class Holder:
                     "from its start"
                 )
             gc_at = step_gc_at(self._client, self._lease.result_ttl)
-            checkpoints.keep(self._client, self._places, hold.job, steps, gc_at)
+            checkpoints.keep(self._client, self._paths, hold.job, steps, gc_at)
             hold.steps = {step.name: _without_bytes(step) for step in steps}
             hold.complete = True
             read = [step for step in steps if step.blob.inline is not None]
-            whole = checkpoints.checkpoints_of(self._client, self._places, hold.job, read)
+            whole = checkpoints.checkpoints_of(self._client, self._paths, hold.job, read)
             known = {checkpoint.name: checkpoint for checkpoint in whole}
             return [known.get(step.name) or step.checkpoint(None) for step in steps]
 
@@ -141,15 +140,15 @@ class Holder:
         with self._holding("load a checkpoint") as (hold, _):
             step = self._stored(hold, name)
             if step is None:
-                self._look(hold)  # one who has lost the lease may find its steps replaced
+                self._look(hold)  # if the lease is lost, another attempt may have replaced it
                 step = self._stored(hold, name)
             if step is None:
                 return None
             hold.steps[name] = _without_bytes(step)
-            return checkpoints.checkpoints_of(self._client, self._places, hold.job, [step])[0]
+            return checkpoints.checkpoints_of(self._client, self._paths, hold.job, [step])[0]
 
     def _stored(self, hold: Holding, name: str) -> Step | None:
-        step_name = self._places.step(self._places.era(self._job_name, hold.job.era), name)
+        step_name = self._paths.step(self._paths.era(self._job_name, hold.job.era), name)
         document = self._client.read([step_name]).documents.get(step_name)
         return None if document is None else step_of(document)
 
@@ -158,13 +157,14 @@ class Holder:
         fence = self._lease.fence
         result = None
         if stored_result is not None:
-            result = ResultWrite(self._client, self._places, stored_result)
+            result = ResultWrite(self._client, self._paths, stored_result)
         with self._holding("finish a job", finishing=True, result=result) as (hold, tries):
             for _ in tries:
                 if self._is_finished(hold.job, outcome):
                     return
                 if packed is None:
-                    packed = self._pack(hold, outcome.blob, [] if result is None else result.pieces)
+                    chunks = [] if result is None else result.pieces
+                    packed = self._pack(hold, outcome.blob, hold.job.texts, chunks)
                 blob, pieces = packed
                 told = self._over(hold, end_of(outcome))
                 data = {
@@ -190,7 +190,7 @@ class Holder:
 
     def _is_finished(self, job: Job, outcome: Outcome) -> bool:
         there = job.outcome
-        # A record that has been claimed again has no outcome, and can't tell.
+        # A record that has been claimed again has no outcome to compare.
         same_bytes = there is None or there.sha == checksum(outcome.blob)
         finished = job.finished
         return protocol.is_finished(self._lease, job, finished, outcome, same_bytes=same_bytes)
@@ -253,7 +253,7 @@ class Holder:
     ) -> None:
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
         job, step, writes = checkpoints.recording(
-            self._places, hold.job, checkpoint, stored, blob, gc_at
+            self._paths, hold.job, checkpoint, stored, blob, gc_at
         )
         written = self._client.commit([self._renewal(hold), *writes, *pieces])
         hold.lock = replace(hold.lock, version=written.versions[0])
@@ -272,7 +272,7 @@ class Holder:
         self._client.commit(
             [
                 documents.delete(self._lock_name, hold.lock.version),
-                *freeing(self._places, hold.lock),
+                *freeing(self._paths, hold.lock),
                 documents.change(
                     self._job_name, fields, hold.job.version, mask=mask, server_times=[UPDATED]
                 ),
@@ -299,7 +299,10 @@ class Holder:
         finishing: bool = False,
         result: ResultWrite | None = None,
     ) -> Iterator[tuple[Holding, Tries]]:
-        """What is known, for one operation at a time; read again before each try but the first."""
+        """What is known of the documents, for one operation at a time; and the tries of its commit.
+
+        The documents are read before each try but the first; before that too if nothing is known.
+        """
         hold = self._lease.version
         known = isinstance(hold, Holding)
         if not known:
@@ -322,15 +325,15 @@ class Holder:
     ) -> None:
         """Read the current state. Raises LeaseLost or JobCancelled unless the lease may write.
 
-        With ``finishing``, a lease that has finished is no error: ``hold.job.finished`` tells.
+        With ``finishing``, it is no error that the lease has finished: ``hold.job.finished`` tells.
         """
         wanted = []
         if step is not None and hold.job.era:
-            era_name = self._places.era(self._job_name, hold.job.era)
-            wanted.append(self._places.step(era_name, step))
+            era_name = self._paths.era(self._job_name, hold.job.era)
+            wanted.append(self._paths.step(era_name, step))
         if result is not None:
             wanted.append(result.name)
-        seen = see(self._client, self._places, self._lease.job, self._lease.lock, wanted)
+        seen = see(self._client, self._paths, self._lease.job, self._lease.lock, wanted)
         if result is not None:
             there = {document.name: document for document in seen.others}
             result.look(there.get(result.name), seen.now)
@@ -340,7 +343,7 @@ class Holder:
         job, hold.lock = self._owned(seen)
         era_changed = job.era != hold.job.era
         hold.job = job
-        if era_changed:  # this process knew nothing yet
+        if era_changed:  # nothing was known yet
             hold.steps, hold.complete = {}, job.steps == 0
             if step is not None:
                 self._look(hold, step)
@@ -350,12 +353,12 @@ class Holder:
                 hold.steps[step] = _without_bytes(step_of(document))
 
     def _owned(self, seen: Seen) -> tuple[Job, Lock]:
-        """The record and the lock, if the lease's token is both's."""
+        """The record and the lock, if both have the lease's token. Raises LeaseLost, JobCancelled."""
         job, lock = seen.live_job, seen.lock
 
         def reason() -> str:
             assert job is not None
-            return reason_of(self._client, self._places, job)
+            return reason_of(self._client, self._paths, job)
 
         protocol.check_holder(
             self._lease, job, None if lock is None else lock.known(seen.now), reason
@@ -369,31 +372,29 @@ class Holder:
         try:
             return protocol.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
         except (StepNameReused, CursorWentBack):
-            # If the lease is lost, that is the error to raise.
+            # If the lease is lost, that error takes precedence.
             self._look(hold, checkpoint.name)
             return protocol.must_write(task, _stored(hold, checkpoint.name, sha), checkpoint)
 
     def _pack(
-        self, hold: Holding, blob: bytes, others: Sequence[Write] = (), name: str = ""
+        self,
+        hold: Holding,
+        blob: bytes,
+        beside: Iterable[str | None],
+        others: Sequence[Write] = (),
     ) -> tuple[Blob, list[Write]]:
-        """The blob, and the last of its pieces and ``others``; those before are written ahead."""
-        era_name = self._places.era(self._job_name, hold.job.era)
+        """The blob's field, and the last of its chunks and of ``others``; the first are written here.
+
+        ``beside`` are the other texts of the document that gets the blob.
+        """
+        era_name = self._paths.era(self._job_name, hold.job.era)
         gc_at = step_gc_at(self._client, self._lease.result_ttl)
-        job = hold.job.ref
-        texts = [
-            *(job.tenant, job.task, job.key, hold.job.run_id, hold.job.submission),
-            *hold.job.failed,
-            *([] if hold.job.history.lock is None else hold.job.history.lock.scope),
-            *(hold.job.history.dumps(), dump_origin(hold.job.origin)),
-        ]
-        if hold.job.envelope is not None and hold.job.envelope.is_inline:
-            texts.append(" " * hold.job.envelope.size)
-        packed, pieces = blobs.pack(self._client, blob, era_name, gc_at, [*texts, name])
+        packed, pieces = blobs.pack(self._client, blob, era_name, gc_at, beside)
         return packed, blobs.send_ahead(self._client, [*pieces, *others])
 
 
 def put_error(told: History, before: History, fields: dict[str, Any], mask: list[str]) -> None:
-    """Add the last error to a record's changes if it differs from ``before``; no error removes it."""
+    """Add the last error to a record's changes if it differs from ``before``'s; "" removes it."""
     if (told.error_type, told.error) == (before.error_type, before.error):
         return
     mask += ["error", "data.error"]
@@ -403,7 +404,7 @@ def put_error(told: History, before: History, fields: dict[str, Any], mask: list
 
 
 def renewal(client: Client, lock_name: str, version: int, ttl: float, fence: int) -> Write:
-    """The write that moves a lease's end to its TTL from now."""
+    """The write after which a lease expires its TTL from now."""
     data = {"beat": os.urandom(6).hex(), "fence": fence, "ttl": float(ttl)}
     fields = {"gc_at": Micros(lock_gc_at(client, ttl)), "data": data}
     mask = ["gc_at", *(f"data.{key}" for key in data)]
@@ -411,7 +412,7 @@ def renewal(client: Client, lock_name: str, version: int, ttl: float, fence: int
 
 
 def _nothing_known(lease: Lease) -> Holding:
-    """For a lease that this process did not claim: its record is read before anything else."""
+    """For a lease that another process claimed: the record is read before anything else."""
     job = Job(
         ref=lease.job,
         run_id=None,

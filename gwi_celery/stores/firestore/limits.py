@@ -1,18 +1,17 @@
-"""Places of limits in a database: a document for each, named by its number, and only while it is taken.
+"""Places of limits in a database: each is a document, named by its number, only while it is taken.
 
-A claim takes one by a precondition of its own commit, as it takes its lock: a place that isn't there
-must not be there, and one whose time is over must be at the version just read. So no document is written
-by two jobs at a time, and a free place costs no round trip. Which place to try first a process knows from
-what it has read, taken and freed; a wrong guess is refused, and then some are read: all, if they are few.
+A claim takes a place by a precondition of its own commit, as it takes its lock: the document must not
+exist; or, if the place's time is over, must be at the version just read. So no document is written by two
+jobs at a time, and a free place costs no round trip. A process guesses which place is free from what it
+has read, taken and freed. A wrong guess is refused, and then places are read: all, if they are few.
 
 A place of ``max_running`` names its lock's document and that lock's nonce. It counts while the lock is
-held: renewals don't touch it. Who takes it from a lock that has expired frees that lock in the same
-commit, so that its former holder, if it lives, has lost its lease. Who frees a lock deletes its places.
+held, and renewals don't write it. A claim that takes it from an expired lock frees that lock in the same
+commit, so that its former holder, if alive, has lost its lease. Whoever frees a lock deletes its places.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections import deque
@@ -24,20 +23,21 @@ from gwi_celery import forks
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Micros, Query, Write
-from gwi_celery.stores.base import ClaimRequest, JobRef, Limited, PlaceRecord
-from gwi_celery.stores.firestore.places import DAY, LIMIT_PLACES, SECOND, Places
+from gwi_celery.stores.base import ClaimRequest, Limited, PlaceRecord
+from gwi_celery.stores.firestore.paths import DAY, LIMIT_PLACES, SECOND, Paths
 from gwi_celery.stores.firestore.reads import Seen
 from gwi_celery.stores.firestore.records import Lock, lock_of
 from gwi_celery.stores.firestore.tries import Tries
+from gwi_celery.stores.history import dump_place, load_place
 from gwi_celery.stores.limits import LimitRef, LimitSetting
 
-#: Places that a claim reads at most; of more, a random choice.
+#: Places of a limit that a claim reads at most; of more, it reads a random choice.
 _READ: Final = 16
 #: Limits, and free places of each, that a process remembers.
 _LIMITS_KNOWN, _FREE_KNOWN = 1000, 64
-#: Seconds until a change of an operator's holds everywhere.
+#: Seconds until an operator's change holds in every process.
 _SETTINGS_KEPT: Final = 10.0
-#: How long Google keeps a place whose worker vanished: longer than any job runs.
+#: When the TTL policy deletes a place whose worker vanished: later than any job runs.
 _RUNNING_KEPT: Final = 60 * DAY
 #: Documents in one query, or one read.
 _BATCH: Final = 300
@@ -65,7 +65,7 @@ class Taking:
     """What a claim takes with its lock."""
 
     picks: Sequence[Pick] = ()
-    #: Expired locks, whose places it takes.
+    #: Expired locks, which it frees to take their places.
     silent: Sequence[Lock] = ()
 
 
@@ -74,23 +74,23 @@ NOTHING: Final = Taking()
 
 @dataclass
 class _Known:
-    """What a process knows of one limit's places. It may be out of date: a commit decides."""
+    """What a process knows of one limit's places. It may be out of date; the commit decides."""
 
-    #: (number, its document's version, monotonic time from when on).
+    #: (number, its document's version, monotonic time from which it is free).
     free: deque[tuple[int, int | None, float]] = field(
         default_factory=lambda: deque(maxlen=_FREE_KNOWN)
     )
-    #: Taken by this process.
+    #: Numbers of the places that this process holds.
     mine: set[int] = field(default_factory=set)
-    #: Most of those read last were taken.
+    #: Whether at least half of the places read last were taken.
     crowded: bool = False
 
 
 class Keeper:
     """One store's limits in this process."""
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
         self._mutex = forks.lock()
         self._known: dict[str, _Known] = {}
         self._settings: dict[str, LimitSetting] = {}
@@ -99,7 +99,7 @@ class Keeper:
     # --- a claim ------------------------------------------------------------------------------
 
     def guess(self, limits: Sequence[LimitRef]) -> Taking | None:
-        """Places that are probably free; None: look first."""
+        """Places that are probably free; None: unknown, so read first."""
         picks: list[Pick] = []
         with self._mutex:
             for limit in limits:
@@ -111,7 +111,7 @@ class Keeper:
 
     def _guess(self, limit: LimitRef) -> Pick | None:
         if limit.before > limit.places:
-            return None  # those that run are to be counted
+            return None  # the jobs that run must be counted
         known = self._known.get(limit.id)
         if known is None:
             return Pick(limit, _random.randrange(limit.places))
@@ -130,14 +130,14 @@ class Keeper:
         return Pick(limit, _random.choice(numbers)) if numbers else None
 
     def sample(self, limits: Sequence[LimitRef]) -> dict[str, Pick]:
-        """Documents to read, by name: all places of a limit, or some."""
+        """The places to read, by their documents' names: all of a limit, or some."""
         found: dict[str, Pick] = {}
         for limit in limits:
             numbers: Sequence[int] = range(max(limit.places, limit.before))
             if len(numbers) > _READ:
                 numbers = _random.sample(range(limit.places), min(_READ, limit.places))
             picks = [Pick(limit, number) for number in numbers]
-            found.update({self._places.place(pick.place): pick for pick in picks})
+            found.update({self._paths.place(pick.place): pick for pick in picks})
         return found
 
     def choose(
@@ -148,13 +148,19 @@ class Keeper:
         seen: Seen,
         other: Lock | None,
     ) -> Taking | Limited:
-        """What a claim that is granted otherwise may take; or the limit that has no free place."""
+        """What a claim takes if nothing else stands against it; or the limit that has no free place.
+
+        Args:
+            sample: The places that were read.
+            seen: What the read has found.
+            other: The other lock of the job's last attempt.
+        """
         there = {document.name: document for document in seen.others if document.name in sample}
         by_limit: dict[str, list[tuple[str, Pick]]] = {}
         for name, pick in sample.items():
             by_limit.setdefault(pick.limit.id, []).append((name, pick))
         ours = [lock for lock in (seen.lock, other) if lock is not None]
-        own = {(self._places.lock(lock.ref), lock.nonce) for lock in ours}
+        own = {(self._paths.lock(lock.ref), lock.nonce) for lock in ours}
         picks: list[Pick] = []
         silent: dict[str, Lock] = {}
         for some in by_limit.values():
@@ -170,50 +176,51 @@ class Keeper:
                 return chosen
             picks.append(chosen)
             if (lock := looked.silent.get(chosen.number)) is not None:
-                silent[self._places.lock(lock.ref)] = lock
-        silent.pop(self._places.lock(request.lock), None)
+                silent[self._paths.lock(lock.ref)] = lock
+        silent.pop(self._paths.lock(request.lock), None)
         return Taking(picks, list(silent.values()))
 
     def writes(
         self, client: Client, request: ClaimRequest, taking: Taking, replaced: Sequence[Lock]
     ) -> list[Write]:
-        """The picks' writes, first; then those that free what silent locks, and ``replaced``, had."""
-        lock_name, job = self._places.lock(request.lock), request.job
+        """The writes that take the picks; then those that free the silent locks, and all places of these
+        and of the ``replaced`` locks.
+        """
+        lock_name = self._paths.lock(request.lock)
         made: dict[str, Write] = {}
         for pick in taking.picks:
             limit, period = pick.limit, pick.limit.period
-            about = [limit.name, dict(limit.values), request.owner, job.tenant, job.task, job.key]
             kept = _RUNNING_KEPT if period is None else round(period * SECOND) + DAY
             fields = {
                 "gc_at": Micros(client.about_now() + kept),
                 "data": {
-                    "about": json.dumps(about),
+                    "about": dump_place(limit, request),
                     "lock": lock_name if period is None else "",
                     "nonce": request.nonce,
                     "ttl": float(request.lease_ttl if period is None else period),
                 },
             }
-            name = self._places.place(pick.place)
+            name = self._paths.place(pick.place)
             made[name] = documents.replace(name, fields, pick.version)
         writes = list(made.values())
         for lock in taking.silent:
-            writes.append(documents.delete(self._places.lock(lock.ref), lock.version))
+            writes.append(documents.delete(self._paths.lock(lock.ref), lock.version))
         for lock in (*taking.silent, *replaced):
-            for write in freeing(self._places, lock):
+            for write in freeing(self._paths, lock):
                 if write.name not in made:
                     made[write.name] = write
                     writes.append(write)
         return writes
 
     def taken(self, taking: Taking, versions: Sequence[int]) -> None:
-        """Remember what a claim has taken, with the versions that it has now."""
+        """Remember what a claim has taken. ``versions`` are those of the picks' documents now."""
         now = time.monotonic()
         with self._mutex:
             for pick, version in zip(taking.picks, versions, strict=False):
                 known = self._known_of(pick.limit)
                 if pick.limit.period is None:
                     known.mine.add(pick.number)
-                else:  # a clock may be slow by a little, and the server's by less
+                else:  # a little later, as this machine's clock may be fast beside the server's
                     again = now + pick.limit.period * 1.01 + 0.05
                     known.free.append((pick.number, version, again))
 
@@ -226,7 +233,7 @@ class Keeper:
         return known
 
     def freed(self, places: Sequence[str]) -> None:
-        """Remember that these are free: their documents are gone."""
+        """Remember that these places are free: their documents are deleted."""
         with self._mutex:
             for place in places:
                 limit_id, _, number = place.partition("/")
@@ -249,7 +256,7 @@ class Keeper:
         return self._read_settings(client)[0]
 
     def change(self, client: Client, id: str, setting: LimitSetting | None) -> bool:
-        """Set it, or undo that; whether one was there."""
+        """Change the setting, or with None delete it. Returns whether there was one."""
         tries = Tries("change a limit")
         there = False
         for _ in tries:
@@ -262,14 +269,14 @@ class Keeper:
                 known[id] = setting
             data = {each: known[each].dumps() for each in known}
             with tries.once():
-                name = self._places.limit_settings
+                name = self._paths.limit_settings
                 client.commit([documents.replace(name, {"data": data}, version)])
                 self._settings_until = 0.0
                 return there
         raise AssertionError
 
     def _read_settings(self, client: Client) -> tuple[dict[str, LimitSetting], int | None]:
-        name = self._places.limit_settings
+        name = self._paths.limit_settings
         document = client.read([name]).documents.get(name)
         if document is None:
             return {}, None
@@ -291,16 +298,15 @@ class _Look:
     ) -> None:
         self.limit = limit
         self._client = client
-        self._some = some
         self._now = now
         self.free: list[Pick] = []
-        #: Number -> the expired lock under which it is taken.
+        #: Number -> the expired lock that holds it.
         self.silent: dict[int, Lock] = {}
         self._late: list[Pick] = []
         self._own: list[Pick] = []
-        #: When those that are taken end, microseconds by the server's clock.
+        #: When the places that are taken become free, microseconds by the server's clock.
         self._until: list[int] = []
-        #: Taken for longer than the lease that its lock began with: only the lock tells.
+        #: Taken for longer than the first lease of its lock: whether it is free depends on the lock.
         self._unsure: list[tuple[Pick, Mapping[str, Any]]] = []
         for name, pick in some:
             self._sort(pick, there.get(name), own)
@@ -334,7 +340,8 @@ class _Look:
             for picks in (self._own, self.free, self._late):
                 if picks:
                     return _random.choice(picks)
-        held = self.limit.places if len(self._until) < len(self._some) else len(self._until)
+        # Of a sample in which all are taken, the others count as taken too.
+        held = max(len(self._until), self.limit.places)
         left = (min(self._until, default=self._now) - self._now) / SECOND
         return Limited(self.limit, held, retry_after=max(left, 0.0))
 
@@ -355,21 +362,21 @@ class _Look:
                 self._until.append(lock.expires)
 
 
-def freeing(places: Places, lock: Lock) -> list[Write]:
-    """What frees a lock's places, in the commit that deletes or replaces it at its version.
+def freeing(paths: Paths, lock: Lock) -> list[Write]:
+    """The writes that free a lock's places, for a commit that deletes or replaces it at its version.
 
-    That is precondition enough: who took one of them meanwhile has deleted the lock.
+    They need no other precondition: whoever took one of the places meanwhile has deleted the lock.
     """
-    return [documents.delete(places.place(place)) for place in lock.places]
+    return [documents.delete(paths.place(place)) for place in lock.places]
 
 
 # --- lists ----------------------------------------------------------------------------------------
 
 
-def listed(client: Client, places: Places, limit_id: str | None, most: int) -> list[PlaceRecord]:
-    """Those that are taken, of one limit or of all."""
+def listed(client: Client, paths: Paths, limit_id: str | None, most: int) -> list[PlaceRecord]:
+    """Up to ``most`` places that are taken, of one limit or of all."""
     found: list[PlaceRecord] = []
-    for page, now in _pages(client, places, limit_id):
+    for page, now in _pages(client, paths, limit_id):
         names = {document.fields["data"]["lock"] for document in page} - {""}
         locks = client.read(list(names)).documents if names else {}
         for document in page:
@@ -383,35 +390,31 @@ def listed(client: Client, places: Places, limit_id: str | None, most: int) -> l
 
 def _record(document: Document, locks: Mapping[str, Document]) -> PlaceRecord:
     data = document.fields["data"]
-    name, values, owner, *job = json.loads(data["about"])
     taken, until = document.update_time, document.update_time + round(data["ttl"] * SECOND)
     if data["lock"]:
         held = locks.get(data["lock"])
         lock = None if held is None else lock_of(held)
         until = 0 if lock is None or lock.nonce != data["nonce"] else lock.expires
-    return PlaceRecord(
+    return load_place(
+        data["about"],
         limit_id=document.name.rpartition(f"/{LIMIT_PLACES}/")[0].rpartition("/")[2],
-        name=name,
-        values=values,
         of_rate=not data["lock"],
-        owner=owner,
-        job=JobRef(*job),
         taken_at=taken / SECOND,
         free_at=until / SECOND,
     )
 
 
 def _pages(
-    client: Client, places: Places, limit_id: str | None
+    client: Client, paths: Paths, limit_id: str | None
 ) -> Iterator[tuple[list[Document], int]]:
-    parent = "" if limit_id is None else places.limit(limit_id)
+    parent = "" if limit_id is None else paths.limit(limit_id)
     after: Sequence[Any] | None = None
     while True:
         read = client.query(
             Query(parent, LIMIT_PLACES, descendants=limit_id is None, after=after, limit=_BATCH)
         )
         page = list(read.documents.values())
-        yield [d for d in page if d.name.startswith(f"{places.base}/")], read.read_time
+        yield [d for d in page if d.name.startswith(f"{paths.base}/")], read.read_time
         if len(page) < _BATCH:
             return
         after = [page[-1].name]

@@ -1,4 +1,4 @@
-"""Lists of jobs and locks, each a query by one tenant's own path.
+"""Lists of jobs and locks, of one tenant by its own path, or of jobs across all tenants.
 
 Every query made here must be served by ``firestore.indexes.json``; a test checks that.
 """
@@ -12,10 +12,11 @@ from typing import Final
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Filter, Micros, Query
 from gwi_celery.ids import digest
-from gwi_celery.stores.firestore.places import JOBS, LOCKS, SECOND, TENANTS, Places
+from gwi_celery.stores.firestore.paths import JOBS, LOCKS, SECOND, TENANTS, Paths
 from gwi_celery.stores.firestore.records import (
     CREATED,
     UPDATED,
+    WITHOUT_BLOBS,
     Job,
     job_of,
     lock_of,
@@ -30,7 +31,7 @@ _BATCH: Final = 300
 
 def list_jobs(
     client: Client,
-    places: Places,
+    paths: Paths,
     tenant: str,
     status: JobStatus | None,
     run_id: str | None,
@@ -38,14 +39,14 @@ def list_jobs(
     token: str | None,
     records: Callable[[list[Job]], list[JobRecord]],
 ) -> Page:
-    """One page. ``records`` reads the large outcomes."""
+    """One page of a tenant's jobs, newest change first. ``records`` reads the outcomes."""
     check_limit(limit)
     listed = list_id(tenant, status, run_id)
-    parent = places.tenant(tenant)
+    parent = paths.tenant(tenant)
     after: tuple[Micros, str] | None = None
     if token is not None:
         moment, job_id = place_of(token, listed)
-        after = Micros(round(moment * SECOND)), f"{parent}/{JOBS}/{job_id}"
+        after = Micros.at(moment), f"{parent}/{JOBS}/{job_id}"
     # One more than the page holds tells whether there is another.
     query = Query(parent, JOBS, filters=_filters(status, run_id), order=[(UPDATED, "desc")])
     page = _live_jobs(client, query, after, limit + 1)
@@ -57,7 +58,7 @@ def list_jobs(
 
 
 def find_jobs(
-    client: Client, places: Places, wanted: JobFilter, limit: int, token: str | None
+    client: Client, paths: Paths, wanted: JobFilter, limit: int, token: str | None
 ) -> Page:
     """One page of a tenant's jobs, or of all tenants', newest first."""
     check_limit(limit)
@@ -65,34 +66,35 @@ def find_jobs(
     after: tuple[Micros, str] | None = None
     if token is not None:
         moment, name = place_of(token, listed)
-        after = Micros(round(moment * SECOND)), _named(places, name)
+        after = Micros.at(moment), _named(paths, name)
     query = Query(
-        "" if wanted.tenant is None else places.tenant(wanted.tenant),
+        "" if wanted.tenant is None else paths.tenant(wanted.tenant),
         JOBS,
         descendants=wanted.tenant is None,
         filters=_wanted(wanted),
         order=[(CREATED, "desc")],
-        mask=_LISTED,
+        mask=WITHOUT_BLOBS,
     )
     more = _terms(wanted)[1:]
 
     def fits(document: Document, job: Job) -> bool:
         known = terms(job.origin, job.history.ended) if more else []
-        return document.name.startswith(f"{places.base}/") and all(term in known for term in more)
+        return document.name.startswith(f"{paths.base}/") and all(term in known for term in more)
 
     page = _live_jobs(client, query, after, limit + 1, fits)
     next_token = None
     if len(page) > limit:
         last = page[limit - 1]
-        # A job's name has its tenant's digest before its own: two characters join them in a token.
-        name = f"{places.job(last.ref).split('/')[-3]}.{last.ref.id}"
+        # Across tenants a job is named by its tenant's digest and its own id.
+        name = f"{paths.job(last.ref).split('/')[-3]}.{last.ref.id}"
         next_token = token_after(last.created / SECOND, name, listed)
     return Page([job.record(None) for job in page[:limit]], next_token)
 
 
-def _named(places: Places, name: str) -> str:
+def _named(paths: Paths, name: str) -> str:
+    """The document that a page token names."""
     tenant, _, job = name.partition(".")
-    return f"{places.base}/{TENANTS}/{tenant}/{JOBS}/{job}"
+    return f"{paths.base}/{TENANTS}/{tenant}/{JOBS}/{job}"
 
 
 def _wanted(wanted: JobFilter) -> list[Filter]:
@@ -109,35 +111,20 @@ def _wanted(wanted: JobFilter) -> list[Filter]:
     if wanted.parent_id is not None:
         filters.append(Filter("parent", "==", digest("call", wanted.parent_id)))
     term = _terms(wanted)
-    if term:  # a query can have one of these
+    if term:  # a query can have only one such filter
         filters.append(Filter("terms", "array-contains", digest("term", term[0])))
     if not filters and wanted.tenant is None:
-        # No index of one field alone goes across tenants, where gcloud makes them.
+        # With the indexes that gcloud makes, no single-field index covers all tenants.
         filters.append(Filter("status", "in", [status.value for status in JobStatus]))
     for op, moment in ((">=", wanted.since), ("<", wanted.before)):
         if moment is not None:
-            filters.append(Filter(CREATED, op, Micros(round(moment * SECOND))))
+            filters.append(Filter(CREATED, op, Micros.at(moment)))
     return filters
 
 
 def _terms(wanted: JobFilter) -> list[str]:
     call = [] if wanted.task_id is None else [call_term(wanted.task_id)]
     return call if wanted.label is None else [*call, label_term(*wanted.label)]
-
-
-#: What a list reads: neither outcomes nor calls, which may be large.
-_LISTED: Final = [
-    *("status", CREATED, UPDATED, "error"),
-    *(
-        f"data.{name}"
-        for name in (
-            *("tenant", "task", "key", "run_id", "fingerprint", "submission", "failed"),
-            *("generation", "attempt", "crashes", "fence", "lock_id", "lock_scope", "result_ttl"),
-            *("era", "steps", "ordinal", "finished", "bytes", "cancelled_by", "result_of"),
-            *("history", "origin", "error", "created"),
-        )
-    ),
-]
 
 
 def _live_jobs(
@@ -161,7 +148,7 @@ def _live_jobs(
         if len(documents) < asked:
             break
         after = Micros(documents[-1].fields[path]), documents[-1].name
-        asked = _BATCH  # a long run of expired jobs: don't go through it one by one
+        asked = _BATCH  # there may be a long run of expired jobs
     return found[:wanted]
 
 
@@ -174,7 +161,7 @@ def _filters(status: JobStatus | None, run_id: str | None) -> list[Filter]:
     return filters
 
 
-def list_locks(client: Client, places: Places, tenant: str) -> list[LockRecord]:
-    read = client.query(Query(places.tenant(tenant), LOCKS))
+def list_locks(client: Client, paths: Paths, tenant: str) -> list[LockRecord]:
+    read = client.query(Query(paths.tenant(tenant), LOCKS))
     locks = [lock_of(document).record(read.read_time) for document in read.documents.values()]
     return sorted(locks, key=lambda lock: lock.fence)

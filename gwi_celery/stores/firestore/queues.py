@@ -1,6 +1,6 @@
-"""Records of dead letters and of pauses, in a database.
+"""Records of dead letters and of paused queues, in a database.
 
-A record that has ended keeps nothing that a list goes by, so that no query meets it.
+A record that has ended keeps no field that queries use, so that none finds it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Filter, Micros, Query, Write
 from gwi_celery.ids import digest
-from gwi_celery.stores.firestore.places import SECOND, Places
+from gwi_celery.stores.firestore.paths import SECOND, Paths
 from gwi_celery.stores.firestore.records import get_text, put_text
 from gwi_celery.stores.paging import check_limit, place_of, token_after
-from gwi_celery.stores.queues import LEFT_OVER, LetterFilter, LetterPage, QueueRecords, kept_until
+from gwi_celery.stores.queues import (
+    LEFT_OVER,
+    LetterFilter,
+    LetterPage,
+    QueueRecords,
+    kept_until,
+    listed_until,
+)
 
 LETTERS: Final = "gwi_letters"
 QUEUES: Final = "gwi_queues"
@@ -29,24 +36,23 @@ _TRIES: Final = 3
 
 
 class FirestoreQueues(QueueRecords):
-    """Those of one database."""
+    """The records in one database."""
 
-    def __init__(self, client: Client, places: Places) -> None:
+    def __init__(self, client: Client, paths: Paths) -> None:
         self._client = client
-        self._places = places
+        self._paths = paths
 
     def keep(self, letter: DeadLetter) -> None:
-        until = kept_until(letter)
         fields = {
-            "reason": letter.reason,
-            "queue": _digest("queue", letter.queue),
-            "task": _digest("task", letter.task),
-            "tenant": _digest("tenant", letter.tenant),
-            "error": _digest("error", letter.error_class),
-            "call": _digest("call", letter.task_id),
-            DIED: _micros(letter.died_at),
-            EXPIRES: _micros(until if letter.expires_at is None else letter.expires_at),
-            "gc_at": _micros(until),
+            "reason": put_text(letter.reason),
+            "queue": digest("queue", letter.queue),
+            "task": digest("task", letter.task),
+            "tenant": digest("tenant", letter.tenant),
+            "error": digest("error", letter.error_class),
+            "call": digest("call", letter.task_id),
+            DIED: Micros.at(letter.died_at),
+            EXPIRES: Micros.at(listed_until(letter)),
+            "gc_at": Micros.at(kept_until(letter)),
             "data": letter.dumps(),
         }
         self._client.commit_surely([Write(self._name(letter.id), fields)], tries=_TRIES)
@@ -83,7 +89,7 @@ class FirestoreQueues(QueueRecords):
         after = None
         if token is not None:
             moment, id = place_of(token, wanted.id)
-            after = [_micros(moment), self._name(id)]
+            after = [Micros.at(moment), self._name(id)]
         found: list[tuple[int, DeadLetter]] = []
         query = self._query(wanted)
         while len(found) <= limit:
@@ -103,17 +109,17 @@ class FirestoreQueues(QueueRecords):
         return LetterPage([letter for _, letter in page], next_token)
 
     def count(self, wanted: LetterFilter) -> int:
-        """What has expired and was not deleted yet counts too."""
+        """As :meth:`QueueRecords.count`, including those that have expired, until they are deleted."""
         return self._client.count(self._query(wanted))
 
     def expiring(self, before: float, *, limit: int = 1000) -> list[DeadLetter]:
         client = self._client
         query = Query(
-            self._places.base,
+            self._paths.base,
             LETTERS,
             filters=[
                 Filter(EXPIRES, ">=", Micros(client.about_now())),
-                Filter(EXPIRES, "<", _micros(before)),
+                Filter(EXPIRES, "<", Micros.at(before)),
             ],
             order=[(EXPIRES, "asc")],
             limit=limit,
@@ -122,8 +128,8 @@ class FirestoreQueues(QueueRecords):
         return [DeadLetter.loads(document.fields["data"]) for document in found]
 
     def set_paused(self, queue: str, paused: bool) -> None:
-        # One field for each queue: two operators don't undo what the other does.
-        field = f"q{_digest('queue', queue)}"
+        # A field for each queue, so that two operators don't undo each other's changes.
+        field = f"q{digest('queue', queue)}"
         fields = {"data": {field: put_text(queue)}} if paused else {}
         change = Write(self._pauses, fields, mask=[f"data.{field}"])
         self._client.commit_surely([change], tries=_TRIES)
@@ -134,11 +140,11 @@ class FirestoreQueues(QueueRecords):
         return frozenset(get_text(queue) for queue in data.values())
 
     def delete_old(self, limit: int) -> int:
-        """Delete up to ``limit`` records that nobody needs any more; how many."""
+        """Delete up to ``limit`` records that have been kept long enough; how many."""
         client = self._client
         old = Filter("gc_at", "<=", Micros(client.about_now()))
         order = [("gc_at", "asc")]
-        query = Query(self._places.base, LETTERS, filters=[old], order=order, limit=_BATCH, mask=[])
+        query = Query(self._paths.base, LETTERS, filters=[old], order=order, limit=_BATCH, mask=[])
         deleted = 0
         while deleted < limit:
             found = list(client.query(query).documents)[: limit - deleted]
@@ -150,29 +156,23 @@ class FirestoreQueues(QueueRecords):
 
     @property
     def _pauses(self) -> str:
-        return f"{self._places.base}/{QUEUES}/paused"
+        return f"{self._paths.base}/{QUEUES}/paused"
 
     def _name(self, id: str) -> str:
-        return f"{self._places.base}/{LETTERS}/{id}"
+        return f"{self._paths.base}/{LETTERS}/{id}"
 
     def _query(self, wanted: LetterFilter) -> Query:
         """Each equality is served by a composite index of it and ``died``; Firestore merges several."""
-        filters = [] if wanted.reason is None else [Filter("reason", "==", wanted.reason)]
+        filters = []
+        if wanted.reason is not None:
+            filters.append(Filter("reason", "==", put_text(wanted.reason)))
         for name, value in (
             *(("queue", wanted.queue), ("task", wanted.task), ("tenant", wanted.tenant)),
             *(("error", wanted.error), ("call", wanted.task_id)),
         ):
             if value is not None:
-                filters.append(Filter(name, "==", _digest(name, value)))
+                filters.append(Filter(name, "==", digest(name, value)))
         for op, moment in ((">=", wanted.since), ("<", wanted.before)):
             if moment is not None:
-                filters.append(Filter(DIED, op, _micros(moment)))
-        return Query(self._places.base, LETTERS, filters=filters, order=[(DIED, "desc")])
-
-
-def _digest(kind: str, text: str) -> str:
-    return digest(kind, text)
-
-
-def _micros(moment: float) -> Micros:
-    return Micros(round(moment * SECOND))
+                filters.append(Filter(DIED, op, Micros.at(moment)))
+        return Query(self._paths.base, LETTERS, filters=filters, order=[(DIED, "desc")])

@@ -1,29 +1,29 @@
-"""What is in the Firestore store's documents.
+"""The content of the Firestore store's documents.
 
 Everything is in the map ``data``, which has no index, except what lists and TTL policies need:
 ``status``, ``run``, ``task``, ``error``, ``parent`` and ``terms`` (labels, and ids of calls);
 ``created``, ``updated`` and ``gc_at``. All of these texts but the status and the error's class are
-digests, because an index entry holds 1,500 bytes at most. Lists across tenants are ordered by
-``created``, which never changes. All writes of one moment go to one place of such an index, and so a
-job is written there about twice in its life, not at each step. A job's own values are stored as bytes,
-never as Firestore maps.
+digests, because an index entry holds at most 1,500 bytes. Lists across tenants are ordered by
+``created``, which never changes: in an index that is ordered by time all current writes meet in one
+spot, so a job is written there about twice in its life, and not at each step. A job's own values are
+stored as bytes, never as Firestore maps.
 
-The fencing token of a claim is its commit's time in microseconds, which its own writes can't name.
-So in a lock or record without a ``fence`` the version is the token; the first write after the claim
-records it.
+The fencing token of a claim is its commit's time in microseconds, which the commit's own writes can't
+contain. So the version of a lock or record without a ``fence`` is its token; the first write after the
+claim adds the ``fence``.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gwi_celery.firestore.documents import Document, Micros
 from gwi_celery.ids import digest
 from gwi_celery.stores import protocol
-from gwi_celery.stores.firestore.places import CHUNKS, SECOND
+from gwi_celery.stores.firestore.paths import CHUNKS, SECOND
 from gwi_celery.stores.history import (
     History,
     attempts,
@@ -45,7 +45,7 @@ from gwi_celery.stores.values import (
 )
 from gwi_celery.text import raw
 
-#: Set by the server at every change of a record, and at its beginning.
+#: Times set by the server: of a record's last change, of its creation, and of a checkpoint's last save.
 UPDATED: Final = "updated"
 CREATED: Final = "created"
 SAVED: Final = "data.saved"
@@ -55,7 +55,7 @@ SAVED: Final = "data.saved"
 
 
 def put_text(text: str) -> str | bytes:
-    """Any string as a field's value: as it is for people, or bytes where it has no UTF-8."""
+    """Any string as a field's value: unchanged, or as bytes if UTF-8 can't encode it."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -64,6 +64,7 @@ def put_text(text: str) -> str | bytes:
 
 
 def get_text(value: str | bytes) -> str:
+    """The string that :func:`put_text` was given."""
     return value if isinstance(value, str) else value.decode("utf-8", "surrogatepass")
 
 
@@ -72,12 +73,12 @@ def get_text(value: str | bytes) -> str:
 
 @dataclass(frozen=True)
 class Blob:
-    """Bytes in a field, or the manifest of their chunks or of their object in Cloud Storage."""
+    """Bytes in a field, or the manifest of their chunks, or of their object in Cloud Storage."""
 
     sha: bytes
-    #: None: elsewhere, or not read.
+    #: None: stored elsewhere, or not read.
     inline: bytes | None
-    #: Names the chunks, below their era, with ``count``.
+    #: With ``count``, names the chunks below their era; "" if there are none.
     chunks: str = ""
     count: int = 0
     size: int = 0
@@ -86,7 +87,7 @@ class Blob:
 
     @property
     def is_inline(self) -> bool:
-        """Whether its bytes are in the document itself, read or not."""
+        """Whether the bytes are in the document itself, read or not."""
         return not self.chunks and not self.stored_as
 
     def chunk_names(self, era_name: str) -> list[str]:
@@ -133,24 +134,24 @@ class Job:
     generation: int
     attempt: int
     crashes: int
-    #: Token of the last claim; None when writing a claim, whose token isn't known yet.
+    #: Token of the last claim; None while a claim is being written, whose token isn't known yet.
     fence: int | None
     #: The lock that the last claim took.
     lock_id: str
     #: Seconds.
     result_ttl: float
-    #: Names the record's life until it expires: where its checkpoints and chunks are.
+    #: Names the record's life until it expires; the checkpoints and chunks are below it.
     era: str
-    #: Checkpoints that there are, and the place of the last in the order of first saving.
+    #: How many checkpoints there are, and the position of the last in the order of first saving.
     steps: int
     ordinal: int
-    #: Token of the claim whose finish was applied last; carried into the lives that follow, so
-    #: that a finish whose answer was lost can be told from one that was never applied.
+    #: Token of the claim whose finish was applied last. It is carried over to the record's next lives,
+    #: so that a finish whose answer was lost can be told from one that was never applied.
     finished: int | None
     outcome: Blob | None
-    #: Bytes of checkpoints in the documents of these; None: written by version 0.1, which didn't count.
+    #: Bytes of the checkpoints that are inline; None: written by version 0.1, which didn't count them.
     inline_bytes: int | None = 0
-    #: Names the cancellation, if that is how it ended.
+    #: Names the cancellation that ended the job; "" if none did.
     cancelled_by: str = ""
     #: The Celery task whose result was written along with the outcome.
     result_of: str | None = None
@@ -165,7 +166,7 @@ class Job:
 
     @property
     def expires(self) -> int | None:
-        """By the server's clock; None while the job is kept: it has begun, and has not ended."""
+        """By the server's clock; None: kept for good, because the job has begun and has not ended."""
         if not (self.status.terminal or protocol.never_begun(self)):
             return None
         return self.version + round(self.result_ttl * SECOND)
@@ -176,7 +177,7 @@ class Job:
 
     @property
     def running(self) -> PastAttempt | None:
-        """The attempt that runs, if one does."""
+        """The attempt that runs, if any."""
         if self.status is not JobStatus.RUNNING:
             return None
         fence = self.version if self.fence is None else self.fence
@@ -188,6 +189,16 @@ class Job:
             task_id=self.origin.task_id or self.submission,
             began=fence / SECOND,
         )
+
+    @property
+    def texts(self) -> Iterator[str | None]:
+        """The document's texts that may be long, for the room that they take."""
+        yield from (self.ref.tenant, self.ref.task, self.ref.key, self.run_id, self.submission)
+        yield from self.failed
+        yield from () if self.history.lock is None else self.history.lock.scope
+        yield from (self.history.dumps(), dump_origin(self.origin))
+        if self.envelope is not None and self.envelope.is_inline:
+            yield " " * self.envelope.size
 
     def data(self) -> dict[str, Any]:
         data: dict[str, Any] = {
@@ -232,7 +243,7 @@ class Job:
         return data
 
     def fields(self) -> dict[str, Any]:
-        """The whole document. ``updated``, and ``created`` of a new life, are the server's to set."""
+        """The whole document. The server sets ``updated``, and ``created`` of a new life."""
         fields: dict[str, Any] = {
             "status": self.status.value,
             "task": digest("task", self.ref.task),
@@ -280,13 +291,37 @@ class Job:
 
 
 def _history_of(document: Document) -> History:
-    """What the record says for people; 0.1 wrote nothing of it."""
+    """The part of the record that is for people; empty in a record of version 0.1."""
     data = document.fields["data"]
     scope, lock = data.get("lock_scope"), None
     if scope is not None:
         lock = LockRef(get_text(data["tenant"]), tuple(get_text(part) for part in scope))
     error_type = document.fields.get("error", "")
     return loads(data.get("history"), error_type, data.get("error", ""), lock)
+
+
+#: The paths of a record without its outcome and its call, which may be large.
+WITHOUT_BLOBS: Final = [
+    *("status", CREATED, UPDATED, "error"),
+    *(
+        f"data.{name}"
+        for name in (
+            *("tenant", "task", "key", "run_id", "fingerprint", "submission", "failed"),
+            *("generation", "attempt", "crashes", "fence", "lock_id", "lock_scope", "result_ttl"),
+            *("era", "steps", "ordinal", "finished", "bytes", "cancelled_by", "result_of"),
+            *("history", "origin", "error", "created"),
+        )
+    ),
+]
+#: The same, with what tells where the outcome and the call are.
+WITHOUT_BYTES: Final = [
+    *WITHOUT_BLOBS,
+    *(
+        f"data.{blob}.{name}"
+        for blob in ("outcome", "envelope")
+        for name in ("sha", "chunks", "count", "size", "object")
+    ),
+]
 
 
 def job_of(document: Document) -> Job:
@@ -318,7 +353,7 @@ def job_of(document: Document) -> Job:
         history=_history_of(document),
         origin=load_origin(data.get("origin")),
         envelope=None if envelope is None else blob_of(envelope),
-        # 0.1 had it among the data.
+        # Version 0.1 had it in the map.
         created=document.fields.get(CREATED) or data["created"],
         updated=document.fields[UPDATED],
         version=document.update_time,
@@ -336,14 +371,14 @@ class Lock:
     owner: str
     nonce: str
     job: JobRef
-    #: Seconds from the document's last change.
+    #: Seconds from the document's last change until the lock expires.
     ttl: float
-    #: None when writing a claim.
+    #: None while a claim is being written.
     fence: int | None = None
-    #: Changes with every renewal: a write that changes nothing would not move the lease's end.
+    #: Changes with every renewal: a write that changes nothing would not change the document's time.
     beat: str = ""
     version: int = 0
-    #: Of limits: each a limit's id and a number.
+    #: Places of limits that are held under this lock: each a limit's id and a number.
     places: Sequence[str] = ()
 
     @property

@@ -24,28 +24,28 @@ from gwi_celery.firestore.documents import Document, Micros, Write
 from gwi_celery.ids import digest
 from gwi_celery.stores.base import StoredResult
 from gwi_celery.stores.firestore import blobs
-from gwi_celery.stores.firestore.places import DAY, SECOND, Places
+from gwi_celery.stores.firestore.paths import DAY, SECOND, Paths
 from gwi_celery.stores.firestore.records import Blob, blob_of, get_text, put_text
 
 RESULTS: Final = "gwi_results"
 PARTS: Final = "gwi_parts"
 
-#: How long after a result has expired Google may delete its document, microseconds: room for clocks
-#: that are wrong.
+#: Microseconds after a result's expiry from which Google may delete its document, as workers' clocks may
+#: be wrong.
 RESULT_KEPT: Final = 1 * DAY
-#: ``gc_at`` of what doesn't expire: Firestore's last moment.
-_NEVER: Final = 253_402_300_799 * SECOND
+#: ``gc_at`` of what doesn't expire: the last moment that Firestore knows.
+_NEVER: Final = Micros.at(float("inf"))
 
-#: Celery's states that are an end.
+#: Celery's final states.
 _SUCCESS: Final = "SUCCESS"
 _ENDS: Final = frozenset({_SUCCESS, "FAILURE", "REVOKED"})
 _PLAIN, _ZLIB = b"j", b"z"
-#: Below this, compression costs more than it saves, bytes.
+#: Bytes below which compression costs more than it saves.
 _COMPRESS_FROM: Final = 512
 
 
-def result_name(places: Places, key: str) -> str:
-    return f"{places.base}/{RESULTS}/{digest('result', key)}"
+def result_name(paths: Paths, key: str) -> str:
+    return f"{paths.base}/{RESULTS}/{digest('result', key)}"
 
 
 def part_name(chord_name: str, part: str) -> str:
@@ -53,7 +53,7 @@ def part_name(chord_name: str, part: str) -> str:
 
 
 def gc_at(client: Client, ttl: float | None) -> Micros:
-    """When the TTL policy may delete what expires ``ttl`` seconds from now; None: it doesn't."""
+    """When the TTL policy may delete what expires ``ttl`` seconds from now; None: it never expires."""
     if ttl is None:
         return Micros(_NEVER)
     return Micros(min(client.about_now() + round(ttl * SECOND) + RESULT_KEPT, _NEVER))
@@ -61,12 +61,12 @@ def gc_at(client: Client, ttl: float | None) -> Micros:
 
 @dataclass(frozen=True)
 class Result:
-    """A value as read."""
+    """A stored result."""
 
     state: str
     #: Seconds from the last write; None: for good.
     ttl: float | None
-    #: Names the write it stems from.
+    #: Names the write that stored it.
     nonce: str
     blob: Blob
     version: int
@@ -92,14 +92,14 @@ def result_of(document: Document) -> Result:
 class ResultWrite:
     """One write of a result. It expects that none is stored, unless :meth:`look` has found one.
 
-    A stored SUCCESS that has not expired is never replaced, and another end by an end only: else there is
-    nothing to write. Making this object writes most of a large result ahead, so it may raise
-    StoreUnavailable and StoreUnusable.
+    A stored SUCCESS that has not expired is never replaced, and another final state only by a final
+    state: otherwise there is nothing to write. Creating this object writes most chunks of a large result
+    ahead, so it may raise StoreUnavailable and StoreUnusable.
     """
 
-    def __init__(self, client: Client, places: Places, result: StoredResult) -> None:
+    def __init__(self, client: Client, paths: Paths, result: StoredResult) -> None:
         self._client = client
-        self.name = result_name(places, result.key)
+        self.name = result_name(paths, result.key)
         self._state = result.state
         self._ttl = result.ttl
         self._tenant = result.tenant
@@ -108,21 +108,21 @@ class ResultWrite:
         self._blob, self.pieces = blobs.pack(client, _packed(result.meta), self.name, self._gc_at)
         self._version: int | None = result.version
         self._replaced: Blob | None = None
-        #: Whether to look first: there may be one of which the version isn't known.
+        #: Whether to look first: there may be a stored result whose version isn't known.
         self.unsure = result.seen_before and result.version is None
-        #: It is stored already, or a SUCCESS is.
+        #: There is nothing to write: this result is stored already, or one that stays.
         self.settled = False
-        #: There is one of another tenant's.
+        #: There is a result of another tenant.
         self.taken = False
 
     def look(self, document: Document | None, now: int) -> None:
-        """What is stored, as of a read at the server's time ``now``."""
-        self.unsure = False
+        """Take note of what is stored, as of a read at the server's time ``now``."""
+        self.unsure = self.settled = self.taken = False
+        self._version = self._replaced = None
         if document is None:
-            self._version = self._replaced = None
             return
         stored = result_of(document)
-        self._version, self._replaced = stored.version, stored.blob
+        self._version = stored.version
         over = stored.state == _SUCCESS or (stored.state in _ENDS and self._state not in _ENDS)
         stays = over and not stored.expired(now)
         self.taken = (
@@ -131,6 +131,8 @@ class ResultWrite:
             and not stored.expired(now)
         )
         self.settled = stays or self.taken or stored.nonce == self._nonce
+        if not self.settled:
+            self._replaced = stored.blob
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -140,22 +142,23 @@ class ResultWrite:
         return {"gc_at": self._gc_at, "data": {**data, **self._blob.fields()}}
 
     def writes(self) -> list[Write]:
-        """For a commit, with the pieces."""
+        """The writes for a commit; :attr:`pieces` belong in the same one."""
         if self.settled:
             return []
         write = documents.replace(self.name, self.fields, self._version)
         return [write, *blobs.deletions(self._replaced, self.name)]
 
     def written(self) -> None:
-        """The commit is done: what it replaced is seen no more."""
+        """After the commit: delete the object of the result that was replaced."""
         blobs.drop(self._client, [self._replaced])
 
     def write_over(self) -> Write:
-        """Whatever is there."""
+        """The write that replaces whatever is stored."""
         return Write(self.name, self.fields)
 
 
 def unpacked(packed: bytes) -> bytes:
+    """A result's bytes, as they were before they were compressed."""
     kind, body = packed[:1], packed[1:]
     return zlib.decompress(body) if kind == _ZLIB else body
 

@@ -11,19 +11,23 @@ from gwi_celery.backoff import jitter
 from gwi_celery.errors import StoreUnavailable
 from gwi_celery.firestore.client import Conflict, Unsettled
 
-#: Most attempts at one write. Each but the first has just read what the write depends on, so another
-#: conflict means that somebody was quicker in between.
+#: Tries of one write. Before each but the first the documents are read, so another conflict means that
+#: somebody has changed them since.
 _TRIES: Final = 8
 #: Pause before the third try and those after it, seconds: a random share of it, and it doubles.
 _PAUSE: Final = 0.01
 
 
 class Tries:
-    """The tries at one write. The last one's failure raises StoreUnavailable."""
+    """The tries of one write. Raises StoreUnavailable after the last one.
+
+    Args:
+        doing: What is tried, for that error.
+        look: Called before each try but the first, to read the documents again.
+    """
 
     def __init__(self, doing: str, look: Callable[[], None] | None = None) -> None:
         self._doing = doing
-        #: Done before each try but the first.
         self._look = look
         self._made = 0
         self._failure: Exception | None = None
@@ -44,7 +48,7 @@ class Tries:
 
     @contextmanager
     def once(self) -> Iterator[None]:
-        """Around a commit: if it is refused, or gets no answer, the next try follows."""
+        """Around a commit: if it is refused, or gets no answer, the loop goes on to the next try."""
         try:
             yield
         except (Conflict, Unsettled) as exc:

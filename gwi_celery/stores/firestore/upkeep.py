@@ -1,7 +1,7 @@
-"""Deletes what has expired: where there is no TTL policy, or sooner than Google's does.
+"""Deletes what has expired, where there is no TTL policy, or sooner than the policy does.
 
-Expiry is by the server's time of a document's last change. ``gc_at``, which workers write by their
-idea of the server's time, only finds candidates; and every deletion names the version it looked at.
+A document's expiry counts from the server's time of its last change. ``gc_at``, which workers write by
+their estimate of the server's time, only finds candidates. Every deletion names the version it has read.
 """
 
 from __future__ import annotations
@@ -16,40 +16,39 @@ from gwi_celery.firestore.documents import Document, Filter, Micros, Query, Writ
 from gwi_celery.stores.base import JobStatus
 from gwi_celery.stores.firestore.blobs import batches
 from gwi_celery.stores.firestore.limits import freeing
-from gwi_celery.stores.firestore.places import CHUNKS, JOB_KEPT, JOBS, LOCKS, STEPS, Places
-from gwi_celery.stores.firestore.records import Job, Lock, job_of, lock_of
+from gwi_celery.stores.firestore.paths import CHUNKS, JOB_KEPT, JOBS, LOCKS, STEPS, Paths
+from gwi_celery.stores.firestore.records import WITHOUT_BYTES, Job, Lock, job_of, lock_of
 
-#: Other jobs are kept: those that have begun, and are unfinished.
+#: The states of records that may expire. Jobs that have begun, and are unfinished, are kept.
 _MAY_EXPIRE: Final = [*(status for status in JobStatus if status.terminal), JobStatus.WAITING]
 
 #: Documents in one query, and in one commit of deletions.
 _BATCH: Final = 200
-
-
-#: Times that a commit of deletions is sent while there is no answer.
+#: Tries of a commit of deletions that gets no answer.
 _TRIES: Final = 5
 
 
 class Upkeep:
-    """Of one database."""
+    """Deletes what has expired in one database."""
 
-    def __init__(self, client: Client, places: Places) -> None:
+    def __init__(self, client: Client, paths: Paths) -> None:
         self._client = client
-        self._places = places
+        self._paths = paths
 
     def jobs(self, limit: int) -> int:
         """Delete up to ``limit`` expired records with their checkpoints; how many."""
         deleted = 0
         if limit <= 0:
             return 0
-        now = self._client.read([self._places.base]).read_time
+        now = self._client.read([self._paths.base]).read_time
         perhaps = Filter("gc_at", "<=", Micros(now + JOB_KEPT))
         for status in _MAY_EXPIRE:
             of_status = [Filter("status", "==", status.value), perhaps]
-            for page, now in self._pages(JOBS, of_status, [("gc_at", "asc")]):
+            mask = ["gc_at", *WITHOUT_BYTES]
+            for page, now in self._pages(JOBS, of_status, [("gc_at", "asc")], mask):
                 for document in page:
                     job = job_of(document)
-                    # What has expired never comes back: a claim of it begins another era.
+                    # An expired era is never used again: the next claim begins another.
                     if deleted < limit and job.expired(now):
                         self.sweep(document.name, job)
                         deleted += self._delete(document)
@@ -60,9 +59,9 @@ class Upkeep:
     def locks(self, limit: int) -> int:
         """Delete up to ``limit`` expired locks under which nobody can write any more; how many.
 
-        One whose job still runs under it is left: its holder may yet renew it. This looks at every
-        lock, of which there are as many as jobs that run, or died: an index by time would have to be
-        written at every claim and renewal of all tenants, in one place.
+        A lock whose job still runs under it stays: its holder may still renew it. This reads every
+        lock, of which there are as many as jobs that run or have died. An index by time would avoid
+        that, but every claim and renewal of all tenants would write to one spot of it.
         """
         deleted = 0
         if limit <= 0:
@@ -72,20 +71,20 @@ class Upkeep:
             running = self._held_jobs([lock for _, lock in expired])
             for document, lock in expired:
                 if deleted < limit and (lock.job.id, lock.fence) not in running:
-                    deleted += self._delete(document, *freeing(self._places, lock))
+                    deleted += self._delete(document, *freeing(self._paths, lock))
             if deleted >= limit:
                 break
         return deleted
 
     def sweep(self, job_name: str, job: Job) -> None:
-        """Delete what a record's life has left behind: nobody reads it.
+        """Delete the checkpoints, chunks and objects of a record's former life, which nobody reads.
 
-        After an error the TTL policy deletes the rest: the caller's own work is done.
+        Raises StoreError; the TTL policy deletes what is left then.
         """
         blobs = [blob for blob in (job.outcome, job.envelope) if blob is not None]
         if not job.steps and all(blob.is_inline for blob in blobs):
             return
-        era_name = self._places.era(job_name, job.era)
+        era_name = self._paths.era(job_name, job.era)
         for collection in (STEPS, CHUNKS):
             found = self._client.query(Query(era_name, collection, mask=[]))
             for names in batches(found.documents, _BATCH):
@@ -98,9 +97,10 @@ class Upkeep:
         collection: str,
         filters: Sequence[Filter] = (),
         order: Sequence[tuple[str, str]] = (),
+        mask: Sequence[str] | None = None,
     ) -> Iterator[tuple[list[Document], int]]:
-        """All documents of a collection id, with the server's time of their reading."""
-        ours = f"{self._places.base}/"
+        """All documents of a collection id, in pages, each with the server's time of its read."""
+        ours = f"{self._paths.base}/"
         after: list[Any] | None = None
         while True:
             read = self._client.query(
@@ -112,6 +112,7 @@ class Upkeep:
                     order=order,
                     after=after,
                     limit=_BATCH,
+                    mask=mask,
                 )
             )
             page = list(read.documents.values())
@@ -121,8 +122,8 @@ class Upkeep:
             after = [*(page[-1].fields[path] for path, _ in order), page[-1].name]
 
     def _held_jobs(self, locks: list[Lock]) -> set[tuple[str, int]]:
-        """(job id, token) of those jobs that run under the lock that names them."""
-        names = {self._places.job(lock.job): lock for lock in locks}
+        """(job id, token) of those jobs that still run, of the jobs that the locks name."""
+        names = {self._paths.job(lock.job): lock for lock in locks}
         if not names:
             return set()
         found = self._client.read(list(names)).documents
@@ -137,13 +138,13 @@ class Upkeep:
         try:
             self._client.commit([documents.delete(document.name, document.update_time), *also])
         except (Conflict, Unsettled):
-            return 0  # changed meanwhile, or for the next time
+            return 0  # it was changed meanwhile; or the next cleanup deletes it
         return 1
 
 
-def sweep(client: Client, places: Places, job_name: str, old: Job) -> None:
+def sweep(client: Client, paths: Paths, job_name: str, old: Job) -> None:
     """As :meth:`Upkeep.sweep`, for callers whose own work is done: errors are ignored."""
     try:
-        Upkeep(client, places).sweep(job_name, old)
+        Upkeep(client, paths).sweep(job_name, old)
     except StoreError:
-        return  # the TTL policy makes up for this
+        return  # the TTL policy deletes the rest

@@ -1,8 +1,8 @@
 """Writes a job's value without its lease: the value's version is the etag.
 
 One commit names the versions of the record and of the value, as they were read. If either has changed
-meanwhile it fails, and both are read again. The holder's next write fails as well, because the record has
-a new version: the holder reads, finds its lease unchanged, and goes on.
+meanwhile, it fails, and both are read again. The holder's next write fails as well, because the record
+has a new version: the holder reads, finds its lease unchanged, and sends it again.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from gwi_celery.stores import protocol
 from gwi_celery.stores.base import Checkpoint, CheckpointKind, JobRef
 from gwi_celery.stores.firestore import blobs
 from gwi_celery.stores.firestore.checkpoints import recording
-from gwi_celery.stores.firestore.places import Places, step_gc_at
+from gwi_celery.stores.firestore.paths import Paths, step_gc_at
 from gwi_celery.stores.firestore.reads import read_job
 from gwi_celery.stores.firestore.records import Blob, Job, Step, checksum, step_of
 from gwi_celery.stores.firestore.tries import Tries
 
 
 def put_value(
-    client: Client, places: Places, ref: JobRef, name: str, blob: bytes, expected: int
+    client: Client, paths: Paths, ref: JobRef, name: str, blob: bytes, expected: int
 ) -> Checkpoint:
     """See :meth:`gwi_celery.stores.base.Store.put_value`."""
     sha = checksum(blob)
     value = Checkpoint(name, CheckpointKind.VALUE, blob, expected + 1)
-    #: The blob's field and pieces, and the record's life that they were made for.
+    #: The era for which the blob was packed, its field, and the writes of its chunks.
     packed: tuple[str, Blob, list[Write]] | None = None
     tries = Tries("write a value")
     for _ in tries:
-        job = _open_job(client, places, ref)
-        stored = _stored(client, places, job, name)
+        job = _open_job(client, paths, ref)
+        stored = _stored(client, paths, job, name)
         there = None
         if stored is not None:
             there = protocol.Stored(stored.kind, stored.number, stored.blob.sha == sha)
@@ -41,10 +41,10 @@ def put_value(
             return stored.checkpoint(blob)
         gc_at = step_gc_at(client, job.result_ttl)
         if packed is None or packed[0] != job.era:
-            era_name = places.era(places.job(ref), job.era)
-            packed = job.era, *blobs.pack(client, blob, era_name, gc_at)
+            era_name = paths.era(paths.job(ref), job.era)
+            packed = job.era, *blobs.pack(client, blob, era_name, gc_at, [name])
         _, field, pieces = packed
-        _, step, writes = recording(places, job, value, stored, field, gc_at)
+        _, step, writes = recording(paths, job, value, stored, field, gc_at)
         with tries.once():
             written = client.commit([*writes, *pieces])
             if stored is not None:
@@ -53,15 +53,15 @@ def put_value(
     raise AssertionError
 
 
-def _open_job(client: Client, places: Places, ref: JobRef) -> Job:
+def _open_job(client: Client, paths: Paths, ref: JobRef) -> Job:
     """The record. Raises InvalidCall unless the job is there and has not ended."""
-    job = read_job(client, places, ref)
+    job = read_job(client, paths, ref)
     protocol.check_open(ref, job)
     assert job is not None
     return job
 
 
-def _stored(client: Client, places: Places, job: Job, name: str) -> Step | None:
-    step_name = places.step(places.era(places.job(job.ref), job.era), name)
+def _stored(client: Client, paths: Paths, job: Job, name: str) -> Step | None:
+    step_name = paths.step(paths.era(paths.job(job.ref), job.era), name)
     document = client.read([step_name]).documents.get(step_name)
     return None if document is None else step_of(document)

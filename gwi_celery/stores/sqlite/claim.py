@@ -23,7 +23,7 @@ from gwi_celery.text import raw
 
 
 def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnswer | str:
-    """The answer; or, of a job whose caller was cancelled, why it is to be cancelled too."""
+    """The answer; or, for a job whose caller was cancelled, the reason to cancel it with."""
     stored = rows.job_row(c, request.job)
     row = rows.unless_expired(stored, now)
     job = rows.known_job(row)
@@ -34,7 +34,7 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
     barred = writes.barred(c, request.job.tenant, protocol.may_be_barred(request, job))
     if barred is not None:
         wait, reason = protocol.barred(barred)
-        record_wait(c, request, stored, wait, now)  # the record says whose it is
+        record_wait(c, request, stored, wait, now)  # so that the record says which call it is of
         return reason
     forgotten = protocol.forgotten(request, job, lambda: _checkpoint_names(c, request.job))
     lock = rows.known_lock(rows.lock_row(c, request.lock), now)
@@ -123,7 +123,7 @@ def record_wait(
     wait: Wait,
     now: float,
 ) -> None:
-    """Record it, unless the job runs, has ended, or waits for that already."""
+    """Record the wait, unless the job runs, has ended, or waits for the same already."""
     row = rows.unless_expired(stored, now)
     past = rows.history_of(row)
     if not protocol.may_wait(rows.known_job(row)) or past.waits_for(wait, request.lock):
@@ -136,7 +136,7 @@ def record_wait(
         "history": past.waiting(wait, request.lock, now).dumps(),
     }
     if row is None or not row["attempt"]:
-        # It has never begun: it fits any payload, and is forgotten if nobody asks for it any more.
+        # It has never begun: it matches any payload, and expires.
         waiting |= {
             **writes.origin_columns(request, row),
             "fingerprint": protocol.ANY_PAYLOAD,

@@ -1,27 +1,27 @@
 """Places of limits in a store's file: a row for each that is taken.
 
-One of ``max_running`` counts while the lock that it names has its token: so freeing a lock writes nothing
-here. Rows that count no more are deleted by the next claim of the same limit, or by ``cleanup()``.
+A place of ``max_running`` counts while the lock that it names has its token, so freeing a lock needs no
+write here. Rows that no longer count are deleted by the next claim of that limit, or by ``cleanup()``.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from gwi_celery.stores import protocol
+from gwi_celery.stores.history import dump_place, load_place
 from gwi_celery.stores.limits import LimitRef, LimitSetting
 from gwi_celery.stores.sqlite import writes
-from gwi_celery.stores.values import ClaimRequest, JobRef, Limited, PlaceRecord
+from gwi_celery.stores.values import ClaimRequest, Limited, PlaceRecord
 
-#: Of a rate, and its time is over; or of a lock that is another's now, or nobody's.
+#: A rate's place whose time is over; or one whose lock is free, or has been claimed again.
 _FREE: Final = """(free_at <= ? OR lock_id IS NOT NULL AND NOT EXISTS (
     SELECT 1 FROM locks WHERE locks.lock_id = places.lock_id AND locks.token = places.token))"""
 
-#: ``until``: NULL of one whose lock is another's now.
+#: ``until`` is NULL for a place whose lock is free, or has been claimed again.
 _TAKEN: Final = """
 SELECT places.*, coalesce(free_at, expires_at) AS until FROM places
 LEFT JOIN locks ON locks.lock_id = places.lock_id AND locks.token = places.token
@@ -33,12 +33,12 @@ class Taking:
     """What a claim takes once it has its token."""
 
     limits: Sequence[LimitRef] = ()
-    #: (lock id, token) of those that fell silent, in whose places it takes theirs.
+    #: Places of expired leases, whose locks the claim frees to take their places.
     silent: Sequence[sqlite3.Row] = ()
 
 
 def choose(c: sqlite3.Connection, request: ClaimRequest, now: float) -> Taking | Limited:
-    """What a claim may take that is granted otherwise; or the limit that has no free place."""
+    """What a claim takes if nothing else stands against it; or the limit that has no free place."""
     if not request.limits:
         return Taking()
     ours, elsewhere = protocol.kept_by(request, lambda: settings(c))
@@ -59,7 +59,7 @@ def choose(c: sqlite3.Connection, request: ClaimRequest, now: float) -> Taking |
 def _look(
     c: sqlite3.Connection, limit: LimitRef, request: ClaimRequest, now: float
 ) -> Sequence[sqlite3.Row] | Limited:
-    """The rows of those that fell silent, in whose places it is."""
+    """The places of expired leases that the claim needs; or that the limit has no free place."""
     if limit.period is not None:
         c.execute("DELETE FROM places WHERE limit_id = ? AND free_at <= ?", (limit.id, now))
         taken, soonest = c.execute(
@@ -74,28 +74,27 @@ def _look(
     live = [row for row in found if row["until"] > now]
     if len(live) >= limit.places:
         return Limited(limit, len(live), retry_after=live[0]["until"] - now)
-    # One that is late may yet renew its lease, as long as nobody needs its place.
+    # An expired lease may still be renewed, as long as nobody needs its place.
     return found[: max(len(found) + 1 - limit.places, 0)]
 
 
 def take(
     c: sqlite3.Connection, request: ClaimRequest, taking: Taking, token: int, now: float
 ) -> None:
+    """Take the places for the claim that has this token."""
     for row in taking.silent:
         writes.free_lock(c, row["lock_id"], row["token"])
     for limit in taking.limits:
-        job = request.job
-        about = [limit.name, dict(limit.values), request.owner, job.tenant, job.task, job.key]
         until = None if limit.period is None else now + limit.period
         lock_id = request.lock.id if until is None else None
         c.execute(
             "INSERT INTO places VALUES (?, ?, ?, ?, ?, ?)",
-            (limit.id, lock_id, token, now, until, json.dumps(about)),
+            (limit.id, lock_id, token, now, until, dump_place(limit, request)),
         )
 
 
 def listed(c: sqlite3.Connection, limit_id: str | None, now: float, most: int) -> list[PlaceRecord]:
-    """Oldest first."""
+    """Up to ``most`` places that are taken, oldest first."""
     found = c.execute(
         f"{_TAKEN} WHERE (:id IS NULL OR limit_id = :id) AND until > :now ORDER BY taken_at LIMIT :most",
         {"id": limit_id, "now": now, "most": most},
@@ -104,20 +103,17 @@ def listed(c: sqlite3.Connection, limit_id: str | None, now: float, most: int) -
 
 
 def _record(row: sqlite3.Row) -> PlaceRecord:
-    name, values, owner, *job = json.loads(row["about"])
-    return PlaceRecord(
+    return load_place(
+        row["about"],
         limit_id=row["limit_id"],
-        name=name,
-        values=values,
         of_rate=row["lock_id"] is None,
-        owner=owner,
-        job=JobRef(*job),
         taken_at=row["taken_at"],
         free_at=row["until"],
     )
 
 
 def delete_free(c: sqlite3.Connection, now: float, most: int) -> int:
+    """Delete up to ``most`` rows that no longer count; how many."""
     return c.execute(
         f"DELETE FROM places WHERE rowid IN (SELECT rowid FROM places WHERE {_FREE} LIMIT ?)",  # noqa: S608
         (now, most),

@@ -1,4 +1,4 @@
-"""Lists of jobs: each served by an index, whatever is asked for."""
+"""Lists of jobs: each is served by an index, whatever the filter."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from gwi_celery.stores.paging import (
     token_after,
 )
 from gwi_celery.stores.sqlite import rows
+from gwi_celery.stores.sqlite.rows import raw_or_none
 from gwi_celery.stores.values import JobFilter, JobStatus, Page
 from gwi_celery.text import raw
 
 _LIVE: Final = "(jobs.expires_at IS NULL OR jobs.expires_at > ?)"
 _TERM: Final = "terms.term"
-#: All but the outcome, which may be large: its pages aren't read.
+#: All columns but the outcome, which may be large.
 _LISTED: Final = ", ".join(
     f"jobs.{column}"
     for column in (
@@ -64,29 +65,29 @@ def find_jobs(
 
 
 def query(wanted: JobFilter) -> tuple[str, str, list[str], list[object]]:
-    """What to select from, by which time, the conditions and their values.
+    """The SELECT, the column of the list's order, the conditions and their values.
 
-    The first condition that is given is the narrowest one in common use, and its index, which is in
-    the list's order, is the one to walk. SQLite, without statistics, can't know that: a "+" keeps it
-    from choosing another's.
+    Conditions stand in the order of how few jobs usually match. The index of the first one given is in
+    the list's order, and is the one to walk. SQLite, without statistics, can't know that: a "+" before
+    the other columns keeps it from choosing their indexes.
     """
     call = None if wanted.task_id is None else history.call_term(wanted.task_id)
     label = None if wanted.label is None else history.label_term(*wanted.label)
     error = None if wanted.error_type is None else history.short(wanted.error_type)
     conditions: list[tuple[str, object]] = [
         (_TERM, call),
-        ("jobs.parent_id", wanted.parent_id and raw(wanted.parent_id)),
-        ("jobs.run_id", wanted.run_id and raw(wanted.run_id)),
+        ("jobs.parent_id", raw_or_none(wanted.parent_id)),
+        ("jobs.run_id", raw_or_none(wanted.run_id)),
         (_TERM, label),
         ("jobs.error_type", error),
-        ("jobs.tenant", wanted.tenant and raw(wanted.tenant)),
-        ("jobs.task", wanted.task and raw(wanted.task)),
+        ("jobs.tenant", raw_or_none(wanted.tenant)),
+        ("jobs.task", raw_or_none(wanted.task)),
         ("jobs.status", wanted.status and wanted.status.value),
     ]
     given = [(column, value) for column, value in conditions if value is not None]
     by_term = bool(given) and given[0][0] == _TERM
     select, at = f"SELECT {_LISTED}, NULL AS outcome FROM jobs", "jobs.created_at"  # noqa: S608
-    if by_term:  # CROSS: the term's own table is walked
+    if by_term:  # CROSS makes SQLite walk the table of terms first
         select = select.replace("FROM jobs", "FROM terms CROSS JOIN jobs USING (job_id)")
         at = "terms.created_at"
     where, values = [], []

@@ -1,4 +1,4 @@
-"""What operators did, and the key that proves who is an operator, in a store's file."""
+"""Actions of operators, and the key that proves who is an operator, in a store's file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import secrets
 import sqlite3
 
 from gwi_celery.actions import KEPT, Action
+from gwi_celery.stores.paging import no_such_action
 from gwi_celery.stores.sqlite.rows import raw_or_none
 
 
@@ -17,6 +18,7 @@ def key(c: sqlite3.Connection) -> bytes:
 
 
 def keep(c: sqlite3.Connection, action: Action) -> None:
+    """Keep a record of an action."""
     c.execute(
         "INSERT INTO actions (at, tenant, entry) VALUES (?, ?, ?)",
         (action.at, raw_or_none(action.tenant), action.dumps()),
@@ -26,6 +28,9 @@ def keep(c: sqlite3.Connection, action: Action) -> None:
 def listed(
     c: sqlite3.Connection, tenant: str | None, limit: int, before: str | None
 ) -> list[Action]:
+    """As :meth:`gwi_celery.stores.base.Store.list_actions`."""
+    if before is not None and not (before.isascii() and before.isdigit() and len(before) < 19):
+        raise no_such_action(before)
     found = c.execute(
         "SELECT id, entry FROM actions WHERE (:tenant IS NULL OR tenant = :tenant)"
         " AND (:before IS NULL OR id < :before) ORDER BY id DESC LIMIT :limit",
@@ -39,6 +44,7 @@ def listed(
 
 
 def delete_old(c: sqlite3.Connection, now: float, limit: int) -> int:
+    """Delete up to ``limit`` that have been kept long enough; how many."""
     return c.execute(
         "DELETE FROM actions WHERE id IN (SELECT id FROM actions WHERE at <= ? ORDER BY id LIMIT ?)",
         (now - KEPT, limit),

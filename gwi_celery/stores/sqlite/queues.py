@@ -1,4 +1,4 @@
-"""Records of dead letters and of pauses, in a store's file."""
+"""Records of dead letters and of paused queues, in a store's file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from gwi_celery.brokers.letters import DeadLetter
 from gwi_celery.clock import Clock
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.paging import check_limit, place_of, token_after
-from gwi_celery.stores.queues import LEFT_OVER, LetterFilter, LetterPage, QueueRecords, kept_until
+from gwi_celery.stores.queues import (
+    LEFT_OVER,
+    LetterFilter,
+    LetterPage,
+    QueueRecords,
+    kept_until,
+    listed_until,
+)
 from gwi_celery.text import raw, unraw
 
 #: Ids in one statement.
@@ -18,7 +25,7 @@ _BATCH: Final = 500
 
 
 class SqliteQueues(QueueRecords):
-    """Those of one file."""
+    """The records in one file."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -34,7 +41,7 @@ class SqliteQueues(QueueRecords):
                     raw(letter.error_class),
                     raw(letter.task_id),
                     letter.died_at,
-                    kept_until(letter) if letter.expires_at is None else letter.expires_at,
+                    listed_until(letter),
                     kept_until(letter),
                     letter.dumps(),
                 ),
@@ -115,7 +122,7 @@ class SqliteQueues(QueueRecords):
 
 
 def _where(wanted: LetterFilter, now: float) -> tuple[list[str], list[object]]:
-    """The first condition that is given has the index to walk: see :func:`.lists.query`."""
+    """The conditions and their values. The index of the first one is walked: see :func:`.lists.query`."""
     conditions = [
         *(("call", wanted.task_id), ("tenant", wanted.tenant), ("error", wanted.error)),
         *(("task", wanted.task), ("reason", wanted.reason), ("queue", wanted.queue)),
@@ -134,6 +141,7 @@ def _where(wanted: LetterFilter, now: float) -> tuple[list[str], list[object]]:
 
 
 def delete_old(c: sqlite3.Connection, now: float, limit: int) -> int:
+    """Delete up to ``limit`` records that have been kept long enough; how many."""
     return c.execute(
         "DELETE FROM letters WHERE id IN"
         " (SELECT id FROM letters WHERE kept_until <= ? ORDER BY kept_until LIMIT ?)",

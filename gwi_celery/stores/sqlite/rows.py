@@ -1,4 +1,4 @@
-"""Between SQLite's rows and the store's records."""
+"""Converts SQLite's rows to the store's records, and to what the protocol's rules look at."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def job_row(c: sqlite3.Connection, job: JobRef) -> sqlite3.Row | None:
 
 
 def unless_expired(row: sqlite3.Row | None, now: float) -> sqlite3.Row | None:
-    """The row, or None for one whose outcome is kept no longer."""
+    """The row; None if it has expired."""
     if row is None or (row["expires_at"] is not None and row["expires_at"] <= now):
         return None
     return row
@@ -55,7 +55,10 @@ def lock_row(c: sqlite3.Connection, lock: LockRef) -> sqlite3.Row | None:
 def checkpoints(
     c: sqlite3.Connection, job: JobRef, *, at_most: int | None = None
 ) -> list[Checkpoint]:
-    """All of a job's; without their bytes if these are more than ``at_most``."""
+    """A job's checkpoints, in the order they were first saved.
+
+    They come without their bytes if these are more than ``at_most`` in all.
+    """
     blob = "blob"
     if at_most is not None:
         (size,) = c.execute(
@@ -68,10 +71,19 @@ def checkpoints(
         " WHERE job_id = ? ORDER BY ordinal",
         (job.id,),
     )
-    return [checkpoint(row) for row in rows]
+    return [_checkpoint(row) for row in rows]
 
 
-def checkpoint(row: sqlite3.Row) -> Checkpoint:
+def checkpoint_named(c: sqlite3.Connection, job: JobRef, name: str) -> Checkpoint | None:
+    """One checkpoint with its bytes."""
+    row = c.execute(
+        "SELECT *, length(blob) AS size FROM checkpoints WHERE job_id = ? AND name = ?",
+        (job.id, raw(name)),
+    ).fetchone()
+    return None if row is None else _checkpoint(row)
+
+
+def _checkpoint(row: sqlite3.Row) -> Checkpoint:
     return Checkpoint(
         name=unraw(row["name"]),
         kind=CheckpointKind(row["kind"]),
@@ -80,12 +92,12 @@ def checkpoint(row: sqlite3.Row) -> Checkpoint:
         saved_at=row["saved_at"],
         ordinal=row["ordinal"],
         deferred=row["blob"] is None,
-        size=len(row["blob"]) if "size" not in row.keys() else row["size"],  # noqa: SIM118 a Row
+        size=row["size"],
     )
 
 
 def ref(row: sqlite3.Row) -> JobRef:
-    """The job that a row of jobs or of locks names."""
+    """The job that a row of the table jobs or locks names."""
     return JobRef(unraw(row["tenant"]), unraw(row["task"]), unraw(row["key"]))
 
 
@@ -118,7 +130,7 @@ def job_record(row: sqlite3.Row) -> JobRecord:
 
 
 def history_of(row: sqlite3.Row | None) -> history.History:
-    """What a record says for people; of none, nothing."""
+    """The part of a record that is for people; empty if there is no record."""
     if row is None:
         return history.History()
     scope = row["lock_scope"]
@@ -129,7 +141,7 @@ def history_of(row: sqlite3.Row | None) -> history.History:
 
 
 def running(row: sqlite3.Row) -> PastAttempt | None:
-    """The attempt that a record says is running."""
+    """The attempt that runs, according to the record."""
     if row["status"] != JobStatus.RUNNING.value:
         return None
     return PastAttempt(
@@ -138,12 +150,12 @@ def running(row: sqlite3.Row) -> PastAttempt | None:
         worker=history.loads(row["history"]).worker,
         fence=row["fence"],
         task_id=history.load_origin(row["origin"]).task_id or unraw(row["submission"]),
-        began=row["fence"] / 1_000_000,  # as the token was made, of the clock
+        began=row["fence"] / 1_000_000,  # the token follows the clock: see writes.next_token
     )
 
 
 def over(row: sqlite3.Row, end: AttemptEnd, now: float) -> dict[str, Any]:
-    """The columns to set where the attempt that runs, if one does, is over."""
+    """The columns to set when the attempt that runs, if any, has ended."""
     told = history_of(row).over(running(row), end, now)
     columns: dict[str, Any] = {"history": told.dumps()}
     if (told.error_type, told.error) != (row["error_type"] or "", row["error"]):
@@ -169,7 +181,7 @@ def lock_record(row: sqlite3.Row, now: float) -> LockRecord:
 
 @dataclass(frozen=True)
 class Job:
-    """What the rules look at: :class:`gwi_celery.stores.protocol.Job`."""
+    """As :class:`gwi_celery.stores.protocol.Job`."""
 
     status: JobStatus
     fingerprint: str

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Marks the file as a store of ours: "gwis" in ASCII.
+#: Marks the file as a store of this package: "gwis" in ASCII.
 APPLICATION_ID: Final = 0x67776973
 VERSION: Final = 7
 
-#: What the size of a chord is, where Celery told it, and how many parts joined it later.
+#: How many parts a chord has, if Celery has told, and how many joined it later.
 _CHORD_SIZES: Final = """
 CREATE TABLE chord_sizes (group_id TEXT PRIMARY KEY, size INTEGER, extra INTEGER NOT NULL);
 """
 
-#: What operators did, and the key that proves who is one.
+#: Actions of operators, and the key that proves who is an operator.
 _OPERATORS: Final = """
 CREATE TABLE operator_key (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), secret BLOB NOT NULL);
 CREATE TABLE actions (
@@ -21,9 +21,9 @@ CREATE TABLE actions (
 );
 """
 
-# Ids that users choose are BLOBs, because UTF-8 text can't carry a lone surrogate.
-# The last four tables of these, and _CHORD_SIZES, are the result backend's; all others are the store's.
-#: The tables that stay as version 1 had them.
+# Ids that users choose are BLOBs, because UTF-8 text can't encode a lone surrogate.
+# The last four tables of _FIRST, and _CHORD_SIZES, are the result backend's; all others are the store's.
+#: The tables that are unchanged since version 1.
 _FIRST: Final = """
 CREATE TABLE fence (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), last INTEGER NOT NULL);
 INSERT INTO fence VALUES (1, 0);
@@ -66,13 +66,13 @@ CREATE TABLE chords (group_id TEXT PRIMARY KEY, dispatched REAL, expires REAL);
 CREATE INDEX chords_by_expiry ON chords (expires);
 """
 
-#: The columns that 0.1 had, in its order; the outcome is large, so it is the last one now.
+#: The columns that version 0.1 had, in its order. The outcome, which may be large, is the last one now.
 _FORMER: Final = (
     "job_id, tenant, task, key, run_id, status, fingerprint, submission, failed, generation, attempt,"
     " crashes, fence, finished_fence, lock_id, result_ttl, created_at, updated_at, expires_at, outcome"
 )
-#: Lists are by when a job was recorded first, which never changes. So nothing but its beginning and
-#: its end costs an index a write; those by ``updated_at`` serve :meth:`Store.list_jobs`.
+#: The indexes named ``newest`` are ordered by when a job was first recorded, which never changes, so that
+#: a step writes to none of them. Those by ``updated_at`` serve :meth:`Store.list_jobs`.
 _JOBS: Final = """
 CREATE TABLE jobs (
     job_id TEXT PRIMARY KEY,
@@ -127,7 +127,7 @@ CREATE INDEX terms_of_job ON terms (job_id);
 CREATE TABLE envelopes (job_id TEXT PRIMARY KEY, blob BLOB NOT NULL);
 """
 
-#: Tasks whose calls no longer begin.
+#: Cancelled tasks, whose calls may not begin.
 _BARRED: Final = """
 CREATE TABLE barred (
     tenant BLOB NOT NULL,
@@ -138,7 +138,8 @@ CREATE TABLE barred (
 ) WITHOUT ROWID;
 """
 
-#: Places of limits that are taken: under the lock of that token, or until then; and what operators set.
+#: Places of limits that are taken: by the lock with that token, or until ``free_at``; and what operators
+#: have set.
 _LIMITS: Final = """
 CREATE TABLE places (
     limit_id TEXT NOT NULL,
@@ -152,7 +153,7 @@ CREATE INDEX places_of_limit ON places (limit_id, free_at);
 CREATE TABLE limit_settings (limit_id TEXT PRIMARY KEY, setting TEXT NOT NULL);
 """
 
-#: Dead letters of a broker that can't be searched, and queues that it can't pause.
+#: Dead letters of a broker that can't be searched, and the queues that are paused.
 _QUEUES: Final = """
 CREATE TABLE letters (
     id TEXT PRIMARY KEY,
@@ -180,7 +181,7 @@ CREATE INDEX letters_kept ON letters (kept_until);
 CREATE TABLE paused_queues (queue BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 
-#: Version -> what makes the next one of it.
+#: Version -> the statements that make the next version of it.
 MIGRATIONS: Final = {
     1: _CHORD_SIZES,
     2: _OPERATORS,

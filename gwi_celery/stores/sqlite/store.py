@@ -1,11 +1,11 @@
 """The store on SQLite: one file for many processes, or the same tables in memory.
 
-Every operation is one transaction that starts by taking SQLite's write lock, so what it reads
-can't change until it commits. A commit whose answer was lost may be sent again: a claim is known
-by its nonce, a finish by its fence, a checkpoint by its bytes.
+Every write is one transaction that starts by taking SQLite's write lock, so what it reads can't
+change until it commits. A call may be repeated: a claim is recognised by its nonce, a finish by its
+fence, a checkpoint by its bytes.
 
-A lock has a row only while it is held or expired. The fencing token comes from one counter for all
-locks, so it goes on growing although the rows of locks and jobs come and go.
+A lock has a row only while it is held, or has expired. Fencing tokens come from one counter for all
+locks, so they keep growing although rows of locks and jobs come and go.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from gwi_celery.sqlite import Database
 from gwi_celery.stores import history, protocol
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.limits import LimitSetting
+from gwi_celery.stores.paging import check_limit
 from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
 from gwi_celery.stores.sqlite import claim as claims
 from gwi_celery.stores.sqlite import limits, lists, operators, queues, rows, schema, writes
@@ -60,9 +61,9 @@ class SqliteStore(Store):
     Over 25 methods, as :class:`Store` has them: each is one transaction.
 
     Args:
-        folder: Where the file is, made if need be. None: memory of this process alone.
-        clock: The store's clock: every expiry is decided by its ``time()``. Processes that share
-            a file share the machine's clock too.
+        folder: The folder of the file, created if it is missing. None: memory of this process alone.
+        clock: The store's clock, whose ``time()`` decides every expiry. Processes that share a file
+            share the machine's clock too.
         file_name: The file's name in ``folder``.
     """
 
@@ -87,7 +88,7 @@ class SqliteStore(Store):
 
     @property
     def database(self) -> Database:
-        """The database, for the result backend, whose tables are in it as well."""
+        """The database, for the result backend, which keeps its tables in the same file."""
         return self._database
 
     @property
@@ -98,8 +99,8 @@ class SqliteStore(Store):
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
         protocol.check_tenants(request)
-        # A power cut that undoes a claim takes its worker down too, and what the attempt saves is
-        # synced together with its claim. The next token is larger all the same: it follows the clock.
+        # A power cut that undoes a claim stops its worker too, and whatever the attempt saves is
+        # synced together with its claim. The next token is larger even so: it follows the clock.
         with self._database.write(durable=False) as c:
             answer = claims.claim(c, request, self._clock.time())
         if isinstance(answer, str):
@@ -110,7 +111,7 @@ class SqliteStore(Store):
     # --- the holder's writes ------------------------------------------------------------------
 
     def renew(self, lease: Lease) -> Lease:
-        # A power cut that undoes a renewal takes its worker down too.
+        # A power cut that undoes a renewal stops its worker too.
         with self._database.write(durable=False) as c:
             now = self._clock.time()
             _check_holder(c, lease, now)
@@ -121,10 +122,10 @@ class SqliteStore(Store):
         with self._database.write() as c:
             now = self._clock.time()
             job = _check_holder(c, lease, now)
-            written = writes.write_checkpoint(c, lease.job, checkpoint, now)
+            if writes.write_checkpoint(c, lease.job, checkpoint, now):
+                crashes = 0 if protocol.is_progress(checkpoint) else job["crashes"]
+                writes.update_job(c, job, updated_at=now, crashes=crashes)
             writes.extend(c, lease.lock, lease.fence, now + lease.ttl)
-            crashes = 0 if written and protocol.is_progress(checkpoint) else job["crashes"]
-            writes.update_job(c, job, updated_at=now, crashes=crashes)
         return lease
 
     def load(self, lease: Lease) -> list[Checkpoint]:
@@ -136,10 +137,7 @@ class SqliteStore(Store):
     def fetch(self, lease: Lease, name: str) -> Checkpoint | None:
         with self._database.read() as c:
             _check_last(c, lease)
-            row = c.execute(
-                "SELECT * FROM checkpoints WHERE job_id = ? AND name = ?", (lease.job.id, raw(name))
-            ).fetchone()
-            return None if row is None else rows.checkpoint(row)
+            return rows.checkpoint_named(c, lease.job, name)
 
     def finish(self, lease: Lease, outcome: Outcome, result: StoredResult | None = None) -> None:
         with self._database.write() as c:
@@ -165,7 +163,7 @@ class SqliteStore(Store):
             writes.free_lock(c, lease.lock.id, lease.fence)
 
     def keeps_results_of(self, url: str) -> bool:
-        """No: the backend's own write, which isn't synced, costs next to nothing."""
+        """False: the result backend's own write isn't synced, and so costs next to nothing."""
         return False
 
     def release(self, lease: Lease, end: AttemptEnd = RELEASED) -> None:
@@ -262,6 +260,7 @@ class SqliteStore(Store):
     def list_actions(
         self, *, tenant: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[Action]:
+        check_limit(limit)
         with self._database.read() as c:
             return operators.listed(c, tenant, limit, before)
 
@@ -278,7 +277,8 @@ class SqliteStore(Store):
                 new = Checkpoint(name, CheckpointKind.VALUE, blob, expected_version + 1)
                 writes.put_checkpoint(c, job, new, now, known=there is not None)
                 writes.update_job(c, known, updated_at=now)
-            (written,) = (one for one in rows.checkpoints(c, job) if one.name == name)
+            written = rows.checkpoint_named(c, job, name)
+            assert written is not None
             return written
 
     # --- reading ------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ class SqliteStore(Store):
             return limits.settings(c)
 
     def set_limit(self, setting: LimitSetting) -> None:
-        """As :meth:`Store.set_limit`: at once."""
+        """As :meth:`Store.set_limit`, with effect at once."""
         with self._database.write() as c:
             limits.put_setting(c, setting)
 
@@ -359,7 +359,7 @@ class SqliteStore(Store):
             ).fetchall()
             for row in expired:
                 writes.delete_job(c, row["job_id"])
-            # An expired lock whose job still runs under it is left: its holder may yet renew it.
+            # An expired lock whose job still runs under it stays: its holder may still renew it.
             abandoned = c.execute(
                 "DELETE FROM locks WHERE lock_id IN (SELECT lock_id FROM locks"
                 " WHERE expires_at <= ? AND NOT EXISTS (SELECT 1 FROM jobs"
@@ -370,20 +370,21 @@ class SqliteStore(Store):
             done = len(expired) + abandoned
             done += limits.delete_free(c, now, max(limit - done, 0))
             done += operators.delete_old(c, now, max(limit - done, 0))
-            return done + queues.delete_old(c, now, max(limit - done, 0))
+            done += queues.delete_old(c, now, max(limit - done, 0))
+            return done + writes.delete_old_bars(c, now, max(limit - done, 0))
 
     def close(self) -> None:
         self._database.close()
 
 
 class SharedMemoryStore(SqliteStore):
-    """A memory store that everyone in this process who knows its name shares."""
+    """A memory store that is shared, by its name, within this process."""
 
     def __init__(self) -> None:
         super().__init__(None)
 
     def close(self) -> None:
-        """Keeps its contents, since others may use it: see :func:`forget_memory_store`."""
+        """Does nothing, since others may use it; :func:`forget_memory_store` drops its contents."""
 
 
 _shared: dict[str, SharedMemoryStore] = {}
@@ -391,13 +392,13 @@ _shared_lock = forks.lock()
 
 
 def memory_store(name: str) -> SqliteStore:
-    """The memory store called ``name``: new and empty at first, and the same one from then on."""
+    """The memory store called ``name``, which is created empty at the first call."""
     with _shared_lock:
         return _shared.setdefault(name, SharedMemoryStore())
 
 
 def forget_memory_store(name: str) -> None:
-    """Drop the memory store called ``name`` with all that is in it. No error if there is none."""
+    """Drop the memory store called ``name`` with its contents. No error if there is none."""
     with _shared_lock:
         store = _shared.pop(name, None)
     if store is not None:
@@ -422,7 +423,7 @@ def _check_holder(c: sqlite3.Connection, lease: Lease, now: float) -> sqlite3.Ro
 
 
 def _check_last(c: sqlite3.Connection, lease: Lease) -> None:
-    """Raises LeaseLost unless the lease's claim is the job's last."""
+    """Raises LeaseLost unless the lease's claim is the last of the job."""
     job = rows.job_row(c, lease.job)
     if job is None or job["fence"] != lease.fence:
         raise protocol.lease_lost(lease, rows.known_lock(rows.lock_row(c, lease.lock), 0.0))

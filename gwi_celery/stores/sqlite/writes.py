@@ -1,4 +1,4 @@
-"""What the store writes into its tables: one function for each kind of row."""
+"""Writes to the store's tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gwi_celery.text import raw, unraw
 
 
 def next_token(c: sqlite3.Connection, now: float) -> int:
-    """A token above all before it, and above the clock: so also above those of a deleted file."""
+    """A token above all earlier ones, and not behind the clock: so also above those of a deleted file."""
     last: int = c.execute("SELECT last FROM fence").fetchone()["last"]
     token = max(last + 1, int(now * 1_000_000))
     c.execute("UPDATE fence SET last = ?", (token,))
@@ -70,7 +70,7 @@ def insert_job(
         "crashes": 0,
         "failed": "",
         "created_at": now,
-        # A finish of the expired one may be sent again yet, if its answer was lost.
+        # A finish of the expired record may still be repeated.
         "finished_fence": None if expired is None else expired["finished_fence"],
     }
     names, marks = ", ".join(columns), ", ".join("?" * len(columns))
@@ -94,9 +94,9 @@ def delete_job(c: sqlite3.Connection, job_id: str) -> None:
 
 
 def origin_columns(request: ClaimRequest, row: sqlite3.Row | None) -> dict[str, Any]:
-    """The columns of where the call comes from, if those in ``row`` are of another, or of none."""
+    """The columns that describe the request's call, if that replaces the one in ``row``."""
     origin = request.origin
-    if origin is None or not _is_another(request, row):
+    if origin is None or not _is_another_call(request, row):
         return {}
     return {
         "parent_id": raw_or_none(origin.parent_id),
@@ -107,9 +107,9 @@ def origin_columns(request: ClaimRequest, row: sqlite3.Row | None) -> dict[str, 
 def keep_origin(
     c: sqlite3.Connection, request: ClaimRequest, before: sqlite3.Row | None, now: float
 ) -> None:
-    """Keep the call's envelope, and what it is found by, if the record ``before`` was of another."""
+    """Keep the call's envelope and its terms, if the call replaces that of the record ``before``."""
     origin, job_id = request.origin, request.job.id
-    if origin is None or not _is_another(request, before):
+    if origin is None or not _is_another_call(request, before):
         return
     created_at = now
     if before is not None:
@@ -126,22 +126,38 @@ def keep_origin(
         c.execute("INSERT INTO envelopes VALUES (?, ?)", (job_id, origin.envelope))
 
 
-def _is_another(request: ClaimRequest, row: sqlite3.Row | None) -> bool:
-    if row is None or row["origin"] is None:
-        return True
-    return bool(row["submission"] != raw(request.submission))
+def _is_another_call(request: ClaimRequest, row: sqlite3.Row | None) -> bool:
+    kept = None if row is None or row["origin"] is None else unraw(row["submission"])
+    return protocol.is_another_call(request, kept)
+
+
+# --- calls of cancelled tasks ---------------------------------------------------------------------
 
 
 def bar(c: sqlite3.Connection, tenant: str, task_id: str, reason: str, now: float) -> None:
-    c.execute("DELETE FROM barred WHERE expires_at <= ?", (now,))  # few, and rarely
+    """Keep the calls of that task from beginning."""
     c.execute(
-        "INSERT OR IGNORE INTO barred VALUES (?, ?, ?, ?)",
-        (raw(tenant), raw(task_id), raw(reason), now + protocol.BARRED_TTL),
+        "INSERT OR REPLACE INTO barred VALUES (?, ?, ?, ?)",
+        (
+            raw(tenant),
+            raw(task_id),
+            raw(protocol.kept_reason(reason)),
+            now + protocol.BARRED_TTL,
+        ),
     )
 
 
+def delete_old_bars(c: sqlite3.Connection, now: float, limit: int) -> int:
+    """Delete up to ``limit`` that have expired; how many."""
+    return c.execute(
+        "DELETE FROM barred WHERE (tenant, task_id) IN"
+        " (SELECT tenant, task_id FROM barred WHERE expires_at <= ? LIMIT ?)",
+        (now, limit),
+    ).rowcount
+
+
 def barred(c: sqlite3.Connection, tenant: str, task_id: str | None) -> str | None:
-    """Why no call of that task may begin."""
+    """Why no call of that task may begin; None: they may."""
     if task_id is None:
         return None
     row = c.execute(
@@ -154,7 +170,7 @@ def barred(c: sqlite3.Connection, tenant: str, task_id: str | None) -> str | Non
 
 
 def delete_checkpoints(c: sqlite3.Connection, job: JobRef, names: Sequence[str] | None) -> None:
-    """Those of these names; None: all."""
+    """Delete a job's checkpoints of these names; None: all of them."""
     if names is None:
         c.execute("DELETE FROM checkpoints WHERE job_id = ?", (job.id,))
     else:
@@ -167,7 +183,10 @@ def delete_checkpoints(c: sqlite3.Connection, job: JobRef, names: Sequence[str] 
 def write_checkpoint(
     c: sqlite3.Connection, job: JobRef, checkpoint: Checkpoint, now: float
 ) -> bool:
-    """Whether it was written, and not there as it is."""
+    """Save a checkpoint; False if the very same one is stored already.
+
+    Raises StepNameReused, CursorWentBack.
+    """
     there = stored_checkpoint(c, job, checkpoint.name, checkpoint.blob)
     if not protocol.must_write(job.task, there, checkpoint):
         return False
@@ -178,7 +197,7 @@ def write_checkpoint(
 def stored_checkpoint(
     c: sqlite3.Connection, job: JobRef, name: str, blob: bytes
 ) -> protocol.Stored | None:
-    """What is stored under the name, compared with the ``blob`` to write."""
+    """What is stored under the name, compared with the bytes to write."""
     row = c.execute(
         "SELECT kind, blob, version FROM checkpoints WHERE job_id = ? AND name = ?",
         (job.id, raw(name)),
@@ -191,7 +210,7 @@ def stored_checkpoint(
 def put_checkpoint(
     c: sqlite3.Connection, job: JobRef, checkpoint: Checkpoint, now: float, *, known: bool
 ) -> None:
-    """Write it, over one of its name if that is ``known``, else behind all others."""
+    """Write a checkpoint: in place of the stored one if ``known``, else after all others."""
     name, kind = raw(checkpoint.name), checkpoint.kind
     version = 1 if kind is CheckpointKind.STEP else checkpoint.version
     if known:

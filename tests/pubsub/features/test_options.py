@@ -100,7 +100,7 @@ def test_a_lost_lease_is_known_by_the_error(
     with caplog.at_level(logging.WARNING):
         broker.ack([lost])
         assert broker.flush(5)
-    assert "were refused, so these messages may be delivered again" in caplog.text
+    assert "were refused, so these messages may be redelivered" in caplog.text
     # An ack that fails stops nothing: what follows is sent.
     broker.ack([held])
     other.ack([taken])

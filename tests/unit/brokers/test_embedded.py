@@ -46,6 +46,12 @@ def bells(folder: Path) -> list[str]:
     return [path.name for path in (folder / "wake").iterdir()]
 
 
+def test_a_number_of_any_length_may_be_given_as_an_id(broker):
+    send(broker, b"x")
+    assert broker.discard("q", ["9" * 5000, "no id"]) == 0
+    assert broker.size("q").ready == 1
+
+
 # --- settings -------------------------------------------------------------------------------------
 
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gwi_celery.brokers import wakeups
+from gwi_celery.errors import BrokerUnusable
+
+
+def test_a_bell_that_can_not_be_opened_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(wakeups.os, "open", refuse)
+    with pytest.raises(BrokerUnusable, match="Too many open files"):
+        wakeups.FolderWakeups(tmp_path / "wake").open()
+    monkeypatch.undo()
+    assert list((tmp_path / "wake").iterdir()) == []
 
 
 def test_a_signal_may_ring_the_bell_that_is_being_rung(monkeypatch: pytest.MonkeyPatch) -> None:

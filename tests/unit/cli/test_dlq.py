@@ -42,6 +42,7 @@ def test_one_is_shown_with_all_that_is_known(three):
     assert "  NoMoney: no" in three("dlq", "show", row["id"])
     message = json.loads(three("dlq", "show", row["id"], "--message"))
     assert message["headers"]["task"] == "shop.invoice"
+    assert three.json("dlq", "show", row["id"], "--message") == shown
     three("dlq", "show", "nobody", code=Exit.NOTHING)
 
 
@@ -115,7 +116,7 @@ def test_a_file_that_can_not_be_used_is_named(three, tmp_path):
     binary.write_bytes(b"\xff\xfe\x00")
     three("dlq", "import", str(binary), code=Exit.USAGE)
     assert (
-        three.err == f"Error: nothing was imported: {binary} is no text: name what was exported\n"
+        three.err == f"Error: nothing was imported: {binary} is not text: name an exported file\n"
     )
 
 
@@ -135,5 +136,7 @@ def test_no_text_of_anybodys_begins_a_line_or_moves_the_cursor(gwi_):
     gwi_.bury(Death("failed", "E\x1b[2J"), "x\ny", tenant_id="a\nb", run_id="r\x1b[31m")
     shown = gwi_("dlq", "list")
     assert "\x1b" not in shown
+    assert len(shown.splitlines()) == 2
+    assert "a\\nb" in shown
     [row] = gwi_.json("dlq", "list")
     assert "\x1b" not in gwi_("dlq", "show", row["id"])

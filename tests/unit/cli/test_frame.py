@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,11 +12,13 @@ import jsonschema_rs
 import pytest
 from celery.bin.celery import celery
 from click.shell_completion import ShellComplete
+from kombu.exceptions import OperationalError
 
+from gwi_celery import jobs
 from gwi_celery.cli import gwi
 from gwi_celery.cli.frame import SHAPES, Column, Exit, show, shown
 from gwi_celery.cli.root import COMMANDS
-from tests.unit.cli.conftest import Gwi
+from tests.unit.cli.conftest import Gwi, vanished
 
 for name in COMMANDS:  # each module names its shapes
     gwi.get_command(click.Context(gwi), name)
@@ -79,6 +82,53 @@ def test_every_command_that_prints_rows_takes_json() -> None:
         and not (isinstance(made, click.Group) and not made.invoke_without_command)
     }
     assert plain <= without
+
+
+def test_json_is_one_document_by_its_schema_and_nothing_on_an_error(
+    three: Gwi, tmp_path: Path
+) -> None:
+    good = (
+        *("dlq list", "dlq show 1 --message", f"dlq export {tmp_path}/x", "dlq redrive 1 -y"),
+        *("dlq purge 2 -y", f"dlq import {tmp_path}/x", "jobs list", "locks list", "limits list"),
+        *("queues list", "queues pause celery", "queues resume celery", "delayed list"),
+        *("workers --timeout 0.1s", "config --all", "cleanup"),
+    )
+    for line in good:
+        three.json(*line.split())
+    json.loads(three("doctor", "--json", code=Exit.PROBLEMS))
+    bad = {
+        Exit.NOTHING: ("dlq show X", "jobs show X --tree", "limits clear --all -y"),
+        Exit.REFUSED: ("dlq purge --all",),
+        Exit.USAGE: (
+            *(
+                "dlq show",
+                "dlq redrive --all -y --rate inf",
+                "dlq list --within 1e300d",
+                "doctor --live",
+            ),
+            *("queues list --watch nan", "workers --timeout inf", "doctor --seconds 0"),
+        ),
+    }
+    for code, lines in bad.items():
+        for line in lines:
+            assert three(*line.split(), "--json", code=code) == "", line
+            assert "Error: " in three.err
+    three("serve", "--loglevel", "LOUD", code=Exit.USAGE)
+
+
+def test_a_broker_that_a_call_can_t_reach_is_a_sentence_and_not_a_traceback(
+    gwi_: Gwi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is Kombu's error, once it has tried again, and not one of this package."""
+
+    def replay(*args: Any, **kwargs: Any) -> None:
+        raise OperationalError("the broker was locked: try again")
+
+    monkeypatch.setattr(jobs, "replay", replay)
+    id = vanished(gwi_, "r1")
+    jobs.cancel(id, app=gwi_.app)
+    assert gwi_("jobs", "replay", id, "-y", code=Exit.UNAVAILABLE) == ""
+    assert gwi_.err.endswith("Error: the broker was locked: try again\n")
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,14 @@ def test_a_table_of_jobs(gwi_, monkeypatch):
 
 def test_config_doctor_and_cleanup(gwi_, monkeypatch):
     monkeypatch.setenv("GWI_SERVICE_TOKEN", "")
+    monkeypatch.setenv("GWI_FOLDER", "another")
+    gwi_.app.config_from_object({"GWI_LOCK_TTL": 12})
     rows = {row["name"]: row for row in gwi_.json("config")}
     assert rows["folder"]["source"] == "setup()"
+    assert (rows["lock_ttl"]["value"], rows["lock_ttl"]["source"]) == (
+        "12.0",
+        "app.conf.gwi_lock_ttl",
+    )
     assert rows["broker"]["value"].startswith("embedded://")
     assert {row["name"] for row in gwi_.json("config", "--all")} > set(rows)
     assert gwi_.json("cleanup") == {"deleted": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -83,8 +84,10 @@ def _of(death: Death) -> tuple[str, str]:
 @pytest.mark.emulator
 def test_what_is_chosen_goes_with_its_record(three: Gwi) -> None:
     [row] = three.json("dlq", "list", "--reason", "failed")
-    message = json.loads(three("dlq", "show", row["id"], "--message"))
-    assert message["headers"]["task"] == "shop.invoice"
+    message = three("dlq", "show", row["id"], "--message")
+    assert json.loads(message)["headers"]["task"] == "shop.invoice"
+    shown = three.json("dlq", "show", row["id"], "--message")
+    assert base64.b64decode(shown["message"]).decode() == message.rstrip("\n")
     assert three.json("dlq", "redrive", "--reason", "deadline", "--yes") == {"redriven": 1}
     assert "1 of 3 dead letters match" in three.err
     [back] = broker_for(three.app).receiver().poll("celery", 5)

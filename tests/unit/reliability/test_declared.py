@@ -87,6 +87,15 @@ def test_what_works_is_taken(app: Celery) -> None:
         ({"task_annotations": {"plain": {"rate_limit": "abc"}}}, "plain: rate_limit='abc'"),
         ({"task_default_rate_limit": "abc"}, "rate_limit='abc'"),
         ({"task_time_limit": "10"}, "app.conf.task_time_limit is '10'"),
+        (
+            {"task_annotations": {"plain": {"Strategy": "nope.x"}}},
+            "plain: Strategy='nope.x' can't be imported (ModuleNotFoundError",
+        ),
+        (
+            {"task_annotations": {"plain": {"Request": "os:nope"}}},
+            "plain: Request='os:nope' can't be imported (AttributeError",
+        ),
+        ({"task_annotations": {"plain": {"Request": "os:getpid"}}}, "is not a class"),
     ],
 )
 def test_a_worker_and_the_push_service_refuse_settings_and_plain_tasks(

@@ -247,6 +247,7 @@ def test_what_no_limit_can_be_set_to(
         (lambda: Limit("a", rate="0/m"), "500/m"),
         (lambda: Limit("a", rate="5/fortnight"), "500/m"),
         (lambda: Limit("a", rate="5/0s"), "500/m"),
+        (lambda: Limit("a", rate=f"{'9' * 5000}/s"), "500/m"),
         (lambda: Limit("a", rate=500), "500/m"),  # type: ignore[arg-type]
         (lambda: Limit("", max_running=1), "a name"),
         (lambda: Limit("{", max_running=1), "Limit"),

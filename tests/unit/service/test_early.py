@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from gwi_celery.brokers.base import Delivery, QueueSpec
+from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
 from gwi_celery.brokers.pubsub import deliveries, looks
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.options import parse
@@ -119,6 +119,28 @@ def test_what_an_instance_left_behind_is_moved_by_the_next_one(executor: Executo
 
     asyncio.run(leave())
     asyncio.run(come())
+
+
+def test_an_expiry_that_is_no_number_holds_up_no_other(executor: Executor) -> None:
+    later = QueueSpec("q" + module.SUFFIX)
+    executor.broker.declare_queue(later)
+    for body, expires in ((b"1", "soon"), (b"2", "nan"), (b"3", f"{time.time() + 60}")):
+        parked = OutgoingMessage(body, {"task": "t", module._EXPIRES: expires})
+        executor.broker.publish("", later.name, parked)
+
+    def find() -> set[bytes]:
+        receiver = executor.broker.receiver()
+        receiver.subscribe("q")
+        return {wait_for(receiver).data for _ in range(3)}
+
+    async def instance() -> set[bytes]:
+        early = Early(executor, Admission(executor, wait=0), "q")
+        early.start()
+        found = await asyncio.to_thread(find)
+        await early.stop()
+        return found
+
+    assert asyncio.run(instance()) == {b"1", b"2", b"3"}
 
 
 @pytest.mark.parametrize("missing", ["pubsub.topics.create", "pubsub.subscriptions.consume"])

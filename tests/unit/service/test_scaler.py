@@ -104,7 +104,10 @@ def test_the_embedded_broker_is_measured_at_once() -> None:
         assert spec.targetSizeFloat == TARGETS["depth"]
         queue.purge("a")
         assert not call("IsActive").result
-        for wrong in ({"metrik": "age"}, {"metric": "speed"}, {"target": "many"}, {"target": "-1"}):
+        for wrong in (
+            *({"metrik": "age"}, {"metric": "speed"}, {"target": "many"}, {"target": "-1"}),
+            {"queues": " , "},
+        ):
             with pytest.raises(grpc.RpcError) as refused:
                 call("GetMetricSpec", **wrong)
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, wrong

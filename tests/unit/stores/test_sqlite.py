@@ -26,7 +26,7 @@ from gwi_celery.stores.base import (
     LockRef,
     Origin,
 )
-from gwi_celery.stores.protocol import CANCELLED_TTL, FAILED_KEPT
+from gwi_celery.stores.protocol import BARRED_TTL, CANCELLED_TTL, FAILED_KEPT
 from gwi_celery.stores.sqlite import (
     SqliteStore,
     forget_memory_store,
@@ -602,3 +602,19 @@ def test_a_forgotten_memory_store_begins_empty_and_its_old_users_are_told():
             store.renew(lease)
     finally:
         forget_memory_store("shared")
+
+
+def test_calls_are_barred_from_the_last_time_on_until_cleanup(
+    store: SqliteStore, clock: FakeClock
+) -> None:
+    store.bar_calls_of("acme", "parent", "first")
+    clock.advance(BARRED_TTL - 1)
+    store.bar_calls_of("acme", "parent", "again")
+    clock.advance(BARRED_TTL - 1)
+    assert store.cleanup() == 0
+    child = replace(request(), origin=Origin("child", parent_id="parent"))
+    answer = store.claim(child)
+    assert isinstance(answer, Cancelled)
+    assert answer.record.outcome == b"its caller was cancelled: again"
+    clock.advance(1)
+    assert store.cleanup() == 1

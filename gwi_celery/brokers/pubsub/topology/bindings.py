@@ -25,8 +25,8 @@ class Bindings:
     def note(self, queue: Queue) -> None:
         """Leave a sign of bindings to the exchange of the queue's own name.
 
-        They share a topic and need no subscription, but other connections must know of them. Without a
-        sign a queue counts as bound the way Celery does it, by its name, if it is bound to nothing else.
+        These need no subscription, as queue and exchange share a topic, but other connections must know
+        of them. A queue without a sign or another binding counts as bound by its name, as by Celery.
         """
         name = queue.spec.name
         own = queue.bound.get(name, set()) if self._paths.topic(name) == queue.topic else set()

@@ -13,20 +13,21 @@ from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology.paths import Paths
 from gwi_celery.errors import ConfigurationError
 
-#: Seconds: Pub/Sub's shortest, for subscriptions of queues that come and go.
+#: Seconds without a reader after which a temporary queue's subscription expires: Pub/Sub's shortest.
 EXPIRATION = 86400
 #: Seconds: Pub/Sub's default of how long a subscription keeps messages.
 RETENTION = 7 * 86400
-#: Seconds: Pub/Sub's longest. Somebody has to look into a dead letter before it is over.
+#: Seconds for which a dead letter is kept: Pub/Sub's longest, as somebody has to look into it meanwhile.
 DEAD_RETENTION = 31 * 86400
 #: Seconds: Pub/Sub's shortest ack deadline, and the one that gcloud gives by default.
 _SHORTEST_DEADLINE = 10.0
-#: Deliveries counted by Pub/Sub itself before it forwards: its most. Ours come first, with a reason.
+#: Deliveries after which Pub/Sub itself dead-letters, without a reason: its maximum, so that ours come
+#: first.
 _FORWARD_AFTER = 100
 
 
 class Desired:
-    """As one connection's options want them."""
+    """Subscriptions as one connection's options want them."""
 
     def __init__(self, options: PubSubOptions, paths: Paths) -> None:
         self._options = options
@@ -34,7 +35,7 @@ class Desired:
 
     @property
     def dead_kept(self) -> float:
-        """Seconds that a dead letter's subscription keeps messages."""
+        """Seconds for which a dead letter's subscription keeps messages."""
         # Google's emulator takes 7 days at most.
         return (self._options.retention or RETENTION) if self._options.lax else DEAD_RETENTION
 
@@ -51,7 +52,7 @@ class Desired:
         ]
 
     def subscriptions(self, spec: QueueSpec, topic: str) -> Iterator[tuple[int, Any]]:
-        """(lowest priority, subscription) of each level, from the lowest: that is the queue's own."""
+        """(lowest priority, subscription) of each level. The lowest is first: the queue's own."""
         levels = self.levels(spec)
         for n, (level, path, _) in enumerate(levels):
             wanted = self.subscription(spec, topic)
@@ -124,6 +125,7 @@ class Desired:
         return deadline if self._options.managed else min(deadline, _SHORTEST_DEADLINE)
 
     def max_deliveries(self, spec: QueueSpec) -> int:
+        """Attempts at a message before the dead letter; 0: no limit."""
         own = spec.max_deliveries
         return self._options.max_deliveries if own is None else own
 

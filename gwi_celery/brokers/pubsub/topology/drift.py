@@ -1,4 +1,4 @@
-"""Drift: what exists, against what the options want. It is repaired, or refused with both values."""
+"""Drift is what differs between what exists and what the options want: it is repaired, or an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _seconds(duration: Any) -> str:
     return f"{duration.seconds + duration.nanos / 1e9:g} s"
 
 
-#: Field -> how it reads.
+#: Field -> its value as text.
 _COMPARED: dict[str, Any] = {
     "topic": lambda s: s.topic,
     "filter": lambda s: s.filter,
@@ -66,11 +66,11 @@ class Drift:
         self._options = options
         self._paths = paths
         self._desired = desired
-        #: Topics that are as the options want them.
+        #: Paths of topics that are as the options want them.
         self._compared: set[str] = set()
 
     def compare(self, queue: str, wanted: Any, found: Any) -> None:
-        """Drift between configuration and what exists: repaired, or an error that names both."""
+        """Repair drift of a subscription, or raise ConfigurationError with both values."""
         different = {
             name: (text(found), text(wanted))
             for name, text in _COMPARED.items()
@@ -80,7 +80,7 @@ class Drift:
         if labels != dict(found.labels):
             different["labels"] = (str(dict(found.labels)), str(labels))
         if different.keys() == {_KEPT_FOR} and queue.endswith(DEAD_LETTER_SUFFIX):
-            self._keep_longer(wanted)  # an earlier version made it
+            self._keep_longer(wanted)  # an earlier version created it
             return
         if not different:
             return
@@ -93,14 +93,14 @@ class Drift:
         self._update("Subscription", wanted, different)
 
     def _keep_longer(self, dead: Any) -> None:
-        """What only keeps dead letters for longer needs nobody's leave."""
+        """Keep dead letters for longer: that needs no ``repair``."""
         try:
             self._update("Subscription", dead, [_KEPT_FOR])
         except BrokerError as exc:
             logger.warning("%s keeps dead letters for less than 31 days: %s", dead.name, exc)
 
     def _levels_left(self, queue: str) -> str:
-        """Names levels of ``priority_levels`` as it was, which nobody would read from."""
+        """Names levels of a former ``priority_levels``, which nobody would read from."""
         own = self._paths.subscription(queue)
         read = {path for _, path, _ in self._desired.levels(QueueSpec(queue))}
         found = {s.name for s in self._admin.subscriptions() if s.name.startswith(f"{own}~p")}
@@ -108,12 +108,12 @@ class Drift:
         if not left:
             return ""
         return (
-            f"priority_levels was another: once they are drained, delete {', '.join(left)}, which "
+            f"priority_levels was changed: once they are drained, delete {', '.join(left)}, which "
             "nobody reads from any more. "
         )
 
     def compare_topic(self, path: str) -> None:
-        """The same for a topic, as far as the options say anything of topics."""
+        """The same for a topic, in what the options say about topics."""
         options = self._options
         if not (options.managed and (options.kms_key or options.storage_regions or options.labels)):
             return
@@ -177,6 +177,6 @@ class Drift:
 
 
 def _merged_labels(found: Any, wanted: Any) -> dict[str, str]:
-    """As they should be: what others have set stays, and of ours nothing that isn't wanted."""
+    """The labels as they should be: others' stay, and this package's are those wanted."""
     kept = {k: v for k, v in found.labels.items() if not k.startswith("gwi-")}
     return {**kept, **wanted.labels}

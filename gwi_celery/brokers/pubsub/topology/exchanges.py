@@ -16,7 +16,7 @@ from gwi_celery.errors import BrokerError, NotFound
 
 
 class Exchanges:
-    """Those that one connection knows of."""
+    """The exchanges that one connection knows."""
 
     def __init__(
         self, client: Client, admin: Admin, options: PubSubOptions, paths: Paths, drift: Drift
@@ -56,13 +56,13 @@ class Exchanges:
             return type
         if naming.EXCHANGE_LABEL in topic.labels:  # made by another process just now
             return str(topic.labels[naming.EXCHANGE_LABEL])
-        # So far it is a queue's topic only.
+        # So far it is only a queue's topic.
         topic.labels[naming.EXCHANGE_LABEL] = type
         request = pb["UpdateTopicRequest"](topic=topic, update_mask=FieldMask(paths=["labels"]))
         try:
             self._client.persist("UpdateTopic", request, path)
         except BrokerError:
-            if not self._options.lax:  # which can't update a topic's labels
+            if not self._options.lax:  # the emulator can't update a topic's labels
                 raise
         return type
 
@@ -84,11 +84,11 @@ class Exchanges:
         return found or None
 
     def declared(self, name: str) -> bool:
-        """Whether it was declared by this connection."""
+        """Whether this connection declared it."""
         return name in self._declared
 
     def restore(self, name: str) -> bool:
-        """It may be gone: recreate it if this connection declared it; returns whether it did."""
+        """Recreate an exchange that may be gone. False if this connection didn't declare it."""
         self.look_again(name)
         type = self._declared.get(name)
         if type is not None:
@@ -104,7 +104,7 @@ class Exchanges:
         self._declared.pop(name, None)
 
     def delete(self, name: str) -> None:
-        """Delete its topic, and the bindings to it. A queue of its name keeps the topic."""
+        """Delete its topic, and the bindings to it. If a queue has its name, the topic stays."""
         topic, own = self._paths.topic(name), self._paths.subscription(name)
         for subscription in self._admin.subscriptions():
             bound = subscription.topic == topic and "~b" in subscription.name
@@ -115,7 +115,7 @@ class Exchanges:
             self._admin.delete_topic(topic)
 
     def topics(self) -> dict[str, str]:
-        """Path -> the name of each exchange's topic."""
+        """Path of each exchange's topic -> the exchange's name."""
         names = {}
         for topic in self._admin.topics():
             name = self._paths.name_of(topic.name, topic.labels)

@@ -1,4 +1,4 @@
-"""Creates the topics and subscriptions of queues while other processes create and delete them, too."""
+"""Creates the topics and subscriptions of queues, while other processes create and delete them too."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gwi_celery.brokers.pubsub.topology.paths import Paths
 from gwi_celery.brokers.pubsub.topology.sources import Queue
 from gwi_celery.errors import NotFound
 
-#: Seconds after joining a queue of others' for which their messages are left to them.
+#: Seconds after joining another connection's queue for which older messages are left to other readers.
 _SPARED = 60.0
-#: Seconds by which our clock may be ahead of Google's, where old messages are told from new ones.
+#: Seconds by which this machine's clock may be ahead of Google's when old messages are told from new.
 _SKEW = 2.0
 
 
 class Making:
-    """For one connection. ``make_dead_letter`` makes that of the queue it is given."""
+    """For one connection. ``make_dead_letter`` creates the dead letter of the queue it is given."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Making:
                 self._drift.compare(name, wanted, found)
 
     def temporary(self, queue: Queue, *, first: bool) -> None:
-        """Create a temporary queue; ``first``: this connection didn't know it."""
+        """Create or join a temporary queue; ``first``: this connection didn't know it."""
         wanted = self._desired.subscription(queue.spec, queue.topic)
         wanted.labels[naming.MAKER_LABEL] = uuid.uuid4().hex
         made = self._create_temporary(wanted)
@@ -79,7 +79,7 @@ class Making:
             queue.spared_until = 0.0 if made else time.time() + _SPARED
 
     def binding(self, queue: Queue, exchange: str, type: str, key: str) -> None:
-        """Make the subscription of a binding. Raises NotFound if the exchange's topic is missing."""
+        """Create the subscription of a binding. Raises NotFound if the exchange's topic is missing."""
         name = queue.spec.name
         wanted = self._desired.binding(queue.spec, exchange, type, key)
         if self._admin.create_subscription(wanted):
@@ -89,7 +89,7 @@ class Making:
                 queue.since = self._beginning()
             return
         found = self._admin.get_subscription(wanted.name)
-        if found is None:  # it was of an exchange that was deleted
+        if found is None:  # it belonged to an exchange that was deleted
             self._admin.create_subscription(wanted)
         else:
             self._drift.compare(name, wanted, found)
@@ -105,22 +105,22 @@ class Making:
             return self._admin.create_subscription(wanted)
 
     def _take_over(self, queue: Queue, wanted: Any) -> bool:
-        """Deal with an existing subscription of that name; returns whether this connection made it."""
+        """Use an existing subscription of that name; returns whether this connection created it."""
         found = self._admin.get_subscription(wanted.name)
         if found is None:  # its topic was deleted, or another process deleted it just now
             return self._create_temporary(wanted)
         if found.topic != wanted.topic:
             raise exists_to_stay(queue.spec.name)
-        # Ours if the call that made it took effect, but wasn't answered, and was made again.
+        # Ours if the call that created it took effect, but its answer was lost and it was retried.
         maker = wanted.labels.get(naming.MAKER_LABEL)
         return maker is not None and found.labels.get(naming.MAKER_LABEL) == maker
 
     def _beginning(self) -> float:
-        """Skip what was published before now: the queue begins here.
+        """The time from which messages are the queue's: what was published earlier is skipped.
 
-        The emulator gives a new subscription a topic's retained messages; and one that a killed
-        process left behind may hold what was meant for that one.
+        The emulator gives a new subscription a topic's retained messages, and a subscription that a
+        killed process left behind may hold messages for that process.
         """
-        # The emulator's own times are in whole milliseconds, and its clock is ours.
+        # The emulator's times are in whole milliseconds, by this machine's clock.
         now = int(time.time() * 1000) / 1000
         return now if self._options.lax else now - _SKEW

@@ -7,7 +7,7 @@ import logging
 from gwi_celery import forks
 from gwi_celery.background import Scheduler
 from gwi_celery.brokers.base import Binding, QueueSpec, check_default_binding, dead_letter_queue
-from gwi_celery.brokers.checks import bound_exchange, check_spec
+from gwi_celery.brokers.checks import bound_exchange, check_spec, no_exchange, no_queue
 from gwi_celery.brokers.pubsub.admin import Admin
 from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.brokers.pubsub.options import PubSubOptions
@@ -49,8 +49,9 @@ class Topology:
         self._sources = Sources(options, paths, desired, self.exchanges.type_of)
         self._making = Making(self.admin, options, paths, desired, drift, self.dead_topic)
         self._queues: dict[str, Queue] = {}
+        #: Names of dead letters that are known to exist.
         self._dead: set[str] = set()
-        #: The topic that temporary queues share is known to exist.
+        #: Whether the topic that temporary queues share is known to exist.
         self._shared_topic = False
 
     def subscription(self, queue: str) -> str:
@@ -64,7 +65,7 @@ class Topology:
             self.exchanges.declare(name, type)
 
     def delete_exchange(self, name: str, *, if_unused: bool = False) -> list[str]:
-        """The queues, of those known here, that were bound to it."""
+        """Returns the names of the queues known here that were bound to it."""
         with self._lock:
             if if_unused:
                 self._refuse_if_bound(name)
@@ -78,7 +79,7 @@ class Topology:
             return [queue.spec.name for queue in were_bound]
 
     def _refuse_if_bound(self, exchange: str) -> None:
-        # First, as bindings are listed even while their exchange is too new to be found.
+        # First, because bindings are listed even while their exchange is too new to be found.
         bound = [binding.queue for binding in self.bindings() if binding.exchange == exchange]
         if bound:
             raise NotDeleted(bound_exchange(exchange, bound[0]))
@@ -93,7 +94,7 @@ class Topology:
     # --- queues -------------------------------------------------------------------------------
 
     def declare_queue(self, spec: QueueSpec) -> bool:
-        """False if that is what was known."""
+        """Create the queue, or give it these settings. False if it is known to have them."""
         check_spec(spec)
         with self._lock:
             known = self._queues.get(spec.name)
@@ -200,7 +201,7 @@ class Topology:
         with self._lock:
             type = self.exchanges.type_of(exchange)
             if type is None:
-                raise NotFound(f"there is no exchange {exchange!r}: declare it first")
+                raise no_exchange(exchange)
             found = self._find(queue)
             keys = found.bound.setdefault(exchange, set())
             if routing_key in keys:
@@ -210,7 +211,7 @@ class Topology:
                     self._making.binding(found, exchange, type, routing_key)
                 except NotFound as exc:
                     self.exchanges.look_again(exchange)
-                    raise NotFound(f"there is no exchange {exchange!r}: declare it first") from exc
+                    raise no_exchange(exchange) from exc
             keys.add(routing_key)
             if self._options.managed:
                 self._bindings.note(found)
@@ -226,13 +227,17 @@ class Topology:
                 self.admin.delete_subscription(self._paths.binding(queue, exchange, routing_key))
 
     def bindings(self) -> list[Binding]:
-        """All bindings, other processes' as well; of one name, as far as they were made here."""
-        found = {
-            Binding(name, exchange, key)
-            for name, queue in self._queues.items()
-            for exchange, keys in queue.bound.items()
-            for key in keys
-        }
+        """All bindings, other processes' as well.
+
+        Of others' bindings of a queue to the exchange of its name, only those that have a sign.
+        """
+        with self._lock:
+            found = {
+                Binding(name, exchange, key)
+                for name, queue in self._queues.items()
+                for exchange, keys in queue.bound.items()
+                for key in keys
+            }
         if self._options.managed:
             found.update(self._bindings.all())
         return sorted(found, key=lambda b: (b.queue, b.exchange, b.routing_key))
@@ -243,7 +248,7 @@ class Topology:
         """Path of the topic to publish to. Raises NotFound for a missing exchange."""
         if exchange:
             if self.exchanges.type_of(exchange) is None and self._options.managed:
-                raise NotFound(f"there is no exchange {exchange!r}: declare it first")
+                raise no_exchange(exchange)
             return self._paths.topic(exchange)
         if not routing_key:
             raise NotFound("the default exchange needs a queue's name as the routing key")
@@ -260,8 +265,8 @@ class Topology:
     def reply_topic(self, queue: str) -> str:
         """Path of the topic to publish a reply to; no queue is made for one that nobody waits for.
 
-        Whoever asked made the queue just now, and Pub/Sub may not find it yet. On the topic that such
-        queues share it gets the reply all the same.
+        Whoever asked made the queue just now, so Pub/Sub may not find it yet. On the topic that temporary
+        queues share, the reply reaches it all the same.
         """
         try:
             return self._find(queue).topic
@@ -273,7 +278,7 @@ class Topology:
             return topic
 
     def restore(self, exchange: str, routing_key: str) -> None:
-        """Something known turned out to be gone: recreate it as this connection declared it.
+        """Recreate what turned out to be gone, as this connection declared it.
 
         Somebody deleted it, or an emulator was restarted. What this connection didn't declare is
         forgotten, and looked up again.
@@ -294,7 +299,7 @@ class Topology:
             try:
                 self._make_again(queue)
             except BaseException:
-                # Half of it may be there; what it was bound to must not be forgotten.
+                # It may exist in part; what it was bound to must not be forgotten.
                 queue.broken = True
                 self._queues[routing_key] = queue
                 raise
@@ -352,17 +357,20 @@ class Topology:
                 for binding in self._bindings.of_queue(name):
                     queue.bound.setdefault(binding.exchange, set()).add(binding.routing_key)
                 queue.discovered = True
-            return list(self._sources.of(queue))
+            sources = list(self._sources.of(queue))
+            for source in sources:
+                self._client.first_seen(source.path)
+            return sources
 
     def join(self, name: str) -> None:
-        """This connection reads from the queue."""
+        """This connection begins to read from the queue."""
         with self._lock:
             queue = self._find(name)
             if self._options.managed and queue.spec.temporary and not queue.made:
                 self._readers.join(self._paths.subscription(name))
 
     def leave(self, name: str) -> None:
-        """This connection reads no more: an auto_delete queue is deleted with its last reader."""
+        """This connection stops reading: an auto_delete queue is deleted with its last reader."""
         with self._lock:
             queue = self._queues.get(name)
             if queue is None or not self._options.managed or not queue.spec.temporary:
@@ -371,7 +379,7 @@ class Topology:
             queue.made = False
             if self._readers.leave(self._paths.subscription(name), made=made):
                 if not made:
-                    del self._queues[name]  # what others have bound it to is not known here
+                    del self._queues[name]  # this connection doesn't know what others bound it to
                 self.delete_queue(name)
 
     def rediscover(self, name: str) -> None:
@@ -390,7 +398,7 @@ class Topology:
         else:
             found = self.admin.get_subscription(self._paths.subscription(name))
             if found is None:
-                raise NotFound(f"there is no queue {name!r}: declare it first")
+                raise no_queue(name)
             queue = Queue(spec_of(name, found), found.topic)
         self._queues[name] = queue
         return queue

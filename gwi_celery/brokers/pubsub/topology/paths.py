@@ -9,7 +9,7 @@ from gwi_celery.brokers.pubsub.options import PubSubOptions
 
 
 class Paths:
-    """Those of one project and prefix."""
+    """Paths in one project, with one prefix."""
 
     def __init__(self, options: PubSubOptions) -> None:
         self._options = options
@@ -41,7 +41,7 @@ class Paths:
         return self._path("topics", mapped) if mapped else None
 
     def name_of(self, path: str, labels: Any) -> str | None:
-        """The exchange or queue that a path stands for; None if it is not one of these."""
+        """The exchange or queue that a path stands for; None if it stands for neither."""
         return naming.name_of(self._options.prefix, id_of(path), labels)
 
     def _path(self, kind: str, id: str) -> str:

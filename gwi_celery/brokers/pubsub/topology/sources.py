@@ -25,16 +25,17 @@ class Queue:
     bound: dict[str, set[str]] = field(default_factory=dict)
     #: Whether bindings made by others have been looked for.
     discovered: bool = False
+    #: As :attr:`Source.since`.
     since: float = 0.0
-    #: Keys of bindings to the exchange of its own name, as published for other connections.
+    #: Keys of bindings to the exchange of its own name for which there is a sign.
     noted: set[str] = field(default_factory=set)
-    #: Created by this connection: others may not know it, and it is deleted when this one leaves it.
+    #: Whether this connection created it, and so deletes a temporary one when it leaves.
     made: bool = False
-    #: Until then what is older than ``since`` may be for another reader.
+    #: As :attr:`Source.spared_until`.
     spared_until: float = 0.0
-    #: Declared by this connection, and so its to make again.
+    #: Whether this connection declared it, and so recreates it.
     declared: bool = False
-    #: Recreating it failed half-way.
+    #: Whether recreating it failed half-way.
     broken: bool = False
 
 
@@ -53,15 +54,15 @@ class Source:
     earlier: tuple[tuple[str, str], ...] = ()
     #: Whether the default exchange's messages for the queue come this way.
     own: bool = False
-    #: On its own topic: nothing is known of bindings, so that all of the exchange's are taken.
+    #: On its own topic: whether all of the exchange's messages are taken, as its bindings are unknown.
     anything: bool = False
-    #: Lowest priority, and the one below which it ends.
+    #: Priorities that it takes.
     priorities: range = range(10)
-    #: Published before this, seconds since the epoch: not for this queue, which is younger.
+    #: Seconds since the epoch; what was published earlier is not for this queue, which is younger.
     since: float = 0.0
-    #: Until then, seconds since the epoch, such a message may be for another reader of the queue.
+    #: Seconds since the epoch; until then, what is older than ``since`` may be for another reader.
     spared_until: float = 0.0
-    #: Seconds after its publish that a message is dropped.
+    #: Seconds after which a message is dropped.
     message_ttl: float | None = None
 
     def takes(self, message: wire.Received) -> bool:
@@ -84,7 +85,7 @@ def _any_matches(keys: tuple[tuple[str, str], ...], routing_key: str) -> bool:
 
 
 class Sources:
-    """Those of what one connection knows of. ``exchange_type`` looks an exchange up, if need be."""
+    """The sources of the queues that one connection knows. ``exchange_type`` looks an exchange up."""
 
     def __init__(
         self,
@@ -120,9 +121,7 @@ class Sources:
                 **common,
             )
         for exchange, keys in queue.bound.items():
-            if shares_topic and exchange == name:
-                continue
-            if not self._options.managed:
+            if not self._options.managed or (shares_topic and exchange == name):
                 continue
             ordered = self._typed(exchange, sorted(keys))
             for n, key in enumerate(ordered):

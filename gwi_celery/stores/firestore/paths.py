@@ -1,16 +1,16 @@
-"""Where the store's documents are, and how long they stay.
+"""Where the store's documents are, and when the TTL policy may delete them.
 
 ::
 
     {prefix}/v1/gwi_tenants/{digest of tenant}/
         gwi_locks/{lock id}                      only while the lock is held, or has expired
-        gwi_barred/{digest of task id}           of a cancelled task, whose calls may not begin
+        gwi_barred/{digest of task id}           a cancelled task, whose calls may not begin
         gwi_jobs/{job id}                        the record: idempotency, status, outcome
             gwi_eras/{era}/                      an era is one life of the record, until it expires
                 gwi_steps/{digest of name}       checkpoints
                 gwi_chunks/{id}-{n}              pieces of what is too large for one document
     {prefix}/v1/gwi_actions/{time to go}-{id}    what operators did
-    {prefix}/v1/gwi_limits/settings              what operators have set of limits
+    {prefix}/v1/gwi_limits/settings              limits that operators have changed
     {prefix}/v1/gwi_limits/{limit id}/
         gwi_places/{number}                      only while the place is taken, or its time is over
     {prefix}/v1/gwi_keys/operator                the key that proves who is an operator
@@ -41,15 +41,16 @@ DAY: Final = 86_400 * SECOND
 #: Microseconds after a lock's expiry from which Google may delete its document. Until then its
 #: holder may renew it, unless somebody has taken over.
 LOCK_KEPT: Final = 7 * DAY
-#: The same for a record whose outcome has expired: room for clocks that are wrong.
+#: The same after a record's expiry, as workers' clocks may be wrong.
 JOB_KEPT: Final = 1 * DAY
-#: The same for checkpoints, from their last save; an attempt that loads older ones renews it.
+#: The same for a checkpoint, from its last save; an attempt that loads it later than half of that
+#: extends it.
 STEP_KEPT: Final = 90 * DAY
 
 
 @dataclass(frozen=True)
-class Places:
-    """Names of documents."""
+class Paths:
+    """The documents' names: their paths below the database's root."""
 
     prefix: str
 
@@ -80,7 +81,7 @@ class Places:
         return f"{self.base}/{LIMITS}/{limit_id}"
 
     def place(self, place: str) -> str:
-        """``place``: a limit's id and a number, as a lock's document has it."""
+        """Of a limit's place: ``place`` is the limit's id and a number, as a lock's document has it."""
         limit_id, _, number = place.partition("/")
         return f"{self.limit(limit_id)}/{LIMIT_PLACES}/{number}"
 
@@ -93,7 +94,7 @@ class Places:
         return f"{era_name}/{STEPS}/{digest('step', name)}"
 
 
-# --- when Google may delete them: microseconds by the server's clock, as far as it is known ---------
+# --- when the TTL policy may delete them: microseconds by the server's clock, as far as it is known --
 
 
 def lock_gc_at(client: Client, ttl: float) -> int:
