@@ -1,4 +1,4 @@
-"""What users need in their own tests: emulators, and nodes for pytest-celery.
+"""What users need in their own tests: emulators, twins of Google's services, and nodes for pytest-celery.
 
 Nothing here is imported by the package itself.
 """

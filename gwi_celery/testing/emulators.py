@@ -1,9 +1,9 @@
 """The Pub/Sub and Firestore emulators, found or started.
 
-Each is taken from the first that there is: the one that the environment names
-(``PUBSUB_EMULATOR_HOST``, ``FIRESTORE_EMULATOR_HOST``), the Google Cloud SDK's, started here on a
-free port of loopback, or Docker's image. The SDK's programs are run directly rather than through
-``gcloud``, which would leave the Java process behind when it is stopped. Nothing of them persists.
+The first of these that exists is used: the one that the environment names (``PUBSUB_EMULATOR_HOST``,
+``FIRESTORE_EMULATOR_HOST``), the Google Cloud SDK's, started here on a free port of loopback, or Docker's
+image. The SDK's programs are run directly rather than through ``gcloud``, which would leave the Java
+process behind when it is stopped. Emulators persist nothing.
 
 ::
 
@@ -114,7 +114,7 @@ class Emulator:
         """Its output so far."""
         if self._log is None:
             return ""
-        # os.pread: the file's position is the emulator's to write at.
+        # os.pread leaves the file's position alone: the emulator writes there.
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode("utf-8", "replace")
 
@@ -165,7 +165,7 @@ def start_firestore(*, fresh: bool = False) -> Iterator[Emulator]:
 
 @contextmanager
 def running(emulator: Started) -> Iterator[Started]:
-    """Started, and stopped at the end."""
+    """Start it, and stop it at the end."""
     emulator.start()
     try:
         yield emulator
@@ -231,6 +231,9 @@ _EMULATORS = {
     "firestore": (FIRESTORE_HOST, start_firestore),
 }
 
+#: Exit code for a command that can't be run, as a shell has it.
+NOT_RUN = 127
+
 #: Emulators accept any name: each project is empty at first.
 _DEFAULT_PROJECT = "local"
 
@@ -246,7 +249,10 @@ def main(argv: list[str] | None = None) -> int:
         "--project", default=_DEFAULT_PROJECT, help="GCP_PROJECT_ID (default: %(default)s)"
     )
     parser.add_argument("command", nargs="*", help="run this on them, after --, then stop them")
-    options = parser.parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parser.parse_args(arguments)
+    if "--" in arguments and not options.command:
+        parser.error("write a command after --, or leave -- out")
     variables = {"GCP_PROJECT_ID": options.project}
     with _stoppable(), contextlib.ExitStack() as stack:
         try:
@@ -258,13 +264,23 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         if options.command:
             env = {**os.environ, **variables}
-            return subprocess.run(options.command, check=False, env=env).returncode  # noqa: S603
+            try:
+                done = subprocess.run(options.command, check=False, env=env)  # noqa: S603
+            except OSError as exc:
+                print(f"can't run {options.command[0]}: {exc.strerror}", file=sys.stderr)
+                return NOT_RUN
+            return exit_code(done.returncode)
         for variable, value in variables.items():
             print(f"export {variable}={shlex.quote(value)}")
         print("# Ctrl-C stops them, and what is in them is gone.", flush=True)
         while True:
             signal.pause()
     return 0
+
+
+def exit_code(returncode: int) -> int:
+    """As a shell has it of a command that ended so: 128 and the number of the signal that killed it."""
+    return returncode if returncode >= 0 else 128 - returncode
 
 
 @contextmanager

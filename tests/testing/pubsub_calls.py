@@ -116,6 +116,10 @@ class StreamCall:
             found += next(self._call).received_messages
         return found
 
+    def answer(self) -> Any:
+        """The next one."""
+        return next(self._call)
+
     def end(self) -> GoogleAPICallError:
         """Waits for the server to end it; how."""
         try:

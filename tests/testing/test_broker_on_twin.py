@@ -23,7 +23,7 @@ from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
 from gwi_celery.brokers.pubsub.sweep import sweep
-from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, TooLarge
+from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, NotFound, TooLarge
 from gwi_celery.testing.twin import STRICT, Twin, start_twin
 from tests.contract.brokers import PATIENCE, send, wait_for
 from tests.machine import Stopwatch
@@ -127,6 +127,42 @@ def test_a_queues_topic_may_be_found_later_than_the_queue(connect: Connect, twin
     twin.switch(settle_misses=1)
     other.declare_queue(spec)
     assert other.topology.admin.get_subscription(f"{own.name}~p5").topic == own.topic
+
+
+def test_a_dead_letters_topic_may_be_found_later_than_the_rest(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = connect()
+    broker.declare_queue(QueueSpec("q"))
+    broker.declare_exchange("news", "direct")
+    dead = broker.topology.dead_topic("q")
+    known = {path: until for path, until in broker.client._young.items() if path == dead}
+    monkeypatch.setattr(broker.client, "_young", known)  # all others are old
+    call, missed = broker.client._call_once, iter([True, True])
+
+    def missing(rpc: str, request: Any, *others: Any) -> Any:
+        if rpc == "CreateSubscription" and next(missed, False):
+            raise NotFound(f"{request.dead_letter_policy.dead_letter_topic} does not exist")
+        return call(rpc, request, *others)
+
+    monkeypatch.setattr(broker.client, "_call_once", missing)
+    broker.bind("q", "news", "sports")
+    assert [binding.routing_key for binding in broker.bindings()] == ["sports"]
+
+
+def test_a_queue_that_lost_its_dead_letter_is_repaired(connect: Connect, twin: Twin) -> None:
+    """Pub/Sub takes no policy whose topic doesn't exist."""
+    twin.switch(settle=0, name_rest=0)
+    broker = connect()
+    broker.declare_queue(QueueSpec("q"))
+    path, dead = broker.topology.subscription("q"), broker.topology.dead_topic("q")
+    lost = _subscription(broker, path)
+    lost.ClearField("dead_letter_policy")
+    _update(broker, lost, "dead_letter_policy")
+    broker.topology.admin.delete_subscription(broker.topology.subscription("q.dead"))
+    broker.topology.admin.delete_topic(dead)
+    connect(repair=True).declare_queue(QueueSpec("q"))
+    assert _subscription(broker, path).dead_letter_policy.dead_letter_topic == dead
 
 
 def test_asking_whether_it_answers_costs_no_admin_call(

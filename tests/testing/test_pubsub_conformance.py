@@ -219,6 +219,26 @@ def test_fixed_fields_and_free_ones(calls: Calls) -> None:
         )
 
 
+def test_what_is_refused(calls: Calls) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic)
+    for call in (lambda: calls.ack(sub), lambda: calls.modify(sub, 10)):
+        with pytest.raises(exceptions.InvalidArgument):
+            call()
+    kept = {"message_retention_duration": {"seconds": 1}}
+    with pytest.raises(exceptions.InvalidArgument):
+        calls.publisher.create_topic(request={"name": f"{calls.project}/topics/new", **kept})
+    for config in (
+        {"retry_policy": {"minimum_backoff": {"seconds": 60}, "maximum_backoff": {"seconds": 10}}},
+        {"push_config": {"push_endpoint": "ftp://127.0.0.1/push"}},
+    ):
+        with pytest.raises(exceptions.InvalidArgument):
+            calls.subscription(topic, **config)
+    dead = {"dead_letter_topic": f"{calls.project}/topics/nowhere", "max_delivery_attempts": 5}
+    with pytest.raises(exceptions.NotFound):
+        calls.subscription(topic, dead_letter_policy=dead)
+
+
 def test_a_stream_delivers_and_takes_acks(calls: Calls) -> None:
     topic = calls.topic()
     sub = calls.subscription(topic)

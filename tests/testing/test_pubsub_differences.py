@@ -43,6 +43,8 @@ _QUIET: dict[str, Any] = {
     "faults": 0,
     "transient_acks": 0,
 }
+#: A project that recorded what the service answers.
+_RECORDED = "https://github.com/t-k/fireemu"
 #: Switches without a difference: what they are off, or at 0, is what the emulator does.
 _BY_CHANCE = {
     "short_pulls",
@@ -66,6 +68,8 @@ class Difference:
     emulator: object
     #: Set on the twin, so that nobody waits for minutes.
     switches: dict[str, Any] = field(default_factory=dict)
+    #: Address of what decided it, where that isn't the switch's.
+    source: str = ""
 
 
 def answer(call: Callable[[], Any]) -> str:
@@ -195,6 +199,11 @@ def _two_keys(calls: Calls) -> object:
 def _too_much(calls: Calls) -> object:
     topic = calls.topic()
     return answer(lambda: calls.publish(topic, "x", **{f"a{n}": "x" for n in range(101)}))
+
+
+def _unknown_page(calls: Calls) -> object:
+    request = {"project": calls.project, "page_token": "x"}
+    return answer(lambda: calls.publisher.list_topics(request=request, retry=None, timeout=10))
 
 
 def _busy(calls: Calls) -> object:
@@ -340,6 +349,14 @@ DIFFERENCES = (
     ),
     Difference("limits", "a message with 101 attributes", _too_much, "INVALID_ARGUMENT", "OK"),
     Difference(
+        "limits",
+        "a page token that no list gave",
+        _unknown_page,
+        "INVALID_ARGUMENT",
+        "OK",
+        source=_RECORDED,
+    ),
+    Difference(
         "admin_quota",
         "more admin calls than the quota",
         _busy,
@@ -401,7 +418,8 @@ def table() -> str:
     """Of docs/testing.md; ``python -m tests.testing.test_pubsub_differences`` prints it."""
     known = {**sources(Behaviour), "IAM": _url(iam), "push": _url(push)}
     rows = [
-        f"| {d.what} | {_told(d.twin)} | {_told(d.emulator)} | [`{d.switch}`]({known[d.switch]}) |"
+        f"| {d.what} | {_told(d.twin)} | {_told(d.emulator)} | "
+        f"[`{d.switch}`]({d.source or known[d.switch]}) |"
         for d in DIFFERENCES
     ]
     return "\n".join(["| | Twin | Emulator | Source |", "|---|---|---|---|", *rows])

@@ -7,14 +7,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import grpc
 import pytest
 from google.api_core import exceptions
 from google.auth import jwt
+from google.pubsub_v1 import types
 
-from gwi_celery.testing.twin import LENIENT, STRICT, Twin, start_twin
+from gwi_celery.testing.twin import LENIENT, STRICT, Twin, checks, start_twin
+from gwi_celery.testing.twin.__main__ import main
+from gwi_celery.testing.twin.checks import Refused
+from gwi_celery.testing.twin.world import World
 from tests.machine import Stopwatch
 from tests.testing.pubsub_calls import Calls, Endpoint, bodies
 
@@ -125,6 +130,29 @@ def test_a_stream_that_is_heard_lives_on_but_not_for_ever(
         assert time.monotonic() - began >= 2.0
 
 
+def test_a_stream_without_a_limit_gets_everything(calls: Calls) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic)
+    calls.publish(topic, *"abc")
+    with calls.stream(sub, max_outstanding_messages=-1, max_outstanding_bytes=0) as stream:
+        assert len(stream.messages(3)) == 3
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"stream_ack_deadline_seconds": 9},
+        {"modify_deadline_ack_ids": ["1-1-x"], "modify_deadline_seconds": [-1]},
+        {"modify_deadline_ack_ids": ["1-1-x"], "modify_deadline_seconds": [601]},
+        {"max_outstanding_bytes": 1},
+    ],
+)
+def test_limits_of_a_streams_later_requests(calls: Calls, request_: dict[str, Any]) -> None:
+    with calls.stream(calls.subscription(calls.topic())) as stream:
+        stream.send(**request_)
+        assert isinstance(stream.end(), exceptions.InvalidArgument)
+
+
 def test_a_half_closed_stream_ends(calls: Calls) -> None:
     with calls.stream(calls.subscription(calls.topic())) as stream:
         stream.half_close()
@@ -213,7 +241,14 @@ def test_exactly_once_may_refuse_acks_for_now(calls: Calls, switch: Callable[...
         reasons = {received[0].ack_id: "TRANSIENT_FAILURE_SERVICE_UNAVAILABLE"}
         assert caught.value.metadata == reasons
     switch(transient_acks=0)
-    calls.ack(sub, *received)
+    calls.modify(sub, 0, *received)
+    with calls.stream(sub) as stream:
+        id = stream.messages(1)[0].ack_id
+        for share, field in ((1, "temporary_failed_ack_ids"), (0, "ack_ids")):
+            switch(transient_acks=share)
+            stream.send(ack_ids=[id])
+            confirmed = stream.answer().acknowledge_confirmation
+            assert list(getattr(confirmed, field)) == [id]
 
 
 def test_a_lease_may_end_early(calls: Calls, switch: Callable[..., Any]) -> None:
@@ -225,6 +260,20 @@ def test_a_lease_may_end_early(calls: Calls, switch: Callable[..., Any]) -> None
         assert bodies(calls.pull(sub)) == ["one"]
         assert bodies(calls.pull(sub)) == ["one"]
     assert watch.seconds < 9
+
+
+def test_messages_are_kept_for_the_retention_from_when_they_were_published() -> None:
+    world = World(STRICT.changed(settle=0, early_expiry=0), 0)
+    topic = "projects/p/topics/topic"
+    world.create_topic(types.Topic.pb()(name=topic))
+    kept = {"message_retention_duration": {"seconds": 600}}
+    sub = types.Subscription.pb()(name="projects/p/subscriptions/sub", topic=topic, **kept)
+    world.create_subscription(sub)
+    world.publish(topic, [types.PubsubMessage.pb()(data=b"x")])
+    backlog, now = world.subscription(sub.name).backlog, time.time()
+    [entry] = backlog.take(now + 590, 1, lease=10)
+    assert backlog.modify([str(entry.ack_id)], 0, now + 591) == []
+    assert backlog.take(now + 601, 1, lease=10) == []
 
 
 def test_a_retry_policy_delays_expired_leases_too(
@@ -291,10 +340,25 @@ def test_limits_of_a_publish(calls: Calls, messages: list[dict[str, Any]]) -> No
         {"message_retention_duration": {"seconds": 599}},
         {"expiration_policy": {"ttl": {"seconds": 3600}}},
         {"expiration_policy": {"ttl": {"seconds": 86_400}}},  # less than its retention of 7 days
+        {"expiration_policy": {"ttl": {}}},
+        {"retry_policy": {"minimum_backoff": {"seconds": 600, "nanos": 1}}},
+        {"retry_policy": {"minimum_backoff": {"seconds": -1}}},
+        {"retry_policy": {"maximum_backoff": {"seconds": 9}}},  # the minimum is 10 by default
+        {"dead_letter_policy": {"dead_letter_topic": "dead"}},
+        {"push_config": {"push_endpoint": "ftp://example.com/push"}},
+        {"push_config": {"push_endpoint": "http://example.com/push"}},
+        {"push_config": {"push_endpoint": "https:///push"}},
+        {"push_config": {"push_endpoint": "https://[::1/push"}},
+        {
+            "push_config": {"push_endpoint": "https://example.com/push"},
+            "enable_exactly_once_delivery": True,
+        },
         {"labels": {"UPPER": "x"}},
         {"labels": {f"k{n}": "v" for n in range(65)}},
         {"name": "projects/p/subscriptions/ab"},
         {"name": "projects/p/subscriptions/googly"},
+        {"name": "projects/p/topics/subscription"},
+        {"name": "subscription"},
     ],
 )
 def test_limits_of_a_subscription(calls: Calls, config: dict[str, Any]) -> None:
@@ -305,11 +369,107 @@ def test_limits_of_a_subscription(calls: Calls, config: dict[str, Any]) -> None:
         )
 
 
-def test_ack_requests_have_a_limit(calls: Calls) -> None:
+def test_limits_of_a_topic(calls: Calls) -> None:
+    topic = {"name": calls.topic()}
+    for config in ({"message_retention_duration": {"seconds": 599}}, {"labels": {"UPPER": "x"}}):
+        with pytest.raises(exceptions.InvalidArgument):
+            calls.publisher.create_topic(request={"name": f"{calls.project}/topics/new", **config})
+        with pytest.raises(exceptions.InvalidArgument):
+            calls.publisher.update_topic(
+                request={"topic": {**topic, **config}, "update_mask": {"paths": list(config)}}
+            )
+    month = {"message_retention_duration": {"seconds": 31 * 86_400}}
+    calls.publisher.update_topic(
+        request={"topic": {**topic, **month}, "update_mask": {"paths": list(month)}}
+    )
+
+
+def test_a_subscription_has_its_defaults(calls: Calls) -> None:
+    topic, dead = calls.topic(), calls.topic("dead")
+    policies = {"dead_letter_policy": {"dead_letter_topic": dead}, "retry_policy": {}}
+    sub = calls.subscription(topic, **policies)
+    found = calls.subscriber.get_subscription(request={"subscription": sub})
+    assert found.ack_deadline_seconds == 10
+    assert found.message_retention_duration == timedelta(days=7)
+    assert found.expiration_policy.ttl == timedelta(days=31)
+    assert found.dead_letter_policy.max_delivery_attempts == 5
+    pauses = found.retry_policy.minimum_backoff, found.retry_policy.maximum_backoff
+    assert pauses == (timedelta(seconds=10), timedelta(seconds=600))
+    assert (found.state, "push_config" in found) == (found.State.ACTIVE, True)
+
+
+def test_the_topic_of_dead_letters_has_to_exist(calls: Calls) -> None:
+    policy = {"dead_letter_topic": f"{calls.project}/topics/nowhere"}
+    with pytest.raises(exceptions.NotFound, match="nowhere"):
+        calls.subscription(calls.topic(), dead_letter_policy=policy)
+
+
+def test_it_pushes_by_https_and_otherwise_on_this_machine_only(calls: Calls) -> None:
     sub = calls.subscription(calls.topic())
+
+    def push_to(endpoint: str) -> None:
+        push = {"push_endpoint": endpoint}
+        calls.subscriber.modify_push_config(request={"subscription": sub, "push_config": push})
+
+    for endpoint in ("https://example.com/push", "http://127.0.0.1:9/", "http://localhost:9/", ""):
+        push_to(endpoint)
+    with pytest.raises(exceptions.InvalidArgument, match="endpoint=ftp://localhost/push"):
+        push_to("ftp://localhost/push")
+
+
+def test_projects_and_topics_have_room_for_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "MAX_RESOURCES", 2)
+    world = World(STRICT.changed(settle=0), 0)
+
+    def make(kind: str, project: str, number: int, **fields: str) -> None:
+        message = {"topics": types.Topic, "subscriptions": types.Subscription}[kind]
+        made = message.pb()(name=f"projects/{project}/{kind}/name-{number}", **fields)
+        (world.create_topic if kind == "topics" else world.create_subscription)(made)
+
+    for kind, fields in (("topics", {}), ("subscriptions", {"topic": "projects/a/topics/name-0"})):
+        for number in range(2):
+            make(kind, "a", number, **fields)
+        with pytest.raises(Refused, match=f'"{kind}-per-project", current=2, maximum=2') as caught:
+            make(kind, "a", 2, **fields)
+        assert caught.value.status == "RESOURCE_EXHAUSTED"
+    make("topics", "b", 0)
+    with pytest.raises(Refused, match="subscriptions-per-topic"):
+        make("subscriptions", "b", 0, **fields)
+
+
+def test_ack_requests_have_ids_and_a_limit(calls: Calls) -> None:
+    sub = calls.subscription(calls.topic())
+    with pytest.raises(exceptions.InvalidArgument, match="not specified an ack ID"):
+        calls.ack(sub)
+    with pytest.raises(exceptions.InvalidArgument, match="not specified an ack ID"):
+        calls.modify(sub, 10)
     ids = [f"{n:0200}" for n in range(3000)]
     with pytest.raises(exceptions.InvalidArgument, match="524288"):
         calls.subscriber.acknowledge(request={"subscription": sub, "ack_ids": ids})
+
+
+def test_pages_follow_one_another_whatever_is_deleted_meanwhile(calls: Calls) -> None:
+    names = [calls.topic(f"topic-{n}") for n in range(4)]
+    subs = [calls.subscription(names[0], f"sub-{n}") for n in range(4)]
+    listed = (
+        (calls.publisher.list_topics, {"project": calls.project}, "topics", names),
+        (calls.subscriber.list_subscriptions, {"project": calls.project}, "subscriptions", subs),
+        (calls.publisher.list_topic_subscriptions, {"topic": names[0]}, "subscriptions", subs),
+    )
+    tokens = []
+    for call, request, field, found in listed:
+        page = call(request={**request, "page_size": 3})
+        assert [getattr(each, "name", each) for each in getattr(page, field)][:3] == found[:3]
+        tokens.append(next(call(request={**request, "page_size": 3}).pages).next_page_token)
+    calls.publisher.delete_topic(request={"topic": names[2]})
+    request = {"project": calls.project, "page_token": tokens[0]}
+    assert [t.name for t in calls.publisher.list_topics(request=request)] == names[3:]
+    for wrong in ("3", "?", tokens[1]):
+        with pytest.raises(exceptions.InvalidArgument, match="Invalid page token"):
+            calls.publisher.list_topics(request={**request, "page_token": wrong})
+    for size in (-1, 1001):
+        with pytest.raises(exceptions.InvalidArgument, match="page_size"):
+            calls.publisher.list_topics(request={"project": calls.project, "page_size": size})
 
 
 def test_admin_calls_have_a_quota(calls: Calls, switch: Callable[..., Any]) -> None:
@@ -381,6 +541,12 @@ def test_nothing_is_dead_lettered_without_the_service_agents_grants(
     topic, dead = calls.topic(), calls.topic("dead")
     policy = {"dead_letter_topic": dead, "max_delivery_attempts": 5}
     sub, end = calls.subscription(topic, dead_letter_policy=policy), calls.subscription(dead)
+    calls.publish(topic, "poison")
+    for _ in range(5):
+        calls.modify(sub, 0, *calls.pull(sub))
+    forwarded = calls.pull(end)  # without another pull of the source
+    assert bodies(forwarded) == ["poison"]
+    calls.ack(end, *forwarded)
     twin.deny("pubsub.topics.publish", dead, who="agent")
     calls.publish(topic, "poison")
     for _ in range(7):
@@ -502,6 +668,45 @@ def test_an_unknown_switch_or_verb_is_told(twin: Twin) -> None:
         Twin(fault=1)
     with pytest.raises(ValueError, match="there is no projects/p/subscriptions/s"):
         twin.counts("projects/p/subscriptions/s")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--port", "x"], "argument --port: invalid int value: 'x'"),
+        (["--port", "65536"], "--port 65536: write 0 to 65535"),
+        (["--set", "fault=1"], "unknown switch 'fault'; there are: pull_hold, "),
+        (["--set", "faults"], "--set faults: write NAME=VALUE, as faults=0.01"),
+        (["--set", "faults=2"], "faults is 2: write a number from 0 to 1"),
+        (["--set", "settle=-1"], "settle is -1: write a number, 0 or more"),
+        (["--set", "settle=NaN"], "settle is nan: write a number, 0 or more"),
+        (["--set", "admin_quota=0.5"], "admin_quota is 0.5: write a whole number"),
+        (["--set", "limits=1"], "limits is 1: write true or false"),
+        (["--firestore", "localhost"], "--firestore localhost: write HOST:PORT of a Firestore"),
+        (["--port", "0", "--"], "write a command after --, or leave -- out"),
+    ],
+)
+def test_wrong_arguments_are_told_in_a_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert f"error: {said}" in capsys.readouterr().err
+
+
+def test_a_command_that_can_not_be_run_is_told() -> None:
+    """And what the Firestore twin needs is not imported: it would take longer than the rest."""
+    command = [sys.executable, "-X", "importtime", "-m", "gwi_celery.testing.twin", "--port", "0"]
+    done = subprocess.run(
+        [*command, "--", "no-such-command"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 127
+    assert "can't run no-such-command: No such file or directory\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "google.pubsub_v1" in imported
+    assert not [name for name in imported if name.startswith("google.cloud.firestore")]
 
 
 def test_lenient_has_every_switch_of_chance_off() -> None:

@@ -209,9 +209,11 @@ class Client:
             try:
                 return self._call_once(rpc, request, resource, timeout)
             except NotFound:
-                topic = request.topic if rpc == "CreateSubscription" else resource
+                settled = max(
+                    self._young.get(each, 0.0) for each in _looked_up(rpc, request, resource)
+                )
                 pause = pauses.next()
-                if time.monotonic() + pause > self._young.get(topic, 0.0):
+                if time.monotonic() + pause > settled:
                     raise
             time.sleep(pause)
 
@@ -395,6 +397,15 @@ def _unary(rpc: str, channel: Any) -> Any:
         request_serializer=_serialize,
         response_deserializer=answer.FromString,
     )
+
+
+def _looked_up(rpc: str, request: Any, resource: str) -> tuple[str, ...]:
+    """What a call needs to exist."""
+    if rpc == "CreateSubscription":
+        return request.topic, request.dead_letter_policy.dead_letter_topic
+    if rpc == "UpdateSubscription":
+        return resource, request.subscription.dead_letter_policy.dead_letter_topic
+    return (resource,)
 
 
 def not_ready(exc: Any) -> bool:

@@ -1,9 +1,9 @@
 """A strict twin of Google Pub/Sub: what its documentation promises, rather than what its emulator does.
 
-A server in a process of its own, without Java, to which Google's clients and this package connect by
+A server in its own process, without Java, to which Google's clients and this package connect by
 ``PUBSUB_EMULATOR_HOST``. It holds pulls and strands what an abandoned one takes, closes streams, applies
-filters, forgets what was just created, redelivers early, refuses what the service refuses, counts
-what it would bill, and can be cut off: each a switch of :class:`Behaviour`, with its source.
+filters, forgets what was just created, redelivers early, and refuses what the service refuses: each is a
+switch of :class:`Behaviour`, with its source. It counts what would be billed, and can be cut off.
 
 ::
 
@@ -18,7 +18,8 @@ By hand: ``python -m gwi_celery.testing.twin --port 8085``.
 
 Left out:
 
-- snapshots, schemas, ingestion and export subscriptions, message transforms
+- snapshots, schemas, ingestion and export subscriptions, message transforms, detached subscriptions
+- acked messages that are retained, so a seek into the past brings none of them
 - IAM policies that differ by account, and conditions: :meth:`Twin.deny` denies a permission to all
 - more than one region, and quotas of bytes
 - of Firestore: contention by what is really contended (ABORTED comes by chance), transactions that
@@ -70,8 +71,8 @@ FIRESTORE_VARIABLES: tuple[str, ...] = (FIRESTORE_HOST,)
 _CONTROL = "/gwi.testing.Twin/Control"
 
 
-class _Steered(Emulator):
-    """A twin as a process. Its verbs raise ValueError for arguments that it doesn't know."""
+class _TwinProcess(Emulator):
+    """A twin in its own process. Its verbs raise ValueError for arguments that it doesn't take."""
 
     def __init__(
         self,
@@ -133,11 +134,11 @@ class _Steered(Emulator):
         return found
 
 
-class Twin(_Steered):
+class Twin(_TwinProcess):
     """A twin of Pub/Sub; its switches are those of :class:`Behaviour`."""
 
     def __init__(self, port: int | None = None, *, lenient: bool = False, **switches: Any) -> None:
-        LENIENT.changed(**switches)  # an unknown one is told here
+        LENIENT.changed(**switches)  # raises ValueError, before a process is started
         options = ["--lenient"] if lenient else []
         super().__init__("twin", PUBSUB_VARIABLES, port, *options, **switches)
 
@@ -150,7 +151,7 @@ class Twin(_Steered):
         return self._do("counts", subscription=subscription)
 
     def certificates(self) -> dict[str, str]:
-        """Key id -> PEM of what signs the tokens of pushes; none before the first token."""
+        """Key id -> PEM certificate of what signs push tokens; empty before the first token."""
         return self._do("certificates")
 
     def deny(self, permission: str, resource: str = "*", who: str = "caller") -> None:
@@ -171,7 +172,7 @@ class Twin(_Steered):
         self._do("disable", disabled=disabled)
 
 
-class FirestoreTwin(_Steered):
+class FirestoreTwin(_TwinProcess):
     """A twin of Firestore, before an emulator; its switches are those of :class:`FirestoreBehaviour`."""
 
     def __init__(

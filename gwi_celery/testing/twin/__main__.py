@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 
+from gwi_celery.testing.emulators import NOT_RUN, exit_code
 from gwi_celery.testing.twin import FIRESTORE_VARIABLES, PUBSUB_VARIABLES
 from gwi_celery.testing.twin.behaviour import (
     FIRESTORE_LENIENT,
@@ -21,11 +23,14 @@ from gwi_celery.testing.twin.behaviour import (
     STRICT,
     SomeSwitches,
 )
-from gwi_celery.testing.twin.server import FirestoreServer, PubSubServer, Server
+from gwi_celery.testing.twin.server import Server
+
+_LAST_PORT = 65_535
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a twin until Ctrl-C or SIGTERM, or for as long as a command takes."""
+    arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="python -m gwi_celery.testing.twin",
         description="A Pub/Sub server for tests that behaves as Google documents its own.",
@@ -41,28 +46,42 @@ def main(argv: list[str] | None = None) -> int:
         "--firestore", metavar="HOST:PORT", help="be a proxy for the Firestore emulator there"
     )
     parser.add_argument("command", nargs="*", help="after --: run this against the twin, then stop")
-    options = parser.parse_args(argv)
-    address, seed = f"{options.host}:{options.port}", options.seed
-    server: Server
+    options = parser.parse_args(arguments)
+    if not 0 <= options.port <= _LAST_PORT:
+        parser.error(f"--port {options.port}: write 0 to {_LAST_PORT}")
+    if "--" in arguments and not options.command:
+        parser.error("write a command after --, or leave -- out")
     try:
-        if options.firestore:
-            variables = FIRESTORE_VARIABLES
-            strict = _switched(
-                FIRESTORE_LENIENT if options.lenient else FIRESTORE_STRICT, options.set
-            )
-            server = FirestoreServer(address, strict, seed, options.firestore)
-        else:
-            variables = PUBSUB_VARIABLES
-            server = PubSubServer(
-                address, _switched(LENIENT if options.lenient else STRICT, options.set), seed
-            )
+        server = _server(options)
     except ValueError as exc:
         parser.error(str(exc))
+    variables = FIRESTORE_VARIABLES if options.firestore else PUBSUB_VARIABLES
     try:
         return asyncio.run(_run(server, options.host, variables, options.command))
     except RuntimeError as exc:
         print(f"{exc}: choose another --port, or 0 for any", file=sys.stderr)
         return 1
+
+
+def _server(options: argparse.Namespace) -> Server:
+    """Raises ValueError. Imports Google's types for the wanted twin only: they take long to load."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"{host}:{options.port}"
+    if options.firestore is None:
+        from gwi_celery.testing.twin.pubsub import PubSubServer
+
+        behaviour = _switched(LENIENT if options.lenient else STRICT, options.set)
+        return PubSubServer(address, behaviour, options.seed)
+    if not re.fullmatch(r".+:\d+", options.firestore):
+        raise ValueError(
+            f"--firestore {options.firestore}: write HOST:PORT of a Firestore emulator"
+        )
+    from gwi_celery.testing.twin.firestore import FirestoreServer
+
+    of_firestore = _switched(
+        FIRESTORE_LENIENT if options.lenient else FIRESTORE_STRICT, options.set
+    )
+    return FirestoreServer(address, of_firestore, options.seed, options.firestore)
 
 
 def _switched(behaviour: SomeSwitches, settings: list[str]) -> SomeSwitches:
@@ -89,9 +108,13 @@ async def _run(server: Server, host: str, variables: tuple[str, ...], command: l
             print("# Ctrl-C stops it.", flush=True)
             await stopping.wait()
             return 0
-        process = await asyncio.create_subprocess_exec(
-            *command, env={**os.environ, **dict.fromkeys(variables, endpoint)}
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, env={**os.environ, **dict.fromkeys(variables, endpoint)}
+            )
+        except OSError as exc:
+            print(f"can't run {command[0]}: {exc.strerror}", file=sys.stderr)
+            return NOT_RUN
         ended = asyncio.ensure_future(process.wait())
         await asyncio.wait(
             [ended, asyncio.ensure_future(stopping.wait())],
@@ -100,7 +123,7 @@ async def _run(server: Server, host: str, variables: tuple[str, ...], command: l
         if not ended.done():
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        return await ended
+        return exit_code(await ended)
     finally:
         await server.stop()
 

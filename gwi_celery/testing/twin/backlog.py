@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gwi_celery.testing.twin.behaviour import Behaviour
+from gwi_celery.testing.twin.checks import seconds as seconds_of
 
 _NEVER = float("inf")
-#: Shortest and longest pause, seconds, of a retry policy by default.
-_BACKOFF = (10.0, 600.0)
 
 
 @dataclass(eq=False)
@@ -36,7 +35,7 @@ class Entry:
     done: bool = False
     #: Notified when it is settled or its lease has run out.
     holder: Callable[[Entry], None] | None = None
-    #: Grows with each change of state, so that outdated entries of the heaps can be told.
+    #: Grows with each change of state, so that outdated entries of the heaps are recognized.
     turn: int = 0
 
 
@@ -55,7 +54,7 @@ class Counts:
 @dataclass
 class Backlog:
     behaviour: Behaviour
-    #: google.pubsub.v1.Subscription
+    #: google.pubsub.v1.Subscription, with its defaults filled in.
     config: Any
     #: Gives a message to the dead letter topic; False if that can't be done.
     forward: Callable[[Entry], bool]
@@ -168,7 +167,7 @@ class Backlog:
         """Whether it was delivered as often as the dead letter policy allows, and is forwarded."""
         if not self.attempts_counted:
             return False
-        most = self.config.dead_letter_policy.max_delivery_attempts or 5
+        most = self.config.dead_letter_policy.max_delivery_attempts
         if entry.deliveries < most or not self.forward(entry):
             return False
         self.counts.forwarded += 1
@@ -176,8 +175,7 @@ class Backlog:
         return True
 
     def _too_old(self, entry: Entry, now: float) -> bool:
-        kept = self.config.message_retention_duration.seconds or 7 * 86400
-        return now - entry.published > kept
+        return now - entry.published > seconds_of(self.config.message_retention_duration)
 
     # --- acks ---------------------------------------------------------------------------------
 
@@ -275,6 +273,8 @@ class Backlog:
         for each in again:
             self._unlease(each)
             each.done = False
+            if each is entry and self._given_up(each):
+                continue
             wait = self._backoff(each) if backoff and each is entry else 0.0
             self._make_ready(each, now + wait if wait else 0.0)
         self.wake()
@@ -282,9 +282,8 @@ class Backlog:
     def _backoff(self, entry: Entry) -> float:
         if not self.config.HasField("retry_policy"):
             return 0.0
-        policy = self.config.retry_policy
-        shortest = _seconds(policy, "minimum_backoff", _BACKOFF[0])
-        longest = _seconds(policy, "maximum_backoff", _BACKOFF[1])
+        shortest = seconds_of(self.config.retry_policy.minimum_backoff)
+        longest = seconds_of(self.config.retry_policy.maximum_backoff)
         return float(min(shortest * 2 ** min(entry.deliveries - 1, 30), longest))
 
     def _forget_done(self, entry: Entry) -> None:
@@ -306,10 +305,3 @@ class Backlog:
             self._keys[key].remove(entry)
             if not self._keys[key]:
                 del self._keys[key]
-
-
-def _seconds(policy: Any, name: str, default: float) -> float:
-    if not policy.HasField(name):
-        return default
-    value = getattr(policy, name)
-    return float(value.seconds + value.nanos / 1e9)

@@ -7,10 +7,27 @@ Google's emulator does. Durations are in seconds, rates from 0 to 1.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar, get_type_hints
+from sys import maxsize
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, get_type_hints
 
 SomeSwitches = TypeVar("SomeSwitches", bound="Switches")
+#: How often something happens, from 0 (never) to 1 (always).
+Rate: TypeAlias = Annotated[float, "rate"]
+
+
+def _is_number(value: Any, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most
+
+
+#: Kind of a switch -> (which values it takes, whether this is one).
+_KINDS: Final[dict[Any, tuple[str, Callable[[Any], bool]]]] = {
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    int: ("a whole number", lambda value: isinstance(value, int) and _is_number(value, maxsize)),
+    float: ("a number, 0 or more", lambda value: _is_number(value, maxsize)),
+    Rate: ("a number from 0 to 1", lambda value: _is_number(value, 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -18,15 +35,14 @@ class Switches:
     """What all sets of switches can do."""
 
     def changed(self: SomeSwitches, **switches: Any) -> SomeSwitches:
-        """With other values. Raises ValueError for an unknown switch or a value of another type."""
-        kinds = get_type_hints(type(self))
+        """With other values. Raises ValueError for an unknown switch, or for a value it doesn't take."""
+        kinds = get_type_hints(type(self), include_extras=True)
         for name, value in switches.items():
             if name not in kinds:
                 raise ValueError(f"unknown switch {name!r}; there are: {', '.join(kinds)}")
-            number = kinds[name] is not bool and isinstance(value, (int, float))
-            number = number and not isinstance(value, bool)
-            if not (isinstance(value, bool) if kinds[name] is bool else number):
-                raise ValueError(f"{name} is {value!r}: write a {kinds[name].__name__}")
+            takes, fits = _KINDS[kinds[name]]
+            if not fits(value):
+                raise ValueError(f"{name} is {value!r}: write {takes}")
         return dataclasses.replace(self, **switches)
 
 
@@ -42,10 +58,10 @@ class Behaviour(Switches):
     abandoned_pulls_take: bool = True
     #: Share of pulls with ``return_immediately`` that answer empty although there is a backlog.
     #: https://cloud.google.com/pubsub/docs/reference/rest/v1/projects.subscriptions/pull
-    immediate_empty: float = 0.3
+    immediate_empty: Rate = 0.3
     #: Share of pulls that return fewer messages than asked for, although there are more.
     #: https://cloud.google.com/pubsub/docs/pull#unary_pull
-    short_pulls: float = 0.2
+    short_pulls: Rate = 0.2
 
     #: Streams stop at ``max_outstanding_messages`` and ``max_outstanding_bytes``.
     #: https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1#streamingpullrequest
@@ -66,7 +82,7 @@ class Behaviour(Switches):
     settle: float = 2.0
     #: Share of those calls that find it missing.
     #: https://github.com/googleapis/google-cloud-go/issues/9723
-    settle_misses: float = 0.5
+    settle_misses: Rate = 0.5
     #: For as long after its first topic a project may refuse others (INVALID_ARGUMENT): it isn't ready.
     #: https://github.com/hashicorp/terraform-provider-google/issues/4349
     projects_settle: bool = True
@@ -76,7 +92,7 @@ class Behaviour(Switches):
 
     #: Share of leases that end early, after a third of their time.
     #: https://cloud.google.com/pubsub/docs/lease-management
-    early_expiry: float = 0.002
+    early_expiry: Rate = 0.002
     #: A retry policy delays messages whose lease expired too, not only nacked ones.
     #: https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff
     retry_on_expiry: bool = True
@@ -85,12 +101,12 @@ class Behaviour(Switches):
     ordered_redelivery: bool = True
     #: Share of ack ids that an exactly-once subscription refuses for now (TRANSIENT_FAILURE_...).
     #: https://cloud.google.com/pubsub/docs/exactly-once-delivery
-    transient_acks: float = 0.01
+    transient_acks: Rate = 0.01
     #: A publish request takes one ordering key only (FAILED_PRECONDITION).
     #: https://github.com/yoshidan/google-cloud-rust/issues/226
     one_ordering_key: bool = True
 
-    #: Sizes, counts and forms of names, labels, attributes and requests.
+    #: What ``checks.py`` refuses: sizes, counts, and the values that settings and requests may have.
     #: https://cloud.google.com/pubsub/quotas#resource_limits
     limits: bool = True
     #: Admin calls a minute, before RESOURCE_EXHAUSTED; 0: any number.
@@ -103,12 +119,12 @@ class Behaviour(Switches):
 
     #: Share of calls that fail with UNAVAILABLE or INTERNAL, half of them after they took effect.
     #: https://cloud.google.com/pubsub/docs/reference/error-codes
-    faults: float = 0.001
+    faults: Rate = 0.001
     #: Publish too may fail after it took effect, so that trying again makes a second message.
     #: https://cloud.google.com/pubsub/docs/retry-requests
     published_twice: bool = True
     #: Every call ends as gRPC ends it whose credentials were revoked: UNAVAILABLE, before it is sent.
-    #: Off, as the only one: it can't be survived, and must be told.
+    #: Off by default, alone among the switches: no caller survives it, each has to report it.
     #: https://github.com/googleapis/google-auth-library-python/blob/main/google/auth/transport/grpc.py
     revoked: bool = False
     #: Added to each call: the way to a region.
@@ -119,24 +135,28 @@ class Behaviour(Switches):
 class FirestoreBehaviour(Switches):
     """The switches of a Firestore twin: a proxy for Google's emulator."""
 
-    #: A query without an index in the package's ``firestore.indexes.json`` fails (FAILED_PRECONDITION).
+    #: A query or count without an index in the package's ``firestore.indexes.json`` fails
+    #: (FAILED_PRECONDITION).
     #: https://cloud.google.com/firestore/docs/query-data/index-overview
     indexes: bool = True
+    #: Share of queries whose first answer reports progress: a ``read_time``, and no document.
+    #: https://cloud.google.com/firestore/docs/reference/rpc/google.firestore.v1#runqueryresponse
+    progress: Rate = 0.1
     #: The admin calls report indexes and TTL policies as ready; else as still being made.
     #: https://cloud.google.com/firestore/docs/query-data/indexing
     ready: bool = True
     #: Share of commits that are ABORTED without effect, as under contention.
     #: https://cloud.google.com/firestore/docs/understand-error-codes
-    aborted: float = 0.005
+    aborted: Rate = 0.005
     #: Share of commits and reads that fail with UNAVAILABLE, half of the commits after they took effect.
     #: https://cloud.google.com/firestore/docs/understand-error-codes
-    faults: float = 0.002
+    faults: Rate = 0.002
     #: Share of commits that fail with DEADLINE_EXCEEDED after they took effect.
     #: https://cloud.google.com/firestore/docs/understand-error-codes
-    late: float = 0.002
+    late: Rate = 0.002
     #: Share of calls that find a quota used up (RESOURCE_EXHAUSTED).
     #: https://cloud.google.com/firestore/quotas
-    exhausted: float = 0.0005
+    exhausted: Rate = 0.0005
     #: A listen stream is closed after this long; 0: never.
     #: https://cloud.google.com/firestore/docs/query-data/listen
     listen_life: float = 300.0
@@ -169,5 +189,11 @@ LENIENT: Final = Behaviour(
 
 FIRESTORE_STRICT: Final = FirestoreBehaviour()
 FIRESTORE_LENIENT: Final = FirestoreBehaviour(
-    indexes=False, aborted=0.0, faults=0.0, late=0.0, exhausted=0.0, listen_life=0.0
+    indexes=False,
+    progress=0.0,
+    aborted=0.0,
+    faults=0.0,
+    late=0.0,
+    exhausted=0.0,
+    listen_life=0.0,
 )

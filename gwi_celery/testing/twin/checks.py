@@ -1,11 +1,14 @@
-"""Pub/Sub's limits on names, labels, attributes and sizes, as
-https://cloud.google.com/pubsub/quotas#resource_limits and
-https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names state them."""
+"""What Pub/Sub refuses: https://cloud.google.com/pubsub/quotas#resource_limits has the limits, and
+https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names the form of names.
+
+What no page of Google's states was recorded from the service by https://github.com/t-k/fireemu.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 from gwi_celery.testing.twin.filters import FilterError, parse
 
@@ -14,13 +17,28 @@ MAX_PUBLISH, MAX_ACK_REQUEST = 10_000_000, 524_288
 MAX_MESSAGES = 1000
 MAX_ATTRIBUTES, MAX_KEY, MAX_VALUE, MAX_ORDERING_KEY = 100, 256, 1024, 1024
 MAX_LABELS = 64
+#: Topics of a project, and its subscriptions; also subscriptions of a topic.
+MAX_RESOURCES = 10_000
+MAX_PAGE = 1000
 _DAY = 86_400
+#: Seconds: the shortest and longest retention, and the default.
+_RETENTION, _DEFAULT_RETENTION = (600, 31 * _DAY), 7 * _DAY
+#: Seconds until a subscription that nobody uses expires, by default.
+_EXPIRATION = 31 * _DAY
+#: The shortest and longest pause of a retry policy by default, seconds. The second is also the limit.
+_BACKOFF = (10, 600)
+#: Fewest and most deliveries before the dead letter; the first is the default.
+_DELIVERIES = (5, 100)
+#: google.pubsub.v1.Subscription.State
+_ACTIVE = 1
 
 _NAME = re.compile(
-    r"projects/[^/]+/(?:topics|subscriptions|snapshots)/(?!goog)[A-Za-z][\w.~+%-]{2,254}"
+    r"projects/[^/]+/(topics|subscriptions)/(?!goog)[A-Za-z][\w.~+%-]{2,254}", re.ASCII
 )
 _LABEL_KEY = re.compile(r"[a-z\u00df-\U0010ffff][\w-]{0,62}")
 _LABEL_VALUE = re.compile(r"[\w-]{0,63}")
+#: The twin pushes without TLS to this machine, where the service pushes to nobody.
+_LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1")
 
 
 class Refused(Exception):
@@ -34,43 +52,93 @@ class Refused(Exception):
         self.status = status
 
 
-def name(path: str) -> None:
-    if not _NAME.fullmatch(path):
+def name(path: str, kind: str) -> None:
+    """``kind``: ``topics`` or ``subscriptions``."""
+    found = _NAME.fullmatch(path)
+    if found is None or found[1] != kind:
         raise Refused(f"Invalid resource name given (name={path}).")
 
 
-def labels(found: Any) -> None:
-    if len(found) > MAX_LABELS:
-        raise Refused(f"There are {len(found)} labels: at most {MAX_LABELS}.")
-    for key, value in found.items():
-        sound = _LABEL_KEY.fullmatch(key) and _LABEL_VALUE.fullmatch(value)
-        if not sound or (key + value).lower() != key + value:
-            raise Refused(f"The label {key}={value} is invalid.")
+def topic(wanted: Any) -> None:
+    _labels(wanted.labels)
+    if wanted.HasField("message_retention_duration"):
+        _retention(seconds(wanted.message_retention_duration))
 
 
 def subscription(wanted: Any) -> None:
-    if wanted.ack_deadline_seconds and not 10 <= wanted.ack_deadline_seconds <= 600:
+    """Of one whose defaults are filled in."""
+    _labels(wanted.labels)
+    if not 10 <= wanted.ack_deadline_seconds <= 600:
         raise Refused("ack_deadline_seconds: 10 to 600.")
-    retention = wanted.message_retention_duration.seconds or 7 * _DAY
-    if not 600 <= retention <= 31 * _DAY:
-        raise Refused("message_retention_duration: 10 minutes to 31 days.")
-    ttl = wanted.expiration_policy.ttl.seconds
-    if ttl and (ttl < _DAY or ttl < retention):
-        raise Refused("expiration_policy.ttl: a day at least, and no less than the retention.")
-    policy = wanted.dead_letter_policy
-    attempts = policy.max_delivery_attempts or 5
-    if policy.dead_letter_topic and not 5 <= attempts <= 100:
-        raise Refused("max_delivery_attempts: 5 to 100.")
+    retention = seconds(wanted.message_retention_duration)
+    _retention(retention)
+    if wanted.expiration_policy.HasField("ttl"):
+        ttl = seconds(wanted.expiration_policy.ttl)
+        if ttl < max(_DAY, retention):
+            raise Refused("expiration_policy.ttl: a day at least, and no less than the retention.")
+    dead = wanted.dead_letter_policy
+    if dead.dead_letter_topic:
+        name(dead.dead_letter_topic, "topics")
+        if not _DELIVERIES[0] <= dead.max_delivery_attempts <= _DELIVERIES[1]:
+            raise Refused("max_delivery_attempts: 5 to 100.")
     if wanted.HasField("retry_policy"):
-        shortest, longest = wanted.retry_policy.minimum_backoff, wanted.retry_policy.maximum_backoff
-        if max(shortest.seconds, longest.seconds) > 600:
+        shortest = seconds(wanted.retry_policy.minimum_backoff)
+        longest = seconds(wanted.retry_policy.maximum_backoff)
+        if min(shortest, longest) < 0 or max(shortest, longest) > _BACKOFF[1]:
             raise Refused("retry_policy: 0 to 600 seconds.")
-    if wanted.enable_exactly_once_delivery and wanted.push_config.push_endpoint:
-        raise Refused("Exactly-once delivery is for pull subscriptions.")
+        if longest < shortest:  # recorded
+            raise Refused(
+                f"The specified maximum_backoff {longest:g}s cannot be smaller than minimum_backoff "
+                f"{shortest:g}s."
+            )
+    push(wanted.push_config, exactly_once=wanted.enable_exactly_once_delivery)
     try:
         parse(wanted.filter)
     except FilterError as exc:
         raise Refused(f"Invalid filter: {exc}") from exc
+
+
+def fill_in(wanted: Any) -> None:
+    """The defaults of a subscription, with which the service answers.
+
+    https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1#subscription
+    """
+    wanted.ack_deadline_seconds = wanted.ack_deadline_seconds or 10
+    if not wanted.HasField("message_retention_duration"):
+        wanted.message_retention_duration.seconds = _DEFAULT_RETENTION
+    if not wanted.HasField("expiration_policy"):
+        wanted.expiration_policy.ttl.seconds = _EXPIRATION
+    if wanted.HasField("retry_policy"):
+        for field, default in zip(("minimum_backoff", "maximum_backoff"), _BACKOFF, strict=True):
+            if not wanted.retry_policy.HasField(field):
+                getattr(wanted.retry_policy, field).seconds = default
+    if wanted.dead_letter_policy.dead_letter_topic:
+        dead = wanted.dead_letter_policy
+        dead.max_delivery_attempts = dead.max_delivery_attempts or _DELIVERIES[0]
+    wanted.push_config.SetInParent()
+    wanted.state = _ACTIVE
+
+
+def push(wanted: Any, *, exactly_once: bool) -> None:
+    """Where it is pushed to: https://cloud.google.com/pubsub/docs/create-push-subscription"""
+    if not wanted.push_endpoint:
+        return
+    try:
+        url = urlsplit(wanted.push_endpoint)
+        host = url.hostname or ""
+    except ValueError:
+        host = ""
+    if not host or not (url.scheme == "https" or (url.scheme == "http" and _near(host))):
+        raise Refused(
+            f"Invalid push endpoint given (endpoint={wanted.push_endpoint}). It must be an https:// URL "
+            "(or, for the twin, an http:// URL on this machine)."
+        )
+    if exactly_once:
+        raise Refused("Exactly-once delivery is for pull subscriptions.")
+
+
+def _near(host: str) -> bool:
+    return _LOOPBACK.fullmatch(host) is not None
 
 
 def publish(request: Any) -> None:
@@ -104,5 +172,46 @@ def one_ordering_key(request: Any) -> None:
 
 
 def ack_request(request: Any) -> None:
+    """Without ids: https://github.com/googleapis/nodejs-pubsub/pull/1194"""
+    if not request.ack_ids:
+        raise Refused("You have not specified an ack ID in the request.")
     if request.ByteSize() > MAX_ACK_REQUEST:
         raise Refused(f"Request payload size exceeds the limit: {MAX_ACK_REQUEST} bytes.")
+
+
+def page_size(wanted: int) -> None:
+    """Recorded."""
+    if not 0 <= wanted <= MAX_PAGE:
+        raise Refused(
+            f"The value for page_size is out of bounds. You passed {wanted} in the request, but the "
+            f"value must be between 0 and {MAX_PAGE}."
+        )
+
+
+def room(kind: str, number: int) -> None:
+    """Whether one more may be made. ``kind``: ``topics-per-project``, for one."""
+    if number >= MAX_RESOURCES:
+        raise Refused(
+            f'Your project has exceeded a limit: (type="{kind}", current={number}, '
+            f"maximum={MAX_RESOURCES}).",
+            "RESOURCE_EXHAUSTED",
+        )
+
+
+def seconds(duration: Any) -> float:
+    """Of a google.protobuf.Duration."""
+    return float(duration.seconds + duration.nanos / 1e9)
+
+
+def _labels(found: Any) -> None:
+    if len(found) > MAX_LABELS:
+        raise Refused(f"There are {len(found)} labels: at most {MAX_LABELS}.")
+    for key, value in found.items():
+        sound = _LABEL_KEY.fullmatch(key) and _LABEL_VALUE.fullmatch(value)
+        if not sound or (key + value).lower() != key + value:
+            raise Refused(f"The label {key}={value} is invalid.")
+
+
+def _retention(found: float) -> None:
+    if not _RETENTION[0] <= found <= _RETENTION[1]:
+        raise Refused("message_retention_duration: 10 minutes to 31 days.")

@@ -248,7 +248,7 @@ class CloudRun:
         except TimeoutError:
             return 504
         except (OSError, http.client.HTTPException):
-            return 503  # it has gone
+            return 503  # the instance has ended
         finally:
             connection.close()
             self._release(instance)
@@ -259,7 +259,7 @@ class CloudRun:
 
         kind, _, token = authorization.partition(" ")
         if kind.lower() != "bearer":
-            return 403, ""  # nobody: not an invoker
+            return 403, ""  # anonymous
         try:
             claims = jwt.decode(
                 token, certs=self._certificates(), audience=self._audience or self.url
@@ -288,7 +288,7 @@ def _handler(service: CloudRun) -> type[BaseHTTPRequestHandler]:
             headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
             status = service.answer(self.command, self.path, headers, body)
             service.answers.append(status)
-            with contextlib.suppress(OSError):  # who asked has gone
+            with contextlib.suppress(OSError):  # the client has disconnected
                 self.send_response(status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()

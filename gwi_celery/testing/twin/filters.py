@@ -21,7 +21,7 @@ _TOKEN = re.compile(
 
 
 class FilterError(ValueError):
-    """The filter isn't one."""
+    """The text is not a valid filter."""
 
 
 def parse(text: str) -> Predicate:

@@ -6,16 +6,20 @@ It forwards every call as bytes, and parses only what it counts or checks.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections import Counter
+from math import ceil
 from typing import Any
 
 import grpc
 from google.cloud.firestore_v1 import types
 
 from gwi_celery.firestore import indexes
+from gwi_celery.testing.twin import firestore_admin
 from gwi_celery.testing.twin.behaviour import FirestoreBehaviour
 from gwi_celery.testing.twin.checks import Refused
+from gwi_celery.testing.twin.server import Server
 
 _SERVICE = "/google.firestore.v1.Firestore/"
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -25,7 +29,10 @@ _SERVER_STREAMS = frozenset({"BatchGetDocuments", "RunQuery", "RunAggregationQue
 _CommitRequest: Any = types.CommitRequest.pb()
 _RunQueryRequest: Any = types.RunQueryRequest.pb()
 _RunQueryResponse: Any = types.RunQueryResponse.pb()
+_CountRequest: Any = types.RunAggregationQueryRequest.pb()
+_CountResponse: Any = types.RunAggregationQueryResponse.pb()
 _BatchGetResponse: Any = types.BatchGetDocumentsResponse.pb()
+_ListenResponse: Any = types.ListenResponse.pb()
 
 _Operator: Any = types.StructuredQuery.FieldFilter.Operator
 #: Filters that one field of an index serves, whatever follows it, and how that field is indexed. An "in"
@@ -35,7 +42,7 @@ _KINDS = {
     int(_Operator.IN): {"order": "ASCENDING"},
     int(_Operator.ARRAY_CONTAINS): {"arrayConfig": "CONTAINS"},
 }
-_ORDERS = {1: "ASCENDING", 2: "DESCENDING"}
+_ORDERS = {0: "ASCENDING", 1: "ASCENDING", 2: "DESCENDING"}
 
 #: USD for each document read, written and deleted, in a multi-region:
 #: https://cloud.google.com/firestore/pricing
@@ -89,17 +96,29 @@ class FirestoreProxy(grpc.GenericRpcHandler):  # grpc has no types
         request = await context.read()
         self._refuse_before(name, request)
         if name in _SERVER_STREAMS:
-            async for answer in self._channel.unary_stream(_SERVICE + name)(
-                request, metadata=metadata
-            ):
-                self._count_read(name, answer)
-                await context.write(answer)
+            answers = self._channel.unary_stream(_SERVICE + name)(request, metadata=metadata)
+            await self._pass_on(name, answers, context)
             return
         answer = await self._channel.unary_unary(_SERVICE + name)(request, metadata=metadata)
         if name == "Commit":
             self._count_written(request)
             self._refuse_after()
         await context.write(answer)
+
+    async def _pass_on(self, name: str, answers: Any, context: Any) -> None:
+        """Forward the answers to a read, and count what it is billed: one document at least."""
+        progress = name == "RunQuery" and self._chance(self.behaviour.progress)
+        read = 0
+        async for answer in answers:
+            if progress:
+                progress = False
+                at = _RunQueryResponse.FromString(answer).read_time
+                await context.write(_RunQueryResponse(read_time=at).SerializeToString())
+            billed = _documents_read(name, answer)
+            read += billed
+            self.documents["reads"] += billed
+            await context.write(answer)
+        self.documents["reads"] += not read
 
     async def _join(self, name: str, context: Any, metadata: Any) -> None:
         """Forward both directions until one ends, or the stream is too old."""
@@ -112,6 +131,9 @@ class FirestoreProxy(grpc.GenericRpcHandler):  # grpc has no types
 
         async def back() -> None:
             async for answer in call:
+                if name == "Listen":
+                    changed = _ListenResponse.FromString(answer).HasField("document_change")
+                    self.documents["reads"] += changed
                 await context.write(answer)
 
         ways = [asyncio.ensure_future(there()), asyncio.ensure_future(back())]
@@ -139,10 +161,9 @@ class FirestoreProxy(grpc.GenericRpcHandler):  # grpc has no types
             raise Refused("The service is temporarily unavailable.", "UNAVAILABLE")
         if self._chance(behaviour.exhausted):
             raise Refused("Quota exceeded.", "RESOURCE_EXHAUSTED")
-        if name == "RunQuery" and behaviour.indexes:
-            query = _RunQueryRequest.FromString(request).structured_query
-            if not served(query):
-                raise Refused("The query requires an index.", "FAILED_PRECONDITION")
+        query = _query_of(name, request) if behaviour.indexes else None
+        if query is not None and not served(query):
+            raise Refused("The query requires an index.", "FAILED_PRECONDITION")
 
     def _refuse_after(self) -> None:
         if self._chance(self.behaviour.faults * 0.5):
@@ -150,19 +171,48 @@ class FirestoreProxy(grpc.GenericRpcHandler):  # grpc has no types
         if self._chance(self.behaviour.late):
             raise Refused("The deadline passed before the answer.", "DEADLINE_EXCEEDED")
 
-    # --- costs --------------------------------------------------------------------------------
-
-    def _count_read(self, name: str, answer: bytes) -> None:
-        if name == "BatchGetDocuments":
-            # A document that isn't there is billed as well.
-            response = _BatchGetResponse.FromString(answer)
-            self.documents["reads"] += bool(response.missing or response.HasField("found"))
-        elif name == "RunQuery":
-            self.documents["reads"] += _RunQueryResponse.FromString(answer).HasField("document")
-
     def _count_written(self, request: bytes) -> None:
         for write in _CommitRequest.FromString(request).writes:
             self.documents["deletes" if write.delete else "writes"] += 1
+
+
+def _documents_read(name: str, answer: bytes) -> int:
+    """How many documents an answer is billed as: https://cloud.google.com/firestore/pricing#operations"""
+    if name == "BatchGetDocuments":
+        found = _BatchGetResponse.FromString(answer)
+        return bool(found.missing or found.HasField("found"))  # one that is missing, too
+    if name == "RunQuery":
+        return int(_RunQueryResponse.FromString(answer).HasField("document"))
+    counted = _CountResponse.FromString(answer).result.aggregate_fields.values()
+    number = sum(int(each.integer_value) for each in counted)
+    return max(ceil(number / 1000), 1)
+
+
+def _query_of(name: str, request: bytes) -> Any:
+    """The structured query of a query or a count; None of another request."""
+    if name == "RunQuery":
+        return _RunQueryRequest.FromString(request).structured_query
+    if name == "RunAggregationQuery":
+        return _CountRequest.FromString(request).structured_aggregation_query.structured_query
+    return None
+
+
+class FirestoreServer(Server):
+    def __init__(
+        self, address: str, behaviour: FirestoreBehaviour, seed: int, emulator: str
+    ) -> None:
+        super().__init__(address)
+        self._proxy = FirestoreProxy(emulator, behaviour, seed)
+
+    def handlers(self) -> list[Any]:
+        return [firestore_admin.handler(lambda: self._proxy.behaviour.ready), self._proxy]
+
+    def _do_switch(self, **switches: Any) -> dict[str, Any]:
+        self._proxy.behaviour = self._proxy.behaviour.changed(**switches)
+        return dataclasses.asdict(self._proxy.behaviour)
+
+    def _do_cost(self) -> dict[str, Any]:
+        return self._proxy.report()
 
 
 def served(query: Any) -> bool:

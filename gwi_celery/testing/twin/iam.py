@@ -38,7 +38,7 @@ PERMISSIONS = {
 }
 #: Who asks, and Pub/Sub's own service agent, which dead-letters.
 CALLER, AGENT = "caller", "agent"
-#: Kind of resource -> the role that lets the agent dead-letter, and what of it is looked at.
+#: Kind of resource -> the role by which the agent may dead-letter, and the permission that it gives.
 _AGENTS = {
     "topics": ("roles/pubsub.publisher", "pubsub.topics.publish"),
     "subscriptions": ("roles/pubsub.subscriber", "pubsub.subscriptions.consume"),
@@ -73,7 +73,7 @@ class Rights:
         """Raises Refused if the caller may not."""
         resource = resource_of(rpc, request)
         if self.disabled:
-            raise _ApiDisabled(resource.split("/")[1])
+            raise _ApiDisabled(resource.partition("/")[2].partition("/")[0])
         for permission, on in [(PERMISSIONS[rpc], resource), *_besides(rpc, request)]:
             if not self.has(permission, on):
                 text = "User not authorized to perform this action."
@@ -89,7 +89,8 @@ class Rights:
 
     def policy(self, request: Any) -> Any:
         """GetIamPolicy: what the service agent is granted there."""
-        kind, path = request.resource.split("/")[2], request.resource
+        path = request.resource
+        kind = "topics" if "/topics/" in path else "subscriptions"
         if not self.has(f"pubsub.{kind}.getIamPolicy", path):
             raise Refused("User not authorized to perform this action.", "PERMISSION_DENIED")
         role, permission = _AGENTS[kind]
@@ -128,7 +129,7 @@ def error_info(
 
 
 def resource_of(rpc: str, request: Any) -> str:
-    """What a call's permission is looked for on."""
+    """The resource on which a call's permission is checked."""
     if rpc in ("CreateTopic", "CreateSubscription"):
         return str("/".join(request.name.split("/")[:2]))
     for field in ("topic", "subscription", "project"):
@@ -139,7 +140,7 @@ def resource_of(rpc: str, request: Any) -> str:
 
 
 def _besides(rpc: str, request: Any) -> Iterator[tuple[str, str]]:
-    """(permission, resource) that a call needs elsewhere."""
+    """The permissions that a call needs on other resources: (permission, resource)."""
     if rpc == "CreateSubscription":
         yield "pubsub.topics.attachSubscription", request.topic
     push = {

@@ -1,7 +1,7 @@
-"""Cloud Monitoring, as far as it tells what waits in a subscription: ``ListTimeSeries`` of two metrics.
+"""The part of Cloud Monitoring that measures backlogs: ``ListTimeSeries`` of two metrics.
 
 https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-pubsub: each subscription is measured every 60
-seconds. Needs the package google-cloud-monitoring, as who asks does.
+seconds. It needs the package google-cloud-monitoring, which its clients have.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Measured:
 
 
 class Metrics:
-    """Measures the subscriptions of a world, and tells what was measured last."""
+    """Measures all subscriptions, and answers with the last measurement."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -71,7 +71,7 @@ class Metrics:
         }
 
     def handler(self) -> Any:
-        """gRPC's; messages are bytes until the first call, as their classes take long to load."""
+        """gRPC's handler. It parses messages itself, as their classes take long to import."""
         method = grpc.unary_unary_rpc_method_handler(self._answer)
         return grpc.method_handlers_generic_handler(_SERVICE, {_RPC: method})
 

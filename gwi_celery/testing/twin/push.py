@@ -78,8 +78,8 @@ class Pusher:
             status = await asyncio.get_running_loop().run_in_executor(
                 self._threads, self._post, subscription, entry
             )
-        except OSError:
-            status = 0
+        except (OSError, http.client.HTTPException, ValueError):
+            status = 0  # no answer, or no URL that can be asked
         finally:
             state[0] -= 1
         now = time.time()
@@ -108,8 +108,6 @@ class Pusher:
                 "POST", f"{path}?{endpoint.query}" if endpoint.query else path, body, headers
             )
             return connection.getresponse().status
-        except http.client.HTTPException:
-            return 0
         finally:
             connection.close()
 

@@ -7,8 +7,9 @@ https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from google.pubsub_v1 import types
 from gwi_celery.testing.twin import checks
 from gwi_celery.testing.twin.checks import Refused
 from gwi_celery.testing.twin.iam import PERMISSIONS, error_info
-from gwi_celery.testing.twin.streams import Stream
+from gwi_celery.testing.twin.streams import Stream, check_deadline
 from gwi_celery.testing.twin.world import Subscription, World
 
 _PAGE = 100
@@ -48,7 +49,8 @@ class Service:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._ghosts: set[asyncio.Task[None]] = set()
+        #: Pulls that their clients gave up on, and that still take messages.
+        self._abandoned: set[asyncio.Task[None]] = set()
 
     def handlers(self) -> list[Any]:
         requests = {
@@ -160,13 +162,14 @@ class Service:
         return _Empty()
 
     async def ListTopics(self, request: Any) -> Any:
-        found = _of_project(self.world.topics, request.project)
-        page, token = _page(found, request)
-        return _pb("ListTopicsResponse")(topics=[t.config for t in page], next_page_token=token)
+        page, token = self._page(self.world.topics, f"{request.project}/topics/", request)
+        topics = [self.world.topics[name].config for name in page]
+        return _pb("ListTopicsResponse")(topics=topics, next_page_token=token)
 
     async def ListTopicSubscriptions(self, request: Any) -> Any:
         names = [s.config.name for s in self.world.topic(request.topic).subscriptions]
-        return _pb("ListTopicSubscriptionsResponse")(subscriptions=names)
+        page, token = self._page(names, "projects/", request)
+        return _pb("ListTopicSubscriptionsResponse")(subscriptions=page, next_page_token=token)
 
     async def Publish(self, request: Any) -> Any:
         world = self.world
@@ -194,18 +197,27 @@ class Service:
         return _Empty()
 
     async def ListSubscriptions(self, request: Any) -> Any:
-        found = _of_project(self.world.subscriptions, request.project)
-        page, token = _page(found, request)
-        configs = [s.config for s in page]
+        known = self.world.subscriptions
+        page, token = self._page(known, f"{request.project}/subscriptions/", request)
+        configs = [known[name].config for name in page]
         return _pb("ListSubscriptionsResponse")(subscriptions=configs, next_page_token=token)
 
+    def _page(self, found: Iterable[str], under: str, request: Any) -> tuple[list[str], str]:
+        """The names under ``under`` that follow those of the page before, and the next page's token."""
+        if self.world.behaviour.limits:
+            checks.page_size(request.page_size)
+        last = _last_of(request.page_token, under)
+        left = sorted(name for name in found if name.startswith(under) and name > last)
+        page = left[: min(max(request.page_size, 0) or _PAGE, checks.MAX_PAGE)]
+        return page, _token(page[-1]) if len(page) < len(left) else ""
+
     async def ModifyPushConfig(self, request: Any) -> Any:
-        found = self.world.subscription(request.subscription)
-        found.config.push_config.CopyFrom(request.push_config)
-        found.backlog.wake()
+        self.world.modify_push_config(request)
         return _Empty()
 
     async def Seek(self, request: Any) -> Any:
+        if not request.HasField("time"):
+            raise Refused("The twin seeks to a time only.")
         found = self.world.subscription(request.subscription)
         found.backlog.seek(request.time.seconds + request.time.nanos / 1e9)
         return _pb("SeekResponse")()
@@ -226,9 +238,9 @@ class Service:
             return self._pulled(found, await self._hold(found, most, ends))
         except asyncio.CancelledError:
             if behaviour.abandoned_pulls_take:
-                ghost = asyncio.ensure_future(self._haunt(found, most, ends))
-                self._ghosts.add(ghost)
-                ghost.add_done_callback(self._ghosts.discard)
+                going_on = asyncio.ensure_future(self._lease_to_nobody(found, most, ends))
+                self._abandoned.add(going_on)
+                going_on.add_done_callback(self._abandoned.discard)
             raise
 
     async def _hold(self, found: Subscription, most: int, ends: float) -> list[Any]:
@@ -242,8 +254,8 @@ class Service:
                 return taken
             await found.backlog.wait(now, ends - now)
 
-    async def _haunt(self, found: Subscription, most: int, ends: float) -> None:
-        """Lease the messages of an abandoned pull to nobody."""
+    async def _lease_to_nobody(self, found: Subscription, most: int, ends: float) -> None:
+        """Go on with a pull that its client gave up on."""
         try:
             await self._hold(found, most, ends)
         except Refused:
@@ -270,7 +282,7 @@ class Service:
         if self.world.behaviour.limits:
             checks.ack_request(request)
         found = self.world.subscription(request.subscription)
-        ids, refused = self._refused_for_now(found, request.ack_ids)
+        ids, refused = self.world.refused_for_now(found, request.ack_ids)
         _refuse(found, found.backlog.ack(ids, time.time()), refused)
         return _Empty()
 
@@ -281,15 +293,9 @@ class Service:
             raise Refused("ack_deadline_seconds: 0 to 600.")
         found = self.world.subscription(request.subscription)
         seconds = request.ack_deadline_seconds
-        ids, refused = self._refused_for_now(found, request.ack_ids)
+        ids, refused = self.world.refused_for_now(found, request.ack_ids)
         _refuse(found, found.backlog.modify(ids, seconds, time.time()), refused)
         return _Empty()
-
-    def _refused_for_now(self, found: Subscription, ack_ids: Any) -> tuple[list[str], list[str]]:
-        """Ids that are looked at, and those that an exactly-once subscription does nothing with."""
-        share = self.world.behaviour.transient_acks if found.backlog.exactly_once else 0.0
-        refused = [id for id in ack_ids if self.world.dice.random() < share] if share else []
-        return [id for id in ack_ids if id not in refused], refused
 
     async def StreamingPull(self, requests: Any, context: Any) -> None:
         try:
@@ -297,8 +303,7 @@ class Service:
             if first is grpc.aio.EOF:
                 return
             await self._enter("StreamingPull", first)
-            if not 10 <= first.stream_ack_deadline_seconds <= 600:
-                raise Refused("stream_ack_deadline_seconds: 10 to 600.")
+            check_deadline(first)
             found = self._pullable(first.subscription)
             await Stream(self.world, found, first, context).run()
         except Refused as exc:
@@ -327,11 +332,17 @@ async def _abort(context: Any, exc: Refused) -> None:
     await context.abort(getattr(grpc.StatusCode, exc.status), str(exc), exc.trailing)
 
 
-def _of_project(found: dict[str, Any], project: str) -> list[Any]:
-    return [found[path] for path in sorted(found) if path.startswith(f"{project}/")]
+def _token(name: str) -> str:
+    """Of the page that follows the one whose last name this is."""
+    return base64.urlsafe_b64encode(name.encode()).decode()
 
 
-def _page(found: list[Any], request: Any) -> tuple[list[Any], str]:
-    start = int(request.page_token or 0)
-    end = start + min(request.page_size or _PAGE, 1000)
-    return found[start:end], str(end) if end < len(found) else ""
+def _last_of(token: str, under: str) -> str:
+    """The name in a token; "" without one. Raises Refused for what no answer of that call held."""
+    try:
+        name = base64.b64decode(token, b"-_", validate=True).decode()
+    except ValueError:
+        name = ""
+    if token and not name.startswith(under):
+        raise Refused(f"Invalid page token given (token={token}).")
+    return name

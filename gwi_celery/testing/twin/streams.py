@@ -18,6 +18,12 @@ _NEVER = float("inf")
 _BATCH = 100
 #: Seconds between two checks for what no event signals: silence, age, a deletion.
 _LOOK = 0.25
+_FIRST_ONLY = (
+    "subscription",
+    "max_outstanding_messages",
+    "max_outstanding_bytes",
+    "protocol_version",
+)
 
 _Response: Any = types.StreamingPullResponse.pb()
 
@@ -29,8 +35,8 @@ class Stream:
         self._context = context
         self._lease = first.stream_ack_deadline_seconds
         controlled = world.behaviour.flow_control
-        self._most = (controlled and first.max_outstanding_messages) or _NEVER
-        self._most_bytes = (controlled and first.max_outstanding_bytes) or _NEVER
+        self._most = _limit(controlled, first.max_outstanding_messages)
+        self._most_bytes = _limit(controlled, first.max_outstanding_bytes)
         self._outstanding: dict[Entry, int] = {}
         self._confirmations: list[Any] = []
         self._answers: asyncio.Queue[tuple[float, Any]] = asyncio.Queue()
@@ -123,32 +129,47 @@ class Stream:
             self._heard = time.time()
             self._take_in(request)
             request = await self._context.read()
-            if request is not grpc.aio.EOF and (
-                request.subscription or request.max_outstanding_messages
-            ):
-                raise Refused("The subscription and flow control are of the first request only.")
+            if request is not grpc.aio.EOF and any(getattr(request, name) for name in _FIRST_ONLY):
+                raise Refused(f"Of the first request only: {', '.join(_FIRST_ONLY)}.")
 
     def _take_in(self, request: Any) -> None:
         if len(request.modify_deadline_seconds) != len(request.modify_deadline_ack_ids):
             raise Refused("modify_deadline_seconds: one for each of modify_deadline_ack_ids.")
+        if not all(0 <= seconds <= 600 for seconds in request.modify_deadline_seconds):
+            raise Refused("modify_deadline_seconds: 0 to 600.")
         backlog, now = self._subscription.backlog, time.time()
         if request.stream_ack_deadline_seconds:
+            check_deadline(request)
             self._lease = request.stream_ack_deadline_seconds
-        stale = backlog.ack(request.ack_ids, now)
-        late: list[str] = []
-        for ack_id, seconds in zip(
-            request.modify_deadline_ack_ids, request.modify_deadline_seconds, strict=True
-        ):
-            late += backlog.modify([ack_id], seconds, now)
+        acked, acks_for_now = self._world.refused_for_now(self._subscription, request.ack_ids)
+        stale = backlog.ack(acked, now)
+        changes = dict(
+            zip(request.modify_deadline_ack_ids, request.modify_deadline_seconds, strict=True)
+        )
+        changed, changes_for_now = self._world.refused_for_now(self._subscription, changes)
+        late = [id for id in changed if backlog.modify([id], changes[id], now)]
         if not backlog.exactly_once:
             return
         if request.ack_ids:
-            good = [i for i in request.ack_ids if i not in stale]
-            self._confirm("acknowledge_confirmation", good, stale)
-        if request.modify_deadline_ack_ids:
-            good = [i for i in request.modify_deadline_ack_ids if i not in late]
-            self._confirm("modify_ack_deadline_confirmation", good, late)
+            self._confirm("acknowledge_confirmation", acked, stale, acks_for_now)
+        if changes:
+            self._confirm("modify_ack_deadline_confirmation", changed, late, changes_for_now)
         backlog.wake()
 
-    def _confirm(self, name: str, good: list[str], bad: list[str]) -> None:
-        self._confirmations.append(_Response(**{name: {"ack_ids": good, "invalid_ack_ids": bad}}))
+    def _confirm(self, name: str, ids: list[str], bad: list[str], for_now: list[str]) -> None:
+        told = {
+            "ack_ids": [id for id in ids if id not in bad],
+            "invalid_ack_ids": bad,
+            "temporary_failed_ack_ids": for_now,
+        }
+        self._confirmations.append(_Response(**{name: told}))
+
+
+def check_deadline(request: Any) -> None:
+    if not 10 <= request.stream_ack_deadline_seconds <= 600:
+        raise Refused("stream_ack_deadline_seconds: 10 to 600.")
+
+
+def _limit(controlled: bool, stated: int) -> float:
+    """As the request states it: none, if it isn't above 0."""
+    return stated if controlled and stated > 0 else _NEVER

@@ -1,4 +1,4 @@
-"""OIDC tokens as Google makes them for pushes, signed with a key of the twin's own."""
+"""OIDC tokens as Google makes them for pushes, signed with the twin's own key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KEY_ID = "twin"
 
 
 class Tokens:
-    """Makes them when first asked: that needs the package ``cryptography``."""
+    """The key is made with the first token; that needs the package ``cryptography``."""
 
     def __init__(self) -> None:
         self._signer: Any = None

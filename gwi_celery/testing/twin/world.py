@@ -24,12 +24,9 @@ DELETED_TOPIC = "_deleted-topic_"
 _FORWARDED = "CloudPubSubDeadLetterSource"
 #: Fields of a subscription that can't be changed.
 _FIXED = ("name", "topic", "filter", "enable_message_ordering")
-#: Seconds until an unused subscription expires by default.
-_EXPIRATION = 31 * 86_400
 
 _Message: Any = types.PubsubMessage.pb()
 _Received: Any = types.ReceivedMessage.pb()
-_Subscription: Any = types.Subscription.pb()
 
 
 @dataclass
@@ -82,12 +79,14 @@ class World:
     # --- finding ------------------------------------------------------------------------------
 
     def topic(self, path: str) -> Topic:
+        checks.name(path, "topics")
         found = self.topics.get(path)
         if found is None or self._unsettled(found.made):
             raise Refused(f"Resource not found (resource={_id(path)}).", "NOT_FOUND")
         return found
 
     def subscription(self, path: str) -> Subscription:
+        checks.name(path, "subscriptions")
         found = self.subscriptions.get(path)
         if found is not None and self._expired(found):
             self.delete_subscription(path)
@@ -112,11 +111,9 @@ class World:
             )
 
     def _expired(self, subscription: Subscription) -> bool:
-        config = subscription.config
-        ttl = config.expiration_policy.ttl.seconds
-        if config.HasField("expiration_policy") and not ttl:
-            return False  # never
-        return time.time() - subscription.used > (ttl or _EXPIRATION)
+        policy = subscription.config.expiration_policy
+        unused = time.time() - subscription.used
+        return policy.HasField("ttl") and unused > checks.seconds(policy.ttl)
 
     def count_admin_call(self) -> None:
         """Raises Refused once a minute's quota is used up."""
@@ -136,17 +133,21 @@ class World:
     # --- topics -------------------------------------------------------------------------------
 
     def create_topic(self, config: Any) -> Any:
-        if self.behaviour.limits:
-            checks.name(config.name)
-            checks.labels(config.labels)
+        checks.name(config.name, "topics")
         self._check_project(config.name.split("/")[1], config.name)
         self._claim_name(config.name, self.topics)
+        if self.behaviour.limits:
+            checks.topic(config)
+            checks.room("topics-per-project", _in_project(self.topics, config.name))
         self.topics[config.name] = Topic(config, time.time())
         return config
 
     def update_topic(self, request: Any) -> Any:
         found = self.topic(request.topic.name)
-        _update(found.config, request.topic, request.update_mask.paths, fixed=("name",))
+        wanted = _updated(found.config, request.topic, request.update_mask.paths, fixed=("name",))
+        if self.behaviour.limits:
+            checks.topic(wanted)
+        found.config.CopyFrom(wanted)
         return found.config
 
     def delete_topic(self, path: str) -> None:
@@ -159,13 +160,15 @@ class World:
     # --- subscriptions ------------------------------------------------------------------------
 
     def create_subscription(self, config: Any) -> Any:
-        if self.behaviour.limits:
-            checks.name(config.name)
-            checks.labels(config.labels)
-            checks.subscription(config)
+        checks.name(config.name, "subscriptions")
+        checks.fill_in(config)
         topic = self.topic(config.topic)
+        self._check_subscription(config)
         self._claim_name(config.name, self.subscriptions)
-        config.ack_deadline_seconds = config.ack_deadline_seconds or 10
+        if self.behaviour.limits:
+            number = _in_project(self.subscriptions, config.name)
+            checks.room("subscriptions-per-project", number)
+            checks.room("subscriptions-per-topic", len(topic.subscriptions))
         now = time.time()
         made = Subscription(
             config,
@@ -180,15 +183,31 @@ class World:
 
     def update_subscription(self, request: Any) -> Any:
         found = self.subscription(request.subscription.name)
-        wanted = _Subscription()
-        wanted.CopyFrom(found.config)
-        _update(wanted, request.subscription, request.update_mask.paths, fixed=_FIXED)
-        if self.behaviour.limits:
-            checks.labels(wanted.labels)
-            checks.subscription(wanted)
+        paths = request.update_mask.paths
+        wanted = _updated(found.config, request.subscription, paths, fixed=_FIXED)
+        checks.fill_in(wanted)
+        self._check_subscription(wanted)
         found.config.CopyFrom(wanted)
         found.backlog.wake()
         return found.config
+
+    def modify_push_config(self, request: Any) -> None:
+        found = self.subscription(request.subscription)
+        if self.behaviour.limits:
+            checks.push(request.push_config, exactly_once=found.backlog.exactly_once)
+        found.config.push_config.CopyFrom(request.push_config)
+        found.backlog.wake()
+
+    def _check_subscription(self, wanted: Any) -> None:
+        """Raises Refused, also where the topic of its dead letters doesn't exist.
+
+        https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1#deadletterpolicy
+        """
+        if not self.behaviour.limits:
+            return
+        checks.subscription(wanted)
+        if wanted.dead_letter_policy.dead_letter_topic:
+            self.topic(wanted.dead_letter_policy.dead_letter_topic)
 
     def delete_subscription(self, path: str) -> None:
         found = self.subscriptions.pop(path, None)
@@ -221,6 +240,12 @@ class World:
                 self.costs.keep_back(stored.ByteSize())
         return str(stored.message_id)
 
+    def refused_for_now(self, found: Subscription, ack_ids: Any) -> tuple[list[str], list[str]]:
+        """Ids that are dealt with, and those that an exactly-once subscription does nothing with."""
+        share = self.behaviour.transient_acks if found.backlog.exactly_once else 0.0
+        refused = [id for id in ack_ids if self.dice.random() < share] if share else []
+        return [id for id in ack_ids if id not in refused], refused
+
     def _forward(self, config: Any, entry: Entry) -> bool:
         topic = self.topics.get(config.dead_letter_policy.dead_letter_topic)
         if topic is None or not self.rights.may_dead_letter(config.name, topic.config.name):
@@ -247,15 +272,24 @@ class World:
         self._resting[path] = time.time() + self.behaviour.name_rest
 
 
-def _update(config: Any, wanted: Any, paths: Any, *, fixed: tuple[str, ...]) -> None:
+def _updated(config: Any, wanted: Any, paths: Any, *, fixed: tuple[str, ...]) -> Any:
+    """A copy of ``config`` with the fields of ``wanted`` that ``paths`` names. Raises Refused."""
     if not paths:
         raise Refused("The update_mask in the request must be set, and must contain a path.")
+    updated = type(config)()
+    updated.CopyFrom(config)
     for path in paths:
-        head = path.split(".")[0]
-        if head in fixed or head not in config.DESCRIPTOR.fields_by_name:
+        if path in fixed or path not in config.DESCRIPTOR.fields_by_name:
             raise Refused(f"Invalid update_mask provided in the request: {path} can't be changed.")
-        config.ClearField(head)
-        field_mask_pb2.FieldMask(paths=[head]).MergeMessage(wanted, config)
+        updated.ClearField(path)
+        field_mask_pb2.FieldMask(paths=[path]).MergeMessage(wanted, updated)
+    return updated
+
+
+def _in_project(found: dict[str, Any], path: str) -> int:
+    """How many are in the project of ``path``."""
+    project = path[: path.index("/", len("projects/")) + 1]
+    return sum(each.startswith(project) for each in found)
 
 
 def _id(path: str) -> str:

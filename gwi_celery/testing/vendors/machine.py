@@ -1,4 +1,4 @@
-"""What stands beneath a broker or backend node that is not a container of Docker's."""
+"""What replaces Docker's container object under a broker or backend node."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FolderService(_Service):
         raise RuntimeError(f"{self.name} is a folder: there is no process to kill")
 
     def restart(self, timeout: float = 10.0) -> None:
-        """What is in a folder is there again at once."""
+        """Nothing to do: a folder keeps its content."""
 
 
 class EmulatorService(_Service):

@@ -56,6 +56,8 @@ class Making:
                     self._admin.create_topic(queue.topic, naming.name_labels(name))
                 self._drift.compare_topic(queue.topic)
             if found is not None:
+                if self._options.repair and _dead_topic(found) != _dead_topic(wanted):
+                    self._make_dead_letter(name)  # a policy's topic has to exist
                 self._drift.compare(name, wanted, found)
                 continue
             if level == 0 and not name.endswith(DEAD_LETTER_SUFFIX):
@@ -124,3 +126,7 @@ class Making:
         # The emulator's times are in whole milliseconds, by this machine's clock.
         now = int(time.time() * 1000) / 1000
         return now if self._options.lax else now - _SKEW
+
+
+def _dead_topic(subscription: Any) -> str:
+    return str(subscription.dead_letter_policy.dead_letter_topic)

@@ -16,7 +16,7 @@ class FirestoreNode(EmulatorNode):
     host_variable = FIRESTORE_HOST
 
     def url(self, endpoint: str) -> str:
-        # Where the emulator is stands in the environment, as for every client of Google's.
+        # The environment names the emulator's address, as for all of Google's clients.
         return f"{FIRESTORE_PREFIX}{self.project}"
 
     @property
