@@ -165,7 +165,9 @@ def _format(source: Source, rights: Rights) -> str | None:
     if source.plain and PLAIN not in rights.formats:
         return "its queue takes no plain jobs: see gwi_queue_rights"
     if not source.plain and CELERY not in rights.formats and not source.signed:
-        return "its queue takes plain jobs only, and the copies that this app's workers make of them"
+        return (
+            "its queue takes plain jobs only, and the copies that this app's workers make of them"
+        )
     return None
 
 
