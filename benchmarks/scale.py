@@ -187,8 +187,8 @@ def noisy(
 ) -> Waits:
     """One tenant sends ``burst`` jobs at once, another one job every two seconds for ten minutes.
 
-    ``at_a_time``: how many of a tenant may run (a lock of so many slots, as in
-    ``examples/chord_per_tenant.py``); one over that is published anew and tried after 1 to 30 seconds.
+    ``at_a_time``: how many of a tenant may run (a limit, as in ``examples/chord_per_tenant.py``); one
+    over that is published anew and tried after 1 to 30 seconds.
     """
     rng = random.Random(seed)
     waits = Waits({"noisy": [], "quiet": []})

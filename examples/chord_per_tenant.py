@@ -1,6 +1,8 @@
 """A chord of many parts, at most three of a tenant at a time; no tenant holds up another.
 
-python -m examples.chord_per_tenant
+    python -m examples.chord_per_tenant
+
+A part over the limit waits outside the worker: it takes no place of another tenant's.
 """
 
 from __future__ import annotations
@@ -10,30 +12,27 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from celery import Celery, chord
 
 from examples.local import worker
-from gwi_celery import Reliable, ReliableTask, setup
+from gwi_celery import Limit, Reliable, ReliableTask, setup
 
 os.environ.setdefault("GWI_FOLDER", tempfile.mkdtemp(prefix="chord-per-tenant-"))
 app = Celery("chord")
 setup(app, contention_delay=0.1, max_contention_delay=0.2)
 
 AT_A_TIME = 3
+three_each = Reliable(
+    key="payload", lock=None, limits=[Limit("{tenant_id}", max_running=AT_A_TIME)]
+)
 _lock = threading.Lock()
 running: Counter[str] = Counter()
 most: Counter[str] = Counter()
 
 
-def slot(arguments: Mapping[str, Any]) -> str:
-    """One of three locks of the tenant. A part whose lock is held takes no worker's place."""
-    return f"slot {arguments['part'] % AT_A_TIME}"
-
-
-@app.task(base=ReliableTask, bind=True, reliable=Reliable(key="payload", lock=slot))
+@app.task(base=ReliableTask, bind=True, reliable=three_each)
 def resize(self: Any, part: int, *, tenant_id: str, run_id: str) -> int:
     with _lock:
         running[tenant_id] += 1

@@ -1,8 +1,8 @@
-"""A large file, processed with a cursor: whoever goes on after a crash begins near where it ended.
+"""A large file, processed with a cursor: after a crash a job begins near where the last attempt ended.
 
     python -m examples.data_cursor
 
-A batch is written under a name that only its place decides: done twice, it is there once.
+Each batch's file is named after the batch's number: a batch that is done twice is there once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ app = Celery("data")
 setup(app)
 
 BATCH = 100
-#: Batches that were worked on, in order.
+#: Batches that were processed, in order.
 worked: list[int] = []
 #: The batches at which the "machine" breaks, once each.
 breaks = [3, 7]

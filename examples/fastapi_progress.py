@@ -21,8 +21,8 @@ from celery.result import AsyncResult
 from fastapi import FastAPI, HTTPException
 
 from examples.local import worker
-from gwi_celery import ReliableTask, blobs, setup, store_for
-from gwi_celery.stores.base import JobRef
+from gwi_celery import ReliableTask, setup, store_for
+from gwi_celery.jobs import JobRef, JobStatus
 
 os.environ.setdefault("GWI_FOLDER", tempfile.mkdtemp(prefix="fastapi-progress-"))
 app = Celery("reports")
@@ -33,35 +33,33 @@ PAGES = 5
 
 @app.task(base=ReliableTask, bind=True)
 def report(self: Any, *, tenant_id: str, run_id: str) -> dict[str, Any]:
-    lines = 0
-    with self.cursor("pages", start=0, save_every=0) as cursor:
+    with self.cursor("pages", start=0) as cursor:
         for page in range(cursor.value, PAGES):
-            lines += render(page)
+            render(page)
             cursor.advance(page + 1)
-            self.checkpoint("progress", {"done": page + 1, "of": PAGES})
+            self.progress(page + 1, PAGES)  # written at most once a second
     return {"pages": PAGES}
 
 
-def render(page: int) -> int:
-    time.sleep(0.2)
-    return 40
+def render(page: int) -> None:
+    time.sleep(0.5)
 
 
 @web.post("/reports/{tenant}/{run}", status_code=202)
 def start(tenant: str, run: str) -> dict[str, str]:
-    """The run is the browser's: a second click, or a retried request, names the same one."""
+    """The browser chooses the run: a second click, or a retried request, names the same one."""
     return {"id": report.delay(tenant_id=tenant, run_id=run).id}
 
 
 @web.get("/reports/{tenant}/{run}")
 def progress(tenant: str, run: str) -> dict[str, Any]:
-    job = JobRef(tenant, report.name, f"run:{run}")
-    record = store_for(app).get_job(job)
+    record = store_for(app).get_job(JobRef(tenant, report.name, f"run:{run}"))
     if record is None:
         raise HTTPException(404, "not started yet, or unknown")
-    found = {c.name: c for c in store_for(app).get_checkpoints(job)}.get("progress")
-    known = blobs.load(found.blob) if found else {"done": 0, "of": PAGES}
-    return {"status": record.status.value, **known}
+    done = record.progress.done if record.progress else 0
+    if record.status is JobStatus.SUCCEEDED:
+        done = PAGES
+    return {"status": record.status.value, "done": int(done), "of": PAGES}
 
 
 @web.get("/results/{id}")

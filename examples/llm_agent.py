@@ -1,8 +1,8 @@
-"""An LLM agent whose model and tool calls are steps: a crash repeats none that was paid for.
+"""An LLM agent whose model and tool calls are steps: after a crash no finished call is made again.
 
     python -m examples.llm_agent
 
-`model()` stands for a real one; give it the key as idempotency key where the API takes one.
+`model()` stands for a real model; pass the key as idempotency key where the API takes one.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ TOOLS: dict[str, Callable[[str], str]] = {"price": price, "in_euro": in_euro}
     reliable=Reliable(deadline=600),
 )
 def ask(self: Any, question: str, *, tenant_id: str, run_id: str) -> str:
-    """Turns of model and tools. Replaying the conversation costs nothing: its steps are recorded."""
+    """Turns of model and tools. Going through the recorded turns again costs nothing."""
     messages = [{"role": "user", "content": question}]
     for turn in range(20):
         key = self.derive_key("model", turn)

@@ -2,8 +2,8 @@
 
     python -m examples.nightly_tenants
 
-In earnest: `celery -A examples.nightly_tenants worker` and `celery -A examples.nightly_tenants beat`.
-Here the two schedulers have a clock that is set forward, so that three nights take a second.
+In production: `celery -A examples.nightly_tenants worker` and `celery -A examples.nightly_tenants beat`.
+Here the clock of the two schedulers is set forward, so that three nights take a second.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ clock = datetime(2026, 7, 1, 2, 30, tzinfo=timezone.utc)
 
 
 def now() -> datetime:
-    """Leave it out in earnest: `crontab(hour=3, minute=0)`."""
+    """Leave it out in production: `crontab(hour=3, minute=0)`."""
     return clock
 
 
@@ -46,14 +46,14 @@ app.conf.beat_schedule = {
 
 @app.task(base=ReliableTask, bind=True, name="nightly.report", reliable=Reliable(deadline=3600))
 def report(self: Any, *, tenant_id: str, run_id: str) -> str:
-    """The lock is the tenant's run: a long night holds up the next one of this tenant alone."""
+    """The lock is the tenant's run: a report that takes long delays only this tenant's next one."""
     night = self.request.headers["gwi_due"]  # when it was due: this names the job
     self.step("write", lambda: written.append((tenant_id, night)))
     return f"{tenant_id} {night}"
 
 
 def schedulers() -> list[Any]:
-    """Two, as while a deploy overlaps."""
+    """Two, as during a rolling deploy."""
     services = [beat.Service(app, scheduler_cls=beat.Scheduler) for _ in range(2)]
     for service in services:
         signals.beat_init.send(sender=service)  # as `celery beat` does when it starts

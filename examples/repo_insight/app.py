@@ -39,13 +39,13 @@ def analyse(
         repo: Absolute path of a working tree or bare repository.
         ref: Branch, tag or commit.
         out: Folder for reports; each run gets a folder of its own in it.
-        batch_size: Commits per recorded step: what a kill loses at most.
+        batch_size: Commits per recorded step: the most that a kill loses.
 
     Raises:
         RepositoryError: There is no such repository or ref, or its history changed in mid-run.
     """
     if not Path(repo).is_absolute():
-        raise RepositoryError(f"{repo} is relative to nobody knows what: give an absolute path")
+        raise RepositoryError(f"{repo} is a relative path: give an absolute one")
     trail = Trail(self, tenant_id, run_id)
     trail.note("attempt started")
     listing = Listing.from_json(

@@ -64,7 +64,7 @@ def _wait(result: AsyncResult, args: argparse.Namespace) -> int:
         pause = max(_LOOK_EVERY, 10 * (time.monotonic() - began))
         left = deadline - time.monotonic()
         if left <= 0:
-            print(f"not done after {args.timeout:g} s; it goes on without us", file=sys.stderr)
+            print(f"not done after {args.timeout:g} s; the job goes on", file=sys.stderr)
             return TIMED_OUT
         try:
             done = result.get(timeout=min(pause, left))
@@ -95,7 +95,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "path",
         nargs="?",
         default=str(Path(__file__).resolve().parent),
-        help="working tree or bare repository; default: the one this example stands in",
+        help="working tree or bare repository; default: the one that this example is in",
     )
     parser.add_argument("--tenant", required=True)
     parser.add_argument("--run", required=True, help="the same run again is answered, not run")

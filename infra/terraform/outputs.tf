@@ -1,25 +1,25 @@
 output "settings" {
-  description = "Environment of callers: what they need to reach the queue and the results."
+  description = "Environment variables of callers, with which they reach the queue and the results."
   value       = local.settings
 }
 
 output "worker_service_account" {
-  description = "Whom the workers run as."
+  description = "Service account that the workers run as."
   value       = google_service_account.worker.email
 }
 
 output "pusher_service_account" {
-  description = "Who signs push requests; null for pull."
+  description = "Service account that signs push requests; null for pull."
   value       = local.pusher
 }
 
 output "push_endpoints" {
-  description = "Region -> where Pub/Sub may push to. To switch regions: gcloud pubsub subscriptions modify-push-config."
+  description = "Region -> endpoint that Pub/Sub may push to. To switch regions: gcloud pubsub subscriptions modify-push-config."
   value       = { for region, service in google_cloud_run_v2_service.worker : region => "${service.uri}/push" }
 }
 
 output "topic" {
-  description = "Where callers publish."
+  description = "Topic to which callers publish."
   value       = google_pubsub_topic.jobs.id
 }
 

@@ -14,7 +14,7 @@ variable "regions" {
 
 variable "app" {
   type        = string
-  description = "What celery -A takes, such as shop.tasks. It reaches the container as APP."
+  description = "The app as celery -A takes it, such as shop.tasks. The container gets it as APP."
 }
 
 # --- the worker ------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ variable "gwi_worker_mode" {
 variable "gwi_worker_image" {
   type        = string
   default     = ""
-  description = "Container image, by digest. Empty: everything but the workers is made."
+  description = "Container image, by digest. Empty: everything but the workers is created."
 }
 
 variable "gwi_worker_name" {
@@ -44,13 +44,13 @@ variable "gwi_worker_name" {
 variable "gwi_worker_min_instances" {
   type        = number
   default     = 0
-  description = "push: instances that are always there. pull: how many there are until an autoscaler says otherwise."
+  description = "push: instances that always run. pull: instances until an autoscaler sets another number."
 }
 
 variable "gwi_worker_max_instances" {
   type        = number
   default     = 10
-  description = "push: most instances in each region. pull: what the autoscaler is told (infra/autoscaling)."
+  description = "push: most instances in each region. pull: the same, for the autoscaler (infra/autoscaling)."
 }
 
 variable "gwi_worker_concurrency" {
@@ -74,7 +74,7 @@ variable "gwi_worker_memory" {
 variable "gwi_push_auth" {
   type        = string
   default     = "iam"
-  description = "How the service checks push tokens. Behind Cloud Run's IAM, as here, their signature is gone: iam checks all else."
+  description = "How the service checks push tokens. Cloud Run's IAM, which is used here, removes their signature: iam checks everything else."
 }
 
 variable "env" {
@@ -94,7 +94,7 @@ variable "secrets" {
 variable "queue" {
   type        = string
   default     = "celery"
-  description = "The Celery queue that this topic and subscription are."
+  description = "The Celery queue whose topic and subscription these are."
 }
 
 variable "gwi_worker_topic" {
@@ -124,13 +124,13 @@ variable "retry_policy" {
 variable "exactly_once" {
   type        = bool
   default     = false
-  description = "pull: exactly-once delivery. It holds within one region, so that workers use that region's endpoint."
+  description = "pull: exactly-once delivery. It holds within one region, so workers use that region's endpoint."
 }
 
 variable "ordering" {
   type        = bool
   default     = false
-  description = "Messages of one tenant and run in the order of their publish."
+  description = "Deliver messages of one tenant and run in the order in which they were published."
 }
 
 variable "message_storage_regions" {
@@ -176,7 +176,7 @@ variable "grant_token_creator" {
 variable "create_database" {
   type        = bool
   default     = true
-  description = "Whether the Firestore database is made here, or is there already."
+  description = "Create the Firestore database. false: it exists already."
 }
 
 variable "firestore_database" {
@@ -188,7 +188,7 @@ variable "firestore_database" {
 variable "firestore_location" {
   type        = string
   default     = null
-  description = "Where the database is; by default the first region. With several regions name a multi-region: eur3 or nam5."
+  description = "Location of the database; by default the first region. With several regions name a multi-region: eur3 or nam5."
 }
 
 variable "firestore_prefix" {
@@ -200,7 +200,7 @@ variable "firestore_prefix" {
 variable "firestore_kms_key" {
   type        = string
   default     = null
-  description = "Key that the database is encrypted with; it has to be in the database's location."
+  description = "Key that the database is encrypted with; it must be in the database's location."
 }
 
 # --- beside it -------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ variable "firestore_kms_key" {
 variable "create_network" {
   type        = bool
   default     = false
-  description = "Make a VPC with a subnet in each region, which workers send their private traffic through."
+  description = "Create a VPC with a subnet in each region, through which workers send their private traffic."
 }
 
 variable "network" {
@@ -232,7 +232,7 @@ variable "enable_redis" {
 variable "notification_channels" {
   type        = list(string)
   default     = []
-  description = "Cloud Monitoring channels that are told of alerts. Empty: the alerts are made, and tell nobody."
+  description = "Cloud Monitoring channels that receive alerts. Empty: the alerts exist, and notify nobody."
 }
 
 variable "enable_monitoring" {
@@ -250,5 +250,5 @@ variable "deletion_protection" {
 variable "labels" {
   type        = map(string)
   default     = {}
-  description = "Labels of everything that takes some."
+  description = "Labels of every resource that takes labels."
 }

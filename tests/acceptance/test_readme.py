@@ -21,7 +21,7 @@ pytestmark = pytest.mark.acceptance
 def take_from_the_readme(folder: Path) -> list[str]:
     """Write ``insight.py``, and something to analyse; the command that calls it."""
     text = (ROOT / "README.md").read_text()
-    [code] = re.findall(r"```python\n(from celery import Celery.*?)```", text, re.DOTALL)
+    [code] = re.findall(r"```python\n([^`]*Celery\(\"insight\"\).*?)```", text, re.DOTALL)
     (folder / "insight.py").write_text(code)
     for name in ("one.py", "two.py"):
         (folder / name).touch()

@@ -23,6 +23,7 @@ from celery import _state
 
 import gwi_celery
 from gwi_celery.cli import gwi
+from gwi_celery.transport.jobformat import to_message
 from tests.infra.hcl import ONE_PROCESS
 from tests.workers import ROOT
 
@@ -123,6 +124,19 @@ def test_python_runs(page: Path, in_this_process: None, tmp_path: Path) -> None:
             timeout=100,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_plain_job_of_the_migration_is_a_call_of_its_task(in_this_process: None) -> None:
+    page = ROOT / "docs" / "migrating.md"
+    [(_, job)] = blocks(page, "json")
+    message = to_message(json.loads(job), "celery")
+    [code] = [text for _, text in blocks(page, "python") if message["headers"]["task"] in text]
+    own: dict[str, Any] = {"__name__": "page"}
+    exec(code, own)
+    _, payload, _ = json.loads(message["body"])
+    who = {"tenant_id": message["headers"]["gwi_tenant"], "run_id": message["headers"]["gwi_run"]}
+    task = own["app"].tasks[message["headers"]["task"]]
+    assert task.apply(kwargs={**payload, **who}).get() == {"files": 0}
 
 
 @pytest.mark.parametrize("path", sorted(set(ELSEWHERE.values())))
