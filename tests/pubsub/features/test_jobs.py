@@ -100,7 +100,7 @@ def test_a_worker_takes_nothing_of_a_queue_that_was_paused_before_it_started(
     connect(lease_seconds=10).declare_queue(QueueSpec("celery"))
     queues.pause(app, "celery")
     with worker(APP, tmp_path, pool="solo") as running:
-        running.wait_for("queues that are paused: 'celery'")
+        running.wait_for("paused queues: 'celery'")
         result = app.send_task("add", (1, 2))
         running.wait_for(r"@test ready")
         with pytest.raises(CeleryTimeout):
@@ -108,7 +108,7 @@ def test_a_worker_takes_nothing_of_a_queue_that_was_paused_before_it_started(
         queues.resume(app, "celery")
         assert result.get(timeout=PATIENCE) == 3
         queues.pause(app, "celery")
-        running.wait_for(r"paused: none[\s\S]*queues that are paused: 'celery'")
+        running.wait_for(r"paused queues: none[\s\S]*paused queues: 'celery'")
         with pytest.raises(CeleryTimeout):
             app.send_task("add", (1, 2)).get(timeout=2)
         running.stop()

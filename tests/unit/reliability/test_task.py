@@ -20,6 +20,7 @@ from gwi_celery.errors import (
     CursorWentBack,
     DeadlineExceeded,
     IdempotencyMismatch,
+    InvalidCall,
     JobHeld,
     MissingTenant,
     NotSerializable,
@@ -209,6 +210,52 @@ def test_what_cannot_get_better_is_not_retried(app: Celery) -> None:
     assert store_for(app).get_checkpoints(JobRef("acme", "t", "run:r1")) == []
 
 
+def test_a_permanent_error_passed_to_retry_by_position_is_not_retried(app: Celery) -> None:
+    ran: list[int] = []
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str, run_id: str) -> None:
+        ran.append(1)
+        self.retry(None, None, TooLarge("on purpose"))
+
+    with pytest.raises(TooLarge):
+        t.apply(kwargs=CALL).get()
+    assert ran == [1]
+
+
+def test_called_eagerly_a_replaced_job_has_its_replacements_result(app: Celery) -> None:
+    """As with Celery's own tasks; the replacement finds the lock of the run free."""
+    ran: list[int] = []
+
+    @app.task(shared=False, base=ReliableTask, name="other")
+    def other(*, tenant_id: str, run_id: str) -> int:
+        ran.append(1)
+        return 7
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str, run_id: str) -> Any:
+        return self.replace(other.s(**CALL))
+
+    assert t.delay(**CALL).get() == 7
+    assert t.delay(**CALL).get() == 7, "a duplicate is replaced as well"
+    assert ran == [1]
+
+
+def test_a_replacement_that_can_not_be_recorded_fails_the_job(app: Celery) -> None:
+    @app.task(shared=False, name="other")
+    def other(text: str) -> None: ...
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str, run_id: str) -> Any:
+        return self.replace(other.s("x" * 1_100_000))
+
+    with pytest.raises(TooLarge, match="the signature that replaces the job"):
+        t.delay(**CALL).get()
+    record = store_for(app).get_job(JobRef("acme", "t", "run:r1"))
+    assert record is not None
+    assert record.status is JobStatus.FAILED
+
+
 def test_a_result_over_the_limit_is_an_error_and_not_cut(app: Celery) -> None:
     @app.task(shared=False, base=ReliableTask, name="t")
     def t(*, tenant_id: str, run_id: str) -> str:
@@ -225,6 +272,9 @@ def test_a_result_over_the_limit_is_an_error_and_not_cut(app: Celery) -> None:
         (lambda s: [s.step("a", int), s.checkpoint("a", 1)], StepNameReused),
         (lambda s: [s.checkpoint("a", 1), s.step("a", int)], StepNameReused),
         (lambda s: s.step("a", object), NotSerializable),
+        (lambda s: s.step(1, pytest.fail), StepNameReused),
+        (lambda s: s.checkpoint("", 1), StepNameReused),
+        (lambda s: s.progress(10**309), InvalidCall),
     ],
 )
 def test_a_name_used_twice_or_a_value_without_a_json_form_is_an_error(
@@ -497,6 +547,10 @@ def test_calls_that_can_not_be_right_are_refused_at_once(app: Celery) -> None:
         t.apply_async(kwargs=CALL, headers={"run_id": "other"})
     with pytest.raises(NotSerializable, match=r"argument 'x' \(a set\)"):
         t.delay(**CALL, x={1, 2})
+    with pytest.raises(InvalidCall, match="labels="):
+        t.apply_async(kwargs=CALL, labels=["a"])
+    with pytest.raises(InvalidCall, match="the deadline is a huge number"):
+        t.apply_async(kwargs=CALL, deadline=10**309)
     with pytest.raises(TypeError):
         t.delay(**CALL, unknown=1)
 

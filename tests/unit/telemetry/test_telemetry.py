@@ -84,6 +84,19 @@ def test_a_line_of_a_job_is_labelled_and_has_the_messages_trace(app: Celery) -> 
     assert "s3cret" not in json.dumps(found)
 
 
+def test_a_process_that_a_job_has_forked_logs_too(app: Celery) -> None:
+    found: list[dict[str, Any]] = []
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="forking")
+    def forking(self: Any, *, tenant_id: str, run_id: str) -> None:
+        self._running_job.pid = -1  # as another process sees it
+        found.append(line(record()))
+
+    forking.apply(kwargs={"tenant_id": "acme", "run_id": "r1"}).get()
+    assert found[0][LABELS]["type"] == "forking"
+    assert "attempt" not in found[0][LABELS]
+
+
 def test_what_celery_says_of_a_received_task_is_labelled_too() -> None:
     received = record()
     received.data = {"id": "t-1", "name": "shop.invoice", "kwargs": "{'secret': 's3cret'}"}
