@@ -39,6 +39,7 @@ EXTRAS := .[dev,redis,testing,bench]
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '$(EXTRAS)'
+	@$(BIN)/python -m compileall -q gwi_celery # or each of the first processes would compile it
 	@touch $@
 
 # Names and versions only, so that any index can serve them.
@@ -81,8 +82,8 @@ test-hard: $(STAMP)
 	$(BIN)/python -m tests.hard $(ARGS)
 
 # Tests that stand or fall with Celery's own code: tasks, backends, workers, canvas.
-RELEASE_TESTS := tests/unit/test_config.py tests/unit/reliability/test_task.py tests/unit/test_call.py \
-	tests/unit/worker/test_consumer.py tests/unit/test_transport.py tests/unit/test_tracebacks.py \
+RELEASE_TESTS := tests/unit/test_config.py tests/unit/reliability/test_task.py tests/unit/reliability/test_call.py \
+	tests/unit/worker/test_consumer.py tests/unit/transport/test_transport.py tests/unit/test_tracebacks.py \
 	tests/contract/test_backend.py tests/acceptance/test_worker.py tests/acceptance/test_canvas.py
 
 # Releases as "celery kombu"; the first is the floor.

@@ -14,7 +14,7 @@ import pytest
 _TESTS = Path(__file__).resolve().parent
 #: Where tests wait for processes and servers. They end before the others do: the last ones would leave
 #: all other processes idle.
-_WAITING = ("acceptance", "ends", "integration", "pubsub", "service", "testing")
+_WAITING = ("acceptance", "cli", "ends", "integration", "pubsub", "service", "testing")
 _SHARE = 0.75
 _SEPARATOR = "@"  # pytest-xdist's own, between a test's name and its group
 

@@ -2,7 +2,8 @@
 
 A start costs a second of a CPU, most of it imports, and the suite starts hundreds. The zygote only
 imports: it has one thread, and opens nothing, so that what it forks is as good as new. From there on the
-child is a process as any other: a session, an environment, signals and an exit code of its own.
+child is a process as any other: a session, an environment, signals and an exit code of its own. All
+processes of pytest-xdist share one.
 
 ``make test-all`` starts each worker from nothing instead, and so do tests of the start itself
 (``Worker(fresh=True)``).
@@ -14,6 +15,7 @@ import atexit
 import gc
 import importlib
 import json
+import mmap
 import os
 import runpy
 import select
@@ -22,11 +24,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from tests.machine import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What workers import, in the order in which they do.
@@ -106,9 +112,16 @@ class Forked:
 
 
 class Zygote:
-    """One for each process that asks, started at the first :meth:`fork`."""
+    """One for all processes of a run, started by the first that calls :meth:`fork`.
 
-    def __init__(self) -> None:
+    It ends when none of those that have called it is left.
+
+    Args:
+        run: Names the run, so that its processes find each other's.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._address = f"\0gwi-tests-{run}"
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
 
@@ -136,28 +149,48 @@ class Zygote:
         return Forked(int(pid), mine, put, os.fdopen(output, encoding="utf-8", errors="replace"))
 
     def _connected(self) -> socket.socket:
-        if self._control is None:
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                self._control.setsockopt(socket.SOL_SOCKET, option, _MOST)
-                theirs.setsockopt(socket.SOL_SOCKET, option, _MOST)
-            with theirs:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.zygote", str(theirs.fileno())],
-                    cwd=ROOT,
-                    env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-            atexit.register(process.wait)
-            atexit.register(self._control.close)
-        return self._control
+        if self._control is not None:
+            return self._control
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            control.setsockopt(socket.SOL_SOCKET, option, _MOST)
+        process: subprocess.Popen[bytes] | None = None
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                control.connect(self._address)
+                break
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline:
+                    raise
+            if process is None:
+                process = self._start()
+            time.sleep(0.01)
+        atexit.register(control.close)
+        self._control = control
+        return control
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.zygote", self._address[1:]],
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        atexit.register(process.wait)
+        return process
 
 
-#: This process's; None: each process is started from nothing.
+#: None: each process is started from nothing.
 ZYGOTE: Zygote | None = None
+
+
+def set_up() -> None:
+    """From here on this process's :func:`start` forks."""
+    global ZYGOTE
+    ZYGOTE = Zygote(os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex)
 
 
 def start(
@@ -191,35 +224,87 @@ def start(
     )
 
 
+def run(
+    script: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A program's text, run to its end in a process of its own; its stdout has its stderr, too.
+
+    Args:
+        env: On top of this process's environment.
+    """
+    name = f"script_{uuid4().hex}"
+    (folder / f"{name}.py").write_text(script)
+    return run_module(name, *arguments, folder=folder, env=env)
+
+
+def run_module(
+    module: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """As :func:`run`, of ``python -m module``."""
+    whole = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    process = start(module, arguments, folder=folder, env=whole)
+    hangs = threading.Timer(PATIENCE, process.kill)
+    hangs.start()
+    assert process.stdout is not None
+    with process.stdout:
+        printed = process.stdout.read()
+    code = process.wait()
+    hangs.cancel()
+    return subprocess.CompletedProcess([module, *arguments], code, printed)
+
+
+#: What tests with nodes need.
+NODES = ("-p", "pytest_docker_tools.plugin", "-p", "pytest_celery.plugin")
+
+
+def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """pytest, in a user's folder, with those plugins only that the folder or the arguments name."""
+    env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return run_module("pytest", "-q", "-p", "no:cacheprovider", *arguments, folder=folder, env=env)
+
+
 # --- in the zygote ---------------------------------------------------------------------------------
 
+#: Seconds that it waits for whoever has started it.
+_ALONE = 60.0
 
-def serve(control: socket.socket) -> str:
+
+def serve(listener: socket.socket) -> str:
     """Fork whenever asked. Returns in each child, with its module; the zygote itself exits here."""
     wakes, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    controls: list[socket.socket] = []
     children: dict[int, socket.socket] = {}
-    watched: list[Any] = [control, wakes]
+    patience = _ALONE
     while True:
-        ready, _, _ = select.select(watched, [], [])
+        ready, _, _ = select.select(
+            [listener, wakes, *controls], [], [], None if controls else patience
+        )
+        if not ready:
+            os._exit(0)
         if wakes in ready:
             os.read(wakes, 4096)
             for pid in list(children):
                 ended, status = os.waitpid(pid, os.WNOHANG)
                 if ended:
-                    with children.pop(pid) as told:
+                    with children.pop(pid) as told, suppress(OSError):
                         told.send(str(os.waitstatus_to_exitcode(status)).encode())
-        if control in ready:
+        if listener in ready:
+            controls.append(listener.accept()[0])
+        for control in [control for control in controls if control in ready]:
             request, fds, _, _ = socket.recv_fds(control, _MOST, 4)
             if not request:
-                os._exit(0)
+                controls.remove(control)
+                control.close()
+                patience = 0.0  # it was the last, unless somebody waits to be let in
+                continue
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for told in (control, *children.values()):
+                for told in (listener, *controls, *children.values()):
                     told.close()
                 for number, fd in enumerate(fds[1:]):
                     os.dup2(fd, number)
@@ -229,11 +314,13 @@ def serve(control: socket.socket) -> str:
             for fd in fds[1:]:
                 os.close(fd)
             children[pid] = socket.socket(fileno=fds[0])
-            children[pid].send(str(pid).encode())
+            with suppress(OSError):  # who asked may be gone
+                children[pid].send(str(pid).encode())
 
 
 def _become(request: bytes) -> str:
     module, arguments, folder, env = json.loads(request)
+    _have_own_memory()
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
@@ -244,15 +331,31 @@ def _become(request: bytes) -> str:
     return str(module)
 
 
-def main(fd: int) -> None:
+def _have_own_memory() -> None:
+    """What the package shares with its own children, other workers' processes don't have a part in."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "gwi_celery":
+            for variable, value in list(vars(module).items()):
+                if isinstance(value, mmap.mmap):
+                    setattr(module, variable, mmap.mmap(-1, len(value)))
+
+
+def main(address: str) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(f"\0{address}")
+    except OSError:  # another process was quicker to start it
+        return
+    listener.listen(64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they warn of is not of any one child
         for name in _PRELOADED:
             importlib.import_module(name)
+    sys.modules.pop("celery.__main__")  # which is to be run, and not to be there already
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in what is forked"
     gc.freeze()
-    runpy.run_module(serve(socket.socket(fileno=fd)), run_name="__main__", alter_sys=True)
+    runpy.run_module(serve(listener), run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1])

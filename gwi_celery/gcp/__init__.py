@@ -1,1 +1,1 @@
-"""What a gRPC client needs in a process that forks, for Pub/Sub and Firestore alike."""
+"""What the gRPC clients of Pub/Sub and Firestore share: channels, credentials, and safety at forks."""

@@ -14,7 +14,7 @@ class Channel:
     """Connects at the first use in each process. Any thread may use it.
 
     Args:
-        connect: Makes the gRPC channel; what it raises, every use raises.
+        connect: Makes the gRPC channel. If it raises, so does the use; the next use tries again.
     """
 
     def __init__(self, connect: Callable[[], Any]) -> None:
@@ -25,7 +25,7 @@ class Channel:
         return self._opened.get().channel
 
     def stub(self, method: str, make: Callable[[Any], Any]) -> Any:
-        """The callable of a method, which ``make`` gets from a gRPC channel the first time."""
+        """The callable of a method. ``make`` gets it from the gRPC channel, once for each channel."""
         opened = self._opened.get()
         stub = opened.stubs.get(method)
         if stub is None:
@@ -33,7 +33,7 @@ class Channel:
         return stub
 
     def close(self) -> None:
-        """Close this process's. Safe to call twice; it opens again when it is used."""
+        """Close this process's channel. Safe to call twice; the next use opens another."""
         self._opened.close()
 
 
@@ -51,7 +51,7 @@ _gevent_knows = False
 
 
 def _befriend_gevent() -> None:
-    """Before a process makes its first channel: gRPC's waits must not block gevent's event loop.
+    """Make gRPC wait in gevent's event loop rather than block it, before the first channel is made.
 
     Does nothing in a process that gevent has not patched.
     """

@@ -1,8 +1,8 @@
 """Channels with TLS and the environment's credentials, to Google or to another of its universes.
 
-What google-auth knows is taken from it: which credentials there are, client certificates (mTLS), and
-the universe's domain. What gRPC makes of a token that can't be had is UNAVAILABLE, as if the network
-were down; :meth:`Access.refused` tells whether trying again can help.
+google-auth finds the credentials, client certificates (mTLS) and the universe's domain. If there is no
+token for a call, gRPC reports UNAVAILABLE, as if the network were down; :meth:`Access.refused` tells
+whether a retry can help.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from gwi_celery.gcp.endpoints import GOOGLE, UNIVERSE, domain
 
 #: Whether the endpoint for client certificates is used: always, never, or auto (with such a certificate).
 _MTLS_ENDPOINT: Final = "GOOGLE_API_USE_MTLS_ENDPOINT"
-#: How gRPC begins to say that there was no token for a call.
-_NO_TOKEN: Final = "Getting metadata from plugin failed"  # noqa: S105 a beginning of a text
-#: What a server of tokens answers that will not give one (RFC 6749, section 5.2).
+#: Beginning of gRPC's text if there was no token for a call.
+_NO_TOKEN: Final = "Getting metadata from plugin failed"  # noqa: S105 not a secret
+#: A token server's answers that are final (RFC 6749, section 5.2).
 _REVOKED: Final = re.compile(r"invalid_(?:grant|client|scope)|unauthorized_client")
 
 
 class NoCredentials(Exception):
-    """There are none, or none that this endpoint takes. The text says which, and why."""
+    """There are no credentials, or none that this endpoint takes. The text says why."""
 
 
 class Access:
     """The credentials of one client, and the channels made with them.
 
     Args:
-        scopes: What they are for.
+        scopes: OAuth scopes of the credentials.
     """
 
     def __init__(self, scopes: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ class Access:
     def channel(self, endpoint: str, options: Sequence[tuple[str, Any]]) -> Any:
         """A gRPC channel. Raises NoCredentials."""
         from google.auth.transport.requests import (
-            Request,  # not before it is needed: it loads a lot
+            Request,  # imported only when it is needed: it loads a lot
         )
 
         try:
@@ -68,21 +68,22 @@ class Access:
         )
 
     def refused(self, details: str) -> str | None:
-        """Why there is no token for calls, if that is why one failed and it stays so; else None.
+        """Why no call can get a token, if that made a call fail and a retry can't help; else None.
 
         Args:
-            details: What gRPC says of the call that failed.
+            details: gRPC's text of the call that failed.
         """
         if not details.startswith(_NO_TOKEN):
             return None
         error = self._plugin.error if self._plugin is not None else None
-        if error is None:  # another's, or since then there was a token: only the text is known
+        if error is None:
+            # It was another client's error, or a later call got a token: only the text is known.
             return details if _REVOKED.search(details) else None
         return None if may_pass(error) else str(error)
 
 
 class _Plugin(AuthMetadataPlugin):
-    """google-auth's, which remembers what went wrong: gRPC keeps only the text."""
+    """google-auth's plugin, which also keeps the last error: gRPC keeps only its text."""
 
     error: Exception | None = None
 
@@ -91,14 +92,14 @@ class _Plugin(AuthMetadataPlugin):
             headers = self._get_authorization_headers(context)
         except Exception as exc:
             self.error = exc
-            callback([], exc)  # raised, it would be logged with a traceback for each call
+            callback([], exc)  # if it were raised, gRPC would log a traceback for each call
             return
         self.error = None
         callback(headers, None)
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Whether it is of the network, or of a server that is busy, rather than of the credentials."""
+    """Whether the network or a busy server caused the error, rather than the credentials."""
     while error is not None:
         if isinstance(error, exceptions.TransportError) or getattr(error, "retryable", False):
             return True
@@ -110,5 +111,5 @@ def _check_universe(host: str, universe: str) -> None:
     known = host.endswith((f".{GOOGLE}", f".{domain()}"))
     if known and not host.endswith(f".{universe}"):
         raise NoCredentials(
-            f"they are of the universe {universe}, and {host} is not: set {UNIVERSE}={universe}"
+            f"they belong to the universe {universe}, and {host} does not: set {UNIVERSE}={universe}"
         )

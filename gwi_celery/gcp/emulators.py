@@ -1,4 +1,4 @@
-"""Where the environment says that emulators are, and what to say of one that doesn't answer."""
+"""Which variables name an emulator's address, and the error of an emulator that doesn't answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from ipaddress import ip_address
 from typing import Final
 
-#: Google's own names of these variables; each holds ``host:port``.
+#: Google's names of the variables; each holds ``host:port``.
 PUBSUB_HOST: Final = "PUBSUB_EMULATOR_HOST"
 FIRESTORE_HOST: Final = "FIRESTORE_EMULATOR_HOST"
 

@@ -1,4 +1,4 @@
-"""Where Google's services are: in its own universe, or in the one that the environment names."""
+"""The addresses of Google's services, in the universe that the environment names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Final
 
 GOOGLE: Final = "googleapis.com"
-#: Google's own name for the domain of all endpoints, where that isn't googleapis.com.
+#: Google's variable with the domain of all endpoints, if that isn't googleapis.com.
 UNIVERSE: Final = "GOOGLE_CLOUD_UNIVERSE_DOMAIN"
 
 
 def domain(environ: Mapping[str, str] | None = None) -> str:
-    """Of all endpoints."""
+    """The domain of all endpoints."""
     return (os.environ if environ is None else environ).get(UNIVERSE) or GOOGLE
 
 

@@ -23,8 +23,8 @@ from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a fork waits for short calls to end. All of them have deadlines of their own; past
-#: this the fork goes ahead, because a pool that can't replace a child is worse than the small risk.
+#: Longest time, seconds, that a fork waits for calls to end. All short calls have a deadline. After this
+#: time the fork goes ahead: a pool that can't replace a child is worse than the small risk.
 _PATIENCE = 10.0
 #: Seconds between two requests to a long call to end.
 _PRESS_EVERY = 0.02
@@ -36,12 +36,15 @@ class LongCall(Protocol):
     def pause(self, waited: float) -> None:
         """End the call soon, and leave the gate when it has ended. Must not block.
 
-        Called again and again while calls are in flight, with the seconds that the fork has waited:
-        gently at first, so that arriving messages are not lost, then by force.
+        Called repeatedly while calls are in flight. The call should end gently at first, so that arriving
+        messages are not lost, and by force later.
+
+        Args:
+            waited: Seconds that the fork has waited so far.
         """
 
     def resume(self) -> None:
-        """The fork is over (in the parent): call again. It may never have been paused."""
+        """The fork is over, in the parent: start the call again. It may never have been paused."""
 
 
 class _Gate:
@@ -93,7 +96,7 @@ class _Gate:
             paused = list(self._long)
         began = time.monotonic()
         waited = 0.0
-        own = getattr(self._own, "depth", 0)  # a fork within a call can't wait for that call
+        own = getattr(self._own, "depth", 0)  # a fork can't wait for the call that it is made in
         while True:
             for call in paused:
                 try:
@@ -132,7 +135,7 @@ def in_flight() -> int:
 
 @contextmanager
 def call() -> Iterator[None]:
-    """Around every short call. Waits while another thread forks."""
+    """Wraps every short call. Waits while another thread forks."""
     with _gate.call():
         yield
 
@@ -143,7 +146,7 @@ def enter() -> None:
 
 
 def try_enter() -> bool:
-    """As :func:`enter`, but False instead of waiting: for a thread that a fork may wait for."""
+    """As :func:`enter`, but returns False instead of waiting: for a thread that a fork may wait for."""
     return _gate.try_enter()
 
 
@@ -165,7 +168,7 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    global _gate  # noqa: PLW0603 the parent's threads, and so their calls, are not here
+    global _gate  # noqa: PLW0603 the parent's threads don't exist here, and so neither do their calls
     _gate = _Gate()
 
 

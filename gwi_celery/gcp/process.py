@@ -10,7 +10,7 @@ from gwi_celery import forks
 
 T = TypeVar("T")
 
-#: Objects of parents. They must not be collected: that would close the parent's connection, or hang.
+#: Objects of parents, kept from garbage collection: it would close the parent's connection, or hang.
 _inherited: list[Any] = []
 
 
@@ -18,8 +18,8 @@ class PerProcess(Generic[T]):
     """One object per process, created at the first :meth:`get`. Any thread may call.
 
     Args:
-        make: Creates it. What it raises, :meth:`get` raises, and the next call tries again.
-        close: Closes it, in the process that created it.
+        make: Creates the object. If it raises, so does :meth:`get`, and the next call tries again.
+        close: Closes the object, in the process that created it.
     """
 
     def __init__(self, make: Callable[[], T], close: Callable[[T], object]) -> None:

@@ -1,4 +1,4 @@
-"""How many calls this process has made to Google Cloud, by name: what jobs cost."""
+"""Counts this process's calls to Google Cloud by name, to show what jobs cost."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from gwi_celery import forks
 
 _lock = forks.lock()
 _counts: Counter[str] = Counter()
-#: As far as :func:`news` has told.
+#: The counts that :func:`news` has returned so far.
 _told: Counter[str] = Counter()
 _pid = os.getpid()
 
 
 def count(name: str) -> None:
-    """One more call, such as ``Publish`` or ``Commit``."""
+    """Count a call, such as ``Publish`` or ``Commit``."""
     with _lock:
         _own()
         _counts[name] += 1
 
 
 def total() -> dict[str, int]:
-    """All of this process, since it began."""
+    """All calls of this process so far."""
     with _lock:
         _own()
         return dict(_counts)
 
 
 def news() -> dict[str, int]:
-    """Those since it was asked last."""
+    """The calls since this was last asked for."""
     with _lock:
         _own()
         fresh = _counts - _told
@@ -38,7 +38,7 @@ def news() -> dict[str, int]:
 
 
 def _own() -> None:
-    """A forked child begins at 0: what its parent did, its parent tells."""
+    """Begin at 0 in a forked child: its parent reports its own calls."""
     global _pid  # noqa: PLW0603 the counts are the process's
     if _pid != os.getpid():
         _pid = os.getpid()

@@ -1,4 +1,4 @@
-"""A long-lived bidirectional call, read by a thread of its own, inside the fork gate."""
+"""A long-lived bidirectional call inside the fork gate, which a separate thread reads."""
 
 from __future__ import annotations
 
@@ -33,37 +33,40 @@ class BidiStream:
         """Start the call; None while a fork is in progress. Raises what ``start`` raises.
 
         Args:
-            start: Gets an iterator of requests, gives back gRPC's call.
-            requests: Sent first.
+            start: Gets an iterator of requests, and returns gRPC's call.
+            requests: The first requests.
             on_response: Called on the stream's thread; if it raises, the call is cancelled.
-            on_end: Called last, once, still inside the gate: with what ended the call, or None if it
-                was half-closed, cancelled, or ended by the server.
-            heartbeat: A request, and the seconds of silence after which it is sent.
+            on_end: Called last, once, still inside the gate: with the error that ended the call, or None
+                if it was half-closed, cancelled, or ended by the server.
+            heartbeat: Seconds of silence, and the request that is then sent.
         """
         if not fork_gate.try_enter():
             return None
         waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for request in requests:
             waiting.put(request)
+        stream = None
         try:
             stream = cls(waiting, start(_sent(waiting, heartbeat)))
+            threading.Thread(
+                target=stream._read, args=(on_response, on_end), name=thread_name, daemon=True
+            ).start()
         except BaseException:
+            if stream is not None:  # the process can start no more threads
+                stream.cancel()
             fork_gate.leave()
             raise
-        threading.Thread(
-            target=stream._read, args=(on_response, on_end), name=thread_name, daemon=True
-        ).start()
         return stream
 
     def send(self, request: Any) -> None:
         self._requests.put(request)
 
     def half_close(self) -> None:
-        """Send no more: the server sends what it has, and ends."""
+        """Send no more requests: the server sends what it has, and ends the call."""
         self._requests.put(None)
 
     def cancel(self) -> None:
-        """End it now, whatever the server still has."""
+        """End the call now, whatever the server still has to send."""
         self._requests.put(None)
         self._call.cancel()
 
@@ -89,7 +92,7 @@ class BidiStream:
 
 
 def _sent(waiting: queue.SimpleQueue[Any], heartbeat: tuple[float, Any] | None) -> Iterator[Any]:
-    """Up to the first None."""
+    """The requests up to the first None, with heartbeats in between."""
     silence, request = heartbeat or (None, None)
     while True:
         try:

@@ -1,3 +1,3 @@
-"""What makes a Celery task reliable. Read in this order: task, inside, attempt, job, call, options."""
+"""What makes a Celery task reliable. Read: task, inside, attempt, settling, job, call, options."""
 
 from gwi_celery import blobs as blobs  # 0.1's documentation imports it from here

@@ -1,7 +1,7 @@
-"""Handles one message of a reliable task: the claim's answer, the attempt, and how that ends.
+"""Handles one message of a reliable task: the claim, the attempt, and how the attempt ends.
 
-The sequence is readable on one screen (:meth:`Attempt.run`, :meth:`Attempt._attempt`); what each end
-does to the message is in the one table (``reliability/ends.py``).
+The sequence is readable on one screen (:meth:`Attempt.run`, :meth:`Attempt._attempt`). The table in
+``reliability/ends.py`` says what each end does to the record and to the message.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import uuid4
 
 from billiard.exceptions import TimeLimitExceeded
 from celery import states
 from celery._state import _task_stack
-from celery.canvas import maybe_signature
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Reject
 from celery.result import ResultBase
 
 from gwi_celery import blobs, failures, shield
 from gwi_celery.backends.base import ReliableBackend
 from gwi_celery.backends.results import came_before
-from gwi_celery.backoff import jitter
 from gwi_celery.errors import (
     CrashLimitExceeded,
     DeadlineExceeded,
@@ -37,26 +35,23 @@ from gwi_celery.errors import (
     LeaseLost,
     NotAllowed,
     StoreError,
-    StoreUnusable,
 )
 from gwi_celery.failures import ENDS_THE_WORKER
 from gwi_celery.headers import (
     ATTEMPT_PROPERTY,
     DEADLINE_HEADER,
-    HOLDS_HEADER,
     KEY_HEADER,
     PUSH_UNTIL,
 )
 from gwi_celery.integration import integration, settings_for
-from gwi_celery.reliability import call, carried, claims, compensation, wording
+from gwi_celery.reliability import call, carried, claims, wording
 from gwi_celery.reliability.call import Call
-from gwi_celery.reliability.crowds import Crowds
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
 from gwi_celery.reliability.job import Limits, RunningJob
 from gwi_celery.reliability.options import first
-from gwi_celery.reliability.origin import end_of as attempt_end
-from gwi_celery.reliability.origin import origin_of
+from gwi_celery.reliability.origin import attempt_end, origin_of
 from gwi_celery.reliability.outcome import dump_failure, dump_replaced, load_failure, load_replaced
+from gwi_celery.reliability.settling import Settling
 from gwi_celery.stores.base import Store
 from gwi_celery.stores.values import (
     Cancelled,
@@ -79,13 +74,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after its deadline at which a job that waits is looked at.
-_PAST_DEADLINE: Final = 0.05
-#: Seconds that a job waits at most for the next place of a rate: an operator may have raised it.
-_LOOK_AGAIN: Final = 300.0
-
-_crowds = Crowds()
-
 
 class Attempt:
     """Handles the message of ``task.request``."""
@@ -94,6 +82,7 @@ class Attempt:
         self._task = task
         self._request = task.request
         self._settings = settings_for(task.app)
+        self._settling = Settling(task)
 
     @property
     def _store(self) -> Store:
@@ -115,7 +104,7 @@ class Attempt:
         headers = request.headers or {}
         options = task.reliable
         if options.deadline is not None and DEADLINE_HEADER not in headers:
-            # Sent by the task's name only, without its options: the deadline counts from now.
+            # Sent by the task's name alone, so without its options: the deadline counts from now.
             headers = {**headers, DEADLINE_HEADER: time.time() + options.deadline}
             request.headers = headers
         with call.for_logs():
@@ -125,10 +114,10 @@ class Attempt:
             store = self._store
             answer = self._claim(store, resolved, headers)
         except NotAllowed as exc:
-            # Its publisher gets no outcome written either, under an id of another's perhaps.
+            # No outcome is stored either: the message's task id may be that of another call.
             raise Reject(exc, requeue=False) from exc
         except StoreError as exc:
-            self._store_unavailable(exc)
+            self._settling.store_unavailable(exc)
         match answer:
             case Claimed():
                 facts: dict[str, Any] = {
@@ -140,7 +129,7 @@ class Attempt:
                 emit("claimed", **facts)
                 tracing.describe(**facts, generation=answer.record.generation)
                 job = RunningJob(store, answer, self._limits(headers), asked_at=asked_at)
-                kwargs = call.filled(task.run, options, args, kwargs, headers)
+                kwargs = call.with_ids(task.run, options, args, kwargs, headers)
                 return self._attempt(job, body, args, kwargs)
             case Completed():
                 return self._answer(answer.record)
@@ -155,28 +144,29 @@ class Attempt:
                 emit("contended")
                 why = wording.why_held(resolved.lock, answer)
                 held = JobHeld(f"{task.name}: {why}")
-                self._wait(held, why, answer.retry_after, behind=resolved.lock.id)
+                after = answer.retry_after
+                self._settling.wait(held, why, at_most=after, behind=resolved.lock.id)
             case Limited():
                 emit("limited")
                 why = wording.why_limited(answer)
                 after, of = answer.retry_after, answer.limit.id
                 held = JobHeld(f"{task.name}: {why}")
-                # The next place of a rate is nobody's before that; who runs may end at any time.
+                # A rate has no free place before then. A running job may end at any time.
                 if answer.limit.rate is not None:
-                    self._wait(held, why, at_least=after, behind=of)
-                self._wait(held, why, at_most=after, behind=of)
+                    self._settling.wait(held, why, at_least=after, behind=of)
+                self._settling.wait(held, why, at_most=after, behind=of)
             case Cancelled():
-                self._undo(answer.record)
                 # The record's outcome is the operator's reason.
-                self._revoked((answer.record.outcome or b"").decode(errors="replace"))
+                reason = (answer.record.outcome or b"").decode(errors="replace")
+                self._settling.cancelled(answer.record, reason)
         return None
 
     def _fan_out(self, headers: Mapping[str, Any]) -> str:
-        """What to do if the job's key was the default, and so perhaps not meant."""
+        """Advice, if the job's key was the default: its author may have expected another one."""
         if KEY_HEADER in headers or self._task.reliable.key != "run":
             return ""
         return (
-            " If other arguments are to make another job of the run, give the task "
+            " If calls of one run with different arguments are different jobs, give the task "
             'Reliable(key="payload")'
         )
 
@@ -199,8 +189,8 @@ class Attempt:
         deadline, waits = headers.get(DEADLINE_HEADER), isinstance(answer, (Held, Limited))
         if not waits or deadline is None or time.time() <= float(deadline):
             return answer
-        # It stops waiting. Under a lock of its own it is recorded as failed, without having begun;
-        # unless this very job is running elsewhere.
+        # The deadline has passed: claim the job under a lock of its own, so that it is recorded as
+        # failed without having begun. That is impossible only while this very job runs elsewhere.
         own, nonce = call.own_lock(resolved.job), uuid4().hex
         answer = store.claim(replace(wanted, lock=own, nonce=nonce, limits=(), redelivered=True))
         if isinstance(answer, Held):
@@ -238,12 +228,15 @@ class Attempt:
         except BaseException as exc:
             # The job itself succeeded: an error of the store is not its failure.
             unrecorded = finishing and isinstance(exc, StoreError)
-            self._end(job, End.UNRECORDED if unrecorded else end_of(exc), exc)
+            return self._end(job, End.UNRECORDED if unrecorded else end_of(exc), exc)
         finally:
             job.abandon()
 
-    def _end(self, job: RunningJob, end: End, exc: BaseException) -> NoReturn:
-        """Record how the attempt ended, then settle the message through Celery, by the table."""
+    def _end(self, job: RunningJob, end: End, exc: BaseException) -> Any:
+        """Record how the attempt ended, then settle the message through Celery, by the table.
+
+        Returns only what replaces the job in an eager call; all other ends raise.
+        """
         if end is End.DEADLINE:
             exc = DeadlineExceeded(f"{self._task.name} did not finish before its deadline")
         elif isinstance(exc, ENDS_THE_WORKER) and end is End.EXITED and not self._request.is_eager:
@@ -262,14 +255,17 @@ class Attempt:
             end, exc = End.CANCELLED, cancelled
         except StoreError as unusable:
             end, exc = End.UNRECORDED, unusable
-        self._leave(end, exc, job.record)
+        if end is End.REPLACED:
+            assert isinstance(exc, Replaced)
+            return self._settling.replace(exc.signature)
+        return self._leave(end, exc, job.record)
 
     def _record(self, job: RunningJob, end: End, exc: BaseException) -> None:
-        told = attempt_end(end, exc)
+        ended = attempt_end(end, exc)
         match end.row.record:
             case Record.FAILED:
-                outcome = Outcome(JobStatus.FAILED, dump_failure(exc), told)
-                if end in (End.REJECTED, End.HARD_LIMIT):  # Celery's request stores that
+                outcome = Outcome(JobStatus.FAILED, dump_failure(exc), ended)
+                if end in (End.REJECTED, End.HARD_LIMIT):  # Celery's request stores the result
                     job.finish(outcome)
                 else:
                     self._finish(job, outcome, exc)
@@ -279,54 +275,36 @@ class Attempt:
                 else:
                     # The job raised Ignore: there is no result.
                     blob = blobs.dump(None, what="result", limit=100)
-                job.finish(Outcome(JobStatus.SUCCEEDED, blob, told))
+                job.finish(Outcome(JobStatus.SUCCEEDED, blob, ended))
             case Record.PENDING:
-                job.release(told)
+                job.release(ended)
             case _:
                 job.abandon()
 
     def _leave(self, end: End, exc: BaseException, record: JobRecord) -> NoReturn:
+        """Settle the message: raise what Celery takes for this end."""
         name, id = self._task.name, self._request.id
         match end:
             case End.CANCELLED:
                 assert isinstance(exc, JobCancelled)
-                self._undo(record)
-                self._revoked(exc.reason)
+                self._settling.cancelled(record, exc.reason)
             case End.LEASE_LOST:
                 emit("lease lost")
                 logger.warning("%s[%s] lost its lease: %s", name, id, exc)
                 raise Reject(exc, requeue=True) from None
             case End.UNRECORDED:
                 assert isinstance(exc, StoreError)
-                self._store_unavailable(exc)
+                self._settling.store_unavailable(exc)
             case End.STOPPING:
-                emit("stopping")
-                logger.info("%s[%s] is handed back: %s", name, id, exc)
-                self._publish_copy(0.0, self._request.headers or {})
-                raise Ignore(str(exc)) from None
+                self._settling.hand_back(exc)
             case End.ENDED if shield.ends_greenlet(exc):
-                # Celery takes the job of a killed greenlet for finished.
+                # Otherwise Celery would take the job of a killed greenlet for finished.
                 logger.info("%s[%s] is handed back: its greenlet was told to end", name, id)
                 raise Reject(exc, requeue=True) from None
-            case End.REPLACED:
-                assert isinstance(exc, Replaced)
-                self._replace(exc.signature)
             case End.DEADLINE | End.EXITED:
                 raise exc from None
             case _:
                 raise exc
-
-    def _replace(self, signature: Any) -> NoReturn:
-        """Send the job's replacement, under this message's id and with its callbacks."""
-        self._request._gwi_replaced = True
-        try:
-            self._task.replace(maybe_signature(signature, app=self._task.app))
-        except Ignore:
-            raise
-        except Exception as exc:
-            # Nothing is lost: this message is redelivered, and sends it then.
-            raise Reject(exc, requeue=True) from exc
-        raise AssertionError("Celery's replace() raises")
 
     def _begin(self, job: RunningJob) -> None:
         self._refuse_hopeless(job)
@@ -345,7 +323,7 @@ class Attempt:
         job.check()
 
     def _finish(self, job: RunningJob, outcome: Outcome, result: Any) -> None:
-        """Record the outcome, and Celery's result in the same commit if the store keeps that too."""
+        """Record the outcome; in the same commit Celery's result, if the store keeps results too."""
         state, trace = states.SUCCESS, None
         if outcome.status is JobStatus.FAILED:
             state = states.FAILURE
@@ -375,105 +353,9 @@ class Attempt:
         if succeeded:
             replaced = load_replaced(record.outcome)
             if replaced is not None:
-                self._replace(replaced)
+                return self._settling.replace(replaced)
             return blobs.load(record.outcome)
         raise load_failure(self._task.backend, record.outcome)
-
-    def _wait(
-        self,
-        exc: Exception,
-        why: str,
-        at_most: float | None = None,
-        at_least: float = 0.0,
-        level: int = logging.INFO,
-        behind: str | None = None,
-    ) -> NoReturn:
-        """Postpone the job without counting anything: publish a delayed copy, then ack this message.
-
-        ``behind``: the id of the lock or limit that it waits for, maybe with others.
-        """
-        if self._request.is_eager:
-            raise exc
-        headers = dict(self._request.headers or {})
-        holds = int(headers.get(HOLDS_HEADER) or 0)
-        settings = self._settings
-        first, longest = settings.contention_delay, settings.max_contention_delay
-        if behind is not None:
-            longest = _crowds.longest_wait(behind, self._request.id, first, longest)
-        delay = min(first * 2 ** min(holds, 16), longest)
-        if at_most is not None:
-            delay = min(delay, max(at_most, first))
-        # Those that wait for one thing are spread, all the more the longer they have waited.
-        delay = jitter(delay, 0.8, 1.2) + jitter(min(at_least, _LOOK_AGAIN), 1.0, 1.2)
-        deadline = headers.get(DEADLINE_HEADER)
-        if deadline is not None and (left := float(deadline) - time.time()) > 0:
-            delay = min(delay, left + _PAST_DEADLINE)
-        headers[HOLDS_HEADER] = holds + 1
-        logger.log(level, "%s[%s] waits %.1f s: %s", self._task.name, self._request.id, delay, why)
-        self._publish_copy(delay, headers)
-        raise Ignore(why)
-
-    def _publish_copy(self, delay: float, headers: Mapping[str, Any]) -> None:
-        request = self._request
-        self._not_started()
-        signature = self._task.signature_from_request(
-            request,
-            request.args,
-            request.kwargs,
-            countdown=delay,
-            retries=request.retries,
-            headers=dict(headers),
-        )
-        try:
-            signature.apply_async(add_to_parent=False)
-        except Exception as exc:
-            # Nothing is lost: this message is redelivered.
-            raise Reject(exc, requeue=True) from exc
-
-    def _not_started(self) -> None:
-        """Take STARTED or PROGRESS back, before another worker may start the copy.
-
-        As far as that can be done.
-        """
-        task, request = self._task, self._request
-        shown = task.track_started or "_gwi_shown" in vars(request)
-        if not shown or request.ignore_result or task.ignore_result:
-            return
-        try:
-            task.backend._store_result(request.id, None, states.PENDING, request=request)
-        except Exception as exc:
-            logger.info(
-                "%s[%s] still shows that it runs: %s", task.name, request.id, safe_error(exc)
-            )
-
-    def _store_unavailable(self, exc: StoreError) -> NoReturn:
-        why = f"the store can't be used ({exc})"
-        if PUSH_UNTIL in (self._request.properties or {}):
-            # Pub/Sub itself redelivers a refused push, with growing pauses.
-            logger.warning("%s[%s] is refused: %s", self._task.name, self._request.id, why)
-            raise Reject(exc, requeue=True) from exc
-        unusable = isinstance(exc, StoreUnusable)  # somebody has to do something
-        self._wait(exc, why, level=logging.ERROR if unusable else logging.WARNING)
-
-    def _undo(self, record: JobRecord) -> None:
-        """Ask for what undoes a cancelled job, if whoever cancelled it could not."""
-        request = self._request
-        if request.is_eager:
-            return
-        try:
-            compensation.ask(self._task, record, request.args, request.kwargs)
-        except Exception as exc:
-            # Nothing is lost: this very message is redelivered, and asks then.
-            raise Reject(exc, requeue=True) from exc
-
-    def _revoked(self, reason: str) -> NoReturn:
-        request = self._request
-        emit("cancelled")
-        if not request.is_eager:
-            self._task.backend.mark_as_revoked(
-                request.id, reason, request=request, store_result=not self._task.ignore_result
-            )
-        raise Ignore(reason)
 
     def _limits(self, headers: Mapping[str, Any]) -> Limits:
         settings, options = self._settings, self._task.reliable
@@ -490,7 +372,7 @@ class Attempt:
 
 
 def _in_a_workers_job() -> bool:
-    """Whether this eager call is made by a worker's job: then it is kept as durably as that."""
+    """Whether a worker's job makes this eager call: then its record is kept as durably as the job's."""
     return any(
         not (request.called_directly or request.is_eager)
         for task in _task_stack.stack

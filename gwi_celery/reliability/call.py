@@ -1,4 +1,4 @@
-"""Resolves a call of a reliable task to its tenant, run, job and lock. Pure functions.
+"""Resolves a call of a reliable task to its tenant, run, job and lock.
 
 Ids come from the call's bound arguments, including positional ones, else from its headers.
 """
@@ -6,7 +6,6 @@ Ids come from the call's bound arguments, including positional ones, else from i
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,7 +74,7 @@ def resolve_call(
 
     Raises MissingTenant, ConflictingIds, InvalidCall.
     """
-    payload = Payload.of(function, args, filled(function, options, args, kwargs, headers))
+    payload = Payload.of(function, args, with_ids(function, options, args, kwargs, headers))
     arguments = payload.named
     tenant = _id(task, "tenant", options.tenant, TENANT_HEADER, arguments, headers)
     if tenant is None:
@@ -92,19 +91,23 @@ def resolve_call(
     return Call(task, tenant, run, job, lock, arguments, payload, limits)
 
 
-def promised(
+def headers_of(
     task: str,
     headers: Mapping[str, Any] | None,
     idempotency_key: str | None,
     deadline: float | None,
     options: Reliable | None = None,
-    labels: Mapping[str, str] | None = None,
+    labels: object = None,
 ) -> dict[str, Any]:
-    """The headers of a call with these options of its own, of a task with those. Raises InvalidCall."""
+    """The headers of a call, from its own options and the task's. Raises InvalidCall.
+
+    Args:
+        options: The task's. None for a plain task, or one that isn't registered here.
+    """
     sent = dict(headers or {})
     if labels is not None:
-        sent[LABELS_HEADER] = dict(labels)
-    if not fields.labels(sent.get(LABELS_HEADER) or {}):
+        sent[LABELS_HEADER] = dict(labels) if isinstance(labels, Mapping) else labels
+    if sent.get(LABELS_HEADER) is not None and not fields.labels(sent[LABELS_HEADER]):
         raise InvalidCall(
             f"{task}: labels= takes at most {fields.MOST_LABELS} texts by name, such as "
             f"{{'customer': '7'}}: names of at most {fields.LABEL_NAME} characters without '=', and "
@@ -113,9 +116,7 @@ def promised(
     if idempotency_key is not None:
         sent[KEY_HEADER] = given_key(task, idempotency_key)
     if deadline is not None:
-        # The annotation promises a number; callers may pass anything.
-        number = deadline if type(deadline) in (int, float) else math.nan
-        if not math.isfinite(number):
+        if not fields.is_number(deadline):
             raise InvalidCall(
                 f"{task}: the deadline is {shown(deadline)}: pass a number, the seconds from now"
             )
@@ -128,16 +129,16 @@ def promised(
     return sent
 
 
-def filled(
+def with_ids(
     function: Callable[..., Any],
     options: Reliable,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     headers: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """``kwargs``, and the tenant and run that only the headers name, where the function takes them.
+    """``kwargs``, with the tenant and run added that only the headers name, if the function takes them.
 
-    So a call by headers alone (a plain job, or ``send_task``) is the same job as one by arguments.
+    So a call that names them in headers is the same job as one that passes them as arguments.
     """
     arguments = dict(kwargs)
     try:
@@ -159,11 +160,11 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def callers_headers(message: Mapping[str, Any], options: Reliable) -> dict[str, Any]:
-    """The headers that the caller gave, out of all that the message has.
+    """The caller's headers, out of all fields of the message.
 
-    Monitoring libraries add an entry named "headers" that holds theirs, and read it where Celery shows
-    it: as *the* headers. So its content is merged with the others, except for this package's names,
-    which are not read from there when a call is made.
+    Monitoring libraries put their own headers into an entry named "headers", and expect to read them in
+    ``request.headers``. So that entry's content is merged with the caller's headers, except for this
+    package's names: those are not read from there when a call is made.
     """
     given = Context({name: v for name, v in message.items() if name != "headers"}).headers or {}
     nested = message["headers"]
@@ -182,7 +183,7 @@ def submission(task_id: str, headers: Mapping[str, Any]) -> str:
 
 @contextmanager
 def for_logs() -> Iterator[None]:
-    """What is raised within goes to a worker's log and to the dead letter: without arguments' values."""
+    """Leave arguments' values out of errors, which a worker logs and stores in the dead letter."""
     try:
         yield
     except ConflictingIds as exc:
@@ -255,7 +256,7 @@ def _key(
     due = headers.get(DUE_HEADER)
     if due is None:
         return key
-    # The time contains no space, so no two such keys are equal.
+    # The time contains no space, so it can't be taken for a part of the key.
     return f"due:{_text(due, f'{task}: the header {DUE_HEADER}')} {key}"
 
 

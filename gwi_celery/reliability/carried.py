@@ -1,9 +1,9 @@
 """Finds the attempt that the running code belongs to, in the job's own thread and in others it starts.
 
 The job's thread has the message's request. Another thread belongs to the attempt if it runs in a copy of
-the job's context, as by ``asyncio.to_thread``, ``contextvars.copy_context().run`` or :func:`carry`. In
-a thread without it, a step would silently be a plain call, so it is refused; as it is in a process
-that the job has forked, which can't save anything.
+the job's context, as with ``asyncio.to_thread``, ``contextvars.copy_context().run`` or :func:`carry`.
+In a thread without that context a step would silently be a plain call, so it is refused. It is also
+refused in a process that the job has forked, which can't save anything.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _lock = forks.lock()
 
 @contextmanager
 def carrying(task: ReliableTask, job: RunningJob) -> Iterator[None]:
-    """Make ``job`` known to the context, while the job's own code runs."""
+    """Name ``job`` in the context while the job's own code runs."""
     token = _carried.set({**(_carried.get() or {}), task: job})
     with _lock:
         _running[task] += 1

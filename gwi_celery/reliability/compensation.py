@@ -1,7 +1,7 @@
-"""``@task.on_cancel``: what undoes a job that was cancelled once it had begun, as a job of its own.
+"""``@task.on_cancel``: a task that undoes a job which was cancelled after it had begun.
 
-It is asked for by whoever cancels the job, and again by the worker that finds it cancelled, so that the
-death of neither loses it; its key makes it one job, whoever asks and however often.
+Whoever cancels the job sends it, and so does the worker that finds the job cancelled: it isn't lost if
+either of them dies. Its idempotency key makes all of these calls one job.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from gwi_celery.stores.base import JobRecord
 if TYPE_CHECKING:
     from gwi_celery.reliability.task import ReliableTask
 
-#: After the name of the task whose jobs it undoes.
+#: Added to the name of the task whose jobs it undoes.
 SUFFIX = ".on_cancel"
 
 
 def register(task: ReliableTask, function: Callable[..., Any]) -> Any:
-    """Make a task of the function; it gets itself and the arguments of the job that it undoes."""
+    """Make a bound task of the function, called with the arguments of the job that it undoes."""
     return task.app.task(
         function,
         name=f"{task.name}{SUFFIX}",

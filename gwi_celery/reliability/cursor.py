@@ -15,7 +15,7 @@ class _Job(Protocol):
         """Raise what should stop the job."""
 
     def save_cursor(self, name: str, value: Any, version: int) -> None:
-        """Record where the cursor is."""
+        """Record the cursor's value."""
 
 
 class Cursor:
@@ -76,5 +76,5 @@ class Cursor:
 
 
 def _comparable(value: Any) -> Any:
-    """Tuples as lists, as in JSON."""
+    """The value with tuples as lists, as JSON has them."""
     return [_comparable(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,13 +1,12 @@
-"""Options of a task, as its decorator, ``task_annotations`` or a ``task_...`` setting gave them.
+"""Checks a task's options, from its decorator, ``task_annotations`` or ``task_...`` settings.
 
-Celery reads most of them late: in the worker's start, which then ends with a traceback, at each call, or
+Celery reads most of them late: when the worker starts, which then ends with a traceback, at each call, or
 when a job fails for the first time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import isfinite
 from typing import Any, Final
 
 from celery.utils.imports import symbol_by_name
@@ -23,19 +22,21 @@ from gwi_celery.text import safe_error
 
 def _rate(value: Any) -> bool:
     try:
-        return isfinite(float(rate(value))) and float(rate(value)) >= 0
-    except (ValueError, TypeError, KeyError, ZeroDivisionError):
+        a_second = rate(value)
+    except (ValueError, TypeError, KeyError):
         return False
+    return fields.is_number(a_second) and bool(a_second >= 0)
 
 
 def _read_by(read: Callable[[Any], Any]) -> Callable[[Any], bool]:
-    """What Celery takes that reads it so; a number below 0 would be no wait."""
+    """Whether ``read``, which Celery calls with the option, gives 0 or more."""
 
     def takes(value: Any) -> bool:
         try:
-            return bool(read(value) >= 0)
+            number = read(value)
         except (ValueError, TypeError, OverflowError):
             return False
+        return fields.is_number(number) and bool(number >= 0)
 
     return takes
 
@@ -49,16 +50,16 @@ def _count(value: Any) -> bool:
 
 
 def _errors(value: Any) -> bool:
-    each = value if isinstance(value, (list, tuple, set, frozenset)) else (None,)
-    return all(isinstance(one, type) and issubclass(one, BaseException) for one in each)
+    classes = value if isinstance(value, (list, tuple, set, frozenset)) else (None,)
+    return all(isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes)
 
 
 def _errors_or_one(value: Any) -> bool:
     return _errors(value) or _errors((value,))
 
 
-def _names(value: Any) -> bool:
-    """A queue by its name, or as Kombu's object."""
+def _queue(value: Any) -> bool:
+    """Whether it is a queue's name, or Kombu's Queue."""
     name = getattr(value, "name", value)
     return isinstance(name, str) and bool(name)
 
@@ -71,7 +72,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "rate_limit": Kind("a rate such as '10/s', '100/m' or '5/h', or a number a second", _rate),
     "time_limit": _SECONDS,
     "soft_time_limit": _SECONDS,
-    "max_retries": Kind("a whole number from 0 (None: no end of them)", _count),
+    "max_retries": Kind("a whole number, 0 or more (None: without end)", _count),
     "default_retry_delay": _SECONDS,
     "retry_backoff": Kind("True, or a number of seconds", _read_by(float)),
     "retry_backoff_max": Kind("a whole number of seconds", _read_by(int)),
@@ -81,14 +82,14 @@ KINDS: Final[Mapping[str, Kind]] = {
     "throws": Kind(_LIST, _errors_or_one),
     "priority": fields.PROPERTIES["priority"],
     "ignore_result": fields.HEADERS["ignore_result"],
-    "queue": Kind("the name of a queue", _names),
+    "queue": Kind("the name of a queue", _queue),
     "routing_key": Kind("a text", lambda value: isinstance(value, str)),
 }
 
 
-#: Checked as a call's are.
-_OF_CALLS: Final = ("expires", "compression")
-#: Settings of all tasks, which Celery gives to the pool.
+#: Options that are checked as those of a call are.
+_CALL_OPTIONS: Final = ("expires", "compression")
+#: Settings that hold for all tasks; Celery passes them to the pool.
 _SETTINGS: Final = ("task_time_limit", "task_soft_time_limit")
 
 
@@ -101,7 +102,7 @@ def wrong(name: str, options: Mapping[str, Any]) -> str | None:
     soft, hard = options.get("soft_time_limit"), options.get("time_limit")
     if soft and hard and soft > hard:
         return (
-            f"{name}: soft_time_limit={soft} is above time_limit={hard}, so that it would never be "
+            f"{name}: soft_time_limit={soft} is above time_limit={hard}, so it would never be "
             "reached: make it the smaller one"
         )
     return None
@@ -113,7 +114,7 @@ def check(task: Any, conf: Any) -> None:
     if why is not None:
         raise ConfigurationError(why)
     try:
-        check_options(task.name, {name: getattr(task, name, None) for name in _OF_CALLS})
+        check_options(task.name, {name: getattr(task, name, None) for name in _CALL_OPTIONS})
     except InvalidCall as exc:
         raise ConfigurationError(str(exc)) from None
     _check_serializer(task, conf.accept_content)
@@ -159,7 +160,10 @@ def _check_imported(task: Any) -> None:
 
 
 def check_all(app: Any) -> None:
-    """The same of all tasks of the app, what they import, and the settings that stand for options."""
+    """Check all tasks of the app, what they import, and the settings that stand for their options.
+
+    Raises ConfigurationError.
+    """
     for setting in _SETTINGS:
         value = app.conf[setting]
         if value is not None and not _SECONDS.takes(value):

@@ -61,7 +61,7 @@ class DirectJob:
 
 
 def direct_job(task: ReliableTask) -> DirectJob:
-    """The DirectJob of the current call; a new one if Celery knows of no call."""
+    """The DirectJob of the current call; a new one if Celery has no request for it."""
     request = task.request_stack.top
     if request is None:
         return DirectJob()

@@ -1,14 +1,15 @@
 """The table of ends: every way in which an attempt can end, and the consequences.
 
-``Attempt`` and ``ReliableRequest`` follow these rows. ``tests/ends/`` drives them through every pool,
-push and each store; ``tests/unit/reliability/test_ends.py`` those of a store or a broker that fails, at
-each point of an attempt; ``tests/acceptance/test_kill.py`` and ``test_attempts.py`` those of a killed
-worker.
+``Attempt`` and ``ReliableRequest`` follow these rows. ``tests/ends/`` tests them with every pool, with
+push and with each store; ``tests/unit/reliability/test_ends.py`` tests those of a store or broker that
+fails, at each point of an attempt; ``tests/acceptance/test_kill.py`` and ``test_attempts.py`` test those
+of a killed worker.
+
 ``record`` is the job's record afterwards, ``caller`` the state of the caller's result
 (Celery's states; PENDING: still to come), ``message`` what happens to the message. A copy
 has the same task id and the same retries; it is published before the original is acked, so that a
 message is outstanding at every moment. A pulled message whose whole worker died is redelivered once
-its lease has run out; a pushed one, when its request breaks off.
+its lease has run out; a pushed one once its request breaks off.
 
 An attempt begins with a claim. A crash is an attempt whose process or lease was lost before it
 could record its end; a later saved step resets the count. Only attempts and crashes ever end a job.
@@ -75,7 +76,7 @@ class End(Enum):
     FAILED = Row("it raised", Record.FAILED, states.FAILURE, _DEAD)
     NO_JSON = Row("its result has no JSON form", Record.FAILED, states.FAILURE, _DEAD)
     EXITED = Row(
-        "it raised SystemExit, KeyboardInterrupt or another that is no Exception",
+        "it raised SystemExit, KeyboardInterrupt or another exception that is no Exception",
         Record.FAILED,
         states.FAILURE,
         _DEAD,
@@ -92,7 +93,10 @@ class End(Enum):
     REJECTED = Row("it raised Reject", Record.FAILED, states.FAILURE, _DEAD)
     REQUEUED = Row("it raised Reject(requeue=True)", Record.PENDING, _OPEN, _NACKED)
     SOFT_LIMIT = Row(
-        "its soft time limit passed, and it let that through", Record.FAILED, states.FAILURE, _DEAD
+        "its soft time limit passed, and it did not catch that",
+        Record.FAILED,
+        states.FAILURE,
+        _DEAD,
     )
     DEADLINE = Row("its deadline passed", Record.FAILED, states.FAILURE, _DEAD)
 
@@ -149,7 +153,7 @@ class End(Enum):
 
     # --- the store and the broker
     STORE_AWAY = Row(
-        "the store can't be used at its claim; if pushed, the message is nacked, so that Pub/Sub "
+        "the store can't be used at its claim; a pushed message is nacked instead, so that Pub/Sub "
         "slows down by itself",
         Record.KEPT,
         _OPEN,
@@ -158,7 +162,7 @@ class End(Enum):
         copy=True,
     )
     UNRECORDED = Row(
-        "the store can't be used at its end; if pushed, it is nacked",
+        "the store can't be used at its end; a pushed message is nacked instead",
         Record.RUNNING,
         _OPEN,
         _ACKED,

@@ -1,12 +1,13 @@
 """The allowed types and ranges of a task message's headers and properties: one table.
 
-Celery trusts its own publisher, so that a value of another type ends the worker, or fails later and
-elsewhere. So messages are checked on arrival, whoever sent them. Fields that are not in the table are
-unused, and may hold anything.
+Celery trusts its own publisher: a value of another type ends the worker, or fails later and elsewhere.
+So messages are checked on arrival, whoever sent them. Fields that are not in the table are unused, and
+may hold anything.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -28,15 +29,15 @@ from gwi_celery.headers import (
     TENANT_HEADER,
 )
 
-#: Retries are exponents of a backoff: 2 ** retries is computed.
+#: Most retries: a backoff computes 2 ** retries.
 MOST_RETRIES: Final = 100_000
-#: Labels of one job, and characters of a label's name and of its value.
+#: Most labels of one job, and most characters of a label's name and of its value.
 MOST_LABELS: Final = 8
 LABEL_NAME: Final = 64
 LABEL_VALUE: Final = 256
-#: Seconds: about 31 years, and what the system's timers take.
+#: Longest time limit, seconds: about 31 years, which every timer can handle.
 _LONGEST: Final = 1e9
-#: Seconds since the epoch: the year 5138, and what any clock takes.
+#: Latest deadline, seconds since the epoch: the year 5138, which every clock can handle.
 _LATEST: Final = 1e11
 
 
@@ -52,7 +53,7 @@ def _text(value: Any) -> bool:
 
 
 def _name(value: Any) -> bool:
-    """Without lone surrogates: it is copied into logs, keys and other messages."""
+    """A text without lone surrogates: it is copied into logs, keys and other messages."""
     return isinstance(value, str) and bool(value.strip()) and _encodes(value)
 
 
@@ -70,6 +71,10 @@ def _number(lowest: float, highest: float) -> Callable[[Any], bool]:
         return good and lowest <= value <= highest  # NaN is in no range
 
     return takes
+
+
+#: Whether it is a finite number that a float can hold. A bool is not a number.
+is_number: Final = _number(-sys.float_info.max, sys.float_info.max)
 
 
 def _whole(lowest: int, highest: int) -> Kind:
@@ -114,12 +119,12 @@ def signature(value: Any) -> bool:
 
 
 def _signatures(value: Any) -> bool:
-    # Celery takes a single one for a list of one.
+    # Celery takes a single signature for a list of one.
     return signature(value) or (isinstance(value, (list, tuple)) and all(map(signature, value)))
 
 
 def labels(value: Any) -> bool:
-    """What a job may be found by: a few short texts. A "=" would make a name of two."""
+    """A few short texts, by name. A name has no "=", which separates name and value in a command."""
     return (
         isinstance(value, dict)
         and len(value) <= MOST_LABELS
@@ -144,7 +149,7 @@ def _replay(value: Any) -> bool:
     )
 
 
-#: Celery's request is made of the headers: one with the name of a method takes the method's place.
+#: Celery makes each header an attribute of its request, where one named like a method would replace it.
 _ABSENT = Kind("absent, as Celery's request has a method of that name", lambda value: False)
 _METHODS = [
     name for name in dir(Context) if callable(getattr(Context, name)) and not name.startswith("__")
@@ -205,7 +210,7 @@ PROPERTIES: Final[Mapping[str, Kind]] = {
 
 DELIVERY_INFO: Final[Mapping[str, Kind]] = {"exchange": _TEXT, "routing_key": _TEXT}
 
-#: What comes with a task's arguments.
+#: Fields that a message's body has besides the task's arguments.
 CALLBACKS: Final[Mapping[str, Kind]] = {
     "callbacks": _CALLS,
     "errbacks": _CALLS,
@@ -215,7 +220,7 @@ CALLBACKS: Final[Mapping[str, Kind]] = {
 
 
 def wrong(fields: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> str | None:
-    """What is wrong with these, without their values; None if nothing is."""
+    """What is wrong with these fields, without their values; None if nothing is."""
     found = first_wrong(fields, kinds)
     return found and f"its {where} {found[0]!r} is not {found[1].what}"
 

@@ -19,9 +19,9 @@ R = TypeVar("R")
 
 
 class InsideJob(Task):
-    """Recorded in the job's record by a worker; in a plain call nothing is recorded.
+    """In a worker these methods write to the job's record; in a plain call nothing is recorded.
 
-    Raises OutsideAttempt in a thread that the job's attempt was not carried into, see
+    They raise OutsideAttempt in a thread that the job's attempt was not carried into, see
     :func:`gwi_celery.carry`.
     """
 
@@ -37,21 +37,29 @@ class InsideJob(Task):
     def cursor(
         self, name: str, start: Any = 0, *, save_every: float = 1.0
     ) -> AbstractContextManager[Cursor]:
-        """Progress inside a long loop; saved every ``save_every`` seconds (0: at each advance)."""
+        """Progress inside a long loop; saved every ``save_every`` seconds (0: at each advance).
+
+        Raises StepNameReused, and all that :meth:`check` does.
+        """
         return self._job.cursor(name, start, save_every)
 
     def checkpoint(self, name: str, value: Any) -> None:
-        """Record a JSON value that may be overwritten. Raises TooLarge, NotSerializable."""
+        """Record a JSON value that may be overwritten.
+
+        Raises StepNameReused, TooLarge, NotSerializable, and all that :meth:`check` does.
+        """
         self._job.checkpoint(name, value)
 
     def restore(self, name: str, default: Any = None) -> Any:
-        """What :meth:`checkpoint` recorded last, at this attempt or an earlier one."""
+        """What :meth:`checkpoint` recorded last, in this attempt or an earlier one; else ``default``."""
         return self._job.restore(name, default)
 
     def progress(self, done: float, total: float | None = None, text: str = "") -> None:
-        """Say how far the job is: its record has it, and a caller's ``AsyncResult.info``.
+        """Report progress, for the job's record and the caller's ``AsyncResult.info``.
 
-        Written at most once a second; call it as often as you like. Raises all that :meth:`check` does.
+        Written at most once a second; call it as often as you like.
+
+        Raises InvalidCall for what is not a number or a text, and all that :meth:`check` does.
         """
         progress.show(self, self._job, done, total, text)
 
@@ -80,7 +88,7 @@ class InsideJob(Task):
 
     @property
     def lease_lost(self) -> bool:
-        """Whether another worker may hold this job by now. Cheap to check."""
+        """Whether another worker may hold this job by now. Cheap to read."""
         return self._job.lease_lost
 
     @property

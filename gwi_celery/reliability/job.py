@@ -1,4 +1,4 @@
-"""A job while an attempt of it runs: its lease, its steps, and every way it can be told to stop.
+"""A job while an attempt of it runs: its lease, its checkpoints, and every reason to stop.
 
 When progress is saved, and what a crash loses:
 
@@ -46,7 +46,6 @@ from gwi_celery.stores.base import (
     CheckpointKind,
     Claimed,
     JobRecord,
-    Lease,
     Outcome,
     Progress,
     Store,
@@ -61,9 +60,9 @@ T = TypeVar("T")
 
 #: Share of the TTL after which a lease is renewed in the background.
 _RENEW_AT = 1 / 3
-#: Share of the TTL subtracted from the holder's own deadline: its clock may run slower.
+#: Share of the TTL by which the holder assumes its lease to end early: its clock may run slower.
 _MARGIN = 0.1
-#: Bytes of a value that are kept for restore() in the same attempt.
+#: Largest value, bytes, that is kept in memory for restore() in the same attempt.
 _KEPT = 65_536
 #: Seconds between two writes of a job's progress.
 _PROGRESS_EVERY = 1.0
@@ -84,7 +83,7 @@ class Limits:
 
 
 class RunningJob:
-    """What one attempt holds. Used by the job's thread, and by the renewer's under ``_mutex``.
+    """A job that an attempt holds. Used by the job's threads and the renewer's.
 
     Over 25 methods, because all of them share the lease, which renewals and saves replace under one lock.
     """
@@ -100,12 +99,12 @@ class RunningJob:
         self._renewed_at = asked_at
         #: No renewal before this monotonic time: the pause after a failed one.
         self._renew_not_before = 0.0
-        #: The same of what the job says of its progress.
+        #: No progress is written before this monotonic time.
         self._progress_not_before = 0.0
         self._interrupt: LeaseLost | JobCancelled | None = None
         self._finished = False
         self._names = StepNames()
-        #: Recorded checkpoints; those of steps and cursors, once used, without their bytes.
+        #: Recorded checkpoints by name. Those saved by this attempt may be without their bytes.
         self._recorded: dict[str, Checkpoint] = {}
         self.has_checkpoints = claimed.has_checkpoints
         #: The process that runs it: a forked child can't use its lease.
@@ -126,10 +125,6 @@ class RunningJob:
         return self.record.generation
 
     @property
-    def lease(self) -> Lease:
-        return self._lease
-
-    @property
     def lease_lost(self) -> bool:
         """Whether the lease is known, or must be assumed, to be lost."""
         return isinstance(self._interrupt, LeaseLost) or time.monotonic() > self._ends_at()
@@ -146,7 +141,7 @@ class RunningJob:
     def load(self) -> None:
         """Read what earlier attempts have recorded, before the job's own code begins.
 
-        Raises LeaseLost; StoreUnusable when some of it is gone.
+        Raises LeaseLost, JobCancelled; StoreUnusable if some of it is gone.
         """
         if self.has_checkpoints:
             loaded = self._persist(lambda: self._store.load(self._lease))
@@ -158,19 +153,19 @@ class RunningJob:
     def check(self) -> None:
         """Raises LeaseLost, JobCancelled, DeadlinePassed or WorkerStopping if the job should stop."""
         if self._interrupt is None and time.monotonic() > self._ends_at():
-            # This process may have been suspended; the lease may still be valid: ask.
+            # This process may have been suspended, and the lease may still be valid: ask the store.
             self.renew_now()
         if self._interrupt is not None:
             raise self._interrupt
-        if self._finished:  # in a thread that has outlived its job's attempt
-            raise LeaseLost("the attempt that this is a part of has ended")
+        if self._finished:  # in a thread that has outlived its attempt
+            raise LeaseLost("the attempt that this thread belongs to has ended")
         if self._limits.deadline is not None and time.time() > self._limits.deadline:
             raise DeadlinePassed("the job's deadline has passed")
         if self._limits.interrupt_on_shutdown and worker_is_stopping():
-            raise WorkerStopping("the worker is stopping: the job goes on elsewhere")
+            raise WorkerStopping("the worker is stopping: the job continues elsewhere")
         hand_back_at = self._limits.hand_back_at
         if hand_back_at is not None and time.monotonic() > hand_back_at:
-            raise WorkerStopping("its push request ends soon: the job goes on in another one")
+            raise WorkerStopping("its push request ends soon: the job continues in another one")
 
     # --- what a job calls ---------------------------------------------------------------------
 
@@ -241,7 +236,7 @@ class RunningJob:
 
     @shielded
     def progress(self, progress: Progress) -> bool:
-        """Record it, unless one was less than a second ago: whether it was recorded."""
+        """Record it, unless the last was recorded less than a second ago. Returns whether it was."""
         self.check()
         with self._mutex:
             asked_at = time.monotonic()
@@ -265,9 +260,9 @@ class RunningJob:
         renewer().add(self)
 
     def finish(self, outcome: Outcome, result: StoredResult | None = None) -> None:
-        """Record the outcome, and the task's result with it, and free the lock.
+        """Record the outcome together with the task's result, and free the lock.
 
-        Raises LeaseLost, JobCancelled.
+        Raises LeaseLost, JobCancelled, StoreError.
         """
         renewer().remove(self)
         with self._mutex:
@@ -292,7 +287,7 @@ class RunningJob:
                 )
 
     def abandon(self) -> None:
-        """Stop renewing, and write nothing more."""
+        """Stop renewing the lease; from now on nothing is written."""
         renewer().remove(self)
         self._finished = True
 
@@ -303,13 +298,23 @@ class RunningJob:
             return float("inf")
         return max(self._renewed_at + self._lease.ttl * _RENEW_AT, self._renew_not_before)
 
+    def renew_if_idle(self) -> None:
+        if self._mutex.acquire(blocking=False):
+            try:
+                self.renew_now()
+            finally:
+                self._mutex.release()
+        else:  # a save is under way, and renews the lease
+            self._renew_not_before = time.monotonic() + self._pause_after_try()
+
     def renew_now(self) -> None:
+        """Renew the lease. An error is kept: the job raises it at its next boundary."""
         with self._mutex:
             if self._finished or self._interrupt is not None:
                 return
             asked_at = time.monotonic()
-            # Whatever the result: otherwise the renewer would retry without a pause.
-            self._renew_not_before = asked_at + min(1.0, self._lease.ttl / 10)
+            # Set before the outcome is known: otherwise the renewer would retry without a pause.
+            self._renew_not_before = asked_at + self._pause_after_try()
             try:
                 self._lease = self._store.renew(self._lease)
                 self._renewed_at = asked_at
@@ -326,6 +331,9 @@ class RunningJob:
                 logger.warning(
                     "could not renew the lease of job %s yet: %s", self.record.job.id, exc
                 )
+
+    def _pause_after_try(self) -> float:
+        return min(1.0, self._lease.ttl / 10)
 
     def _ends_at(self) -> float:
         return self._renewed_at + self._lease.ttl * (1 - _MARGIN)
@@ -349,7 +357,7 @@ class RunningJob:
         emit("checkpoint", checkpoint=checkpoint.name)
 
     def _bytes(self, recorded: Checkpoint) -> bytes:
-        """The checkpoint's bytes, read if needed; not kept here."""
+        """The checkpoint's bytes: read from the store, and not kept, if they are not here."""
         if not recorded.deferred:
             return recorded.blob
         fetched = self._persist(lambda: self._store.fetch(self._lease, recorded.name))
@@ -361,7 +369,10 @@ class RunningJob:
         return fetched.blob
 
     def _persist(self, operation: Callable[[], T]) -> T:
-        """Call a store operation, retrying while the store is unavailable and the lease may hold."""
+        """Call a store operation; retry it while the store is unavailable and the lease may hold.
+
+        Raises LeaseLost if the store stays unavailable, and what ``operation`` raises.
+        """
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -380,8 +391,8 @@ class RunningJob:
     def _use(self, name: str, kind: CheckpointKind) -> Checkpoint | None:
         """Mark the name as used; returns what is recorded under it. Raises StepNameReused."""
         with self._mutex:
-            recorded = self._recorded.get(name)
             self._names.expect_unused(name)
+            recorded = self._recorded.get(name)
             if recorded is not None:
                 self._expect(recorded, kind)
             self._names.use(name)

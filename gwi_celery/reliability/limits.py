@@ -1,4 +1,4 @@
-"""``Limit``: how many jobs run at once, or begin in a time, across all workers."""
+"""``Limit``: how many jobs may run at once, or begin in a given time, across all workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gwi_celery.errors import ConfigurationError, InvalidCall
 from gwi_celery.stores.limits import LimitRef, check_one, parse_rate
 from gwi_celery.text import nearest, shown
 
-#: Characters of a limit's name, with what it is filled with.
+#: Most characters of a limit's name, and of an argument that it is filled with.
 _LONGEST: Final = 500
 
 _FORMATTER: Final = string.Formatter()
@@ -20,15 +20,16 @@ _FORMATTER: Final = string.Formatter()
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit that a reliable task's jobs share, with those of every task that names the same.
+    """A limit that is shared by the jobs of every task that names it.
 
-    Over it a job waits as one whose lock is held: by a delayed copy, at no cost to its attempts.
+    A job that would exceed it waits like one whose lock is held: by a delayed copy, which counts as no
+    attempt.
 
     Args:
         name: A text, in which ``{argument}`` stands for an argument of the call: each value has a limit
-            of its own. Or a function of the arguments, as ``lock=`` takes, that gives the name.
+            of its own. Or a function of the arguments, as ``lock=`` takes, that returns the name.
         max_running: Jobs that may run at once.
-        rate: Attempts that may begin in any such time: ``"500/m"``, ``"10/s"``, ``"5/10s"``.
+        rate: Attempts that may begin in a time: ``"500/m"``, ``"10/s"``, ``"5/10s"``.
 
     Raises ConfigurationError for what can't be a limit.
     """
@@ -50,7 +51,7 @@ class Limit:
         self.arguments()
 
     def arguments(self) -> list[str]:
-        """The arguments that its name is filled with."""
+        """Names of the arguments that its name is filled with. Raises ConfigurationError."""
         if not isinstance(self.name, str):
             return []
         try:
@@ -60,8 +61,8 @@ class Limit:
         for _, argument, spec, conversion in parts:
             if not str(argument).isidentifier() or spec or conversion:
                 raise ConfigurationError(
-                    f"Limit({self.name!r}): between braces goes an argument's name and nothing else, "
-                    "as in '{tenant_id}'"
+                    f"Limit({self.name!r}): put only an argument's name between braces, as in "
+                    "'{tenant_id}'"
                 )
         return [str(argument) for _, argument, _, _ in parts]
 
@@ -110,7 +111,7 @@ def limits_of(
         if parameter.default is not inspect.Parameter.empty
     } | dict(arguments)
     found = [limit.of(task, filled) for limit in limits]
-    # Functions may give one name twice; one place is enough.
+    # Two functions may return the same name; one place is enough.
     return tuple({limit.id: limit for limit in found}.values())
 
 
@@ -122,14 +123,18 @@ def check_limits(limits: object) -> tuple[Limit, ...]:
         )
     named = [(each.name, each.rate is None) for each in limits]
     for twice in {each for each in named if named.count(each) > 1}:
-        raise ConfigurationError(f"Reliable(limits=...): {twice[0]!r} is there twice; keep one")
+        raise ConfigurationError(f"Reliable(limits=...): {twice[0]!r} is listed twice; keep one")
     return tuple(limits)
 
 
 def check_arguments(
     task: str, limits: Sequence[Limit], function: Callable[..., Any], others: Sequence[str]
 ) -> None:
-    """Raises ConfigurationError for a name that no call of the task can fill. ``others``: in headers."""
+    """Raises ConfigurationError for a limit's name that no call of the task can fill.
+
+    Args:
+        others: Names that headers give.
+    """
     if not limits:
         return
     parameters = inspect.signature(function).parameters
@@ -140,6 +145,6 @@ def check_arguments(
         for argument in limit.arguments():
             if argument not in known:
                 raise ConfigurationError(
-                    f"{task}: Limit({limit.name!r}) names {argument!r}, which is no argument of the "
+                    f"{task}: Limit({limit.name!r}) names {argument!r}, which is not an argument of the "
                     f"task; {nearest(argument, known)}"
                 )

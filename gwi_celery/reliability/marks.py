@@ -1,8 +1,8 @@
-"""Replays and redrives are an operator's: their marks carry a seal, which workers check.
+"""Only an operator may ask for a replay or redrive: its mark carries a seal, which workers check.
 
-A seal is made with the app's signing keys, or with a key that is in the store: who may publish to a queue
-has neither. It names the submission, so that its copies and retries keep it, and another message can't
-have it.
+A seal is made with the app's signing keys, or with a key that is in the store: whoever may only publish
+to a queue has neither. It names the submission, so it holds for the submission's copies and retries, and
+for no other message.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ def sealed(app: Any, task: str, task_id: str, headers: Mapping[str, Any]) -> dic
 
 
 def check(app: Any, task: str, task_id: str, headers: Mapping[str, Any]) -> None:
-    """Raises NotAllowed unless an operator asked for what the headers ask for, and StoreError."""
+    """Raises NotAllowed if the headers ask for a replay or redrive that no operator asked for.
+
+    Raises StoreError if the store's key is needed and can't be read.
+    """
     replay, redrive = headers.get(REPLAY_HEADER), headers.get(REDRIVE_HEADER)
     if not (replay or redrive) or app.conf.task_always_eager:
         return
@@ -39,16 +42,16 @@ def check(app: Any, task: str, task_id: str, headers: Mapping[str, Any]) -> None
         )
     if redrive and not authority.is_redrive_mark(redrive):
         raise NotAllowed(
-            f"{task}: its mark of a redrive was not set by an operator: redrive it by "
+            f"{task}: its redrive mark was not set by an operator: redrive it by "
             "broker_for(app).redrive(...), with the app's store or signing keys"
         )
 
 
 def replay_of(headers: Mapping[str, Any]) -> Replay | None:
-    """What they ask for; whether an operator did, :func:`check` tells."""
+    """The replay that the headers ask for, if any; :func:`check` tells whether an operator set them."""
     redrive, replay = headers.get(REDRIVE_HEADER), headers.get(REPLAY_HEADER)
     step = redrives.step_of(redrive) if redrive else ""
-    if step != "":  # it died after it had been replayed, if it was
+    if step != "":  # a redrive that names a place to start at is later than the replay, if any
         return Replay(NEXT, step)
     return Replay(replay["generation"], replay["from_step"]) if replay else None
 

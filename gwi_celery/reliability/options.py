@@ -7,9 +7,13 @@ from dataclasses import InitVar, dataclass, fields
 from typing import Any, Final, Literal
 
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.reliability.fields import is_number
 from gwi_celery.reliability.limits import Limit, check_limits
 
-#: Gets the call's arguments by name, and gives a key.
+#: Longest TTL or deadline, seconds: about 317 years, so that no time leaves the range of any store.
+_LONGEST: Final = 1e10
+
+#: Gets the call's arguments by name, and returns a key.
 KeyFunction = Callable[[Mapping[str, Any]], str]
 Key = Literal["run", "payload"] | KeyFunction
 
@@ -28,9 +32,9 @@ class Reliable:
     lock: Literal["run", "type"] | KeyFunction | None = "run"
     #: What makes two calls the same job: "run" (this task, tenant and run), "payload" (and also the
     #: same arguments: for a fan-out of one task within a run), or a function of the arguments.
-    #: ``apply_async(idempotency_key=...)`` takes precedence over each.
+    #: ``apply_async(idempotency_key=...)`` takes precedence.
     key: Key = "run"
-    #: Seconds an outcome answers later duplicates.
+    #: Seconds for which an outcome answers later duplicates.
     result_ttl: float | None = None
     #: Seconds until a silent holder's lock may be taken over.
     lock_ttl: float | None = None
@@ -44,7 +48,7 @@ class Reliable:
     max_checkpoint_bytes: int | None = None
     #: Whether the job is handed back at its next step when the worker stops.
     interrupt_on_shutdown: bool | None = None
-    #: What a job also waits for: a place of each of these limits, which hold across all workers.
+    #: Limits that hold across all workers; a job waits for a place of each.
     #: (Celery's ``rate_limit`` is each worker's own.)
     limits: Sequence[Limit] = ()
     #: The former name of ``key``.
@@ -60,33 +64,32 @@ class Reliable:
         if not (self.lock in ("run", "type", None) or callable(self.lock)):
             raise ConfigurationError(
                 f"Reliable(lock={self.lock!r}): use 'run', 'type', None, or a function of the "
-                "arguments that gives a text"
+                "arguments that returns a text"
             )
         if not (self.key in ("run", "payload") or callable(self.key)):
             raise ConfigurationError(
                 f"Reliable(key={self.key!r}): use 'run', 'payload', or a function of the "
-                "arguments that gives a text"
+                "arguments that returns a text"
             )
         object.__setattr__(self, "limits", check_limits(self.limits))
         for name in ("result_ttl", "lock_ttl", "deadline"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
+            if value is not None and not (is_number(value) and 0 < value <= _LONGEST):
                 raise ConfigurationError(
-                    f"Reliable({name}={value!r}): must be above 0 seconds, as a number"
+                    f"Reliable({name}={value!r}): must be a number of seconds above 0, and at most "
+                    f"{_LONGEST:g}"
                 )
         for name in ("max_crashes", "max_result_bytes", "max_checkpoint_bytes"):
             value = getattr(self, name)
             if value is not None and not (
-                _is_number(value) and value >= 0 and isinstance(value, int)
+                is_number(value) and value >= 0 and isinstance(value, int)
             ):
-                raise ConfigurationError(f"Reliable({name}={value!r}): must be a whole number")
+                raise ConfigurationError(
+                    f"Reliable({name}={value!r}): must be a whole number, 0 or more"
+                )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-#: Names that a task's class doesn't use itself. ("run" is the task's own function.)
+#: Options that are misplaced on a task's class. ("run" is no such name: it is the task's function.)
 OPTIONS: Final = tuple(
     name for name in (*(f.name for f in fields(Reliable)), "idempotency") if name != "run"
 )

@@ -1,4 +1,4 @@
-"""What a job's record keeps of its call: to find it by, and to make it again without its caller."""
+"""What a job's record keeps of its call: to find the job, and to repeat the call without its caller."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from gwi_celery.reliability.ends import End
 from gwi_celery.stores.base import AttemptEnd, Origin
 from gwi_celery.text import safe_text
 
-#: Headers that make a call the job it is. What else a message has is of one sending.
+#: Headers that belong to the job. All others belong to one message.
 _KEPT = (KEY_HEADER, DUE_HEADER, MAX_RETRIES_HEADER, LABELS_HEADER)
 
 
 def origin_of(request: Any, resolved: Call, settings: Settings) -> Origin:
-    """Of the message that the Celery ``request`` stands for."""
+    """The origin that a record keeps of Celery's ``request``."""
     headers: Mapping[str, Any] = request.headers or {}
     queue = (request.delivery_info or {}).get("routing_key")
     envelope = None
@@ -50,8 +50,8 @@ def origin_of(request: Any, resolved: Call, settings: Settings) -> Origin:
             "link_error": request.errbacks,
             "chain": request.chain,
         }
-        with contextlib.suppress(NotSerializable):  # of an eager call, perhaps
-            # As Celery's own JSON has it: the same types come back.
+        with contextlib.suppress(NotSerializable):  # such as an eager call's
+            # In Celery's own JSON, so that the same types are read back.
             envelope = blobs.dump(call, what="the call", limit=2**63 - 1)
     return Origin(
         task_id=request.id,
@@ -70,7 +70,7 @@ def call_of(envelope: bytes) -> dict[str, Any]:
     return call
 
 
-def end_of(end: End, exc: BaseException) -> AttemptEnd:
+def attempt_end(end: End, exc: BaseException) -> AttemptEnd:
     """How an attempt ended, for its record."""
     how, error, retry_at = end.name.lower(), exc, None
     if isinstance(exc, Retry):
@@ -83,12 +83,12 @@ def end_of(end: End, exc: BaseException) -> AttemptEnd:
     return AttemptEnd(how, type(error).__name__, safe_text(error), retry_at)
 
 
-#: Ends that are no error of the job's.
+#: Ends without an error of the job.
 _NO_ERRORS = (End.SUCCEEDED, End.REPLACED, End.IGNORED, End.STOPPING, End.ENDED, End.REQUEUED)
 
 
 def _moment(when: Any) -> float | None:
-    """Seconds since the epoch, of what Celery's Retry says: a number of seconds, or a time."""
+    """Seconds since the epoch, from a Retry's ``when``: a number of seconds, or a time."""
     if isinstance(when, datetime):
         return when.timestamp()
     return time.time() + when if isinstance(when, (int, float)) else None

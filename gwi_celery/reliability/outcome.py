@@ -36,7 +36,7 @@ def dump_failure(exc: BaseException) -> bytes:
 
 
 def load_failure(backend: Any, blob: bytes) -> Exception:
-    """The exception of a stored failure; JobFailed if its class can't be found or built any more."""
+    """The exception of a stored failure; JobFailed if its class can't be imported or instantiated."""
     form = blobs.load(blob).get("failure") or {}
     try:
         exc = failures.rebuild(form, backend.exception_to_python)

@@ -3,7 +3,7 @@
 They are equal however they are written: by position or by name, with or without defaults, as tuples or
 lists, 1 or 1.0. Signatures may change while records exist: a parameter passed by position may be
 renamed, one passed by name may move, and one with a default may be added. So a payload has several
-forms, and equals another if they have one in common.
+forms, and two payloads are equal if they have one form in common.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_
 
 @dataclass(frozen=True)
 class Payload:
-    #: By name, as they were passed; ``*args`` and ``**kwargs`` taken apart where names are known.
+    #: Name -> argument, as passed. Those of ``*args`` are named ``*0``, ``*1``, ...
     named: Mapping[str, Any]
-    #: Name -> place, of those that could be passed by position.
+    #: Name -> position, of the arguments that can be passed by position.
     places: Mapping[str, int]
-    #: Names of those that equal their default.
+    #: Names of the arguments that equal their default.
     left_out: frozenset[str]
 
     @classmethod
@@ -68,7 +68,7 @@ class Payload:
         return fingerprint(as_json(self._by_place()))
 
     def fingerprint(self) -> str:
-        """The digests of all forms, the last one as version 0.1 has it. Raises TypeError."""
+        """The digests of all forms; the last one is version 0.1's. Raises TypeError."""
         by_name = {name: v for name, v in self.named.items() if name not in self.left_out}
         digests = [fingerprint(as_json(by_name))]
         if self.places:
@@ -85,7 +85,7 @@ class Payload:
 
 
 def _equal(value: Any, default: Any) -> bool:
-    """Whether both have the same JSON: so False is not 0, but () is []."""
+    """Whether both have the same JSON: False doesn't equal 0, but () equals []."""
     if value is default:
         return True
     if isinstance(value, _SCALARS) != isinstance(default, _SCALARS):

@@ -1,12 +1,12 @@
-"""``self.progress(done, total, "parsing")``: in the job's record, and as its result until it has one."""
+"""``self.progress(done, total, "parsing")``: shown in the job's record and in its unfinished result."""
 
 from __future__ import annotations
 
 import logging
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gwi_celery.errors import InvalidCall
+from gwi_celery.reliability.fields import is_number
 from gwi_celery.stores.base import Progress
 from gwi_celery.text import safe_error, shown
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Celery's state of a result that is still to come and says how far it is.
+#: State of an unfinished Celery result that shows the job's progress.
 STATE = "PROGRESS"
 
 
@@ -28,12 +28,12 @@ def show(
     total: float | None,
     text: str,
 ) -> None:
-    """Raises InvalidCall, and all that ``check`` does."""
+    """Write the progress, at most once a second. Raises InvalidCall, and all that ``check`` does."""
     for name, number in (("done", done), ("total", total)):
-        if number is not None and not _is_number(number):
-            raise InvalidCall(f"{task.name}: progress() has {name} {shown(number)}: pass a number")
+        if number is not None and not is_number(number):
+            raise InvalidCall(f"{task.name}: progress({name}=) is {shown(number)}: pass a number")
     if not isinstance(text, str):
-        raise InvalidCall(f"{task.name}: progress() has a text that is {shown(text)}: pass a str")
+        raise InvalidCall(f"{task.name}: progress(text=) is {shown(text)}: pass a str")
     if not job.progress(Progress(done, total, text)):
         return
     request = task.request
@@ -41,12 +41,8 @@ def show(
         return
     meta = {"done": done, "total": total, "text": text}
     try:
-        # Once the record has it, which only the holder can write. It never replaces an end.
+        # Only after the record, which only the holder can write. It never replaces a final result.
         task.backend.store_result(request.id, meta, STATE, request=request)
         request._gwi_shown = True
     except Exception as exc:
         logger.info("%s[%s] can't show its progress: %s", task.name, request.id, safe_error(exc))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

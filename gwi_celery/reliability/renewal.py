@@ -21,10 +21,13 @@ class Renewable(Protocol):
     """A running job, as the renewer sees it."""
 
     def renew_due(self) -> float:
-        """Monotonic time of the next renewal; infinity when no more are needed."""
+        """Monotonic time of the next renewal; infinity if no more are needed."""
 
-    def renew_now(self) -> None:
-        """Renew. Errors are kept, for the job to find at its next boundary."""
+    def renew_if_idle(self) -> None:
+        """Renew the lease, unless a save is doing so: a save that stalls must not delay other jobs.
+
+        An error is kept: the job raises it at its next boundary.
+        """
 
 
 class Renewer:
@@ -48,7 +51,7 @@ class Renewer:
             due = [job for job in self._jobs if job.renew_due() <= now]
         for job in due:
             try:
-                job.renew_now()
+                job.renew_if_idle()
             except Exception:
                 logger.exception("renewing a job's lease failed")
         with self._lock:

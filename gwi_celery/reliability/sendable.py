@@ -1,6 +1,6 @@
 """Refuses, before anything is published, what every worker would refuse on arrival.
 
-``.delay()`` would return, and the message would go to the dead letter.
+Otherwise ``.delay()`` would return, and the message would go to the dead letter.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from gwi_celery.errors import InvalidCall
 from gwi_celery.reliability import fields
 from gwi_celery.text import shown
 
-#: Seconds: about 317 years, so that no date goes out of Python's range. Workers take less (``fields``).
+#: Longest time from now, seconds: about 317 years, so that no date leaves Python's range. Workers allow
+#: less (``fields``).
 _LONGEST = 1e10
 
-#: Field of a message -> the option of the call that it comes from, where that has another name.
+#: Field of a message -> the call's option that sets it, if that has another name.
 _OPTIONS = {
     "id": "task_id",
     "eta": "eta or countdown",
@@ -41,14 +42,14 @@ def check_messages(amqp: Any) -> None:
     for protocol, make in amqp.task_protocols.items():
         if not hasattr(make, "_gwi_checks"):
             amqp.task_protocols[protocol] = _checked(make)
-    vars(amqp).pop("create_task_message", None)  # one of those, from now on
+    vars(amqp).pop("create_task_message", None)  # Celery caches one of them there
 
 
 def _checked(make: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(make)
     def message_of(task_id: Any, name: str, *args: Any, **options: Any) -> Any:
         message = make(task_id, name, *args, **options)
-        # The sender adds these to what is in the message by now.
+        # Celery adds these to the message only when it sends it.
         headers = {**message.headers, **(options.get("headers") or {})}
         properties = {**message.properties, "priority": options.get("priority")}
         body = message.body
@@ -72,10 +73,7 @@ def _checked(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Options of a call that Celery itself would stumble over, with a text that helps nobody.
-
-    Raises InvalidCall.
-    """
+    """Raises InvalidCall for options of a call that make Celery raise an error which explains nothing."""
     for option in ("countdown", "expires"):
         seconds = options.get(option)
         if seconds is None or (option == "expires" and isinstance(seconds, (str, date))):
@@ -103,9 +101,9 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def check_reliable(name: str, options: Mapping[str, Any]) -> None:
-    """Options that would break a reliable task's promise, or do nothing because they are misspelt.
+    """Raises InvalidCall for options that break a reliable task's promise, or that are misspelt.
 
-    Raises InvalidCall. Other names that Celery doesn't know are a router's or the message's.
+    Other options that Celery doesn't know are left to routers, or become properties of the message.
     """
     serializer = options.get("serializer")
     if serializer not in (None, "json", "application/json"):
@@ -118,14 +116,14 @@ def check_reliable(name: str, options: Mapping[str, Any]) -> None:
         meant = difflib.get_close_matches(option, _known_options(), n=1, cutoff=0.85)
         if meant:
             raise InvalidCall(
-                f"{name}: there is no option {option!r}, and it would change nothing: did you mean "
+                f"{name}: there is no option {option!r}, so it would have no effect: did you mean "
                 f"{meant[0]!r}?"
             )
 
 
 @cache
 def _known_options() -> frozenset[str]:
-    """What Celery and Kombu, and this package, take with a call."""
+    """The options of a call that Celery, Kombu and this package know."""
     takers = (Celery.send_task, Task.apply_async, AMQP.as_task_v2, Producer.publish)
     names = {name for taker in takers for name in inspect.signature(taker).parameters}
     properties = {name for name, _ in BasicMessage.PROPERTIES}

@@ -1,7 +1,7 @@
 """Makes ``app.send_task()`` and canvases honour ``apply_async()``'s options, or refuse them.
 
-Celery would take ``idempotency_key`` and ``deadline`` for message properties, which no worker reads; it
-would give a chain's to its first task only, and a group's one key to all of its calls.
+Celery would take ``idempotency_key`` and ``deadline`` for message properties, which no worker reads. It
+would pass a chain's options to its first task only, and a group's key to each of its calls.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def keep_promises(app: Any) -> None:
             )
         elif given and task is not None and not isinstance(task, ReliableTask):
             raise InvalidCall(
-                f"{name} is a plain task, which keeps no idempotency_key, deadline or labels: make it "
-                "one with base=ReliableTask, or leave them out (Celery's own expires= may do)"
+                f"{name} is a plain task, which has no idempotency_key, deadline or labels: make it "
+                "a reliable one by base=ReliableTask, or leave them out (Celery's own expires= may do)"
             )
         elif given or "task_type" not in options:
-            options["headers"] = call.promised(
+            options["headers"] = call.headers_of(
                 name, options.get("headers"), idempotency_key, deadline, labels=labels
             )
         result = send(name, args, kwargs, *rest, **options)

@@ -1,7 +1,7 @@
 """A flag that tells jobs that their worker is stopping, in its main process and pool children.
 
-The flag is one byte of memory shared with forked children. Celery's signal sets it at SIGTERM, also
-while a solo worker is busy in a task; the bootstep sets it for ``control shutdown``.
+The flag is one byte of memory that is shared with forked children. Celery's signal sets it at SIGTERM,
+even while a solo worker is busy in a task; the bootstep sets it for ``control shutdown``.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
 """ReliableTask: how a job is called.
 
-What it can call while it runs is in ``reliability/inside.py``; ``reliability/attempt.py`` handles its
-messages.
+``reliability/inside.py`` has what a job can call while it runs; ``reliability/attempt.py`` handles its
+message.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NoReturn
 from uuid import uuid4
 
 from celery.exceptions import Reject
-from celery.result import AsyncResult, EagerResult
+from celery.result import AsyncResult, EagerResult, allow_join_result
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
@@ -46,7 +47,7 @@ from gwi_celery.reliability.ends import Replaced
 from gwi_celery.reliability.inside import InsideJob
 from gwi_celery.reliability.limits import check_arguments
 from gwi_celery.reliability.options import OPTIONS, Reliable, first, is_misplaced
-from gwi_celery.reliability.outcome import PERMANENT
+from gwi_celery.reliability.outcome import PERMANENT, dump_replaced
 from gwi_celery.shield import shielded
 from gwi_celery.stores.base import (
     ClaimRequest,
@@ -59,7 +60,7 @@ _REQUIRED: dict[str, tuple[Any, str]] = {
     "reject_on_worker_lost": (True, "a pool process that is killed would lose the job"),
     "acks_on_failure": (False, "a failed job would not be kept in the dead letter"),
     "acks_on_timeout": (True, "a job past its hard time limit would run again, although it failed"),
-    "retry_on_worker_lost": (False, "a killed job's retry would be another submission of it"),
+    "retry_on_worker_lost": (False, "a killed job's retry would count as a new submission"),
     "serializer": ("json", "duplicates could not be recognised by their payload"),
 }
 
@@ -101,8 +102,8 @@ class ReliableTask(InsideJob):
         if misplaced:
             given = ", ".join(f"{name}={vars(cls)[name]!r}" for name in misplaced)
             raise ConfigurationError(
-                f"{cls.name}: {given} would be ignored where it stands: pass "
-                f"reliable=Reliable({given}) to the decorator (or set it so in the class)"
+                f"{cls.name}: {given} would be ignored there: pass "
+                f"reliable=Reliable({given}) to the decorator (or set it in the class)"
             )
         options = cls.reliable
         check_arguments(cls.name, options.limits, cls.run, (options.tenant, options.run))
@@ -127,26 +128,28 @@ class ReliableTask(InsideJob):
         labels: Mapping[str, str] | None = None,
         **options: Any,
     ) -> AsyncResult:
-        """Celery's own, with three options more, and refused early if the call can't be right.
+        """Celery's own, with three more options. A call that can't be right is refused here.
 
         Args:
-            idempotency_key: Makes calls with the same one (and task and tenant) the same job.
+            idempotency_key: Calls with the same key, task and tenant are the same job.
             deadline: Seconds from now after which the job fails with DeadlineExceeded.
-            labels: A few short texts, by name, that the job's record is to be found by.
+            labels: A few short texts, by name, by which the job's record can be found.
 
         Raises:
             MissingTenant, ConflictingIds, InvalidCall, NotSerializable: nothing was published.
-            ConfigurationError: ``setup(app)`` was not called, or its app was given another
-                configuration since that can't work.
+            ConfigurationError: ``setup(app)`` was not called, or the app's configuration was changed
+                since to one that can't work.
             kombu.exceptions.OperationalError: the broker could not be reached.
         """
-        integration(self.app)  # before setup() the message would go to Celery's own default broker
+        integration(
+            self.app
+        )  # raises if setup() was not called: Celery would use its default broker
         task_id = task_id or str(uuid4())
         headers, resolved = self.addressed(
             args, kwargs, options.pop("headers", None), task_id, idempotency_key, deadline, labels
         )
         # Also for a copy or retry of a call by headers alone: Celery checks the arguments here.
-        kwargs = call.filled(self.run, self.reliable, args or (), kwargs or {}, headers)
+        kwargs = call.with_ids(self.run, self.reliable, args or (), kwargs or {}, headers)
         try:
             result = super().apply_async(
                 args,
@@ -160,7 +163,7 @@ class ReliableTask(InsideJob):
                 **options,
             )
         except (EncodeError, ValueError) as exc:
-            # Not every codec error is Kombu's: Python has one of its own for a number of many digits.
+            # Not every codec error is Kombu's: Python raises ValueError for a number of too many digits.
             culprit = _culprit(resolved.arguments)
             if isinstance(exc, InvalidCall) or not (culprit or isinstance(exc, EncodeError)):
                 raise
@@ -184,7 +187,7 @@ class ReliableTask(InsideJob):
 
         Raises MissingTenant, ConflictingIds, InvalidCall.
         """
-        sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable, labels)
+        sent = call.headers_of(self.name, headers, idempotency_key, deadline, self.reliable, labels)
         resolved = self.resolve_call(args or (), kwargs or {}, sent, task_id)
         sent[TENANT_HEADER] = resolved.tenant
         if resolved.run is not None:
@@ -202,15 +205,15 @@ class ReliableTask(InsideJob):
         labels: Mapping[str, str] | None = None,
         **options: Any,
     ) -> EagerResult:
-        """Celery's own: run here and now, as a job of this process. Options as ``apply_async``."""
-        sent = call.promised(self.name, headers, idempotency_key, deadline, self.reliable, labels)
+        """Celery's own: run here and now, as a job of this process. Takes ``apply_async``'s options."""
+        sent = call.headers_of(self.name, headers, idempotency_key, deadline, self.reliable, labels)
         return super().apply(args, kwargs, *rest, headers=sent, **options)
 
     def on_cancel(self, function: Callable[..., Any]) -> Any:
         """Decorator: ``function(self, ...)`` undoes a job of this task that was cancelled.
 
-        It gets the job's arguments, and is a reliable task itself, run once as a job of its own, unless
-        the job had never begun. The cancelled attempt may not have come to its next boundary yet.
+        It gets the job's arguments. It is a reliable task itself, and runs once, as a separate job, if
+        the cancelled job had begun. The cancelled attempt may not have reached its next boundary yet.
         """
         return compensation.register(self, function)
 
@@ -229,18 +232,18 @@ class ReliableTask(InsideJob):
         task_id: str | None = None,
         **options: Any,
     ) -> AsyncResult:
-        """Run a job again although it has an outcome: all of it, or from ``from_step`` on.
+        """Run a job again although it has an outcome.
 
-        Opens a new generation. What was recorded before ``from_step`` is kept; all of it if that is
-        "". The payload must be the one the job had. Takes ``apply_async``'s options; returns its
-        AsyncResult.
+        Opens a new generation. The payload must be the one the job had. Takes ``apply_async``'s options;
+        returns its AsyncResult.
 
         Args:
+            from_step: What was recorded before this step is kept. None: nothing is kept; "": all is.
             task_id: Task id of the call to replay, if that had neither a run nor a key: then it names
-                the job. The replay has a task id of its own.
+                the job. The replay gets a new task id.
 
         Raises:
-            InvalidCall: the job has recorded no such step, or nothing names it.
+            InvalidCall: the job has recorded no such step, or the call doesn't name a job.
         """
         asked = {**(options.pop("headers", None) or {})}
         asked[REPLAY_HEADER] = {"generation": 1, "from_step": from_step, "task_id": task_id}
@@ -252,7 +255,7 @@ class ReliableTask(InsideJob):
                 f"{self.name}.replay(): a call without a run or a key is named by its task id: pass "
                 "task_id=..., as result.id had it"
             )
-        # A job that its task's id names is replayed under another id: that is another submission.
+        # A job that its task id names is replayed under a new one: a replay is a new submission.
         named = resolved.job.key.startswith("task:") or task_id is None
         options["task_id"] = str(uuid4()) if named else task_id
         record = self._store.get_job(resolved.job)
@@ -274,24 +277,33 @@ class ReliableTask(InsideJob):
         return self.apply_async(args, kwargs, headers=headers, **options)
 
     @shielded
-    def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """Celery's own, except that permanent errors are not retried and no message is lost."""
-        exc = kwargs.get("exc")
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: Any = None,
+        throw: bool = True,
+        eta: Any = None,
+        countdown: Any = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Celery's own, except that a permanent ``exc`` is not retried and no message is lost."""
         if isinstance(exc, PERMANENT):
             raise exc
-        if kwargs.get("idempotency_key") is not None:
+        if options.get("idempotency_key") is not None:
             raise InvalidCall(
-                f"{self.name}: a retry is of the same job, so it can't have an idempotency_key of its "
-                "own: leave it out, or call the task anew with apply_async()"
+                f"{self.name}: a retry is the same job, so it can't have another idempotency_key: "
+                "leave it out, or make another call with apply_async()"
             )
         limit = (self.request.headers or {}).get(MAX_RETRIES_HEADER)
         if isinstance(limit, int):
-            kwargs["max_retries"] = limit
+            max_retries = limit
         try:
-            return super().retry(*args, **kwargs)
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
         except Reject as reject:
             if isinstance(reject.reason, PERMANENT):
-                raise reject.reason from None  # no later attempt could send it either
+                raise reject.reason from None  # no later attempt could publish it either
             # The copy could not be published. Celery would drop the message: keep it instead.
             raise Reject(reject.reason, requeue=True) from reject
         finally:
@@ -307,9 +319,9 @@ class ReliableTask(InsideJob):
         headers: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Celery's own, which keeps the request's headers in addition to those given here.
+        """Celery's own, which also keeps the request's headers.
 
-        A retry is of the same job, whatever arguments it has.
+        A retry is the same job, whatever its arguments. Raises InvalidCall if its ids would change.
         """
         request = self.request if request is None else request
         headers = {**(request.headers or {}), **(headers or {})}
@@ -340,19 +352,25 @@ class ReliableTask(InsideJob):
 
     @shielded
     def replace(self, sig: Any) -> Any:
-        """Celery's own. The replacement is recorded, so that a duplicate is replaced as well."""
+        """Celery's own. The replacement is recorded, so that a duplicate is replaced as well.
+
+        Raises NotSerializable, TooLarge.
+        """
         before = json.loads(json.dumps(sig))
         try:
             return super().replace(sig)
         except Replaced as replaced:
-            # Unmodified: each message adds its own id and callbacks.
+            dump_replaced(before)  # raises here, in the job's code, what recording it would raise
+            # As it was given: whichever message sends it adds its own id and callbacks.
             replaced.signature = before
             raise
 
     def on_replace(self, sig: Any) -> Any:
         """Celery's own; within an attempt the record is written first."""
         if self._running_job is None or "_gwi_replaced" in vars(self.request):
-            return super().on_replace(sig)
+            # An eager replacement runs here: no worker could be waited for in vain.
+            with allow_join_result() if self.request.is_eager else nullcontext():
+                return super().on_replace(sig)
         raise Replaced(sig)
 
     # --- the way of a job ---------------------------------------------------------------------
@@ -390,7 +408,7 @@ class ReliableTask(InsideJob):
         request._protected = 1
         return Attempt(self).run(body, args, kwargs)
 
-    # --- what it stands on --------------------------------------------------------------------
+    # --- what its attempts need ---------------------------------------------------------------
 
     @property
     def _store(self) -> Store:
@@ -443,7 +461,7 @@ class ReliableTask(InsideJob):
 
 
 def owner(pid: int, task_id: str) -> str:
-    """The holder of a lock, for people: an attempt's process and message."""
+    """The name of a lock's holder, for people: an attempt's process and message."""
     return f"{socket.gethostname()}:{pid} {task_id}"
 
 

@@ -1,7 +1,7 @@
 """Reliable tasks whose calls a type checker knows.
 
-Celery has no types, and what celery-types (``celery-stubs/app/base.pyi``) says of ``app.task(base=...)``
-is that it returns the base, whatever the function takes.
+Celery has no types. By those of celery-types (``celery-stubs/app/base.pyi``), ``app.task(base=...)``
+returns the base, whatever the function takes.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _DJANGO_VERBS = ("delay_on_commit", "apply_async_on_commit")
 
 
 def keep_inside(cls: type[ReliableTask], own: Any) -> None:
-    """Have a custom ``__call__`` run inside the attempt, whether it calls super() or ``self.run``."""
+    """Run a custom ``__call__`` inside the attempt, whether it calls super() or ``self.run``."""
     custom = cls.__call__
     if custom is own or hasattr(custom, "_gwi_inside"):
         return
@@ -32,7 +32,7 @@ def keep_inside(cls: type[ReliableTask], own: Any) -> None:
         if self.starts_an_attempt():
             return self.begin_attempt(partial(custom, self), args, kwargs)
         refuse_mapped(self)
-        # As Celery's own __call__: a plain call has a request of its own.
+        # As in Celery's own __call__: a plain call has its own request.
         _task_stack.push(self)
         self.push_request(args=args, kwargs=kwargs)
         try:
@@ -51,15 +51,16 @@ def is_inside(task: ReliableTask) -> bool:
 
 
 def mapped(task: ReliableTask) -> InvalidCall:
+    """The error of a call by map, starmap or chunks."""
     return InvalidCall(
         f"{task.name}: map, starmap and chunks call a task as a plain function inside one task of "
-        f"Celery's, so that nothing would be recorded. Send each as a job of its own: "
+        f"Celery's, so nothing would be recorded. Send each call as a job: "
         f"group({task.name.rpartition('.')[2]}.s(x) for x in ...)"
     )
 
 
 def refuse_mapped(task: ReliableTask) -> None:
-    """Raises InvalidCall where a worker's ``celery.map`` calls the task."""
+    """Raises InvalidCall if a worker's ``celery.map`` or ``celery.starmap`` calls the task."""
     caller = _task_stack.top
     if caller is not None and caller.name in _MAPS and not caller.request.called_directly:
         raise mapped(task)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from gwi_celery import blobs
 from gwi_celery.stores.base import Checkpoint, CheckpointKind, Held, JobRecord, Limited, LockRef
 
-#: Names that one sentence lists at most, and characters of one name or place.
+#: Most names that a text lists, and most characters of one name or place.
 _MOST, _LONGEST = 10, 60
 
 
@@ -20,7 +20,7 @@ def why_held(lock: LockRef, held: Held) -> str:
         f"the lock {'/'.join(map(_short, lock.scope))} of tenant {_short(lock.tenant)!r} is held by "
         f"{held.job.task} (job {_short(held.job.key)}; process {process}"
         + (f", message {message}" if message else "")
-        + f") until {until:%H:%M:%S} UTC, unless that renews it"
+        + f") until {until:%H:%M:%S} UTC, unless it is renewed"
     )
 
 

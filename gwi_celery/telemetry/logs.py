@@ -22,7 +22,7 @@ from celery._state import get_current_task
 from celery.utils.log import get_multiprocessing_logger
 
 from gwi_celery.config import Settings
-from gwi_celery.errors import GwiError
+from gwi_celery.errors import GwiError, OutsideAttempt
 from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
 from gwi_celery.text import public_error, safe_text
 
@@ -139,13 +139,16 @@ def _labels(record: logging.LogRecord) -> dict[str, Any]:
         "run": headers.get(RUN_HEADER),
         "retries": request.retries or None,
     }
-    job = getattr(task, "_running_job", None)
+    try:
+        job = getattr(task, "_running_job", None)
+    except OutsideAttempt:
+        job = None  # in a process that the job has forked
     if job is not None:
         labels.update(
             tenant=job.record.job.tenant,
             run=job.record.run_id,
             attempt=job.record.attempt,
-            fence=job.lease.fence,
+            fence=job.fence,
         )
     return labels
 

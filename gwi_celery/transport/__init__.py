@@ -1,4 +1,4 @@
-"""Kombu's transports over our brokers."""
+"""The Kombu transports over this package's brokers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ _TRANSPORTS = {
 
 
 def register() -> None:
-    """Teach Kombu our URL schemes."""
+    """Register this package's URL schemes with Kombu."""
     for scheme, transport in _TRANSPORTS.items():
         TRANSPORT_ALIASES.setdefault(scheme, transport)
 
 
 def check_url(url: str, *, setting: bool) -> None:
-    """Refuse what Kombu would take for the name of a RabbitMQ host, or look up in vain at each call.
+    """Raises ConfigurationError for a broker that Kombu would look up in vain, or take for a host's name.
 
-    ``setting``: whether it is this package's setting, which is a URL. Celery's own ``broker_url`` may be
-    a host's name alone. Raises ConfigurationError.
+    Args:
+        setting: Whether it is this package's own setting, which must be a URL. Celery's ``broker_url``
+            may be a host's name alone.
     """
     scheme, is_url, _ = url.partition("://")
     if is_url:
@@ -38,5 +39,5 @@ def check_url(url: str, *, setting: bool) -> None:
     elif setting or "/" in url or url.partition(":")[0] in _TRANSPORTS:
         raise ConfigurationError(
             f"the broker {url!r} is no URL: write embedded:///path/to/folder, embedded:// for .gwi/, "
-            "pubsub://project, or another of Kombu's, such as redis://host"
+            "pubsub://project, or another of Kombu's URLs, such as redis://host"
         )

@@ -32,6 +32,7 @@ from gwi_celery.errors import (
     NotFound,
     PublishFailed,
 )
+from gwi_celery.options import SECONDS, optional
 from gwi_celery.text import nearest
 from gwi_celery.transport.channel import Channel as _Channel
 from gwi_celery.transport.connection import REFUSED_OPTION
@@ -39,7 +40,7 @@ from gwi_celery.transport.leases import LeaseKeeper
 
 logger = logging.getLogger(__name__)
 
-#: Kombu's and Celery's own transport options: how to reconnect, and some without a meaning here.
+#: Kombu's and Celery's own transport options: how to reconnect, and some that have no effect here.
 _KOMBU_OPTIONS = frozenset(
     {
         "body_encoding",
@@ -57,8 +58,9 @@ _KOMBU_OPTIONS = frozenset(
     }
 )
 
-#: Messages handed over before Celery's event loop handles other events.
-_AROUND = 1000
+#: Most messages handed over before Celery's event loop handles other events.
+_MOST_AT_ONCE = 1000
+_MAX_LEASE = optional(SECONDS)
 #: Longest wait for messages, seconds, while the worker stops.
 _STOPPING_WAIT = 0.1
 
@@ -72,8 +74,8 @@ class Transport(virtual.Transport):
     polling_interval = None
 
     connection_errors = (*base.Transport.connection_errors, BrokerUnavailable, OSError)
-    # Kombu reconnects for each of these. What is permanent (no credentials, a read-only file)
-    # is raised as it is; and a file that was deleted must not be begun anew in silence.
+    # Kombu reconnects for each of these. Permanent errors (no credentials, a read-only file) are raised
+    # as they are. So is that of a deleted file: reconnecting would silently create another.
     channel_errors = (
         *base.Transport.channel_errors,
         *(BatchFailed, MalformedMessage, NotDeleted, NotFound, PublishFailed),
@@ -91,13 +93,16 @@ class Transport(virtual.Transport):
         if REFUSED_OPTION in options:
             raise ConfigurationError(str(options[REFUSED_OPTION]))
         #: Longest time one delivery's lease is extended, seconds; None: as long as its task runs.
-        self._max_lease_seconds: float | None = options.pop("max_lease_seconds", None)
+        self._max_lease_seconds: float | None = _MAX_LEASE.convert(
+            options.pop("max_lease_seconds", None),
+            "broker_transport_options['max_lease_seconds']",
+        )
         for name in _KOMBU_OPTIONS:
             options.pop(name, None)
         authority = find(options.pop(AUTHORITY_OPTION, None))
         self.url = _url(client)
         self.broker: Broker = self.open_broker(self.url, options)
-        #: By what right its messages are sent and taken; None for an app that was not set up.
+        #: Signs what it sends and admits what it receives; None for an app that was not set up.
         self.authority = authority
         self.broker.operators = self.authority
         if authority is not None:
@@ -147,7 +152,7 @@ class Transport(virtual.Transport):
             self.broker.connect()
         except BrokerUnusable as exc:
             if len(getattr(self.client, "alt", None) or ()) > 1:
-                raise BrokerUnavailable(str(exc)) from exc  # another URL may be better
+                raise BrokerUnavailable(str(exc)) from exc  # so that Kombu tries the next URL
             raise
         return self
 
@@ -178,8 +183,8 @@ class Transport(virtual.Transport):
     def drain_events(self, connection: Transport, timeout: float | None = None) -> None:
         """Deliver one message, or raise ``socket.timeout`` after ``timeout`` seconds.
 
-        One, as with AMQP: who counts messages, or waits for a certain one, looks between two calls.
-        Further messages are delivered by the next call at once.
+        Only one, as with AMQP: a caller that counts messages, or waits for a certain one, checks between
+        two calls. The next call delivers further messages at once.
 
         Once the worker is stopping, waits are short: a pool without Celery's event loop (gevent)
         checks for the stop only between waits.
@@ -217,10 +222,10 @@ class Transport(virtual.Transport):
         self._loop = None
 
     def on_readable(self, *args: Any) -> None:
-        """A message arrived, or a place became free: hand over what fits, once for each channel."""
+        """A message arrived, or a place became free: hand over the messages that fit."""
         self._clear()
         self._cancel_timer()
-        if self._deliver_ready(_AROUND):
+        if self._deliver_ready(_MOST_AT_ONCE):
             self.wake()  # there may be more; let the loop handle other events first
             return
         due = self._next_due()
@@ -234,7 +239,7 @@ class Transport(virtual.Transport):
     # --- internals ----------------------------------------------------------------------------
 
     def _deliver_ready(self, most: int) -> int:
-        """Hand over up to ``most`` messages; channels take turns, as their queues do."""
+        """Hand over up to ``most`` messages, and return how many it was; channels take turns."""
         delivered = 0
         for channel in list(self.channels):
             if channel.closed or delivered >= most:
@@ -248,7 +253,7 @@ class Transport(virtual.Transport):
         return delivered
 
     def return_unwanted(self) -> None:
-        """Give back what was fetched for queues whose consumers are full."""
+        """Give back the messages that were fetched for queues whose consumers are full."""
         if self._receiver is not None:
             channels = [channel for channel in self.channels if not channel.closed]
             for queue in set().union(*(channel.queues() for channel in channels)):
@@ -283,7 +288,7 @@ class Transport(virtual.Transport):
     def _open_bell(self) -> Bell:
         if self._bell is None:
             self._bell = local_bell()
-            # A signal doesn't end a wait (PEP 475), so that stopping would take its whole time.
+            # A signal doesn't end a wait (PEP 475), so stopping would take as long as the wait.
             signals.worker_shutting_down.connect(self._on_worker_stopping)
         return self._bell
 

@@ -1,7 +1,7 @@
 """Kombu's channel methods on the broker seam: publishing, consuming and acks.
 
-State lives on the instance: a channel knows the queues it consumes and the deliveries it holds, gives
-back what it holds when it is closed, and touches nothing of another channel.
+State lives on the instance: a channel knows the queues it consumes and the deliveries it holds. When it
+is closed, it gives back what it holds. It touches nothing of another channel.
 """
 
 from __future__ import annotations
@@ -44,17 +44,18 @@ logger = logging.getLogger(__name__)
 #: Messages taken at a time by a consumer without a prefetch limit.
 _UNLIMITED_BATCH = 100
 
-#: Seconds for which messages are handed over before the event loop acks them. Measured 20 ms from the
-#: server, a solo pool at prefetch 4: tasks of 5 ms at 107/s, or 80/s if all four are handed over first.
+#: Seconds for which messages are handed over before the event loop acks them. Measured with a server
+#: 20 ms away and a solo pool at prefetch 4: tasks of 5 ms run at 107/s, or at 80/s if all four are handed
+#: over first.
 _SLICE = 0.002
 
 #: First and longest delay, seconds, of a requeued message; it doubles with each delivery, so that a
 #: task that is always requeued doesn't spin.
 _REQUEUE_FIRST, _REQUEUE_MAX = 0.0, 60.0
 
-
-#: Seconds until the redelivery of a message that could not be checked, as the store was unavailable.
-_ASK_AGAIN = 5.0
+#: Seconds until the redelivery of a message whose signature could not be checked, as the store was
+#: unavailable.
+_CHECK_AGAIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Channel(DeclaringChannel):
         self._consuming: dict[str, _Consumer] = {}
         #: Delivery tag -> unacked message.
         self.held: dict[str, _Held] = {}
-        #: Held ones that are not handed over yet.
+        #: Held messages that are not handed over yet.
         self._next: deque[tuple[_Consumer, Delivery, _Message]] = deque()
         self._prefetch = Prefetch(self)
 
@@ -137,8 +138,8 @@ class Channel(DeclaringChannel):
             signature = self.authority.sign(data, routing_key or exchange or "")
             if signature is not None:
                 attributes[SIGNATURE] = signature
-        # An expired task is revoked by a worker, which tells its caller and its chord: the broker
-        # would drop it silently.
+        # A worker revokes an expired task, so that its caller and its chord are told. The broker would
+        # drop it silently.
         task = "task" in (message.get("headers") or {})
         expiration = None if task else properties.get("expiration")
         outgoing = OutgoingMessage(
@@ -192,10 +193,10 @@ class Channel(DeclaringChannel):
         return None
 
     def deliver_ready(self, most: int) -> int:
-        """Hand over up to ``most`` ready messages that fit the prefetch limit; 0: there are none.
+        """Hand over up to ``most`` ready messages that fit the prefetch limit; 0: there were none.
 
-        Of those to be acked it hands over fewer if that takes long, as where tasks run in this thread:
-        Celery acks them once the event loop goes on, and only then their places are free.
+        It stops early if handing over takes long, as it does where tasks run in this thread: Celery acks
+        messages once the event loop continues, and only then their places are free.
 
         Queues take turns: the one served last is polled last. Room for several messages is shared
         between them; an unused share is available to all at the next call.
@@ -212,7 +213,7 @@ class Channel(DeclaringChannel):
         return max(taken, handed_over)
 
     def _take(self, most: int) -> int:
-        """Take messages, and hand over those of consumers that don't ack."""
+        """Poll for messages; hand over those of consumers that don't ack, and hold the others."""
         taken = 0
         # A worker's tasks report when they begin; other consumers begin at once.
         begun = not self.connection.serves_worker
@@ -230,7 +231,7 @@ class Channel(DeclaringChannel):
             taken += len(deliveries)
             accepted = self._accept(deliveries, consumer.no_ack)
             if accepted and not self._room(consumer):
-                # Before a task that keeps this thread busy: leave new messages to other consumers.
+                # A task may now keep this thread busy: leave further messages to other consumers.
                 self.connection.return_unwanted()
             if not consumer.no_ack:
                 self._next.extend((consumer, *pair) for pair in accepted)
@@ -268,10 +269,10 @@ class Channel(DeclaringChannel):
                     *(delivery.message_id, delivery.queue, reason),
                 )
                 _dead_letter(self._broker, deceased(delivery, Death.refused(exc)), reason)
-            except StoreError as exc:  # whose message it is can't be told now
-                logger.error("message %s is to be redelivered: %s", delivery.message_id, exc)
+            except StoreError as exc:  # its signature can't be checked now
+                logger.error("message %s is redelivered later: %s", delivery.message_id, exc)
                 with contextlib.suppress(BrokerError):
-                    self._broker.nack(delivery, _ASK_AGAIN)
+                    self._broker.nack(delivery, _CHECK_AGAIN)
         if no_ack:
             return _acked(self._broker, accepted)
         for delivery, message in accepted:
@@ -280,20 +281,20 @@ class Channel(DeclaringChannel):
         return accepted
 
     def _still_ours(self, delivery: Delivery) -> bool:
-        """Whether a held message may be handed over; else it is dropped: its lease may be lost."""
+        """Whether a held message may be handed over. It is dropped if its lease may be lost."""
         if self.connection.leases.holds(delivery):
             return True
         if self._settle(delivery.ack_id) is not None:
             logger.warning(
-                "message %s of queue %r is not handed over, as its lease may be over: it is "
-                "delivered again",
+                "message %s of queue %r is not handed over, as its lease may have run out: it is "
+                "redelivered",
                 delivery.message_id,
                 delivery.queue,
             )
         return False
 
     def begin(self, delivery_tag: str) -> None:
-        """The message with this tag is being attempted: count it."""
+        """Count an attempt of the message with this tag."""
         held = self.held.get(delivery_tag)
         if held is None:
             return
@@ -301,20 +302,20 @@ class Channel(DeclaringChannel):
             self._broker.begin(held.delivery)
         except BrokerError as exc:
             logger.warning(
-                "an attempt at message %s could not be counted: %s", held.delivery.message_id, exc
+                "an attempt of message %s could not be counted: %s", held.delivery.message_id, exc
             )
 
     def postpone(self, delivery_tag: str, seconds: float) -> bool:
-        """Publish a copy of what it holds under this tag, delayed; whether that was done."""
+        """Publish a delayed copy of the message with this tag. Returns whether that was possible."""
         held = self.held.get(delivery_tag)
         if held is None:
             return False
-        told = held.delivery
-        copy = OutgoingMessage(told.data, told.attributes, told.priority, delay=seconds)
+        delivery = held.delivery
+        copy = OutgoingMessage(delivery.data, delivery.attributes, delivery.priority, delay=seconds)
         try:
-            self._broker.publish("", told.queue, copy)
+            self._broker.publish("", delivery.queue, copy)
         except (BrokerError, TooLarge) as exc:
-            logger.warning("message %s waits in the worker's memory: %s", told.message_id, exc)
+            logger.warning("message %s waits in the worker's memory: %s", delivery.message_id, exc)
             return False
         return True
 
@@ -373,7 +374,7 @@ class Channel(DeclaringChannel):
 
     def _settle(self, delivery_tag: str) -> _Held | None:
         if os.getpid() != self._pid:
-            return None  # a forked child holds nothing: the deliveries are its parent's
+            return None  # a forked child holds nothing: the deliveries belong to its parent
         held = self.held.pop(delivery_tag, None)
         if held is not None:
             self.connection.leases.drop(held.delivery)
@@ -382,7 +383,7 @@ class Channel(DeclaringChannel):
     # --- end ----------------------------------------------------------------------------------
 
     def _return(self, delivery_tag: str) -> None:
-        """Give back a message that is held. One that was begun counts as attempted."""
+        """Give back a held message. If it was begun, that counts as an attempt."""
         held = self._settle(delivery_tag)
         if held is None:
             return
@@ -393,7 +394,7 @@ class Channel(DeclaringChannel):
                 self._broker.give_back(held.delivery)
         except BrokerError as exc:
             logger.warning(
-                "could not give back message %s (%s): it is redelivered when its lease of %g s is over",
+                "could not give back message %s (%s): it is redelivered when its lease of %g s runs out",
                 held.delivery.message_id,
                 exc,
                 held.delivery.lease_seconds,
@@ -402,7 +403,7 @@ class Channel(DeclaringChannel):
     def close(self) -> None:
         """Cancel the consumers and give back all unacked messages at once.
 
-        Those that were begun count as attempted; the others don't.
+        Each that was begun counts as an attempt; the others don't.
         """
         if self.closed:
             return
@@ -410,7 +411,10 @@ class Channel(DeclaringChannel):
         connection = self.connection
         if os.getpid() == self._pid:
             for tag in list(self._consuming):
-                self.basic_cancel(tag)
+                try:
+                    self.basic_cancel(tag)
+                except BrokerError as exc:  # its receiver is closed with the connection
+                    logger.warning("could not end a consumer: %s", exc)
             for tag in list(self.held):
                 self._return(tag)
             self._next.clear()
@@ -422,7 +426,7 @@ class Channel(DeclaringChannel):
 def _acked(
     broker: Broker, accepted: list[tuple[Delivery, _Message]]
 ) -> list[tuple[Delivery, _Message]]:
-    """Ack them before any is handed over, which may take long; returns those whose lease held."""
+    """Ack messages before any is handed over, which may take long; returns those whose lease held."""
     now = time.monotonic()
     ours = [pair for pair in accepted if now < pair[0].held_until()]
     lost = {d.ack_id for d in broker.ack([delivery for delivery, _ in ours])}
@@ -430,13 +434,13 @@ def _acked(
 
 
 def _dead_letter(broker: Broker, delivery: Delivery, reason: str) -> None:
-    """Dead-letter it; if that fails now, the message is redelivered later."""
+    """Dead-letter a message; if that fails now, it is redelivered later."""
     try:
         broker.dead_letter(delivery, reason)
         settlement = Settlement.DEAD_LETTERED
     except BrokerError as exc:
         logger.error(
-            "message %s of queue %r can't be kept in the dead letter now (%s): %s",
+            "message %s of queue %r can't be dead-lettered now (%s): %s",
             delivery.message_id,
             delivery.queue,
             exc,
@@ -449,7 +453,7 @@ def _dead_letter(broker: Broker, delivery: Delivery, reason: str) -> None:
 
 
 def _takes_for_later(callback: Callable[..., object]) -> bool:
-    """Whether it is a worker without :func:`gwi_celery.setup`: that doesn't report when tasks begin."""
+    """Whether it belongs to a worker without :func:`gwi_celery.setup`, which never calls ``begin()``."""
     return getattr(getattr(callback, "__self__", None), "on_message", None) is not None
 
 
@@ -461,14 +465,14 @@ def requeue_delay(deliveries: int) -> float:
 
 
 def _delay(headers: dict[str, Any]) -> float:
-    """Seconds until the message's ETA: the broker keeps it until then, rather than a worker's memory."""
+    """Seconds until the message's ETA: the broker keeps it until then, not a worker's memory."""
     eta = headers.get("eta")
     if not isinstance(eta, str):
         return 0.0
     try:
         when = datetime.fromisoformat(eta.replace("Z", "+00:00"))
     except ValueError:
-        return 0.0  # the worker will refuse the task with Celery's own message
+        return 0.0  # the worker decides: what is not a time at all, it refuses
     if when.tzinfo is None:
         return 0.0  # in the app's time zone, which only the worker knows
     return max((when - datetime.now(timezone.utc)).total_seconds(), 0.0)

@@ -1,6 +1,6 @@
-"""Compressed bodies, decompressed no further than they may get. One function for each of Kombu's codecs.
+"""Decompresses bodies up to a limit: one function for each of Kombu's codecs.
 
-Kombu's own decompress whatever they are given: 0.3 MB can become 1.3 GB.
+Kombu's own functions decompress whatever they are given: 0.3 MB can become 1.3 GB.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kombu import compression as kombus
 
 from gwi_celery.errors import MalformedMessage
 
-#: Bytes that a codec's own tables may take: those of xz's default preset and a few more.
+#: Most bytes for a codec's tables: xz's default preset needs a little less.
 _TABLES: Final = 16_000_000
 
 
@@ -33,7 +33,7 @@ def decompress(body: bytes, codec: str, limit: int) -> bytes:
         return bounded(body, limit)
     except MalformedMessage:
         raise
-    except Exception as exc:  # each library's own
+    except Exception as exc:  # each library raises its own
         raise MalformedMessage(f"its body can't be decompressed ({type(exc).__name__})") from exc
 
 
@@ -43,12 +43,13 @@ def _too_large(limit: int) -> MalformedMessage:
 
 #: What to do about a message that is too large for its worker.
 ADVICE: Final = (
-    "send less, or where it is, or raise gwi_max_decoded_bytes on workers with the memory for it"
+    "send less, or the place to load it from, or raise gwi_max_decoded_bytes on workers with the memory "
+    "for it"
 )
 
 
 def _streams(make: Callable[[], Any], body: bytes, limit: int) -> bytes:
-    """Of a codec whose decompressor takes a limit; one stream after another, as its own function."""
+    """Decompress all streams in the body, with a decompressor that takes a limit."""
     pieces: list[bytes] = []
     left = limit + 1
     while body:
@@ -97,7 +98,7 @@ def _brotli(body: bytes, limit: int) -> bytes:
     process = getattr(decoder, "process", None) or decoder.decompress
     pieces: list[bytes] = []
     size = 0
-    # It takes a limit from 1.2 on only. What a few bytes of input can become has one: 16 MB a block.
+    # Only brotli 1.2 and later takes a limit. But a few bytes of input become at most a block of 16 MB.
     for start in range(0, len(body), 4):
         pieces.append(process(body[start : start + 4]))
         size += len(pieces[-1])
@@ -108,7 +109,7 @@ def _brotli(body: bytes, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-#: By the names that Kombu registers.
+#: Kombu's name of a codec -> its function.
 _BOUNDED: Final[dict[str, Callable[[bytes, int], bytes]]] = {
     "application/x-gzip": _zlib,
     "application/x-bz2": _bz2,

@@ -1,4 +1,4 @@
-"""Kombu's connection, where any of several URLs may be this package's."""
+"""A Kombu connection that may fail over to this package's URLs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 import kombu
 from kombu.transport import get_transport_cls
 
-#: Transport option that holds the error of an unusable configuration, set by ``setup()`` when it can't
-#: raise to anybody; connecting raises it.
+#: Transport option that holds the error of an unusable configuration. ``setup()`` sets it where nobody
+#: would get the error; connecting raises it.
 REFUSED_OPTION = "gwi_refused"
 
 
 class Connection(kombu.Connection):
-    """Used by apps that were set up: passes URLs whole to their transport, also after a failover.
+    """The connection of apps that were set up: even after a failover a transport gets its whole URL.
 
-    Kombu does so only the first time. After a failover it splits the URL, passes the options after
+    Kombu does so only for the first URL. After a failover it splits the URL, passes the options after
     ``?`` to its own initialiser, which has no such arguments, and fills gaps from the previous URL.
     """
 

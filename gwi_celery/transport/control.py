@@ -1,7 +1,7 @@
-"""Makes remote control answer from the start of a worker.
+"""Prepares a worker's connection for replies, so that remote control answers from the start.
 
-A worker replies through the app's connection pool. Otherwise its first reply opens the connection and
-looks up the reply exchange, which on a busy machine takes longer than the second for which Celery's
+A worker replies through the app's connection pool. Without this, its first reply opens the connection and
+looks up the reply exchange. On a busy machine that takes longer than the second for which Celery's
 commands wait by default.
 """
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_workers() -> None:
-    """Have each worker of this process open that connection and declare that exchange at its start."""
+    """Have each worker of this process open its connection and declare the exchange when it starts."""
     signals.worker_ready.connect(_prepare, weak=False, dispatch_uid="gwi-prepare-replies")
 
 

@@ -1,4 +1,4 @@
-"""What a worker says of a message that it gives up, for the dead letter."""
+"""What a worker adds to a message that it dead-letters: the kind of death, and its error."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gwi_celery.brokers.base import (
 from gwi_celery.errors import NotAllowed
 from gwi_celery.text import cut, safe_error
 
-#: Bytes of a traceback that are kept: those at its end.
+#: Most bytes of a traceback: its end is kept.
 TRACEBACK_BYTES: Final = 8_000
-#: Bytes of an error's class.
+#: Most bytes of the name of an error's class.
 _NAME_BYTES: Final = 200
 
-#: Error's class -> kind; others have failed.
+#: Name of an error's class -> kind of death; for all others it is "failed".
 _KINDS: Final = {
     "TimeLimitExceeded": "time-limit",
     "DeadlineExceeded": "deadline",
@@ -37,7 +37,7 @@ _KINDS: Final = {
 
 @dataclass(frozen=True)
 class Death:
-    """Why, in one of ``KINDS_OF_DEATH``, with the error's class and traceback if there was one."""
+    """Why a message was dead-lettered: one of ``KINDS_OF_DEATH``, and the error's class and traceback."""
 
     kind: str
     error: str = ""
@@ -45,18 +45,19 @@ class Death:
 
     @classmethod
     def by(cls, exc: BaseException, traceback: Any = None) -> Death:
+        """The death by an error of the job."""
         error = safe_error(exc).partition(":")[0]
         text = traceback if isinstance(traceback, str) else ""
         return cls(_KINDS.get(error.rpartition(".")[2], "failed"), error, text)
 
     @classmethod
     def refused(cls, exc: BaseException) -> Death:
-        """Of a message that could not be taken."""
+        """The death of a message that was refused on arrival."""
         return cls("not-allowed" if isinstance(exc, NotAllowed) else "malformed")
 
 
 def deceased(delivery: Delivery, death: Death) -> Delivery:
-    """The delivery with what is known of its death, in place of what its publisher may have claimed."""
+    """The delivery with its death in its attributes; a publisher's own values are overwritten."""
     reported = {
         DEATH_KIND: death.kind,
         DEATH_ERROR: cut(death.error, _NAME_BYTES),

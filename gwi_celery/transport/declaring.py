@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from amqp.exceptions import PreconditionFailed
 from amqp.protocol import queue_declare_ok_t
@@ -12,13 +13,24 @@ from kombu.utils.uuid import uuid
 
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.errors import NotDeleted, NotFound
+from gwi_celery.options import NUMBER, SECONDS, WHOLE, optional
 
 if TYPE_CHECKING:
     from gwi_celery.transport.base import Transport
 
 
+_MILLISECONDS: Final = optional(NUMBER.called("a number of milliseconds"))
+#: Argument of a queue -> what it may be.
+_ARGUMENTS: Final = {
+    "x-expires": _MILLISECONDS,
+    "x-message-ttl": _MILLISECONDS,
+    "x-lease-seconds": optional(SECONDS),
+    "x-max-deliveries": optional(WHOLE),
+}
+
+
 class DeclaringChannel(virtual.Channel):
-    """What a channel declares and deletes, and knows of queues."""
+    """The part of a channel that declares, deletes and inspects exchanges, queues and bindings."""
 
     connection: Transport
 
@@ -66,22 +78,22 @@ class DeclaringChannel(virtual.Channel):
             if not self._broker.has_queue(name):
                 raise not_found("queue", name, "Channel.queue_declare")
         else:
-            arguments = arguments or {}
+            given = _arguments(name, arguments or {})
             self._broker.declare_queue(
                 QueueSpec(
                     name=name,
                     durable=bool(durable),
                     auto_delete=bool(auto_delete or exclusive),
-                    expires=_milliseconds(arguments.get("x-expires")),
-                    message_ttl=_milliseconds(arguments.get("x-message-ttl")),
-                    lease_seconds=arguments.get("x-lease-seconds"),
-                    max_deliveries=arguments.get("x-max-deliveries"),
+                    expires=_seconds(given["x-expires"]),
+                    message_ttl=_seconds(given["x-message-ttl"]),
+                    lease_seconds=given["x-lease-seconds"],
+                    max_deliveries=given["x-max-deliveries"],
                 )
             )
         return queue_declare_ok_t(name, 0 if nowait else self._size(name), 0)
 
     def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
-        """Queue(expires=, message_ttl=) in seconds, as AMQP's x-arguments in milliseconds."""
+        """Kombu's ``Queue(expires=, message_ttl=)``, in seconds, as AMQP's arguments, in milliseconds."""
         prepared = dict(arguments or {})
         for option in ("expires", "message_ttl"):
             if kwargs.get(option) is not None:
@@ -128,7 +140,7 @@ class DeclaringChannel(virtual.Channel):
         return [(b.queue, b.exchange, b.routing_key) for b in self._broker.bindings()]
 
     def after_reply_message_received(self, queue: str) -> None:
-        """Kombu has collected its replies. Their queue is deleted with its consumer."""
+        """Kombu has collected its replies. Does nothing: their queue is deleted with its consumer."""
 
     def _size(self, queue: str) -> int:
         try:
@@ -141,8 +153,16 @@ class DeclaringChannel(virtual.Channel):
         return self._broker.has_queue(queue)
 
 
-def _milliseconds(value: Any) -> float | None:
-    return None if value is None else float(value) / 1000
+def _arguments(queue: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that have an effect here; those not given are None. Raises ConfigurationError."""
+    return {
+        name: kind.convert(arguments.get(name), f"argument {name} of queue {queue!r}")
+        for name, kind in _ARGUMENTS.items()
+    }
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _precondition_failed(exc: NotDeleted, method: tuple[int, int], name: str) -> PreconditionFailed:

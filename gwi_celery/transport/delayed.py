@@ -1,4 +1,4 @@
-"""A message that is held back until a time: the same without that time, and whose job it asks for."""
+"""Delayed messages: making one due now, and finding the job that it asks for."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from gwi_celery.transport import depth, handover
 
 
 def due_now(delivery: Delivery, authority: Authority | None) -> Delivery:
-    """The message without its ETA, for which a worker would hold it back once more.
+    """The message without its ETA, which would make a worker delay it once more.
 
-    Signed anew if it was signed. What no worker would take is left as it is. Raises StoreError.
+    It is signed again if it was signed. A message that no worker would accept stays as it is.
+    Raises StoreError.
     """
     try:
         signed = authority is not None and authority.admit(delivery)
@@ -36,7 +37,7 @@ def due_now(delivery: Delivery, authority: Authority | None) -> Delivery:
 
 
 def _without_eta(data: bytes) -> bytes | None:
-    """None: there is none in it."""
+    """The data without the message's ETA; None if it has none."""
     if depth.too_deep(data):
         return None
     try:
@@ -50,9 +51,12 @@ def _without_eta(data: bytes) -> bytes | None:
 
 
 def job_of(app: Any, channel: Any, delivery: Delivery) -> JobRef | None:
-    """The job that the message of a reliable task asks for; None of any other message.
+    """The job that the message of a reliable task asks for; None for any other message.
 
-    ``channel``: of a connection of the app's. Raises StoreError.
+    Args:
+        channel: A channel of one of the app's connections.
+
+    Raises StoreError.
     """
     try:
         message = handover.decode(delivery, channel)

@@ -1,8 +1,8 @@
-"""How JSON is built, known before it is parsed: how deep, and how much memory it will take.
+"""Estimates, before JSON is parsed, how deep it is nested and how much memory it will take.
 
-A parser, and whatever walks what it made, recurses, and so ends at some depth or other with an error of
-its own, or takes the process down; and a few bytes of JSON can become fifty times as many. Both are told
-in one pass over the bytes, block by block, which takes no more memory than the bytes do.
+A parser recurses, and so does code that walks the parsed value: at some depth it raises an error, or
+takes the process down. And a few bytes of JSON can become fifty times as many. Both are found in one pass
+over the bytes, block by block, which takes no more memory than the bytes do.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from typing import Final
 
 from gwi_celery.text import raw
 
-#: Most levels of lists and objects within each other that a message may have. Its body, a text within
-#: the message, counts by itself.
+#: Most nested levels of lists and objects in a message. Its body, a text within the message, is counted
+#: separately.
 MAX_DEPTH: Final = 200
 
 _NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
-#: Bytes looked at in one go.
+#: Bytes in one block.
 _BLOCK: Final = 65_536
-# Bytes that CPython takes at most.
-#: An object.
+# The following are bytes of memory that CPython takes at most.
+#: For an object.
 _OBJECT: Final = 240
-#: A list.
+#: For a list.
 _LIST: Final = 64
-#: A name's place in an object.
+#: For a name's place in an object.
 _NAME: Final = 30
-#: A place in a list, and a number there.
+#: For a place in a list, and a number in it.
 _ITEM: Final = 38
-#: A text, beside its characters.
+#: For a text, in addition to its characters.
 _TEXT: Final = 52
-#: No JSON becomes more than this many times as large: that is of empty objects.
+#: JSON grows at most by this factor, which empty objects reach.
 _WORST: Final = _OBJECT / 2
 
 
 def too_deep(data: str | bytes, limit: int = MAX_DEPTH) -> bool:
-    """Whether JSON is nested deeper than ``limit``. One pass, whatever the data is."""
+    """Whether JSON is nested deeper than ``limit``. The data may be anything."""
     data = _bytes(data)
     if data.count(b"[") + data.count(b"{") <= limit:
         return False
@@ -56,13 +56,15 @@ def _brackets(block: bytes) -> bytes:
 
 
 def reason(limit: int = MAX_DEPTH) -> str:
+    """The reason for the dead letter of a message that is nested too deep."""
     return f"its JSON is nested deeper than {limit} levels"
 
 
 def decoded_size(data: str | bytes, enough: int = 0) -> int:
-    """Bytes of memory that the JSON takes once it is parsed, at most about twice as many as it does.
+    """An estimate of the bytes that the parsed JSON takes: rather too high, by a factor of two at most.
 
-    ``enough``: where the answer is surely no more than that, it is not worked out any further.
+    Args:
+        enough: If a rough bound is no more than this, it is returned without a closer look.
     """
     data = _bytes(data)
     if (most := round(len(data) * _WORST)) <= enough:
@@ -80,10 +82,10 @@ def decoded_size(data: str | bytes, enough: int = 0) -> int:
 
 
 def _width(data: bytes) -> int:
-    """Bytes of a character in memory: a text has the width of its widest."""
+    """Bytes of memory for a character: CPython stores each text at the width of its widest one."""
     lowered = data if b"\\" not in data else data.replace(b"\\uD", b"\\ud")
     if b"\\ud" in lowered or any(data.find(lead) >= 0 for lead in _FOUR_BYTES):
-        return 3  # four, of the texts that have such a one
+        return 3  # four in texts with such a character, fewer in all others
     return 1 if data.isascii() and b"\\u" not in data else 2
 
 
@@ -91,9 +93,9 @@ _FOUR_BYTES: Final = [bytes([lead]) for lead in range(0xF0, 0xF5)]
 
 
 def _without_texts(data: bytes) -> Iterator[bytes]:
-    """What is not in a text, with the quotes around it."""
+    """The data without the contents of its texts, but with their quotes."""
     plain = data
-    if b"\\" in data:  # without its escapes, a text is what is between two quotes
+    if b"\\" in data:  # without escaped quotes, a text is what stands between two quotes
         plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     inside = False
     for start in range(0, len(plain), _BLOCK):

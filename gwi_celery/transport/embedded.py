@@ -19,8 +19,8 @@ Transport Options
 =================
 * ``lease_seconds``: seconds a delivery is leased for at a time (default 30).
 * ``max_deliveries``: attempts at a message before it goes to the dead letter (default 20).
-* ``retention``: seconds a message is kept at most (default 7 days).
-* ``max_lease_seconds``: longest time a lease is extended (default: as long as the task runs).
+* ``retention``: longest time a message is kept, seconds (default 7 days).
+* ``max_lease_seconds``: longest time a lease is extended, seconds (default: as long as the task runs).
 
 They may also stand in the URL: ``embedded:///var/jobs?lease_seconds=10``.
 """
@@ -44,7 +44,7 @@ class Transport(base.Transport):
         return open_broker(url, options)
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """With the absolute path: a worker prints it at its start."""
+        """The URL with the absolute path: a worker prints it when it starts."""
         return embedded_url.absolute(self.url)
 
     def driver_version(self) -> str:

@@ -37,21 +37,21 @@ _OF_ONE_READER = re.compile(
 )
 
 _JSON = "application/json"
-#: Bytes: the sender had all of it in memory.
+#: Limit of a body that is being sent, bytes: the sender has had all of it in memory.
 _ANY_SIZE = 2**31
-#: Bytes of a parser's own words in a reason.
+#: Most bytes of a parser's error in a reason.
 _SHORT = 200
 _TOO_DEEP = (
-    f"the message was not sent: {{}} nested deeper than {depth.MAX_DEPTH} levels, which no "
-    "worker takes; send a flatter value, or a text that the task parses"
+    f"the message was not sent: {{}} nested deeper than {depth.MAX_DEPTH} levels, which every "
+    "worker refuses; send a flatter value, or a text that the task parses"
 )
 
 
 def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
     """(data, attributes) of a message as Channel.prepare_message made it.
 
-    Raises NotSerializable if a header or property has no JSON form, or any of it is nested too deep
-    for whoever receives it.
+    Raises NotSerializable if a header or property has no JSON form, or if a part of the message is nested
+    too deep for its receivers.
     """
     body = message["body"]
     headers = message.get("headers") or {}
@@ -85,7 +85,7 @@ def encode(message: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
 
 
 def _uncompressed(body: str | bytes, headers: Mapping[str, Any]) -> str | bytes:
-    """The JSON of a body that Kombu has compressed; empty if it can't be told: what it was is unknown."""
+    """The body before Kombu compressed it; empty if that can't be found out here."""
     codec = headers.get("compression")
     if not isinstance(codec, str) or isinstance(body, str):
         return body
@@ -98,9 +98,9 @@ def _uncompressed(body: str | bytes, headers: Mapping[str, Any]) -> str | bytes:
 def described(
     delivery: Delivery, headers: Mapping[str, Any], source: Source | None = None
 ) -> Delivery:
-    """The delivery, with attributes from its headers if it had none.
+    """The delivery with the attributes that it lacks, from its headers.
 
-    A plain job has none, and people look for the tenant in the dead letter.
+    A plain job has no attributes, and people look for the tenant in the dead letter.
     """
     foreign = source is not None and not (source.plain or source.marked)
     given = {**_attributes(headers), **({FOREIGN: "1"} if foreign else {})}
@@ -122,10 +122,10 @@ def _attributes(headers: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_reply(message: Mapping[str, Any], queue: str) -> bool:
-    """Whether it is a reply, useful only to a reader that still exists.
+    """Whether it is a reply, which is of use only while its reader exists.
 
-    By AMQP's convention a reply repeats the request's correlation id and has no ``reply_to``. Messages
-    to a queue with a generated name count, too. A task is never a reply.
+    By AMQP's convention a reply repeats the request's correlation id and has no ``reply_to``. A message
+    to a queue with a generated name counts as a reply, too. A task is never a reply.
     """
     if "task" in (message.get("headers") or {}):
         return False
@@ -135,7 +135,7 @@ def is_reply(message: Mapping[str, Any], queue: str) -> bool:
 
 
 def is_of_one_reader(queue: str) -> bool:
-    """Whether it is named as the queues of one connection are."""
+    """Whether the queue has a name like those that belong to one connection."""
     return _OF_ONE_READER.fullmatch(queue) is not None
 
 
@@ -148,23 +148,23 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     if depth.too_deep(delivery.data):
         raise MalformedMessage(depth.reason())
     try:
-        raw = json.loads(delivery.data)
-    except Exception as exc:  # decoders of Kombu's own JSON types may raise anything
+        message = json.loads(delivery.data)
+    except Exception as exc:  # Kombu's decoders of its JSON types may raise anything
         raise MalformedMessage(f"not JSON ({public_error(exc, _SHORT)})") from exc
-    plain = jobformat.is_job(raw)
+    plain = jobformat.is_job(message)
     if plain:
-        raw = jobformat.to_message(raw, delivery.queue)
-    if not isinstance(raw, dict) or not {"body", "properties", "headers"} <= raw.keys():
+        message = jobformat.to_message(message, delivery.queue)
+    if not isinstance(message, dict) or not {"body", "properties", "headers"} <= message.keys():
         raise MalformedMessage(
             "JSON, but without the body, headers and properties of a message, or a plain job's type"
         )
-    properties, headers, body = raw["properties"], raw["headers"], raw["body"]
+    properties, headers, body = message["properties"], message["headers"], message["body"]
     if not isinstance(properties, dict) or not isinstance(headers, dict):
         raise MalformedMessage("its headers or properties are not objects")
     for name in ("content-type", "content-encoding"):
-        if not isinstance(raw.get(name), (str, type(None))):
+        if not isinstance(message.get(name), (str, type(None))):
             raise MalformedMessage(f"its {name} is not a text")
-    encoding = raw.get("body_encoding", "utf-8")
+    encoding = message.get("body_encoding", "utf-8")
     if encoding == "base64":
         try:
             body = base64.b64decode(body, validate=True)
@@ -177,10 +177,10 @@ def decode(delivery: Delivery) -> dict[str, Any]:
         **(info if isinstance(info, dict) else {}),
         "redelivered": delivery.deliveries > 1,
     }
-    # A publisher's word on these would reach Kombu's codecs, or ReliableTask.
+    # Not for publishers to set: Kombu's codecs and ReliableTask would believe them.
     for name in ("body_encoding", PUSH_UNTIL):
         properties.pop(name, None)
-    # A copy that a worker made has it as a header. Whether an operator set either, its claim finds out.
+    # A worker's copy has the mark as a header. The claim checks whether an operator set it.
     redrive = delivery.attributes.get(REDRIVE)
     if redrive:
         headers[REDRIVE_HEADER] = redrive
@@ -190,8 +190,8 @@ def decode(delivery: Delivery) -> dict[str, Any]:
     return {
         "plain": plain,
         "body": body,
-        "content-type": raw.get("content-type"),
-        "content-encoding": raw.get("content-encoding"),
+        "content-type": message.get("content-type"),
+        "content-encoding": message.get("content-encoding"),
         "headers": headers,
         "properties": properties,
     }

@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 def decode(delivery: Delivery, channel: Any) -> Message:
     """The message that was delivered.
 
-    Raises MalformedMessage; NotAllowed for one that is not signed and has to be; StoreError where the
-    store's key is needed to tell, and can't be read.
+    Raises MalformedMessage; NotAllowed if it has to be signed and is not; StoreError if the store's key
+    is needed to check its signature and can't be read.
     """
     authority = getattr(channel, "authority", None)
     try:
-        # What is not signed is not parsed either.
+        # A message whose signature is missing or wrong is not parsed.
         signed = authority is not None and authority.admit(delivery)
         limit = authority.max_decoded_bytes if authority is not None else 0
         limit = limit or budget.automatic()
@@ -67,7 +67,11 @@ def hand_over(message: Message, receive: Callable[[Message], object]) -> None:
 def settle_error(
     message: Message, exc: Exception, reject: Callable[..., object] | None = None
 ) -> None:
-    """Settle a message whose handling raised, as above. ``reject`` replaces the message's own method."""
+    """Settle a message whose handling raised ``exc``: requeue or dead-letter it, as described above.
+
+    Args:
+        reject: Called instead of the message's own method.
+    """
     log_error(message, exc)
     if message.acknowledged:
         return
@@ -85,6 +89,6 @@ def log_error(message: Message, exc: Exception) -> None:
         "message %s could not be handled: %s",
         message.delivery_tag,
         safe_error(exc),
-        # A log's formatter asks the exception for its text.
+        # For the traceback, a log's formatter asks the exception for its text, which recurses again.
         exc_info=not isinstance(exc, RecursionError),
     )

@@ -27,9 +27,9 @@ from gwi_celery.headers import (
     TENANT_HEADER,
 )
 
-#: Kombu's own range.
+#: Kombu's range of priorities.
 _LOWEST, _HIGHEST = 0, 9
-#: The most that a backoff can handle: 2 ** retries is computed.
+#: Most retries: a backoff computes 2 ** retries.
 _MOST_RETRIES = 1000
 
 #: Keys that distinguish Celery's message from a plain job.
@@ -45,10 +45,10 @@ def to_message(raw: Mapping[str, Any], queue: str) -> dict[str, Any]:
     """The Celery message of a plain job, in the form that the envelope has on the wire.
 
     Args:
-        raw: The job, as parsed from JSON. Fields it doesn't know are ignored.
-        queue: Where it came from, and so where its retries go.
+        raw: The job, as parsed from JSON. Unknown fields are ignored.
+        queue: The queue that it came from, and that its retries go to.
 
-    Raises MalformedMessage with the field and what is wrong about it.
+    Raises MalformedMessage, which names the field and what is wrong with it.
     """
     task = _text(raw, "type", needed=True)
     task_id = _text(raw, "id", needed=True)
@@ -133,7 +133,7 @@ def _priority(value: Any) -> dict[str, int]:
 
 
 def _deadline(value: Any) -> float | None:
-    """Seconds since the epoch, of milliseconds since the epoch or an ISO 8601 time with its zone."""
+    """Seconds since the epoch, from milliseconds since the epoch or an ISO 8601 time with its zone."""
     if value is None:
         return None
     try:
@@ -154,7 +154,7 @@ def _deadline(value: Any) -> float | None:
 
 
 def _shown(value: Any) -> str:
-    """What a reason may say of a value: its kind, never its content."""
+    """A value in a reason: a number as it is, and anything else by its kind only."""
     if value is None:
         return "missing"
     if isinstance(value, str):

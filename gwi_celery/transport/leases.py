@@ -1,8 +1,8 @@
-"""Keeps the leases of held deliveries alive while their tasks run.
+"""Extends the leases of held deliveries while their tasks run.
 
-One thread per connection, started with the first delivery. It survives any error: a failed extension
-is retried well before the lease runs out. A lease that is lost all the same is logged and remembered;
-the message will be redelivered, and a reliable job finds its lock taken.
+One thread per connection does this, from the first delivery on. It survives any error: a failed extension
+is retried well before the lease runs out. If a lease is lost nevertheless, that is logged and remembered:
+the message is redelivered, and a reliable job finds its lock taken.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _EXTEND_AT = 1 / 3
 #: Seconds between tries after an error.
 _RETRY = 1.0
 
-#: Seconds between two words on that at most, while the broker stays unavailable.
-_TELL_EVERY = 60.0
+#: Longest time, seconds, between two warnings while the broker stays unavailable.
+_LONGEST_SILENCE = 60.0
 
 #: Property of a message in the worker: its index in the board.
 LEASE_PROPERTY = "gwi_lease"
 
-#: One byte for each of the latest deliveries: 1 once its lease is lost. Shared memory, made before a
-#: pool forks, so that pool processes see what the main process learns.
+#: One byte for each of the latest deliveries: 1 once its lease is lost. It is shared memory, made before
+#: a pool forks: pool processes read what the main process writes.
 _board = mmap.mmap(-1, 65536)
 _places = itertools.count()
 
@@ -42,8 +42,8 @@ _places = itertools.count()
 def message_lease_lost(request: Any) -> bool:
     """Whether the message behind a task's ``request`` is no longer leased to its worker.
 
-    True means: it may be delivered to another worker while this task runs. For plain tasks that
-    should stop in that case; a ReliableTask has its own lock, see its ``lease_lost``.
+    True means that it may be delivered to another worker while this task runs. This is for plain tasks
+    that should stop in that case; a ReliableTask has its own lock, see its ``lease_lost``.
     Always False in a pool that is started by spawn, and outside workers on this package's transports.
     """
     place = (getattr(request, "properties", None) or {}).get(LEASE_PROPERTY)
@@ -51,25 +51,24 @@ def message_lease_lost(request: Any) -> bool:
 
 
 class LeaseKeeper:
-    """Extends what it was told to ``keep`` until told to ``drop`` it.
+    """Extends the lease of each delivery from ``keep`` until ``drop``.
 
     Args:
         broker: The broker of the deliveries.
-        max_seconds: Longest time to keep one delivery leased, seconds; None: as long as it runs.
+        max_seconds: Longest time to keep one delivery leased, seconds; None: as long as its task runs.
     """
 
     def __init__(self, broker: Broker, *, max_seconds: float | None = None) -> None:
         self._broker = broker
         self._max_seconds = max_seconds
         self._kept: dict[str, _Kept] = {}
-        self._lost: set[str] = set()
         self._lock = forks.lock()
         self._ticker = Ticker("gwi-lease-keeper", self._extend_due)
-        #: Monotonic time of the last word on a failure (0: none since a success); seconds to the next.
-        self._told, self._pause = 0.0, _RETRY
+        #: Monotonic time of the last warning (0: none since a success); seconds until the next.
+        self._warned_at, self._silence = 0.0, _RETRY
 
     def keep(self, delivery: Delivery) -> int:
-        """Extend it from now on. Returns its index in the board, for the message to carry."""
+        """Extend its lease from now on. Returns its index in the board, for the message to carry."""
         due = delivery.leased_at + delivery.lease_seconds * _EXTEND_AT
         place = next(_places) % len(_board)
         _board[place] = 0
@@ -79,20 +78,15 @@ class LeaseKeeper:
         return place
 
     def drop(self, delivery: Delivery) -> None:
+        """Extend it no more."""
         with self._lock:
             self._kept.pop(delivery.ack_id, None)
-            self._lost.discard(delivery.ack_id)
 
     def holds(self, delivery: Delivery) -> bool:
-        """Whether it is kept and its lease certainly holds, so that nobody else has it."""
+        """Whether it is kept and its lease certainly holds, so that no other worker has it."""
         with self._lock:
             kept = self._kept.get(delivery.ack_id)
             return kept is not None and time.monotonic() < kept.until
-
-    def lost(self, delivery: Delivery) -> bool:
-        """Whether this delivery's lease is known to be gone."""
-        with self._lock:
-            return delivery.ack_id in self._lost
 
     def stop(self) -> None:
         """End the thread; kept leases run out by themselves."""
@@ -106,25 +100,25 @@ class LeaseKeeper:
             due = [k for k in self._kept.values() if k.due <= now]
         try:
             self._extend(due)
-            self._told = 0.0
+            self._warned_at = 0.0
         except Exception as exc:
-            self._tell(exc, len(due))
+            self._warn(exc, len(due))
             with self._lock:
                 for k in due:
                     k.due = time.monotonic() + min(_RETRY, k.delivery.lease_seconds / 10)
         with self._lock:
             return min((k.due for k in self._kept.values()), default=NEVER)
 
-    def _tell(self, exc: Exception, leases: int) -> None:
-        """In one line, and less and less often: it is tried again each second."""
+    def _warn(self, exc: Exception, leases: int) -> None:
+        """Log a failure in one line, and less and less often: it is tried again each second."""
         now = time.monotonic()
-        if not self._told:
-            self._pause = _RETRY
-        elif now < self._told + self._pause:
+        if not self._warned_at:
+            self._silence = _RETRY
+        elif now < self._warned_at + self._silence:
             return
         else:
-            self._pause = min(self._pause * 2, _TELL_EVERY)
-        self._told = now
+            self._silence = min(self._silence * 2, _LONGEST_SILENCE)
+        self._warned_at = now
         known = isinstance(exc, BrokerError)
         logger.warning(
             "could not extend %d message leases, trying again: %s",
@@ -157,10 +151,9 @@ class LeaseKeeper:
                     k.due, k.until = now + seconds * _EXTEND_AT, now + seconds * SURE
                     if k.delivery.ack_id in lost and k.delivery.ack_id in self._kept:
                         del self._kept[k.delivery.ack_id]
-                        self._lost.add(k.delivery.ack_id)
                         _board[k.place] = 1
                         logger.warning(
-                            "lost the lease on message %s of queue %r: it will be delivered again",
+                            "lost the lease of message %s of queue %r: it is redelivered",
                             k.delivery.message_id,
                             k.delivery.queue,
                         )

@@ -14,8 +14,8 @@ from gwi_celery.transport.death import Death
 from gwi_celery.transport.source import Source
 
 _JSON: Final = "application/json"
-#: What a JSON body may be encoded in. In others a byte is not what it looks like, so that nobody can tell
-#: what it would become; and some of Python's decompress.
+#: Encodings that a JSON body may have. In others, brackets and quotes may be other bytes, so its size and
+#: depth can't be estimated; and some of Python's codecs decompress.
 _ENCODINGS: Final = ("utf-8", "utf8", "ascii", "us-ascii", "latin-1", "iso-8859-1", "binary")
 
 
@@ -26,21 +26,22 @@ class Message(virtual.Message):
     message goes to the dead letter, with the reason.
     """
 
-    #: Where it is from; None for one that didn't come over a broker of ours.
+    #: Where it is from; None if it came over another package's broker.
     source: Source | None = None
+    #: Why its body can't be decoded, once that was found out.
     undecodable: str | None = None
     #: Reason for the dead letter; set by whoever rejects the message.
     death_reason: str | None = None
-    #: The same for programs; None: as its reason is found.
+    #: The same for programs. See :attr:`cause` for its default.
     death: Death | None = None
     #: Whether its task has begun: later errors belong to the attempt, not the message.
     begun = False
     body: Any
 
     def __init__(self, payload: Any, channel: Any = None, *, limit: int = 0, **kwargs: Any) -> None:
-        #: Bytes of memory that its body may take, decompressed and parsed.
+        #: Most bytes of memory for its body, decompressed and parsed.
         self._limit = limit or budget.automatic()
-        #: Kombu would decompress it without a limit.
+        # Hidden from Kombu, which would decompress the body without a limit.
         codec = payload["headers"].pop("compression", None)
         super().__init__(payload, channel=channel, **kwargs)
         if codec is None:
@@ -61,7 +62,7 @@ class Message(virtual.Message):
             self.channel.begin(self.delivery_tag)
 
     def postpone(self, seconds: float) -> bool:
-        """Give it back to the broker for so long, rather than hold it; False if that can't be done."""
+        """Publish a copy that is due after ``seconds``, and ack this one. False if that fails."""
         postpone = getattr(self.channel, "postpone", None)
         if postpone is None or not postpone(self.delivery_tag, seconds):
             return False
@@ -69,12 +70,12 @@ class Message(virtual.Message):
         return True
 
     def _decode(self) -> Any:
-        if self.undecodable is not None:  # as it was found before
+        if self.undecodable is not None:  # found out before
             raise DecodeError(self.undecodable)
         try:
             if self.content_type == _JSON:
                 if (self.content_encoding or "utf-8").lower() not in _ENCODINGS:
-                    raise DecodeError("its content encoding is none of " + ", ".join(_ENCODINGS))
+                    raise DecodeError("its content encoding is not one of " + ", ".join(_ENCODINGS))
                 budget.check(self.body or b"", self._limit, "its body")
                 if depth.too_deep(self.body or b""):
                     raise DecodeError(depth.reason())
@@ -85,7 +86,7 @@ class Message(virtual.Message):
         except (DecodeError, ContentDisallowed) as exc:
             self.undecodable = _undecodable(exc)
             raise
-        except Exception as exc:  # an encoding that there isn't, say
+        except Exception as exc:  # an unknown encoding, for example
             self.undecodable = _undecodable(exc)
             raise DecodeError(self.undecodable) from exc
 
@@ -102,7 +103,7 @@ class Message(virtual.Message):
 
     @property
     def cause(self) -> Death:
-        """What the dead letter says of it to programs."""
+        """The kind of its death, for the dead letter."""
         if self.undecodable is not None:
             return Death("malformed")
         if self.death is not None:

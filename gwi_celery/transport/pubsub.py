@@ -13,14 +13,14 @@ Features
 Connection String
 =================
 ``pubsub://my-project``; ``pubsub://host:port/my-project`` for a regional endpoint
-(``europe-west1-pubsub.googleapis.com:443``) or an emulator. Without a host, an emulator that
-``PUBSUB_EMULATOR_HOST`` names is used. Credentials are the environment's; an emulator needs none.
+(``europe-west1-pubsub.googleapis.com:443``) or an emulator. Without a host, the emulator that
+``PUBSUB_EMULATOR_HOST`` names is used, if any. Credentials are the environment's; an emulator needs none.
 
 Transport Options
 =================
 Those of :class:`gwi_celery.brokers.pubsub.options.PubSubOptions`, and ``max_lease_seconds``: longest
-time a lease is extended (default: as long as the task runs). All but the latter may also stand in the
-URL: ``pubsub://my-project?lease_seconds=60``.
+time a lease is extended, seconds (default: as long as the task runs). All but the latter may also stand
+in the URL: ``pubsub://my-project?lease_seconds=60``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a delivered message is from, as far as that can be told."""
+"""Where a delivered message is from, as far as that is known."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-#: Attribute that a foreign publisher's message gets in the dead letter, where it is given the
-#: attributes that people look for: redriven, it is foreign still.
+#: Attribute that marks a foreign publisher's message in the dead letter. There the message also gets the
+#: attributes that :func:`is_marked` looks for, and once redriven it must still count as foreign.
 FOREIGN: Final = "gwi-foreign"
 
 
@@ -18,7 +18,8 @@ class Source:
     plain: bool
     #: Signed with one of the app's keys, or the store's.
     signed: bool
-    #: It has what our transport gives a task's message. That proves nothing: who knows it, can write it.
+    #: It has the attributes that our transport gives a task's message. That proves nothing: any publisher
+    #: can set them.
     marked: bool
 
 

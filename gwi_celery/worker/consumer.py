@@ -1,8 +1,8 @@
 """Celery's consumer, made to survive any message.
 
-Celery's own assumes that a message which names a task is well-formed otherwise. One without an id, or
-with a body of another shape, ends the worker, and the next one that it is redelivered to. Here such a
-message is rejected, and so dead-lettered with the reason.
+Celery's own assumes that a message which names a task is otherwise well-formed. A message without an id,
+or with a body of another shape, ends the worker, and then the next worker that it is redelivered to.
+Here such a message is rejected, and so dead-lettered with the reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gwi_celery.worker.policy import Policy
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a message may wait for its ETA in a worker's memory: what clocks may differ by.
+#: Longest wait for an ETA, seconds, in a worker's memory: clocks may differ by as much.
 _HELD_AT_MOST = 5.0
 
 
@@ -39,12 +39,12 @@ class Consumer(consumer.Consumer):
         super().__init__(*args, **kwargs)
         processes = getattr(self.pool, "_pool", None)
         if hasattr(processes, "maintain_pool"):
-            # Celery ends a worker that lost a child during its start: restart the child instead. If
+            # Celery ends a worker that loses a child during its start. Start another child instead; if
             # none can start, the pool itself gives up.
             self.pool.did_start_ok = functools.partial(_all_started, processes)
 
     def start(self) -> None:
-        """Celery's own; an error that says what to do ends the worker with that, not with a traceback."""
+        """Celery's own, except that a ConfigurationError ends the worker without a traceback."""
         try:
             super().start()
         except ConfigurationError as exc:
@@ -107,7 +107,10 @@ class Consumer(consumer.Consumer):
 
 
 def _seconds_to_wait(message: Any, app: Any) -> float:
-    """Until the message's ETA. Of our own transport's messages it has passed: the broker waits for it."""
+    """Seconds until the message's ETA; 0 if it has none or can't be postponed.
+
+    The broker itself waits for an ETA, unless another publisher set it or it has no time zone.
+    """
     eta = message.headers.get("eta")
     if not isinstance(eta, str) or not hasattr(message, "postpone"):
         return 0.0
@@ -119,7 +122,7 @@ def _named(message: Any) -> tuple[Any, dict[str, Any]]:
     """The task's name and, if readable, its keyword arguments."""
     try:
         payload = message.payload
-    except Exception:  # the dead letter's reason says so
+    except Exception:  # the dead letter's reason says that it can't be decoded
         payload = None
     fields = payload if isinstance(payload, dict) else {}
     if isinstance(payload, (list, tuple)) and len(payload) > 1:
@@ -140,7 +143,7 @@ def why_malformed(message: Any) -> str | None:
     What Celery itself handles well (no task, an unknown one, an undecodable body) is left to it.
     """
     headers = message.headers
-    if "task" in headers:  # known before the body is read, which may be undecodable, too
+    if "task" in headers:  # checked before the body, which may be undecodable
         wrong = (
             _needed(headers)
             or fields.wrong(headers, fields.HEADERS, "header")
@@ -166,7 +169,7 @@ def why_malformed(message: Any) -> str | None:
 
 
 def _is_task(message: Any) -> bool:
-    """Whether it names one; not odd, by then, and so to be judged by what it asks for."""
+    """Whether a well-formed message names a task, so that the policy applies to it."""
     try:
         payload = message.payload
     except Exception:
@@ -188,11 +191,14 @@ def _properties(message: Any) -> str | None:
 
 
 def _embedded(payload: Any) -> str | None:
-    """Of protocol 2: arguments, keyword arguments, callbacks. Hybrids carry protocol 1's."""
+    """What is wrong with a protocol 2 body: arguments, keyword arguments, callbacks.
+
+    A hybrid message has protocol 2's headers and protocol 1's body.
+    """
     if isinstance(payload, dict):
         if "args" not in payload:
             return "its body is not a list of three"
-        # Celery reads the rest of it from there, too.
+        # Celery reads the other fields from this body, too.
         return fields.wrong(payload, fields.HEADERS, "field") or _arguments(payload)
     if not isinstance(payload, (list, tuple)) or len(payload) != 3:
         return "its body is not a list of three"

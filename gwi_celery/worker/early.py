@@ -1,4 +1,4 @@
-"""Workers tell operators what they gave back to Pub/Sub until its time, and settle that for them."""
+"""Control commands with which operators list and settle the messages that workers delay on Pub/Sub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for which an operator's command is good; clocks may differ by as much.
+#: Seconds for which an operator's command is valid; clocks may differ by as much.
 _GOOD_FOR: Final = 600.0
 
 
@@ -31,7 +31,7 @@ def install() -> None:
 
 
 def _delayed(state: Any) -> list[dict[str, Any]]:
-    """Messages that came before their time, and whose they are."""
+    """Messages that were delivered before their ETA, and what they ask for."""
     broker = _broker(state)
     return [] if broker is None else list(broker.early.rows())
 
@@ -39,21 +39,27 @@ def _delayed(state: Any) -> list[dict[str, Any]]:
 def _settle(
     state: Any, how: str, named: Sequence[tuple[str, str]], at: float, seal: str
 ) -> list[tuple[str, str, Any]] | dict[str, str]:
-    """What of ``named`` (queues and names) is parked here, by those; and what was done to it.
+    """Settle those of the ``named`` messages that are parked here.
 
     Args:
-        how: ``look``, which tells the jobs of reliable tasks; ``now`` or ``drop``.
-        at: Seconds since the epoch at which it was asked.
-        seal: Proves that an operator asked.
+        how: ``look`` only reads which jobs of reliable tasks they ask for; ``now`` publishes them,
+            ``drop`` deletes them.
+        named: Queue and name of each message.
+        at: Seconds since the epoch at which the operator sent the command.
+        seal: Proves that an operator sent it.
+
+    Returns (queue, name, job or None) of each message that was found or settled; on an error, its text.
     """
     authority, broker = integration(state.app).authority, _broker(state)
     try:
         sealed = authority.is_sealed(seal, SEALED_AS, how, named, at)
         if not sealed or abs(time.time() - at) > _GOOD_FOR:
             logger.error(
-                "delayed messages stay as they are: no operator of this app's asked for it"
+                "a command for delayed messages is refused: no operator of this app sent it"
             )
-            return {"error": "it is not sealed by this app's operators, or its clock is wrong"}
+            return {
+                "error": "the command is not sealed by an operator of this app, or a clock is wrong"
+            }
         if broker is None:
             return []
         found = {
@@ -89,7 +95,7 @@ def _parts(job: Any) -> list[str] | None:
 
 
 def _broker(state: Any) -> PubSubBroker | None:
-    """That of the worker's connection; None if it is no Pub/Sub broker."""
+    """The broker of the worker's connection; None if it is not a Pub/Sub broker."""
     consumer = state.consumer.task_consumer
     broker = getattr(consumer and consumer.channel.connection, "broker", None)
     return broker if hasattr(broker, "parked") else None

@@ -3,8 +3,8 @@
 Celery waits for its jobs and its broker indefinitely, but a platform such as Cloud Run only for ten
 seconds. A separate thread counts the time from the signal on, whatever the worker is doing:
 
-- Jobs have ``worker_grace`` seconds; 0: as long as they take. But a job whose broker doesn't answer
-  has ``shutdown_grace`` seconds: its end could not be reported, so its message is redelivered anyway.
+- Jobs have ``worker_grace`` seconds; 0: as long as they take. But if the broker doesn't answer, jobs
+  have ``shutdown_grace`` seconds: their ends can't be reported, so their messages are redelivered anyway.
 - Without a job the worker has a few seconds to give back its messages and to close.
 
 The pool's processes are killed first, so that the rest of the worker can end in order; if it doesn't,
@@ -43,7 +43,7 @@ _LOOK_EVERY = 0.1
 
 
 class ShutdownGrace(bootsteps.StartStopStep):
-    """Worker bootstep. It listens from the worker's creation: even a start may have to be ended."""
+    """Worker bootstep. It listens from the worker's creation on: even its start may have to be ended."""
 
     label = "Grace"
 
@@ -127,7 +127,7 @@ class _Broker:
         self._answered_at = 0.0
 
     def fails(self) -> bool:
-        """Whether it hasn't answered for some seconds; False for as long after the first probe."""
+        """Whether it hasn't answered for ``_SILENCE`` seconds. The first call starts the probes."""
         if self._asking is None:
             self._answered_at = time.monotonic()
             self._asking = threading.Thread(target=self._ask, name="gwi-grace", daemon=True)
@@ -141,7 +141,7 @@ class _Broker:
         while True:
             with contextlib.suppress(GwiError, OSError):
                 if displaced(self._app) is not None:
-                    return  # connecting would begin another file
+                    return  # connecting would create another file
                 broker.connect()
                 self._answered_at = time.monotonic()
             time.sleep(_ASK_EVERY)

@@ -1,8 +1,8 @@
 """Guards user code that Celery runs in a worker's main process.
 
 Examples are ``on_failure`` and similar handlers after a hard time limit or a lost child, and
-``__str__`` of exceptions. Its errors, and those caused by a message, must neither end the worker nor
-leave the message leased for as long as the worker lives.
+``__str__`` of exceptions. Errors of this code, and errors caused by a message, must neither end the
+worker nor leave the message leased for as long as the worker lives.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class GuardedRequest(Request):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # Celery makes a class for each task, which has these anew.
+        # Celery makes a subclass for each task, which defines these methods again.
         for name, guard in (("execute_using_pool", _begun), ("on_success", _ended)):
             if name in vars(cls):
                 setattr(cls, name, guard(vars(cls)[name]))
 
     def on_accepted(self, *args: Any, **kwargs: Any) -> Any:
-        # What still waits in a pool of threads when the worker stops was not attempted.
+        # Only now: what still waits in a pool of threads when the worker stops was not attempted.
         self._count_attempt()
         return self._guarded(super().on_accepted, *args, **kwargs)
 
@@ -66,7 +66,7 @@ class GuardedRequest(Request):
 
 
 def guarded(request: Any) -> Any:
-    """The guarded version of a task's request class (or its name)."""
+    """The guarded version of a task's request class, given as a class or by name."""
     if request == _CELERYS:
         return GuardedRequest
     cls = symbol_by_name(request)
@@ -87,7 +87,7 @@ def _begun(execute: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(execute)
     def execute_using_pool(self: GuardedRequest, pool: Any, **kwargs: Any) -> Any:
         if pool.uses_semaphore:
-            # A process of its own reports the start only afterwards: the worker may be killed first.
+            # A pool process reports the start only afterwards, and the worker may be killed before.
             self._count_attempt()
         try:
             return execute(self, pool, **kwargs)

@@ -1,4 +1,4 @@
-"""Workers on Pub/Sub take nothing from a paused queue: they ask the store every few seconds."""
+"""Workers on Pub/Sub take nothing from a paused queue: they read the pauses from the store."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from gwi_celery.integration import broker_for, integration
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two questions: one read of the store each.
+#: Seconds between two reads; each costs one read of the store.
 ASK_EVERY: Final = 10.0
 
 
 class PauseWatch(bootsteps.StartStopStep):
-    """Worker bootstep: asks before the first message is taken, and from then on."""
+    """Worker bootstep: reads the pauses before the first message is taken, and from then on."""
 
     label = "Pauses"
-    #: Its children are forked before the store is asked for the first time.
+    #: The pool forks its children before the first read opens a connection.
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
@@ -32,7 +32,7 @@ class PauseWatch(bootsteps.StartStopStep):
         self._ticker = Ticker("gwi-pauses", self._ask)
 
     def include_if(self, worker: Any) -> bool:
-        """The embedded broker pauses a queue itself."""
+        """Not with the embedded broker, which pauses a queue itself."""
         try:
             return not isinstance(broker_for(worker.app), EmbeddedBroker)
         except GwiError:
@@ -51,7 +51,7 @@ class PauseWatch(bootsteps.StartStopStep):
         try:
             if self._pauses.refresh():
                 named = ", ".join(map(repr, sorted(self._pauses.queues))) or "none"
-                logger.warning("queues that are paused: %s", named)
-        except GwiError as exc:  # its jobs wait for the store, too
-            logger.warning("which queues are paused is not known now: %s", exc)
+                logger.warning("paused queues: %s", named)
+        except GwiError as exc:  # the jobs that it takes meanwhile wait for the store, too
+            logger.warning("could not read which queues are paused: %s", exc)
         return time.monotonic() + ASK_EVERY

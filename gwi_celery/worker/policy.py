@@ -18,16 +18,16 @@ from gwi_celery.transport.source import Source
 
 _CALLBACKS: Final = ("callbacks", "errbacks", "chain", "chord")
 _CHORD_UNLOCK: Final = "celery.chord_unlock"
-#: They call a task as a plain function.
+#: Celery's tasks that call a task as a plain function.
 _MAPS: Final = ("celery.map", "celery.starmap", "celery.chunks")
-#: They publish what they are given. Celery keeps them for messages of its early releases.
+#: Celery's tasks that publish what they are given; it keeps them for messages of its early releases.
 _PUBLISHERS: Final = ("celery.group", "celery.chord", "celery.chain")
-#: Seconds between two looks of a chord_unlock at least, unless the app's own setting is shorter.
-_SHORTEST_LOOK: Final = 1.0
+#: Shortest interval, seconds, of a chord_unlock, unless the app's own setting is shorter.
+_SHORTEST_INTERVAL: Final = 1.0
 
 
 class Policy:
-    """Of one app's worker."""
+    """Decides what messages may ask the workers of one app for."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -35,7 +35,7 @@ class Policy:
     def refusal(self, message: Any, payload: Any) -> str | None:
         """Why a well-formed task message is not run; None if it may be.
 
-        Takes out of it what it may not decide: where its copies go, and a foreign publisher's time
+        Removes from it what it may not decide: where its copies go, and a foreign publisher's time
         limits and ``reply_to``.
         """
         source: Source | None = getattr(message, "source", None)
@@ -66,19 +66,20 @@ class Policy:
 
     @staticmethod
     def _foreign(message: Any, payload: Any, rights: Rights) -> str | None:
-        fields = [message.headers] if "task" in message.headers else [message.headers, payload]
-        for name in {name for of in fields for name in of if name.startswith(PREFIX)}:
-            # These prove by themselves whose they are.
+        # Protocol 1 has its headers in the body.
+        places = [message.headers] if "task" in message.headers else [message.headers, payload]
+        for name in {name for place in places for name in place if name.startswith(PREFIX)}:
+            # An operator's marks carry a seal, which is checked when the job is claimed.
             if name in rights.headers or name in (REDRIVE_HEADER, REPLAY_HEADER):
                 continue
-            if any(of.get(name) is not None for of in fields):
+            if any(place.get(name) is not None for place in places):
                 return (
                     f"its header {name!r} is not one that a foreign publisher may set: publish it by "
                     "this app, or allow it by gwi_queue_rights"
                 )
-        for of in fields:
-            if of.get("timelimit") is not None:
-                of["timelimit"] = [None, None]
+        for place in places:
+            if place.get("timelimit") is not None:
+                place["timelimit"] = [None, None]
         message.properties.pop("reply_to", None)
         return None
 
@@ -104,7 +105,7 @@ class Policy:
     def _built_in(
         self, name: str, args: Any, kwargs: Mapping[str, Any], embed: Mapping[str, Any]
     ) -> str | None:
-        """What Celery's own tasks would do that no app asks of them."""
+        """Why one of Celery's own tasks is not run, if it would do what no app asks of it."""
         if name == _CHORD_UNLOCK:
             return self._unlock(args, kwargs)
         if name in _MAPS:
@@ -119,17 +120,17 @@ class Policy:
                 if not call.get("subtask_type") and task not in self._app.tasks:
                     return f"{name} would publish the task {task!r}, which is not registered here"
                 if place not in queues:
-                    return f"{name} would publish to {place!r}, which is no queue of this app"
+                    return f"{name} would publish to {place!r}, which is not a queue of this app"
         return None
 
     def _unlock(self, args: Any, kwargs: Mapping[str, Any]) -> str | None:
         if isinstance(self._app.backend, ReliableBackend):
             return f"{_CHORD_UNLOCK} is of no use here: the result backend counts a chord's parts"
         interval = kwargs.get("interval", args[2] if len(args) > 2 else None)
-        shortest = min(_SHORTEST_LOOK, self._app.conf.result_chord_retry_interval)
+        shortest = min(_SHORTEST_INTERVAL, self._app.conf.result_chord_retry_interval)
         good = isinstance(interval, (int, float)) and interval >= shortest
         if interval is not None and not good:
-            return f"its interval is below {shortest:g} s: it would never stop asking"
+            return f"its interval is below {shortest:g} s: it would keep workers busy"
         return None
 
     def _destination(self, call: Mapping[str, Any]) -> str:
@@ -147,7 +148,7 @@ class Policy:
         return str(getattr(queue, "name", queue) or route.get("exchange") or "")
 
     def _keep_here(self, message: Any, source: Source) -> None:
-        """Have the message's copies go where this app publishes to: a message's word may be anybody's."""
+        """Send the message's copies only where this app publishes: anybody may have set the address."""
         info = message.delivery_info
         exchange, key = info.get("exchange") or "", info.get("routing_key")
         if not exchange and key == source.queue:
@@ -164,7 +165,9 @@ def _format(source: Source, rights: Rights) -> str | None:
     if source.plain and PLAIN not in rights.formats:
         return "its queue takes no plain jobs: see gwi_queue_rights"
     if not source.plain and CELERY not in rights.formats and not source.signed:
-        return "its queue takes plain jobs only, and what workers of this app made of them"
+        return (
+            "its queue takes plain jobs only, and the copies that this app's workers make of them"
+        )
     return None
 
 
@@ -178,7 +181,7 @@ def _call(message: Any, payload: Any) -> tuple[str, Any, Mapping[str, Any], Mapp
 
 
 def _signatures(value: Any) -> Iterator[Mapping[str, Any]]:
-    """All calls in what a message brings, those in others' options and arguments too."""
+    """All calls in a message's field, also those within other calls' options and arguments."""
     if isinstance(value, dict):
         if isinstance(value.get("task"), str):
             yield value

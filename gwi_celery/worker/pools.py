@@ -18,18 +18,18 @@ class PoolCheck(bootsteps.Step):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
-        required.check(worker.app.conf)  # it may have been changed since setup()
+        required.check(worker.app.conf)  # settings may have been changed since setup()
         declared.check_all(worker.app)
         if worker.pool_cls.__module__ == "celery.concurrency.eventlet":
             raise ConfigurationError(
-                "the eventlet pool can't be used: it replaces the threads and locks that leases are "
-                "renewed and messages are acked with, gRPC doesn't know it, and its tasks stop half-way. "
-                "Start the worker with -P gevent, threads, prefork or solo"
+                "the eventlet pool can't be used: it replaces the threads and locks that renew leases "
+                "and ack messages, gRPC doesn't support it, and its tasks stop half-way. Start the "
+                "worker with -P gevent, threads, prefork or solo"
             )
 
 
 def pool_processes(pool: Any) -> list[Any]:
-    """A pool's children; none where it has threads."""
+    """A pool's child processes; none in a pool of threads or greenlets."""
     return list(getattr(getattr(pool, "_pool", None), "_pool", None) or ())
 
 

@@ -1,8 +1,8 @@
 """Settles a reliable job from the worker's main process when its own process no longer can.
 
 A hard time limit, a revoke with terminate and a killed pool child all end a job from outside: its
-process writes nothing more. The main process learns of it at once, so the job's lock need not run out:
-it is freed here, and the job is recorded as failed where Celery reports a failure.
+process writes nothing more. The main process learns of it at once. So it frees the job's lock, which
+need not run out, and records the job as failed where Celery reports a failure.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class ReliableRequest(GuardedRequest):
         super().__init__(message, *args, **kwargs)
         if "headers" in self._request_dict:
             self._request_dict["headers"] = callers_headers(self._request_dict, self.task.reliable)
-        #: Id of this message's attempt, here and in its pool process.
+        #: Nonce of this message's attempt, here and in its pool process.
         self._attempt = uuid4().hex
-        #: The job's record, if it had succeeded before it was ended.
+        #: The job's record, if the job had succeeded before it was ended.
         self._succeeded: JobRecord | None = None
         properties = self._request_dict.get("properties") or {}
         self._request_dict["properties"] = {**properties, ATTEMPT_PROPERTY: self._attempt}
@@ -61,7 +61,7 @@ class ReliableRequest(GuardedRequest):
         if not soft:
             error = TimeLimitExceeded(timeout)
             if self._settle(error):
-                # It had succeeded before its process was killed: its redelivery is answered.
+                # It had succeeded before its process was killed: its record answers the redelivery.
                 task_ready(self)
                 self.reject(requeue=True)
                 return
@@ -83,8 +83,8 @@ class ReliableRequest(GuardedRequest):
 
     @shielded
     def acknowledge(self) -> None:
-        # A job that timed out has failed like any other: its message is dead-lettered. So is one that
-        # Celery before 5.7 acks in spite of ``acks_on_failure``.
+        # A job that timed out has failed like any other: its message is dead-lettered. Celery before
+        # 5.7 acks failed jobs in spite of ``acks_on_failure``: their messages are, too.
         if (self._timed_out or self._failed) and not self.acknowledged:
             self.reject(requeue=False)
         else:
@@ -154,13 +154,14 @@ class ReliableRequest(GuardedRequest):
         return True
 
     def _settle_pending(self, error: Exception) -> None:
-        """Record as failed what an earlier attempt of this message left: nobody continues it."""
+        """Record the job as failed if an earlier attempt left it unfinished: nobody continues it."""
         try:
             resolved = self._resolve_call()
             record = store_for(self._app).get_job(resolved.job)
             ours = submission(self.id, self._request_dict)
             if record is not None and not record.status.terminal and record.submission == ours:
-                waits = record.status is JobStatus.WAITING  # for another's lock: its end needs none
+                # A waiting job's lock is held by another job, and isn't needed to end this one.
+                waits = record.status is JobStatus.WAITING
                 self._end_job(resolved, error, own_lock(resolved.job) if waits else None)
         except (Exception, Interrupt) as exc:
             why = safe_text(exc)
@@ -171,7 +172,7 @@ class ReliableRequest(GuardedRequest):
     ) -> JobRecord | None:
         """Record the job as failed, unless another holds it. Returns its record if it has succeeded."""
         store = store_for(self._app)
-        # With the attempt's nonce: what its process holds, this claim holds as well.
+        # By the attempt's nonce this claim gets the lease that the attempt's process holds.
         wanted = self.task.claim_request(
             resolved,
             self._request_dict,
@@ -193,7 +194,7 @@ class ReliableRequest(GuardedRequest):
         """Free the job's lock if this attempt holds it."""
         try:
             store_for(self._app).force_release(self._resolve_call().lock, owner_nonce=self._attempt)
-        except (Exception, Interrupt) as exc:  # lock= and idempotency= are the user's
+        except (Exception, Interrupt) as exc:  # the functions lock= and key= are the user's code
             why = safe_text(exc)
             logger.warning("could not free the lock of %s[%s]: %s", self.name, self.id, why)
 

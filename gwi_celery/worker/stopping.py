@@ -1,4 +1,4 @@
-"""Tells jobs when their worker begins to stop, and stops a worker whose embedded files have gone."""
+"""Tells jobs when their worker begins to stop, and stops a worker whose embedded files are gone."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _LOOK_EVERY = 1.0
 
 
 class StopFlag(bootsteps.StartStopStep):
-    """Worker bootstep: clears the flag at start, sets it as soon as the worker begins to stop.
+    """Worker bootstep: clears the flag at start, and sets it as soon as the worker begins to stop.
 
-    From its start on, the process holds signals back while library code runs.
+    From its start on, the process holds back signals while library code runs.
     """
 
     def start(self, worker: Any) -> None:
@@ -39,7 +39,7 @@ class StopFlag(bootsteps.StartStopStep):
 
 
 def _check_store(app: Any) -> None:
-    """Say at start what each job would wait for: an embedded store that can't be used."""
+    """Log an embedded store that can't be used: every job would wait for it."""
     store = store_for(app)
     if isinstance(store, SqliteStore):
         try:
@@ -52,7 +52,7 @@ def _check_store(app: Any) -> None:
 class FolderWatch(bootsteps.StartStopStep):
     """Worker bootstep: ends the worker, with exit code 1, once one of its files is gone.
 
-    Nothing would wake it any more: later publishers create, or find, another file.
+    Nothing would wake the worker any more: later publishers create, or find, another file.
     """
 
     label = "Folder"
@@ -73,7 +73,7 @@ class FolderWatch(bootsteps.StartStopStep):
             problem = displaced(worker.app)
             if problem is not None:
                 logger.critical("this worker stops: %s", problem)
-                # As SIGTERM does, except for the exit code.
+                # Stop as at SIGTERM, except for the exit code.
                 state.should_stop = 1
                 signals.worker_shutting_down.send(
                     sender=worker.hostname, sig="SIGTERM", how="Warm", exitcode=1

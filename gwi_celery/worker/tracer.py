@@ -2,8 +2,8 @@
 
 Celery's own assumes that an exception has a text, that a state can be stored, and that only an
 ``Exception`` ends a job. Otherwise it raises, and the pools of threads and greenlets and the solo pool
-take that for their own end: the message stays leased, and its place is lost. Here the answer is always
-one of Celery's outcomes; a message whose outcome could not be recorded is rejected and redelivered.
+take that for their own end: the message stays leased, and a place in the pool is lost. Here the answer
+is always one of Celery's outcomes. A message whose outcome could not be recorded is redelivered.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TraceInfo(trace.TraceInfo):
 
 
 def install(app: Any) -> None:
-    """Make it the tracer of all of the app's tasks in this worker process."""
+    """Trace all of the app's tasks with this tracer, in this worker process."""
     hostname = trace._localized[2] if trace._localized else None
     for task in app.tasks.values():
         _guard_handlers(task)
@@ -66,6 +66,7 @@ def install(app: Any) -> None:
 
 
 def build(app: Any, task: Any, hostname: str | None) -> Callable[..., Any]:
+    """The tracer of one task, called as Celery's own."""
     traced = trace.build_tracer(task.name, task, app.loader, hostname, app=app, Info=TraceInfo)
 
     @shield.watched()
@@ -86,7 +87,7 @@ def build(app: Any, task: Any, hostname: str | None) -> Callable[..., Any]:
             reason = exc
         except BaseException as exc:
             if shield.from_outside(exc):
-                raise  # gevent's, at a time limit
+                raise  # gevent's Timeout, at a time limit
             # Raised by the job (a cancelled asyncio task, say), and unknown to Celery.
             return failed(uuid, args, kwargs, request, exc, started)
         else:
@@ -112,7 +113,7 @@ def build(app: Any, task: Any, hostname: str | None) -> Callable[..., Any]:
     def rejected(uuid: str, reason: Any, requeue: bool, started: float) -> Any:
         if requeue:
             logger.error(
-                "%s[%s] is to be redelivered, since how it ended could not be recorded: %s",
+                "%s[%s] is redelivered, as its outcome could not be recorded: %s",
                 *(task.name, uuid),
                 safe_error(reason) if isinstance(reason, BaseException) else reason,
             )
@@ -132,7 +133,7 @@ def _info(exc: BaseException, text: str) -> ExceptionInfo:
 
 
 def _guard_handlers(task: Any) -> None:
-    """Log what a task's ``on_failure`` or ``on_retry`` raises: the outcome is recorded by then."""
+    """Only log what a task's ``on_failure`` or ``on_retry`` raises: the outcome is recorded by then."""
     for name in ("on_failure", "on_retry"):
         if name not in vars(task) and trace.task_has_custom(task, name):
             setattr(task, name, _guarded(task, name, getattr(task, name)))

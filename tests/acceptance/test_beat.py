@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from gwi_celery import store_for
 from gwi_celery.stores.base import JobStatus
 from tests.workers import Worker, eventually, read_audit
+
+pytestmark = pytest.mark.acceptance
 
 
 class Beat(Worker):

@@ -13,14 +13,21 @@ import pytest
 
 from gwi_celery.errors import BrokerUnusable
 from gwi_celery.testing.emulators import free_port
-from tests.machine import PATIENCE
-from tests.workers import Worker, eventually
+from tests.machine import PATIENCE, Stopwatch
+from tests.workers import Worker, eventually, read_audit
 
 pytestmark = pytest.mark.acceptance
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
-#: Seconds until a worker has noticed, and has ended.
+#: Seconds of an idle machine until a worker has noticed, and has ended.
 SOON = 30.0
+
+
+def ended(worker: Worker) -> int | None:
+    """Its exit code, soon."""
+    with Stopwatch() as watch:
+        worker.wait_stopped(watch, SOON)
+    return worker.process.returncode
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
@@ -30,8 +37,7 @@ def test_an_idle_worker_notices_and_ends(
     worker = start(pool=pool)
     assert jobs.add.delay(1, 2, **CALL).get(timeout=PATIENCE) == 3
     shutil.rmtree(tmp_path / "gwi")
-    worker.process.wait(timeout=SOON)
-    assert worker.process.returncode == 1
+    assert ended(worker) == 1
     worker.wait_for(r"broker\.sqlite3 was deleted while process \d+ was using it")
     with pytest.raises(BrokerUnusable, match="was deleted while process"):
         jobs.add.delay(1, 2, tenant_id="acme", run_id="r2")
@@ -51,10 +57,13 @@ def test_a_busy_worker_is_not_ready_any_more_and_ends(
                 return str(answer.read().decode())
         except urllib.error.HTTPError as exc:
             return str(exc.read().decode())
+        except urllib.error.URLError:  # it doesn't listen yet
+            return ""
 
     eventually(lambda: '"ready"' in ready())
     jobs.deaf.delay(**CALL, seconds=60)
+    eventually(lambda: [e for e in read_audit(tmp_path) if e["event"] == "deaf"])
     shutil.rmtree(tmp_path / "gwi")
     assert '"unready"' in ready()
-    assert worker.process.wait(timeout=SOON) == 1
+    assert ended(worker) == 1
     assert not (tmp_path / "gwi" / "broker.sqlite3").exists()

@@ -13,7 +13,7 @@ from gwi_celery.stores.base import JobRef
 from tests.machine import PATIENCE
 from tests.workers import Worker, read_audit
 
-CALL = {"tenant_id": "acme", "run_id": "r1"}
+pytestmark = pytest.mark.acceptance
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

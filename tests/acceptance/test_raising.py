@@ -101,7 +101,7 @@ def test_what_can_not_be_stored_is_redelivered_and_every_place_is_free_again(
     failed, retried = jobs.large_failure.delay(size), jobs.large_retry.delay(size)
     (tmp_path / "full").touch()
     (tmp_path / "go").touch()
-    running.wait_for("is to be redelivered", count=2)
+    running.wait_for("is redelivered, as its outcome", count=2)
     assert not any(result.ready() for result in done)
     (tmp_path / "full").unlink()
     for result in (*done, reliable):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from examples.repo_insight.synthetic import make_repository
-from tests.workers import ROOT, worker
+from tests import zygote
+from tests.workers import worker
 
 pytestmark = pytest.mark.acceptance
 
@@ -28,22 +27,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def submit(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "examples.repo_insight.submit", *args],
-        cwd=folder,
-        env={**os.environ, "GWI_FOLDER": str(folder / "gwi"), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    env = {"GWI_FOLDER": str(folder / "gwi")}
+    return zygote.run_module("examples.repo_insight.submit", *args, folder=folder, env=env)
 
 
 def test_a_submitted_repository_is_analysed_and_a_duplicate_is_answered(folder: Path) -> None:
     first = submit(folder, "repo.git", "--tenant", "acme/../x", "--run", "r 1", "--wait")
     again = submit(folder, "repo.git", "--tenant", "acme/../x", "--run", "r 1", "--wait")
 
-    assert first.returncode == 0, first.stderr
+    assert first.returncode == 0, first.stdout
     html, report = (Path(line.strip()) for line in first.stdout.splitlines()[-2:])
     assert json.loads(report.read_text("utf-8"))["totals"]["commits"] == 120
     assert html.read_text("utf-8").startswith("<!doctype html>")
@@ -58,7 +50,7 @@ def test_another_repository_under_the_same_run_is_a_mismatch(folder: Path) -> No
     there = submit(folder, "another.git", "--tenant", "acme", "--run", "r2", "--wait")
 
     assert (other.returncode, there.returncode) == (2, 1)
-    assert "IdempotencyMismatch" in there.stderr
+    assert "IdempotencyMismatch" in there.stdout
 
 
 @pytest.mark.parametrize(
@@ -75,22 +67,22 @@ def test_a_wrong_call_is_refused_before_anything_is_sent(
     done = submit(folder, *args)
 
     assert done.returncode == 2
-    assert done.stderr.startswith("not submitted: ")
-    assert reason in done.stderr
+    assert done.stdout.startswith("not submitted: ")
+    assert reason in done.stdout
 
 
 def test_a_ref_that_only_the_worker_finds_missing_fails_the_job(folder: Path) -> None:
     done = submit(folder, "repo.git", "--tenant", "a", "--run", "r3", "--ref", "no-such", "--wait")
 
     assert done.returncode == 1
-    assert "RepositoryError" in done.stderr
-    assert "there is main" in done.stderr
+    assert "RepositoryError" in done.stdout
+    assert "there is main" in done.stdout
 
 
 def test_waiting_ends_with_the_timeout_and_the_job_stays(folder: Path) -> None:
     done = submit(folder, "repo.git", "--tenant", "a", "--run", "r4", "--wait", "--timeout", "0")
 
     assert done.returncode == 3
-    assert "it goes on without us" in done.stderr
+    assert "it goes on without us" in done.stdout
     later = submit(folder, "repo.git", "--tenant", "a", "--run", "r4", "--wait")
-    assert later.returncode == 0, later.stderr
+    assert later.returncode == 0, later.stdout

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,10 +20,11 @@ import pytest
 from gwi_celery.gcp.emulators import PUBSUB_HOST
 from gwi_celery.testing.emulator_fixtures import named
 from gwi_celery.testing.emulators import Emulator
+from tests import zygote
 from tests.acceptance.conftest import APP
 from tests.machine import PATIENCE, Stopwatch
 from tests.twins import own_pubsub
-from tests.workers import ROOT, Worker, eventually, read_audit
+from tests.workers import Worker, eventually, read_audit
 
 pytestmark = pytest.mark.acceptance
 
@@ -101,9 +100,9 @@ def keep_busy(jobs: ModuleType, workers: list[Worker], folder: Path, seconds: fl
 
 @pytest.mark.emulator
 @pytest.mark.parametrize("how", ["killed", "stalled"])
-class TestPubSub:
+class TestPubSubIsGone:
     @pytest.mark.slow
-    def test_starting(
+    def test_workers_that_are_starting_end_in_time(
         self,
         how: str,
         take_away: Callable[[str], None],
@@ -115,8 +114,8 @@ class TestPubSub:
             worker.wait_for(r"the Pub/Sub emulator at \S+ \(PUBSUB_EMULATOR_HOST\) does not answer")
         all_end(workers)
 
-    @pytest.mark.slow  # test_busy has more to end
-    def test_idle(
+    @pytest.mark.slow  # busy ones have more to end
+    def test_idle_workers_end_in_time(
         self,
         how: str,
         take_away: Callable[[str], None],
@@ -129,7 +128,7 @@ class TestPubSub:
                 worker.wait_for("does not answer")
         all_end(workers)
 
-    def test_busy(
+    def test_busy_workers_end_in_time(
         self,
         how: str,
         take_away: Callable[[str], None],
@@ -143,7 +142,7 @@ class TestPubSub:
         all_end(workers)
 
     @pytest.mark.slow
-    def test_stopping(
+    def test_workers_that_are_stopping_already_end_in_time(
         self,
         how: str,
         take_away: Callable[[str], None],
@@ -160,8 +159,8 @@ class TestPubSub:
         all_end(workers)
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_a_file_that_is_locked_for_long(
+@pytest.mark.parametrize("busy", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_workers_whose_file_is_locked_for_long_end_in_time(
     busy: bool, jobs: ModuleType, start_all: Callable[[], list[Worker]], tmp_path: Path
 ) -> None:
     workers = start_all()
@@ -206,12 +205,6 @@ print("goes on")
 
 def test_a_worker_in_a_thread_of_anothers_process_leaves_that_alone(tmp_path: Path) -> None:
     """As Celery's own fixtures start one within a test suite."""
-    done = subprocess.run(
-        [sys.executable, "-c", TEST_SUITE],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        timeout=120,
-        check=True,
-    )
-    assert b"goes on" in done.stdout
+    done = zygote.run(TEST_SUITE, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "goes on" in done.stdout

@@ -13,7 +13,7 @@ from gwi_celery.brokers.base import Broker, Receiver
 from gwi_celery.brokers.pubsub import client, looks
 from gwi_celery.brokers.pubsub.options import STRICT_HOST
 from gwi_celery.testing.twin import Twin, start_twin
-from tests.contract import backends
+from tests.contract import backends, stores
 from tests.contract.brokers import CASES, BrokerFactory, PubSubTwin
 
 #: Backend -> what its tests are marked with.
@@ -90,6 +90,13 @@ def broker_factory(
 def results(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[backends.BackendCase]:
     """A result backend, with nothing in it yet."""
     with backends.CASES[request.param](tmp_path, request.param) as case:
+        yield case
+
+
+@pytest.fixture(params=stores.CASES)
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[stores.StoreCase]:
+    """A store, with nothing in it yet."""
+    with stores.CASES[request.param](tmp_path) as case:
         yield case
 
 

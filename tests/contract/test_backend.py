@@ -191,7 +191,7 @@ def test_results_may_be_kept_for_good_or_expire_sooner(results: BackendCase) -> 
     assert result_of(results).get(timeout=PATIENCE) == 1
 
 
-def test_forget(results: BackendCase) -> None:
+def test_what_is_forgotten_is_gone(results: BackendCase) -> None:
     results.backend.store_result("t1", 1, SUCCESS)
     result_of(results).forget()
     assert result_of(results).state == PENDING

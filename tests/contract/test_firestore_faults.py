@@ -1,4 +1,4 @@
-"""The same state machines on Firestore, with requests lost, answers lost, late arrivals and aborts.
+"""The same state machine on Firestore, with requests lost, answers lost, late arrivals and aborts.
 
 What the workers see must be what it is without them: every operation converges, whatever became of
 each of its calls. ``FIRESTORE_EXAMPLES`` in the environment sets the number of sequences tried.
@@ -16,7 +16,6 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 
 from gwi_celery.stores.firestore import FirestoreStore
 from tests.clocks import FakeClock
-from tests.contract.test_store_machine import Protocol
 from tests.contract.test_store_stateful import StoreMachine
 from tests.firestore_wire import FAULTS, Wire
 from tests.machine import examples
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.emulator
 #: Few enough in a row that a store which goes on trying gets through.
 FAULT_LISTS = st.lists(st.sampled_from([None, *FAULTS]), min_size=1, max_size=3)
 
-EXAMPLES = int(os.environ.get("FIRESTORE_EXAMPLES", examples(12)))
+EXAMPLES = int(os.environ.get("FIRESTORE_EXAMPLES", examples(24)))
 
 
 class Faulty:
@@ -63,11 +62,8 @@ class Faulty:
         self._wire.close()
 
 
-class OnFirestore:
-    """What both machines need to run on the emulator."""
-
+class FirestoreMachine(StoreMachine):
     unit = 1000.0
-    clock: FakeClock
     store: Faulty
 
     def open(self) -> None:
@@ -75,38 +71,23 @@ class OnFirestore:
         self.clock = FakeClock(self.wire.now() / 1_000_000)
         self.store = Faulty(self.wire)
 
-    def pass_time(self, seconds: float) -> None:
-        self.clock.advance(seconds)
+    def move_clock(self, seconds: float) -> None:
+        super().move_clock(seconds)
         self.wire.advance(seconds)
 
-    move_clock = pass_time
-
-
-class FirestoreProtocol(OnFirestore, Protocol):
     @rule(faults=FAULT_LISTS)
     def go_wrong(self, faults: list[str | None]) -> None:
         self.store.ahead = faults
-
-
-class FirestoreMachine(OnFirestore, StoreMachine):
-    @rule(faults=FAULT_LISTS)
-    def go_wrong(self, faults: list[str | None]) -> None:
-        self.store.ahead = faults
-
-
-def _settings(steps: int) -> settings:
-    return settings(
-        max_examples=EXAMPLES,
-        stateful_step_count=steps,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        print_blob=True,
-    )
-
-
-def test_the_protocol_whatever_becomes_of_its_calls(firestore_emulator: Any) -> None:
-    run_state_machine_as_test(FirestoreProtocol, settings=_settings(30))
 
 
 def test_any_sequence_whatever_becomes_of_its_calls(firestore_emulator: Any) -> None:
-    run_state_machine_as_test(FirestoreMachine, settings=_settings(25))
+    run_state_machine_as_test(
+        FirestoreMachine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -33,14 +33,7 @@ from gwi_celery.stores.base import (
     Outcome,
     Replay,
 )
-from tests.contract.stores import CASES, StoreCase, cursor, failure, step, success, value
-
-
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path) -> Iterator[StoreCase]:
-    with CASES[request.param](tmp_path) as case:
-        yield case
-
+from tests.contract.stores import StoreCase, cursor, failure, step, success, value
 
 # --- ways to bring a job into a state -------------------------------------------------------------
 
@@ -1430,10 +1423,10 @@ def test_an_unknown_job_is_cancelled_only_when_told_to_be_in_advance(case):
 
 def test_a_holder_is_told_the_reason_of_its_cancellation(case):
     lease = running(case, case.request())
-    case.store.cancel(lease.job, "wrong repo: ü")
+    case.store.cancel(lease.job, "wrong repo: ü \ud83d")
     with pytest.raises(JobCancelled) as caught:
         case.store.renew(lease)
-    assert caught.value.reason == "wrong repo: ü"
+    assert caught.value.reason == "wrong repo: ü \ud83d"
 
 
 def test_a_job_cancelled_before_it_is_known_can_be_replayed(case):

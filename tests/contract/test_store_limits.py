@@ -12,13 +12,7 @@ from gwi_celery.errors import LeaseLost
 from gwi_celery.jobs import JobRef
 from gwi_celery.stores.base import Claimed, Completed, Held, JobStatus, Limited, Origin
 from gwi_celery.stores.limits import LimitRef, LimitSetting, Rate
-from tests.contract.stores import CASES, failure, step, success
-
-
-@pytest.fixture(params=list(CASES))
-def case(request, tmp_path):
-    with CASES[request.param](tmp_path) as made:
-        yield made
+from tests.contract.stores import failure, step, success
 
 
 def at_once(most, name="openai", **values):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from gwi_celery.errors import InvalidCall, LeaseLost
 from gwi_celery.stores.base import Claimed, Completed, Held, JobRecord, JobStatus, Page
-from tests.contract.stores import CASES, StoreCase, failure, step, success
+from tests.contract.stores import StoreCase, failure, step, success
 
 #: Two lone surrogates and the emoji they would be as a pair are three different texts.
 ODD_IDS = [
@@ -33,12 +32,6 @@ ODD_IDS = [
     "x" * 2000,
     "x" * 1999 + "y",
 ]
-
-
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path) -> Iterator[StoreCase]:
-    with CASES[request.param](tmp_path) as case:
-        yield case
 
 
 def keys(page: Page) -> list[str]:

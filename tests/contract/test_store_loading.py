@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from gwi_celery.errors import LeaseLost
 from gwi_celery.stores.base import Claimed, JobStatus, Lease, Outcome, Replay
 from gwi_celery.stores.protocol import LOADED_AT_ONCE
-from tests.contract.stores import CASES, StoreCase, cursor, step, value
-
-
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreCase]:
-    with CASES[request.param](tmp_path) as case:
-        yield case
+from tests.contract.stores import StoreCase, cursor, step, value
 
 
 def resumed(case: StoreCase, lease: Lease) -> Lease:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +12,7 @@ import pytest
 from gwi_celery.actions import acting_as, action
 from gwi_celery.errors import InvalidCall
 from gwi_celery.stores.base import JobRef
-from tests.contract.stores import CASES, StoreCase
-
-
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreCase]:
-    with CASES[request.param](tmp_path) as case:
-        yield case
+from tests.contract.stores import StoreCase
 
 
 def test_what_operators_do_is_kept_with_it_latest_first(

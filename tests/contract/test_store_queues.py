@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from gwi_celery.brokers.letters import DeadLetter
 from gwi_celery.errors import InvalidCall
 from gwi_celery.stores.queues import LetterFilter, QueueRecords
-from tests.contract.stores import CASES, StoreCase
+from tests.contract.stores import StoreCase
 
 #: Seconds since the epoch, long ago and in a long time by whatever clock a store has.
 DIED, PAST, FUTURE = 500.0, 600.0, 4e9
-
-
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreCase]:
-    with CASES[request.param](tmp_path) as case:
-        yield case
 
 
 def letter(n: int, **other: object) -> DeadLetter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -22,13 +21,7 @@ from gwi_celery.stores.base import (
     Wait,
 )
 from gwi_celery.stores.history import KEPT
-from tests.contract.stores import CASES, StoreCase, failure, step, success
-
-
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path) -> Iterator[StoreCase]:
-    with CASES[request.param](tmp_path) as case:
-        yield case
+from tests.contract.stores import StoreCase, failure, step, success
 
 
 def call(case: StoreCase, key: str = "k", **options) -> ClaimRequest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -23,13 +22,7 @@ from gwi_celery.stores.base import (
     Lease,
     Replay,
 )
-from tests.contract.stores import CASES, StoreCase, cursor, failure, step, success, value
-
-
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path) -> Iterator[StoreCase]:
-    with CASES[request.param](tmp_path) as case:
-        yield case
+from tests.contract.stores import StoreCase, cursor, failure, step, success, value
 
 
 def put(case: StoreCase, request: ClaimRequest, blob: bytes, expected: int, name: str = "note"):

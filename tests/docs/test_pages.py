@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from celery import _state
 import gwi_celery
 from gwi_celery.cli import gwi
 from gwi_celery.transport.jobformat import to_message
+from tests import zygote
 from tests.infra.hcl import ONE_PROCESS
 from tests.workers import ROOT
 
@@ -48,7 +47,7 @@ GIVEN = {
 }
 #: Blocks that other tests run, by a word in them.
 ELSEWHERE = {
-    "put_value": "tests/unit/test_operating.py",
+    "put_value": "tests/docs/test_operating.py",
     "import my_tasks": "tests/integration/test_docs.py",
     "from my_tasks": "tests/integration/test_docs.py",
 }
@@ -114,16 +113,8 @@ def test_python_runs(page: Path, in_this_process: None, tmp_path: Path) -> None:
         else:
             exec(compile(code, f"{page.name}:{name}", "exec"), own)
     if tests:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = zygote.run_pytest(tmp_path, *tests)
+        assert done.returncode == 0, done.stdout
 
 
 def test_the_plain_job_of_the_migration_is_a_call_of_its_task(in_this_process: None) -> None:

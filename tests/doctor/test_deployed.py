@@ -105,8 +105,8 @@ def test_the_command_has_all_of_it(app: Celery) -> None:
     def work() -> None: ...
 
     done = CliRunner().invoke(gwi, ["doctor", "--json"], obj=SimpleNamespace(app=app))
+    assert done.exit_code == 0, (done.output, done.exception)
     rows = {row["what"]: row for row in json.loads(done.stdout)}
-    assert done.exit_code == 0, done.output
     assert needs(app).keys() <= rows.keys()
     assert rows["topic gwi-celery.dead"]["holds"] is True
 

@@ -185,7 +185,7 @@ def test_a_result_with_callbacks_is_stored_after_they_were_sent(app: Celery, wir
     assert wire.calls == [COMMIT] * 4
     names = [{write.update.name for write in sent.writes} for sent in wire.requests]
     path = app.backend.client.document_path
-    own = path(result_name(app.backend._names, app.backend.get_key_for_task(done.id)))
+    own = path(result_name(app.backend._paths, app.backend.get_key_for_task(done.id)))
     assert [own in written for written in names] == [False, False, False, True]
     (record,) = integration(app).store.list_jobs("acme").jobs
     assert record.result_of is None
@@ -313,7 +313,7 @@ def test_a_write_converges(backend: Any, wire: Wire, fault: str) -> None:
 
 def test_pieces_that_are_missing_are_an_error(backend: Any, wire: Wire) -> None:
     backend.store_result("t1", os.urandom(2_000_000).hex(), SUCCESS)
-    name = result_name(backend._names, backend.get_key_for_task("t1"))
+    name = result_name(backend._paths, backend.get_key_for_task("t1"))
     read = backend.client.query(documents.Query(name, "gwi_chunks", mask=[]))
     backend.client.commit([documents.delete(next(iter(read.documents)))])
     with pytest.raises(StoreUnusable, match="are gone"):

@@ -12,11 +12,11 @@ from gwi_celery.integration import integration
 from gwi_celery.stores.base import JobFilter, JobStatus
 from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.queues import LetterFilter
+from tests.cli.conftest import Gwi
 from tests.contract import test_store_queues as letters
 from tests.contract.stores import StoreCase
 from tests.contract.test_store_records import fill
 from tests.firestore_wire import Wire
-from tests.unit.cli.conftest import Gwi
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
 

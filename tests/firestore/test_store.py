@@ -15,7 +15,6 @@ import pytest
 
 from gwi_celery.errors import (
     InvalidCall,
-    JobCancelled,
     LeaseLost,
     StepNameReused,
     StoreUnavailable,
@@ -25,14 +24,12 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Micros, Query, Write
 from gwi_celery.stores.base import (
-    Cancelled,
     Claimed,
     Completed,
     Held,
     JobRef,
     JobStatus,
     LockRef,
-    Mismatch,
     Origin,
     Progress,
     Replay,
@@ -879,15 +876,6 @@ def test_a_lock_that_changed_since_it_was_looked_at_is_not_cleaned_up(
 
 
 # --- answers ----------------------------------------------------------------------------------------
-
-
-def test_a_cancelled_jobs_holder_hears_the_reason(wire: Wire, store: FirestoreStore) -> None:
-    lease = take(store).lease
-    assert store.cancel(lease.job, "wrong repo: \ud83d")
-    with pytest.raises(JobCancelled, match="wrong repo"):
-        store.renew(lease)
-    assert isinstance(store.claim(request()), Cancelled)
-    assert isinstance(store.claim(request(fingerprint="g")), Mismatch)
 
 
 def test_a_lost_lease_says_who_has_the_lock(wire: Wire, store: FirestoreStore) -> None:

@@ -16,11 +16,6 @@ def add(x: int, y: int) -> int:
 
 
 @shared_task
-def total(numbers: list[int]) -> int:
-    return sum(numbers)
-
-
-@shared_task
 def fail(reason: str) -> None:
     raise RuntimeError(reason)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import zygote
 from tests.workers import ROOT
 
 pytestmark = pytest.mark.acceptance
@@ -26,14 +24,6 @@ def test_the_example_of_the_page_on_testing_passes(tmp_path: Path) -> None:
     assert [name for name, _ in files] == ["conftest.py", "my_tasks.py", "test_invoice.py"]
     for name, text in files:
         (tmp_path / name).write_text(text)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = zygote.run_pytest(tmp_path, *zygote.NODES)
+    assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout

@@ -1,4 +1,4 @@
-"""What happens to nodes: killed, restarted, stopped in the middle, grown and shrunk."""
+"""What happens to nodes: killed, restarted, grown and shrunk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from pytest_celery import CeleryTestSetup, CeleryTestWorker
 
 from gwi_celery.testing.process import WorkerProcess
-from tests.integration.tasks import add, hold, job, mark
+from tests.integration.tasks import add, hold, job
 from tests.machine import PATIENCE
 from tests.workers import eventually
 
@@ -35,6 +35,7 @@ def gwi_settings(gwi_broker: str) -> dict[str, float]:
     return {"lease_seconds": 10 if gwi_broker == "pubsub" else 2, "lock_ttl": 2}
 
 
+@pytest.mark.slow  # acceptance/test_kill.py has the job, testing/test_nodes.py the kill and the restart
 def test_a_job_of_a_killed_node_ends_on_another_and_a_restarted_node_works_on(
     celery_setup: CeleryTestSetup,
     gwi_start_worker: Callable[..., CeleryTestWorker],
@@ -55,25 +56,6 @@ def test_a_job_of_a_killed_node_ends_on_another_and_a_restarted_node_works_on(
     inspect = celery_setup.app.control.inspect(destination=[name], timeout=PATIENCE)
     assert inspect.ping() == {name: {"ok": "pong"}}, "under its old name"
     assert add.delay(1, 2).get(timeout=PATIENCE) == 3
-
-
-def test_a_node_that_is_stopped_ends_what_runs_and_hands_back_the_rest(
-    celery_setup: CeleryTestSetup,
-    gwi_start_worker: Callable[..., CeleryTestWorker],
-    tmp_path: Path,
-) -> None:
-    running = hold.delay(str(tmp_path), "running")
-    eventually((tmp_path / "running.began").exists)
-    waiting = [mark.delay(str(tmp_path), f"waiting{n}") for n in range(3)]
-    celery_setup.worker.kill(signal="SIGTERM")
-    celery_setup.worker.assert_log_exists("Warm shutdown")
-    (tmp_path / "go").touch()
-    assert celery_setup.worker.container.wait() == 0
-    assert running.get(timeout=PATIENCE) == "running"
-    gwi_start_worker("--pool", "solo")
-    assert [w.get(timeout=PATIENCE) for w in waiting] == [f"waiting{n}" for n in range(3)]
-    for n in range(3):
-        assert len((tmp_path / f"waiting{n}").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments", [["--autoscale", "3,1"]])

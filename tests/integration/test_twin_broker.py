@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from gwi_celery.gcp.emulators import PUBSUB_HOST
-from tests.workers import ROOT
+from tests import zygote
 
 pytestmark = pytest.mark.acceptance
 
@@ -67,15 +63,6 @@ def side() -> None:
 def test_a_project_tests_its_jobs_on_the_twin(tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    env = {name: value for name, value in os.environ.items() if name != PUBSUB_HOST}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
-        cwd=tmp_path,
-        env={**env, "PYTHONPATH": str(ROOT)},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = zygote.run_pytest(tmp_path, *zygote.NODES)
+    assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout

@@ -71,7 +71,7 @@ WORKER = [
     ),
     Mutant(
         "a job that waits for its lock is acked without a copy",
-        "gwi_celery/reliability/attempt.py",
+        "gwi_celery/reliability/settling.py",
         "            signature.apply_async(add_to_parent=False)",
         "            pass",
         "unit/reliability/test_waiting.py::test_while_it_waits_for_its_lock_it_is_pending",
@@ -135,7 +135,7 @@ WORKER = [
     Mutant(
         "what can't be recorded is acked without a copy",
         "gwi_celery/reliability/attempt.py",
-        "                self._store_unavailable(exc)\n            case End.STOPPING",
+        "                self._settling.store_unavailable(exc)\n            case End.STOPPING",
         "                raise Ignore\n            case End.STOPPING",
         "unit/reliability/test_ends.py::test_a_store_that_fails[returns-finish-unusable]",
     ),

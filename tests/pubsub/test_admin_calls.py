@@ -10,6 +10,7 @@ import pytest
 
 from gwi_celery.testing.twin import Twin, start_twin
 from gwi_celery.testing.twin.service import _DATA
+from tests.machine import PATIENCE
 from tests.workers import Worker
 
 pytestmark = pytest.mark.acceptance
@@ -37,9 +38,9 @@ def test_a_command_costs_its_caller_a_few_and_the_workers_none(
     start(pool="solo").stop()
     assert (_admin_calls(twin) - before).total() <= STARTING
     names = [worker.name for worker in workers]
-    jobs.app.control.ping(timeout=20, destination=names)  # opens the caller's connection
+    jobs.app.control.ping(timeout=PATIENCE, destination=names)  # opens the caller's connection
     before = _admin_calls(twin)
-    answers = jobs.app.control.ping(timeout=20, destination=names)
+    answers = jobs.app.control.ping(timeout=PATIENCE, destination=names)
     assert sorted(name for answer in answers for name in answer) == sorted(names)
     assert _admin_calls(twin) - before == {
         "CreateSubscription": 2,  # of the queue for the answers

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,10 +18,11 @@ from gwi_celery import publish_batch
 from gwi_celery.brokers.base import Delivery, OutgoingMessage
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.errors import BrokerError
+from tests import zygote
 from tests.machine import PATIENCE
 from tests.pubsub.conftest import settled
 from tests.pubsub.jobs import trail
-from tests.workers import ROOT, Worker, eventually
+from tests.workers import Worker, eventually
 
 pytestmark = pytest.mark.emulator
 
@@ -74,12 +72,8 @@ def test_acks_of_a_process_that_closes_nothing_arrive(
         with jobs.app.connection() as connection, connection.SimpleQueue(how) as queue:
             for n in range(5):
                 queue.put(n)
-        subprocess.run(
-            [sys.executable, "consume.py", how],
-            check=True,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+        done = zygote.run_module("consume", how, folder=tmp_path)
+        assert done.returncode == 0, done.stdout
     time.sleep(11)  # longer than a lease
     assert {how: connect().looks.in_turn(how, 10) for how in ways} == {how: [] for how in ways}
 
@@ -95,12 +89,12 @@ def test_acks_do_not_wait_for_other_work(connect: Callable[..., PubSubBroker]) -
         for _ in range(4):  # queues that are restored, say
             broker._jobs.run(lambda: release.wait(PATIENCE))
         broker.ack([delivery])
-        assert broker._acks.flush(10)
+        assert broker._acks.flush(PATIENCE)
         assert counted["Acknowledge"]
         assert not release.is_set()
     finally:
         release.set()
-    assert broker.flush(10)
+    assert broker.flush(PATIENCE)
 
 
 def _held(broker: PubSubBroker, count: int) -> list[Delivery]:
@@ -135,7 +129,7 @@ def test_many_leases_are_extended_by_requests_that_are_not_too_large(
 
     monkeypatch.setattr(broker.client, "begin", begin)
     broker.ack(held)
-    assert broker.flush(10)
+    assert broker.flush(PATIENCE)
     assert sum(len(request.ack_ids) for request in requests) == 3000
     assert max(request.ByteSize() for request in requests) < 512 * 1024
 

@@ -11,6 +11,7 @@ from gwi_celery.brokers.pubsub import arrivals as module
 from gwi_celery.brokers.pubsub import streams
 from gwi_celery.brokers.pubsub.client import pb
 from tests.contract.brokers import readable, send, wait_for
+from tests.machine import PATIENCE
 from tests.pubsub.conftest import settled
 from tests.workers import eventually
 
@@ -96,7 +97,7 @@ def test_what_a_stream_redelivers_replaces_what_waits(broker, monkeypatch):
         found += receiver.poll("control", 100)
     assert sorted(d.data for d in found) == [b"a", b"b"]
     broker.ack(found)
-    assert broker.flush(10)
+    assert broker.flush(PATIENCE)
     time.sleep(streams.STREAM_LEASE + 1)
     assert receiver.poll("control", 100) == []
 

@@ -15,6 +15,7 @@ from gwi_celery import publish_batch
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.errors import BatchFailed, TooLarge
+from tests.machine import PATIENCE
 from tests.workers import eventually
 
 pytestmark = pytest.mark.emulator
@@ -113,7 +114,7 @@ def test_acks_gather_while_one_request_is_on_its_way(
     broker.client.on_call = lambda name: counted.update([name])
     for delivery in deliveries:
         broker.ack([delivery])
-    assert broker.flush(10)
+    assert broker.flush(PATIENCE)
     assert counted["Acknowledge"] < 150
     eventually(lambda: broker.looks.in_turn("q", 10) == [])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import pytest
 
 from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
-from tests import machine
+from tests import machine, zygote
 from tests.contract.brokers import wait_for
 from tests.machine import PATIENCE
 from tests.pubsub.jobs import trail
@@ -50,17 +49,13 @@ def test_a_producer_that_calls_once_and_exits_has_delivered(
 def test_unconfirmed_calls_are_flushed_at_exit(
     jobs: ModuleType, connect: Callable[..., PubSubBroker], tmp_path: Path
 ) -> None:
-    import subprocess
-
     script = (
         "from tests.pubsub.jobs import app, mark\n"
         "app.conf.broker_transport_options = {'publisher_confirms': False}\n"
         "for n in range(200): mark.delay(n)\n"
     )
-    root = Path(__file__).resolve().parents[2]
-    subprocess.run(
-        [sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(root)}
-    )
+    done = zygote.run(script, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
     broker = connect(lease_seconds=30)  # as the script's
     broker.declare_queue(_celery())
     assert len(broker.looks.in_turn("celery", 500)) == 200

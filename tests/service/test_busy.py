@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +18,7 @@ import pytest
 from gwi_celery import broker_for, store_for
 from gwi_celery.stores.base import JobStatus
 from gwi_celery.testing.emulators import free_port
+from tests import zygote
 from tests.machine import PATIENCE
 from tests.service.pushing import APP, PushSubscription, Service, envelope
 from tests.workers import ROOT, Worker, eventually, read_audit
@@ -289,7 +288,7 @@ def test_a_pull_worker_whose_job_ignores_sigterm_ends_in_time(
 
 
 def test_under_another_server_it_hands_back_as_well(
-    jobs: ModuleType, serve: Callable[..., Service], tmp_path: Path
+    jobs: ModuleType, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """As an ASGI application: the signal is the server's, and comes to us first."""
     program = (
@@ -300,17 +299,15 @@ def test_under_another_server_it_hands_back_as_well(
     (tmp_path / "other_server.py").write_text(program)
     port = free_port()
     env = {"JOBS_FOLDER": str(tmp_path), "GWI_ENVIRONMENT": "development"}
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    with (
-        subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "other_server:asgi", "--port", str(port)],
-            cwd=tmp_path,
-            env={**os.environ, **env, "PYTHONPATH": path},
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        ) as server,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
-    ):
+    server = zygote.start(
+        "uvicorn",
+        ["other_server:asgi", "--port", str(port)],
+        folder=tmp_path,
+        env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
+    )
+    request.addfinalizer(server.stdout.close)
+    request.addfinalizer(server.kill)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
         eventually(lambda: _answers(http))
         body = {"id": "c", "type": "counted", "tenantId": "acme", "runId": "c"}
         job = json.dumps({**body, "payload": {"to": 60, "pause": 0.05}}).encode()

@@ -36,6 +36,7 @@ def jobs(tmp_path: Path, project: str) -> Iterator[ModuleType]:
         yield module
 
 
+@pytest.mark.slow  # test_cloud_run.py has a kill and a stop behind IAM, test_busy.py each by itself
 def test_a_job_survives_a_kill_and_a_stop_of_the_instances_it_runs_on(
     jobs: ModuleType, project: str, serve: Callable[..., Service], tmp_path: Path
 ) -> None:

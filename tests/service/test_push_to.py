@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 
@@ -15,20 +13,16 @@ from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.cli.frame import Exit
 from gwi_celery.testing.emulators import Emulator
+from tests import zygote
 from tests.machine import PATIENCE
-from tests.workers import ROOT, Worker
+from tests.workers import Worker
 from tests.workers import worker as worker_of
 
 
 def gwi(folder: Path, broker_url: str, *words: str) -> subprocess.CompletedProcess[str]:
     env = {"JOBS_FOLDER": str(folder), "JOBS_BROKER_URL": broker_url, "JOBS_LEASE_SECONDS": "10"}
-    return subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "tests.acceptance.jobs", "gwi", *words],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-    )
+    arguments = ("-A", "tests.acceptance.jobs", "gwi", *words)
+    return zygote.run_module("celery", *arguments, folder=folder, env=env)
 
 
 @pytest.mark.emulator
@@ -36,7 +30,7 @@ def test_a_queue_is_pushed_and_pulled_again(pubsub_emulator: Emulator, tmp_path:
     url = f"pubsub://{pubsub_emulator.endpoint}/p-{uuid.uuid4().hex[:20]}"
     endpoint = "http://127.0.0.1:9/push"
     done = gwi(tmp_path, url, "push-to", endpoint, "--service-account", "push@p.example")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     assert done.stdout.strip() == f"queue 'celery' is pushed to {endpoint}"
 
     broker = PubSubBroker(parse(url))
@@ -67,5 +61,5 @@ def test_a_queue_is_pushed_and_pulled_again(pubsub_emulator: Emulator, tmp_path:
 def test_the_embedded_broker_can_not_push(tmp_path: Path) -> None:
     done = gwi(tmp_path, f"embedded://{tmp_path}", "push-to", "http://127.0.0.1:9/push")
     assert done.returncode == Exit.USAGE
-    assert "only pubsub:// queues" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "only pubsub:// queues" in done.stdout
+    assert "Traceback" not in done.stdout

@@ -17,7 +17,6 @@ from gwi_celery.expiry import ANNOUNCED, ARCHIVED, announce_expiring, archive_ex
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
 from gwi_celery.upkeep import Cleaner
-from tests.fake_gcs import BUCKET, fake_storage
 
 #: Headers that a message of Celery's has.
 DATA = b'{"headers": {"task": "shop.invoice"}, "body": "", "properties": {}}'
@@ -78,23 +77,6 @@ def test_they_are_archived_in_a_folder_and_can_be_had_back(make, tmp_path: Path)
     assert queues.count(app) == 2
     assert queues.load(app, [line]) == 1
     assert [dead.data for dead in queues.dead_letters(app, task="shop.invoice")] == [DATA]
-
-
-@pytest.mark.emulator
-def test_they_are_archived_in_a_bucket(make, firestore_emulator) -> None:
-    with fake_storage() as storage:
-        store = f"firestore://p-{uuid4().hex[:20]}?gcs_endpoint={storage.endpoint}"
-        place = f"gs://{BUCKET}/dead/letters/"
-        app = make(store_url=store, broker_url="embedded://:memory:/x", dead_letter_archive=place)
-        fill(app, ARCHIVED)
-        storage.refuses = 403
-        with pytest.raises(Exception, match="refuses bucket"):
-            archive_expiring(app)
-        assert queues.count(app) == 3
-        storage.refuses = None
-        assert archive_expiring(app) == 1
-        [name] = storage.objects
-    assert name.startswith("dead/letters/l%2Fte/")
 
 
 def test_nothing_is_lost_where_the_archive_can_t_be_written(make, tmp_path: Path, caplog) -> None:

@@ -20,9 +20,9 @@ from gwi_celery.jobs import JobStatus
 from gwi_celery.rates import RedisRates, logger
 from gwi_celery.stores.base import Limited
 from gwi_celery.stores.limits import LimitRef, Rate
+from tests.cli.conftest import Gwi
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
-from tests.unit.cli.conftest import Gwi
 from tests.workers import eventually
 
 

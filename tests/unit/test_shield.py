@@ -35,8 +35,9 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.stores.sqlite import SqliteStore
 from gwi_celery.worker.grace import ShutdownGrace
+from tests import zygote
 from tests.apps import fresh_app
-from tests.everyline import at, lines_of, short
+from tests.everyline import at, lines_of, short, some
 from tests.machine import PATIENCE
 from tests.workers import ROOT
 
@@ -154,7 +155,8 @@ def test_a_process_that_only_calls_tasks_keeps_its_handlers(tmp_path: Path) -> N
         "app.send_task('x')\n"
         "assert signal.getsignal(signal.SIGINT) is before\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    done = zygote.run(program, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
 
 
 # --- the way of a job -----------------------------------------------------------------------------
@@ -283,7 +285,7 @@ def test_an_operation_of_the_store_may_be_left_at_any_line(
     places = lines_of(prepared("measured"))
     assert len(places) > 20
     missed = 0
-    for n, place in enumerate(places):
+    for n, place in enumerate(some(places)):
         name = f"{operation}-{n}"
         run = prepared(name)
         with suppress(Struck):  # some lines are passed only now and then
@@ -335,7 +337,7 @@ def test_an_operation_of_the_broker_may_be_left_at_any_line(tmp_path: Path, oper
     prepared()()
     places = lines_of(prepared())
     missed = 0
-    for place in places:
+    for place in some(places):
         run = prepared()
         with suppress(Struck):  # some lines are passed only now and then
             at(place, strike, run)

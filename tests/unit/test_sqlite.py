@@ -19,6 +19,7 @@ from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.errors import BrokerUnusable, StoreUnusable
 from gwi_celery.stores.base import Claimed
 from gwi_celery.stores.sqlite import SqliteStore
+from tests import zygote
 from tests.contract.contender import request
 from tests.machine import PATIENCE
 from tests.workers import ROOT
@@ -60,8 +61,6 @@ from pathlib import Path
 from gwi_celery.errors import StoreUnusable
 from gwi_celery.stores.sqlite import SqliteStore
 from tests.contract.contender import request
-from tests.machine import PATIENCE
-from tests.workers import ROOT
 folder = Path(sys.argv[1]) / "gwi"
 store = SqliteStore(folder)
 store.claim(request("k", "o"))
@@ -76,12 +75,8 @@ if not pid:
     os._exit(0)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
-    run = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
-    root = str(Path(__file__).resolve().parents[2])
-    out = subprocess.run(
-        run, env={**os.environ, "PYTHONPATH": root}, check=True, capture_output=True, text=True
-    )
-    assert out.stdout.strip() == "17"
+    done = zygote.run(code, str(tmp_path), folder=tmp_path)
+    assert done.stdout.strip() == "17"
 
 
 def test_a_publisher_is_told_that_nobody_would_read_it(tmp_path: Path) -> None:

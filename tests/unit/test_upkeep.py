@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,10 +21,11 @@ from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.base import Checkpoint, CheckpointKind, Claimed, JobStatus, Outcome
 from gwi_celery.upkeep import clean
+from tests import zygote
 from tests.contract.contender import request
 from tests.machine import PATIENCE
 from tests.service.pushing import Service
-from tests.workers import Worker, eventually
+from tests.workers import ROOT, Worker, eventually
 
 #: Of each kind.
 COUNT = 210
@@ -117,15 +117,15 @@ with _alone_in(Path(sys.argv[1]), 0) as alone:
     print(alone, flush=True)
     sys.stdin.readline()
 """
-    other = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert other.stdout.readline() == "True\n"
-    assert clean(app) == 0
-    other.communicate("\n", timeout=PATIENCE)
+    (tmp_path / "alone.py").write_text(code)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    other = zygote.start("alone", [str(tmp_path)], folder=tmp_path, env=env, talks=True)
+    with other.stdin, other.stdout:
+        assert other.stdout.readline() == "True\n"
+        assert clean(app) == 0
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert other.wait(PATIENCE) == 0
     assert clean(app, interval=3600) == 0
     assert clean(app) > 0
 

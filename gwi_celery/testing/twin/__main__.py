@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -128,5 +129,16 @@ async def _run(server: Server, host: str, variables: tuple[str, ...], command: l
         await server.stop()
 
 
+def _leave_out_clients() -> None:
+    """Let Google's package be imported without its clients, which take a third of the start.
+
+    For this process only, which uses the package's messages alone.
+    """
+    spec = importlib.util.find_spec("google.pubsub_v1")
+    if spec is not None:
+        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+
+
 if __name__ == "__main__":
+    _leave_out_clients()
     sys.exit(main())

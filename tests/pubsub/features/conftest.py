@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 import warnings
 from collections import Counter
@@ -22,7 +21,6 @@ from gwi_celery.brokers.base import Broker, OutgoingMessage, QueueSpec
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.testing.emulators import Emulator
-from tests.machine import PATIENCE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -131,14 +129,6 @@ def read(broker: Broker, queue: str) -> list[bytes]:
     finally:
         receiver.close()
     return sorted(found)
-
-
-def until(check: Callable[[], object], what: str, timeout: float = PATIENCE) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (answer := check()):
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.02)
-    return answer
 
 
 @pytest.fixture

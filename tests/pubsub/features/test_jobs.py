@@ -16,9 +16,8 @@ from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.testing.emulators import Emulator
 from tests.machine import PATIENCE
-from tests.pubsub.features.conftest import until
 from tests.pubsub.features.jobs import APP, notes
-from tests.workers import worker
+from tests.workers import eventually, worker
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.emulator]
 
@@ -82,7 +81,7 @@ def test_what_google_s_own_client_publishes_is_run(
         assert app.AsyncResult("job-2").get(timeout=PATIENCE) == {"order": 8}
         assert app.AsyncResult("job-3").get(timeout=PATIENCE) == 23
         broker = connect(lease_seconds=10)
-        dead = until(
+        dead = eventually(
             lambda: len(found := broker.peek("celery.dead")) == 2 and found, "the dead letter"
         )
         reasons = sorted(m.attributes["gwi-death-reason"] for m in dead)
@@ -93,7 +92,7 @@ def test_what_google_s_own_client_publishes_is_run(
     assert sorted(notes(tmp_path)) == ["add 20 3", "invoice acme r1 7", "invoice acme r2 8"]
 
 
-@pytest.mark.slow  # a worker asks every ten seconds; tests/unit/cli/test_on_pubsub.py has the rest
+@pytest.mark.slow  # a worker asks every ten seconds; tests/cli/test_on_pubsub.py has the rest
 def test_a_worker_takes_nothing_of_a_queue_that_was_paused_before_it_started(
     project: str, connect: Connect, jobs: Callable[[str], Any], tmp_path: Path
 ) -> None:
@@ -101,7 +100,7 @@ def test_a_worker_takes_nothing_of_a_queue_that_was_paused_before_it_started(
     connect(lease_seconds=10).declare_queue(QueueSpec("celery"))
     queues.pause(app, "celery")
     with worker(APP, tmp_path, pool="solo") as running:
-        running.wait_for("queues that are paused: 'celery'")
+        running.wait_for("paused queues: 'celery'")
         result = app.send_task("add", (1, 2))
         running.wait_for(r"@test ready")
         with pytest.raises(CeleryTimeout):
@@ -109,7 +108,7 @@ def test_a_worker_takes_nothing_of_a_queue_that_was_paused_before_it_started(
         queues.resume(app, "celery")
         assert result.get(timeout=PATIENCE) == 3
         queues.pause(app, "celery")
-        running.wait_for(r"paused: none[\s\S]*queues that are paused: 'celery'")
+        running.wait_for(r"paused queues: none[\s\S]*paused queues: 'celery'")
         with pytest.raises(CeleryTimeout):
             app.send_task("add", (1, 2)).get(timeout=2)
         running.stop()
@@ -122,7 +121,7 @@ def test_a_redelivered_message_says_so_and_a_finished_task_is_not_run_again(
     app = jobs(f"pubsub://{project}")
     with worker(APP, tmp_path, pool="solo") as first:
         requeued = app.send_task("requeued")
-        until(lambda: "requeued redelivered=True" in notes(tmp_path), "the redelivery")
+        eventually(lambda: "requeued redelivered=True" in notes(tmp_path), "the redelivery")
         assert requeued.get(timeout=PATIENCE) is None
         result = app.send_task("once")
         assert result.get(timeout=PATIENCE) == "done"
@@ -130,7 +129,7 @@ def test_a_redelivered_message_says_so_and_a_finished_task_is_not_run_again(
     with worker(APP, tmp_path, pool="solo") as second:
         second.wait_for(rf"Task once\[{result.id}\] received")
         broker = connect(lease_seconds=10)
-        until(lambda: not broker.receiver().poll("celery", 1), "its ack")
+        eventually(lambda: not broker.receiver().poll("celery", 1), "its ack")
         app.send_task("add", (1, 1)).get(timeout=PATIENCE)
         second.stop()
     assert notes(tmp_path) == [

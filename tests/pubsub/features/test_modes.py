@@ -24,9 +24,9 @@ from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, Co
 from tests.contract.brokers import wait_for
 from tests.machine import PATIENCE
 from tests.pubsub.features.answering import Server, serving
-from tests.pubsub.features.conftest import Google, declare, publish, read, until
+from tests.pubsub.features.conftest import Google, declare, publish, read
 from tests.pubsub.features.jobs import APP, notes
-from tests.workers import Worker, worker
+from tests.workers import Worker, eventually, worker
 
 Connect = Callable[..., PubSubBroker]
 
@@ -316,7 +316,7 @@ def test_without_its_dead_letter_a_message_stays_in_its_queue(
     broker.dead_letter(delivery, "broken")
     assert "could not be moved to the dead letter (broken) and stays in its queue" in caplog.text
     assert "gcloud pubsub topics create their-dead" in caplog.text
-    assert broker._acks.flush(5)
+    assert broker._acks.flush(PATIENCE)
     assert delivery.ack_id not in broker.deliveries.leases
 
 
@@ -354,7 +354,7 @@ def test_a_worker_runs_on_what_was_made_for_it(
     with worker(APP, tmp_path, pool="solo") as running:
         assert app.send_task("add", (1, 2)).get(timeout=PATIENCE) == 3
         app.send_task("nobody.knows")
-        dead = until(lambda: google.pull("their-dead"), "the dead letter")
+        dead = eventually(lambda: google.pull("their-dead"), "the dead letter")
         assert b"nobody.knows" in dead[0]
         assert running.stop() < 20
     called = [note.removeprefix("rpc ") for note in notes(tmp_path) if note.startswith("rpc ")]

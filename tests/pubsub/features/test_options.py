@@ -13,7 +13,9 @@ from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.pubsub import deliveries, naming
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from tests.contract.brokers import wait_for
-from tests.pubsub.features.conftest import Google, declare, publish, read, until
+from tests.machine import PATIENCE
+from tests.pubsub.features.conftest import Google, declare, publish, read
+from tests.workers import eventually
 
 Connect = Callable[..., PubSubBroker]
 
@@ -92,20 +94,20 @@ def test_a_lost_lease_is_known_by_the_error(
     other = connect(exactly_once=True, lease_seconds=10)
     other.deliveries.leases[lost.ack_id] = time.monotonic() + 10
     other.nack(lost)
-    assert other.flush(5)
-    [taken] = until(lambda: other.receiver().poll("q", 1), "the message for the other one")
+    assert other.flush(PATIENCE)
+    [taken] = eventually(lambda: other.receiver().poll("q", 1), "the message for the other one")
     assert (taken.data, taken.deliveries) == (b"lost", 2)
 
     assert broker.extend([held, lost], 20.0) == [lost], "the other lease is extended"
     with caplog.at_level(logging.WARNING):
         broker.ack([lost])
-        assert broker.flush(5)
+        assert broker.flush(PATIENCE)
     assert "were refused, so these messages may be redelivered" in caplog.text
     # An ack that fails stops nothing: what follows is sent.
     broker.ack([held])
     other.ack([taken])
-    assert broker.flush(5)
-    assert other.flush(5)
+    assert broker.flush(PATIENCE)
+    assert other.flush(PATIENCE)
     caplog.clear()
     publish(broker, "", "q", b"next")
     assert read(broker, "q") == [b"next"]
@@ -161,7 +163,7 @@ def test_levels_are_subscriptions_drained_in_order_of_priority(
     assert sorted(order[1:3]) == [3, 8]
     assert sorted(order[3:]) == [0, 2]
     assert read(broker, "q") == []
-    assert broker.flush(5)
+    assert broker.flush(PATIENCE)
     for id in ("gwi-q", "gwi-q~p3", "gwi-q~p9"):
         assert google.pull(id) == [], "what is of another level was acked"
 
@@ -189,7 +191,7 @@ def nacks(broker: PubSubBroker, delay: float) -> list[int]:
     publish(broker, "", "q", b"m")
     [delivery] = broker.receiver().poll("q", 1)
     broker.nack(delivery, delay)
-    assert broker.flush(5)
+    assert broker.flush(PATIENCE)
     return sent
 
 
@@ -213,12 +215,12 @@ def test_after_max_deliveries_the_reason_is_kept(connect: Connect) -> None:
         publish(broker, "", queue, b"m")
         limit = 2 if queue == "q" else 1
         for n in range(limit):
-            [delivery] = until(lambda: broker.receiver().poll(queue, 1), "a delivery")  # noqa: B023
+            [delivery] = eventually(lambda: broker.receiver().poll(queue, 1), "a delivery")  # noqa: B023
             assert delivery.deliveries == n + 1
             broker.nack(delivery)
-            assert broker.flush(5)
-        assert until(lambda: not broker.receiver().poll(queue, 1), "nothing")  # noqa: B023
-        [dead] = until(lambda: broker.peek(f"{queue}.dead"), "the dead letter")  # noqa: B023
+            assert broker.flush(PATIENCE)
+        assert eventually(lambda: not broker.receiver().poll(queue, 1), "nothing")  # noqa: B023
+        [dead] = eventually(lambda: broker.peek(f"{queue}.dead"), "the dead letter")  # noqa: B023
         assert dead.attributes["gwi-death-reason"] == f"delivered {limit} times without an ack"
 
 
@@ -234,12 +236,14 @@ def test_a_parked_message_keeps_its_time_and_its_end(
     message = OutgoingMessage(b"m", {"task": "add"}, priority=4, delay=100.0, ttl=50.0)
     broker.publish("x" * 2000, "k" * 2000, message)
     [_, source] = broker.topology.sources(name)
-    [item] = until(lambda: broker.looks.pull(source, 1)[0], "the message")
+    [item] = eventually(lambda: broker.looks.pull(source, 1)[0], "the message")
     with monkeypatch.context() as patched:
         patched.setattr(deliveries, "_RENEWED_AT", 0.0)  # it is old enough
         assert broker.deliveries.sort(source, [item]) == ([], [])
-    assert broker.flush(5)
-    [anew] = until(lambda: broker.looks.pull(broker.topology.sources(name)[0], 1)[0], "the copy")
+    assert broker.flush(PATIENCE)
+    [anew] = eventually(
+        lambda: broker.looks.pull(broker.topology.sources(name)[0], 1)[0], "the copy"
+    )
     before, after = (broker_said(made) for made in (item, anew))
     assert after.attributes == before.attributes == {"task": "add"}
     assert (after.exchange, after.routing_key, after.priority) == ("", name, 4)
@@ -259,4 +263,5 @@ def test_a_queue_s_own_settings_go_before_the_options(connect: Connect, google: 
     broker.declare_queue(QueueSpec("q", lease_seconds=20.0, message_ttl=0.5))
     assert google.subscription("gwi-q").ack_deadline_seconds == 20
     publish(broker, "", "q", b"late")
-    until(lambda: read(broker, "q") == [], "its time to be over", timeout=5)
+    time.sleep(0.6)
+    assert read(broker, "q") == [], "its time is over"

@@ -13,7 +13,9 @@ from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.errors import ConfigurationError
 from tests.contract.brokers import wait_for
-from tests.pubsub.features.conftest import Google, declare, publish, read, until
+from tests.machine import PATIENCE
+from tests.pubsub.features.conftest import Google, declare, publish, read
+from tests.workers import eventually
 
 Connect = Callable[..., PubSubBroker]
 DAY = 86400
@@ -69,35 +71,6 @@ def test_exchanges_are_topics_and_bindings_filtered_subscriptions(
     assert len(google.subscriptions()) == 4 + 5
 
 
-def test_messages_reach_the_queues_that_are_bound(connect: Connect) -> None:
-    broker = connect()
-    declare(broker, "q", "r")
-    for exchange, type, queue, key in (
-        ("d", "direct", "q", "a"),
-        ("t", "topic", "q", "a.*"),
-        ("t", "topic", "q", "#.z"),
-        ("t", "topic", "r", "b.#"),
-        ("f", "fanout", "q", ""),
-        ("f", "fanout", "r", ""),
-    ):
-        broker.declare_exchange(exchange, type)
-        broker.bind(queue, exchange, key)
-    for exchange, key, data in (
-        ("d", "a", b"direct"),
-        ("d", "b", b"to nobody"),
-        ("t", "a.z", b"both bindings"),
-        ("t", "b", b"r only"),
-        ("t", "b.z", b"q and r"),
-        ("f", "x", b"all"),
-        ("", "q", b"by name"),
-        ("", "r", b"by its name"),
-    ):
-        publish(broker, exchange, key, data)
-    # Delivered by two subscriptions, "both bindings" is taken from one of them.
-    assert read(broker, "q") == [b"all", b"both bindings", b"by name", b"direct", b"q and r"]
-    assert read(broker, "r") == [b"all", b"by its name", b"q and r", b"r only"]
-
-
 def test_what_gets_past_a_filter_is_acked_and_dropped(connect: Connect, google: Google) -> None:
     """The emulator stores filters and applies none."""
     broker = connect()
@@ -107,7 +80,7 @@ def test_what_gets_past_a_filter_is_acked_and_dropped(connect: Connect, google: 
     for n in range(3):
         publish(broker, "d", "other", b"%d" % n)
     assert read(broker, "q") == []
-    assert broker._acks.flush(5)
+    assert broker._acks.flush(PATIENCE)
     assert google.pull(bound("q", "d", "a")) == []
     # A lease that runs out would bring them back.
     assert broker.deliveries.leases == {}
@@ -296,11 +269,8 @@ def test_two_queues_of_one_connection_go_one_by_one(connect: Connect, google: Go
     assert google.subscriptions() == ["gwi-b"]
 
 
-def test_a_queue_can_not_both_stay_and_go(connect: Connect) -> None:
+def test_a_queue_that_goes_is_not_made_one_that_stays(connect: Connect) -> None:
     stays, goes = connect(), connect()
-    declare(stays, "q")
-    with pytest.raises(ConfigurationError, match="exists as a permanent one"):
-        declare(goes, "q", auto_delete=True)
     declare(goes, "reply", auto_delete=True)
     with pytest.raises(ConfigurationError, match=r"topic is .*~temporary, should be .*gwi-reply"):
         declare(stays, "reply")
@@ -377,7 +347,7 @@ def test_what_is_unbound_is_not_asked_for_any_more(connect: Connect, whose: str)
         return [line.source.path for line in receiver._queues["q"].lines]
 
     own = broker.topology.subscription("q")
-    until(lambda: served() == [own], "its line to end")
+    eventually(lambda: served() == [own], "its line to end")
 
 
 def test_a_binding_to_its_own_exchange_leaves_a_sign_if_it_is_not_as_celery_has_it(
@@ -445,7 +415,7 @@ def test_a_deleted_queue_is_made_again(
 
     if what == "subscription":
         # Nobody can know of it but who reads from it.
-        until(
+        eventually(
             lambda: receiver.poll("q", 1) or "gwi-q" in google.subscriptions(), "the subscription"
         )
     publish(producer, "", "q", b"after")
@@ -521,7 +491,7 @@ def test_an_unconfirmed_message_for_a_deleted_queue_arrives(
     declare(broker, "q")
     google.publisher.delete_topic(topic=google.topic_path("gwi-q"))
     publish(broker, "", "q", b"m")
-    assert broker.flush(10)
+    assert broker.flush(PATIENCE)
     assert read(broker, "q") == [b"m"]
 
 

@@ -23,8 +23,9 @@ from gwi_celery.brokers.base import OutgoingMessage, QueueSize, QueueSpec, dead_
 from gwi_celery.brokers.embedded import EmbeddedBroker, forget_memory, memory_broker
 from gwi_celery.brokers.routing import topic_matches
 from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, ConfigurationError
+from tests import zygote
 from tests.clocks import FakeClock
-from tests.contract.brokers import PATIENCE, bodies, drain, readable, send, take
+from tests.contract.brokers import bodies, drain, readable, send, take
 from tests.machine import Stopwatch
 
 ROOT = Path(__file__).parents[3]
@@ -645,15 +646,8 @@ os.wait()
 """
 
 
-def test_a_memory_does_not_cross_a_fork():
-    run = subprocess.run(
-        [sys.executable, "-c", _FORKS_A_MEMORY],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
+def test_a_memory_does_not_cross_a_fork(tmp_path):
+    run = zygote.run(_FORKS_A_MEMORY, folder=tmp_path)
     assert "lives in one process" in run.stdout
     assert "embedded:///" in run.stdout
 

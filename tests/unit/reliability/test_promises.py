@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -21,6 +20,7 @@ from gwi_celery.errors import (
 from gwi_celery.headers import DUE_HEADER
 from gwi_celery.reliability.call import own_lock
 from gwi_celery.stores.base import Claimed, ClaimRequest, JobRef, JobStatus, LockRef
+from tests import zygote
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 JOB = JobRef("acme", "t", "run:r1")
@@ -156,7 +156,7 @@ def test_an_option_of_another_type_is_refused_where_it_stands(app: Celery) -> No
         *(
             {name: value}
             for name in ("lock_ttl", "result_ttl", "deadline")
-            for value in ("5", -1, True)
+            for value in ("5", -1, True, float("inf"), 10**309)
         ),
         *(
             {name: value}
@@ -423,9 +423,10 @@ assert ran == ["a", "b"], ran
 """
 
 
-def test_under_a_django_app_a_task_has_celerys_verbs_for_transactions() -> None:
+def test_under_a_django_app_a_task_has_celerys_verbs_for_transactions(tmp_path: Path) -> None:
     """In a process of its own, with as much of Django as Celery's task needs."""
-    subprocess.run([sys.executable, "-c", DJANGO], check=True, timeout=60)
+    done = zygote.run(DJANGO, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
 
 
 def test_elsewhere_it_has_none(app: Celery) -> None:

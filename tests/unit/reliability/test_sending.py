@@ -154,7 +154,7 @@ def test_a_retry_keeps_what_its_call_was_promised(
 def test_a_retry_can_not_change_its_job(app: Celery, ran: Ran) -> None:
     failed = app.tasks["retrying"].apply(kwargs={**TENANT, "idempotency_key": "other"})
     assert isinstance(failed.result, InvalidCall)
-    assert "a retry is of the same job" in str(failed.result)
+    assert "a retry is the same job" in str(failed.result)
 
 
 @pytest.mark.parametrize("option", [{"idempotency_key": "k"}, {"deadline": 5}])

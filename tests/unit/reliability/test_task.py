@@ -20,6 +20,7 @@ from gwi_celery.errors import (
     CursorWentBack,
     DeadlineExceeded,
     IdempotencyMismatch,
+    InvalidCall,
     JobHeld,
     MissingTenant,
     NotSerializable,
@@ -209,6 +210,52 @@ def test_what_cannot_get_better_is_not_retried(app: Celery) -> None:
     assert store_for(app).get_checkpoints(JobRef("acme", "t", "run:r1")) == []
 
 
+def test_a_permanent_error_passed_to_retry_by_position_is_not_retried(app: Celery) -> None:
+    ran: list[int] = []
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str, run_id: str) -> None:
+        ran.append(1)
+        self.retry(None, None, TooLarge("on purpose"))
+
+    with pytest.raises(TooLarge):
+        t.apply(kwargs=CALL).get()
+    assert ran == [1]
+
+
+def test_called_eagerly_a_replaced_job_has_its_replacements_result(app: Celery) -> None:
+    """As with Celery's own tasks; the replacement finds the lock of the run free."""
+    ran: list[int] = []
+
+    @app.task(shared=False, base=ReliableTask, name="other")
+    def other(*, tenant_id: str, run_id: str) -> int:
+        ran.append(1)
+        return 7
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str, run_id: str) -> Any:
+        return self.replace(other.s(**CALL))
+
+    assert t.delay(**CALL).get() == 7
+    assert t.delay(**CALL).get() == 7, "a duplicate is replaced as well"
+    assert ran == [1]
+
+
+def test_a_replacement_that_can_not_be_recorded_fails_the_job(app: Celery) -> None:
+    @app.task(shared=False, name="other")
+    def other(text: str) -> None: ...
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str, run_id: str) -> Any:
+        return self.replace(other.s("x" * 1_100_000))
+
+    with pytest.raises(TooLarge, match="the signature that replaces the job"):
+        t.delay(**CALL).get()
+    record = store_for(app).get_job(JobRef("acme", "t", "run:r1"))
+    assert record is not None
+    assert record.status is JobStatus.FAILED
+
+
 def test_a_result_over_the_limit_is_an_error_and_not_cut(app: Celery) -> None:
     @app.task(shared=False, base=ReliableTask, name="t")
     def t(*, tenant_id: str, run_id: str) -> str:
@@ -225,9 +272,14 @@ def test_a_result_over_the_limit_is_an_error_and_not_cut(app: Celery) -> None:
         (lambda s: [s.step("a", int), s.checkpoint("a", 1)], StepNameReused),
         (lambda s: [s.checkpoint("a", 1), s.step("a", int)], StepNameReused),
         (lambda s: s.step("a", object), NotSerializable),
+        (lambda s: s.step(1, pytest.fail), StepNameReused),
+        (lambda s: s.checkpoint("", 1), StepNameReused),
+        (lambda s: s.progress(10**309), InvalidCall),
     ],
 )
-def test_misused_steps(app: Celery, body: Any, error: type[Exception]) -> None:
+def test_a_name_used_twice_or_a_value_without_a_json_form_is_an_error(
+    app: Celery, body: Any, error: type[Exception]
+) -> None:
     @app.task(shared=False, base=ReliableTask, bind=True, name="t")
     def t(self: Any, *, tenant_id: str, run_id: str) -> None:
         body(self)
@@ -334,7 +386,7 @@ def test_replay_opens_a_new_generation_from_a_step(app: Celery) -> None:
         t.replay(kwargs=CALL, from_step="no-such")
 
 
-def test_the_deadline(app: Celery) -> None:
+def test_past_its_deadline_a_job_ends_at_its_next_boundary_or_does_not_begin(app: Celery) -> None:
     @app.task(shared=False, base=ReliableTask, bind=True, name="t")
     def t(self: Any, *, tenant_id: str, run_id: str) -> None:
         time.sleep(0.06)
@@ -381,13 +433,16 @@ def test_a_lock_of_another_job_of_the_run_is_waited_for(app: Celery) -> None:
 def test_the_lease_is_renewed_in_the_background_and_its_loss_stops_the_job(app: Celery) -> None:
     lock = LockRef("acme", ("run", "r1"))
 
-    @app.task(shared=False, base=ReliableTask, bind=True, name="t", reliable=Reliable(lock_ttl=1))
-    def t(self: Any, *, tenant_id: str, run_id: str) -> None:
-        time.sleep(1.5)  # longer than that
-        self.check()
+    def expires() -> float:
         held = store_for(app).get_lock(lock)
         assert held is not None
-        assert not held.expired
+        return held.expires_at
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t", reliable=Reliable(lock_ttl=2))
+    def t(self: Any, *, tenant_id: str, run_id: str) -> None:
+        first = expires()
+        eventually(lambda: expires() > first, what="a renewal")
+        self.check()
         store_for(app).force_release(lock)
         eventually(lambda: self.lease_lost, what="the renewal finds out")
         try:
@@ -492,6 +547,10 @@ def test_calls_that_can_not_be_right_are_refused_at_once(app: Celery) -> None:
         t.apply_async(kwargs=CALL, headers={"run_id": "other"})
     with pytest.raises(NotSerializable, match=r"argument 'x' \(a set\)"):
         t.delay(**CALL, x={1, 2})
+    with pytest.raises(InvalidCall, match="labels="):
+        t.apply_async(kwargs=CALL, labels=["a"])
+    with pytest.raises(InvalidCall, match="the deadline is a huge number"):
+        t.apply_async(kwargs=CALL, deadline=10**309)
     with pytest.raises(TypeError):
         t.delay(**CALL, unknown=1)
 

@@ -13,7 +13,7 @@ from celery.exceptions import Ignore
 from gwi_celery import ReliableTask, broker_for, queues, store_for
 from gwi_celery.errors import WorkerStopping
 from gwi_celery.reliability import claims
-from gwi_celery.reliability.attempt import Attempt
+from gwi_celery.reliability.settling import Settling
 from gwi_celery.stores.base import Claimed
 from gwi_celery.worker import tracer
 from tests.machine import PATIENCE
@@ -110,7 +110,7 @@ def test_one_that_waits_alone_asks_often_however_long(
     t.push_request(id="t1", headers={"gwi_holds": 12}, kwargs=CALL, retries=0)
     try:
         with pytest.raises(Ignore):
-            Attempt(t)._wait(ValueError(), "why", behind=behind)
+            Settling(t).wait(ValueError(), "why", behind=behind)
     finally:
         t.pop_request()
     [waiting] = queues.delayed(app)
@@ -127,7 +127,7 @@ def test_it_waits_no_longer_than_for_its_deadline(app: Celery, left: float, most
     t.push_request(id="t1", headers={"gwi_deadline": time.time() + left}, kwargs=CALL, retries=0)
     try:
         with pytest.raises(Ignore):
-            Attempt(t)._wait(ValueError(), "why", at_least=20.0)
+            Settling(t).wait(ValueError(), "why", at_least=20.0)
     finally:
         t.pop_request()
     [waiting] = queues.delayed(app)

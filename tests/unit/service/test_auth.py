@@ -25,6 +25,7 @@ from gwi_celery.service.auth import (
     require_token,
     warn_if_open,
 )
+from tests.machine import examples
 from tests.service.tokens import ACCOUNT, AUDIENCE, Issuer
 
 GOOGLE = Issuer()
@@ -129,12 +130,12 @@ def test_without_certificates_nobody_is_let_in() -> None:
 
 
 @pytest.mark.parametrize("claim", ["iss", "aud", "email", "email_verified", "exp", "iat"])
-def test_a_thousand_mutations_of_a_good_token_open_nothing(claim: str) -> None:
+def test_mutations_of_a_good_token_open_nothing(claim: str) -> None:
     """Bytes, claims, headers and signatures changed at random: none gets in."""
     rng, good = random.Random(claim), GOOGLE.token()
     with auth() as gate:
         gate.verify(f"Bearer {good}")
-        for _ in range(170):
+        for _ in range(examples(425)):
             with pytest.raises(Denied):
                 gate.verify(f"Bearer {mutated(good, claim, rng)}")
         gate.verify(f"Bearer {good}")

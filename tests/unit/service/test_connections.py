@@ -23,7 +23,7 @@ from gwi_celery.service import connections, server
 from gwi_celery.service.answers import Json
 from gwi_celery.service.limits import HeadLimit
 from gwi_celery.testing.emulators import free_port
-from tests.machine import PATIENCE, Stopwatch
+from tests.machine import PATIENCE, Stopwatch, examples
 from tests.workers import eventually
 
 MOST = 20
@@ -148,12 +148,12 @@ def test_there_are_fewer_where_descriptors_are_few(monkeypatch: pytest.MonkeyPat
         assert connections.most_connections(100) == most
 
 
-def test_a_thousand_hostile_heads_leave_it_well(port: int) -> None:
+def test_hostile_heads_leave_it_well(port: int) -> None:
     rng = random.Random(11)
     process = psutil.Process()
-    before = 0
-    for n in range(1000):
-        if n == 200:  # what is kept for good is there by now
+    before, number = 0, examples(2000)
+    for n in range(number):
+        if n == number // 4:  # what is kept for good is there by now
             before = process.memory_info().rss
         head = _hostile(rng)
         status = _send(port, head)

@@ -70,20 +70,19 @@ def test_one_request_is_held_and_all_others_are_parked(executor: Executor, twin:
             settled = await early.until_due(pushed(body, seconds), 60)
             return time.time() - began, settled
 
-        first = asyncio.create_task(push("first", 2.5))
+        first = asyncio.create_task(push("first", 4.0))
         await asyncio.sleep(1)  # its reader is there
         others = [asyncio.create_task(push(str(n), 1.0 + n / 10)) for n in range(3)]
-        last = asyncio.create_task(push("last", 3.0))
+        last = asyncio.create_task(push("last", 4.5))
         found = list(await asyncio.gather(first, *others, last))
         await early.stop()
         return found
 
     (first, *others, last) = asyncio.run(instance())
-    assert first[1] is PARKED
-    assert first[0] < 2.4, "it was answered when a later one came"
+    assert first[1] is PARKED, "it was answered when a later one came"
     assert [settled for _, settled in others] == [PARKED] * 3
     assert last[1] is HELD
-    assert last[0] >= 3.9
+    assert last[0] >= 5.4
     receiver = executor.broker.receiver()
     receiver.subscribe("q")
     back = [wait_for(receiver) for _ in range(4)]

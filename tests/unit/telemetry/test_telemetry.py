@@ -21,6 +21,7 @@ from gwi_celery.telemetry import events, logs, tracing
 from gwi_celery.telemetry.events import Event
 from gwi_celery.telemetry.metrics import render
 from gwi_celery.telemetry.stats import COUNTS, Stats
+from tests import zygote
 from tests.workers import eventually
 
 LABELS = "logging.googleapis.com/labels"
@@ -81,6 +82,19 @@ def test_a_line_of_a_job_is_labelled_and_has_the_messages_trace(app: Celery) -> 
     assert found[0]["logging.googleapis.com/trace"] == f"projects/p/traces/{trace}"
     assert found[0]["logging.googleapis.com/spanId"] == span
     assert "s3cret" not in json.dumps(found)
+
+
+def test_a_process_that_a_job_has_forked_logs_too(app: Celery) -> None:
+    found: list[dict[str, Any]] = []
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="forking")
+    def forking(self: Any, *, tenant_id: str, run_id: str) -> None:
+        self._running_job.pid = -1  # as another process sees it
+        found.append(line(record()))
+
+    forking.apply(kwargs={"tenant_id": "acme", "run_id": "r1"}).get()
+    assert found[0][LABELS]["type"] == "forking"
+    assert "attempt" not in found[0][LABELS]
 
 
 def test_what_celery_says_of_a_received_task_is_labelled_too() -> None:
@@ -327,20 +341,8 @@ def test_calls_to_google_cloud_are_counted_in_each_process() -> None:
 
 def test_one_trace_from_the_call_through_a_worker_to_each_step(tmp_path: Path) -> None:
     """In a process of its own: OpenTelemetry's provider is one for a process, and stays."""
-    import subprocess
-
-    program = tmp_path / "traced.py"
-    program.write_text(_TRACED)
-    done = subprocess.run(
-        [sys.executable, str(program)],
-        cwd=tmp_path,
-        env={**os.environ, "GWI_TRACING": "true", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = zygote.run(_TRACED, folder=tmp_path, env={"GWI_TRACING": "true"})
+    assert done.returncode == 0, done.stdout
     spans = json.loads(done.stdout.splitlines()[-1])
     names = {s["name"] for s in spans}
     assert {"apply_async/traced", "run/traced", "step one", "step two"} <= names

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,9 @@ from celery import Celery
 from gwi_celery import ReliableTask, setup, store_for
 from gwi_celery.integration import forget_eager_jobs
 from gwi_celery.stores.base import JobRef
+from tests import zygote
 from tests.machine import PATIENCE
-from tests.workers import ROOT, Worker
+from tests.workers import Worker
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 JOB = JobRef("acme", "t", "run:r1")
@@ -33,8 +32,7 @@ def app_in(folder: Path, ran: list[int], **settings: str) -> Celery:
 
 @pytest.mark.parametrize("always", [True, False])
 def test_another_processes_job_answers_no_eager_call(tmp_path: Path, always: bool) -> None:
-    script = tmp_path / "eager_script.py"
-    script.write_text(
+    script = (
         "from celery import Celery\n"
         "from gwi_celery import ReliableTask, setup\n"
         "app = Celery('eager')\n"
@@ -47,15 +45,9 @@ def test_another_processes_job_answers_no_eager_call(tmp_path: Path, always: boo
         "    t.apply(kwargs=dict(tenant_id='acme', run_id='r1')).get()\n"
     )
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, str(script)],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout == "ran\n", "once in each process"
+        done = zygote.run(script, folder=tmp_path)
+        assert done.returncode == 0, done.stdout
+        assert done.stdout.splitlines().count("ran") == 1, "once in each process"
 
 
 def test_a_store_that_is_named_keeps_them(tmp_path: Path) -> None:
@@ -106,15 +98,8 @@ def test_once_in_each(n):
 
 def test_the_fixture_gives_each_test_its_own(tmp_path: Path) -> None:
     (tmp_path / "test_users.py").write_text(USERS_TEST)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "2 passed" in done.stdout
+    done = zygote.run_pytest(tmp_path)
+    assert "2 passed" in done.stdout, done.stdout
 
 
 NESTED = """

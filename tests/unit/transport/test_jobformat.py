@@ -177,12 +177,12 @@ def test_a_function_that_does_not_take_the_ids_is_not_given_them() -> None:
     def free(order: int, **rest: Any) -> None: ...
 
     headers = {"gwi_tenant": "acme", "gwi_run": "r1"}
-    assert call.filled(free, Reliable(), (7,), {}, headers) == {}
-    assert call.filled(invoice, Reliable(), (7,), {"tenant_id": "x"}, headers) == {
+    assert call.with_ids(free, Reliable(), (7,), {}, headers) == {}
+    assert call.with_ids(invoice, Reliable(), (7,), {"tenant_id": "x"}, headers) == {
         "tenant_id": "x",
         "run_id": "r1",
     }
-    assert call.filled(invoice, Reliable(), (1, 2, 3), {}, headers) == {}, "Celery says it better"
+    assert call.with_ids(invoice, Reliable(), (1, 2, 3), {}, headers) == {}, "Celery says it better"
 
 
 def test_the_publishers_limit_of_retries_goes_before_the_tasks() -> None:

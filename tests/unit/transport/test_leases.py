@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kombu import Connection
 
 from gwi_celery.brokers.base import Delivery, OutgoingMessage
 from gwi_celery.brokers.embedded import EmbeddedBroker
-from gwi_celery.errors import BrokerUnavailable
-from gwi_celery.transport.leases import LeaseKeeper
+from gwi_celery.errors import BrokerUnavailable, ConfigurationError
+from gwi_celery.transport.leases import LEASE_PROPERTY, LeaseKeeper, message_lease_lost
 from tests.machine import PATIENCE
 from tests.workers import eventually
 
@@ -82,10 +84,12 @@ def test_a_lost_lease_is_known_and_no_longer_extended(keepers: list[LeaseKeeper]
     keeper = LeaseKeeper(watched)  # type: ignore[arg-type] # only extend is asked of it
     keepers.append(keeper)
     watched.broker.ack([lost])
-    keeper.keep(lost)
-    keeper.keep(kept)
-    eventually(lambda: keeper.lost(lost))
-    assert not keeper.lost(kept)
+    requests = [
+        SimpleNamespace(properties={LEASE_PROPERTY: keeper.keep(delivery)})
+        for delivery in (lost, kept)
+    ]
+    eventually(lambda: message_lease_lost(requests[0]))
+    assert not message_lease_lost(requests[1])
     eventually(lambda: watched.calls[-1] == 1)
 
 
@@ -114,3 +118,13 @@ def test_a_broker_that_stays_unavailable_is_one_line_and_not_one_each_second(
     assert all("BrokerUnavailable: for a moment" in r.getMessage() for r in told)
     assert not any(r.exc_info for r in told)
     receiver.close()
+
+
+def test_a_longest_lease_that_is_no_number_is_refused_on_connecting() -> None:
+    """The lease keeper would find out, and extend no lease at all."""
+    options = {"max_lease_seconds": "soon"}
+    with (
+        Connection("embedded://:memory:/leases", transport_options=options) as connection,
+        pytest.raises(ConfigurationError, match="max_lease_seconds"),
+    ):
+        connection.connect()

@@ -324,7 +324,9 @@ def test_canvas_retries_and_plain_jobs_between_an_apps_own_workers(settings: Any
         attributes = {SIGNATURE: keys.sign(MESSAGE, data)} if keys else {}
         broker.publish("", "celery", OutgoingMessage(data, attributes))
         assert app.AsyncResult(plain["id"]).get(timeout=PATIENCE) == 1, "its retry is of the worker"
-        assert len(app.control.ping(timeout=20, limit=1)) == 1, "remote control is signed as well"
+        assert len(app.control.ping(timeout=PATIENCE, limit=1)) == 1, (
+            "remote control is signed as well"
+        )
         eventually(lambda: drained(broker), what="no message is left")
         assert not dead_letters(broker)
 

@@ -13,9 +13,9 @@ from celery import Celery, states
 from gwi_celery import ReliableTask, broker_for, redrives, setup
 from gwi_celery.cli.frame import Exit
 from gwi_celery.errors import InvalidCall
+from tests.cli.conftest import Gwi
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
-from tests.unit.cli.conftest import Gwi
 from tests.workers import eventually
 
 

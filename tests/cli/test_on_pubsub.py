@@ -22,8 +22,8 @@ from gwi_celery.stores.base import JobStatus, Origin, Wait
 from gwi_celery.stores.queues import LetterFilter
 from gwi_celery.testing.twin import start_twin
 from gwi_celery.transport.death import Death
+from tests.cli.conftest import FAILED, Gwi, exported_and_imported
 from tests.machine import PATIENCE
-from tests.unit.cli.conftest import FAILED, Gwi, exported_and_imported
 
 
 def app_on(broker_url: str, store_url: str, **settings: object) -> Celery:

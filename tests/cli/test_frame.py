@@ -18,7 +18,7 @@ from gwi_celery import jobs
 from gwi_celery.cli import gwi
 from gwi_celery.cli.frame import SHAPES, Column, Exit, show, shown
 from gwi_celery.cli.root import COMMANDS
-from tests.unit.cli.conftest import Gwi, vanished
+from tests.cli.conftest import Gwi, vanished
 
 for name in COMMANDS:  # each module names its shapes
     gwi.get_command(click.Context(gwi), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,13 +11,16 @@ from celery import Celery
 
 from gwi_celery import ReliableTask, blobs, store_for
 from gwi_celery.stores.base import JobRef
+from tests.apps import fresh_app
 from tests.workers import ROOT
 
 
 @pytest.fixture
-def app(app: Celery) -> Celery:
+def app() -> Iterator[Celery]:
+    app = fresh_app()
     app.conf.task_always_eager = True
-    return app
+    yield app
+    app.close()
 
 
 def test_values_are_put_by_their_version(app: Celery, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from gwi_celery import Limit, Reliable, ReliableTask, audit, store_for
 from gwi_celery.cli.frame import Exit
 from gwi_celery.stores.base import Claimed
 from gwi_celery.stores.limits import LimitRef
-from tests.unit.cli.conftest import Gwi
+from tests.cli.conftest import Gwi
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 from gwi_celery import broker_for
 from gwi_celery.cli.frame import Exit
-from tests.unit.cli.conftest import vanished
+from tests.cli.conftest import vanished
 
 
 def test_a_message_in_a_paused_queue_is_explained(gwi_):

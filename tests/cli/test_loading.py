@@ -6,9 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from tests import zygote
 from tests.machine import PATIENCE
 
 #: Ctrl-C's signal is not ignored, as it is in what a shell started in the background.
@@ -22,43 +22,45 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 app = Celery("loaded")
 setup(app, folder={folder!r}{more})
 """
+QUIET = {"PYTHONWARNINGS": "ignore"}
+WATCH = ["-A", "loaded", "gwi", "jobs", "list", "--watch", "0.1"]
 
 
-def begin(folder: Path, more: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
+def app_in(folder: Path, more: str = "") -> None:
     (folder / "loaded.py").write_text(APP.format(folder=str(folder / "jobs"), more=more))
-    return subprocess.Popen(
-        [sys.executable, "-m", "celery", "-A", "loaded", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
 
 
 def test_an_app_that_is_refused_as_it_is_imported_is_one_sentence(tmp_path: Path) -> None:
-    with begin(tmp_path, ", lease_secs=3", ["worker", "-P", "solo"]) as process:
-        out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2
-    assert out == ""
-    assert err.startswith(
+    app_in(tmp_path, ", lease_secs=3")
+    start = ("-A", "loaded", "worker", "-P", "solo")
+    done = zygote.run_module("celery", *start, folder=tmp_path, env=QUIET)
+    assert done.returncode == 2
+    assert done.stdout.startswith(
         "Error: setup() has no setting 'lease_secs'; did you mean 'lease_seconds'"
     )
-    assert len(err.splitlines()) == 1
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_what_is_watched_ends_with_ctrl_c_and_says_nothing(tmp_path: Path) -> None:
-    with begin(tmp_path, "", ["gwi", "jobs", "list", "--watch", "0.1"]) as process:
-        assert process.stdout is not None
-        heads = [process.stdout.readline() for _ in range(2)]  # it was shown again
+    app_in(tmp_path)
+    process = zygote.start("celery", WATCH, folder=tmp_path, env={**os.environ, **QUIET})
+    assert process.stdout is not None
+    with process.stdout:
+        shown = [process.stdout.readline() for _ in range(2)]  # it was shown again
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=PATIENCE)
-    assert all("STATUS" in head for head in heads)
-    assert (process.returncode, err.strip()) == (0, "")
+        shown += process.stdout.readlines()
+    assert process.wait(PATIENCE) == 0
+    assert all("STATUS" in line for line in shown), shown
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly(tmp_path: Path) -> None:
-    with begin(tmp_path, "", ["gwi", "jobs", "list", "--watch", "0.1"]) as process:
+    app_in(tmp_path)
+    command = [sys.executable, "-m", "celery", *WATCH]
+    env = {**os.environ, **QUIET}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()

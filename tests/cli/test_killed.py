@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +17,9 @@ from gwi_celery import ReliableTask, broker_for, jobs, setup
 from gwi_celery.brokers.base import REDRIVE, Delivery, QueueSpec
 from gwi_celery.cli.frame import Exit
 from gwi_celery.transport.death import Death
+from tests import zygote
+from tests.cli.conftest import Gwi
 from tests.threadworker import worker_in_thread
-from tests.unit.cli.conftest import Gwi
 from tests.workers import eventually
 
 #: What is killed at its third call, of the redrive of one message on Pub/Sub.
@@ -59,13 +58,12 @@ def killed(
     **settings: str,
 ) -> str:
     """Run ``celery gwi`` in a process of its own, and kill -9 it at its third call of ``when``;
-    what it wrote to stderr."""
+    what it printed."""
     settings = settings or {"folder": str(folder / "gwi")}
     (folder / "killed_app.py").write_text(_APP.format(settings=settings))
     script = f"""
-import os, signal, sys
+import os, signal
 from types import SimpleNamespace
-sys.path.insert(0, {str(folder)!r})
 from killed_app import app
 from importlib import import_module
 from gwi_celery.cli import gwi
@@ -83,11 +81,9 @@ def some(self, *args, **kwargs):
 of.{when} = some
 gwi({list(arguments)!r}, obj=SimpleNamespace(app=app))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, capture_output=True, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    return done.stderr.decode()
+    done = zygote.run(script, folder=folder)
+    assert done.returncode == -signal.SIGKILL, done.stdout
+    return done.stdout
 
 
 def test_a_replay_of_many_is_begun_anew_where_it_was_cut_short(gwi_, tmp_path):

@@ -19,9 +19,9 @@ from celery.result import AsyncResult
 from gwi_celery import ReliableTask, broker_for, jobs, queues, setup
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.cli.frame import SHAPES, Exit
+from tests.cli.conftest import Gwi, vanished
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
-from tests.unit.cli.conftest import Gwi, vanished
 from tests.workers import eventually
 
 

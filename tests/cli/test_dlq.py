@@ -9,8 +9,8 @@ import pytest
 from gwi_celery import audit, broker_for
 from gwi_celery.cli.frame import Exit
 from gwi_celery.transport.death import Death
+from tests.cli.conftest import FAILED, exported_and_imported
 from tests.machine import Stopwatch
-from tests.unit.cli.conftest import FAILED, exported_and_imported
 
 
 def runs(gwi_, *arguments: str) -> list[tuple[str, str]]:

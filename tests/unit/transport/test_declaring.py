@@ -1,0 +1,25 @@
+"""A queue's arguments are checked before the broker sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from kombu import Connection, Queue
+
+from gwi_celery.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [{"x-expires": "soon"}, {"x-lease-seconds": "long"}, {"x-max-deliveries": 1.5}],
+    ids=str,
+)
+def test_an_argument_of_another_type_is_refused(argument: dict[str, Any]) -> None:
+    [name] = argument
+    with (
+        Connection("embedded://:memory:/arguments") as connection,
+        connection.channel() as channel,
+        pytest.raises(ConfigurationError, match=f"argument {name} of queue 'q' is"),
+    ):
+        Queue("q", queue_arguments=argument, channel=channel).queue_declare()
