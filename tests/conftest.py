@@ -1,7 +1,6 @@
 """Fixtures of all suites: the emulators, as the package gives them to its users."""
 
 import gc
-import importlib
 import logging
 import os
 import sys
@@ -21,7 +20,6 @@ from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emul
 from gwi_celery.testing.emulators import EmulatorMissing, start_firestore, start_pubsub
 from tests import order, slow, zygote
 from tests.machine import PATIENCE
-from tests.zygote import ROOT
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
 
@@ -62,29 +60,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+def pytest_collection() -> Generator[None, object, object]:
     """What is imported and collected stays to the end: the garbage collector need not go through it."""
     gc.disable()
     try:
-        _import_by_turns(session.config)
         return (yield)
     finally:
         gc.freeze()
         gc.enable()
-
-
-def _import_by_turns(config: pytest.Config) -> None:
-    """In a new clone pytest rewrites each test module: each process of pytest-xdist begins with others
-    of them, and finds those that the others have written."""
-    known = getattr(config, "workerinput", None)
-    if known is None:
-        return
-    folders = [config.invocation_params.dir / argument for argument in config.args]
-    paths = sorted(path for folder in folders for path in folder.rglob("test_*.py"))
-    first = len(paths) * int(known["workerid"].removeprefix("gw")) // known["workercount"]
-    for path in paths[first:] + paths[:first]:
-        with suppress(Exception, pytest.skip.Exception):  # it is told when it is collected
-            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_runtest_setup() -> None:
