@@ -20,21 +20,13 @@ from gwi_celery.reliability.sendable import check_options
 from gwi_celery.text import safe_error
 
 
-def _rate(value: Any) -> bool:
-    try:
-        a_second = rate(value)
-    except (ValueError, TypeError, KeyError):
-        return False
-    return fields.is_number(a_second) and bool(a_second >= 0)
-
-
 def _read_by(read: Callable[[Any], Any]) -> Callable[[Any], bool]:
     """Whether ``read``, which Celery calls with the option, gives 0 or more."""
 
     def takes(value: Any) -> bool:
         try:
             number = read(value)
-        except (ValueError, TypeError, OverflowError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             return False
         return fields.is_number(number) and bool(number >= 0)
 
@@ -69,7 +61,9 @@ _LIST = "a list of exception classes, such as (OSError,)"
 
 #: Option -> what it may be, besides None.
 KINDS: Final[Mapping[str, Kind]] = {
-    "rate_limit": Kind("a rate such as '10/s', '100/m' or '5/h', or a number a second", _rate),
+    "rate_limit": Kind(
+        "a rate such as '10/s', '100/m' or '5/h', or a number a second", _read_by(rate)
+    ),
     "time_limit": _SECONDS,
     "soft_time_limit": _SECONDS,
     "max_retries": Kind("a whole number, 0 or more (None: without end)", _count),

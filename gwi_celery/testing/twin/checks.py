@@ -128,17 +128,14 @@ def push(wanted: Any, *, exactly_once: bool) -> None:
         host = url.hostname or ""
     except ValueError:
         host = ""
-    if not host or not (url.scheme == "https" or (url.scheme == "http" and _near(host))):
+    schemes = ("https", "http") if _LOOPBACK.fullmatch(host) else ("https",)
+    if not host or url.scheme not in schemes:
         raise Refused(
             f"Invalid push endpoint given (endpoint={wanted.push_endpoint}). It must be an https:// URL "
             "(or, for the twin, an http:// URL on this machine)."
         )
     if exactly_once:
         raise Refused("Exactly-once delivery is for pull subscriptions.")
-
-
-def _near(host: str) -> bool:
-    return _LOOPBACK.fullmatch(host) is not None
 
 
 def publish(request: Any) -> None:
