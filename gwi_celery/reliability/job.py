@@ -103,6 +103,8 @@ class RunningJob:
         self._progress_not_before = 0.0
         self._interrupt: LeaseLost | JobCancelled | None = None
         self._finished = False
+        #: How the attempt ended, while its lock is not released yet because the store is unavailable.
+        self._unreleased: AttemptEnd | None = None
         self._names = StepNames()
         #: Recorded checkpoints by name. Those saved by this attempt may be without their bytes.
         self._recorded: dict[str, Checkpoint] = {}
@@ -272,28 +274,46 @@ class RunningJob:
             self._finished = True
 
     def release(self, end: AttemptEnd) -> None:
-        """Release the lock for the job's next message. Never raises: the lease runs out anyway."""
-        renewer().remove(self)
+        """Release the lock for the job's next message. Never raises: the lease runs out anyway.
+
+        While the store is unavailable, the renewer tries again: the next message need not wait for
+        the end of the lease.
+        """
         with self._mutex:
             self._finished = True
-            try:
-                self._store.release(self._lease, end)
-            except Exception as exc:
-                logger.warning(
-                    "could not release the lock of job %s (%s): it is free in %g s",
-                    self.record.job.id,
-                    exc,
-                    self._lease.ttl,
-                )
+            self._unreleased = end
+            self._release()
+
+    def _release(self) -> None:
+        assert self._unreleased is not None
+        now = time.monotonic()
+        try:
+            self._store.release(self._lease, self._unreleased)
+        except Exception as exc:
+            logger.warning(
+                "could not release the lock of job %s (%s): it is free in %.0f s at the latest",
+                self.record.job.id,
+                exc,
+                max(0.0, self._renewed_at + self._lease.ttl - now),
+            )
+            self._renew_not_before = now + self._pause_after_try()
+            if isinstance(exc, StoreUnavailable) and self._renew_not_before < self._ends_at():
+                renewer().add(self)
+                return
+        self._unreleased = None
+        renewer().remove(self)
 
     def abandon(self) -> None:
-        """Stop renewing the lease; from now on nothing is written."""
-        renewer().remove(self)
+        """Stop renewing the lease; from now on nothing is written but an end that :meth:`release` left."""
         self._finished = True
+        if self._unreleased is None:
+            renewer().remove(self)
 
     # --- renewal (also called by the renewer's thread) ----------------------------------------
 
     def renew_due(self) -> float:
+        if self._unreleased is not None:
+            return self._renew_not_before
         if self._finished or self._interrupt is not None:
             return float("inf")
         return max(self._renewed_at + self._lease.ttl * _RENEW_AT, self._renew_not_before)
@@ -310,6 +330,8 @@ class RunningJob:
     def renew_now(self) -> None:
         """Renew the lease. An error is kept: the job raises it at its next boundary."""
         with self._mutex:
+            if self._unreleased is not None:
+                self._release()
             if self._finished or self._interrupt is not None:
                 return
             asked_at = time.monotonic()

@@ -440,9 +440,11 @@ def test_without_a_limit_a_message_is_delivered_for_ever(broker_factory):
     receiver = broker.receiver()
     receiver.subscribe("q")
     send(broker, b"m")
-    for number in range(1, 40):
+    before = 0
+    for _ in range(40):
         delivery = wait_for(receiver)
-        assert delivery.deliveries == number
+        assert delivery.deliveries > before  # not one more: a pull whose answer is lost counts, too
+        before = delivery.deliveries
         broker.nack(delivery)
 
 

@@ -145,6 +145,7 @@ def app(twin: FirestoreTwin) -> Iterator[Celery]:
         {"aborted": 0.4},
         {"faults": 0.4},
         {"late": 0.4},
+        {"exhausted": 0.2},
         {"latency": 0.02},
         {"indexes": True, "progress": 1},
     ],

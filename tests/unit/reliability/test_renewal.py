@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from gwi_celery.errors import StoreUnavailable, StoreUnusable
 from gwi_celery.ids import fingerprint
 from gwi_celery.reliability.job import Limits, RunningJob
 from gwi_celery.stores.base import (
@@ -81,3 +82,34 @@ def test_a_save_that_stalls_keeps_no_other_job_from_being_renewed(
         for job in (stalled, other):
             job.release(AttemptEnd("stopping"))
     assert stalled.renew_due() == float("inf")
+
+
+def test_a_lock_that_could_not_be_released_is_released_once_the_store_answers(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, release = iter([True]), store.release
+
+    def unavailable(lease: Lease, end: AttemptEnd) -> None:
+        if next(refused, False):
+            raise StoreUnavailable("its quota is used up")
+        release(lease, end)
+
+    monkeypatch.setattr(store, "release", unavailable)
+    job = running(store, "a", 0.0)
+    job.start_renewing()
+    job.release(AttemptEnd("retry"))
+    job.abandon()  # as every attempt does at last
+    eventually(lambda: job.renew_due() == float("inf"), what="the lock is released")
+    running(store, "a", 0.0).abandon()
+
+
+def test_a_lock_that_the_store_refuses_to_release_is_left_to_its_ttl(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(lease: Lease, end: AttemptEnd) -> None:
+        raise StoreUnusable("the account may not write")
+
+    monkeypatch.setattr(store, "release", lost)
+    job = running(store, "a", 0.0)
+    job.release(AttemptEnd("retry"))
+    assert job.renew_due() == float("inf")
