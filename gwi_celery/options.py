@@ -11,11 +11,15 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.text import nearest
+
+#: Longest time, seconds, of any option or setting: about 31 years, which every timer, clock and store can
+#: handle. A wait for 300 years ends its thread with an OverflowError, and Firestore's dates end before 10000.
+LONGEST: Final = 1e9
 
 _WORDS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
