@@ -18,7 +18,7 @@ from gwi_celery.errors import ConfigurationError
 from gwi_celery.text import nearest
 
 #: Longest time, seconds, of any option or setting: about 31 years, which every timer, clock and store can
-#: handle. A wait for 300 years ends its thread with an OverflowError, and Firestore's dates end before 10000.
+#: handle. A thread that waits for 300 years ends with an OverflowError; Firestore's dates end in 9999.
 LONGEST: Final = 1e9
 
 _WORDS = {
