@@ -25,6 +25,7 @@ from gwi_celery.transport.death import Death
 from gwi_celery.worker import controls, early, tracer
 from gwi_celery.worker.guard import guarded
 from gwi_celery.worker.policy import Policy
+from gwi_celery.worker.pools import flush
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Consumer(consumer.Consumer):
             # Celery ends a worker that loses a child during its start. Start another child instead; if
             # none can start, the pool itself gives up.
             self.pool.did_start_ok = functools.partial(_all_started, processes)
+        if hasattr(processes, "flush") and self.hub is not None:
+            self.pool.flush = functools.partial(flush, processes, self.hub)
 
     def start(self) -> None:
         """Celery's own, except that a ConfigurationError ends the worker without a traceback."""
