@@ -182,6 +182,33 @@ def test_renewals_that_are_due_together_run_several_at_a_time(renewer: Renewer) 
     assert Counter(job.tries for job in jobs) == {1: 300}
 
 
+def test_a_renewal_that_ends_while_another_lane_watches_is_not_the_jobs_last(
+    renewer: Renewer,
+) -> None:
+    go_on, again = threading.Event(), threading.Event()
+
+    class Slow(Renewed):
+        """Due again as soon as its first renewal has ended."""
+
+        def renew_if_idle(self) -> None:
+            super().renew_if_idle()
+            if self.tries == 1:
+                self._due = time.monotonic()
+            else:
+                again.set()
+
+    first_ends = threading.Event()
+    first, slow = Renewed(lambda: first_ends.wait(PATIENCE)), Slow(lambda: go_on.wait(PATIENCE))
+    renewer.add(first)
+    eventually(lambda: renewer._busy.get(0) is first)
+    renewer.add(slow)
+    eventually(lambda: renewer._busy.get(1) is slow)
+    first_ends.set()
+    eventually(lambda: renewer._lanes[0]._sleeps_until == NEVER, what="the first lane watches")
+    go_on.set()
+    assert again.wait(PATIENCE)
+
+
 def test_one_job_has_one_thread_even_while_its_renewal_stalls(renewer: Renewer) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
