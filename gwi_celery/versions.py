@@ -25,7 +25,6 @@ INTERNALS: Final = {
         "ApplyResult._accepted",
         "ApplyResult._write_to",
         "ApplyResult.worker_pids",
-        "Pool.maintain_pool",
         "Pool._cache",
         "Pool._pool",
     ),
@@ -88,7 +87,6 @@ INTERNALS: Final = {
     "celery.concurrency.asynpool": ("AsynPool.flush",),
     "celery.concurrency.base": ("BasePool.terminate_job",),
     "celery.concurrency.prefork": (
-        "TaskPool.did_start_ok",
         "TaskPool.flush",
         "TaskPool.register_with_event_loop",
     ),

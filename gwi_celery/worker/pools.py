@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from inspect import isgenerator
 from multiprocessing import connection
 from typing import Any
@@ -46,6 +47,13 @@ def pool_lives(pool: Any) -> bool:
     """Whether a job could run: False once all processes of a prefork pool are gone."""
     processes = pool_processes(pool)
     return not processes or any(process.is_alive() for process in processes)
+
+
+def adapt(pool: Any, hub: Any) -> None:
+    """Have a prefork pool forget no job that a process has. It must have started."""
+    processes = getattr(pool, "_pool", None)
+    if hasattr(processes, "flush") and hub is not None:
+        pool.flush = partial(flush, processes, hub)
 
 
 def flush(processes: Any, hub: Any, patience: float = _TAKES) -> None:
