@@ -185,4 +185,32 @@ BROKER = [
         "max_outstanding_messages=allowance + 1,",
         "testing/test_broker_on_twin.py::test_a_worker_is_sent_no_more_than_it_has_room_for",
     ),
+    Mutant(
+        "a queue is deleted under another connection's reader",
+        "gwi_celery/brokers/pubsub/readers.py",
+        "if signs - {left}:",
+        "if False:",
+        "contract/test_broker_shared.py::test_an_auto_delete_queue_stays_while_another_connection_reads",
+    ),
+    Mutant(
+        "a publisher says how its message died",
+        "gwi_celery/brokers/pubsub/deliveries.py",
+        "own = {k: v for k, v in delivery.attributes.items() if k not in DEATH}",
+        "own = dict(delivery.attributes)",
+        "contract/test_broker_operators.py::test_a_publisher_can_t_say_how_its_message_died",
+    ),
+    Mutant(
+        "a parked message that can't be published now is forgotten",
+        "gwi_celery/brokers/pubsub/deliveries.py",
+        "self._deferred[delivery.ack_id] = self.leases.pop(delivery.ack_id)",
+        "self.leases.pop(delivery.ack_id)",
+        "contract/test_broker_operators.py::test_what_can_t_be_published_now_stays_parked",
+    ),
+    Mutant(
+        "a call after the batch that it inherited is lost",
+        "gwi_celery/batch.py",
+        "            if self._finished:\n                return False\n",
+        "",
+        "pubsub/test_background.py::test_a_call_after_the_batch_that_it_inherited_is_published_by_itself",
+    ),
 ]

@@ -1,0 +1,111 @@
+"""The Pub/Sub broker, by tests that need no emulator: on the twin, or on a part of it."""
+
+from tests.mutants.mutant import Mutant
+
+PUBSUB = [
+    Mutant(
+        "an ack that doesn't find a new subscription is dropped",
+        "gwi_celery/brokers/pubsub/acks.py",
+        "new = isinstance(error, NotFound) and self._client.settling(subscription)",
+        "new = False",
+        "unit/brokers/pubsub/test_acks.py::test_a_subscription_that_is_new_may_be_unknown",
+    ),
+    Mutant(
+        "an ack to another connection's new binding is dropped",
+        "gwi_celery/brokers/pubsub/client.py",
+        "self._young.setdefault(resource, time.monotonic() + _SETTLES)",
+        "pass",
+        "testing/test_broker_on_twin.py::test_an_ack_may_come_before_its_binding_is_found_everywhere",
+    ),
+    Mutant(
+        "an exactly-once ack that is refused for now is not sent again",
+        "gwi_celery/brokers/pubsub/acks.py",
+        "failed = [item for item in batch if item.ack_id in error.retryable]",
+        "failed = []",
+        "testing/test_broker_on_twin.py::test_each_ack_of_an_exactly_once_queue_is_refused_by_itself",
+    ),
+    Mutant(
+        "a fork between two levels ends the look",
+        "gwi_celery/brokers/pubsub/lines.py",
+        "                self.probing = False\n        self.receiver.ring()",
+        "                self.probing = False",
+        "testing/test_broker_on_twin.py::test_a_fork_between_two_levels_does_not_end_the_look",
+    ),
+    Mutant(
+        "a look that a fork kept from beginning goes on for ever",
+        "gwi_celery/brokers/pubsub/lines.py",
+        "            if self._future is None:\n                self.probing = False\n        self.receiver.ring()",
+        "        self.receiver.ring()",
+        "testing/test_broker_on_twin.py::test_a_fork_between_two_levels_does_not_end_the_look",
+    ),
+    Mutant(
+        "a level whose pull failed is not asked while others have messages",
+        "gwi_celery/brokers/pubsub/lines.py",
+        "if self.retry_at is not None and time.monotonic() < self.retry_at:",
+        "if self.retry_at is not None:",
+        "testing/test_broker_on_twin.py::test_a_level_whose_pull_failed_is_asked_again_though_others_have_messages",
+    ),
+    Mutant(
+        "a reader whose queue could not be recreated waits for ever",
+        "gwi_celery/brokers/pubsub/receivers.py",
+        "except (BrokerError, ConfigurationError) as exc:",
+        "except BrokerUnavailable as exc:",
+        "unit/brokers/pubsub/test_receivers.py::test_a_reader_tries_again_after_its_queue_could_not_be_recreated",
+    ),
+    Mutant(
+        "a sign that could not be made counts as made",
+        "gwi_celery/brokers/pubsub/readers.py",
+        "            self._admin.sign(sign, {}, _EXPIRATION)\n            self._ours[subscription] = sign\n",
+        "            self._ours[subscription] = sign\n            self._admin.sign(sign, {}, _EXPIRATION)\n",
+        "unit/brokers/pubsub/test_readers.py::test_a_sign_that_could_not_be_made_is_made_the_next_time",
+    ),
+    Mutant(
+        "signs that are too new to be found are none",
+        "gwi_celery/brokers/pubsub/admin.py",
+        "if self.create_topic(self.signs_topic, {}):  # there never was one",
+        "if self.create_topic(self.signs_topic, {}) or True:",
+        "testing/test_broker_on_twin.py::test_a_queue_is_not_deleted_under_its_reader_whose_sign_is_new",
+    ),
+    Mutant(
+        "a reader whose clock is behind takes the probe for a message",
+        "gwi_celery/brokers/pubsub/sweep.py",
+        "_LONG_AGO = -86400.0",
+        "_LONG_AGO = -0.001",
+        "testing/test_broker_on_twin.py::test_queues_that_killed_processes_left_are_found",
+    ),
+    Mutant(
+        "a temporary queue whose making was not answered is another's",
+        "gwi_celery/brokers/pubsub/topology/making.py",
+        "return maker is not None and found.labels.get(naming.MAKER_LABEL) == maker",
+        "return False",
+        "testing/test_broker_on_twin.py::test_a_queue_whose_making_was_not_answered_is_ones_own",
+    ),
+    Mutant(
+        "a reply to a queue that isn't found yet is dropped",
+        "gwi_celery/brokers/pubsub/topology/memory.py",
+        "            topic = self._paths.temporary_topic()\n            if not self._shared_topic:",
+        "            raise\n            if not self._shared_topic:",
+        "testing/test_broker_on_twin.py::test_a_reply_reaches_a_queue_that_others_do_not_find_yet",
+    ),
+    Mutant(
+        "peek returns a limit's number from each level",
+        "gwi_celery/brokers/pubsub/operating.py",
+        "for d in joined(deliveries)][:limit]",
+        "for d in joined(deliveries)]",
+        "testing/test_broker_on_twin.py::test_operators_look_once_into_each_level",
+    ),
+    Mutant(
+        "what a look found is left to its lease if the rest is unavailable",
+        "gwi_celery/brokers/pubsub/looks.py",
+        "                if found:\n                    return found, True\n",
+        "",
+        "unit/brokers/pubsub/test_looks.py::test_what_was_found_is_told_although_the_rest_is_unavailable",
+    ),
+    Mutant(
+        "a message that waits and can't be published anew is redelivered at each lease's end",
+        "gwi_celery/brokers/pubsub/deliveries.py",
+        "self.release(delivery, max(not_before - time.time(), 1.0))",
+        "pass",
+        "unit/brokers/pubsub/test_deliveries.py::test_a_waiting_message_that_can_not_be_published_anew_is_deferred_once_more",
+    ),
+]
