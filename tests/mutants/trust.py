@@ -90,11 +90,11 @@ TRUST = [
         "unit/test_folder.py::test_a_name_in_the_database_reaches_no_other_file",
     ),
     Mutant(
-        "the embedded folder is open to other users",
+        "a folder that an earlier release left open stays open",
         "gwi_celery/folder.py",
-        "os.mkdir(folder, 0o700)",
-        "os.mkdir(folder, 0o755)",
-        "unit/test_folder.py::test_it_is_made_for_its_owner_alone",
+        "    if not found.st_mode & 0o077:\n        return\n",
+        "    return\n",
+        "unit/test_folder.py::test_what_an_older_release_made_is_closed",
     ),
     Mutant(
         "a message's body is logged",

@@ -700,7 +700,7 @@ def test_each_ack_of_an_exactly_once_queue_is_refused_by_itself(
         subscription=path, ack_ids=[id.split()[1] for id in lost], ack_deadline_seconds=0
     )
     broker.client.call("ModifyAckDeadline", nack, path)
-    twin.switch(transient_acks=0.1)
+    twin.switch(transient_acks=0.3)  # by chance none is refused: once in 600 times
     with caplog.at_level(logging.WARNING):
         broker.ack(held)
         assert broker.flush(10)
