@@ -213,4 +213,18 @@ BROKER = [
         "",
         "pubsub/test_background.py::test_a_call_after_the_batch_that_it_inherited_is_published_by_itself",
     ),
+    Mutant(
+        "a queue's time to live drops what waits for its ETA",
+        "gwi_celery/brokers/pubsub/deliveries.py",
+        "age = wall - max(delivery.published_at, parsed.not_before)",
+        "age = wall - delivery.published_at",
+        "contract/test_broker_shared.py::test_waiting_for_its_time_is_not_waiting_too_long",
+    ),
+    Mutant(
+        "messages of a paused queue are handed over",
+        "gwi_celery/transport/channel.py",
+        "if self.authority is not None and consumer.queue in self.authority.pauses.queues:",
+        "if False:",
+        "cli/test_on_pubsub.py::test_a_paused_queue_is_left_alone_until_it_is_resumed",
+    ),
 ]

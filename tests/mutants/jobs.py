@@ -209,6 +209,27 @@ WORKER = [
         "            pass",
         "unit/reliability/test_task.py::test_a_replacement_that_can_not_be_recorded_fails_the_job",
     ),
+    Mutant(
+        "a job waits beyond its deadline",
+        "gwi_celery/reliability/settling.py",
+        "delay = min(delay, left + _PAST_DEADLINE)",
+        "pass",
+        "unit/reliability/test_waiting.py::test_it_waits_no_longer_than_for_its_deadline",
+    ),
+    Mutant(
+        "past its deadline a job asks again without a pause",
+        "gwi_celery/reliability/settling.py",
+        "if deadline is not None and (left := float(deadline) - time.time()) > 0:",
+        "if deadline is not None and (left := float(deadline) - time.time()):",
+        "unit/reliability/test_waiting.py::test_it_waits_no_longer_than_for_its_deadline",
+    ),
+    Mutant(
+        "a retry that is quicker than the end of its attempt waits for a lock of its own",
+        "gwi_celery/reliability/claims.py",
+        "_PAUSES: Final = (0.02, 0.05, 0.1, 0.2)",
+        "_PAUSES: Final = ()",
+        "unit/reliability/test_waiting.py::test_a_retry_that_is_quicker_than_the_end_of_its_attempt_begins_then",
+    ),
 ]
 
 SERVICE = [
@@ -260,5 +281,12 @@ SERVICE = [
         "if self._settings.service_token or not self._settings.development:",
         "if self._settings.service_token:",
         "unit/service/test_health.py::test_stats_are_closed_unless_a_token_is_set_or_in_development",
+    ),
+    Mutant(
+        "a caller that is refused while it sends gets no answer",
+        "gwi_celery/service/connections.py",
+        "if self._sends():",
+        "if False:",
+        "unit/service/test_connections.py::test_who_is_refused_while_it_sends_reads_the_answer",
     ),
 ]

@@ -108,4 +108,32 @@ PUBSUB = [
         "pass",
         "unit/brokers/pubsub/test_deliveries.py::test_a_waiting_message_that_can_not_be_published_anew_is_deferred_once_more",
     ),
+    Mutant(
+        "a message is dropped with its retention while its ETA is ahead",
+        "gwi_celery/brokers/pubsub/deliveries.py",
+        "if left <= 0 or wait <= backoff + _HOLD:",
+        "if wait <= backoff + _HOLD:",
+        "testing/test_broker_on_twin.py::test_a_far_eta_is_published_anew_by_its_age_also_where_nothing_counts_deliveries",
+    ),
+    Mutant(
+        "a lease that is lost is taken for held",
+        "gwi_celery/brokers/pubsub/deliveries.py",
+        "lost = [d for d in group if _parts(d)[1] in exc.lost]",
+        "lost = []",
+        "testing/test_broker_on_twin.py::test_each_ack_of_an_exactly_once_queue_is_refused_by_itself",
+    ),
+    Mutant(
+        "an empty answer is taken for an empty level",
+        "gwi_celery/brokers/pubsub/lines.py",
+        "_EMPTY_AFTER, _STILL_EMPTY_AFTER = 3, 2",
+        "_EMPTY_AFTER, _STILL_EMPTY_AFTER = 1, 1",
+        "testing/test_broker_on_twin.py::test_a_level_that_was_empty_is_asked_twice_before_the_next",
+    ),
+    Mutant(
+        "asking whether Pub/Sub answers uses up the quota of admin calls",
+        "gwi_celery/brokers/pubsub/admin.py",
+        "            self.touch(sign)\n",
+        "            if self.get_subscription(sign) is None:\n                raise NotFound(sign)\n",
+        "testing/test_broker_on_twin.py::test_asking_whether_it_answers_costs_no_admin_call",
+    ),
 ]
