@@ -28,7 +28,7 @@ from tests.workers import eventually
 _POINTS = {
     "before it is published": ("gwi_celery.brokers.pubsub.dead:DeadLetters", "_put_back"),
     "before its record ends": ("gwi_celery.authority:Authority", "ended"),
-    "before its ack": ("gwi_celery.brokers.pubsub.dead:Looked", "done_with"),
+    "before its ack": ("gwi_celery.brokers.pubsub.dead:Walk", "done_with"),
 }
 _APP = """
 from celery import Celery
@@ -290,6 +290,7 @@ def test_a_delayed_call_that_is_to_run_now(
         worker.result()
     [copy] = eventually(lambda: broker.peek("celery", 5))
     assert copy.attributes["task_id"] == id
+    assert b'"eta": null' in copy.data, "it is the copy"
     signals.task_postrun.connect(note)
     try:
         with worker_in_thread(app):
