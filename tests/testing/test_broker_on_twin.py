@@ -435,7 +435,7 @@ def test_a_fork_between_two_levels_does_not_end_the_look(
         receiver.want("q", 1)
     for line in lines:
         line.resume()
-    assert wait_for(receiver).data == b"low"
+    assert [d.data for d in eventually(lambda: receiver.poll("q", 1))] == [b"low"]
 
 
 def test_an_ack_may_come_before_its_binding_is_found_everywhere(
