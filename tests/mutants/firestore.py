@@ -19,7 +19,7 @@ FIRESTORE = [
     ),
     Mutant(
         "a holder that renews loses its place after its first lease",
-        "gwi_celery/stores/firestore/limits.py",
+        "gwi_celery/stores/firestore/places.py",
         "elif lock.expired(read.read_time):",
         "elif True:",
         "firestore/test_limits.py::test_a_holder_that_runs_for_long_is_looked_up",
