@@ -26,7 +26,7 @@ from gwi_celery.stores.limits import LimitRef
 #: Microseconds after an operator's change from which no claim takes a place by the former number.
 SETTLED: Final = round(2 * KEPT * SECOND)
 #: For how long a list holds that was read before that, microseconds.
-_UNSETTLED_KEPT: Final = SECOND
+_UNSETTLED_KEPT: Final = 5 * SECOND
 
 _random = random.SystemRandom()
 

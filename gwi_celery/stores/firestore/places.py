@@ -118,21 +118,19 @@ class Look:
 
     def look_at_locks(self) -> None:
         """Sort those whose first lease is over."""
-        locks: dict[str, Document] = {}
-        names = list(dict.fromkeys(data["lock"] for _, data in self._unsure))
-        for start in range(0, len(names), _BATCH):
-            read = self._client.read(names[start : start + _BATCH])
-            locks.update(read.documents)
-        for pick, data in self._unsure:
-            document = locks.get(data["lock"])
-            lock = None if document is None else lock_of(document)
-            if lock is None or lock.nonce != data["nonce"]:
-                self.free.append(pick)
-            elif lock.expired(read.read_time):
-                self._silent[pick.number] = lock
-                self.late.append(pick)
-            else:
-                self.taken[pick.number] = lock.expires
+        for start in range(0, len(self._unsure), _BATCH):
+            some = self._unsure[start : start + _BATCH]
+            read = self._client.read(list(dict.fromkeys(data["lock"] for _, data in some)))
+            for pick, data in some:
+                document = read.documents.get(data["lock"])
+                lock = None if document is None else lock_of(document)
+                if lock is None or lock.nonce != data["nonce"]:
+                    self.free.append(pick)
+                elif lock.expired(read.read_time):
+                    self._silent[pick.number] = lock
+                    self.late.append(pick)
+                else:
+                    self.taken[pick.number] = lock.expires
         self._unsure.clear()
 
     def silent_of(self, picks: Sequence[Pick]) -> list[Lock]:
