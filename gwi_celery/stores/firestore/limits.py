@@ -209,9 +209,13 @@ class Keeper:
         limit, now = limited.limit, looked.now
         with self._mutex:
             lowered = self._lowered.get(limit.id)
-            if lowered is None or lowered.over(now):
+            if lowered is None:
                 return limited
             first, wait = lowered.first(now), lowered.next_free(now)
+            # More places may have become free since the sample was chosen.
+            sampled = first is not None and looked.size >= min(first, _READ)
+            if sampled and lowered.over(now):
+                return limited
             loose, leases_until = lowered.loose, lowered.leases_until
         if first is not None and limit.period is None:
             if now <= leases_until:  # so no holder has fallen silent since they were listed
@@ -219,7 +223,7 @@ class Keeper:
                 own = [p for lock in ours for p in lock.places if p.startswith(f"{limit.id}/")]
                 if taken - len(own) >= limit.places:
                     return Limited(limit, taken, retry_after=request.lease_ttl)
-        elif first is not None and looked.size >= min(first, _READ):
+        elif sampled:
             least = limited.retry_after
             return replace(limited, retry_after=min(wait, least) if least else wait)
         settled = lowered.settled(client.about_now())
