@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -45,3 +46,16 @@ def test_a_signal_may_ring_the_bell_that_is_being_rung(monkeypatch: pytest.Monke
     assert not ringing.is_alive()
     assert os.read(bell.fileno(), 10) == b"\0\0"
     bell.close()
+
+
+def test_a_descriptor_of_any_number_can_be_waited_for() -> None:
+    """select(2) takes those below 1024 only, and a push service may have more connections than that."""
+    bell = wakeups.local_bell()
+    high = fcntl.fcntl(bell.fileno(), fcntl.F_DUPFD_CLOEXEC, 1024)
+    try:
+        wakeups.wait_readable([high], 0.0)
+        bell.ring()
+        wakeups.wait_readable([high], None)
+    finally:
+        os.close(high)
+        bell.close()
