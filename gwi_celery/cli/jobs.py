@@ -20,6 +20,7 @@ from gwi_celery.cli.frame import (
     command,
     confirm,
     end,
+    limited,
     options,
     yes,
 )
@@ -111,7 +112,7 @@ def _row(record: JobRecord) -> dict[str, Any]:
 
 @command(jobs, "list", *_COLUMNS)
 @_filtered
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@limited
 def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     """List jobs that a worker has seen, newest first."""
     rows: list[dict[str, Any]] = []
