@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.text import from_json
 
 #: What is signed: a message's data as published, an operator's mark.
 MESSAGE: Final = "gwi-message-1"
@@ -99,7 +99,7 @@ def _pairs(given: Any, where: str) -> dict[Any, Any]:
         raise ConfigurationError(f"{where} takes a mapping of ids to secrets")
     if given.lstrip().startswith("{"):
         try:
-            return dict(json.loads(given))
+            return dict(from_json(given))
         except ValueError:
             raise ConfigurationError(f"{where} begins like JSON, and is none") from None
     found: dict[str, str] = {}

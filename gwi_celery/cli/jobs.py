@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +27,7 @@ from gwi_celery.cli.frame import show as print_rows
 from gwi_celery.errors import InvalidCall
 from gwi_celery.integration import store_for
 from gwi_celery.jobs import JobRecord, JobStatus, LockRecord, LockRef
+from gwi_celery.text import from_json
 
 #: Jobs that are read at a time.
 _PAGE = 100
@@ -352,7 +352,7 @@ def fork(
     for change in changes:
         name, equals, value = change.partition("=")
         try:
-            changed[name] = json.loads(value)
+            changed[name] = from_json(value)
         except ValueError:
             equals = ""
         if not (name and equals):

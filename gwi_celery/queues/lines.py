@@ -27,6 +27,7 @@ from gwi_celery.errors import InvalidCall
 from gwi_celery.ids import digest
 from gwi_celery.integration import broker_for, integration
 from gwi_celery.queues.dead import recorded
+from gwi_celery.text import from_json
 
 #: Attribute of a message that was imported: the id it was exported under.
 _IMPORTED: Final = "gwi-imported"
@@ -151,8 +152,8 @@ def _read(line: str, number: int) -> DeadLetter:
         )
 
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as exc:
+        fields = from_json(line)
+    except ValueError as exc:
         raise wrong(f"not JSON ({exc})") from exc
     if not isinstance(fields, dict) or fields.keys() != _TYPES.keys():
         raise wrong(f"it needs exactly {', '.join(_TYPES)}")
