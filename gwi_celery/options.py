@@ -7,6 +7,7 @@ URLs) and refuses anything else, so that nothing wrong counts as false or as zer
 from __future__ import annotations
 
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -99,6 +100,21 @@ WHOLE = Kind(_whole, "a whole number")
 TEXT = Kind(_text, "a text")
 MAPPING = Kind(_mapping, "a mapping (JSON in a URL)")
 TEXTS = Kind(_texts, "a list (a,b,c in a URL)")
+
+
+def argument(kind: Kind, lowest: float, highest: float) -> Callable[[str], Any]:
+    """The ``type`` of argparse for a number in that range."""
+
+    def read(text: str) -> Any:
+        try:
+            found = kind.read(text)
+        except (ValueError, OverflowError):
+            found = math.nan
+        if not lowest <= found <= highest:  # NaN is in no range
+            raise ArgumentTypeError(f"{text!r}: write {kind.what} from {lowest} to {highest}")
+        return found
+
+    return read
 
 
 def listed(kind: Kind, what: str) -> Kind:
