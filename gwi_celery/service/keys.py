@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import logging
 import socket
 import threading
@@ -26,6 +25,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from gwi_celery import forks
 from gwi_celery.backoff import Backoff
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.text import from_json
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def fetch_from(url: str, deadline: float = _DEADLINE) -> Fetch:
             call.close()
             if call.ended:  # rather than the error that ending it has caused
                 raise TimeoutError(f"no answer in {deadline:g} s")
-        found = json.loads(data)
+        found = from_json(data)
         if not isinstance(found, dict) or not all(isinstance(pem, str) for pem in found.values()):
             raise ValueError("the answer is not a JSON object of texts")
         return found
