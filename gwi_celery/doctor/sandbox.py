@@ -16,6 +16,8 @@ from gwi_celery.errors import BrokerUnavailable, NotFound
 LEASE = 10
 #: Seconds for which something just created may still be unknown.
 SETTLES = 30.0
+#: Looks for one message, each of some seconds.
+_LOOKS = 3
 _Status = grpc.StatusCode
 
 
@@ -95,6 +97,13 @@ class Sandbox:
                 if time.monotonic() > until:
                     raise
             time.sleep(0.2)
+
+    def first(self, subscription: str, lease: int = LEASE) -> list[Any]:
+        """The message that was published, leased; empty if it has not arrived after some seconds."""
+        for _ in range(_LOOKS):
+            if received := self.look(subscription, 1, lease):
+                return received
+        return []
 
     def ack(self, subscription: str, received: list[Any]) -> None:
         if received:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -18,6 +20,7 @@ from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.cli import gwi
 from gwi_celery.doctor import Finding, examine, main
+from gwi_celery.doctor.pubsub import Trial
 from gwi_celery.testing.emulators import Emulator
 from gwi_celery.testing.twin import Twin, start_twin
 from gwi_celery.testing.twin.cloudrun import start_cloud_run
@@ -109,6 +112,32 @@ def test_what_is_refused_is_told_with_its_reason(twin: Twin) -> None:
     assert found[0].what == "who asks"
     assert all(finding.holds is False for finding in found[1:])
     assert "PERMISSION_DENIED: User not authorized" in str(found[1])
+
+
+def test_where_nothing_arrives_that_is_told_and_nothing_is_acked(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trial, "look", lambda *args: [])
+    called: list[str] = []
+    original = Trial.rpc
+
+    def rpc(self: Trial, rpc: str, *args: Any, **fields: Any) -> Any:
+        called.append(rpc)
+        return original(self, rpc, *args, **fields)
+
+    monkeypatch.setattr(Trial, "rpc", rpc)
+    # Waits for a dead letter for 20 seconds more than that.
+    trial = Trial(parse(_url(twin.endpoint) + "?emulator=strict"), -19.9)
+    try:
+        for check in (trial._late_acks, partial(trial._lease, 10), trial._dead_letter):
+            [finding] = check()
+            assert finding.holds is False
+            assert finding.measured.startswith("nothing arrived"), finding
+            assert finding.change == "run it again"
+    finally:
+        trial.clean_up()
+    assert "CreateSubscription" in called
+    assert "Acknowledge" not in called
 
 
 def test_another_url_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
