@@ -37,14 +37,22 @@ SHAPES["doctor"] = Shape(
     show_default=True,
     help="The longest that one check waits.",
 )
+@click.option(
+    "--echo", default="", metavar="URL", help="With --live: of gwi_celery.doctor.echo, behind IAM."
+)
+@click.option("--echo-account", default="", help="The account that may invoke it.")
 @click.pass_context
-def doctor(ctx: click.Context, live: bool, as_json: bool, seconds: float) -> None:
+def doctor(
+    ctx: click.Context, live: bool, as_json: bool, seconds: float, echo: str, echo_account: str
+) -> None:
     """Check all that the app needs: each problem with the command that mends it. Nothing is changed.
 
     With --live, ask the app's Pub/Sub and Firestore whether they behave as documented. That takes about
     six minutes, costs less than a cent, and leaves nothing behind.
     """
     app: Any = ctx.obj.app
+    if bool(echo) != bool(echo_account) or (echo and not live):
+        raise click.UsageError("--echo and --echo-account belong together, and with --live")
     with reporting():
         if not live:
             app.finalize()
@@ -62,7 +70,15 @@ def doctor(ctx: click.Context, live: bool, as_json: bool, seconds: float) -> Non
                 "neither the broker nor the store is of Google Cloud: set GCP_PROJECT_ID, or a "
                 "pubsub:// broker_url"
             )
-        holds = checks.written(asked, seconds, as_json, click.echo, lambda: [_pinged(app)])
+        holds = checks.written(
+            asked,
+            seconds,
+            as_json,
+            click.echo,
+            lambda: [_pinged(app)],
+            echo=echo,
+            echo_account=echo_account,
+        )
     if not holds:
         ctx.exit(int(Exit.PROBLEMS))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -19,6 +20,10 @@ SETTLES = 30.0
 _Status = grpc.StatusCode
 
 
+class GivenUp(Exception):
+    """The trial ended before the check did."""
+
+
 class Sandbox:
     """The resources of a trial in one project. Any thread may call."""
 
@@ -27,8 +32,22 @@ class Sandbox:
         self.client = Client(options)
         self._prefix = f"gwi-doctor-{os.urandom(5).hex()}"
         self._made: list[tuple[str, str]] = []
+        self._given_up = threading.Event()
+
+    def give_up(self) -> None:
+        """Let checks end: calls under way fail, and each further call or pause raises GivenUp."""
+        self._given_up.set()
+        self.client.close()
+
+    def pause(self, seconds: float) -> None:
+        if self._given_up.wait(seconds):
+            raise GivenUp
 
     def rpc(self, rpc: str, timeout: float = 15.0, **fields: Any) -> Any:
+        self.pause(0)
+        return self._rpc(rpc, timeout, **fields)
+
+    def _rpc(self, rpc: str, timeout: float, **fields: Any) -> Any:
         kind = {"CreateTopic": "Topic", "CreateSubscription": "Subscription"}
         resource = next(
             fields[name] for name in ("name", "subscription", "topic") if name in fields
@@ -53,7 +72,7 @@ class Sandbox:
                 patient = exc.code() in again or not_ready(exc)
                 if not patient or time.monotonic() > until:
                     raise
-            time.sleep(0.2)
+            self.pause(0.2)
 
     def topic(self, name: str) -> str:
         path = f"projects/{self.options.project}/topics/{self._prefix}-{name}"
@@ -87,6 +106,7 @@ class Sandbox:
 
     def look(self, subscription: str, limit: int, lease: int = LEASE) -> list[Any]:
         """Messages that are ready now, leased."""
+        self.pause(0)
         until = time.monotonic() + SETTLES
         while True:
             try:
@@ -94,7 +114,7 @@ class Sandbox:
             except (NotFound, BrokerUnavailable):
                 if time.monotonic() > until:
                     raise
-            time.sleep(0.2)
+            self.pause(0.2)
 
     def ack(self, subscription: str, received: list[Any]) -> None:
         if received:
@@ -102,11 +122,12 @@ class Sandbox:
             self.patiently("Acknowledge", subscription=subscription, ack_ids=ids)
 
     def clean_up(self) -> None:
+        """Delete all that was made."""
         for kind, path in reversed(self._made):
             rpc = f"Delete{kind.capitalize()}"
             for _ in range(10):
                 try:
-                    self.rpc(rpc, 15.0, **{kind: path})
+                    self._rpc(rpc, 15.0, **{kind: path})
                 except grpc.RpcError as exc:
                     if exc.code() in (_Status.PERMISSION_DENIED, _Status.UNAUTHENTICATED):
                         break

@@ -183,6 +183,7 @@ def test_a_stream_of_a_deleted_subscription_ends(calls: Calls) -> None:
         ('hasPrefix(attributes.colour, "re")', True),
         ('-hasPrefix(attributes."a b", "x")', False),
         (r'attributes."a b" = "x\"y"', True),
+        (r'attributes."\141\x20\U00000062" = "x\u0022y"', True),
     ],
 )
 def test_filters_are_applied(calls: Calls, twin: Twin, text: str, passes: bool) -> None:
@@ -202,6 +203,7 @@ def test_filters_are_applied(calls: Calls, twin: Twin, text: str, passes: bool) 
         "attributes:a AND attributes:b OR attributes:c",
         "(attributes:a",
         'attributes.colour ~ "red"',
+        r'attributes.colour = "\U00110000"',
         f'attributes.colour = "{"x" * 256}"',
     ],
 )
