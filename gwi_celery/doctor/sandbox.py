@@ -17,7 +17,10 @@ from gwi_celery.errors import BrokerUnavailable, NotFound
 LEASE = 10
 #: Seconds for which something just created may still be unknown.
 SETTLES = 30.0
+#: Seconds for which something is to be deleted that may not exist.
+_UNSURE = 0.5
 _Status = grpc.StatusCode
+_REFUSED = (_Status.PERMISSION_DENIED, _Status.UNAUTHENTICATED)
 
 
 class GivenUp(Exception):
@@ -31,7 +34,8 @@ class Sandbox:
         self.options = options
         self.client = Client(options)
         self._prefix = f"gwi-doctor-{os.urandom(5).hex()}"
-        self._made: list[tuple[str, str]] = []
+        #: (kind, path) of what was made, and whether that is known.
+        self._made: dict[tuple[str, str], bool] = {}
         self._given_up = threading.Event()
 
     def give_up(self) -> None:
@@ -76,20 +80,19 @@ class Sandbox:
 
     def topic(self, name: str) -> str:
         path = f"projects/{self.options.project}/topics/{self._prefix}-{name}"
-        self._made.append(("topic", path))
-        self.patiently("CreateTopic", name=path)
+        self._make("topic", path)
         return path
 
     def subscription(self, name: str, topic: str, **fields: Any) -> str:
         path = f"projects/{self.options.project}/subscriptions/{self._prefix}-{name}"
-        self._made.append(("subscription", path))
-        self.patiently(
-            "CreateSubscription",
-            name=path,
-            topic=topic,
-            **{"ack_deadline_seconds": LEASE, "labels": {"gwi-doctor": "1"}, **fields},
-        )
+        of_all = {"ack_deadline_seconds": LEASE, "labels": {"gwi-doctor": "1"}}
+        self._make("subscription", path, topic=topic, **{**of_all, **fields})
         return path
+
+    def _make(self, kind: str, path: str, **fields: Any) -> None:
+        self._made[kind, path] = False
+        self.patiently(f"Create{kind.capitalize()}", name=path, **fields)
+        self._made[kind, path] = True
 
     def pair(self, name: str, **fields: Any) -> tuple[str, str]:
         topic = self.topic(name)
@@ -123,14 +126,16 @@ class Sandbox:
 
     def clean_up(self) -> None:
         """Delete all that was made."""
-        for kind, path in reversed(self._made):
-            rpc = f"Delete{kind.capitalize()}"
-            for _ in range(10):
+        for (kind, path), known in reversed(self._made.items()):
+            until = time.monotonic() + (SETTLES if known else _UNSURE)
+            while True:
                 try:
-                    self._rpc(rpc, 15.0, **{kind: path})
+                    self._rpc(f"Delete{kind.capitalize()}", 15.0, **{kind: path})
                 except grpc.RpcError as exc:
-                    if exc.code() in (_Status.PERMISSION_DENIED, _Status.UNAUTHENTICATED):
+                    if exc.code() in _REFUSED or time.monotonic() > until:
                         break
+                    if exc.code() is not _Status.NOT_FOUND:  # it may have taken effect
+                        until = min(until, time.monotonic() + _UNSURE)
                     time.sleep(0.05)
                 else:
                     break
