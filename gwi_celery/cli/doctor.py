@@ -10,6 +10,7 @@ import click
 from gwi_celery import doctor as checks
 from gwi_celery.cli.checkup import checkup
 from gwi_celery.cli.frame import SHAPES, Column, Exit, Shape, Span, reporting, show
+from gwi_celery.cli.plan import options_of
 from gwi_celery.config import urls
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.integration import settings_for
@@ -75,7 +76,8 @@ def doctor(
             seconds,
             as_json,
             click.echo,
-            lambda: [_pinged(app)],
+            options=options_of(app),
+            more=lambda: [_pinged(app)],
             echo=echo,
             echo_account=echo_account,
         )

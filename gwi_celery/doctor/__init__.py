@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.doctor import firestore, pubsub
@@ -30,6 +31,7 @@ def examine(
     seconds: float,
     report: Callable[[Finding], object],
     *,
+    options: Mapping[str, Any] | None = None,
     more: Callable[[], Iterable[Finding]] = tuple,
     echo: str = "",
     echo_account: str = "",
@@ -42,6 +44,7 @@ def examine(
     Args:
         urls: ``pubsub://`` and ``firestore://``.
         seconds: The longest that one check waits.
+        options: Of ``pubsub://``, beside those in the URLs.
         more: Further findings, which are asked for once the brokers have been tried.
         echo: URL of :mod:`gwi_celery.doctor.echo`, behind Cloud Run's IAM, if that is deployed.
         echo_account: The account that may invoke it.
@@ -52,8 +55,8 @@ def examine(
     stores: list[firestore.Trial] = []
     for url in urls:
         if url.startswith("pubsub:"):
-            options = parse(url)
-            brokers.append(pubsub.Trial(options, seconds, echo=echo, echo_account=echo_account))
+            broker = parse(url, options)
+            brokers.append(pubsub.Trial(broker, seconds, echo=echo, echo_account=echo_account))
         elif url.startswith("firestore:"):
             stores.append(firestore.Trial(url, min(seconds, _LOAD), report))
         else:
@@ -62,24 +65,22 @@ def examine(
             )
 
     def findings() -> Iterator[Finding]:
-        for broker in brokers:
-            yield from broker.about()
-        for store in stores:
-            yield from store.about()
-        for broker in brokers:
-            yield from broker.run()
+        for trial in (*brokers, *stores):
+            yield from trial.about()
+        for trial in brokers:
+            yield from trial.run()
         yield from more()
         for store in stores:
             store.run()
-        for broker in brokers:
-            yield from broker.echoed()
+        for trial in brokers:
+            yield from trial.echoed()
 
     try:
         for finding in findings():
             report(finding)
     finally:
-        for broker in brokers:
-            broker.clean_up()
+        for trial in brokers:
+            trial.clean_up()
 
 
 def written(
@@ -87,10 +88,9 @@ def written(
     seconds: float,
     as_json: bool,
     write: Callable[[str], object],
-    more: Callable[[], Iterable[Finding]] = tuple,
-    **echo: str,
+    **more: Any,
 ) -> bool:
-    """Examine and write a report; whether all holds that must. For ``more``, see :func:`examine`."""
+    """Examine and write a report; whether all holds that must. ``more``: see :func:`examine`."""
     findings: list[Finding] = []
 
     def report(finding: Finding) -> None:
@@ -98,7 +98,7 @@ def written(
         if not as_json:
             write(str(finding))
 
-    examine(urls, seconds, report, more=more, **echo)
+    examine(urls, seconds, report, **more)
     broken = sum(finding.holds is False for finding in findings)
     if as_json:
         write(json.dumps([finding.as_json() for finding in findings], indent=1))

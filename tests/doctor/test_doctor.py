@@ -18,6 +18,7 @@ from gwi_celery import setup
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.cli import gwi
+from gwi_celery.cli.frame import Exit
 from gwi_celery.doctor import Finding, examine, main
 from gwi_celery.testing.emulators import Emulator
 from gwi_celery.testing.twin import Twin, start_twin
@@ -158,6 +159,24 @@ def test_what_is_refused_is_told_with_its_reason(twin: Twin) -> None:
     assert found[0].what == "who asks"
     assert all(finding.holds is False for finding in found[1:])
     assert "PERMISSION_DENIED: User not authorized" in str(found[1])
+
+
+def test_the_apps_own_options_count(
+    twin: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nowhere.json"))
+    app = Celery("shop", broker=_url(twin.endpoint), set_as_current=False)
+    app.conf.broker_transport_options = {"emulator": False, "timeout": 1}
+    setup(app, folder=str(tmp_path))
+    asked = ["doctor", "--live", "--json", "--seconds", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app.control, "ping", lambda timeout: [])
+        done = CliRunner().invoke(gwi, asked, obj=SimpleNamespace(app=app))
+    app.close()
+    assert done.exit_code == Exit.PROBLEMS, done.output
+    told = {row["what"]: Finding(**row) for row in json.loads(done.stdout)}
+    assert told["who asks"].holds is False
+    assert "nowhere.json" in told["who asks"].measured
 
 
 def test_what_is_interrupted_ends_soon_and_leaves_nothing(twin: Twin) -> None:
