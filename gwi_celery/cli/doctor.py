@@ -6,13 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from kombu.exceptions import OperationalError
 
 from gwi_celery import doctor as checks
 from gwi_celery.cli.checkup import checkup
 from gwi_celery.cli.frame import SHAPES, Column, Exit, Shape, Span, reporting, show
 from gwi_celery.cli.plan import options_of
 from gwi_celery.config import urls
-from gwi_celery.errors import ConfigurationError
+from gwi_celery.errors import ConfigurationError, GwiError
 from gwi_celery.integration import settings_for
 
 SHAPES["doctor"] = Shape(
@@ -86,11 +87,14 @@ def doctor(
 
 
 def _pinged(app: Any) -> checks.Finding:
-    workers = app.control.ping(timeout=2.0)
+    try:
+        found = f"{len(app.control.ping(timeout=2.0))} of them"
+    except (GwiError, OperationalError) as exc:  # mode=provisioned has no queues for it
+        found = str(exc)
     return checks.Finding(
         "workers answer to a ping",
         None,
         "in mode=managed each that runs",
-        f"{len(workers)} of them",
+        found,
         twin="each that runs",
     )

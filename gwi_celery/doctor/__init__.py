@@ -55,8 +55,8 @@ def examine(
     stores: list[firestore.Trial] = []
     for url in urls:
         if url.startswith("pubsub:"):
-            broker = parse(url, options)
-            brokers.append(pubsub.Trial(broker, seconds, echo=echo, echo_account=echo_account))
+            at = parse(url, options)
+            brokers.append(pubsub.Trial(at, seconds, echo=echo, echo_account=echo_account))
         elif url.startswith("firestore:"):
             stores.append(firestore.Trial(url, min(seconds, _LOAD), report))
         else:
@@ -65,22 +65,24 @@ def examine(
             )
 
     def findings() -> Iterator[Finding]:
-        for trial in (*brokers, *stores):
-            yield from trial.about()
-        for trial in brokers:
-            yield from trial.run()
+        for broker in brokers:
+            yield from broker.about()
+        for store in stores:
+            yield from store.about()
+        for broker in brokers:
+            yield from broker.run()
         yield from more()
         for store in stores:
             store.run()
-        for trial in brokers:
-            yield from trial.echoed()
+        for broker in brokers:
+            yield from broker.echoed()
 
     try:
         for finding in findings():
             report(finding)
     finally:
-        for trial in brokers:
-            trial.clean_up()
+        for broker in brokers:
+            broker.clean_up()
 
 
 def written(
