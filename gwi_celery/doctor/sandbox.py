@@ -12,7 +12,7 @@ import grpc
 from gwi_celery.brokers.pubsub.client import Client, not_ready, pb
 from gwi_celery.brokers.pubsub.looks import look
 from gwi_celery.brokers.pubsub.options import PubSubOptions
-from gwi_celery.errors import BrokerUnavailable, NotFound
+from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, NotFound
 
 LEASE = 10
 #: Seconds for which something just created may still be unknown.
@@ -91,7 +91,12 @@ class Sandbox:
 
     def _make(self, kind: str, path: str, **fields: Any) -> None:
         self._made[kind, path] = False
-        self.patiently(f"Create{kind.capitalize()}", name=path, **fields)
+        try:
+            self.patiently(f"Create{kind.capitalize()}", name=path, **fields)
+        except (BrokerUnusable, grpc.RpcError) as exc:
+            if isinstance(exc, BrokerUnusable) or exc.code() in _REFUSED:
+                del self._made[kind, path]
+            raise
         self._made[kind, path] = True
 
     def pair(self, name: str, **fields: Any) -> tuple[str, str]:

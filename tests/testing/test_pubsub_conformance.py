@@ -253,12 +253,6 @@ def test_a_stream_delivers_and_takes_acks(calls: Calls) -> None:
         stream.send(ack_ids=[again.ack_id])
 
 
-def test_a_half_closed_stream_ends(calls: Calls) -> None:
-    with calls.stream(calls.subscription(calls.topic())) as stream:
-        stream.half_close()
-        assert isinstance(stream.end(), exceptions.ServiceUnavailable)
-
-
 def test_googles_own_subscriber_works(
     calls: Calls, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

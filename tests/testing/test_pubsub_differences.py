@@ -139,8 +139,15 @@ def _closed(calls: Calls) -> object:
         return "closed" if ended else "open"
 
 
-def _raise(exc: Exception) -> None:
-    raise exc
+def _half_closed(calls: Calls) -> object:
+    with calls.stream(calls.subscription(calls.topic())) as stream:
+        stream.half_close()
+        return answer(lambda: _raise(stream.end()))
+
+
+def _raise(exc: Exception | None) -> None:
+    if exc is not None:
+        raise exc
 
 
 def _filtered(calls: Calls) -> object:
@@ -300,6 +307,13 @@ DIFFERENCES = (
     ),
     Difference(
         "stream_life", "a stream of 10 minutes", _closed, "closed", "open", {"stream_life": 0.5}
+    ),
+    Difference(
+        "stream_error",
+        "a stream that its client half-closed ends",
+        _half_closed,
+        "UNAVAILABLE",
+        "OK",
     ),
     Difference("filters", "a message that the filter keeps back", _filtered, [], ["one"]),
     Difference("filters", "a filter that can't be parsed", _no_filter, "INVALID_ARGUMENT", "OK"),

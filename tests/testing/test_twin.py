@@ -155,12 +155,6 @@ def test_limits_of_a_streams_later_requests(calls: Calls, request_: dict[str, An
         assert isinstance(stream.end(), exceptions.InvalidArgument)
 
 
-def test_a_half_closed_stream_ends(calls: Calls) -> None:
-    with calls.stream(calls.subscription(calls.topic())) as stream:
-        stream.half_close()
-        assert isinstance(stream.end(), exceptions.ServiceUnavailable)
-
-
 def test_a_stream_of_a_deleted_subscription_ends(calls: Calls) -> None:
     sub = calls.subscription(calls.topic())
     with calls.stream(sub) as stream:
