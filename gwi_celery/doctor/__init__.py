@@ -17,6 +17,7 @@ from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.doctor import firestore, pubsub
 from gwi_celery.doctor.findings import Finding
 from gwi_celery.errors import ConfigurationError, GwiError
+from gwi_celery.options import NUMBER, argument
 
 __all__ = ["Finding", "examine", "main"]
 
@@ -109,16 +110,6 @@ def written(
     return not broken
 
 
-def _seconds(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = 0.0
-    if not 1.0 <= found <= 3600.0:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a number from 1 to 3600")
-    return found
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gwi_celery.doctor",
@@ -128,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document at the end")
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=argument(NUMBER, 1, 3600),
         default=SECONDS,
         help="of the longest check (default: %(default)g)",
     )

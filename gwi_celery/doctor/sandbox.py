@@ -19,6 +19,8 @@ LEASE = 10
 SETTLES = 30.0
 #: Seconds for which something is to be deleted that may not exist.
 _UNSURE = 0.5
+#: Looks for one message, each of some seconds.
+_LOOKS = 3
 _Status = grpc.StatusCode
 _REFUSED = (_Status.PERMISSION_DENIED, _Status.UNAUTHENTICATED)
 
@@ -123,6 +125,13 @@ class Sandbox:
                 if time.monotonic() > until:
                     raise
             self.pause(0.2)
+
+    def first(self, subscription: str, lease: int = LEASE) -> list[Any]:
+        """The message that was published, leased; empty if it has not arrived after some seconds."""
+        for _ in range(_LOOKS):
+            if received := self.look(subscription, 1, lease):
+                return received
+        return []
 
     def ack(self, subscription: str, received: list[Any]) -> None:
         if received:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.cli import gwi
 from gwi_celery.cli.frame import Exit
 from gwi_celery.doctor import Finding, examine, main
+from gwi_celery.doctor.pubsub import Trial
 from gwi_celery.testing.emulators import Emulator
 from gwi_celery.testing.twin import Twin, start_twin
 from gwi_celery.testing.twin.cloudrun import start_cloud_run
@@ -189,6 +191,32 @@ def test_what_is_interrupted_ends_soon_and_leaves_nothing(twin: Twin) -> None:
         examine([url], 300, report)
     assert watch.seconds < 30
     assert _left(url) == []
+
+
+def test_where_nothing_arrives_that_is_told_and_nothing_is_acked(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trial, "look", lambda *args: [])
+    called: list[str] = []
+    original = Trial.rpc
+
+    def rpc(self: Trial, rpc: str, *args: Any, **fields: Any) -> Any:
+        called.append(rpc)
+        return original(self, rpc, *args, **fields)
+
+    monkeypatch.setattr(Trial, "rpc", rpc)
+    # Waits for a dead letter for 20 seconds more than that.
+    trial = Trial(parse(_url(twin.endpoint) + "?emulator=strict"), -19.9)
+    try:
+        for check in (trial._late_acks, partial(trial._lease, 10), trial._dead_letter):
+            [finding] = check()
+            assert finding.holds is False
+            assert finding.measured.startswith("nothing arrived"), finding
+            assert finding.change == "run it again"
+    finally:
+        trial.clean_up()
+    assert "CreateSubscription" in called
+    assert "Acknowledge" not in called
 
 
 def test_another_url_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

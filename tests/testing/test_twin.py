@@ -22,8 +22,9 @@ from gwi_celery.testing.twin.__main__ import main
 from gwi_celery.testing.twin.checks import Refused
 from gwi_celery.testing.twin.world import World
 from tests import zygote
-from tests.machine import Stopwatch
+from tests.machine import PATIENCE, Stopwatch
 from tests.testing.pubsub_calls import Calls, Endpoint, bodies
+from tests.workers import eventually
 
 #: A switch that is off for all tests but its own.
 _QUIET = {
@@ -561,7 +562,7 @@ def test_it_is_cut_off_with_its_data_or_without(calls: Calls, twin: Twin) -> Non
     sub = calls.subscription(topic)
     calls.publish(topic, "one")
     twin.cut_off(0.3)
-    _until(lambda: _answers(twin))
+    eventually(lambda: _answers(twin))
     assert bodies(_patiently(lambda: calls.pull(sub))) == ["one"]
     twin.cut_off(0.3, keep=False)
     with pytest.raises(exceptions.NotFound):
@@ -611,7 +612,7 @@ def test_push_is_sent_again_until_it_is_taken(calls: Calls, twin: Twin) -> None:
         requests = endpoint.wait_for(3)
         assert len({body for _, body in requests}) == 1
         assert b'"attributes": {"colour": "red"}' in requests[0][1]
-        _until(lambda: twin.counts(sub)["acked"] == 1)
+        eventually(lambda: twin.counts(sub)["acked"] == 1)
         with pytest.raises(exceptions.FailedPrecondition, match="not supported"):
             calls.look(sub)
     finally:
@@ -717,16 +718,9 @@ def _answers(twin: Twin) -> bool:
     return True
 
 
-def _until(holds: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _patiently(call: Callable[[], Any], seconds: float = 20) -> Any:
+def _patiently(call: Callable[[], Any]) -> Any:
     """``call``, made again while there is no connection."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return call()
