@@ -262,4 +262,11 @@ FIRESTORE = [
         "elif barred := []:",
         "contract/test_store_records.py::test_what_a_cancelled_task_has_called_never_begins",
     ),
+    Mutant(
+        "a cancellation whose commit was not answered is not logged",
+        "gwi_celery/stores/firestore/operators.py",
+        "            if known.cancelled_by != by:\n                return False\n            break\n",
+        "            return known.cancelled_by == by\n",
+        "firestore/test_store.py::test_operators_answers_are_true_whatever_becomes_of_the_call",
+    ),
 ]
