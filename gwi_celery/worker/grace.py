@@ -29,6 +29,7 @@ from celery.worker import state
 from gwi_celery import shield
 from gwi_celery.errors import GwiError
 from gwi_celery.exits import end_now
+from gwi_celery.integration import broker_for, displaced, settings_for
 from gwi_celery.worker.pools import pool_processes
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,6 @@ class ShutdownGrace(bootsteps.StartStopStep):
     label = "Grace"
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
-        from gwi_celery.integration import settings_for
-
         super().__init__(worker, **kwargs)
         settings = settings_for(worker.app)
         self._worker = worker
@@ -136,8 +135,6 @@ class _Broker:
         return time.monotonic() - self._answered_at > _SILENCE
 
     def _ask(self) -> None:
-        from gwi_celery.integration import broker_for, displaced
-
         broker = broker_for(self._app)
         while True:
             with contextlib.suppress(GwiError, OSError):

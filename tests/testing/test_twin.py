@@ -22,7 +22,7 @@ from gwi_celery.testing.twin.__main__ import main
 from gwi_celery.testing.twin.checks import Refused
 from gwi_celery.testing.twin.world import World
 from tests import zygote
-from tests.machine import Stopwatch
+from tests.machine import PATIENCE, Stopwatch
 from tests.testing.pubsub_calls import Calls, Endpoint, bodies
 from tests.workers import eventually
 
@@ -722,9 +722,9 @@ def _answers(twin: Twin) -> bool:
     return True
 
 
-def _patiently(call: Callable[[], Any], seconds: float = 20) -> Any:
+def _patiently(call: Callable[[], Any]) -> Any:
     """``call``, made again while there is no connection."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return call()
