@@ -197,7 +197,7 @@ BROKER = [
         "gwi_celery/brokers/pubsub/deliveries.py",
         "own = {k: v for k, v in delivery.attributes.items() if k not in DEATH}",
         "own = dict(delivery.attributes)",
-        "contract/test_broker_operators.py::test_a_publisher_can_t_say_how_its_message_died",
+        "pubsub/test_dead_letters.py::test_a_publisher_can_t_say_how_what_was_delivered_too_often_died",
     ),
     Mutant(
         "a parked message that can't be published now is forgotten",
