@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +19,6 @@ from gwi_celery.brokers.pubsub.options import STRICT_HOST
 from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 from gwi_celery.testing.emulators import Emulator
 from gwi_celery.testing.twin import Twin, start_twin
-from tests import zygote
 from tests.proxy import Proxy, proxied
 from tests.workers import ROOT, Worker, eventually, read_audit
 
@@ -103,14 +105,23 @@ def test_a_region_that_is_cut_off_loses_nothing_and_writes_nothing_more(
     runs = ["r1", "r2", "r3", "r4"]
 
     def call(*arguments: str) -> Any:
-        env = {
-            **twin.environ,
-            FIRESTORE_HOST: firestore_emulator.endpoint,
-            "GCP_PROJECT_ID": project,
-        }
-        done = zygote.run(CALL, *arguments, folder=tmp_path, env=env)
-        assert done.returncode == 0, done.stdout
-        return json.loads(done.stdout.splitlines()[-1]) if "wait" in arguments else None
+        done = subprocess.run(
+            [sys.executable, "-c", CALL, *arguments],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                **twin.environ,
+                FIRESTORE_HOST: firestore_emulator.endpoint,
+                "GCP_PROJECT_ID": project,
+                "PYTHONPATH": f"{ROOT}:{tmp_path}",
+            },
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if done.stdout else None
 
     def started_in_the_east() -> set[str]:
         return {line["run"] for line in read_audit(tmp_path) if line["step"] == 1}
