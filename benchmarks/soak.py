@@ -35,6 +35,7 @@ from typing import Any
 
 import psutil
 
+from gwi_celery.options import NUMBER, SECONDS, WHOLE, argument
 from gwi_celery.testing.emulators import start_firestore, start_pubsub
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,15 +56,42 @@ COLUMNS = (
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--broker", choices=["embedded", "emulator"], default="embedded")
     parser.add_argument("--pool", choices=POOLS, default="prefork")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--rate", type=float, default=5.0, help="calls per second (default 5)")
-    parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
-    parser.add_argument("--concurrency", type=int, help="of each (default: 4, gevent 8, solo 1)")
-    parser.add_argument("--every", type=float, default=30.0, help="seconds between two lines")
-    parser.add_argument("--mix", default=",".join(MIX), help="kinds of jobs (default: all)")
+    parser.add_argument("--minutes", type=argument(NUMBER, 0.1, 100_000), default=10.0)
+    parser.add_argument(
+        "--rate",
+        type=argument(NUMBER, 0.01, 1000),
+        default=5.0,
+        help="calls per second (default 5)",
+    )
+    parser.add_argument(
+        "--workers", type=argument(WHOLE, 1, 100), default=1, help="worker processes (default 1)"
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=argument(WHOLE, 1, 1000),
+        help="of each (default: 4, gevent 8, solo 1)",
+    )
+    parser.add_argument(
+        "--every",
+        type=argument(SECONDS, 0.1, 3600),
+        default=30.0,
+        help="seconds between two lines",
+    )
+    parser.add_argument(
+        "--mix", type=_kinds, default=",".join(MIX), help="kinds of jobs (default: all)"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder for curve.csv and logs (default: a new one)"
     )
+
+
+def _kinds(text: str) -> list[str]:
+    """Kinds of jobs, from a list with commas."""
+    kinds = text.split(",")
+    for kind in kinds:
+        if kind not in MIX:
+            raise argparse.ArgumentTypeError(f"{kind!r}: write some of {','.join(MIX)}")
+    return kinds
 
 
 # --- the jobs ---------------------------------------------------------------------------------------
@@ -346,7 +374,7 @@ def main(options: Any) -> int:
 def _run(
     options: Any, out: Path, folder: Path | None, environment: dict[str, str], jobs: Any
 ) -> int:
-    publisher, audit = Publisher(jobs, options.mix.split(",")), Audit(out / "journal")
+    publisher, audit = Publisher(jobs, options.mix), Audit(out / "journal")
     curve: list[dict[str, float]] = []
     print(f"{options.broker}, {options.pool}: {options.minutes:g} minutes into {out}")
     print("  ".join(f"{column:>12}" for column in COLUMNS), flush=True)

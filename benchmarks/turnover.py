@@ -56,6 +56,7 @@ def run(
     *,
     messages: int = 10_000,
     kill: bool = False,
+    options: str = "",
     settings: dict[str, object] | None = None,
     seed: int = 7,
 ) -> Turnover:
@@ -63,13 +64,14 @@ def run(
 
     Args:
         kill: SIGKILL in place of a warm stop.
+        options: Of the broker, as in its URL: ``priority_levels=0,5``.
         settings: Of Celery, beside its defaults.
     """
     rng = random.Random(seed)
     marks = folder / "marks"
     environment = {
         **twin.environ,
-        "BENCH_BROKER": f"pubsub://turnover-{uuid4().hex[:8]}?lease_seconds={LEASE:g}",
+        "BENCH_BROKER": f"pubsub://turnover-{uuid4().hex[:8]}?lease_seconds={LEASE:g}&{options}",
         "BENCH_MARK": str(marks),
         "BENCH_CONF": json.dumps(settings or {}),
     }

@@ -26,6 +26,8 @@ from gwi_celery.testing.twin import Twin, start_twin
 
 #: Seconds added to each call.
 LATENCY = 0.02
+#: Workers whose queue has to be pulled.
+_PULLING = "stopped, with priority levels"
 ROWS = [
     "delay ms",
     "drain default/s",
@@ -129,12 +131,16 @@ def _near_the_floor(ours: dict[str, float], bare: dict[str, float]) -> tuple[str
 def _turnovers(folder: Path, quick: bool) -> dict[str, turnover.Turnover]:
     """How the workers ended -> what that run showed."""
     runs = {}
-    for how, messages in {"stopped": 10_000, "killed": 3_000}.items():
+    for how, messages in {"stopped": 10_000, "killed": 3_000, _PULLING: 3_000}.items():
         own = folder / how
         own.mkdir()
         with start_twin(faults=0, early_expiry=0) as twin:
             runs[how] = turnover.run(
-                twin, own, messages=messages // (5 if quick else 1), kill=how == "killed"
+                twin,
+                own,
+                messages=messages // (5 if quick else 1),
+                kill=how == "killed",
+                options="priority_levels=0,5" if how == _PULLING else "",
             )
     return runs
 

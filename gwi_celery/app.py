@@ -23,16 +23,10 @@ from gwi_celery.integration import (
     unwrapped,
 )
 from gwi_celery.reliability import sending
-from gwi_celery.service.worker import HealthServer
 from gwi_celery.stores.url import check_store_url
 from gwi_celery.telemetry import logs, tracing
 from gwi_celery.transport import check_url, register
 from gwi_celery.transport.connection import REFUSED_OPTION, Connection
-from gwi_celery.upkeep import Upkeep
-from gwi_celery.worker.grace import ShutdownGrace
-from gwi_celery.worker.pausing import PauseWatch
-from gwi_celery.worker.pools import PoolCheck
-from gwi_celery.worker.stopping import FolderWatch, StopFlag
 
 #: All but ``setup`` moved to ``gwi_celery.integration``; 0.1 had them here.
 __all__ = ["broker_for", "integration", "settings_for", "setup", "store_for"]
@@ -43,6 +37,18 @@ _BACKENDS = {
     "firestore": "gwi_celery.backends.firestore:FirestoreBackend",
 }
 
+
+#: What a worker does beside Celery's own steps. By name: producers need none of it.
+_BOOTSTEPS = (
+    "gwi_celery.provisioned:NoEvents",
+    "gwi_celery.service.worker:HealthServer",
+    "gwi_celery.upkeep:Upkeep",
+    "gwi_celery.worker.grace:ShutdownGrace",
+    "gwi_celery.worker.pausing:PauseWatch",
+    "gwi_celery.worker.pools:PoolCheck",
+    "gwi_celery.worker.stopping:FolderWatch",
+    "gwi_celery.worker.stopping:StopFlag",
+)
 
 #: The consumer class with which Celery's worker survives any message.
 _CONSUMER = "gwi_celery.worker.consumer:Consumer"
@@ -75,18 +81,7 @@ def setup(app: Any, **settings: Any) -> Settings:
     loaded = _configure(app)
     logs.configure(loaded)
     tracing.configure(loaded)
-    app.steps["worker"].update(
-        (
-            PoolCheck,
-            StopFlag,
-            HealthServer,
-            ShutdownGrace,
-            FolderWatch,
-            Upkeep,
-            PauseWatch,
-            "gwi_celery.provisioned:NoEvents",
-        )
-    )
+    app.steps["worker"].update(_BOOTSTEPS)
     sending.keep_promises(app)
     beat.install()
     app.amqp.Connection = Connection

@@ -64,23 +64,15 @@ class Authority:
         self._lock = forks.lock()
         #: Paused queues, where the broker can't pause one itself.
         self.pauses = Pauses(self._paused)
-        rights = sorted((queue, repr(own)) for queue, own in settings.queue_rights.items())
-        #: The same in all processes of the app.
-        parts = (settings.effective_store_url, *self.keys, repr(rights))
-        self.id = digest("authority", *parts, str(settings.max_decoded_bytes))
+        #: The same in all processes of the app, and in no app whose settings differ in what is used here.
+        self.id = _id(settings)
         with _lock:
             self.number = next(_numbers)
             _made.add(self)
 
     def same(self, settings: Settings) -> bool:
         """Whether those settings would make the same authority."""
-        ours, theirs = self._settings, settings
-        return (
-            ours.signing_keys == theirs.signing_keys
-            and ours.queue_rights == theirs.queue_rights
-            and ours.max_decoded_bytes == theirs.max_decoded_bytes
-            and ours.effective_store_url == theirs.effective_store_url
-        )
+        return _id(settings) == self.id
 
     @property
     def max_decoded_bytes(self) -> int:
@@ -190,6 +182,13 @@ class Authority:
             if self._stores_key is None:
                 self._stores_key = Keys({STORE: self._store().operator_key()})
             return self._stores_key
+
+
+def _id(settings: Settings) -> str:
+    rights = sorted((queue, repr(own)) for queue, own in settings.queue_rights.items())
+    keys = keys_of(settings.signing_keys).names
+    parts = (settings.effective_store_url, *keys, repr(rights))
+    return digest("authority", *parts, str(settings.max_decoded_bytes))
 
 
 #: All that live. Not by their ids: apps with the same store and keys share one, and may end in any order.

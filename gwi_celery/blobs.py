@@ -40,9 +40,7 @@ def dump(value: Any, *, what: str, limit: int) -> bytes:
             f"{what} is {len(raw):,} bytes of JSON, and the limit is {limit:,}: keep it in a file or "
             "bucket and return its name, or raise the limit (max_checkpoint_bytes, max_result_bytes)"
         )
-    if len(raw) < _COMPRESS_FROM:
-        return _PLAIN + raw
-    return _ZLIB + zlib.compress(raw, 1)
+    return packed(raw)
 
 
 def refuse_types(value: Any, encoded: Any, *, what: str) -> None:
@@ -72,5 +70,15 @@ def _advice(value: Any) -> str:
 
 def load(blob: bytes) -> Any:
     """The value of a blob that :func:`dump` made."""
+    return json.loads(unpacked(blob))
+
+
+def packed(raw: bytes) -> bytes:
+    """JSON bytes as they are kept: compressed, if there are many."""
+    return _PLAIN + raw if len(raw) < _COMPRESS_FROM else _ZLIB + zlib.compress(raw, 1)
+
+
+def unpacked(blob: bytes) -> bytes:
+    """The JSON bytes that :func:`packed` was given."""
     kind, body = blob[:1], blob[1:]
-    return json.loads(zlib.decompress(body) if kind == _ZLIB else body)
+    return zlib.decompress(body) if kind == _ZLIB else body

@@ -1,8 +1,8 @@
 """One frozen :class:`Settings` object.
 
 Each setting is taken from the first of: the argument to ``setup()``, ``app.conf.gwi_<name>``, its
-environment variable, its default. Only the emulators' addresses and Google's credentials are read from
-the environment elsewhere, where they are used.
+environment variable, its default. What Google's own libraries read from the environment (emulators'
+addresses, credentials, the universe's domain) is read where it is used.
 """
 
 from __future__ import annotations

@@ -284,4 +284,4 @@ class DeadlinePassed(Interrupt):
 
 
 class WorkerStopping(Interrupt):
-    """This worker is shutting down: the job goes on elsewhere from its last step."""
+    """This worker is shutting down: the job continues on another worker, after its last recorded step."""

@@ -18,7 +18,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from kombu.utils import json
 
 from gwi_celery.errors import JobFailed
-from gwi_celery.text import cut, safe_text
+from gwi_celery.text import cut, safe_repr, safe_text
 
 #: Longest text of an error and of one of its arguments, bytes of UTF-8. A longer one is cut, and says so.
 MAX_TEXT: Final = 20_000
@@ -145,18 +145,8 @@ def _storable(arguments: tuple[Any, ...], text: str) -> list[Any]:
             size += len(encoded)
             stored.append(argument)
         except BaseException:  # its __json__ or __reduce__ may do anything
-            stored.append(safe_text(_Repr(argument), MAX_TEXT))
+            stored.append(safe_repr(argument, MAX_TEXT))
     return [text] if size > _MAX_ARGS else stored
-
-
-class _Repr:
-    """A value whose ``str`` is another's ``repr``."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __str__(self) -> str:
-        return repr(self._value)
 
 
 # --- told to the worker's main process --------------------------------------------------------------

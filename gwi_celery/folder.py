@@ -81,8 +81,9 @@ def make(folder: Path) -> None:
             os.mkdir(folder, 0o700)
             if folder in _relative:
                 logger.warning(
-                    "an empty queue begins in %s, which depends on the current directory: a process "
-                    "started in another directory has another queue. Set GWI_FOLDER to an absolute path",
+                    "made %s for queues and jobs. It is empty, and its place depends on the current "
+                    "directory: a process started in another directory uses another folder. Set "
+                    "GWI_FOLDER to an absolute path",
                     folder,
                 )
         found = os.lstat(folder)

@@ -94,11 +94,13 @@ def find(*, app: Any = None) -> list[LimitState]:
     rates = integration(app).rates
     found = []
     for id, ref in known.items():
-        places = sorted(held.get(id, ()), key=lambda p: p.taken_at)
+        now = in_force(ref, settings)
+        places = [place for place in held.get(id, ()) if _counts(place, now)]
+        places.sort(key=lambda p: p.taken_at)
         state = _state(ref, settings, tasks, places)
         if rates is not None and ref.rate is not None:
             filled = sorted(ref.values) == sorted(Limit(ref.name, rate=state.rate).arguments())
-            used = rates.used(in_force(ref, settings)) if filled else None
+            used = rates.used(now) if filled else None
             state = replace(state, used=used)
         found.append(state)
     return sorted(found, key=lambda state: (state.name, bool(state.rate), sorted(state.of.items())))
@@ -133,10 +135,14 @@ def set(
     done = action(
         "set limit", _target(name, of), (of or {}).get("tenant_id"), allows=rate or max_running
     )
-    setting = LimitSetting(name, dict(of or {}), max_running, parsed, time.time(), done.who)
-    former = store.limit_settings().get(setting.id)
-    if former is not None:
-        setting = replace(setting, before=former.max_running or 0)
+    coded = [
+        _ref(name, {}, limit.max_running, limit.rate).places
+        for _, limit in _limits_of(app)
+        if (limit.name == name or callable(limit.name)) and (limit.rate is None) == (rate is None)
+    ]
+    setting = LimitSetting(
+        name, dict(of or {}), max_running, parsed, time.time(), done.who, max(coded, default=0)
+    )
     store.record_action(done)
     store.set_limit(setting)
 
@@ -208,6 +214,13 @@ def _held_ref(place: PlaceRecord, known: Mapping[str, LimitRef]) -> LimitRef:
             return replace(ref, values=place.values)
     unknown = Rate(1, max(place.free_at - place.taken_at, 1.0)) if place.of_rate else None
     return LimitRef(place.name, place.values, None if place.of_rate else 1, unknown)
+
+
+def _counts(place: PlaceRecord, limit: LimitRef) -> bool:
+    """Whether a place that is listed as taken counts: a rate's time may have been shortened since."""
+    period = limit.period
+    longer = period is not None and place.free_at - place.taken_at > period
+    return not longer or place.taken_at + (period or 0.0) > time.time()
 
 
 def _state(

@@ -6,8 +6,8 @@ URLs) and refuses anything else, so that nothing wrong counts as false or as zer
 
 from __future__ import annotations
 
-import json
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from gwi_celery.errors import ConfigurationError
-from gwi_celery.text import nearest
+from gwi_celery.text import from_json, nearest, safe_repr
 
 _WORDS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -34,8 +34,8 @@ class Kind:
         """The value as read. Raises ConfigurationError, which names ``where`` it was found."""
         try:
             return self.read(value)
-        except (TypeError, ValueError, OverflowError):
-            raise ConfigurationError(f"{where} is {value!r}, {but} {self.what}") from None
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            raise ConfigurationError(f"{where} is {safe_repr(value)}, {but} {self.what}") from None
 
     def called(self, what: str) -> Kind:
         return replace(self, what=what)
@@ -79,12 +79,18 @@ def _text(value: Any) -> str:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    return dict(json.loads(value) if isinstance(value, str) else value)
+    return dict(from_json(value) if isinstance(value, str) else value)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
     items = [x for x in value.split(",") if x.strip()] if isinstance(value, str) else value
-    return tuple(str(item).strip() for item in items)
+    return tuple(_item(item) for item in items)
+
+
+def _item(value: Any) -> str:
+    if not isinstance(value, (str, int, float)):
+        raise TypeError(value)
+    return str(value).strip()
 
 
 BOOLEAN = Kind(_boolean, "true or false")
@@ -94,6 +100,21 @@ WHOLE = Kind(_whole, "a whole number")
 TEXT = Kind(_text, "a text")
 MAPPING = Kind(_mapping, "a mapping (JSON in a URL)")
 TEXTS = Kind(_texts, "a list (a,b,c in a URL)")
+
+
+def argument(kind: Kind, lowest: float, highest: float) -> Callable[[str], Any]:
+    """The ``type`` of argparse for a number in that range."""
+
+    def read(text: str) -> Any:
+        try:
+            found = kind.read(text)
+        except (ValueError, OverflowError):
+            found = math.nan
+        if not lowest <= found <= highest:  # NaN is in no range
+            raise ArgumentTypeError(f"{text!r}: write {kind.what} from {lowest} to {highest}")
+        return found
+
+    return read
 
 
 def listed(kind: Kind, what: str) -> Kind:

@@ -10,7 +10,7 @@ from gwi_celery.errors import ConfigurationError
 REQUIRED: dict[str, tuple[Any, str]] = {
     "task_acks_late": (True, "a worker that is killed would lose its jobs"),
     "task_reject_on_worker_lost": (True, "a pool process that is killed would lose its job"),
-    "task_retry_on_worker_lost": (False, "a killed job's retry would be another submission of it"),
+    "task_retry_on_worker_lost": (False, "a killed job's retry would count as a new submission"),
     "worker_prefetch_multiplier": (1, "a worker would keep jobs from others while it is busy"),
     "task_serializer": ("json", "duplicates could not be recognised by their payload"),
     "result_serializer": ("json", "results could not be answered from the store"),

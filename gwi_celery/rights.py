@@ -61,7 +61,7 @@ def read_rights(given: Any, where: str) -> dict[str, Rights]:
         values = {
             name: _SIGNED.convert(value, f"{place}.{name}")
             if name == "signed"
-            else _NAMES.convert(value, f"{place}.{name}")
+            else (_EXCHANGES if name == "exchanges" else _NAMES).convert(value, f"{place}.{name}")
             for name, value in given_rights.items()
         }
         for wrong in {*values.get("formats", ())} - {CELERY, PLAIN}:
@@ -72,7 +72,8 @@ def read_rights(given: Any, where: str) -> dict[str, Rights]:
     return made
 
 
-_NAMES = options.optional(options.TEXTS.called("a list of texts"))
+_NAMES = options.TEXTS.called("a list of texts")
+_EXCHANGES = options.optional(_NAMES)
 _SIGNED = options.optional(options.BOOLEAN)
 
 _DEFAULT: Final = Rights()

@@ -9,17 +9,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.text import from_json
 
 #: What is signed: a message's data as published, an operator's mark.
 MESSAGE: Final = "gwi-message-1"
 MARK: Final = "gwi-mark-1"
+#: Purpose of a MAC over nothing, which tells one secret from another.
+_NAME: Final = "gwi-name-1"
 
 #: Shortest secret, bytes: as long as the MAC.
 _SHORTEST: Final = 32
@@ -43,11 +45,18 @@ class Keys:
     def __iter__(self) -> Iterator[str]:
         return iter(self._secrets)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Differs for any two sets of keys, and for two orders of one; shows nothing of the secrets."""
+        return tuple(self._sign(key_id, _NAME, b"") for key_id in self._secrets)
+
     def __repr__(self) -> str:
         return f"<Keys {', '.join(self._secrets)}>"
 
     def sign(self, purpose: str, data: bytes) -> str:
-        key_id = next(reversed(self._secrets))
+        return self._sign(next(reversed(self._secrets)), purpose, data)
+
+    def _sign(self, key_id: str, purpose: str, data: bytes) -> str:
         return f"{key_id}:{_mac(self._secrets[key_id], purpose, data)}"
 
     def verify(self, purpose: str, data: bytes, signature: str) -> bool:
@@ -99,7 +108,7 @@ def _pairs(given: Any, where: str) -> dict[Any, Any]:
         raise ConfigurationError(f"{where} takes a mapping of ids to secrets")
     if given.lstrip().startswith("{"):
         try:
-            return dict(json.loads(given))
+            return dict(from_json(given))
         except ValueError:
             raise ConfigurationError(f"{where} begins like JSON, and is none") from None
     found: dict[str, str] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from celery.exceptions import InvalidTaskError
@@ -30,10 +30,27 @@ def safe_text(value: Any, limit: int = REASON_BYTES) -> str:
     A value whose ``__str__`` raises is described by its type and by what was raised. A longer text is
     cut, and says how much is missing.
     """
+    return _safe("{!s}".format, value, limit)
+
+
+def safe_repr(value: Any, limit: int = REASON_BYTES) -> str:
+    """``repr(value)``, as :func:`safe_text` has it."""
+    return _safe("{!r}".format, value, limit)
+
+
+def _safe(made: Callable[[Any], str], value: Any, limit: int) -> str:
     try:
-        return cut(f"{value!s}", limit)
+        return cut(made(value), limit)
     except BaseException as exc:  # SystemExit too: it is the value's, and must not end the process
         return cut(f"<{_type_name(value)} whose text raises {_type_name(exc)}>", limit)
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of JSON that others wrote. Raises ValueError, also for what is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def safe_error(exc: BaseException, limit: int = REASON_BYTES) -> str:

@@ -24,9 +24,10 @@ from gwi_celery import expiry
 from gwi_celery.background import Ticker
 from gwi_celery.backoff import jitter
 from gwi_celery.brokers.embedded import EmbeddedBroker
-from gwi_celery.errors import ConfigurationError, GwiError
+from gwi_celery.errors import ConfigurationError, GwiError, StoreUnusable
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.sqlite import SqliteStore
+from gwi_celery.text import safe_error
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ _BATCH = 200
 _PAUSE = 0.05
 #: Seconds between two searches for dead letters that are about to expire.
 _ANNOUNCE_EVERY = 3600.0
+#: Seconds after which an error that lasts is logged again.
+_AGAIN = 3600.0
 #: The lock file in an embedded folder, and the length of the time of the last turn, which it holds.
 _LOCK, _WIDTH = "upkeep.lock", 17
 
@@ -71,6 +74,8 @@ class Cleaner:
         self._ticker = Ticker("gwi-upkeep", self._take_turn)
         #: Monotonic time from which on what is about to expire is announced again.
         self._announce_at = 0.0
+        #: What fails -> the error that was logged, and the monotonic time when it is logged again.
+        self._failing: dict[str, tuple[str, float]] = {}
 
     def start(self) -> None:
         if self._interval > 0:
@@ -87,22 +92,31 @@ class Cleaner:
     def _take_turn(self) -> float:
         if time.monotonic() >= self._announce_at:  # before any of it is gone
             self._announce_at = time.monotonic() + _ANNOUNCE_EVERY
-            with _logged("dead letters about to expire could not be announced or archived yet"):
+            with self._logged(
+                "dead letters about to expire could not be announced or archived yet"
+            ):
                 _before_they_expire(self._app)
-        with _logged("expired records could not be deleted yet"):
+        with self._logged("expired records could not be deleted yet"):
             clean(self._app, interval=self._interval, stopping=self._stop)
         return self._next_turn()
 
-
-@contextmanager
-def _logged(what: str) -> Iterator[None]:
-    """Errors in the block are logged as ``what``, and end only the block."""
-    try:
-        yield
-    except GwiError as exc:
-        logger.warning("%s: %s", what, exc)
-    except Exception:
-        logger.exception(what)
+    @contextmanager
+    def _logged(self, what: str) -> Iterator[None]:
+        """Errors in the block end only the block. One that lasts is logged, as ``what``, once an hour."""
+        try:
+            yield
+        except Exception as exc:
+            error, now = safe_error(exc), time.monotonic()
+            logged, again = self._failing.get(what, ("", 0.0))
+            if error == logged and now < again:
+                return
+            self._failing[what] = error, now + _AGAIN
+            if isinstance(exc, GwiError):
+                logger.warning("%s: %s", what, exc)
+            else:
+                logger.exception(what)
+        else:
+            self._failing.pop(what, None)
 
 
 def _before_they_expire(app: Any) -> None:
@@ -161,15 +175,21 @@ def _chores(app: Any) -> dict[Path | None, list[_Chore]]:
 
 @contextmanager
 def _alone_in(folder: Path | None, interval: float) -> Iterator[bool]:
-    """Whether to clean this folder: False if another process is doing so, or did so lately."""
+    """Whether to clean this folder: False if another process is doing so, or did so lately.
+
+    Raises StoreUnusable for a folder that can't be written.
+    """
     if folder is None:
         yield True
         return
-    if not folder.is_dir():
+    try:
+        # Not flock(): a pool's child would inherit the lock.
+        fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except (FileNotFoundError, NotADirectoryError):
         yield False  # unused so far
         return
-    # Not flock(): a pool's child would inherit the lock.
-    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        raise _unwritable(folder, exc) from exc
     try:
         with contextlib.suppress(OSError):  # 0.1 made it as open as the umask was
             os.fchmod(fd, 0o600)
@@ -187,6 +207,16 @@ def _alone_in(folder: Path | None, interval: float) -> Iterator[bool]:
             yield False
             return
         yield True
-        os.pwrite(fd, f"{now:0{_WIDTH}.3f}".encode(), 0)
+        try:
+            os.pwrite(fd, f"{now:0{_WIDTH}.3f}".encode(), 0)
+        except OSError as exc:
+            raise _unwritable(folder, exc) from exc
     finally:
         os.close(fd)
+
+
+def _unwritable(folder: Path, exc: OSError) -> StoreUnusable:
+    return StoreUnusable(
+        f"{folder / _LOCK} can't be written ({exc.strerror}): make the folder and its files writable for "
+        "this user, and free some space if its disk is full; or set cleanup_interval=0"
+    )

@@ -24,6 +24,7 @@ Code = grpc.StatusCode
 
 #: The RPCs, as :attr:`Wire.calls` names them.
 COMMIT, READ, QUERY, LISTEN = "Commit", "BatchGetDocuments", "RunQuery", "Listen"
+COUNT = "RunAggregationQuery"
 
 #: How a call may go wrong.
 LOST_REQUEST = "the request is lost"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from types import TracebackType
 
 #: Seconds that something which will happen may take, however busy the machine is. Reached only if it
-#: never happens.
-PATIENCE = 120.0
+#: never happens, as with a mutant, for which tests.mutants sets less.
+PATIENCE = float(os.environ.get("TESTS_PATIENCE", "120"))
 
 #: Seconds of a CPU that a probe takes, and between two of them.
 _PROBE, _PAUSE = 0.01, 0.09

@@ -69,6 +69,11 @@ _PRELOADED = (
     "gwi_celery.brokers.pubsub.broker",
     "gwi_celery.worker.consumer",
     "gwi_celery.worker.grace",
+    "gwi_celery.worker.pausing",
+    "gwi_celery.worker.stopping",
+    "gwi_celery.service.worker",
+    "gwi_celery.provisioned",
+    "gwi_celery.upkeep",
 )
 _MOST = 1 << 20
 

@@ -18,6 +18,7 @@ from examples.repo_insight.app import analyse, app
 from examples.repo_insight.history import RepositoryError, find_git_dir
 from gwi_celery import store_for
 from gwi_celery.errors import GwiError
+from gwi_celery.options import SECONDS, WHOLE, argument
 
 #: Exit codes: the job failed; the call was refused; --timeout is over.
 FAILED, REFUSED, TIMED_OUT = 1, 2, 3
@@ -101,9 +102,19 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", required=True, help="the same run again is answered, not run")
     parser.add_argument("--ref", default="HEAD", help="branch, tag or commit (default: HEAD)")
     parser.add_argument("--out", default="insight-reports", help="folder for reports")
-    parser.add_argument("--batch-size", type=int, default=200, help="commits per recorded step")
+    parser.add_argument(
+        "--batch-size",
+        type=argument(WHOLE, 1, 1_000_000),
+        default=200,
+        help="commits per recorded step",
+    )
     parser.add_argument("--wait", action="store_true", help="show progress until it is done")
-    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds to wait at most")
+    parser.add_argument(
+        "--timeout",
+        type=argument(SECONDS, 0, 10_000_000),
+        default=3600.0,
+        help="seconds to wait at most",
+    )
     return parser.parse_args(argv)
 
 

@@ -7,7 +7,6 @@ Results without a tenant, such as those of release 0.1, behave as Celery's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from celery.result import AsyncResult
 
 from gwi_celery.errors import TaskIdTaken
 from gwi_celery.headers import TENANT_HEADER
+from gwi_celery.text import from_json
 
 #: The field of a stored result that names its tenant.
 FIELD: Final = "gwi_tenant"
@@ -52,7 +52,7 @@ def tenant_of(request: Any) -> str | None:
 def tenant_in(meta: Any) -> str | None:
     """The tenant of a stored result, given as JSON; None if it names none."""
     try:
-        tenant = json.loads(meta).get(FIELD)
+        tenant = from_json(meta).get(FIELD)
     except (ValueError, AttributeError, TypeError):
         return None
     return tenant if isinstance(tenant, str) else None

@@ -111,7 +111,7 @@ def letter_of(queue: str, message: StoredMessage) -> DeadLetter:
 
 
 #: Seconds since the epoch: the year 2286.
-_LATEST: Final = 1e10
+LATEST: Final = 1e10
 #: Attribute that Pub/Sub's own dead lettering adds.
 _FORWARDED: Final = "CloudPubSubDeadLetterSourceDeliveryCount"
 #: How 0.1 began its reasons -> their kind.
@@ -155,7 +155,7 @@ def _moment(text: str | None, otherwise: float) -> float:
         found = float(text or "")
     except ValueError:
         return otherwise
-    return found if 0 <= found < _LATEST else otherwise
+    return found if 0 <= found <= LATEST else otherwise
 
 
 def _number(text: str | None) -> int:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import re
+import selectors
 import stat
 import time
 import uuid
@@ -234,6 +235,14 @@ class PipeWakeups:
 def local_bell() -> Bell:
     """A bell that only threads of this process can ring."""
     return Bell("", *_pipe(), None)
+
+
+def wait_readable(fds: Iterable[int], seconds: float | None) -> None:
+    """Wait until one of them is readable, ``seconds`` at most. Any number may be open in the process."""
+    with selectors.DefaultSelector() as waiting:
+        for fd in fds:
+            waiting.register(fd, selectors.EVENT_READ)
+        waiting.select(seconds)
 
 
 def _pipe() -> tuple[int, int]:

@@ -206,4 +206,4 @@ def _dead_letters(app: Any) -> Finding:
         count = sum(1 for _ in queues.dead_letters(app))
     if count:
         return _checked("dead letters", False, f"{count} are there", "celery -A APP gwi dlq list")
-    return _checked("dead letters", True, "none is known of")
+    return _checked("dead letters", True, "none known")

@@ -12,7 +12,18 @@ import click
 
 from gwi_celery import queues
 from gwi_celery.brokers.base import KINDS_OF_DEATH
-from gwi_celery.cli.frame import SPAN, Column, Exit, Progress, command, confirm, end, options, yes
+from gwi_celery.cli.frame import (
+    SPAN,
+    Column,
+    Exit,
+    Progress,
+    command,
+    confirm,
+    end,
+    limited,
+    options,
+    yes,
+)
 from gwi_celery.integration import store_for
 from gwi_celery.queues import DeadLetter
 from gwi_celery.queues.dead import recorded
@@ -83,7 +94,7 @@ def _row(dead: DeadLetter) -> dict[str, Any]:
 @command(dlq, "list", *_WHO, *_MORE)
 @_filtered
 @_LOOK
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@limited
 def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     """List dead letters, the latest death first."""
     if recorded(app) is not None and not given["look"]:  # in that order; no more is read

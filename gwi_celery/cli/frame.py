@@ -373,6 +373,8 @@ class Span(click.ParamType):  # type: ignore[type-arg] # not in every release
 
 #: An option of a length of time.
 SPAN: Final = Span()
+#: How much a list shows.
+limited = click.option("--limit", type=click.IntRange(1, 10**9), default=100, show_default=True)
 
 
 # --- before a change ------------------------------------------------------------------------------

@@ -95,7 +95,8 @@ def _gcloud(needed: Deployment) -> Iterator[str]:
                     f"  # {grant.why}"
                 )
         yield from indexes.commands(needed.store.project, needed.store.database)
-    yield "\n# Messages are pulled. To have them pushed to a service: celery -A APP gwi push-to URL"
+    yield "\n# Messages are pulled. To have them pushed to a service: celery -A APP gwi push-to URL,"
+    yield "# and the grants that docs/service.md lists."
 
 
 def _make(kind: str, path: str) -> list[str]:

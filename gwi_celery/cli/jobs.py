@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from gwi_celery.cli.frame import (
     command,
     confirm,
     end,
+    limited,
     options,
     yes,
 )
@@ -27,6 +27,7 @@ from gwi_celery.cli.frame import show as print_rows
 from gwi_celery.errors import InvalidCall
 from gwi_celery.integration import store_for
 from gwi_celery.jobs import JobRecord, JobStatus, LockRecord, LockRef
+from gwi_celery.text import from_json
 
 #: Jobs that are read at a time.
 _PAGE = 100
@@ -111,7 +112,7 @@ def _row(record: JobRecord) -> dict[str, Any]:
 
 @command(jobs, "list", *_COLUMNS)
 @_filtered
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@limited
 def list_(app: Any, limit: int, **given: Any) -> list[dict[str, Any]]:
     """List jobs that a worker has seen, newest first."""
     rows: list[dict[str, Any]] = []
@@ -351,7 +352,7 @@ def fork(
     for change in changes:
         name, equals, value = change.partition("=")
         try:
-            changed[name] = json.loads(value)
+            changed[name] = from_json(value)
         except ValueError:
             equals = ""
         if not (name and equals):

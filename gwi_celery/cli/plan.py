@@ -28,6 +28,12 @@ def queues_of(app: Any) -> list[QueueSpec]:
     ]
 
 
+def options_of(app: Any) -> dict[str, Any]:
+    """Those of ``pubsub://`` in the app's ``broker_transport_options``."""
+    given = app.conf.broker_transport_options or {}
+    return {name: value for name, value in given.items() if name in OPTIONS}
+
+
 def plan_of(app: Any) -> Deployment:
     """Raises ConfigurationError where the broker is not Pub/Sub."""
     url = next((u for u in urls(app.conf.broker_url) if u.startswith("pubsub:")), None)
@@ -36,8 +42,7 @@ def plan_of(app: Any) -> Deployment:
             f"{app.conf.broker_url} needs nothing of Google Cloud: set GCP_PROJECT_ID, or a "
             "pubsub:// broker_url"
         )
-    given = app.conf.broker_transport_options or {}
-    options = parse(url, {name: value for name, value in given.items() if name in OPTIONS})
+    options = parse(url, options_of(app))
     store_url = settings_for(app).effective_store_url
     store = parse_store(store_url) if store_url.startswith("firestore:") else None
     return deployment.plan(options, queues_of(app), store)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.doctor import firestore, pubsub
 from gwi_celery.doctor.findings import Finding
 from gwi_celery.errors import ConfigurationError, GwiError
+from gwi_celery.options import NUMBER, argument
 
 __all__ = ["Finding", "examine", "main"]
 
@@ -30,31 +32,58 @@ def examine(
     seconds: float,
     report: Callable[[Finding], object],
     *,
+    options: Mapping[str, Any] | None = None,
+    more: Callable[[], Iterable[Finding]] = tuple,
     echo: str = "",
     echo_account: str = "",
 ) -> None:
-    """Try each broker and store, and report each finding as soon as it is made.
+    """Try each broker and store, and report each finding, always in the same order.
+
+    First who asks and what that account may do, then what brokers do, ``more``, what stores do, and the
+    echo service. Whatever ends it, what it made is deleted.
 
     Args:
         urls: ``pubsub://`` and ``firestore://``.
         seconds: The longest that one check waits.
+        options: Of ``pubsub://``, beside those in the URLs.
+        more: Further findings, which are asked for once the brokers have been tried.
         echo: URL of :mod:`gwi_celery.doctor.echo`, behind Cloud Run's IAM, if that is deployed.
         echo_account: The account that may invoke it.
 
     Raises ConfigurationError for another URL, before anything is made.
     """
+    brokers: list[pubsub.Trial] = []
+    stores: list[firestore.Trial] = []
     for url in urls:
-        if not url.startswith(("pubsub:", "firestore:")):
+        if url.startswith("pubsub:"):
+            at = parse(url, options)
+            brokers.append(pubsub.Trial(at, seconds, echo=echo, echo_account=echo_account))
+        elif url.startswith("firestore:"):
+            stores.append(firestore.Trial(url, min(seconds, _LOAD), report))
+        else:
             raise ConfigurationError(
                 f"{url!r}: write pubsub://my-project or firestore://my-project"
             )
-    for url in urls:
-        if url.startswith("pubsub:"):
-            trial = pubsub.Trial(parse(url), seconds, echo=echo, echo_account=echo_account)
-            for finding in trial.run():
-                report(finding)
-        else:
-            firestore.Trial(url, min(seconds, _LOAD), report).run()
+
+    def findings() -> Iterator[Finding]:
+        for broker in brokers:
+            yield from broker.about()
+        for store in stores:
+            yield from store.about()
+        for broker in brokers:
+            yield from broker.run()
+        yield from more()
+        for store in stores:
+            store.run()
+        for broker in brokers:
+            yield from broker.echoed()
+
+    try:
+        for finding in findings():
+            report(finding)
+    finally:
+        for broker in brokers:
+            broker.clean_up()
 
 
 def written(
@@ -62,10 +91,9 @@ def written(
     seconds: float,
     as_json: bool,
     write: Callable[[str], object],
-    more: Callable[[], Iterable[Finding]] = tuple,
-    **echo: str,
+    **more: Any,
 ) -> bool:
-    """Examine and write a report that ends with ``more``; whether all holds that must."""
+    """Examine and write a report; whether all holds that must. ``more``: see :func:`examine`."""
     findings: list[Finding] = []
 
     def report(finding: Finding) -> None:
@@ -73,25 +101,13 @@ def written(
         if not as_json:
             write(str(finding))
 
-    examine(urls, seconds, report, **echo)
-    for finding in more():
-        report(finding)
+    examine(urls, seconds, report, **more)
     broken = sum(finding.holds is False for finding in findings)
     if as_json:
         write(json.dumps([finding.as_json() for finding in findings], indent=1))
     else:
         write(f"{broken} broken" if broken else "all that is relied on holds")
     return not broken
-
-
-def _seconds(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = 0.0
-    if not 1.0 <= found <= 3600.0:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a number from 1 to 3600")
-    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document at the end")
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=argument(NUMBER, 1, 3600),
         default=SECONDS,
         help="of the longest check (default: %(default)g)",
     )

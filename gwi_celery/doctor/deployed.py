@@ -106,7 +106,7 @@ def _grants(channel: Any, queue: Queue, options: PubSubOptions) -> Iterator[Find
         )
         what = f"{grant.role} of the {grant.who} on {id_of(path)}"
         if grant.who == "agent":
-            yield _agents(channel, path, what, grant.role, f"{mend}service-NUMBER{_AGENT}")
+            yield agents(channel, path, what, grant.role, f"{mend}service-NUMBER{_AGENT}")
         elif grant.who == "worker":  # who asks; a caller may do less
             yield _ours(channel, path, what, deployment.PERMISSIONS[grant.role], f"{mend}NAME")
 
@@ -136,7 +136,8 @@ def permissions(channel: Any, path: str, wanted: list[str]) -> list[str]:
     return list(answer.permissions)
 
 
-def _agents(channel: Any, path: str, what: str, role: str, mend: str) -> Finding:
+def agents(channel: Any, path: str, what: str, role: str, mend: str) -> Finding:
+    """Whether Pub/Sub's service agent has ``role`` by the policy of ``path`` itself."""
     from google.iam.v1 import iam_policy_pb2, policy_pb2
 
     request = iam_policy_pb2.GetIamPolicyRequest(resource=path)
@@ -151,7 +152,8 @@ def _agents(channel: Any, path: str, what: str, role: str, mend: str) -> Finding
         for binding in policy.bindings
     )
     measured = "granted" if found else "not on it itself; the project's own policy may grant it"
-    return Finding(what, True if found else None, "granted", measured, "" if found else mend)
+    change = "" if found else mend
+    return Finding(what, True if found else None, "granted", measured, change, twin="granted")
 
 
 def unasked(what: str, exc: Any, mend: str = "") -> Finding:
@@ -159,7 +161,7 @@ def unasked(what: str, exc: Any, mend: str = "") -> Finding:
     if exc.code() in _NOT_THERE:
         return Finding(what, None, "granted", "an emulator: there is no IAM to ask", twin="granted")
     told = f"{exc.code().name}: {exc.details()}"
-    return Finding(what, None, "granted", f"can't be asked here ({told})", mend)
+    return Finding(what, None, "granted", f"can't be asked here ({told})", mend, twin="granted")
 
 
 # --- Firestore ------------------------------------------------------------------------------------
@@ -188,12 +190,12 @@ def firestore(url: FirestoreURL) -> Iterator[Finding]:
             try:
                 yield check()
             except grpc.RpcError as exc:
+                told, change = f"can't be asked here ({exc.code().name}: {exc.details()})", ""
                 if exc.code() in _NOT_THERE:
-                    yield Finding(what, None, measured="an emulator: there is no admin API to ask")
+                    told = "an emulator: there is no admin API to ask"
                 else:
-                    told = f"{exc.code().name}: {exc.details()}"
-                    role = "roles/datastore.viewer, and datastore.indexes.list, to see them"
-                    yield Finding(what, None, measured=f"can't be asked here ({told})", change=role)
+                    change = "roles/datastore.viewer, and datastore.indexes.list, to see them"
+                yield Finding(what, None, f"as {_MAKE} has it", told, change, twin="the same")
 
 
 _Ask = Callable[..., Any]

@@ -65,14 +65,14 @@ def _acked(sandbox: Sandbox, endpoint: str, account: str, kind: str, seconds: fl
     )
     sandbox.await_(topic, subscription)
     sandbox.publish(topic, b"x")
-    time.sleep(min(seconds, _PATIENCE))
+    sandbox.pause(min(seconds, _PATIENCE))
     sandbox.patiently("ModifyPushConfig", subscription=subscription, push_config={})
     # A refused message is leased for a while, or waits for the next push.
     until = time.monotonic() + min(2 * seconds, _PATIENCE)
     while not sandbox.look(subscription, 1):
         if time.monotonic() > until:
             return True
-        time.sleep(0.5)
+        sandbox.pause(0.5)
     return False
 
 

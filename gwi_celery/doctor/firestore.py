@@ -40,6 +40,9 @@ from gwi_celery.stores.firestore.records import job_of
 from gwi_celery.stores.firestore.upkeep import Upkeep
 
 THREADS = 8
+#: What to change where something doesn't hold that the store relies on: there is no option for that.
+_ELSEWHERE = "keep jobs elsewhere (store_url), and report this"
+_INDEXES = "celery -A APP gwi init --print gcloud has the commands that make the indexes"
 
 
 class Trial:
@@ -60,15 +63,18 @@ class Trial:
         self.store = FirestoreStore(self.url, intercept=self.count)
         self._report = report
 
+    def about(self) -> Iterator[Finding]:
+        """Which database, and whether it is made as the store needs it."""
+        where = f"{self.client.path} at {self.url.endpoint}, below {self.url.prefix}/"
+        yield Finding("Firestore", None, "any project and database", where, twin="any")
+        try:
+            yield from deployed.firestore(replace(self.url, database=self.url.database_of("check")))
+        except GwiError as exc:
+            yield _ended_early(exc)
+
     def run(self) -> None:
         """Make all checks, then delete what they wrote."""
-        where = f"{self.client.path} at {self.url.endpoint}, below {self.url.prefix}/"
-        self.say(None, "Firestore", where)
         try:
-            for finding in deployed.firestore(
-                replace(self.url, database=self.url.database_of("check"))
-            ):
-                self._report(finding)
             for check in (
                 self.versions,
                 self.preconditions,
@@ -80,7 +86,7 @@ class Trial:
             ):
                 check()
         except GwiError as exc:
-            self.say(False, "the check ended early", str(exc))
+            self._report(_ended_early(exc))
         finally:
             self.delete()
 
@@ -93,10 +99,14 @@ class Trial:
         self.codes["OK"] += 1
         return answer
 
-    def say(self, holds: bool | None, what: str, found: str = "") -> None:
-        documented = "" if holds is None else "it is so"
+    def say(self, holds: bool, what: str, found: str = "", change: str = _ELSEWHERE) -> None:
         found = found or ("it is so" if holds else "it is not so")
-        self._report(Finding(what, holds, documented, found, twin=documented))
+        self._report(
+            Finding(what, holds, "it is so", found, "" if holds else change, twin="it is so")
+        )
+
+    def measured(self, what: str, expected: str, found: str) -> None:
+        self._report(Finding(what, None, expected, found, twin="its emulator's"))
 
     def name(self, name: str) -> str:
         return f"{self.url.prefix}/v1/things/{name}"
@@ -213,7 +223,7 @@ class Trial:
             try:
                 query()
             except GwiError as exc:
-                self.say(False, f"the list {what} is served by an index", str(exc))
+                self.say(False, f"the list {what} is served by an index", str(exc), _INDEXES)
             else:
                 self.say(True, f"the list {what} is served by an index")
 
@@ -229,9 +239,9 @@ class Trial:
                 self.client.commit([create(name, {"data": {"x": 1}}) for name in names])
                 times.append((time.perf_counter() - begun) * 1000)
             times.sort()
-            self.say(
-                None,
+            self.measured(
                 f"commit of {size} documents",
+                "not told",
                 f"p50 {times[len(times) // 2]:.1f} ms, p99 {times[len(times) * 99 // 100]:.1f} ms",
             )
 
@@ -258,9 +268,9 @@ class Trial:
         codes.subtract(before)
         calls = sum(codes.values())
         self.say(len(set(claims)) == len(claims), f"{THREADS} threads, one lock: no token twice")
-        self.say(
-            None,
+        self.measured(
             "jobs under one lock",
+            "about one write a second to one document, sustained",
             f"{len(claims) / self.seconds:.0f}/s; of {calls} calls "
             + ", ".join(f"{100 * n / calls:.1f}% {code}" for code, n in codes.most_common() if n),
         )
@@ -273,7 +283,9 @@ class Trial:
             try:
                 self.client.commit([documents.delete(name)])
             except (Conflict, Unsettled):
-                self.say(None, "left behind", name)
+                self._report(
+                    Finding("left behind", None, "nothing is", name, "delete it", twin="nothing")
+                )
 
     def mine(self) -> Iterator[str]:
         paths = Paths(self.url.prefix)
@@ -282,3 +294,9 @@ class Trial:
             Upkeep(self.client, paths).sweep(document.name, job_of(document))
         for parent, group in ((tenant, JOBS), (tenant, LOCKS), (paths.base, "things")):
             yield from self.client.query(Query(parent, group, mask=[])).documents
+
+
+def _ended_early(exc: GwiError) -> Finding:
+    return Finding(
+        "the check ended early", False, "calls succeed", str(exc), "as it says", twin="the same"
+    )

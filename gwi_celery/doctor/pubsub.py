@@ -1,7 +1,6 @@
 """Does a real Pub/Sub behave as this package assumes? Takes some minutes, and costs under a cent.
 
-Everything is made under a prefix of its own and deleted at the end. The checks run in parallel, as most
-of them wait.
+Everything is made under a prefix of its own and deleted at the end.
 """
 
 from __future__ import annotations
@@ -9,39 +8,30 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
-import google.auth
 import grpc
-from google.auth.exceptions import GoogleAuthError
 
-from gwi_celery import deployment
 from gwi_celery.brokers.pubsub import naming
-from gwi_celery.brokers.pubsub.client import SCOPES
 from gwi_celery.brokers.pubsub.lines import PULL_SECONDS
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.streams import open_stream
 from gwi_celery.brokers.routing import DIRECT, FANOUT, TOPIC
-from gwi_celery.doctor import deployed
+from gwi_celery.doctor.account import AGENT, permissions, who
 from gwi_celery.doctor.echo import behind_iam
 from gwi_celery.doctor.findings import Finding
 from gwi_celery.doctor.sandbox import LEASE, SETTLES, Sandbox
 from gwi_celery.errors import GwiError
 
 _Status = grpc.StatusCode
-_AGENT = "service-NUMBER@gcp-sa-pubsub.iam.gserviceaccount.com"
 #: Deadlines, in seconds, of the pulls that are given up.
 _PULL_DEADLINES = (1.0, 5.0)
+#: Leases that are watched, in seconds.
+_LEASES = (LEASE, 30, 600)
 #: How often each is tried.
 _TIMES = 3
-#: Verbs that managed mode needs on resources, beyond the roles of provisioned mode.
-_MANAGED = {
-    "topics": ("get", "update", "delete", "attachSubscription"),
-    "subscriptions": ("get", "update", "delete"),
-}
-
 #: Cases for the filters: (what, filter, attributes that match, attributes that don't).
 _FILTERS: tuple[tuple[str, str, dict[str, str], dict[str, str]], ...] = (
     (
@@ -89,102 +79,61 @@ class Trial(Sandbox):
         super().__init__(options)
         self.seconds = seconds
         self._echo, self._echo_account = echo, echo_account
+        self._running: dict[Callable[[], list[Finding]], Future[list[Finding]]] = {}
+        self._echoing: Future[list[Finding]] | None = None
+
+    def about(self) -> Iterator[Finding]:
+        """Who asks, and what that account and Pub/Sub's own may do."""
+        yield who(self.options)
+        yield from _findings("permissions", partial(permissions, self))
 
     def run(self) -> Iterator[Finding]:
-        """Each finding as soon as it is made; at the end everything created is deleted."""
-        yield self._who()
-        # The slowest first: there are more checks than threads.
+        """The findings of all checks, in this order; they run at the same time, as most of them wait."""
         checks: list[Callable[[], list[Finding]]] = [
-            self._idle_stream,
-            partial(self._lease, 600),
-            partial(self._lease, 30),
-            partial(self._lease, LEASE),
+            self._names,
+            self._fresh,
+            self._reuse,
+            self._held,
             *(partial(self._stranded, seconds) for seconds in (*_PULL_DEADLINES, None)),
+            self._ones,
+            *(partial(self._lease, seconds) for seconds in _LEASES),
             self._dead_letter,
             self._filters,
-            self._late_acks,
-            self._held,
-            self._permissions,
-            self._fresh,
-            self._ones,
-            self._reuse,
-            self._names,
             self._ordering,
+            self._late_acks,
+            self._idle_stream,
         ]
+        echo = partial(behind_iam, self, self._echo, self._echo_account, self.seconds)
         if self._echo:
-            account = self._echo_account
-            checks.insert(0, partial(behind_iam, self, self._echo, account, self.seconds))
-        try:
-            with ThreadPoolExecutor(len(checks)) as threads:
-                running: dict[Future[list[Finding]], str] = {
-                    threads.submit(check): getattr(check, "func", check).__name__
-                    for check in checks
-                }
-                for done in as_completed(running):
-                    name = running[done].strip("_").replace("_", " ")
-                    try:
-                        yield from done.result()
-                    except (GwiError, grpc.RpcError) as exc:
-                        yield Finding(name, False, measured=_told(exc))
-        finally:
-            self.clean_up()
+            checks.append(echo)
+        threads = ThreadPoolExecutor(len(checks), "gwi-doctor")
+        self._running = {check: threads.submit(check) for check in checks}
+        threads.shutdown(wait=False)
+        self._echoing = self._running.get(echo)
+        for check, running in self._running.items():
+            if check is not echo:
+                name = getattr(check, "func", check).__name__
+                yield from _findings(name.strip("_").replace("_", " "), running.result)
+
+    def echoed(self) -> Iterator[Finding]:
+        """Of the echo service, if there is one; :meth:`run` has begun to ask it."""
+        if self._echoing is not None:
+            yield from _findings("behind iam", self._echoing.result)
+
+    def clean_up(self) -> None:
+        """Stop the checks that still run, and delete all that was made."""
+        left = set(self._running.values())
+        while left := wait(left, 0).not_done:
+            self.give_up()
+            wait(left, 1)
+        super().clean_up()
 
     # --- the checks ---------------------------------------------------------------------------
-
-    def _who(self) -> Finding:
-        where = f"project {self.options.project} at {self.options.endpoint}"
-        if self.options.emulator:
-            return Finding("who asks", None, measured=f"nobody: an emulator, {where}")
-        try:
-            credentials, _ = google.auth.default()
-        except GoogleAuthError as exc:
-            return Finding("who asks", False, measured=str(exc))
-        account = getattr(credentials, "service_account_email", "") or type(credentials).__name__
-        quota = getattr(credentials, "quota_project_id", None)
-        return Finding(
-            "who asks",
-            None,
-            "a quota project other than this one counts the calls",
-            f"{account}, quota of {quota or 'its own project'}, {where}",
-            "gcloud auth application-default set-quota-project"
-            if quota not in (None, self.options.project)
-            else "",
-        )
-
-    def _permissions(self) -> list[Finding]:
-        """The permissions that managed mode and the roles need, on resources that this account made."""
-        topic, subscription = self.pair("permissions")
-        self.await_(topic, subscription)
-        found = []
-        with deployed.channel_to(self.options, SCOPES) as channel:
-            for path in (topic, subscription):
-                kind = path.split("/")[2]
-                wanted = [p for p in deployment.PERMISSIONS.values() if f".{kind}." in p]
-                wanted += [f"pubsub.{kind}.{verb}" for verb in _MANAGED[kind]]
-                what = f"permissions on {kind}"
-                try:
-                    has = deployed.permissions(channel, path, wanted)
-                except grpc.RpcError as exc:
-                    found.append(deployed.unasked(what, exc))
-                    continue
-                lacks = sorted(set(wanted) - set(has))
-                change = "roles/pubsub.editor, or mode=provisioned and the roles of docs/deploy.md"
-                found.append(
-                    Finding(
-                        what,
-                        not lacks or None,
-                        "each call needs its own",
-                        f"none of {', '.join(lacks)}" if lacks else "all",
-                        change if lacks else "",
-                        twin="all, until one is denied",
-                    )
-                )
-        return found
 
     def _names(self) -> list[Finding]:
         topic, subscription = self.pair("a~b%25.c+d")
         self.publish(topic, b"x")
-        found = self.look(subscription, 1)
+        found = self.first(subscription)
         return [
             Finding(
                 "names with ~, % and +",
@@ -307,24 +256,28 @@ class Trial(Sandbox):
         """Whether a leased message is withheld until its lease ends, or for as long as we watch."""
         topic, subscription = self.pair(f"lease-{seconds}", ack_deadline_seconds=seconds)
         self.publish(topic, b"x")
-        first = self.look(subscription, 1, seconds)
+        what = f"a lease of {seconds} s"
+        expected = "best effort: sometimes a message is redelivered early"
+        twin = f"{seconds} s; 1 of 500 ends after a third"
+        if not self.first(subscription, seconds):
+            return [_nothing(what, expected, twin)]
         began = time.monotonic()
         watched = min(seconds + 2.0 * LEASE, max(self.seconds, 3.0 * LEASE))
         again: list[Any] = []
-        while first and not again and time.monotonic() - began < watched:
-            time.sleep(min(1.0, seconds / 20))
+        while not again and time.monotonic() - began < watched:
+            self.pause(min(1.0, seconds / 20))
             again = self.look(subscription, 1, seconds)
         took = time.monotonic() - began
         early = bool(again) and took < 0.7 * seconds
         late = not again and watched > seconds + LEASE
         return [
             Finding(
-                f"a lease of {seconds} s",
-                bool(first) and not late and (None if early else True),
-                "best effort: sometimes a message is redelivered early",
+                what,
+                not late and (None if early else True),
+                expected,
                 f"redelivered after {took:.1f} s" if again else f"kept for {took:.0f} s",
                 "jobs must tolerate being started twice: base=ReliableTask" if early else "",
-                twin=f"{seconds} s; 1 of 500 ends after a third",
+                twin=twin,
             )
         ]
 
@@ -348,14 +301,21 @@ class Trial(Sandbox):
                 )
             if deliveries >= 5 or not received:
                 found = self.look(dead, 1)
+        what, expected, twin = (
+            "the dead letter after 5 deliveries",
+            "forwarded",
+            "5 deliveries, forwarded",
+        )
+        if not deliveries and not found:
+            return [_nothing(what, expected, twin)]
         return [
             Finding(
-                "the dead letter after 5 deliveries",
+                what,
                 bool(found),
-                "forwarded",
+                expected,
                 f"{deliveries} deliveries, {'forwarded' if found else 'not forwarded'}",
-                "" if found else f"grant {_AGENT} publisher on dead letters, subscriber on queues",
-                twin="5 deliveries, forwarded",
+                "" if found else f"grant {AGENT} publisher on dead letters, subscriber on queues",
+                twin=twin,
             )
         ]
 
@@ -403,10 +363,14 @@ class Trial(Sandbox):
         return [Finding(what, None, "refused: none is ever made", measured, twin=refused)]
 
     def _late_acks(self) -> list[Finding]:
+        what, expected = "exactly_once: an ack after the lease", "refused, with a reason"
+        twin = "INVALID_ARGUMENT"
         topic, subscription = self.pair("once", enable_exactly_once_delivery=True)
         self.publish(topic, b"x")
-        received = self.look(subscription, 1)
-        time.sleep(LEASE + 2)
+        received = self.first(subscription)
+        if not received:
+            return [_nothing(what, expected, twin)]
+        self.pause(LEASE + 2)
         try:
             self.rpc("Acknowledge", subscription=subscription, ack_ids=[m.ack_id for m in received])
         except grpc.RpcError as exc:
@@ -415,13 +379,12 @@ class Trial(Sandbox):
             measured = "accepted"
         return [
             Finding(
-                "exactly_once: an ack after the lease",
-                (bool(received) and measured != "accepted")
-                or (None if self.options.lax else False),
-                "refused, with a reason",
+                what,
+                measured != "accepted" or (None if self.options.lax else False),
+                expected,
                 measured,
                 "" if measured != "accepted" else "don't rely on exactly_once here",
-                twin="INVALID_ARGUMENT",
+                twin=twin,
             )
         ]
 
@@ -442,15 +405,17 @@ class Trial(Sandbox):
                 on_response=lambda response: None,
                 on_end=ends.append,
             )
-            while not ends and time.monotonic() - began < seconds:
-                time.sleep(0.05)
-            after = time.monotonic() - began
-            code = ends[0].code() if ends and isinstance(ends[0], grpc.RpcError) else _Status.OK
+            try:
+                while not ends and time.monotonic() - began < seconds:
+                    self.pause(0.05)
+                over, after = bool(ends), time.monotonic() - began
+            finally:
+                if stream is not None:
+                    stream.cancel()
+            code = ends[0].code() if over and isinstance(ends[0], grpc.RpcError) else _Status.OK
             if code is not _Status.NOT_FOUND or time.monotonic() > until:
                 break
-        ended = f"ended after {after:.0f} s ({code.name})" if ends else "still open"
-        if stream is not None:
-            stream.cancel()
+        ended = f"ended after {after:.0f} s ({code.name})" if over else "still open"
         return [
             Finding(
                 f"an idle stream with heartbeats, for {seconds:g} s",
@@ -460,6 +425,19 @@ class Trial(Sandbox):
                 twin="closed after 600 s, without heartbeats after 60",
             )
         ]
+
+
+def _findings(name: str, check: Callable[[], list[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except (GwiError, grpc.RpcError) as exc:
+        yield Finding(name, False, measured=_told(exc))
+
+
+def _nothing(what: str, expected: str, twin: str) -> Finding:
+    """For a check whose message didn't arrive, so that there was nothing to try."""
+    measured = "nothing arrived: the message that was published for this was not delivered"
+    return Finding(what, False, expected, measured, "run it again", twin)
 
 
 def _told(exc: Exception) -> str:

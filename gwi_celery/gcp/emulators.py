@@ -12,7 +12,7 @@ FIRESTORE_HOST: Final = "FIRESTORE_EMULATOR_HOST"
 
 
 def loopback(host: str) -> bool:
-    """Whether a host, by its name or address, is this machine."""
+    """Whether a host, by its name or address, is this machine. False for an empty one."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:

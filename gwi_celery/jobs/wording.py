@@ -109,7 +109,7 @@ def _for_lock(lock: LockRecord, now: float) -> str:
     which = _lock(LockRef(lock.tenant, lock.scope))
     return (
         f"waits for {which}, held by {_process(lock.owner)} since {since} (job {short(lock.job.key)} of "
-        f"{lock.job.task}), free in {left} s at the latest unless that renews it"
+        f"{lock.job.task}), free in {left} s at the latest unless its holder renews it"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
-from math import inf
 from typing import Any, Final
 
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, KINDS_OF_DEATH, dead_letter_queue
@@ -20,6 +19,8 @@ from gwi_celery.text import nearest
 #: Seconds that one batch of a limited rate lasts; longer on Pub/Sub, where each batch costs a search.
 _PACE: Final = 1.0
 _PACE_ELSEWHERE: Final = 10.0
+#: Lowest and highest rate, messages a second: at least one in twelve days.
+_RATES: Final = (1e-6, 1_000_000)
 
 
 def dead_letters(
@@ -178,8 +179,11 @@ def redrive(
         moved: Called with how many were moved since the last call, for a progress bar.
     """
     broker = broker_for(app)
-    if rate is not None and not 0 < rate < inf:
-        raise InvalidCall(f"a rate of {rate!r} a second is impossible: give a number above 0")
+    if rate is not None and not _RATES[0] <= rate <= _RATES[1]:
+        lowest, highest = _RATES
+        raise InvalidCall(
+            f"a rate of {rate!r} a second is impossible: give a number from {lowest:f} to {highest:,}"
+        )
     chosen = list(chosen)
     if from_step != "":
         _check_step(app, chosen, from_step)

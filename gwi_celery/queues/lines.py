@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -20,11 +22,12 @@ from gwi_celery.brokers.base import (
     OutgoingMessage,
     dead_letter_queue,
 )
-from gwi_celery.brokers.letters import DeadLetter, letter_of
+from gwi_celery.brokers.letters import LATEST, DeadLetter, letter_of
 from gwi_celery.errors import InvalidCall
 from gwi_celery.ids import digest
 from gwi_celery.integration import broker_for, integration
 from gwi_celery.queues.dead import recorded
+from gwi_celery.text import from_json
 
 #: Attribute of a message that was imported: the id it was exported under.
 _IMPORTED: Final = "gwi-imported"
@@ -130,6 +133,15 @@ _TYPES: Final[dict[str, Any]] = {
     "expires_at": (int, float, type(None)),
     "attributes": dict,
 }
+#: What numbers may be, so that every broker and store can keep them.
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    **dict.fromkeys(("attempts", "deliveries"), (0, 2**31 - 1)),
+    "priority": (-(2**31), 2**31 - 1),
+    **dict.fromkeys(("published_at", "died_at"), (0, LATEST)),
+    "expires_at": (0, sys.float_info.max),  # queues may keep messages for as long as they like
+}
+#: The id of a message, or of a death; it names a record.
+_ID: Final = re.compile(r"[A-Za-z0-9._:~%+-]{1,256}")
 
 
 def _read(line: str, number: int) -> DeadLetter:
@@ -140,14 +152,20 @@ def _read(line: str, number: int) -> DeadLetter:
         )
 
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as exc:
+        fields = from_json(line)
+    except ValueError as exc:
         raise wrong(f"not JSON ({exc})") from exc
     if not isinstance(fields, dict) or fields.keys() != _TYPES.keys():
         raise wrong(f"it needs exactly {', '.join(_TYPES)}")
     for name, kind in _TYPES.items():
         if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
             raise wrong(f"its {name} is of another type")
+    for name, (lowest, highest) in _RANGES.items():
+        value = fields[name]
+        if value is not None and not lowest <= value <= highest:  # NaN is in no range
+            raise wrong(f"its {name} is not a number from {lowest:.10g} to {highest:.10g}")
+    if not _ID.fullmatch(fields["id"]):
+        raise wrong("its id is not that of a message")
     attributes = fields["attributes"]
     if not all(isinstance(v, str) for v in attributes.values()):
         raise wrong("an attribute is not a text")

@@ -152,7 +152,7 @@ class End(Enum):
     )
 
     # --- the store and the broker
-    STORE_AWAY = Row(
+    STORE_UNAVAILABLE = Row(
         "the store can't be used at its claim; a pushed message is nacked instead, so that Pub/Sub "
         "slows down by itself",
         Record.KEPT,

@@ -304,7 +304,7 @@ class RunningJob:
         renewer().remove(self)
 
     def abandon(self) -> None:
-        """Stop renewing the lease; from now on nothing is written but an end that :meth:`release` left."""
+        """Stop renewing the lease; from now on only an end that :meth:`release` left is written."""
         self._finished = True
         if self._unreleased is None:
             renewer().remove(self)

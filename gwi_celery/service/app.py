@@ -242,7 +242,7 @@ class Service:
                     raise
                 # It was not attempted: the deliveries of a copy are counted from 1.
                 return await asyncio.to_thread(
-                    self._executor.defer, pushed.delivery, float(exc.retry_after or 1)
+                    self._executor.postpone, pushed.delivery, float(exc.retry_after or 1)
                 )
 
     async def _keep(self, delivery: Delivery, reason: str) -> Settlement:

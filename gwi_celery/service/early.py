@@ -2,13 +2,13 @@
 
 Pub/Sub has no delayed push, and a request that is held until its message is due takes one of the
 instance's places until then. So an instance holds the requests of messages that are due within seconds,
-and of the others only one: that of the message due last. All others are parked: a copy goes to
+and of the others only one: that of the message due last. All others are postponed: a copy goes to
 ``<queue>.later``, which is pulled from and so can wait in Pub/Sub, and the request is answered at once.
 Each instance reads that queue, and publishes a message to its own queue when it is due.
 
-The one held request keeps the instance alive, with a CPU, until all that it parked is due: so this works
-where instances scale to zero, too. Where nothing can be parked (another broker, ``mode=provisioned``
-without such a queue, a missing permission) every request is held.
+The one held request keeps the instance alive, with a CPU, until all that it postponed is due: so this
+works where instances scale to zero, too. Where nothing can be postponed (another broker,
+``mode=provisioned`` without such a queue, a missing permission) every request is held.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import select
 import threading
 import time
 from dataclasses import replace
@@ -25,6 +24,7 @@ from typing import Any
 
 from gwi_celery import forks
 from gwi_celery.brokers.base import Delivery, OutgoingMessage, QueueSpec
+from gwi_celery.brokers.wakeups import wait_readable
 from gwi_celery.errors import BrokerError, BrokerUnavailable, ConfigurationError, GwiError
 from gwi_celery.service.admission import Admission
 from gwi_celery.service.execute import Executor
@@ -33,15 +33,15 @@ from gwi_celery.transport.settlement import Settlement
 
 logger = logging.getLogger(__name__)
 
-#: Added to a queue's name, for the queue of its parked messages.
+#: Added to a queue's name, for the queue of its postponed messages.
 SUFFIX = ".later"
 #: Seconds for which a request is held in any case.
 _NEAR = 15.0
 #: Seconds: a message that is due this soon is due now.
 _IS_NOW = 0.05
-#: When a parked message expires, seconds since the epoch: an attribute of the copy.
+#: When a postponed message expires, seconds since the epoch: an attribute of the copy.
 _EXPIRES = "gwi-parked-expires"
-#: Parked messages in the reader's hands at a time.
+#: Postponed messages in the reader's hands at a time.
 _ROOM = 100
 #: Seconds until a message that could not be published is tried again, and between two checks of the
 #: reader whether it is to stop.
@@ -60,7 +60,7 @@ class Early:
         self._last: tuple[float, asyncio.Event] | None = None
 
     def start(self) -> None:
-        """Publish what earlier instances parked, when it is due."""
+        """Publish what earlier instances postponed, when it is due."""
         threading.Thread(target=self._reader.resume, name="gwi-later-start", daemon=True).start()
 
     async def stop(self) -> None:
@@ -83,7 +83,7 @@ class Early:
             return None
         if wait > _NEAR and await asyncio.to_thread(self._reader.begin):
             if not await self._held_as_last(pushed, at_most):
-                return await self._park(pushed)
+                return await self._postpone(pushed)
         else:
             await self._admission.hold(min(wait, at_most))
         if pushed.not_before - time.time() < _IS_NOW:
@@ -112,7 +112,7 @@ class Early:
                 self._last = None
         return not displaced.is_set()
 
-    async def _park(self, pushed: Pushed) -> Settlement:
+    async def _postpone(self, pushed: Pushed) -> Settlement:
         delivery = pushed.delivery
         if pushed.expires != math.inf:
             attributes = {**delivery.attributes, _EXPIRES: f"{pushed.expires:.3f}"}
@@ -124,7 +124,7 @@ class Early:
         left = max(pushed.not_before - time.time(), 0.0)
         ttl = pushed.expires - pushed.not_before
         return await asyncio.to_thread(
-            self._executor.defer,
+            self._executor.postpone,
             delivery or pushed.delivery,
             left,
             None if math.isinf(ttl) else ttl,
@@ -132,7 +132,7 @@ class Early:
 
 
 class _Reader:
-    """A thread that publishes parked messages to the pushed queue when they are due."""
+    """A thread that publishes postponed messages to the pushed queue when they are due."""
 
     def __init__(self, executor: Executor, later: str, queue: str) -> None:
         self._executor = executor
@@ -141,19 +141,19 @@ class _Reader:
         self._lock = forks.lock()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        #: Nothing can be parked: this was found out once.
+        #: Nothing can be postponed: this was found out once.
         self._impossible = False
 
     def resume(self) -> None:
-        """Read, if anything was ever parked."""
+        """Read, if anything was ever postponed."""
         broker = self._executor.broker
-        with contextlib.suppress(GwiError):  # reported when a message is to be parked
+        with contextlib.suppress(GwiError):  # reported when a message is to be postponed
             pubsub = hasattr(broker, "options")
-            if pubsub and self._can_park(broker) and broker.has_queue(self._later):
+            if pubsub and self._can_postpone(broker) and broker.has_queue(self._later):
                 self.begin()
 
     def begin(self) -> bool:
-        """Read from now on. False if nothing can be parked."""
+        """Read from now on. False if nothing can be postponed."""
         with self._lock:
             if self._thread is not None or self._impossible or self._stopping.is_set():
                 return self._thread is not None and not self._stopping.is_set()
@@ -162,10 +162,10 @@ class _Reader:
                 self._impossible = True
                 return False
             try:
-                if not self._can_park(broker):
+                if not self._can_postpone(broker):
                     raise ConfigurationError(f"the option 'queues' doesn't name {self._later!r}")
                 broker.declare_queue(QueueSpec(self._later))
-                broker.peek(self._later, 1)  # what can't be read would be parked for ever
+                broker.peek(self._later, 1)  # what can't be read would stay there for ever
                 receiver = broker.receiver()
                 receiver.subscribe(self._later)
             except BrokerUnavailable:
@@ -173,7 +173,7 @@ class _Reader:
             except GwiError as exc:
                 self._impossible = True
                 logger.warning(
-                    "a message that waits for its ETA holds a request: it can't be parked in %r (%s)",
+                    "a message that waits for its ETA holds a request: it can't be put into %r (%s)",
                     self._later,
                     exc,
                 )
@@ -191,7 +191,7 @@ class _Reader:
         if self._thread is not None:
             self._thread.join(2.0)
 
-    def _can_park(self, broker: Any) -> bool:
+    def _can_postpone(self, broker: Any) -> bool:
         return bool(broker.options.managed or self._later in broker.options.queues)
 
     def _read(self, broker: Any, receiver: Any) -> None:
@@ -205,15 +205,15 @@ class _Reader:
                 told = False
             except Exception as exc:
                 if not told:
-                    logger.warning("what is parked in %r can't be read now: %s", self._later, exc)
+                    logger.warning(
+                        "what is postponed in %r can't be read now: %s", self._later, exc
+                    )
                 told = True
                 self._stopping.wait(_AGAIN)
                 continue
             if not found:
                 due = receiver.next_due()
-                select.select(
-                    [receiver.fileno()], [], [], _LOOK if due is None else min(due, _LOOK)
-                )
+                wait_readable([receiver.fileno()], _LOOK if due is None else min(due, _LOOK))
         with contextlib.suppress(BrokerError):
             receiver.close()
 
@@ -230,7 +230,7 @@ class _Reader:
                 )
                 broker.publish("", self._queue, message)
         except BrokerError as exc:
-            logger.warning("a parked message is published later: %s", exc)
+            logger.warning("a postponed message is published later: %s", exc)
             broker.nack(delivery, _AGAIN)
         else:
             broker.ack([delivery])

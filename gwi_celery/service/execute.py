@@ -199,7 +199,7 @@ class Executor:
         wait = self._consumer.wait(message)
         if wait:
             priority = min(max(int(message.properties["priority"] or 0), 0), 9)
-            submission.settle(self.defer(replace(delivery, priority=priority), wait))
+            submission.settle(self.postpone(replace(delivery, priority=priority), wait))
         else:
             self._consumer.receive(message, submission)
 
@@ -217,7 +217,7 @@ class Executor:
         """Why the message was dead-lettered lately; "" if it wasn't."""
         return dict(self._reasons).get(delivery.ack_id, "")
 
-    def defer(self, delivery: Delivery, seconds: float, ttl: float | None = None) -> Settlement:
+    def postpone(self, delivery: Delivery, seconds: float, ttl: float | None = None) -> Settlement:
         """Publish a delayed copy of a message that must wait; NACKED if that fails."""
         message = OutgoingMessage(
             delivery.data, delivery.attributes, delivery.priority, delay=seconds, ttl=ttl
@@ -225,7 +225,7 @@ class Executor:
         try:
             self.broker.publish("", delivery.queue, message)
         except BrokerError as exc:
-            logger.error("could not defer message %s: %s", delivery.message_id, exc)
+            logger.error("could not postpone message %s: %s", delivery.message_id, exc)
             return Settlement.NACKED
         return Settlement.ACKED
 

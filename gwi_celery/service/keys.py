@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import logging
 import socket
 import threading
@@ -24,8 +23,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from cryptography.x509 import load_pem_x509_certificate
 
 from gwi_celery import forks
-from gwi_celery.backoff import jitter
+from gwi_celery.backoff import Backoff
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.text import from_json
 
 logger = logging.getLogger(__name__)
 
@@ -105,14 +105,13 @@ class Keys:
     # --- the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
-        failures = 0
+        pauses = Backoff(*_BACKOFF)
         while not self._stopped:
             began = time.monotonic()
             try:
                 found = self._read(self._fetch())
             except Exception as exc:
-                pause = jitter(min(_BACKOFF[0] * 2**failures, _BACKOFF[1]), 0.5, 1.0)
-                failures = min(failures + 1, 10)
+                pause = pauses.next()
                 logger.error(
                     "can't fetch the certificates that tokens are checked with (%s: %s): %s; "
                     "trying again in %.0f s",
@@ -123,7 +122,8 @@ class Keys:
                 )
                 found = None
             else:
-                failures, pause = 0, _TTL
+                pause = _TTL
+                pauses.reset()
             with self._changed:
                 if found is not None:
                     self._known = found
@@ -207,7 +207,7 @@ def fetch_from(url: str, deadline: float = _DEADLINE) -> Fetch:
             call.close()
             if call.ended:  # rather than the error that ending it has caused
                 raise TimeoutError(f"no answer in {deadline:g} s")
-        found = json.loads(data)
+        found = from_json(data)
         if not isinstance(found, dict) or not all(isinstance(pem, str) for pem in found.values()):
             raise ValueError("the answer is not a JSON object of texts")
         return found

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 from gwi_celery.config import Settings
+from gwi_celery.gcp.emulators import loopback
 from gwi_celery.service.auth import Denied
 
 #: Headers by which a proxy says that it connects for another caller.
@@ -94,4 +95,4 @@ def _is_address(name: str) -> bool:
 def is_loopback(request: Request) -> bool:
     """Whether the connection comes from this machine."""
     host = request.client.host if request.client is not None else ""
-    return _is_address(host) and ipaddress.ip_address(host).is_loopback
+    return loopback(host)

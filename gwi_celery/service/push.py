@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from celery.utils.time import maybe_iso8601
 
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.errors import MalformedMessage
+from gwi_celery.text import from_json
 from gwi_celery.transport import budget
 from gwi_celery.transport.depth import reason as depth_reason
 from gwi_celery.transport.depth import too_deep
@@ -162,8 +162,8 @@ def _json(data: bytes) -> Any:
     """The parsed JSON; None if it isn't JSON, and so no push envelope."""
     try:
         # Not the bytes: these could be UTF-16, in which the depth was not checked.
-        return json.loads(data.decode())
-    except (ValueError, RecursionError):
+        return from_json(data.decode())
+    except ValueError:
         return None
 
 

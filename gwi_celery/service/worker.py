@@ -12,6 +12,7 @@ from celery import bootsteps
 
 from gwi_celery.config import Settings
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.integration import settings_for
 from gwi_celery.reliability.stopping import worker_is_stopping
 from gwi_celery.telemetry import events
 from gwi_celery.telemetry.stats import Stats
@@ -24,8 +25,6 @@ class HealthServer(bootsteps.StartStopStep):
     label = "Health"
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
-        from gwi_celery.integration import settings_for
-
         super().__init__(worker, **kwargs)
         self._settings: Settings = settings_for(worker.app)
         self._server: Any = None

@@ -99,7 +99,7 @@ class LimitRef:
     values: Mapping[str, str]
     max_running: int | None = None
     rate: Rate | None = None
-    #: Jobs at once that it allowed before an operator changed it: that many may still run.
+    #: Places that it had before an operator changed it: that many may still be taken.
     before: int = 0
 
     @property
@@ -154,13 +154,20 @@ class LimitSetting:
     #: When it was set, in seconds since the epoch, and by whom.
     at: float
     who: str
-    #: What ``max_running`` was before.
+    #: The most places that the code gave it before.
     before: int = 0
 
     @property
     def id(self) -> str:
-        kind = "running" if self.rate is None else "rate"
-        return limit_id(kind, self.name, self.values)
+        return self._ref.id
+
+    @property
+    def places(self) -> int:
+        return self._ref.places
+
+    @property
+    def _ref(self) -> LimitRef:
+        return LimitRef(self.name, self.values, self.max_running, self.rate)
 
     def dumps(self) -> str:
         return json.dumps({**vars(self), "values": dict(self.values)})
@@ -177,5 +184,5 @@ def in_force(limit: LimitRef, settings: Mapping[str, LimitSetting]) -> LimitRef:
     found = settings.get(limit.id) or settings.get(limit_id(limit.kind, limit.name, {}))
     if found is None:
         return limit
-    before = max(found.before, limit.max_running or 0)
+    before = max(found.before, limit.places)
     return replace(limit, max_running=found.max_running, rate=found.rate, before=before)

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import math
+from typing import Final
 
 from gwi_celery.errors import InvalidCall
 from gwi_celery.ids import digest
@@ -23,10 +24,14 @@ def filter_id(wanted: JobFilter) -> str:
     return digest("find", json.dumps(dataclasses.astuple(wanted)))
 
 
+#: Most entries of one page: a query asks for one more, in 31 bits on Firestore.
+_MOST: Final = 2**31 - 2
+
+
 def check_limit(limit: int) -> None:
-    """Raises InvalidCall for a limit below 1."""
-    if limit < 1:
-        raise InvalidCall(f"a list of at most {limit} entries: ask for 1 or more")
+    """Raises InvalidCall for a limit below 1, or above what every database takes."""
+    if not 1 <= limit <= _MOST:
+        raise InvalidCall(f"a list of at most {limit} entries: ask for 1 to {_MOST}")
 
 
 def no_such_action(id: str) -> InvalidCall:

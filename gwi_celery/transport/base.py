@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import selectors
 import socket
 import time
 from typing import Any
@@ -21,7 +20,7 @@ from kombu.transport import base, virtual
 
 from gwi_celery.authority import AUTHORITY_OPTION, find
 from gwi_celery.brokers.base import Broker, Receiver
-from gwi_celery.brokers.wakeups import Bell, local_bell
+from gwi_celery.brokers.wakeups import Bell, local_bell, wait_readable
 from gwi_celery.errors import (
     BatchFailed,
     BrokerUnavailable,
@@ -204,7 +203,7 @@ class Transport(virtual.Transport):
                 if left <= 0:
                     raise socket.timeout("timed out")  # noqa: UP041 Kombu's contract by name
                 wait = left if wait is None else min(wait, left)
-            self._select(wait)
+            wait_readable(self._descriptors(), wait)
 
     # --- Celery's event loop ------------------------------------------------------------------
 
@@ -272,12 +271,6 @@ class Transport(virtual.Transport):
             self._receiver.clear()
         if self._bell is not None:
             self._bell.clear()
-
-    def _select(self, seconds: float | None) -> None:
-        with selectors.DefaultSelector() as waiting:
-            for fd in self._descriptors():
-                waiting.register(fd, selectors.EVENT_READ)
-            waiting.select(seconds)
 
     def _descriptors(self) -> list[int]:
         fds = [] if self._bell is None else [self._bell.fileno()]

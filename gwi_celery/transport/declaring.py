@@ -149,9 +149,6 @@ class DeclaringChannel(virtual.Channel):
             return 0
         return size.ready if size is not None else 0
 
-    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return self._broker.has_queue(queue)
-
 
 def _arguments(queue: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that have an effect here; those not given are None. Raises ConfigurationError."""

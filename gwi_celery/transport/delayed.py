@@ -13,6 +13,7 @@ from gwi_celery.authority import SIGNATURE, Authority
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.errors import NotAllowed, StoreError
 from gwi_celery.stores.values import JobRef
+from gwi_celery.text import from_json
 from gwi_celery.transport import depth, handover
 
 
@@ -41,7 +42,7 @@ def _without_eta(data: bytes) -> bytes | None:
     if depth.too_deep(data):
         return None
     try:
-        message = json.loads(data)
+        message = from_json(data)
     except ValueError:
         return None
     headers = message.get("headers") if isinstance(message, dict) else None

@@ -28,6 +28,8 @@ from celery.worker import state
 
 from gwi_celery import shield
 from gwi_celery.errors import GwiError
+from gwi_celery.exits import end_now
+from gwi_celery.integration import broker_for, displaced, settings_for
 from gwi_celery.worker.pools import pool_processes
 
 logger = logging.getLogger(__name__)
@@ -48,8 +50,6 @@ class ShutdownGrace(bootsteps.StartStopStep):
     label = "Grace"
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
-        from gwi_celery.integration import settings_for
-
         super().__init__(worker, **kwargs)
         settings = settings_for(worker.app)
         self._worker = worker
@@ -115,7 +115,7 @@ class ShutdownGrace(bootsteps.StartStopStep):
 
     def _exit_soon(self) -> None:
         self._sleep(_REST if pool_processes(self._worker.pool) else _LOOK_EVERY)
-        os._exit(int(state.should_stop or 0))
+        end_now(int(state.should_stop or 0))
 
 
 class _Broker:
@@ -135,8 +135,6 @@ class _Broker:
         return time.monotonic() - self._answered_at > _SILENCE
 
     def _ask(self) -> None:
-        from gwi_celery.integration import broker_for, displaced
-
         broker = broker_for(self._app)
         while True:
             with contextlib.suppress(GwiError, OSError):

@@ -84,5 +84,8 @@ def test_waiting_ends_with_the_timeout_and_the_job_stays(folder: Path) -> None:
 
     assert done.returncode == 3
     assert "the job goes on" in done.stdout
+    endless = submit(folder, "repo.git", "--tenant", "a", "--run", "r4", "--timeout", "nan")
+    assert endless.returncode == 2
+    assert "'nan': write a number of seconds from 0 to" in endless.stdout
     later = submit(folder, "repo.git", "--tenant", "a", "--run", "r4", "--wait")
     assert later.returncode == 0, later.stdout

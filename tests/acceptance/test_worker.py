@@ -251,7 +251,7 @@ def test_a_signal_in_the_middle_of_a_solo_task_is_heeded_at_its_next_step(
     assert message["headers"]["retries"] == 0, "at no cost"
 
 
-def test_a_store_that_can_not_be_used_parks_its_jobs_until_it_can(
+def test_a_store_that_can_not_be_used_postpones_its_jobs_until_it_can(
     jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
 ) -> None:
     result = jobs.three_steps.delay(**CALL)

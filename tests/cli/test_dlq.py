@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -106,6 +107,37 @@ def test_a_wrong_line_is_named_and_nothing_is_imported(three, tmp_path, line, wh
     assert "line 4" in three.err
     assert why in three.err
     assert runs(three) == []
+
+
+def test_a_number_that_no_store_can_keep_is_named_and_nothing_is_imported(three, tmp_path):
+    file = tmp_path / "dead.jsonl"
+    three("dlq", "export", str(file))
+    *good, last = file.read_text().splitlines()
+    three("dlq", "purge", "--all", "--yes")
+    for name, value in (
+        *(("priority", 2**63), ("priority", -(2**63) - 1), ("priority", 10**400)),
+        *(("attempts", -1), ("attempts", 2**63), ("deliveries", 2**63)),
+        *(("died_at", 1e300), ("died_at", math.nan), ("died_at", 10**400), ("died_at", -1)),
+        *(("published_at", math.inf), ("expires_at", math.inf), ("expires_at", 10**400)),
+        *(("id", "a/b"), ("id", "\ud800"), ("id", "")),
+    ):
+        wrong = json.dumps({**json.loads(last), name: value})
+        file.write_text("\n".join([*good, wrong]))
+        three("dlq", "import", str(file), code=Exit.USAGE)
+        assert f"line 3 is no exported dead letter: its {name} is not" in three.err, (name, value)
+        assert runs(three) == []
+    file.write_text("\n".join([*good, last]))
+    assert three.json("dlq", "import", str(file)) == {"imported": 3}
+
+
+def test_a_number_that_is_out_of_range_is_a_usage_error(three):
+    for command in ("dlq list", "jobs list"):
+        three(*command.split(), "--limit", str(2**63), code=Exit.USAGE)
+        assert "--limit" in three.err
+    for rate in ("1e308", "1e-320", "nan"):
+        three("dlq", "redrive", "--all", "--rate", rate, "--yes", code=Exit.USAGE)
+        assert "give a number from" in three.err
+    assert len(runs(three)) == 3
 
 
 def test_a_file_that_can_not_be_used_is_named(three, tmp_path):

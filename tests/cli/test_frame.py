@@ -105,6 +105,7 @@ def test_json_is_one_document_by_its_schema_and_nothing_on_an_error(
                 "dlq redrive --all -y --rate inf",
                 "dlq list --within 1e300d",
                 "doctor --live",
+                "doctor --echo https://echo.example",
             ),
             *("queues list --watch nan", "workers --timeout inf", "doctor --seconds 0"),
         ),

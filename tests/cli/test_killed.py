@@ -6,16 +6,18 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from celery import Celery
+from celery import Celery, signals
 
 from gwi_celery import ReliableTask, broker_for, jobs, setup
 from gwi_celery.brokers.base import REDRIVE, Delivery, QueueSpec
 from gwi_celery.cli.frame import Exit
+from gwi_celery.stores.base import JobStatus
 from gwi_celery.transport.death import Death
 from tests import zygote
 from tests.cli.conftest import Gwi
@@ -26,7 +28,7 @@ from tests.workers import eventually
 _POINTS = {
     "before it is published": ("gwi_celery.brokers.pubsub.dead:DeadLetters", "_put_back"),
     "before its record ends": ("gwi_celery.authority:Authority", "ended"),
-    "before its ack": ("gwi_celery.brokers.pubsub.dead:Looked", "done_with"),
+    "before its ack": ("gwi_celery.brokers.pubsub.dead:Walk", "done_with"),
 }
 _APP = """
 from celery import Celery
@@ -60,30 +62,49 @@ def killed(
     """Run ``celery gwi`` in a process of its own, and kill -9 it at its third call of ``when``;
     what it printed."""
     settings = settings or {"folder": str(folder / "gwi")}
-    (folder / "killed_app.py").write_text(_APP.format(settings=settings))
     script = f"""
-import os, signal
 from types import SimpleNamespace
-from killed_app import app
-from importlib import import_module
 from gwi_celery.cli import gwi
-calls = 0
+{killing(of, when, 3)}
+gwi({list(arguments)!r}, obj=SimpleNamespace(app=app))
+"""
+    return run_until_killed(folder, script, settings)
+
+
+def run_until_killed(folder: Path, script: str, settings: dict[str, Any]) -> str:
+    """Run a program with the ``app`` until it kills itself; what it printed."""
+    (folder / "killed_app.py").write_text(_APP.format(settings=settings))
+    done = zygote.run(f"from killed_app import app\n{script}", folder=folder)
+    assert done.returncode == -signal.SIGKILL, done.stdout
+    return done.stdout
+
+
+def killing(of: str, when: str, at: int, since: str = "") -> str:
+    """For a program: kill -9 at its call number ``at`` of a function ``when`` of a module or class.
+
+    ``since``: only calls from the first one of that function on count.
+    """
+    return f"""
+import os, signal
+from importlib import import_module
 module, _, name = {of!r}.partition(":")
 of = import_module(module)
 of = getattr(of, name) if name else of
-whole = of.{when}
+calls, counting = 0, {not since}
+whole, since = of.{when}, of.{since or when}
+def begin(self, *args, **kwargs):
+    global counting
+    counting = True
+    return since(self, *args, **kwargs)
 def some(self, *args, **kwargs):
     global calls
-    calls += 1
-    if calls == 3:
+    calls += counting
+    if calls == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(self, *args, **kwargs)
+of.{since or when} = begin
 of.{when} = some
-gwi({list(arguments)!r}, obj=SimpleNamespace(app=app))
 """
-    done = zygote.run(script, folder=folder)
-    assert done.returncode == -signal.SIGKILL, done.stdout
-    return done.stdout
 
 
 def test_a_replay_of_many_is_begun_anew_where_it_was_cut_short(gwi_, tmp_path):
@@ -156,6 +177,11 @@ class OnPubSub(Gwi):
     def killed(self, point: tuple[str, str], *arguments: str) -> None:
         of, when = point
         killed(self._folder, when, *arguments, of=of, **self._settings)
+
+    def worker_killed(self, of: str, when: str, since: str) -> None:
+        """Run a worker until it is killed at that point."""
+        script = killing(of, when, 1, since) + 'app.worker_main(["worker", "--pool", "solo"])'
+        run_until_killed(self._folder, script, self._settings)
 
     def redriven(self) -> list[tuple[str, str]]:
         """(run, submission) of each message, once none is dead any more."""
@@ -233,3 +259,45 @@ def test_a_purge_on_pubsub(on_pubsub: OnPubSub) -> None:
     eventually(lambda: seen.extend(on_pubsub.broker.browse("celery.dead")) or seen)
     eventually(lambda: on_pubsub.json("dlq", "list", "--look") == [] and on_pubsub.is_empty())
     assert on_pubsub.broker.receiver().poll("celery", 10) == []
+
+
+@pytest.mark.slow  # two workers, and what is parked is redelivered when it is due
+@pytest.mark.emulator
+def test_a_delayed_call_that_is_to_run_now(
+    on_pubsub: OnPubSub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the ack of what it had parked: that is a duplicate of the copy once it is due."""
+    monkeypatch.setattr("gwi_celery.queues.parked._ACT", 1.0)  # nobody will answer
+    app, broker = on_pubsub.app, on_pubsub.broker
+    handled: list[tuple[str, str]] = []
+
+    def note(task_id: str, state: str, **_: Any) -> None:
+        handled.append((task_id, state))
+
+    with ThreadPoolExecutor(1) as threads:
+        point = "gwi_celery.brokers.pubsub.deliveries:Deliveries", "ack", "publish_now"
+        worker = threads.submit(on_pubsub.worker_killed, *point)
+        eventually(lambda: worker.done() or app.control.ping(timeout=0.5), "it is ready")
+        kwargs = {"tenant_id": "acme", "run_id": "late"}
+        id = app.tasks["shop.invoice"].apply_async(kwargs=kwargs, countdown=20).id
+
+        def told() -> bool:
+            if not worker.done():
+                on_pubsub("delayed", "now", id, "--yes", code=Exit.NOTHING)
+            return worker.done()
+
+        eventually(told, "its worker is killed")
+        worker.result()
+    [copy] = eventually(lambda: broker.peek("celery", 5))
+    assert copy.attributes["task_id"] == id
+    assert b'"eta": null' in copy.data, "it is the copy"
+    signals.task_postrun.connect(note)
+    try:
+        with worker_in_thread(app):
+            eventually(lambda: len(handled) == 2, "both messages are handled")
+    finally:
+        signals.task_postrun.disconnect(note)
+    assert handled == [(id, "SUCCESS")] * 2
+    record = jobs.get(id, app=app).record
+    assert (record.status, record.attempt, record.crashes) == (JobStatus.SUCCEEDED, 1, 0)
+    assert broker.peek("celery", 5) == []

@@ -165,7 +165,8 @@ def test_stuck_jobs_are_found_explained_and_mended(shop: Shop) -> None:
     shop("jobs", "show", "nobody", code=Exit.NOTHING)
     forked = shop.json("jobs", "fork", fails, "--run", "r7", "--set", 'how=""')["task_id"]
     shop.becomes(forked, "succeeded")
-    shop("jobs", "fork", fails, "--run", "r8", "--set", "how", code=Exit.USAGE)
+    for wrong in ("how", f"how={'[' * 100_000}"):
+        shop("jobs", "fork", fails, "--run", "r8", "--set", wrong, code=Exit.USAGE)
     assert shop.json("dlq", "redrive", unknown, "--yes") == {"redriven": 1}
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from gwi_celery import audit, broker_for
+from gwi_celery import audit, broker_for, store_for
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.cli.frame import Exit
+from gwi_celery.stores.base import JobRef, JobStatus
 from gwi_celery.transport.death import Death
 
 
@@ -62,6 +63,9 @@ def test_what_is_delayed_can_be_had_now_or_cancelled(gwi_):
     assert delivery.attributes["task_id"] == second.id
     assert gwi_.json("delayed", "cancel", "--all", "--yes") == {"cancelled": 2}
     assert gwi_.json("delayed", "list") == []
+    cancelled = [JobRef("acme", "shop.invoice", f"run:r{n}") for n in (1, 3)]
+    records = [store_for(gwi_.app).get_job(job) for job in cancelled]
+    assert [record.status for record in records] == [JobStatus.CANCELLED] * 2
 
 
 def test_exit_codes_and_schemas_are_published(gwi_):

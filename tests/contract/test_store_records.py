@@ -317,8 +317,9 @@ def test_jobs_are_found_by_each_filter_in_pages_newest_first(case):
     assert len(case.store.find_jobs(JobFilter(before=moment)).jobs) == 3
     with pytest.raises(InvalidCall, match="another list"):
         case.store.find_jobs(JobFilter(tenant="acme"), token=newest.next_token)
-    with pytest.raises(InvalidCall, match="1 or more"):
-        case.store.find_jobs(JobFilter(), limit=0)
+    for wrong in (0, 2**31, 2**63):
+        with pytest.raises(InvalidCall, match="ask for 1 to"):
+            case.store.find_jobs(JobFilter(), limit=wrong)
     assert case.store.find_jobs(JobFilter(since=1e30)).jobs == []
     assert len(case.store.find_jobs(JobFilter(before=1e30)).jobs) == 6
     case.take(call(case, "k6", run_id=""))

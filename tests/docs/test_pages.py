@@ -20,6 +20,7 @@ import yaml
 from celery import _state
 
 import gwi_celery
+from gwi_celery import deployment
 from gwi_celery.cli import gwi
 from gwi_celery.transport.jobformat import to_message
 from tests import zygote
@@ -169,3 +170,11 @@ def test_commands_exist(page: Path) -> None:
                     }
                     given = {w for w in words[words.index("gwi") :] if w.startswith("--")}
                     assert {w.partition("=")[0] for w in given} <= options | {"--help"}, line
+
+
+def test_the_push_recipe_grants_all_that_pushes_need() -> None:
+    text = (ROOT / "docs" / "service.md").read_text()
+    recipe = text.partition("## Setting push up")[2].partition("\n### ")[0]
+    roles = {grant.role for grant in deployment.GRANTS if grant.only == "push"}
+    needed = {*roles, "roles/iam.serviceAccountTokenCreator", "--no-cpu-throttling"}
+    assert {each for each in needed if each not in recipe} == set()

@@ -438,7 +438,7 @@ def test_forks_with_an_open_stream(backend: Any, wire: Wire, times: int) -> None
                 code = 0 if done == [n] else 2
             finally:
                 os._exit(code)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while True:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:

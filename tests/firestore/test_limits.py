@@ -12,7 +12,16 @@ from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.limits import LimitRef, LimitSetting, Rate
 from tests.contract.stores import success
 from tests.firestore.claims import TTL, request, take
-from tests.firestore_wire import COMMIT, LATE, LOST_ANSWER, LOST_REQUEST, READ, Wire
+from tests.firestore_wire import (
+    COMMIT,
+    COUNT,
+    LATE,
+    LOST_ANSWER,
+    LOST_REQUEST,
+    QUERY,
+    READ,
+    Wire,
+)
 
 pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("firestore_emulator")]
 
@@ -121,3 +130,31 @@ def test_a_change_of_an_operators_is_read_within_ten_seconds(
     monkeypatch.setattr(time, "monotonic", lambda: real() + 11)
     assert isinstance(store.claim(request("late", limits=[THREE])), Limited)
     operator.close()
+
+
+def test_a_lowered_limit_is_listed_once_and_then_as_any_other(
+    wire: Wire, store: FirestoreStore
+) -> None:
+    limit = replace(THREE, max_running=60)
+    leases = [take(store, key=f"k{n}", limits=[limit]).lease for n in range(50)]
+    store.set_limit(LimitSetting("{tenant_id}", {}, 40, None, time.time(), "ops"))
+    wire.advance(60)  # every process knows it
+    with wire.counting() as calls:
+        assert isinstance(store.claim(request("late", limits=[limit])), Limited)
+    assert calls == [READ, READ, QUERY], "the settings; the job; the places"
+    with wire.counting() as calls:
+        assert isinstance(store.claim(request("late", limits=[limit])), Limited)
+    assert calls == [READ, COUNT]
+    for lease in leases[:20]:
+        store.finish(lease, success())
+    with wire.counting() as calls:
+        for n in range(9):
+            take(store, key=f"more{n}", limits=[limit])
+    assert calls == [READ, COUNT, QUERY, *[COMMIT] * 9]
+    for lease in leases[20:]:
+        store.finish(lease, success())
+    for n in range(31):
+        take(store, key=f"later{n}", limits=[limit])
+    with wire.counting() as calls:
+        assert isinstance(store.claim(request("late", limits=[limit])), Limited)
+    assert calls == [READ], "no place beyond the limit is taken: it is as any other"

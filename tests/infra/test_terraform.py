@@ -164,7 +164,9 @@ def test_workers_find_what_was_made(module: Any) -> None:
     assert options.mode == "provisioned"
     assert set(re.findall(r"(\w+)=", module.locals["broker_options"])) <= set(OPTIONS)
     assert options.queues["celery"]["dead_letter_topic"] == options.queues["celery.dead"]["topic"]
-    assert f"${{var.queue}}{SUFFIX}" in str(module.locals["queues"]), "what a push service parks"
+    assert f"${{var.queue}}{SUFFIX}" in str(module.locals["queues"]), (
+        "what a push service postpones"
+    )
     assert "dead_letter_policy" not in module.of("google_pubsub_subscription")["later"]
     keys = {key for entry in module.locals["queues"].values() for key in entry}
     assert keys == {"topic", "subscription", "dead_letter_topic"}

@@ -5,6 +5,7 @@ from tests.mutants.firestore import FIRESTORE
 from tests.mutants.jobs import HANDOVER, SERVICE, WORKER
 from tests.mutants.mutant import Mutant
 from tests.mutants.operators import OPERATORS
+from tests.mutants.pubsub import PUBSUB
 from tests.mutants.results import RESULTS
 from tests.mutants.sqlite import SQLITE
 from tests.mutants.trust import TRUST
@@ -16,6 +17,7 @@ GROUPS: dict[str, list[Mutant]] = {
     "service": SERVICE,
     "operators": OPERATORS,
     "trust": TRUST,
+    "pubsub": PUBSUB,
     "broker": BROKER,
     "firestore": FIRESTORE,
     "results": RESULTS,

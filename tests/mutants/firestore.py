@@ -19,10 +19,24 @@ FIRESTORE = [
     ),
     Mutant(
         "a holder that renews loses its place after its first lease",
-        "gwi_celery/stores/firestore/limits.py",
+        "gwi_celery/stores/firestore/places.py",
         "elif lock.expired(read.read_time):",
         "elif True:",
         "firestore/test_limits.py::test_a_holder_that_runs_for_long_is_looked_up",
+    ),
+    Mutant(
+        "places within a lowered limit don't count for those beyond it",
+        "gwi_celery/stores/firestore/lowered.py",
+        "        beyond += first in taken\n",
+        "",
+        "unit/stores/test_lowered.py",
+    ),
+    Mutant(
+        "what a limit had is forgotten when its setting is cleared or replaced",
+        "gwi_celery/stores/firestore/limit_settings.py",
+        "[former.places, former.before]",
+        "[]",
+        "contract/test_store_limits_lowered.py::test_however_a_limit_is_lowered_all_that_run_count",
     ),
     Mutant(
         "tokens start again with each record",
@@ -247,5 +261,12 @@ FIRESTORE = [
         "elif barred := [each for each in seen.others if each.name in bars]:",
         "elif barred := []:",
         "contract/test_store_records.py::test_what_a_cancelled_task_has_called_never_begins",
+    ),
+    Mutant(
+        "a cancellation whose commit was not answered is not logged",
+        "gwi_celery/stores/firestore/operators.py",
+        "            if known.cancelled_by != by:\n                return False\n            break\n",
+        "            return known.cancelled_by == by\n",
+        "firestore/test_store.py::test_operators_answers_are_true_whatever_becomes_of_the_call",
     ),
 ]

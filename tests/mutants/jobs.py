@@ -52,6 +52,41 @@ HANDOVER = [
         "return True",
         "unit/worker/test_consumer.py::test_a_header_of_another_type_or_out_of_range_is_named",
     ),
+    Mutant(
+        "tasks that run in the consuming thread are acked all at once",
+        "gwi_celery/transport/channel.py",
+        "                if time.monotonic() > until:\n                    break\n",
+        "",
+        "unit/transport/test_turns.py::test_a_task_that_runs_in_this_thread_is_acked_before_the_next_one",
+    ),
+    Mutant(
+        "a channel whose broker fails as it closes keeps its messages",
+        "gwi_celery/transport/channel.py",
+        "except BrokerError as exc:  # its receiver is closed with the connection",
+        "except MalformedMessage as exc:",
+        "unit/transport/test_channel.py::test_a_broker_that_fails_while_a_channel_closes_keeps_no_message",
+    ),
+    Mutant(
+        "a signal that rings the bell that is being rung waits for ever",
+        "gwi_celery/brokers/wakeups.py",
+        "self._lock = forks.rlock()",
+        "self._lock = forks.lock()",
+        "unit/brokers/test_wakeups.py::test_a_signal_may_ring_the_bell_that_is_being_rung",
+    ),
+    Mutant(
+        "a worker that stops waits for the end of its wait for messages",
+        "gwi_celery/transport/base.py",
+        "deadline = min(deadline, began + _STOPPING_WAIT)",
+        "pass",
+        "unit/transport/test_transport.py::test_a_wait_for_messages_ends_when_the_worker_is_told_to_stop",
+    ),
+    Mutant(
+        "a header takes the place of a method of Celery's request",
+        "gwi_celery/reliability/fields.py",
+        "    **dict.fromkeys(_METHODS, _ABSENT),\n",
+        "",
+        "unit/worker/test_consumer.py::test_what_would_end_the_worker_is_not",
+    ),
 ]
 
 WORKER = [
@@ -139,6 +174,62 @@ WORKER = [
         "                raise Ignore\n            case End.STOPPING",
         "unit/reliability/test_ends.py::test_a_store_that_fails[returns-finish-unusable]",
     ),
+    Mutant(
+        "a lock that could not be released is given up as its attempt ends",
+        "gwi_celery/reliability/job.py",
+        "        if self._unreleased is None:\n            renewer().remove(self)",
+        "        renewer().remove(self)",
+        "unit/reliability/test_renewal.py::test_a_lock_that_could_not_be_released_is_released_once_the_store_answers",
+    ),
+    Mutant(
+        "a lock that could not be released is left to its TTL",
+        "gwi_celery/reliability/job.py",
+        "if isinstance(exc, StoreUnavailable) and self._renew_not_before < self._ends_at():",
+        "if False:",
+        "unit/reliability/test_renewal.py::test_a_lock_that_could_not_be_released_is_released_once_the_store_answers",
+    ),
+    Mutant(
+        "a save that stalls holds up the renewals of other jobs",
+        "gwi_celery/reliability/job.py",
+        "if self._mutex.acquire(blocking=False):",
+        "if self._mutex.acquire():",
+        "unit/reliability/test_renewal.py::test_a_save_that_stalls_keeps_no_other_job_from_being_renewed",
+    ),
+    Mutant(
+        "what can't get better is retried if it is passed by position",
+        "gwi_celery/reliability/task.py",
+        "        if isinstance(exc, PERMANENT):\n            raise exc\n",
+        "",
+        "unit/reliability/test_task.py::test_a_permanent_error_passed_to_retry_by_position_is_not_retried",
+    ),
+    Mutant(
+        "a replacement that can't be recorded leaves the job's lock to its TTL",
+        "gwi_celery/reliability/task.py",
+        "            dump_replaced(before)",
+        "            pass",
+        "unit/reliability/test_task.py::test_a_replacement_that_can_not_be_recorded_fails_the_job",
+    ),
+    Mutant(
+        "a job waits beyond its deadline",
+        "gwi_celery/reliability/settling.py",
+        "delay = min(delay, left + _PAST_DEADLINE)",
+        "pass",
+        "unit/reliability/test_waiting.py::test_it_waits_no_longer_than_for_its_deadline",
+    ),
+    Mutant(
+        "past its deadline a job asks again without a pause",
+        "gwi_celery/reliability/settling.py",
+        "if deadline is not None and (left := float(deadline) - time.time()) > 0:",
+        "if deadline is not None and (left := float(deadline) - time.time()):",
+        "unit/reliability/test_waiting.py::test_it_waits_no_longer_than_for_its_deadline",
+    ),
+    Mutant(
+        "a retry that is quicker than the end of its attempt waits for a lock of its own",
+        "gwi_celery/reliability/claims.py",
+        "just_sent = request.retries and not (request.headers or {}).get(HOLDS_HEADER)",
+        "just_sent = False",
+        "unit/reliability/test_waiting.py::test_a_retry_that_is_quicker_than_the_end_of_its_attempt_begins_then",
+    ),
 ]
 
 SERVICE = [
@@ -169,5 +260,33 @@ SERVICE = [
         'raise Refused(503, "the job is still running: its message has to be redelivered")',
         "return Settlement.ACKED",
         "unit/service/test_push.py::test_a_job_that_outlives_its_request_keeps_its_place",
+    ),
+    Mutant(
+        "a parked message whose expiry is no number holds up the others",
+        "gwi_celery/service/early.py",
+        "    except ValueError:\n        return math.inf\n",
+        "    except ValueError:\n        if expires:\n            raise\n        return math.inf\n",
+        "unit/service/test_early.py::test_an_expiry_that_is_no_number_holds_up_no_other",
+    ),
+    Mutant(
+        "a parked message whose expiry is not a number is dropped",
+        "gwi_celery/service/early.py",
+        "return math.inf if math.isnan(found) else found",
+        "return found",
+        "unit/service/test_early.py::test_an_expiry_that_is_no_number_holds_up_no_other",
+    ),
+    Mutant(
+        "outside development the stats are open without a token",
+        "gwi_celery/service/health.py",
+        "if self._settings.service_token or not self._settings.development:",
+        "if self._settings.service_token:",
+        "unit/service/test_health.py::test_stats_are_closed_unless_a_token_is_set_or_in_development",
+    ),
+    Mutant(
+        "a caller that is refused while it sends gets no answer",
+        "gwi_celery/service/connections.py",
+        "if self._sends():",
+        "if False:",
+        "unit/service/test_connections.py::test_who_is_refused_while_it_sends_reads_the_answer",
     ),
 ]

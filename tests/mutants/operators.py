@@ -31,4 +31,25 @@ OPERATORS = [
         "if False:",
         "unit/jobs/test_jobs.py::test_a_fork_begins_with_the_others_earlier_steps",
     ),
+    Mutant(
+        "a delayed call that is to run now keeps its ETA",
+        "gwi_celery/transport/delayed.py",
+        '"headers": {**headers, "eta": None}',
+        '"headers": {**headers}',
+        "unit/transport/test_delayed.py::test_it_is_signed_anew_only_if_it_was_signed",
+    ),
+    Mutant(
+        "a delayed call that is cancelled leaves its job waiting",
+        "gwi_celery/queues/settling.py",
+        "ended = {w for w, job in jobs.items() if job is not None and _end(store, job, w.task_id)}",
+        "ended: set[Waiting] = set()",
+        "cli/test_queues.py::test_what_is_delayed_can_be_had_now_or_cancelled",
+    ),
+    Mutant(
+        "a message that dies again while it is redriven is redriven twice",
+        "gwi_celery/brokers/embedded/broker.py",
+        "only = frozenset(only) - frozenset(batch)",
+        "pass",
+        "contract/test_broker_operators.py::test_one_that_dies_again_meanwhile_is_redriven_once",
+    ),
 ]

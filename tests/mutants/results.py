@@ -87,4 +87,11 @@ RESULTS = [
         "pass",
         "firestore/test_backend.py::test_what_duplicates_cost",
     ),
+    Mutant(
+        "the object of a result that stays is deleted",
+        "gwi_celery/stores/firestore/results.py",
+        "        if not self.settled:\n            self._replaced = stored.blob",
+        "        self._replaced = stored.blob",
+        "firestore/test_objects.py::test_a_result_that_stays_keeps_its_object",
+    ),
 ]

@@ -92,7 +92,7 @@ def test_what_a_stream_redelivers_replaces_what_waits(broker, monkeypatch):
     send(broker, b"a", b"b", queue="control")
     eventually(lambda: len(arrivals) >= 4, what="redelivered by the emulator")
     found = receiver.poll("control", 100)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while len(found) < 2 and time.monotonic() < deadline:  # one may have lapsed just now
         found += receiver.poll("control", 100)
     assert sorted(d.data for d in found) == [b"a", b"b"]

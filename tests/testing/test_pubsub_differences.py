@@ -29,6 +29,7 @@ from gwi_celery.testing.twin import (
     start_twin,
 )
 from gwi_celery.testing.twin.behaviour import Switches
+from gwi_celery.testing.twin.cloudrun import CloudRunBehaviour
 from tests.machine import PATIENCE
 from tests.testing.pubsub_calls import Calls, Endpoint, bodies
 from tests.workers import ROOT
@@ -138,8 +139,15 @@ def _closed(calls: Calls) -> object:
         return "closed" if ended else "open"
 
 
-def _raise(exc: Exception) -> None:
-    raise exc
+def _half_closed(calls: Calls) -> object:
+    with calls.stream(calls.subscription(calls.topic())) as stream:
+        stream.half_close()
+        return answer(lambda: _raise(stream.end()))
+
+
+def _raise(exc: Exception | None) -> None:
+    if exc is not None:
+        raise exc
 
 
 def _filtered(calls: Calls) -> object:
@@ -300,6 +308,13 @@ DIFFERENCES = (
     Difference(
         "stream_life", "a stream of 10 minutes", _closed, "closed", "open", {"stream_life": 0.5}
     ),
+    Difference(
+        "stream_error",
+        "a stream that its client half-closed ends",
+        _half_closed,
+        "UNAVAILABLE",
+        "OK",
+    ),
     Difference("filters", "a message that the filter keeps back", _filtered, [], ["one"]),
     Difference("filters", "a filter that can't be parsed", _no_filter, "INVALID_ARGUMENT", "OK"),
     Difference(
@@ -407,10 +422,10 @@ def sources(behaviour: type[Switches]) -> dict[str, str]:
 
 
 def test_each_switch_has_its_source_and_its_difference() -> None:
-    for behaviour in (Behaviour, FirestoreBehaviour):
+    for behaviour in (Behaviour, FirestoreBehaviour, CloudRunBehaviour):
         known = sources(behaviour)
         assert set(known) == {each.name for each in dataclasses.fields(behaviour)}
-        assert [n for n, url in known.items() if not url] == ["latency"]
+        assert {n for n, url in known.items() if not url} <= {"latency"}
     assert {d.switch for d in DIFFERENCES} - {"IAM", "push"} == set(sources(Behaviour)) - _BY_CHANCE
 
 

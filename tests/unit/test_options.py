@@ -12,6 +12,7 @@ from gwi_celery.config import load
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.firestore.url import parse as parse_firestore
 from gwi_celery.options import MAPPING, NUMBER, TEXT, TEXTS, WHOLE, listed, optional
+from gwi_celery.rights import read_rights
 from gwi_celery.stores.url import check_store_url, open_store
 from gwi_celery.transport.embedded import open_broker
 
@@ -78,6 +79,36 @@ def test_numbers_and_lists() -> None:
     assert optional(NUMBER).read("") is None
     assert MAPPING.read('{"a": 1}') == MAPPING.read({"a": 1}) == {"a": 1}
     assert TEXT.read(Path("/x")) == "/x"
+
+
+def test_json_that_is_nested_too_deeply_gets_the_ordinary_error(tmp_path: Path) -> None:
+    deep, file = '{"a":' + "[" * 100_000, tmp_path / "keys"
+    file.write_text(deep)
+    nested: Any = "x"
+    for _ in range(100_000):
+        nested = [nested]
+    places = {
+        "GWI_QUEUE_RIGHTS": lambda: load({}, {}, {"GWI_QUEUE_RIGHTS": deep}),
+        "gwi_queue_rights.*tasks": lambda: load(
+            {}, {"gwi_queue_rights": {"q": {"tasks": [nested]}}}, {}
+        ),
+        "GWI_SIGNING_KEYS": lambda: load({}, {}, {"GWI_SIGNING_KEYS": deep}),
+        "signing_keys_file": lambda: load({"signing_keys_file": file}, {}, {}),
+        "queues is": lambda: parse_pubsub("pubsub://my-p", {"queues": deep}, {}),
+        "labels is": lambda: parse_pubsub("pubsub://my-p", {"labels": nested}, {}),
+        "retry_policy is": lambda: parse_pubsub("pubsub://my-p", {"retry_policy": nested}, {}),
+    }
+    for place, read in places.items():
+        with pytest.raises(ConfigurationError, match=place) as refused:
+            read()
+        assert len(str(refused.value)) < 3000
+
+
+def test_rights_that_are_null_are_refused_where_they_mean_nothing() -> None:
+    for name in ("tasks", "formats", "headers"):
+        with pytest.raises(ConfigurationError, match=rf"{name} is None, not a list of texts"):
+            read_rights({"q": {name: None}}, "here")
+    assert read_rights({"q": {"exchanges": None}}, "here")["q"].exchanges is None
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from gwi_celery import broker_for, setup, store_for
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.sqlite import Database
 from gwi_celery.stores.base import Checkpoint, CheckpointKind, Claimed, JobStatus, Outcome
-from gwi_celery.upkeep import clean
+from gwi_celery.upkeep import Cleaner, clean
 from tests import zygote
 from tests.contract.contender import request
 from tests.machine import PATIENCE
@@ -159,6 +161,61 @@ def test_a_lock_file_that_a_power_cut_damaged_keeps_nobody_out(app: Celery, tmp_
     assert float(first[:17]) == pytest.approx(time.time(), abs=60)
     clean(app, interval=60)
     assert (tmp_path / "upkeep.lock").read_bytes() == first, "it was done lately"
+
+
+#: In a process that may not write there: root may write anywhere.
+READ_ONLY = """
+import logging, os, sys
+from celery import Celery
+from gwi_celery import setup
+from gwi_celery.upkeep import Cleaner
+
+folder = sys.argv[1]
+logging.basicConfig(format="%(levelname)s %(message)s")
+app = Celery("upkeep")
+setup(app, folder=folder)
+cleaner = Cleaner(app, 60)
+cleaner._take_turn()  # makes the files
+os.chmod(folder + "/upkeep.lock", 0o400)
+os.chmod(folder, 0o555)
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+for _ in range(3):
+    cleaner._take_turn()
+"""
+
+
+def test_a_read_only_folder_is_told_once_and_what_to_do(tmp_path: Path) -> None:
+    open_to_all = Path(tempfile.mkdtemp())  # unlike pytest's folders
+    try:
+        open_to_all.chmod(0o755)
+        folder = open_to_all / "gwi"
+        done = zygote.run(READ_ONLY, str(folder), folder=tmp_path)
+        assert done.returncode == 0, done.stdout
+        (line,) = [line for line in done.stdout.splitlines() if "can't be written" in line]
+        assert done.stdout.strip() == line, "nothing else, and no traceback"
+        assert line.startswith("WARNING expired records could not be deleted yet:")
+        assert f"{folder / 'upkeep.lock'} can't be written (Permission denied): make" in line
+    finally:
+        open_to_all.joinpath("gwi").chmod(0o755)
+        shutil.rmtree(open_to_all)
+
+
+def test_an_error_that_lasts_is_logged_again_after_it_was_gone(
+    app: Celery, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock, cleaner = tmp_path / "upkeep.lock", Cleaner(app, 0.001)
+    for _ in range(2):
+        lock.mkdir()
+        for _ in range(2):
+            cleaner._take_turn()
+        lock.rmdir()
+        cleaner._take_turn()
+        lock.unlink()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "Is a directory" in caplog.text
 
 
 def test_a_file_of_an_earlier_release_is_cleaned_and_used_again(

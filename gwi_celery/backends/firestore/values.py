@@ -13,6 +13,7 @@ from kombu.utils.functional import LRUCache
 from gwi_celery.backends import tenants
 from gwi_celery.backends.base import ReliableBackend
 from gwi_celery.backends.results import came_before
+from gwi_celery.blobs import unpacked
 from gwi_celery.errors import ConfigurationError, StoreUnusable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, Intercept, Unsettled
@@ -29,7 +30,6 @@ from gwi_celery.stores.firestore.results import (
     has_expired,
     result_name,
     result_of,
-    unpacked,
 )
 from gwi_celery.stores.firestore.tries import Tries
 from gwi_celery.stores.values import StoredResult

@@ -31,6 +31,7 @@ from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.brokers.pubsub.client import pb
 from gwi_celery.brokers.pubsub.naming import EXCHANGE, PRIORITY, ROUTING_KEY
 from gwi_celery.errors import TooLarge
+from gwi_celery.text import from_json
 
 NOT_BEFORE = "gwi-not-before"
 EXPIRES = "gwi-expires"
@@ -220,8 +221,8 @@ def _more(attributes: dict[str, str]) -> dict[str, Any]:
     while (piece := attributes.pop(f"{ODD}{len(pieces)}", None)) is not None:
         pieces.append(piece)
     try:
-        more = json.loads("".join(pieces)) if pieces else {}
-    except (ValueError, RecursionError):
+        more = from_json("".join(pieces)) if pieces else {}
+    except ValueError:
         return {}
     return more if isinstance(more, dict) else {}
 

@@ -23,8 +23,9 @@ from gwi_celery.stores.firestore import blobs, upkeep
 from gwi_celery.stores.firestore import claim as claims
 from gwi_celery.stores.firestore.checkpoints import steps_of
 from gwi_celery.stores.firestore.holder import Holding, renewal
-from gwi_celery.stores.firestore.limits import NOTHING, Keeper, Pick, Taking
+from gwi_celery.stores.firestore.limits import NOTHING, Keeper, Taking
 from gwi_celery.stores.firestore.paths import SECOND, Paths, job_gc_at, lock_gc_at, step_gc_at
+from gwi_celery.stores.firestore.places import Pick
 from gwi_celery.stores.firestore.reads import Seen, see, whole_record
 from gwi_celery.stores.firestore.records import CREATED, UPDATED, Job, Lock, Step, get_text, lock_of
 from gwi_celery.stores.firestore.tries import Tries
@@ -48,15 +49,17 @@ class Claimer:
         tries = Tries("claim a job")
         bar = protocol.may_be_barred(request, None)
         bars = [] if bar is None else [self._paths.barred(request.job.tenant, bar)]
-        limits, self._elsewhere = protocol.kept_by(request, lambda: self._keeper.settings(client))
-        guess = None if request.redelivered else self._keeper.guess(limits)
+        settings = self._keeper.settings
+        limits, self._elsewhere = protocol.kept_by(request, lambda: settings.recent(client))
+        self._keeper.begin(client, limits)
+        guess = None if request.redelivered else self._keeper.guess(client, limits)
         # A place that is counted elsewhere can't be given back, so it is taken after all else is read.
         if guess is not None and not self._elsewhere:
             with tries.once():
                 new = claims.first_generation(request)
                 return self._take(new, unless=bars, taking=guess)
         for _ in tries:
-            sample = self._keeper.sample(limits)
+            sample = self._keeper.sample(client, limits)
             seen = see(client, self._paths, request.job, request.lock, [*bars, *sample])
             job, lock = seen.live_job, seen.lock
             answer = protocol.settled(request, job)
@@ -84,7 +87,7 @@ class Claimer:
                     assert lock is not None
                     return self._same_claim(job, lock)
                 assert isinstance(decision, protocol.Granted)
-                taking = self._choose(sample, seen, other)
+                taking = self._choose(limits, sample, seen, other)
                 if isinstance(taking, Limited):
                     if request.origin is not None:
                         wait = protocol.waits_for_limit(taking, seen.now / SECOND)
@@ -101,9 +104,13 @@ class Claimer:
         )
 
     def _choose(
-        self, sample: Mapping[str, Pick], seen: Seen, other: Lock | None
+        self,
+        limits: Sequence[LimitRef],
+        sample: Mapping[str, Pick],
+        seen: Seen,
+        other: Lock | None,
     ) -> Taking | Limited:
-        taking = self._keeper.choose(self._client, self._request, sample, seen, other)
+        taking = self._keeper.choose(self._client, self._request, limits, sample, seen, other)
         if isinstance(taking, Limited) or not self._elsewhere:
             return taking
         assert self._request.rates is not None

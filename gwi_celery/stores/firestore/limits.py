@@ -3,7 +3,8 @@
 A claim takes a place by a precondition of its own commit, as it takes its lock: the document must not
 exist; or, if the place's time is over, must be at the version just read. So no document is written by two
 jobs at a time, and a free place costs no round trip. A process guesses which place is free from what it
-has read, taken and freed. A wrong guess is refused, and then places are read: all, if they are few.
+has read, taken and freed. A wrong guess is refused, and then places are read: all, if they are few. Of
+a limit that was lowered, claims list the places that are taken, and use the first ones: see ``lowered``.
 
 A place of ``max_running`` names its lock's document and that lock's nonce. It counts while the lock is
 held, and renewals don't write it. A claim that takes it from an expired lock frees that lock in the same
@@ -15,8 +16,8 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gwi_celery import forks
@@ -24,40 +25,25 @@ from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Micros, Query, Write
 from gwi_celery.stores.base import ClaimRequest, Limited, PlaceRecord
+from gwi_celery.stores.firestore.limit_settings import REMEMBERED, Settings
+from gwi_celery.stores.firestore.lowered import SETTLED, Lowered, choose_of_all
 from gwi_celery.stores.firestore.paths import DAY, LIMIT_PLACES, SECOND, Paths
+from gwi_celery.stores.firestore.places import Chosen, Look, Pick, look_at_all, pages
 from gwi_celery.stores.firestore.reads import Seen
 from gwi_celery.stores.firestore.records import Lock, lock_of
-from gwi_celery.stores.firestore.tries import Tries
 from gwi_celery.stores.history import dump_place, load_place
-from gwi_celery.stores.limits import LimitRef, LimitSetting
+from gwi_celery.stores.limits import LimitRef
 
 #: Places of a limit that a claim reads at most; of more, it reads a random choice.
 _READ: Final = 16
 #: Limits, and free places of each, that a process remembers.
 _LIMITS_KNOWN, _FREE_KNOWN = 1000, 64
-#: Seconds until an operator's change holds in every process.
-_SETTINGS_KEPT: Final = 10.0
+#: Expired locks that a commit frees.
+_FREED: Final = 100
 #: When the TTL policy deletes a place whose worker vanished: later than any job runs.
 _RUNNING_KEPT: Final = 60 * DAY
-#: Documents in one query, or one read.
-_BATCH: Final = 300
 
 _random = random.SystemRandom()
-
-
-@dataclass(frozen=True)
-class Pick:
-    """A place to be taken."""
-
-    limit: LimitRef
-    number: int
-    #: Version of the existing document; None: there is none.
-    version: int | None = None
-
-    @property
-    def place(self) -> str:
-        """As the lock's document has it."""
-        return f"{self.limit.id}/{self.number}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +70,8 @@ class _Known:
     mine: set[int] = field(default_factory=set)
     #: Whether at least half of the places read last were taken.
     crowded: bool = False
+    #: The limit's, when that was last used.
+    period: float | None = None
 
 
 class Keeper:
@@ -93,49 +81,79 @@ class Keeper:
         self._paths = paths
         self._mutex = forks.lock()
         self._known: dict[str, _Known] = {}
-        self._settings: dict[str, LimitSetting] = {}
-        self._settings_until = 0.0
+        #: Limits that were lowered, by their ids.
+        self._lowered: dict[str, Lowered] = {}
+        #: What operators have set.
+        self.settings = Settings(paths)
 
     # --- a claim ------------------------------------------------------------------------------
 
-    def guess(self, limits: Sequence[LimitRef]) -> Taking | None:
-        """Places that are probably free; None: unknown, so read first."""
-        picks: list[Pick] = []
+    def begin(self, client: Client, limits: Sequence[LimitRef]) -> None:
+        """Before a claim of these limits, as they are in force: note which of them were lowered."""
+        now = client.about_now()
         with self._mutex:
             for limit in limits:
-                pick = self._guess(limit)
+                change = self.settings.last_change(limit)
+                # By then nobody holds a place that was taken by the former number.
+                over = REMEMBERED if limit.period is None else limit.period * SECOND
+                lowered = self._lowered.get(limit.id)
+                if change.places <= limit.places or change.at + over + SETTLED <= now:
+                    self._lowered.pop(limit.id, None)
+                elif lowered is None or not lowered.is_of(limit, change.at):
+                    _make_room(self._lowered)
+                    self._lowered[limit.id] = Lowered(limit, change.at)
+                known = self._known.get(limit.id)
+                if known is not None and known.period != limit.period:
+                    known.free.clear()
+                    known.period = limit.period
+
+    def guess(self, client: Client, limits: Sequence[LimitRef]) -> Taking | None:
+        """Places that are probably free; None: unknown, so read first."""
+        picks: list[Pick] = []
+        now = client.about_now()
+        with self._mutex:
+            for limit in limits:
+                pick = self._guess(limit, self._first(limit, now))
                 if pick is None:
                     return None
                 picks.append(pick)
         return Taking(picks)
 
-    def _guess(self, limit: LimitRef) -> Pick | None:
-        if limit.before > limit.places:
-            return None  # the jobs that run must be counted
+    def _guess(self, limit: LimitRef, first: int | None) -> Pick | None:
+        if not first:
+            return None
         known = self._known.get(limit.id)
         if known is None:
-            return Pick(limit, _random.randrange(limit.places))
+            return Pick(limit, _random.randrange(first))
         now = time.monotonic()
         for _ in range(len(known.free)):
             number, version, when = known.free.popleft()
-            if number < limit.places and when <= now:
+            if number < first and when <= now:
                 return Pick(limit, number, version)
             if number < limit.places:
                 known.free.append((number, version, when))
         if known.crowded or limit.period is not None:
             return None
-        numbers: Sequence[int] = range(limit.places)
-        if limit.places <= _FREE_KNOWN:
+        numbers: Sequence[int] = range(first)
+        if first <= _FREE_KNOWN:
             numbers = [number for number in numbers if number not in known.mine]
         return Pick(limit, _random.choice(numbers)) if numbers else None
 
-    def sample(self, limits: Sequence[LimitRef]) -> dict[str, Pick]:
+    def _first(self, limit: LimitRef, now: int) -> int | None:
+        """How many places claims may use, from the first on; None: the places must be listed."""
+        lowered = self._lowered.get(limit.id)
+        first = limit.places if lowered is None else lowered.first(now)
+        return None if first is None else min(first, limit.places)
+
+    def sample(self, client: Client, limits: Sequence[LimitRef]) -> dict[str, Pick]:
         """The places to read, by their documents' names: all of a limit, or some."""
         found: dict[str, Pick] = {}
+        now = client.about_now()
         for limit in limits:
-            numbers: Sequence[int] = range(max(limit.places, limit.before))
+            with self._mutex:
+                numbers: Sequence[int] = range(self._first(limit, now) or 0)
             if len(numbers) > _READ:
-                numbers = _random.sample(range(limit.places), min(_READ, limit.places))
+                numbers = _random.sample(numbers, _READ)
             picks = [Pick(limit, number) for number in numbers]
             found.update({self._paths.place(pick.place): pick for pick in picks})
         return found
@@ -144,6 +162,7 @@ class Keeper:
         self,
         client: Client,
         request: ClaimRequest,
+        limits: Sequence[LimitRef],
         sample: Mapping[str, Pick],
         seen: Seen,
         other: Lock | None,
@@ -151,7 +170,8 @@ class Keeper:
         """What a claim takes if nothing else stands against it; or the limit that has no free place.
 
         Args:
-            sample: The places that were read.
+            limits: As they are in force.
+            sample: Their places that were read.
             seen: What the read has found.
             other: The other lock of the job's last attempt.
         """
@@ -160,25 +180,74 @@ class Keeper:
         for name, pick in sample.items():
             by_limit.setdefault(pick.limit.id, []).append((name, pick))
         ours = [lock for lock in (seen.lock, other) if lock is not None]
-        own = {(self._paths.lock(lock.ref), lock.nonce) for lock in ours}
+        own = self._holders(ours)
         picks: list[Pick] = []
         silent: dict[str, Lock] = {}
-        for some in by_limit.values():
-            looked = _Look(client, some[0][1].limit, some, there, own, seen.now)
+        for limit in limits:
+            looked = Look(client, limit, by_limit.get(limit.id, []), there, own, seen.now)
             chosen = looked.choose()
-            with self._mutex:
-                known = self._known_of(looked.limit)
-                known.crowded = 2 * len(looked.free) <= len(some)
-                known.free.clear()
-                left = [pick for pick in looked.free if pick is not chosen]
-                known.free.extend((pick.number, pick.version, 0.0) for pick in left)
+            if looked.size:
+                self._saw(limit, looked.free, looked.size, chosen)
+            if isinstance(chosen, Limited):
+                chosen = self._look_further(client, request, looked, chosen, ours)
             if isinstance(chosen, Limited):
                 return chosen
-            picks.append(chosen)
-            if (lock := looked.silent.get(chosen.number)) is not None:
-                silent[self._paths.lock(lock.ref)] = lock
+            picks.append(chosen.pick)
+            silent.update({self._paths.lock(lock.ref): lock for lock in chosen.silent})
         silent.pop(self._paths.lock(request.lock), None)
         return Taking(picks, list(silent.values()))
+
+    def _look_further(
+        self,
+        client: Client,
+        request: ClaimRequest,
+        looked: Look,
+        limited: Limited,
+        ours: Sequence[Lock],
+    ) -> Chosen | Limited:
+        """What a claim that has found no place takes nevertheless, if the limit was lowered."""
+        limit, now = limited.limit, looked.now
+        with self._mutex:
+            lowered = self._lowered.get(limit.id)
+            if lowered is None:
+                return limited
+            first, wait = lowered.first(now), lowered.next_free(now)
+            # More places may have become free since the sample was chosen.
+            sampled = first is not None and looked.size >= min(first, _READ)
+            if sampled and lowered.over(now):
+                return limited
+            loose, leases_until = lowered.loose, lowered.leases_until
+        if first is not None and limit.period is None:
+            if now <= leases_until:  # so no holder has fallen silent since they were listed
+                taken = client.count(Query(self._paths.limit(limit.id), LIMIT_PLACES)) - loose
+                own = [p for lock in ours for p in lock.places if p.startswith(f"{limit.id}/")]
+                if taken - len(own) >= limit.places:
+                    return Limited(limit, taken, retry_after=request.lease_ttl)
+        elif sampled:
+            least = limited.retry_after
+            return replace(limited, retry_after=min(wait, least) if least else wait)
+        settled = lowered.settled(client.about_now())
+        looked = look_at_all(client, self._paths, limit, self._holders(ours))
+        with self._mutex:
+            first = lowered.listed(looked, settled=settled)
+        chosen = choose_of_all(looked)
+        self._saw(limit, looked.free_before(first), min(first, _FREE_KNOWN), chosen)
+        if isinstance(chosen, Limited):
+            return chosen
+        silent = list(chosen.silent)
+        while len(silent) > _FREED:
+            some, silent = silent[:_FREED], silent[_FREED:]
+            client.commit([write for lock in some for write in self._ending(lock)])
+        return Chosen(chosen.pick, silent)
+
+    def _holders(self, locks: Sequence[Lock]) -> set[tuple[str, str]]:
+        """As places name them."""
+        return {(self._paths.lock(lock.ref), lock.nonce) for lock in locks}
+
+    def _ending(self, lock: Lock) -> list[Write]:
+        """The writes that free an expired lock, and its places."""
+        name = self._paths.lock(lock.ref)
+        return [documents.delete(name, lock.version), *freeing(self._paths, lock)]
 
     def writes(
         self, client: Client, request: ClaimRequest, taking: Taking, replaced: Sequence[Lock]
@@ -224,12 +293,23 @@ class Keeper:
                     again = now + pick.limit.period * 1.01 + 0.05
                     known.free.append((pick.number, version, again))
 
+    def _saw(
+        self, limit: LimitRef, free: Sequence[Pick], of: int, chosen: Chosen | Limited
+    ) -> None:
+        """Remember which places are free, of so many; all but the chosen one."""
+        number = None if isinstance(chosen, Limited) else chosen.pick.number
+        left = [(pick.number, pick.version, 0.0) for pick in free if pick.number != number]
+        with self._mutex:
+            known = self._known_of(limit)
+            known.crowded = 2 * len(free) <= of
+            known.free.clear()
+            known.free.extend(left)
+
     def _known_of(self, limit: LimitRef) -> _Known:
         known = self._known.get(limit.id)
         if known is None:
-            while len(self._known) >= _LIMITS_KNOWN:
-                del self._known[next(iter(self._known))]
-            known = self._known[limit.id] = _Known()
+            _make_room(self._known)
+            known = self._known[limit.id] = _Known(period=limit.period)
         return known
 
     def freed(self, places: Sequence[str]) -> None:
@@ -242,124 +322,11 @@ class Keeper:
                     known.mine.discard(int(number))
                     known.free.append((int(number), None, 0.0))
 
-    # --- what operators set -------------------------------------------------------------------
 
-    def settings(self, client: Client) -> dict[str, LimitSetting]:
-        """As they were at most 10 seconds ago."""
-        if self._settings_until <= time.monotonic():
-            self._settings, _ = self._read_settings(client)
-            self._settings_until = time.monotonic() + _SETTINGS_KEPT
-        return self._settings
-
-    def read_settings(self, client: Client) -> dict[str, LimitSetting]:
-        """As they are now."""
-        return self._read_settings(client)[0]
-
-    def change(self, client: Client, id: str, setting: LimitSetting | None) -> bool:
-        """Change the setting, or with None delete it. Returns whether there was one."""
-        tries = Tries("change a limit")
-        there = False
-        for _ in tries:
-            known, version = self._read_settings(client)
-            there = there or id in known
-            if known.get(id) == setting:
-                return there
-            known.pop(id, None)
-            if setting is not None:
-                known[id] = setting
-            data = {each: known[each].dumps() for each in known}
-            with tries.once():
-                name = self._paths.limit_settings
-                client.commit([documents.replace(name, {"data": data}, version)])
-                self._settings_until = 0.0
-                return there
-        raise AssertionError
-
-    def _read_settings(self, client: Client) -> tuple[dict[str, LimitSetting], int | None]:
-        name = self._paths.limit_settings
-        document = client.read([name]).documents.get(name)
-        if document is None:
-            return {}, None
-        data = document.fields["data"]
-        return {id: LimitSetting.loads(text) for id, text in data.items()}, document.update_time
-
-
-class _Look:
-    """One limit's places, as they were read."""
-
-    def __init__(
-        self,
-        client: Client,
-        limit: LimitRef,
-        some: Sequence[tuple[str, Pick]],
-        there: Mapping[str, Document],
-        own: set[tuple[str, str]],
-        now: int,
-    ) -> None:
-        self.limit = limit
-        self._client = client
-        self._now = now
-        self.free: list[Pick] = []
-        #: Number -> the expired lock that holds it.
-        self.silent: dict[int, Lock] = {}
-        self._late: list[Pick] = []
-        self._own: list[Pick] = []
-        #: When the places that are taken become free, microseconds by the server's clock.
-        self._until: list[int] = []
-        #: Taken for longer than the first lease of its lock: whether it is free depends on the lock.
-        self._unsure: list[tuple[Pick, Mapping[str, Any]]] = []
-        for name, pick in some:
-            self._sort(pick, there.get(name), own)
-
-    def _sort(self, pick: Pick, document: Document | None, own: set[tuple[str, str]]) -> None:
-        if document is None:
-            self._add(self.free, pick)
-            return
-        data = document.fields["data"]
-        until = document.update_time + round(data["ttl"] * SECOND)
-        pick = Pick(pick.limit, pick.number, document.update_time)
-        if data["lock"] and (data["lock"], data["nonce"]) in own:
-            self._add(self._own, pick)
-        elif until > self._now:
-            self._until.append(until)
-        elif data["lock"]:
-            self._unsure.append((pick, data))
-        else:
-            self._add(self.free, pick)
-
-    def _add(self, picks: list[Pick], pick: Pick) -> None:
-        if pick.number < self.limit.places:
-            picks.append(pick)
-
-    def choose(self) -> Pick | Limited:
-        counted = self.limit.before > self.limit.places
-        if counted or not (self._own or self.free):
-            self._look_at_locks()
-        full = counted and len(self._until) >= self.limit.places
-        if not full:
-            for picks in (self._own, self.free, self._late):
-                if picks:
-                    return _random.choice(picks)
-        # Of a sample in which all are taken, the others count as taken too.
-        held = max(len(self._until), self.limit.places)
-        left = (min(self._until, default=self._now) - self._now) / SECOND
-        return Limited(self.limit, held, retry_after=max(left, 0.0))
-
-    def _look_at_locks(self) -> None:
-        if not self._unsure:
-            return
-        names = list(dict.fromkeys(data["lock"] for _, data in self._unsure))
-        read = self._client.read(names)
-        for pick, data in self._unsure:
-            document = read.documents.get(data["lock"])
-            lock = None if document is None else lock_of(document)
-            if lock is None or lock.nonce != data["nonce"]:
-                self._add(self.free, pick)
-            elif lock.expired(read.read_time):
-                self.silent[pick.number] = lock
-                self._add(self._late, pick)
-            else:
-                self._until.append(lock.expires)
+def _make_room(known: dict[str, Any]) -> None:
+    """For one more limit."""
+    while len(known) >= _LIMITS_KNOWN:
+        del known[next(iter(known))]
 
 
 def freeing(paths: Paths, lock: Lock) -> list[Write]:
@@ -376,7 +343,7 @@ def freeing(paths: Paths, lock: Lock) -> list[Write]:
 def listed(client: Client, paths: Paths, limit_id: str | None, most: int) -> list[PlaceRecord]:
     """Up to ``most`` places that are taken, of one limit or of all."""
     found: list[PlaceRecord] = []
-    for page, now in _pages(client, paths, limit_id):
+    for page, now in pages(client, paths, limit_id):
         names = {document.fields["data"]["lock"] for document in page} - {""}
         locks = client.read(list(names)).documents if names else {}
         for document in page:
@@ -402,19 +369,3 @@ def _record(document: Document, locks: Mapping[str, Document]) -> PlaceRecord:
         taken_at=taken / SECOND,
         free_at=until / SECOND,
     )
-
-
-def _pages(
-    client: Client, paths: Paths, limit_id: str | None
-) -> Iterator[tuple[list[Document], int]]:
-    parent = "" if limit_id is None else paths.limit(limit_id)
-    after: Sequence[Any] | None = None
-    while True:
-        read = client.query(
-            Query(parent, LIMIT_PLACES, descendants=limit_id is None, after=after, limit=_BATCH)
-        )
-        page = list(read.documents.values())
-        yield [d for d in page if d.name.startswith(f"{paths.base}/")], read.read_time
-        if len(page) < _BATCH:
-            return
-        after = [page[-1].name]

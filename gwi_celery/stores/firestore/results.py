@@ -14,10 +14,10 @@ server's time of its last write plus its ``ttl``; ``gc_at`` is for the TTL polic
 from __future__ import annotations
 
 import os
-import zlib
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gwi_celery.blobs import packed
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client
 from gwi_celery.firestore.documents import Document, Micros, Write
@@ -39,9 +39,6 @@ _NEVER: Final = Micros.at(float("inf"))
 #: Celery's final states.
 _SUCCESS: Final = "SUCCESS"
 _ENDS: Final = frozenset({_SUCCESS, "FAILURE", "REVOKED"})
-_PLAIN, _ZLIB = b"j", b"z"
-#: Bytes below which compression costs more than it saves.
-_COMPRESS_FROM: Final = 512
 
 
 def result_name(paths: Paths, key: str) -> str:
@@ -105,7 +102,7 @@ class ResultWrite:
         self._tenant = result.tenant
         self._gc_at = gc_at(client, result.ttl)
         self._nonce = os.urandom(6).hex()
-        self._blob, self.pieces = blobs.pack(client, _packed(result.meta), self.name, self._gc_at)
+        self._blob, self.pieces = blobs.pack(client, packed(result.meta), self.name, self._gc_at)
         self._version: int | None = result.version
         self._replaced: Blob | None = None
         #: Whether to look first: there may be a stored result whose version isn't known.
@@ -155,13 +152,3 @@ class ResultWrite:
     def write_over(self) -> Write:
         """The write that replaces whatever is stored."""
         return Write(self.name, self.fields)
-
-
-def unpacked(packed: bytes) -> bytes:
-    """A result's bytes, as they were before they were compressed."""
-    kind, body = packed[:1], packed[1:]
-    return zlib.decompress(body) if kind == _ZLIB else body
-
-
-def _packed(raw: bytes) -> bytes:
-    return _PLAIN + raw if len(raw) < _COMPRESS_FROM else _ZLIB + zlib.compress(raw, 1)

@@ -303,7 +303,7 @@ class FirestoreStore(Store):
     def limit_settings(self) -> dict[str, LimitSetting]:
         if self.url.database_per_tenant:
             return {}
-        return self._keeper.read_settings(self.client_of(""))
+        return self._keeper.settings.read(self.client_of(""))
 
     def set_limit(self, setting: LimitSetting) -> None:
         self._change_limit(setting.id, setting)
@@ -317,7 +317,7 @@ class FirestoreStore(Store):
                 "this store has a database for each tenant, and none that all share in which to keep a "
                 "changed limit: change it in the code"
             )
-        return self._keeper.change(self.client_of(""), id, setting)
+        return self._keeper.settings.change(self.client_of(""), id, setting)
 
     # --- upkeep -------------------------------------------------------------------------------
 

@@ -61,11 +61,7 @@ def _look(
 ) -> Sequence[sqlite3.Row] | Limited:
     """The places of expired leases that the claim needs; or that the limit has no free place."""
     if limit.period is not None:
-        c.execute("DELETE FROM places WHERE limit_id = ? AND free_at <= ?", (limit.id, now))
-        taken, soonest = c.execute(
-            "SELECT count(*), min(free_at) FROM places WHERE limit_id = ?", (limit.id,)
-        ).fetchone()
-        return [] if taken < limit.places else Limited(limit, taken, soonest - now)
+        return _look_at_starts(c, limit, limit.period, now)
     c.execute(f"DELETE FROM places WHERE limit_id = ? AND {_FREE}", (limit.id, now))  # noqa: S608
     found = c.execute(
         f"{_TAKEN} WHERE limit_id = ? AND places.lock_id != ? ORDER BY until",
@@ -76,6 +72,30 @@ def _look(
         return Limited(limit, len(live), retry_after=live[0]["until"] - now)
     # An expired lease may still be renewed, as long as nobody needs its place.
     return found[: max(len(found) + 1 - limit.places, 0)]
+
+
+def _look_at_starts(
+    c: sqlite3.Connection, limit: LimitRef, period: float, now: float
+) -> Sequence[sqlite3.Row] | Limited:
+    """As :func:`_look`, for a rate. Its time may have been another when a place was taken."""
+    since = now - period
+    c.execute(
+        "DELETE FROM places WHERE limit_id = ? AND free_at <= ? AND taken_at <= ?",
+        (limit.id, now, since),
+    )
+    (kept,) = c.execute("SELECT count(*) FROM places WHERE limit_id = ?", (limit.id,)).fetchone()
+    if kept < limit.places:
+        return []
+    counted = "FROM places WHERE limit_id = ? AND taken_at > ?"
+    (taken,) = c.execute(f"SELECT count(*) {counted}", (limit.id, since)).fetchone()
+    if taken < limit.places:
+        return []
+    # So many have to be over before another may start.
+    (first,) = c.execute(
+        f"SELECT taken_at {counted} ORDER BY taken_at LIMIT 1 OFFSET ?",
+        (limit.id, since, taken - limit.places),
+    ).fetchone()
+    return Limited(limit, taken, first + period - now)
 
 
 def take(

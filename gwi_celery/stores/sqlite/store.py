@@ -64,19 +64,12 @@ class SqliteStore(Store):
         folder: The folder of the file, created if it is missing. None: memory of this process alone.
         clock: The store's clock, whose ``time()`` decides every expiry. Processes that share a file
             share the machine's clock too.
-        file_name: The file's name in ``folder``.
     """
 
-    def __init__(
-        self,
-        folder: Path | None,
-        *,
-        clock: Clock = SYSTEM_CLOCK,
-        file_name: str = "store.sqlite3",
-    ) -> None:
+    def __init__(self, folder: Path | None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self._database = Database(
-            None if folder is None else folder / file_name,
+            None if folder is None else folder / "store.sqlite3",
             kind="store",
             schema=schema.SCHEMA,
             application_id=schema.APPLICATION_ID,

@@ -16,14 +16,18 @@ By hand: ``python -m gwi_celery.testing.twin --port 8085``.
 
 :mod:`gwi_celery.testing.twin.cloudrun` runs a push service as Cloud Run does.
 
-Left out:
+Left out, and why:
 
-- snapshots, schemas, ingestion and export subscriptions, message transforms, detached subscriptions
-- acked messages that are retained, so a seek into the past brings none of them
-- IAM policies that differ by account, and conditions: :meth:`Twin.deny` denies a permission to all
-- more than one region, and quotas of bytes
-- of Firestore: contention by what is really contended (ABORTED comes by chance), transactions that
-  expire, ramp-up, TTL policies
+- snapshots, schemas, ingestion, export subscriptions, message transforms, detached subscriptions, and the
+  REST API: neither this package nor Google's own clients need them to run jobs
+- acked messages that are retained, so a seek into the past brings none of them: nothing here seeks
+- IAM policies that differ by account, and conditions: a test has one caller, and :meth:`Twin.deny`
+  denies it a permission
+- regions, and quotas of bytes: one process can neither be several regions nor reach such a quota
+- the slow start of pushes: each subscription gets ten requests at a time, and pauses after a failure
+- storage of what waits for longer than a day, which is billed: runs take minutes
+- of Firestore: contention by what is really contended (ABORTED comes by chance, which is stricter);
+  transactions that expire, ramp-up, and TTL policies: the proxy would have to keep all documents itself
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import contextlib
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -25,6 +24,7 @@ from gwi_celery.testing.twin.behaviour import (
     SomeSwitches,
 )
 from gwi_celery.testing.twin.server import Server
+from gwi_celery.text import from_json
 
 _LAST_PORT = 65_535
 
@@ -90,7 +90,7 @@ def _switched(behaviour: SomeSwitches, settings: list[str]) -> SomeSwitches:
     for setting in settings:
         name, _, value = setting.partition("=")
         try:
-            switches[name] = json.loads(value)
+            switches[name] = from_json(value)
         except ValueError:
             raise ValueError(f"--set {setting}: write NAME=VALUE, as faults=0.01") from None
     return behaviour.changed(**switches)

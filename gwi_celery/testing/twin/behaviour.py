@@ -72,6 +72,9 @@ class Behaviour(Switches):
     #: A stream is closed after this long in any case; 0: never.
     #: https://cloud.google.com/pubsub/docs/pull#streamingpull_api
     stream_life: float = 600.0
+    #: A stream that its client half-closed ends with UNAVAILABLE too: each ends with an error.
+    #: https://cloud.google.com/pubsub/docs/pull#streamingpull_api
+    stream_error: bool = True
 
     #: Filters are parsed, at most 256 bytes long, and applied.
     #: https://cloud.google.com/pubsub/docs/subscription-message-filter
@@ -172,6 +175,7 @@ LENIENT: Final = Behaviour(
     flow_control=False,
     stream_silence=0.0,
     stream_life=0.0,
+    stream_error=False,
     filters=False,
     settle=0.0,
     projects_settle=False,

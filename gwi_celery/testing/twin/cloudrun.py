@@ -11,7 +11,7 @@
         ...  # a push subscription to service.url, by that account and for that audience
 
 Instances are processes of this machine, which listen on ``$PORT``. Each behaviour is a switch of
-:class:`CloudRunBehaviour`, with its source. Left out: revisions, traffic splits, request bodies over
+:class:`CloudRunBehaviour`, with its source. Left out, as a push can't tell: revisions, traffic splits,
 HTTP/2, minimum instances, and scaling by anything but requests.
 """
 

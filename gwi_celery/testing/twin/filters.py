@@ -8,6 +8,7 @@ parentheses; ``AND`` and ``OR`` in one expression need them.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 
 Predicate = Callable[[Mapping[str, str]], bool]
@@ -18,6 +19,13 @@ MAX_FILTER = 256
 _TOKEN = re.compile(
     r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<word>[A-Za-z_][A-Za-z0-9_-]*)|(?P<sign>!=|[=:.,()-]))"""
 )
+
+
+#: Google names Unicode, hexadecimal and octal ones; the letters are those of other string literals.
+_ESCAPE = re.compile(
+    r"\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|x([0-9A-Fa-f]{2})|([0-7]{3})|(.))", re.DOTALL
+)
+_LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
 class FilterError(ValueError):
@@ -133,4 +141,14 @@ def _tokens(text: str) -> list[str]:
 
 
 def _unquoted(token: str) -> str:
-    return re.sub(r"\\(.)", r"\1", token[1:-1])
+    return _ESCAPE.sub(_meant, token[1:-1])
+
+
+def _meant(escape: re.Match[str]) -> str:
+    *hexadecimal, octal, letter = escape.groups()
+    if letter is not None:
+        return _LETTERS.get(letter, letter)
+    number = int(octal, 8) if octal else int("".join(filter(None, hexadecimal)), 16)
+    if number > sys.maxunicode:
+        raise FilterError(f"{escape[0]} is no character")
+    return chr(number)

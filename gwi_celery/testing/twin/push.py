@@ -75,8 +75,9 @@ class Pusher:
     async def _push(self, subscription: Subscription, entry: Entry, state: list[float]) -> None:
         ack_id = entry.ack_id or ""
         try:
-            status = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._post, subscription, entry
+            loop = asyncio.get_running_loop()
+            status = await loop.run_in_executor(
+                self._threads, self._post, loop, subscription, entry
             )
         except (OSError, http.client.HTTPException, ValueError):
             status = 0  # no answer, or no URL that can be asked
@@ -90,7 +91,9 @@ class Pusher:
             state[1], state[2] = now + state[2], min(state[2] * 2, _PAUSE[1])
             subscription.backlog.modify([ack_id], 0, now)
 
-    def _post(self, subscription: Subscription, entry: Entry) -> int:
+    def _post(
+        self, loop: asyncio.AbstractEventLoop, subscription: Subscription, entry: Entry
+    ) -> int:
         """The answer's status. In a thread."""
         config = subscription.config
         endpoint = urlsplit(config.push_config.push_endpoint)
@@ -102,7 +105,7 @@ class Pusher:
         connection = kind(endpoint.netloc, timeout=config.ack_deadline_seconds)
         path = endpoint.path or "/"
         body, headers = self._request(subscription, entry)
-        self._world.costs.deliver(len(body))
+        loop.call_soon_threadsafe(self._world.costs.deliver, len(body))
         try:
             connection.request(
                 "POST", f"{path}?{endpoint.query}" if endpoint.query else path, body, headers

@@ -13,6 +13,8 @@ from typing import Any
 
 import grpc
 
+from gwi_celery.text import from_json
+
 CONTROL = "/gwi.testing.Twin/Control"
 
 _OPTIONS = [
@@ -67,7 +69,7 @@ class Server:
             {
                 method: grpc.unary_unary_rpc_method_handler(
                     control,
-                    request_deserializer=json.loads,
+                    request_deserializer=from_json,
                     response_serializer=lambda answer: json.dumps(answer).encode(),
                 )
             },

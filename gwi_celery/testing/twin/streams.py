@@ -44,13 +44,12 @@ class Stream:
         self._first = first
 
     async def run(self) -> None:
-        """Serve it until it ends, which is always by an error: raises Refused."""
+        """Serve it until it ends. Raises Refused, unless its client closed it and that is no error."""
         reader = asyncio.ensure_future(self._read())
         reader.add_done_callback(lambda _: self._subscription.backlog.wake())
         writer = asyncio.ensure_future(self._write())
         try:
-            while True:
-                self._check(reader)
+            while self._goes_on(reader):
                 answer = self._answer()
                 if answer is not None:
                     self._world.costs.deliver(answer.ByteSize())
@@ -78,14 +77,16 @@ class Stream:
             finally:
                 self._answers.task_done()
 
-    def _check(self, reader: asyncio.Future[None]) -> None:
+    def _goes_on(self, reader: asyncio.Future[None]) -> bool:
         behaviour, now = self._world.behaviour, time.time()
         path = self._subscription.config.name
         if self._world.subscriptions.get(path) is not self._subscription:
             raise Refused("Resource not found (it was deleted).", "NOT_FOUND")
         if reader.done():
             reader.result()  # a bad request
-            raise Refused("The stream was closed by its client.", "UNAVAILABLE")
+            if behaviour.stream_error:
+                raise Refused("The stream was closed by its client.", "UNAVAILABLE")
+            return False
         silent = behaviour.stream_silence and now - self._heard > behaviour.stream_silence
         old = behaviour.stream_life and now - self._opened > behaviour.stream_life
         if silent or old:
@@ -93,6 +94,7 @@ class Stream:
                 "The service was unable to fulfill your request. Please try again. [code=8a75]",
                 "UNAVAILABLE",
             )
+        return True
 
     def _answer(self) -> Any:
         """The next answer to write; None if there is none."""

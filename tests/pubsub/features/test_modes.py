@@ -164,6 +164,7 @@ def test_labels_of_others_are_left_alone(connect: Connect, google: Google) -> No
     made.labels["theirs"] = "x"
     google.subscriber.create_subscription(request=made)
     declare(connect(), "q")
+    assert google.subscription("gwi-q").labels["theirs"] == "x"
 
 
 # --- provisioned ----------------------------------------------------------------------------------

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+
+import pytest
+
 from benchmarks import soak
 
 
@@ -18,6 +22,22 @@ def curve(memory) -> list[dict[str, float]]:
 def test_a_curve_that_has_levelled_off_is_a_plateau() -> None:
     """Growth in the first third is warming up, and noise is no growth."""
     assert soak.verdict(curve(lambda s: min(s, 1000) * 0.1 + (s // 30) % 2))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("--minutes=0", "--minutes=nan", "--rate=0", "--rate=-1", "--rate=inf", "--workers=0"),
+        *("--concurrency=-1", "--concurrency=1.5", "--every=0", "--mix=steps,step"),
+    ],
+)
+def test_an_argument_that_can_not_be_is_told_before_anything_starts(given: str, capsys) -> None:
+    parser = argparse.ArgumentParser()
+    soak.arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args([given])
+    assert f"argument {given.partition('=')[0]}: " in capsys.readouterr().err
+    assert parser.parse_args([]).mix == list(soak.MIX)
 
 
 def test_steady_growth_is_no_plateau(capsys) -> None:

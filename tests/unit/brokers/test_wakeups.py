@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -45,3 +47,19 @@ def test_a_signal_may_ring_the_bell_that_is_being_rung(monkeypatch: pytest.Monke
     assert not ringing.is_alive()
     assert os.read(bell.fileno(), 10) == b"\0\0"
     bell.close()
+
+
+def test_a_descriptor_of_any_number_can_be_waited_for() -> None:
+    """select(2) takes those below 1024 only, and a push service may have more connections than that."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, limits[1]))
+    bell = wakeups.local_bell()
+    high = fcntl.fcntl(bell.fileno(), fcntl.F_DUPFD_CLOEXEC, 1024)
+    try:
+        wakeups.wait_readable([high], 0.0)
+        bell.ring()
+        wakeups.wait_readable([high], None)
+    finally:
+        os.close(high)
+        bell.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

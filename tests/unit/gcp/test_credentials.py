@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.doctor.account import who
 from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, StoreUnusable
 from gwi_celery.firestore.client import Client as FirestoreClient
 from gwi_celery.firestore.url import parse as parse_firestore
@@ -151,6 +152,23 @@ def _publish(cloud: Cloud, **options: Any) -> None:
 def test_another_host_gets_tls_and_a_token(cloud: Cloud) -> None:
     _publish(cloud)
     assert [call["authorization"] for call in cloud.calls] == ["Bearer tkn"]
+
+
+def test_the_doctor_names_the_account_and_the_project_that_its_calls_count_for(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = parse("pubsub://p")
+    found = who(options)
+    assert found.measured.startswith("worker@p.iam.gserviceaccount.com, quota of its own project,")
+    assert (found.holds, found.change) == (None, "")
+    monkeypatch.setenv("GOOGLE_CLOUD_QUOTA_PROJECT", "other")
+    found = who(options)
+    assert "quota of other" in found.measured
+    assert found.change.endswith("set-quota-project")
+    cloud.token = (400, {"error": "invalid_grant", "error_description": "Account is disabled."})
+    found = who(options)
+    assert found.holds is False
+    assert "Account is disabled" in found.measured
 
 
 @pytest.mark.parametrize("kind", ["pubsub", "firestore"])

@@ -183,8 +183,8 @@ WAYS = {
 #: A way, what happens before which operation of the store, and the row that it comes to. None: nobody
 #: notices, since it is tried again.
 CASES: list[tuple[str, str, Callable[[Store, str], Any], End | None]] = [
-    ("returns", "claim", unavailable, End.STORE_AWAY),
-    ("returns", "claim", unusable, End.STORE_AWAY),
+    ("returns", "claim", unavailable, End.STORE_UNAVAILABLE),
+    ("returns", "claim", unusable, End.STORE_UNAVAILABLE),
     ("retries", "load", unavailable, None),
     ("retries", "load", unusable, End.FAILED),
     ("retries", "load", freed, End.LEASE_LOST),
@@ -225,7 +225,7 @@ def test_a_store_that_fails(
     assert bench.store.get_lock(_lock(bench.store.run)) is None
     assert bench.dead() == (status is JobStatus.FAILED)
     last = bench.ran[-1] if bench.ran else None
-    if end in (End.LEASE_LOST, End.UNRECORDED, End.STORE_AWAY):
+    if end in (End.LEASE_LOST, End.UNRECORDED, End.STORE_UNAVAILABLE):
         assert last is not None
         assert last.redelivered == (end.row.message is Settlement.NACKED)
         assert last.copied == end.row.copy
