@@ -25,6 +25,8 @@ from gwi_celery.text import nearest
 
 DAY = 86400.0
 MEGABYTE = 1024 * 1024
+#: Seconds: Pub/Sub redelivers a push that takes longer.
+_LONGEST_ACK_DEADLINE = 600
 
 
 def _setting(env: str, help: str, default: Any) -> Any:
@@ -270,12 +272,25 @@ class Settings:
             "lock_ttl",
             "result_ttl",
             "contention_delay",
+            "max_contention_delay",
             "push_deadline",
             "body_timeout",
             "shutdown_grace",
         ):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"{name} must be above 0, not {getattr(self, name)!r}")
+        for name, f in SETTINGS.items():
+            # Every number with a fraction is of seconds.
+            if isinstance(f.default, float) and getattr(self, name) > options.LONGEST:
+                raise ConfigurationError(
+                    f"{name} must be at most {options.LONGEST:.0f} seconds (31 years), not "
+                    f"{getattr(self, name)!r}"
+                )
+        if self.push_deadline > _LONGEST_ACK_DEADLINE:
+            raise ConfigurationError(
+                f"push_deadline must be at most {_LONGEST_ACK_DEADLINE} seconds, Pub/Sub's longest ack "
+                f"deadline, not {self.push_deadline!r}"
+            )
         for name in (
             "max_deliveries",
             "max_crashes",

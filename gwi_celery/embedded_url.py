@@ -62,6 +62,10 @@ def read(given: Mapping[str, object], url: str) -> dict[str, float]:
     for name, value in found.items():
         if value <= 0:
             raise ConfigurationError(f"{url!r}: {name} must be above 0, not {given[name]!r}")
+        if value > options.LONGEST:
+            raise ConfigurationError(
+                f"{url!r}: {name} must be at most {options.LONGEST:.0f}, not {given[name]!r}"
+            )
     return found
 
 

@@ -11,11 +11,15 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.text import from_json, nearest, safe_repr
+
+#: Longest time, seconds, of any option or setting: about 31 years, which every timer, clock and store can
+#: handle. A thread that waits for 300 years ends with an OverflowError; Firestore's dates end in 9999.
+LONGEST: Final = 1e9
 
 _WORDS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.options import LONGEST, SECONDS
 
 #: Setting -> (its value, what would happen otherwise).
 REQUIRED: dict[str, tuple[Any, str]] = {
@@ -35,3 +37,11 @@ def check(conf: Any) -> None:
                 f"app.conf.{name} is {conf[name]!r}, and reliable jobs need {needed!r}: otherwise "
                 f"{otherwise}. Leave it out"
             )
+    expires = conf.result_expires
+    if isinstance(expires, timedelta):
+        expires = expires.total_seconds()
+    if expires is not None and SECONDS.convert(expires, "app.conf.result_expires") > LONGEST:
+        raise ConfigurationError(
+            f"app.conf.result_expires is {expires!r}: it must be at most {LONGEST:.0f} seconds (31 "
+            "years), or None, which keeps results for good"
+        )

@@ -22,7 +22,10 @@ INTERNALS: Final = {
         "ExceptionWithTraceback.exc",
     ),
     "billiard.pool": (
-        "Pool.maintain_pool",
+        "ApplyResult._accepted",
+        "ApplyResult._write_to",
+        "ApplyResult.worker_pids",
+        "Pool._cache",
         "Pool._pool",
     ),
     "billiard.process": ("BaseProcess._name",),
@@ -81,9 +84,10 @@ INTERNALS: Final = {
     "celery.beat": ("Scheduler.apply_async",),
     "celery.bin.celery": ("find_app",),
     "celery.canvas": ("_chain.run",),
+    "celery.concurrency.asynpool": ("AsynPool.flush",),
     "celery.concurrency.base": ("BasePool.terminate_job",),
     "celery.concurrency.prefork": (
-        "TaskPool.did_start_ok",
+        "TaskPool.flush",
         "TaskPool.register_with_event_loop",
     ),
     "celery.utils.functional": ("_regen",),
@@ -132,7 +136,11 @@ INTERNALS: Final = {
         "Connection._initial_params",
         "Connection.declared_entities",
     ),
-    "kombu.asynchronous": ("Hub.create_loop",),
+    "kombu.asynchronous": (
+        "Hub.create_loop",
+        "Hub.readers",
+        "Hub.remove_reader",
+    ),
     "kombu.transport": (
         "TRANSPORT_ALIASES",
         "get_transport_cls",

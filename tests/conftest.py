@@ -18,7 +18,7 @@ from gwi_celery.gcp.emulators import FIRESTORE_HOST, PUBSUB_HOST
 from gwi_celery.reliability.stopping import lower_flag
 from gwi_celery.testing.emulator_fixtures import firestore_emulator, pubsub_emulator
 from gwi_celery.testing.emulators import EmulatorMissing, start_firestore, start_pubsub
-from tests import order, slow, zygote
+from tests import nodes, order, slow, zygote
 from tests.machine import PATIENCE
 
 __all__ = ["firestore_emulator", "pubsub_emulator"]
@@ -49,8 +49,11 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("quick" if quick else "whole")
     if quick and sys.platform == "linux":
         zygote.set_up()
-    controls = bool(getattr(config.option, "numprocesses", None))
-    if not controls or hasattr(config, "workerinput") or "not emulator" in config.option.markexpr:
+    if not getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
+        return
+    if sys.platform == "linux":
+        nodes.fork_them(config)
+    if "not emulator" in config.option.markexpr:
         return
     stack = ExitStack()
     config.add_cleanup(stack.close)

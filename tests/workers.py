@@ -46,7 +46,8 @@ class Worker:
             ["-A", app, *self.command(pool, concurrency), *args],
             folder=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
-            fresh=fresh or pool == "gevent",  # which changes what others then import
+            fresh=fresh,
+            gevent=pool == "gevent",
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -3,7 +3,7 @@
 A start costs a second of a CPU, most of it imports, and the suite starts hundreds. The zygote only
 imports: it has one thread, and opens nothing, so that what it forks is as good as new. From there on the
 child is a process as any other: a session, an environment, signals and an exit code of its own. All
-processes of pytest-xdist share one.
+processes of pytest-xdist share one, and one more for what gevent patches.
 
 ``make test-all`` starts each worker from nothing instead, and so do tests of the start itself
 (``Worker(fresh=True)``).
@@ -123,10 +123,11 @@ class Zygote:
 
     Args:
         run: Names the run, so that its processes find each other's.
+        gevent: One whose modules were patched by gevent before they were imported.
     """
 
-    def __init__(self, run: str) -> None:
-        self._address = f"\0gwi-tests-{run}"
+    def __init__(self, run: str, gevent: bool = False) -> None:
+        self._address = f"\0gwi-tests-{run}-{'gevent' if gevent else 'plain'}"
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
 
@@ -190,12 +191,15 @@ class Zygote:
 
 #: None: each process is started from nothing.
 ZYGOTE: Zygote | None = None
+#: Of processes that gevent patches.
+GEVENT_ZYGOTE: Zygote | None = None
 
 
 def set_up() -> None:
     """From here on this process's :func:`start` forks."""
-    global ZYGOTE
-    ZYGOTE = Zygote(os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex)
+    global ZYGOTE, GEVENT_ZYGOTE
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex
+    ZYGOTE, GEVENT_ZYGOTE = Zygote(run), Zygote(run, gevent=True)
 
 
 def start(
@@ -206,16 +210,19 @@ def start(
     env: dict[str, str] | None = None,
     talks: bool = False,
     fresh: bool = False,
+    gevent: bool = False,
 ) -> subprocess.Popen[str] | Forked:
     """``python -m module arguments``, in a session of its own.
 
     Args:
         talks: It has a stdin, and its stderr is the test's; else its stderr goes where its stdout does.
         fresh: Start it from nothing, whatever the others do.
+        gevent: It would patch its modules with gevent as it starts.
     """
     env = dict(os.environ) if env is None else env
-    if ZYGOTE is not None and not fresh:
-        return ZYGOTE.fork(module, arguments, folder, env, talks)
+    zygote = GEVENT_ZYGOTE if gevent else ZYGOTE
+    if zygote is not None and not fresh:
+        return zygote.fork(module, arguments, folder, env, talks)
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=folder,
@@ -270,6 +277,9 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 # --- in the zygote ---------------------------------------------------------------------------------
 
+# As they are before gevent replaces them.
+_fork, _waitpid, _select, _signal = os.fork, os.waitpid, select.select, signal.signal
+_Socket, _recv_fds = socket.socket, socket.recv_fds
 #: Seconds that it waits for whoever has started it.
 _ALONE = 60.0
 
@@ -278,37 +288,36 @@ def serve(listener: socket.socket) -> str:
     """Fork whenever asked. Returns in each child, with its module; the zygote itself exits here."""
     wakes, waker = os.pipe()
     os.set_blocking(waker, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    _signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     controls: list[socket.socket] = []
     children: dict[int, socket.socket] = {}
     patience = _ALONE
     while True:
-        ready, _, _ = select.select(
-            [listener, wakes, *controls], [], [], None if controls else patience
-        )
+        ready, _, _ = _select([listener, wakes, *controls], [], [], None if controls else patience)
         if not ready:
             os._exit(0)
         if wakes in ready:
             os.read(wakes, 4096)
             for pid in list(children):
-                ended, status = os.waitpid(pid, os.WNOHANG)
+                ended, status = _waitpid(pid, os.WNOHANG)
                 if ended:
                     with children.pop(pid) as told, suppress(OSError):
                         told.send(str(os.waitstatus_to_exitcode(status)).encode())
         if listener in ready:
-            controls.append(listener.accept()[0])
+            fd, _ = listener._accept()
+            controls.append(_Socket(fileno=fd))
         for control in [control for control in controls if control in ready]:
-            request, fds, _, _ = socket.recv_fds(control, _MOST, 4)
+            request, fds, _, _ = _recv_fds(control, _MOST, 4)
             if not request:
                 controls.remove(control)
                 control.close()
                 patience = 0.0  # it was the last, unless somebody waits to be let in
                 continue
-            pid = os.fork()
+            pid = _fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                _signal(signal.SIGCHLD, signal.SIG_DFL)
                 for told in (listener, *controls, *children.values()):
                     told.close()
                 for number, fd in enumerate(fds[1:]):
@@ -318,7 +327,7 @@ def serve(listener: socket.socket) -> str:
                 return _become(request)
             for fd in fds[1:]:
                 os.close(fd)
-            children[pid] = socket.socket(fileno=fds[0])
+            children[pid] = _Socket(fileno=fds[0])
             with suppress(OSError):  # who asked may be gone
                 children[pid].send(str(pid).encode())
 
@@ -346,17 +355,26 @@ def _have_own_memory() -> None:
 
 
 def main(address: str) -> None:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener = _Socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         listener.bind(f"\0{address}")
     except OSError:  # another process was quicker to start it
         return
     listener.listen(64)
+    if address.endswith("-gevent"):
+        from gevent import monkey
+
+        monkey.patch_all()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they warn of is not of any one child
         for name in _PRELOADED:
             importlib.import_module(name)
     sys.modules.pop("celery.__main__")  # which is to be run, and not to be there already
+    if "gevent" in sys.modules:
+        # Made by an import. What is forked would share its epoll, and take each other's events.
+        from gevent import get_hub
+
+        get_hub().destroy(destroy_loop=True)
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in what is forked"
     gc.freeze()
     runpy.run_module(serve(listener), run_name="__main__", alter_sys=True)

@@ -401,7 +401,7 @@ class Broker(Protocol):
     def extend(self, deliveries: Sequence[Delivery], seconds: float) -> list[Delivery]:
         """Extend the leases to ``seconds`` from now. Returns the deliveries whose lease is lost.
 
-        Raises BrokerUnavailable: try again while they last.
+        Raises BrokerUnavailable or BrokerUnusable: try again while they last.
         """
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from gwi_celery.brokers.base import QueueSpec
 from gwi_celery.brokers.routing import EXCHANGE_TYPES
 from gwi_celery.errors import ConfigurationError, NotFound
+from gwi_celery.options import LONGEST
+
+#: The largest number that every database holds as it is.
+_MOST: Final = 2**31 - 1
 
 
 def check_spec(spec: QueueSpec) -> None:
@@ -14,18 +20,22 @@ def check_spec(spec: QueueSpec) -> None:
     for setting in ("expires", "message_ttl", "lease_seconds"):
         value = getattr(spec, setting)
         if value is not None:
-            above_zero(f"queue {spec.name!r}: {setting}", value)
-    if spec.max_deliveries is not None and spec.max_deliveries < 0:
+            check_seconds(f"queue {spec.name!r}: {setting}", value)
+    if spec.max_deliveries is not None and not 0 <= spec.max_deliveries <= _MOST:
         raise ConfigurationError(
-            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}: write 1 or more, or 0 for no "
-            "limit"
+            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}: write 1 to {_MOST}, or 0 "
+            "for no limit"
         )
 
 
-def above_zero(setting: str, seconds: float) -> None:
-    """Raise ConfigurationError unless it is."""
+def check_seconds(setting: str, seconds: float) -> None:
+    """Raise ConfigurationError unless it is above 0, and no longer than a timer can wait."""
     if not seconds > 0:
         raise ConfigurationError(f"{setting} is {seconds}: it must be above 0 seconds")
+    if seconds > LONGEST:
+        raise ConfigurationError(
+            f"{setting} is {seconds}: it must be at most {LONGEST:.0f} seconds (31 years)"
+        )
 
 
 def check_exchange_type(name: str, type: str) -> None:

@@ -28,6 +28,7 @@ from gwi_celery.headers import (
     RUN_HEADER,
     TENANT_HEADER,
 )
+from gwi_celery.options import LONGEST
 
 #: Most retries: a backoff computes 2 ** retries.
 MOST_RETRIES: Final = 100_000
@@ -35,8 +36,6 @@ MOST_RETRIES: Final = 100_000
 MOST_LABELS: Final = 8
 LABEL_NAME: Final = 64
 LABEL_VALUE: Final = 256
-#: Longest time limit, seconds: about 31 years, which every timer can handle.
-_LONGEST: Final = 1e9
 #: Latest deadline, seconds since the epoch: the year 5138, which every clock can handle.
 _LATEST: Final = 1e11
 
@@ -96,7 +95,7 @@ def _time(value: Any) -> bool:
 
 
 def _limits(value: Any) -> bool:
-    seconds = _number(0, _LONGEST)
+    seconds = _number(0, LONGEST)
     return isinstance(value, (list, tuple)) and (
         not value or (len(value) == 2 and all(v is None or seconds(v) for v in value))
     )

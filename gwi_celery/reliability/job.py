@@ -309,7 +309,7 @@ class RunningJob:
         if self._unreleased is None:
             renewer().remove(self)
 
-    # --- renewal (also called by the renewer's thread) ----------------------------------------
+    # --- renewal (also called by the renewer's threads) ---------------------------------------
 
     def renew_due(self) -> float:
         if self._unreleased is not None:

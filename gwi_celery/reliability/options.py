@@ -7,11 +7,9 @@ from dataclasses import InitVar, dataclass, fields
 from typing import Any, Final, Literal
 
 from gwi_celery.errors import ConfigurationError
+from gwi_celery.options import LONGEST
 from gwi_celery.reliability.fields import is_number
 from gwi_celery.reliability.limits import Limit, check_limits
-
-#: Longest TTL or deadline, seconds: about 317 years, so that no time leaves the range of any store.
-_LONGEST: Final = 1e10
 
 #: Gets the call's arguments by name, and returns a key.
 KeyFunction = Callable[[Mapping[str, Any]], str]
@@ -74,10 +72,10 @@ class Reliable:
         object.__setattr__(self, "limits", check_limits(self.limits))
         for name in ("result_ttl", "lock_ttl", "deadline"):
             value = getattr(self, name)
-            if value is not None and not (is_number(value) and 0 < value <= _LONGEST):
+            if value is not None and not (is_number(value) and 0 < value <= LONGEST):
                 raise ConfigurationError(
                     f"Reliable({name}={value!r}): must be a number of seconds above 0, and at most "
-                    f"{_LONGEST:g}"
+                    f"{LONGEST:.0f}"
                 )
         for name in ("max_crashes", "max_result_bytes", "max_checkpoint_bytes"):
             value = getattr(self, name)

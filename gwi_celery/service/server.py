@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from gwi_celery.config import Settings
+from gwi_celery.exits import end_now
 from gwi_celery.service.app import create_app
 from gwi_celery.service.connections import limited, most_connections
 from gwi_celery.service.limits import MAX_HEAD
@@ -41,7 +42,7 @@ def run(app: Any, settings: Settings, *, loglevel: str = "INFO") -> None:
     server.run()
     # A job's threads that didn't end must not keep the process alive.
     logging.shutdown()
-    os._exit(0 if server.started else 3)
+    end_now(0 if server.started else 3)
 
 
 class Server(uvicorn.Server):

@@ -7,7 +7,6 @@ Here such a message is rejected, and so dead-lettered with the reason.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -22,7 +21,7 @@ from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
 from gwi_celery.reliability import fields
 from gwi_celery.text import safe_text
 from gwi_celery.transport.death import Death
-from gwi_celery.worker import controls, early, tracer
+from gwi_celery.worker import controls, early, pools, tracer
 from gwi_celery.worker.guard import guarded
 from gwi_celery.worker.policy import Policy
 
@@ -35,16 +34,9 @@ _HELD_AT_MOST = 5.0
 class Consumer(consumer.Consumer):
     """Configured as ``app.conf.worker_consumer`` by ``setup()``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        processes = getattr(self.pool, "_pool", None)
-        if hasattr(processes, "maintain_pool"):
-            # Celery ends a worker that loses a child during its start. Start another child instead; if
-            # none can start, the pool itself gives up.
-            self.pool.did_start_ok = functools.partial(_all_started, processes)
-
     def start(self) -> None:
         """Celery's own, except that a ConfigurationError ends the worker without a traceback."""
+        pools.adapt(self.pool, self.hub)
         try:
             super().start()
         except ConfigurationError as exc:
@@ -130,11 +122,6 @@ def _named(message: Any) -> tuple[Any, dict[str, Any]]:
     kwargs = fields.get("kwargs")
     name = message.headers.get("task", fields.get("task"))
     return name, kwargs if isinstance(kwargs, dict) else {}
-
-
-def _all_started(processes: Any) -> bool:
-    processes.maintain_pool()
-    return True
 
 
 def why_malformed(message: Any) -> str | None:

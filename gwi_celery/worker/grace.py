@@ -28,6 +28,7 @@ from celery.worker import state
 
 from gwi_celery import shield
 from gwi_celery.errors import GwiError
+from gwi_celery.exits import end_now
 from gwi_celery.integration import broker_for, displaced, settings_for
 from gwi_celery.worker.pools import pool_processes
 
@@ -114,7 +115,7 @@ class ShutdownGrace(bootsteps.StartStopStep):
 
     def _exit_soon(self) -> None:
         self._sleep(_REST if pool_processes(self._worker.pool) else _LOOK_EVERY)
-        os._exit(int(state.should_stop or 0))
+        end_now(int(state.should_stop or 0))
 
 
 class _Broker:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from functools import partial
+from inspect import isgenerator
+from multiprocessing import connection
 from typing import Any
 
 from celery import bootsteps
@@ -9,6 +14,11 @@ from celery import bootsteps
 from gwi_celery import required
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.reliability import declared
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for an idle pool process to say that it has taken a job.
+_TAKES = 3.0
 
 
 class PoolCheck(bootsteps.Step):
@@ -37,3 +47,65 @@ def pool_lives(pool: Any) -> bool:
     """Whether a job could run: False once all processes of a prefork pool are gone."""
     processes = pool_processes(pool)
     return not processes or any(process.is_alive() for process in processes)
+
+
+def adapt(pool: Any, hub: Any) -> None:
+    """Have a prefork pool forget no job that a process has. It must have started."""
+    processes = getattr(pool, "_pool", None)
+    if hasattr(processes, "flush") and hub is not None:
+        pool.flush = partial(flush, processes, hub)
+
+
+def flush(processes: Any, hub: Any, patience: float = _TAKES) -> None:
+    """Forget the jobs that no process has been given: a prefork pool's own ``flush``.
+
+    Celery's forgets each job of which it has not read yet that a process took it. If the worker is told
+    to stop just after it handed one over, the process runs that job, nobody acks its message, and the
+    process waits at its end for 30 s (billiard's) until its result is read. So that is read first.
+
+    Args:
+        processes: Celery's AsynPool.
+        hub: The event loop that reads what the processes say.
+        patience: Seconds to wait for that.
+    """
+    deadline = time.monotonic() + patience
+    try:
+        while given := _given(processes, hub):
+            if not (said := connection.wait(given, max(0.0, deadline - time.monotonic()))):
+                break
+            for fd in said:
+                _read(hub, fd)
+    except Exception:
+        logger.exception("what the pool's processes said last could not be read")
+    processes.flush()
+
+
+def _given(processes: Any, hub: Any) -> list[int]:
+    """Where to read from the processes that have a job, and have not said yet that they took it."""
+    jobs = list(processes._cache.values())
+    busy = {pid for job in jobs if job._accepted for pid in job.worker_pids()}
+    given = {job._write_to for job in jobs if not job._accepted and _is_written(job)}
+    return [
+        process.outqR_fd
+        for process in given
+        if process.pid not in busy and process.outqR_fd in hub.readers and process._is_alive()
+    ]
+
+
+def _is_written(job: Any) -> bool:
+    writer = getattr(job, "_writer", None)  # a weak reference: what still writes it
+    return job._write_to is not None and (writer is None or writer() is None)
+
+
+def _read(hub: Any, fd: Any) -> None:
+    """What the event loop does when there is something to read."""
+    callback, args = hub.readers[fd]
+    if not isgenerator(callback):
+        callback(*args)
+        return
+    try:
+        next(callback)  # it has read a part of a message
+    except StopIteration:
+        pass
+    except (OSError, EOFError):
+        hub.remove_reader(fd)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -95,6 +98,31 @@ def test_what_a_stopped_worker_had_fetched_is_not_counted(
     eventually(lambda: events(tmp_path, "nap") == 9)
     eventually(lambda: drained(broker))
     assert dead_letters(broker) == []
+
+
+@pytest.mark.slow
+@pytest.mark.brokers("embedded")
+def test_what_a_pool_child_was_given_just_before_a_stop_runs_once(
+    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start(pool="prefork")
+
+    def pool() -> Any:
+        stats = jobs.app.control.inspect([worker.name], timeout=PATIENCE, limit=1).stats()
+        return stats[worker.name]["pool"]
+
+    [child] = pool()["processes"]
+    os.kill(child, signal.SIGSTOP)  # it can't say that it took the job
+    try:
+        jobs.naps.delay("once", 1)
+        eventually(lambda: pool()["writes"]["total"] == 1)
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_for("Warm shutdown")
+    finally:
+        os.kill(child, signal.SIGCONT)
+    worker.stop()
+    assert events(tmp_path, "nap") == 1
+    assert drained(broker_for(jobs.app)), worker.log
 
 
 @pytest.mark.parametrize("pool", ["solo", "prefork", "threads"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import time
 
 import pytest
 
@@ -55,9 +56,21 @@ def test_a_table_of_limits(limited: Gwi, monkeypatch: pytest.MonkeyPatch) -> Non
     assert lines[2].endswith("as coded")
 
 
+def test_starts_that_a_shorter_rate_does_not_count_are_not_listed(
+    limited: Gwi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited("limits", "set", "openai", "--rate", "500/30s")
+    assert limited.json("limits", "list")[0]["held"] == 2
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 31)
+    assert limited.json("limits", "list")[0]["held"] == 0
+
+
 def test_set_and_clear(limited: Gwi) -> None:
     said = limited("limits", "set", "{tenant_id}", "--max-running", "5")
     assert said == "limit '{tenant_id}' is 5 at once for all workers now\n"
+    (setting,) = store_for(limited.app).limit_settings().values()
+    assert setting.before == 3, "as coded: so many may run when a later deploy says less"
     limited("limits", "set", "{tenant_id}", "--max-running", "9", "--of", "tenant_id=acme")
     rows = {row["filled"]: row for row in limited.json("limits", "list")[1:]}
     assert [(row["max_running"], row["set_by"]) for row in rows.values()] == [

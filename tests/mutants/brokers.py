@@ -167,8 +167,8 @@ BROKER = [
     Mutant(
         "on Pub/Sub leases are not extended",
         "gwi_celery/brokers/pubsub/deliveries.py",
-        '            self._client.call("ModifyAckDeadline", request, subscription)\n        except BrokerUnavailable:',
-        "            pass\n        except BrokerUnavailable:",
+        '            self._client.call("ModifyAckDeadline", request, subscription)\n        except (BrokerUnavailable, BrokerUnusable):',
+        "            pass\n        except (BrokerUnavailable, BrokerUnusable):",
         "pubsub/test_background.py::test_many_leases_are_extended_by_requests_that_are_not_too_large",
     ),
     Mutant(

@@ -162,7 +162,8 @@ def test_sigterm_hands_the_job_to_the_next_instance(
 def test_sigterm_stops_the_intake_at_once_and_says_so(
     jobs: ModuleType, serve: Callable[..., Service], tmp_path: Path
 ) -> None:
-    service = serve(env={"GWI_SHUTDOWN_GRACE": "2"})
+    service = serve(env={"GWI_SHUTDOWN_GRACE": "2", "TMPDIR": str(tmp_path)})
+    assert list(tmp_path.glob("pymp-*")), "prefork's shared memory"
     with ThreadPoolExecutor(1) as threads:
         body = {
             "id": "d",
@@ -186,6 +187,7 @@ def test_sigterm_stops_the_intake_at_once_and_says_so(
         assert running.result().status_code == 503
     assert service.stop(timeout=20) < 8
     assert service.process.returncode == 0
+    assert not list(tmp_path.glob("pymp-*"))
 
 
 def test_a_job_that_ignores_sigterm_is_finished_by_the_next_instance(

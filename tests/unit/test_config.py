@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import threading
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,11 @@ from celery.concurrency import solo
 from kombu.exceptions import OperationalError
 
 from gwi_celery import ReliableTask, embedded_url, setup, store_for, versions
-from gwi_celery.config import load
+from gwi_celery.config import SETTINGS, load
 from gwi_celery.embedded_url import quote_folder
 from gwi_celery.errors import BrokerUnusable, ConfigurationError, StoreUnusable
 from gwi_celery.integration import broker_for, settings_for
+from gwi_celery.options import LONGEST
 from gwi_celery.service import create_app
 from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.url import open_store
@@ -56,6 +58,8 @@ def test_precedence_is_argument_then_conf_then_environment_then_default() -> Non
         ({}, {}, {"GWI_MAX_CRASHES": "many"}, "GWI_MAX_CRASHES is 'many'.*whole number"),
         ({}, {}, {"GWI_INTERRUPT_ON_SHUTDOWN": "perhaps"}, "true or false"),
         ({"lock_ttl": 0}, {}, {}, "lock_ttl must be above 0"),
+        ({"max_contention_delay": 0}, {}, {}, "max_contention_delay must be above 0"),
+        ({"push_deadline": 601}, {}, {}, "at most 600 seconds, Pub/Sub's longest ack deadline"),
         ({"max_deliveries": 0}, {}, {}, "at least 1"),
         ({}, {}, {"GWI_STORE_BACKEND": "redis"}, "memory, sqlite"),
     ],
@@ -65,6 +69,25 @@ def test_a_wrong_setting_is_an_error_that_says_what_to_do(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         load(overrides, conf, environ)
+
+
+def test_no_setting_is_a_time_that_timers_and_stores_can_not_handle() -> None:
+    """A thread that waits for longer ends, and with it all renewals; Firestore refuses the documents."""
+    seconds = [name for name, f in SETTINGS.items() if isinstance(f.default, float)]
+    assert {"lock_ttl", "result_ttl", "lease_seconds", "cleanup_interval"} < set(seconds)
+    for name in seconds:
+        load({name: 600 if name == "push_deadline" else LONGEST}, {}, {})
+        for value in (LONGEST + 1, 1e15):
+            with pytest.raises(ConfigurationError, match=f"{name} must be at most 1000000000 sec"):
+                load({}, {f"gwi_{name}": value}, {})
+
+
+@pytest.mark.parametrize("expires", [1e15, 10**30, timedelta(days=20_000), "soon"])
+def test_results_that_expire_after_all_timers_are_refused_at_setup(expires: object) -> None:
+    app = make_app()
+    app.conf.result_expires = expires
+    with pytest.raises(ConfigurationError, match=r"app\.conf\.result_expires is"):
+        setup(app, broker_url=memory(), store_url=memory())
 
 
 def test_with_a_project_the_store_is_firestore_unless_told_otherwise() -> None:
@@ -121,6 +144,8 @@ def test_the_forms_of_an_embedded_url(monkeypatch: Any, tmp_path: Path) -> None:
         ("embedded:///x?lease=1", "did you mean 'lease_seconds'"),
         ("embedded:///x?lease_seconds=soon", "not a number"),
         ("embedded:///x?lease_seconds=-1", "above 0"),
+        ("embedded:///x?lease_seconds=1e12", "lease_seconds must be at most 1000000000"),
+        ("embedded:///x?retention=1e15", "retention must be at most 1000000000"),
     ],
 )
 def test_a_wrong_broker_url_is_named(url: str, message: str) -> None:

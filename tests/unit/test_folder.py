@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
-import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,9 +20,8 @@ from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.config import Settings
 from gwi_celery.errors import BrokerUnusable, ConfigurationError, StoreUnusable
 from gwi_celery.stores.sqlite import SqliteStore
+from tests import zygote
 from tests.contract.contender import request
-from tests.machine import PATIENCE
-from tests.workers import ROOT
 
 
 def publish(folder: Path) -> None:
@@ -161,7 +159,7 @@ for use in (publish, claim):
     try:
         use(Path(sys.argv[1]))
     except (BrokerUnusable, StoreUnusable) as exc:
-        print(exc)
+        print("refused:", exc)
 """
 
 
@@ -177,7 +175,7 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("read_only", ["file and folder", "file", "empty folder"])
-def test_files_that_may_not_be_written(open_folder: Path, read_only: str) -> None:
+def test_files_that_may_not_be_written(open_folder: Path, read_only: str, tmp_path: Path) -> None:
     """In a process that may not: root may write anywhere."""
     folder = open_folder / "gwi"
     folder.mkdir()
@@ -187,15 +185,9 @@ def test_files_that_may_not_be_written(open_folder: Path, read_only: str) -> Non
         for name in ("broker.sqlite3", "store.sqlite3"):
             (folder / name).chmod(0o444)
     folder.chmod(0o777 if read_only == "file" else 0o555)
-    done = subprocess.run(
-        [sys.executable, "-c", _AS_NOBODY, str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
-    broker, store = done.stdout.splitlines()
+    done = zygote.run(_AS_NOBODY, str(folder), folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    broker, store = re.findall("^refused: (.*)", done.stdout, re.MULTILINE)
     assert str(folder / "broker.sqlite3") in broker
     assert str(folder / "store.sqlite3") in store
     assert "writ" in broker

@@ -40,7 +40,7 @@ from gwi_celery.brokers.base import (
     dead_letter_queue,
     redriving,
 )
-from gwi_celery.brokers.checks import above_zero
+from gwi_celery.brokers.checks import check_seconds
 from gwi_celery.brokers.embedded import messages, tables
 from gwi_celery.brokers.embedded.deliveries import Deliveries
 from gwi_celery.brokers.embedded.entities import Entities
@@ -83,8 +83,8 @@ class EmbeddedBroker:
         retention: float = RETENTION,
         memory: Memory | None = None,
     ) -> None:
-        above_zero("lease_seconds", lease_seconds)
-        above_zero("retention", retention)
+        check_seconds("lease_seconds", lease_seconds)
+        check_seconds("retention", retention)
         if max_deliveries < 0:
             raise ConfigurationError(
                 f"max_deliveries is {max_deliveries}: write 1 or more, or 0 for no limit"

@@ -27,7 +27,13 @@ from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.publisher import Publisher, chunks
 from gwi_celery.brokers.pubsub.topology import Source, Topology
 from gwi_celery.brokers.pubsub.topology.desired import RETENTION
-from gwi_celery.errors import BrokerError, BrokerUnavailable, TooLarge
+from gwi_celery.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    BrokerUnusable,
+    NotFound,
+    TooLarge,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -380,8 +386,10 @@ class Deliveries:
         )
         try:
             self._client.call("ModifyAckDeadline", request, subscription)
-        except BrokerUnavailable:
+        except (BrokerUnavailable, BrokerUnusable):
             raise
+        except NotFound:
+            return group  # the subscription was deleted, and its messages with it
         except AckIdsRefused as exc:
             lost = [d for d in group if _parts(d)[1] in exc.lost]
             group = [d for d in group if d not in lost]

@@ -43,6 +43,8 @@ STRICT_HOST = "GWI_PUBSUB_TWIN"
 _QUEUE_KEYS = ("topic", "subscription", "dead_letter_topic")
 _RETENTION = (600, 2_678_400)
 _LONGEST_BACKOFF = 600
+#: Seconds that no call takes.
+_TOO_LONG = 3600
 _RESOURCE = re.compile(r"(?:projects/[^/]+/(?:topics|subscriptions)/)?[^/\s]+")
 _KMS_KEY = re.compile(r"projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+")
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -133,9 +135,10 @@ class PubSubOptions:
         if self.repair and self.mode == PROVISIONED:
             raise ConfigurationError("repair needs admin calls, and mode='provisioned' makes none")
         for setting in ("publish_timeout", "timeout"):
-            if not 0 < getattr(self, setting) < float("inf"):
+            if not 0 < getattr(self, setting) < _TOO_LONG:
                 raise ConfigurationError(
-                    f"{setting} is {getattr(self, setting):g}: write seconds above 0"
+                    f"{setting} is {getattr(self, setting):g}: write seconds above 0 and below "
+                    f"{_TOO_LONG}"
                 )
         if self.retention is not None and not _RETENTION[0] <= self.retention <= _RETENTION[1]:
             raise ConfigurationError(

@@ -5,10 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +24,6 @@ from tests import zygote
 from tests.clocks import FakeClock
 from tests.contract.brokers import bodies, drain, readable, send, take
 from tests.machine import Stopwatch
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -281,21 +276,17 @@ os.wait()
 
 
 def test_a_forked_child_does_not_keep_its_parents_receiver_alive(broker, tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", _FORKS_AND_IS_KILLED, str(tmp_path)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as parent:
+    (tmp_path / "forks.py").write_text(_FORKS_AND_IS_KILLED)
+    env = {**os.environ, "PYTHONPATH": str(zygote.ROOT)}
+    parent = zygote.start("forks", [str(tmp_path)], folder=tmp_path, env=env, talks=True)
+    with parent.stdout, parent.stdin:  # whose end ends the child
         assert parent.stdout.readline() == "forked\n"
         send(broker, b"m")
         assert broker.has_queue("q")
-        parent.send_signal(signal.SIGKILL)
+        parent.kill()
         parent.wait()
         send(broker, b"m")
         assert not broker.has_queue("q")
-        parent.stdin.close()  # ends the child
 
 
 # --- housekeeping ---------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +14,9 @@ import pytest
 
 from gwi_celery.errors import StoreUnavailable, StoreUnusable
 from gwi_celery.ids import fingerprint
+from gwi_celery.reliability import renewal
 from gwi_celery.reliability.job import Limits, RunningJob
+from gwi_celery.reliability.renewal import NEVER, Renewer
 from gwi_celery.stores.base import (
     AttemptEnd,
     Checkpoint,
@@ -113,3 +117,141 @@ def test_a_lock_that_the_store_refuses_to_release_is_left_to_its_ttl(
     job = running(store, "a", 0.0)
     job.release(AttemptEnd("retry"))
     assert job.renew_due() == float("inf")
+
+
+def test_a_renewal_that_stalls_keeps_no_other_job_from_being_renewed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, renew = threading.Event(), threading.Event(), store.renew
+    stalled, other = running(store, "a", 0.0), running(store, "b", 0.2)
+
+    def stalling(lease: Lease) -> Lease:
+        if lease.job == stalled.record.job:
+            begun.set()
+            assert go_on.wait(PATIENCE)
+        return renew(lease)
+
+    monkeypatch.setattr(store, "renew", stalling)
+    later = running(store, "c", 0.0)
+    try:
+        stalled.start_renewing()
+        other.start_renewing()
+        assert begun.wait(PATIENCE)
+        later.start_renewing()  # while the first renewal is in flight
+        for job in (other, later):
+            eventually(
+                lambda job=job: job.renew_due() > time.monotonic() + 60,
+                what="it is renewed while the other stalls",
+                timeout=PATIENCE / 2,
+            )
+        assert stalled.renew_due() < time.monotonic() + 60
+    finally:
+        go_on.set()
+        for job in (stalled, other, later):
+            job.release(AttemptEnd("stopping"))
+
+
+class Renewed:
+    """A job whose renewal calls ``renew``, and which is renewed once."""
+
+    def __init__(self, renew: Callable[[], object]) -> None:
+        self._renew = renew
+        self._due = 0.0
+        self.tries = 0
+
+    def renew_due(self) -> float:
+        return self._due
+
+    def renew_if_idle(self) -> None:
+        self.tries += 1
+        try:
+            self._renew()
+        finally:
+            self._due = NEVER
+
+
+@pytest.fixture
+def renewer() -> Iterator[Renewer]:
+    made = Renewer()
+    yield made
+    for lane in made._lanes:
+        lane.stop(PATIENCE)
+
+
+def test_renewals_that_are_due_together_run_several_at_a_time(renewer: Renewer) -> None:
+    """At 50 ms a renewal, 300 jobs would take 15 s in turn, which is longer than their TTL allows."""
+    together = threading.Barrier(10)
+    jobs = [Renewed(lambda: together.wait(PATIENCE)) for _ in range(300)]
+    for job in jobs:
+        renewer.add(job)
+    eventually(lambda: all(job.renew_due() == NEVER for job in jobs), what="all are renewed")
+    assert Counter(job.tries for job in jobs) == {1: 300}
+    assert not together.broken
+
+
+def test_a_renewal_that_ends_while_another_lane_watches_is_not_the_jobs_last(
+    renewer: Renewer,
+) -> None:
+    go_on, again = threading.Event(), threading.Event()
+
+    class Slow(Renewed):
+        """Due again as soon as its first renewal has ended."""
+
+        def renew_if_idle(self) -> None:
+            super().renew_if_idle()
+            if self.tries == 1:
+                self._due = time.monotonic()
+            else:
+                again.set()
+
+    first_ends = threading.Event()
+    first, slow = Renewed(lambda: first_ends.wait(PATIENCE)), Slow(lambda: go_on.wait(PATIENCE))
+    renewer.add(first)
+    eventually(lambda: renewer._busy.get(0) is first)
+    renewer.add(slow)
+    eventually(lambda: renewer._busy.get(1) is slow)
+    first_ends.set()
+    eventually(lambda: renewer._lanes[0]._sleeps_until == NEVER, what="the first lane watches")
+    go_on.set()
+    assert again.wait(PATIENCE)
+
+
+def test_one_job_has_one_thread_even_while_its_renewal_stalls(renewer: Renewer) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def stall() -> None:
+        begun.set()
+        go_on.wait(PATIENCE)
+
+    renewer.add(Renewed(stall))
+    assert begun.wait(PATIENCE)
+    time.sleep(2 * renewal._LATE)
+    threads = [lane._thread for lane in renewer._lanes]
+    go_on.set()
+    assert threads[0] is not None
+    assert set(threads[1:]) == {None}
+
+
+def test_a_forked_child_renews_its_own_jobs_only(renewer: Renewer) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def stall() -> None:
+        begun.set()
+        go_on.wait(PATIENCE)
+
+    stalled = [Renewed(stall) for _ in range(2)]
+    for job in stalled:
+        renewer.add(job)
+    assert begun.wait(PATIENCE)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            done = threading.Event()
+            renewal.renewer().add(Renewed(done.set))
+            code = 0 if done.wait(PATIENCE) and len(renewal.renewer()._jobs) == 1 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    go_on.set()
+    eventually(lambda: all(job.renew_due() == NEVER for job in stalled), what="the parent's go on")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from kombu import compression as kombus
 
 from gwi_celery.errors import MalformedMessage
 from gwi_celery.transport import budget, compression, depth
+from tests import zygote
 
 MB = 1_000_000
 
@@ -174,12 +174,9 @@ def bombs() -> dict[str, bytes]:
     return made
 
 
-def test_bombs_are_refused_in_a_process_with_little_memory() -> None:
-    script = _LIMITED.replace("_decode_body", "lambda b, e=None: b")
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+def test_bombs_are_refused_in_a_process_with_little_memory(tmp_path: Path) -> None:
+    run = zygote.run(_LIMITED.replace("_decode_body", "lambda b, e=None: b"), folder=tmp_path)
+    assert run.returncode == 0, run.stdout[-2000:]
     lines = run.stdout.splitlines()
     assert len(lines) == 7 + len(kombus.encoders())
     assert [line for line in lines if "refused" not in line] == []

@@ -23,3 +23,24 @@ def test_an_argument_of_another_type_is_refused(argument: dict[str, Any]) -> Non
         pytest.raises(ConfigurationError, match=f"argument {name} of queue 'q' is"),
     ):
         Queue("q", queue_arguments=argument, channel=channel).queue_declare()
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"x-expires": 1e15},
+        {"x-message-ttl": 10**30},
+        {"x-lease-seconds": 1e12},
+        {"x-max-deliveries": 10**30},
+    ],
+    ids=str,
+)
+def test_an_argument_that_no_timer_or_database_can_handle_is_refused(
+    argument: dict[str, Any],
+) -> None:
+    with (
+        Connection("embedded://:memory:/arguments") as connection,
+        connection.channel() as channel,
+        pytest.raises(ConfigurationError, match=r"queue 'q': \w+ is"),
+    ):
+        Queue("q", queue_arguments=argument, channel=channel).queue_declare()

@@ -12,7 +12,7 @@ import pytest
 
 from gwi_celery.brokers.pubsub.deliveries import Deliveries, _Delivery
 from gwi_celery.brokers.pubsub.options import parse
-from gwi_celery.errors import BrokerUnavailable
+from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
 
 
 class _Acks:
@@ -88,3 +88,42 @@ def test_outdated_entries_of_deferred_messages_are_dropped(
 def test_nothing_to_publish_now_is_nothing_to_do(deliveries: Deliveries) -> None:
     """Every one that an operator asked for was handed out meanwhile."""
     deliveries.publish_now([])
+
+
+def _leased(deliveries: Deliveries, count: int) -> list[_Delivery]:
+    made = [_Delivery("q", f"s {n}", str(n), b"", {}, 1, 0.0, 0, 60.0) for n in range(count)]
+    deliveries.leases.update({each.ack_id: time.monotonic() + 60 for each in made})
+    return made
+
+
+class _Refusing:
+    """A client whose calls are all refused."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.calls = 0
+
+    def call(self, rpc: str, request: Any, resource: str) -> Any:
+        self.calls += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [BrokerUnusable("may not"), BrokerUnavailable("it is down")])
+def test_a_refusal_that_no_single_lease_causes_is_raised_and_loses_none(
+    deliveries: Deliveries, error: BrokerError
+) -> None:
+    """Asked again for ever smaller groups, 1000 leases would cost 1999 refused calls."""
+    deliveries._client = client = _Refusing(error)  # type: ignore[assignment]
+    held = _leased(deliveries, 1000)
+    with pytest.raises(type(error)):
+        deliveries.extend(held, 60.0)
+    assert client.calls == 1
+    assert len(deliveries.leases) == 1000
+
+
+def test_all_leases_of_a_deleted_subscription_are_lost_by_one_call(deliveries: Deliveries) -> None:
+    deliveries._client = client = _Refusing(NotFound("s"))  # type: ignore[assignment]
+    held = _leased(deliveries, 1000)
+    assert deliveries.extend(held, 60.0) == held
+    assert client.calls == 1
+    assert not deliveries.leases

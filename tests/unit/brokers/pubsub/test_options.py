@@ -158,6 +158,7 @@ def test_options_come_from_the_url_and_from_transport_options() -> None:
         ({"retention": 60}, "retention is 60 seconds: Pub/Sub takes 600"),
         ({"retention": "week"}, "retention is 'week', not a number of seconds"),
         ({"timeout": 0}, "timeout is 0: write seconds above 0"),
+        ({"timeout": 1e12}, r"timeout is 1e\+12: write seconds above 0 and below 3600"),
         ({"publish_timeout": "inf"}, "publish_timeout is 'inf', not a number of seconds"),
         ({"priority_levels": "0,high"}, "priority_levels is '0,high', not a list of whole numbers"),
         ({"priority_levels": [3, 6]}, r"priority_levels is \[3, 6\]: write the lowest priority"),
