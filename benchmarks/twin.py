@@ -131,7 +131,7 @@ def _near_the_floor(ours: dict[str, float], bare: dict[str, float]) -> tuple[str
 def _turnovers(folder: Path, quick: bool) -> dict[str, turnover.Turnover]:
     """How the workers ended -> what that run showed."""
     runs = {}
-    for how, messages in {"stopped": 10_000, "killed": 3_000, _PULLING: 3_000}.items():
+    for how, messages in {"stopped": 10_000, "killed": 3_000, _PULLING: 8_000}.items():
         own = folder / how
         own.mkdir()
         with start_twin(faults=0, early_expiry=0) as twin:

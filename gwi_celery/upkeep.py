@@ -37,8 +37,8 @@ _BATCH = 200
 _PAUSE = 0.05
 #: Seconds between two searches for dead letters that are about to expire.
 _ANNOUNCE_EVERY = 3600.0
-#: Seconds after which an error that lasts is logged again.
-_AGAIN = 3600.0
+#: Seconds after which an error that lasts is logged again: at each of these searches, too.
+_AGAIN = 0.9 * _ANNOUNCE_EVERY
 #: The lock file in an embedded folder, and the length of the time of the last turn, which it holds.
 _LOCK, _WIDTH = "upkeep.lock", 17
 

@@ -19,6 +19,7 @@ from gwi_celery.jobs.naming import Named, app_of, known_record, record_of, store
 from gwi_celery.reliability import compensation
 from gwi_celery.reliability.call import own_lock
 from gwi_celery.reliability.origin import call_of
+from gwi_celery.reliability.wording import check_step
 from gwi_celery.stores.base import (
     AttemptEnd,
     Checkpoint,
@@ -198,11 +199,7 @@ def _steps_before(store: Store, record: JobRecord, from_step: str | None) -> lis
     names = [step.name for step in recorded]
     if from_step is None:
         return recorded
-    if from_step not in names:
-        raise InvalidCall(
-            f"can't fork {record.job.task} from {from_step!r}: its recorded steps are "
-            + (", ".join(map(repr, names)) or "none")
-        )
+    check_step("fork", record.job.task, from_step, names)
     return recorded[: names.index(from_step)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
+from gwi_celery.reliability.wording import short
 from gwi_celery.stores.base import (
     JobRecord,
     JobStatus,
@@ -167,7 +168,3 @@ def moment(at: float, now: float) -> str:
     when, today = (datetime.fromtimestamp(each, timezone.utc) for each in (at, now))
     same_day = when.date() == today.date()
     return f"{when:%H:%M:%S}" if same_day else f"{when:%Y-%m-%d %H:%M:%S}"
-
-
-def short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from gwi_celery import blobs, forks
-from gwi_celery.backoff import jitter
+from gwi_celery.backoff import Backoff
 from gwi_celery.errors import (
     CursorWentBack,
     DeadlinePassed,
@@ -66,8 +66,8 @@ _MARGIN = 0.1
 _KEPT = 65_536
 #: Seconds between two writes of a job's progress.
 _PROGRESS_EVERY = 1.0
-#: First pause, seconds, before a failed store operation is retried.
-_FIRST_PAUSE = 0.05
+#: First and longest pause, seconds, before a failed store operation is retried.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 
 @dataclass(frozen=True)
@@ -395,17 +395,17 @@ class RunningJob:
 
         Raises LeaseLost if the store stays unavailable, and what ``operation`` raises.
         """
-        pause = _FIRST_PAUSE
+        pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             try:
                 return operation()
             except StoreUnavailable as exc:
+                pause = pauses.next()
                 if time.monotonic() + pause > self._ends_at():
                     raise LeaseLost(
                         f"the store was unavailable until the lease had run out ({exc})"
                     ) from exc
-                time.sleep(jitter(pause, 0.5, 1.0))
-                pause = min(pause * 2, 2.0)
+                time.sleep(pause)
 
     def _dump(self, name: str, value: Any) -> bytes:
         return blobs.dump(value, what=f"{name!r}", limit=self._limits.max_checkpoint_bytes)

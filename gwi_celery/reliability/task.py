@@ -48,6 +48,7 @@ from gwi_celery.reliability.inside import InsideJob
 from gwi_celery.reliability.limits import check_arguments
 from gwi_celery.reliability.options import OPTIONS, Reliable, first, is_misplaced
 from gwi_celery.reliability.outcome import PERMANENT, dump_replaced
+from gwi_celery.reliability.wording import check_step
 from gwi_celery.shield import shielded
 from gwi_celery.stores.base import (
     ClaimRequest,
@@ -261,12 +262,7 @@ class ReliableTask(InsideJob):
         record = self._store.get_job(resolved.job)
         if from_step:
             found = self._store.get_checkpoints(resolved.job, outline=True)
-            names = [c.name for c in found]
-            if from_step not in names:
-                raise InvalidCall(
-                    f"can't replay {self.name} from {from_step!r}: its recorded steps are "
-                    + (", ".join(map(repr, names)) or "none")
-                )
+            check_step("replay", self.name, from_step, [c.name for c in found])
         if record is not None:
             headers[REPLAY_HEADER]["generation"] = record.generation + 1
         if not self.app.conf.task_always_eager:

@@ -268,8 +268,8 @@ def rejects(self: Any, *, tenant_id: str, run_id: str) -> None:
     raise Reject("not for us", requeue=False)
 
 
-@app.task(shared=False, base=ReliableTask, bind=True, name="comes_again")
-def comes_again(self: Any, *, tenant_id: str, run_id: str) -> str:
+@app.task(shared=False, base=ReliableTask, bind=True, name="redelivered")
+def redelivered(self: Any, *, tenant_id: str, run_id: str) -> str:
     audit("attempt", attempt=self.attempt)
     if self.attempt == 1:
         raise Reject("later", requeue=True)

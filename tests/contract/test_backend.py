@@ -257,7 +257,7 @@ def test_a_large_result_comes_back_whole(results: BackendCase, size: int) -> Non
     assert not exists(result_of(results))
 
 
-def test_a_result_that_cannot_be_stored_has_its_message_come_again(
+def test_a_result_that_cannot_be_stored_has_its_message_redelivered(
     results: BackendCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*args: Any) -> None:

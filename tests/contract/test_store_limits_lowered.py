@@ -43,18 +43,18 @@ def refused(case, limit):
 
 
 OWN = {"tenant_id": "acme"}
-#: The one way in which the code itself says 3 in the end, but not at first.
+#: The one way in which the code itself says 2 in the end, but not at first.
 DEPLOYED = "set, deployed, cleared"
-#: How a limit of 12 becomes one of 3: what the code says, what is set before, and what is done then.
+#: How a limit of 8 becomes one of 2: what the code says, what is set before, and what is done then.
 #: What is set is (number, for which values); 0 is no number: the setting is cleared.
 LOWERED = {
-    "below the code's": (12, [], [(3, {})]),
-    "twice": (3, [(12, {})], [(8, {}), (3, {})]),
-    "for some values": (3, [(12, {})], [(3, OWN)]),
-    "cleared": (3, [(12, {})], [(0, {})]),
-    "cleared for some values": (12, [(3, {}), (12, OWN)], [(0, OWN)]),
-    "raised and lowered": (12, [], [(3, {}), (20, {}), (3, {})]),
-    DEPLOYED: (12, [], [(3, {}), (0, {})]),
+    "below the code's": (8, [], [(2, {})]),
+    "twice": (2, [(8, {})], [(5, {}), (2, {})]),
+    "for some values": (2, [(8, {})], [(2, OWN)]),
+    "cleared": (2, [(8, {})], [(0, {})]),
+    "cleared for some values": (8, [(2, {}), (8, OWN)], [(0, OWN)]),
+    "raised and lowered": (8, [], [(2, {}), (12, {}), (2, {})]),
+    DEPLOYED: (8, [], [(2, {}), (0, {})]),
 }
 
 
@@ -71,18 +71,18 @@ def test_however_a_limit_is_lowered_all_that_run_count(case):
                     case.store.clear_limit(replace(limit, values=of).id)
 
         carry_out(before)
-        leases = take(case, [f"{way} {n}" for n in range(12)], limit)
+        leases = take(case, [f"{way} {n}" for n in range(8)], limit)
         refused(case, limit)
         carry_out(after)
-        limit = replace(limit, max_running=3 if way == DEPLOYED else coded)
-        assert refused(case, limit).held == 12, way
-        finish(case, leases[:9])
+        limit = replace(limit, max_running=2 if way == DEPLOYED else coded)
+        assert refused(case, limit).held == 8, way
+        finish(case, leases[:6])
         refused(case, limit)
-        finish(case, leases[9:10])
+        finish(case, leases[6:7])
         leases += take(case, [f"{way} late"], limit)
         refused(case, limit)
-        finish(case, leases[10:])
-        take(case, [f"{way} later {n}" for n in range(3)], limit)
+        finish(case, leases[7:])
+        take(case, [f"{way} later {n}" for n in range(2)], limit)
         refused(case, limit)
 
 

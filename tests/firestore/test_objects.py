@@ -144,7 +144,7 @@ def test_what_storage_refuses_says_what_to_do(
     store.save(lease, step("large", LARGE))
 
 
-def test_storage_that_is_away_is_a_temporary_matter(wire: Wire) -> None:
+def test_storage_that_is_unavailable_is_a_temporary_matter(wire: Wire) -> None:
     url = replace(wire.url, gcs_endpoint="http://127.0.0.1:1", timeout=0.2)
     store = FirestoreStore(url, intercept=wire)
     with pytest.raises(StoreUnavailable):

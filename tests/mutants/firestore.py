@@ -236,7 +236,7 @@ FIRESTORE = [
     ),
     Mutant(
         "a silent holder's place is taken for good",
-        "gwi_celery/stores/firestore/limits.py",
+        "gwi_celery/stores/firestore/places.py",
         "elif lock.expired(read.read_time):",
         "elif False:",
         "contract/test_store_limits.py::test_a_renewal_keeps_the_place_and_a_silent_holder_has_lost_both",
@@ -244,8 +244,8 @@ FIRESTORE = [
     Mutant(
         "a job that is tried again needs no place",
         "gwi_celery/stores/firestore/claimer.py",
-        "        guess = None if request.redelivered else self._keeper.guess(limits)\n",
-        "        limits = [] if request.redelivered else limits\n        guess = None if request.redelivered else self._keeper.guess(limits)\n",
+        "        guess = None if request.redelivered else self._keeper.guess(client, limits)\n",
+        "        limits = [] if request.redelivered else limits\n        guess = None if request.redelivered else self._keeper.guess(client, limits)\n",
         "contract/test_store_limits.py::test_a_renewal_keeps_the_place_and_a_silent_holder_has_lost_both",
     ),
     Mutant(

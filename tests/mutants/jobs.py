@@ -57,7 +57,7 @@ HANDOVER = [
         "gwi_celery/transport/channel.py",
         "                if time.monotonic() > until:\n                    break\n",
         "",
-        "unit/transport/test_turns.py::test_a_task_that_runs_in_this_thread_is_acked_before_the_next_one",
+        "unit/transport/test_channel.py::test_a_task_that_runs_in_this_thread_is_acked_before_the_next_one",
     ),
     Mutant(
         "a channel whose broker fails as it closes keeps its messages",
@@ -109,7 +109,7 @@ WORKER = [
         "gwi_celery/reliability/settling.py",
         "            signature.apply_async(add_to_parent=False)",
         "            pass",
-        "unit/reliability/test_waiting.py::test_while_it_waits_for_its_lock_it_is_pending",
+        "unit/reliability/test_settling.py::test_while_it_waits_for_its_lock_it_is_pending",
     ),
     Mutant(
         "between claim and end a signal is raised at once",
@@ -214,21 +214,21 @@ WORKER = [
         "gwi_celery/reliability/settling.py",
         "delay = min(delay, left + _PAST_DEADLINE)",
         "pass",
-        "unit/reliability/test_waiting.py::test_it_waits_no_longer_than_for_its_deadline",
+        "unit/reliability/test_settling.py::test_it_waits_no_longer_than_for_its_deadline",
     ),
     Mutant(
         "past its deadline a job asks again without a pause",
         "gwi_celery/reliability/settling.py",
         "if deadline is not None and (left := float(deadline) - time.time()) > 0:",
         "if deadline is not None and (left := float(deadline) - time.time()):",
-        "unit/reliability/test_waiting.py::test_it_waits_no_longer_than_for_its_deadline",
+        "unit/reliability/test_settling.py::test_it_waits_no_longer_than_for_its_deadline",
     ),
     Mutant(
         "a retry that is quicker than the end of its attempt waits for a lock of its own",
         "gwi_celery/reliability/claims.py",
         "just_sent = request.retries and not (request.headers or {}).get(HOLDS_HEADER)",
         "just_sent = False",
-        "unit/reliability/test_waiting.py::test_a_retry_that_is_quicker_than_the_end_of_its_attempt_begins_then",
+        "unit/reliability/test_settling.py::test_a_retry_that_is_quicker_than_the_end_of_its_attempt_begins_then",
     ),
 ]
 
@@ -252,7 +252,7 @@ SERVICE = [
         "gwi_celery/service/admission.py",
         "        if self.draining:\n            raise _stopping()\n        await self._take_place()",
         "        await self._take_place()",
-        "unit/service/test_push.py::test_at_the_end_who_waits_and_who_runs_too_long_are_told_to_come_again",
+        "unit/service/test_push.py::test_at_the_end_who_waits_and_who_runs_too_long_are_refused",
     ),
     Mutant(
         "a push is answered as acked while its job runs",

@@ -107,7 +107,7 @@ CASES: dict[str, tuple[Callable[[ModuleType], Any], list[str]]] = {
     "expired": (expired, ["REVOKED"]),
     "eta": (lambda j: j.record.apply_async(args=["eta"], countdown=1.5), ["SUCCESS"]),
     "rejects": (lambda j: j.rejects.delay(**call("rejects")), ["FAILURE"]),
-    "comes again": (lambda j: j.comes_again.delay(**call("again")), ["SUCCESS"]),
+    "redelivered": (lambda j: j.redelivered.delay(**call("again")), ["SUCCESS"]),
     "ignores": (lambda j: j.ignores.delay(**call("ignores")), []),
     "worker lost": (lambda j: j.poison.delay(**call("poison")), ["FAILURE"]),
     "plain task with a callback": (

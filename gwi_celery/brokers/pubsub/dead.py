@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 NOTE_OF = "gwi-death-of"
 
 _DEATH = DEATH | {NOTE_OF}
+#: An id as it is given to a death here, and to one that is imported.
+_ID = re.compile("[0-9a-f]{32}")
 #: Characters of a reason that are kept, where there is room.
 _REASON = 10_000
 #: Messages in one pull.
@@ -280,7 +283,10 @@ def id_of(delivery: Delivery) -> str:
 
 
 def _named(queue: str, attributes: Mapping[str, str], message_id: str) -> str:
-    return attributes.get(DEATH_ID) or _id(queue.removesuffix(DEAD_LETTER_SUFFIX), message_id)
+    id = attributes.get(DEATH_ID, "")
+    if _ID.fullmatch(id):  # a message that Pub/Sub itself forwarded has what its publisher has set
+        return id
+    return _id(queue.removesuffix(DEAD_LETTER_SUFFIX), message_id)
 
 
 def _id(queue: str, message_id: str) -> str:

@@ -258,7 +258,9 @@ def broker_said(item: Any) -> Any:
     return wire.parse(item.message)
 
 
-def test_a_queue_s_own_settings_go_before_the_options(connect: Connect, google: Google) -> None:
+def test_a_queue_s_own_settings_take_precedence_over_the_options(
+    connect: Connect, google: Google
+) -> None:
     broker = connect(lease_seconds=45)
     broker.declare_queue(QueueSpec("q", lease_seconds=20.0, message_ttl=0.5))
     assert google.subscription("gwi-q").ack_deadline_seconds == 20

@@ -239,7 +239,7 @@ def test_a_job_that_outlives_its_request_keeps_its_place() -> None:
     asyncio.run(story())
 
 
-def test_at_the_end_who_waits_and_who_runs_too_long_are_told_to_come_again() -> None:
+def test_at_the_end_who_waits_and_who_runs_too_long_are_refused() -> None:
     async def story() -> None:
         pool = Pool(1)
         admission = Admission(pool, wait=60)  # type: ignore[arg-type]
