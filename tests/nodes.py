@@ -55,7 +55,6 @@ def node(address: str, python: list[str]) -> int:
     Args:
         python: What a Python from nothing is told, should there be nobody to fork.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         request = json.dumps(["", [], os.getcwd(), dict(os.environ)]).encode()
@@ -63,12 +62,13 @@ def node(address: str, python: list[str]) -> int:
             control.connect(f"\0{address}")
             with theirs:
                 socket.send_fds(control, [request], [theirs.fileno(), 0, 1, 2])
-            forked = bool(mine.recv(16))
+            pid = int(mine.recv(16) or 0)
         except OSError:
-            forked = False
-        if not forked:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            pid = 0
+        if not pid:
             os.execv(sys.executable, [sys.executable, *python])
+        # Ctrl-C reaches this process alone: the other has a session of its own.
+        signal.signal(signal.SIGINT, lambda *_: os.kill(pid, signal.SIGINT))
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1):  # whose ends tell that the process has gone
             os.dup2(nothing, number)
