@@ -310,11 +310,13 @@ def drain(receiver: Receiver, queue: str = "q") -> list[Delivery]:
 
 def wait_for(receiver: Receiver, queue: str = "q") -> Delivery:
     """The next message of a queue subscribed to, waiting as a worker does."""
+    until = time.monotonic() + PATIENCE
     while True:
         receiver.clear()
         for delivery in receiver.poll(queue, 1):
             return delivery
-        assert woken(receiver), f"nothing came to {queue!r} in {PATIENCE} s"
+        more = woken(receiver) and time.monotonic() < until
+        assert more, f"nothing came to {queue!r} in {PATIENCE} s"
 
 
 def wait_until_settled(receiver: Receiver, seconds: float) -> None:
