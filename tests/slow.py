@@ -20,7 +20,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "acceptance" in marks and not marks & {"slow", "xdist_group"}:
             matrices[item.nodeid.partition("[")[0]].append(item)
     for name, cases in matrices.items():
+        cases.sort(key=_place)  # they may have been shuffled
         chosen = cases[zlib.crc32(name.encode()) % len(cases)]
         for case in cases:
             if case is not chosen:
                 case.add_marker("slow")
+
+
+def _place(item: pytest.Item) -> tuple[int, ...]:
+    """The case's place in the test's matrix."""
+    spec = getattr(item, "callspec", None)
+    return () if spec is None else tuple(spec.indices.values())

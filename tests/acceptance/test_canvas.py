@@ -126,8 +126,12 @@ def test_a_pool_obeys_remote_control_and_tells_what_it_does(
     )
     assert "ok" in replies[0][name]
     assert jobs.record.delay("within").get(timeout=PATIENCE) == "within"
-    jobs.record.delay("beyond")
-    assert jobs.plain_add.delay(1, 2).get(timeout=PATIENCE) == 3, "others are not held up"
+    beyond = jobs.record.delay("beyond")
+    # A message that is held back fills a place of the prefetch, and the solo pool has just one.
+    if pool == "solo":
+        worker.wait_for(rf"{beyond.id}\] received")
+    else:
+        assert jobs.plain_add.delay(1, 2).get(timeout=PATIENCE) == 3, "others are not held up"
     assert set(recorded()) == {"late", "within"}
 
     if pool != "solo":  # it answers nothing while a task runs

@@ -25,6 +25,7 @@ def test_a_ping_is_a_few_rpcs(
     worker = start(pool="solo")
     jobs.app.control.ping(timeout=PATIENCE, limit=1)  # opens the connections
     settled()
+    eventually(lambda: calls["Acknowledge"], what="the reply is acked: that is another thread's")
     calls.clear()
     assert jobs.app.control.ping(timeout=PATIENCE, limit=1) == [{worker.name: {"ok": "pong"}}]
     expected = {
