@@ -132,6 +132,15 @@ def test_a_change_of_an_operators_is_read_within_ten_seconds(
     operator.close()
 
 
+def test_a_change_whose_answer_was_lost_holds_at_once_where_it_was_made(
+    wire: Wire, store: FirestoreStore
+) -> None:
+    take(store, limits=[THREE])
+    wire.faults = iter([None, LOST_ANSWER])
+    store.set_limit(LimitSetting("{tenant_id}", {}, 1, None, time.time(), "ops"))
+    assert isinstance(store.claim(request("late", limits=[THREE])), Limited)
+
+
 def test_a_lowered_limit_is_listed_once_and_then_as_any_other(
     wire: Wire, store: FirestoreStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

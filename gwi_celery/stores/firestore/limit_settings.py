@@ -88,7 +88,8 @@ class Settings:
             stored = self._read(client)
             there = there or id in stored.settings
             former = stored.settings.get(id)
-            if former == setting:
+            if former == setting:  # perhaps by a try whose answer was lost
+                self._until = 0.0
                 return there
             settings = {**stored.settings, id: setting}
             data = {each: kept.dumps() for each, kept in settings.items() if kept is not None}
