@@ -382,12 +382,14 @@ def test_large_messages_that_are_not_due_keep_no_other_out(
 ) -> None:
     """Their bodies are let go while they are held: Pub/Sub has them, and sends them again."""
     service = serve(pool="threads", env={"GWI_MAX_BODY_BYTES": "1000000"})  # eight may be in memory
-    body = {"id": "large", "type": "record", "payload": {"label": "x" * 600_000}}
-    due = {"gwi-not-before": str(time.time() + 10)}
-    early = envelope(json.dumps(body).encode(), attributes=due)
+    body = json.dumps(
+        {"id": "large", "type": "record", "payload": {"label": "x" * 600_000}}
+    ).encode()
 
     def push(_: int) -> int:
         while True:  # they are read at once, for which there is not always room
+            due = {"gwi-not-before": str(time.time() + 8)}
+            early = envelope(body, attributes=due)
             answer = httpx.post(f"{service.url}/push", json=early, timeout=60)
             if answer.status_code != 429:
                 return answer.status_code
