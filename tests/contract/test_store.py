@@ -147,18 +147,6 @@ def test_another_payload_never_runs_and_overwrites_nothing(case, state):
     assert case.seen(first) == before
 
 
-def test_a_payload_that_differs_deep_inside_is_another_one(case):
-    succeeded(case, case.request(payload={"pr": {"labels": [{"id": 1}]}}))
-    answer = case.store.claim(case.request(payload={"pr": {"labels": [{"id": 2}]}}))
-    assert isinstance(answer, Mismatch)
-
-
-def test_the_same_payload_in_another_order_is_the_same_one(case):
-    succeeded(case, case.request(payload={"a": {"x": 1, "y": 2}, "b": 3}))
-    answer = case.store.claim(case.request(payload={"b": 3, "a": {"y": 2, "x": 1}}))
-    assert isinstance(answer, Completed)
-
-
 def test_a_replay_with_another_payload_is_a_mismatch(case):
     first = case.request(payload=1)
     succeeded(case, first)
@@ -1324,18 +1312,6 @@ def test_an_unfinished_job_is_never_forgotten(case):
 
 
 # --- operators ------------------------------------------------------------------------------------
-
-
-def test_a_lock_freed_by_force_can_be_claimed_at_once(case):
-    request = case.request()
-    lease = running(case, request)
-
-    assert case.store.force_release(request.lock)
-
-    assert case.store.get_lock(request.lock) is None
-    assert case.take(case.request()).lease.fence > lease.fence
-    with pytest.raises(LeaseLost):
-        case.store.renew(lease)
 
 
 def test_forcing_a_free_lock_frees_nothing(case):

@@ -275,14 +275,6 @@ def test_commits_reads_and_queries(firestore_emulator: Any) -> None:
     client.close()
 
 
-@pytest.mark.emulator
-def test_a_server_that_is_not_there_is_a_temporary_matter() -> None:
-    """Nothing listens there: temporary, and it says where."""
-    url = parse("firestore://p?endpoint=127.0.0.1:1&emulator=true&timeout=2", {})
-    with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1"):
-        Client(url).read(["a/b"])
-
-
 FORKS = """
 import os, threading
 from gwi_celery.firestore.client import Client

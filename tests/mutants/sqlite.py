@@ -148,7 +148,7 @@ SQLITE = [
         "gwi_celery/reliability/call.py",
         "if due is None:",
         "if True:",
-        "unit/reliability/test_promises.py::test_a_sending_of_beat_is_a_job_of_its_own_under_the_same_lock",
+        "unit/reliability/test_call.py::test_a_call_of_beats_is_a_job_of_its_own_under_the_same_lock",
     ),
     Mutant(
         "a failure answers a fresh call",
@@ -225,14 +225,14 @@ SQLITE = [
         "gwi_celery/ids.py",
         'h.update(b"%d:" % len(raw))',
         "pass",
-        "unit/reliability/test_call.py::test_parts_of_an_id_are_kept_apart",
+        "unit/test_ids.py::test_parts_of_an_id_are_kept_apart",
     ),
     Mutant(
         "nested keys are left out of the payload's fingerprint",
         "gwi_celery/ids.py",
         "text = _CANONICAL.encode(payload)",
         "text = repr(sorted(payload) if isinstance(payload, dict) else payload)",
-        "unit/reliability/test_call.py::test_nested_keys_count_in_the_fingerprint",
+        "unit/reliability/test_payload.py::test_other_values_are_another_payload",
     ),
     Mutant(
         "a silent holder's place is taken for good",

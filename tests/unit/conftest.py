@@ -15,3 +15,10 @@ def app() -> Iterator[Celery]:
     app = fresh_app()
     yield app
     app.close()
+
+
+@pytest.fixture
+def eager(app: Celery) -> Celery:
+    """The app, whose calls run at once, in this process."""
+    app.conf.task_always_eager = True
+    return app

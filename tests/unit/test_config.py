@@ -17,12 +17,11 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 from celery.concurrency import solo
-from kombu.exceptions import OperationalError
 
 from gwi_celery import ReliableTask, embedded_url, setup, store_for, versions
 from gwi_celery.config import SETTINGS, load
 from gwi_celery.embedded_url import quote_folder
-from gwi_celery.errors import BrokerUnusable, ConfigurationError, StoreUnusable
+from gwi_celery.errors import ConfigurationError
 from gwi_celery.integration import broker_for, settings_for
 from gwi_celery.options import LONGEST
 from gwi_celery.service import create_app
@@ -268,26 +267,6 @@ def test_settings_in_app_conf_are_read() -> None:
     app.close()
 
 
-def test_files_that_are_no_databases(tmp_path: Path) -> None:
-    (tmp_path / "broker.sqlite3").write_text(
-        "not a database, but some text that is long enough" * 9
-    )
-    (tmp_path / "store.sqlite3").write_text("not a database, but some text that is long enough" * 9)
-    app = make_app()
-    setup(app, folder=str(tmp_path))
-
-    @app.task(shared=False, base=ReliableTask, name="t")
-    def t(*, tenant_id: str) -> None: ...
-
-    with pytest.raises((BrokerUnusable, OperationalError), match="not a SQLite database"):
-        t.delay(tenant_id="acme")
-    with pytest.raises(BrokerUnusable, match="move the file away"):
-        broker_for(app).connect()
-    with pytest.raises(StoreUnusable, match="move the file away"):
-        store_for(app).list_locks("acme")
-    app.close()
-
-
 def test_the_services_settings_are_checked_and_its_token_is_not_shown() -> None:
     settings = load({}, {}, {"PORT": "8080", "GWI_SERVICE_TOKEN": "s3cret"})
     assert settings.port == 8080
@@ -473,8 +452,9 @@ def test_a_call_before_setup_is_refused() -> None:
     @app.task(shared=False, base=ReliableTask, name="t")
     def t(*, tenant_id: str) -> None: ...
 
-    with pytest.raises(ConfigurationError, match=r"call gwi_celery\.setup\(app\)"):
-        t.delay(tenant_id="acme")
+    for call in (t.delay, lambda **kwargs: t.apply(kwargs=kwargs).get()):
+        with pytest.raises(ConfigurationError, match=r"call gwi_celery\.setup\(app\)"):
+            call(tenant_id="acme")
 
 
 # --- URLs -----------------------------------------------------------------------------------------

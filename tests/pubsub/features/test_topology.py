@@ -305,17 +305,6 @@ def test_connections_find_what_others_made(connect: Connect) -> None:
         user.declare_exchange("t", "direct")
 
 
-def test_a_binding_that_is_added_later_is_read_from(connect: Connect) -> None:
-    broker = connect()
-    declare(broker, "q")
-    receiver = broker.receiver()
-    receiver.subscribe("q")
-    broker.declare_exchange("f", "fanout")
-    broker.bind("q", "f", "")
-    publish(broker, "f", "", b"m")
-    assert wait_for(receiver, "q").data == b"m"
-
-
 def test_an_unbound_queue_gets_no_more(connect: Connect, google: Google) -> None:
     broker, other = connect(), connect()
     broker.declare_exchange("d", "direct")

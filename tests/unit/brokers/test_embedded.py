@@ -554,17 +554,6 @@ def test_a_full_disk_loses_nothing(broker, tmp_path):
     assert rest == [*(b"%d" % number for number in kept[5:]), b"fits again", b""]
 
 
-def test_a_folder_survives_its_processes(tmp_path):
-    first = EmbeddedBroker(tmp_path)
-    send(first, b"m")
-    first.close()
-    send(first, b"opened anew")
-    first.close()
-    second = EmbeddedBroker(tmp_path)
-    assert bodies(second.receiver().poll("q", 2)) == [b"m", b"opened anew"]
-    second.close()
-
-
 # --- memory ---------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gwi_celery.errors import ConflictingIds, InvalidCall, MissingTenant
-from gwi_celery.ids import digest, fingerprint
-from gwi_celery.reliability.call import resolve_call
+from gwi_celery.headers import DUE_HEADER
+from gwi_celery.reliability.call import resolve_call, with_ids
 from gwi_celery.reliability.options import Reliable
 
 
@@ -27,22 +26,25 @@ def test_ids_are_found_in_positional_and_named_arguments_and_in_headers() -> Non
     by_position = call("acme", "r1")
     assert (by_position.tenant, by_position.run) == ("acme", "r1")
     assert call(tenant_id="acme", run_id="r1") == by_position
-    in_headers = call(headers={"tenant_id": "acme", "gwi_run": "r1"})
-    assert (in_headers.tenant, in_headers.run) == ("acme", "r1")
-    assert in_headers.job == by_position.job
+    for names in (("tenant_id", "gwi_run"), ("gwi_tenant", "run_id")):
+        in_headers = call(headers=dict(zip(names, ("acme", "r1"), strict=True)))
+        assert in_headers == by_position
+        assert in_headers.fingerprint() == by_position.fingerprint()
 
 
-def test_the_fingerprint_does_not_depend_on_how_arguments_were_passed() -> None:
-    assert (
-        call("a", "r", pr={"id": 1}).fingerprint()
-        == call(run_id="r", pr={"id": 1}, tenant_id="a").fingerprint()
-    )
+def invoice(order: int, *, tenant_id: str, run_id: str | None = None) -> None: ...
 
 
-def test_nested_keys_count_in_the_fingerprint() -> None:
-    assert fingerprint({"pr": {"id": 1}}) != fingerprint({"pr": {"id": 2}})
-    assert fingerprint({"a": {"x": 1, "y": 2}}) == fingerprint({"a": {"y": 2, "x": 1}})
-    assert fingerprint([date(2020, 1, 1)]) != fingerprint([date(2020, 1, 2)])
+def test_a_function_that_does_not_take_the_ids_is_not_given_them() -> None:
+    def free(order: int, **rest: Any) -> None: ...
+
+    headers = {"gwi_tenant": "acme", "gwi_run": "r1"}
+    assert with_ids(free, Reliable(), (7,), {}, headers) == {}
+    assert with_ids(invoice, Reliable(), (7,), {"tenant_id": "x"}, headers) == {
+        "tenant_id": "x",
+        "run_id": "r1",
+    }
+    assert with_ids(invoice, Reliable(), (1, 2, 3), {}, headers) == {}, "Celery says it better"
 
 
 @pytest.mark.parametrize("tenant", [None, "", "   "])
@@ -88,17 +90,19 @@ def test_a_key_given_with_the_call_goes_first() -> None:
     assert len({call("acme", "k").job, given.job, call("acme").job}) == 3
 
 
-def test_parts_of_an_id_are_kept_apart() -> None:
-    assert digest("job", "ab", "c") != digest("job", "a", "bc")
-    assert digest("job", "a", "") != digest("job", "a")
+def test_a_call_of_beats_is_a_job_of_its_own_under_the_same_lock() -> None:
+    first, second = ({DUE_HEADER: f"2026-11-2{day}T00:00:00+00:00"} for day in (6, 7))
+    plain = call("acme", "r1")
+    for headers in ({}, {"gwi_key": "k"}):
+        once, other = (call("acme", "r1", headers={**headers, **due}) for due in (first, second))
+        assert len({once.job, other.job, plain.job}) == 3
+        assert once.lock == other.lock == plain.lock
+    redelivered = {"gwi_key": "k", **first}
+    again = resolve_call(job, "job", Reliable(), ("acme", "r1"), {}, redelivered, "task-2")
+    assert again == call("acme", "r1", headers=redelivered)
 
 
 texts = st.text(min_size=1, max_size=30)
-
-
-@given(st.lists(texts, max_size=4), st.lists(texts, max_size=4))
-def test_two_different_ids_never_meet(one: list[str], other: list[str]) -> None:
-    assert (digest("job", *one) == digest("job", *other)) == (one == other)
 
 
 @given(texts.filter(str.strip), texts.filter(str.strip))

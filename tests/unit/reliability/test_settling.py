@@ -1,4 +1,4 @@
-"""A job that waits, or was handed back, is not shown as begun."""
+"""A job that waits, or was handed back, is not shown as begun; and it waits no longer than it may."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from celery import Celery, states
 from celery.exceptions import Ignore
 
 from gwi_celery import ReliableTask, broker_for, queues, store_for
-from gwi_celery.errors import WorkerStopping
+from gwi_celery.errors import DeadlineExceeded, WorkerStopping
 from gwi_celery.reliability import claims
+from gwi_celery.reliability.call import own_lock
 from gwi_celery.reliability.settling import Settling
-from gwi_celery.stores.base import Claimed
+from gwi_celery.stores.base import Claimed, ClaimRequest, JobRef, JobStatus, LockRef
 from gwi_celery.worker import tracer
 from tests.machine import PATIENCE
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
+JOB = JobRef("acme", "t", "run:r1")
 
 
 def work_on(app: Celery, task: Any, task_id: str, retries: int = 0) -> None:
@@ -134,3 +136,46 @@ def test_it_waits_no_longer_than_for_its_deadline(app: Celery, left: float, most
         t.pop_request()
     [waiting] = queues.delayed(app)
     assert before + most / 3 < waiting.due <= time.time() + most
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_job_whose_deadline_passes_while_it_waits_for_its_lock_fails(app: Celery) -> None:
+    ran: list[int] = []
+
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str, run_id: str) -> None:
+        ran.append(1)
+
+    lock = LockRef("acme", ("run", "r1"))
+    other = JobRef("acme", "other", "run:r1")
+    holder = ClaimRequest(other, lock, "r1", "f", "other", "elsewhere:1", "n", 60, 60)
+    assert isinstance(store_for(app).claim(holder), Claimed)
+    with pytest.raises(DeadlineExceeded):
+        t.apply_async(kwargs=CALL, deadline=-1).get()
+    record = store_for(app).get_job(JOB)
+    assert record is not None
+    assert record.status is JobStatus.FAILED
+    held = store_for(app).get_lock(lock)
+    assert held is not None
+    assert held.job.task == "other"
+    assert store_for(app).get_lock(own_lock(JOB)) is None
+    assert ran == []
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_duplicate_whose_deadline_passes_leaves_the_job_that_runs_alone(app: Celery) -> None:
+    @app.task(shared=False, base=ReliableTask, name="t")
+    def t(*, tenant_id: str, run_id: str) -> None: ...
+
+    app.finalize()
+    fingerprint = t.resolve_call((), CALL, {}, "x").fingerprint()
+    lock = LockRef("acme", ("run", "r1"))
+    request = ClaimRequest(JOB, lock, "r1", fingerprint, "first", "elsewhere:1", "n", 60, 60)
+    claimed = store_for(app).claim(request)
+    assert isinstance(claimed, Claimed)
+    with pytest.raises(DeadlineExceeded, match="held by"):
+        t.apply_async(kwargs=CALL, deadline=-1).get()
+    store_for(app).renew(claimed.lease)
+    record = store_for(app).get_job(JOB)
+    assert record is not None
+    assert record.status is JobStatus.RUNNING

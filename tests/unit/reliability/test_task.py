@@ -17,7 +17,6 @@ from gwi_celery.blobs import dump
 from gwi_celery.errors import (
     ConfigurationError,
     ConflictingIds,
-    CursorWentBack,
     DeadlineExceeded,
     IdempotencyMismatch,
     InvalidCall,
@@ -27,6 +26,7 @@ from gwi_celery.errors import (
     StepNameReused,
     TooLarge,
 )
+from gwi_celery.headers import DUE_HEADER
 from gwi_celery.stores.base import CheckpointKind, JobRef, JobStatus, LockRef
 from tests.apps import fresh_app
 from tests.machine import PATIENCE
@@ -130,7 +130,7 @@ def test_another_payload_under_the_same_key_is_refused(app: Celery) -> None:
         return pr["id"]
 
     assert t.delay(**CALL, pr={"id": 1}).get() == 1
-    with pytest.raises(IdempotencyMismatch, match="another payload"):
+    with pytest.raises(IdempotencyMismatch, match=r'another payload.*Reliable\(key="payload"\)'):
         t.delay(**CALL, pr={"id": 2}).get()
     assert t.delay(**CALL, pr={"id": 1}).get() == 1
     assert ran == [1]
@@ -157,6 +157,24 @@ def test_a_failure_is_not_cached_and_a_new_call_goes_on_at_the_failed_step(app: 
     broken[0] = False
     assert t.delay(**CALL).get() == 1
     assert seen == ["a", "gen1", "gen2"]
+
+
+def test_a_corrected_payload_after_a_failure_runs_without_the_old_steps(app: Celery) -> None:
+    made: list[str] = []
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, url: str, *, tenant_id: str, run_id: str) -> Any:
+        self.step("fetch", made.append, url)
+        if url == "bad":
+            raise ValueError(url)
+        return [url, self.generation]
+
+    with pytest.raises(ValueError, match="bad"):
+        t.delay("bad", **CALL).get()
+    assert t.delay("good", **CALL).get() == ["good", 2]
+    assert made == ["bad", "good"]
+    with pytest.raises(IdempotencyMismatch):
+        t.delay("bad", **CALL).get()
 
 
 def test_the_same_submission_again_gets_its_failure_again(app: Celery) -> None:
@@ -288,23 +306,27 @@ def test_a_name_used_twice_or_a_value_without_a_json_form_is_an_error(
         t.delay(**CALL).get()
 
 
-def test_a_cursor_is_kept_and_never_goes_back(app: Celery) -> None:
-    values: list[int] = []
+def test_a_step_that_raised_may_be_called_again(app: Celery) -> None:
+    tries: list[int] = []
 
     @app.task(shared=False, base=ReliableTask, bind=True, name="t")
-    def t(self: Any, *, tenant_id: str, run_id: str) -> None:
-        with self.cursor("c", start=0, save_every=3600) as cursor:
-            values.append(cursor.value)
-            cursor.advance(cursor.value + 5)
-            if len(values) == 1:
-                raise RuntimeError("half-way")
-            cursor.advance(1)
+    def t(self: Any, *, tenant_id: str, run_id: str) -> int:
+        def flaky() -> int:
+            tries.append(1)
+            if len(tries) < 3:
+                raise OSError("not yet")
+            return 7
 
-    with pytest.raises(RuntimeError):
-        t.delay(**CALL).get()
-    with pytest.raises(CursorWentBack, match="at 10 and can't go back to 1"):
-        t.delay(**CALL).get()
-    assert values == [0, 5]
+        for _ in range(3):
+            try:
+                return int(self.step("flaky", flaky))
+            except OSError:
+                with pytest.raises(NotSerializable):
+                    self.step("flaky", object)
+        raise AssertionError
+
+    assert t.delay(**CALL).get() == 7
+    assert len(tries) == 3
 
 
 def test_checkpoints_may_be_overwritten_and_are_restored(app: Celery) -> None:
@@ -384,6 +406,52 @@ def test_replay_opens_a_new_generation_from_a_step(app: Celery) -> None:
     assert t.delay(**CALL).get() == 3
     with pytest.raises(ValueError, match=r"no-such.*'a', 'b', 'c'"):
         t.replay(kwargs=CALL, from_step="no-such")
+
+
+def test_a_job_without_a_run_is_replayed_by_its_task_id(app: Celery) -> None:
+    made: list[str] = []
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str) -> int:
+        self.step("a", made.append, "a")
+        self.step("b", made.append, "b")
+        return int(self.generation)
+
+    call = {"tenant_id": "acme"}
+    first = t.delay(**call)
+    assert first.get() == 1
+    with pytest.raises(InvalidCall, match=r"task_id=\.\.\."):
+        t.replay(kwargs=call)
+    again = t.replay(kwargs=call, task_id=first.id, from_step="b")
+    assert again.get() == 2
+    assert again.id != first.id
+    assert t.replay(kwargs=call, task_id=first.id).get() == 3
+    assert made == ["a", "b", "b", "a", "b"]
+
+
+def test_a_job_with_a_key_is_replayed_by_it(app: Celery) -> None:
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str) -> int:
+        return int(self.generation)
+
+    call = {"tenant_id": "acme"}
+    assert t.apply_async(kwargs=call, idempotency_key="k").get() == 1
+    assert t.replay(kwargs=call, idempotency_key="k", task_id="mine").id == "mine"
+    record = store_for(app).get_job(JobRef("acme", "t", "key:k"))
+    assert record is not None
+    assert (record.generation, record.submission) == (2, "mine")
+
+
+def test_a_job_of_beats_is_replayed_by_the_time_it_was_due(app: Celery) -> None:
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, *, tenant_id: str, run_id: str) -> list[Any]:
+        return [self.generation, self.request.headers[DUE_HEADER]]
+
+    first, second = ({DUE_HEADER: f"2026-11-2{day}T03:00:00+00:00"} for day in (6, 7))
+    for due in (first, second):
+        assert t.apply_async(kwargs=CALL, headers=due).get() == [1, due[DUE_HEADER]]
+    assert t.replay(kwargs=CALL, headers=first).get() == [2, first[DUE_HEADER]]
+    assert t.apply_async(kwargs=CALL, headers=second).get() == [1, second[DUE_HEADER]]
 
 
 def test_past_its_deadline_a_job_ends_at_its_next_boundary_or_does_not_begin(app: Celery) -> None:
@@ -504,18 +572,6 @@ def test_a_job_without_a_run_is_its_own(app: Celery) -> None:
     assert ran == [1, 1]
 
 
-def test_an_idempotency_key_of_the_callers(app: Celery) -> None:
-    ran: list[int] = []
-
-    @app.task(shared=False, base=ReliableTask, name="t")
-    def t(*, tenant_id: str) -> None:
-        ran.append(1)
-
-    for _ in range(2):
-        t.apply_async(kwargs={"tenant_id": "acme"}, idempotency_key="k/1").get()
-    assert ran == [1]
-
-
 IDS = ["a/b", "..", ".", "__x__", "🦊" * 10, "x" * 2000, "a\nb", "ä", "a\u0308", "\ud800"]
 
 
@@ -572,23 +628,6 @@ def test_a_task_that_switches_the_promise_off_is_refused_at_start(
 
     with pytest.raises(ConfigurationError, match="breaks the promise"):
         app.finalize()
-
-
-def test_bad_options_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="lock='runs'"):
-        Reliable(lock="runs")  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="deadline"):
-        Reliable(deadline=0)
-
-
-def test_an_app_that_was_not_set_up_says_so() -> None:
-    app = Celery("bare", set_as_current=False)
-
-    @app.task(shared=False, base=ReliableTask, name="t")
-    def t(*, tenant_id: str) -> None: ...
-
-    with pytest.raises(ConfigurationError, match=r"call gwi_celery\.setup\(app\)"):
-        t.apply(kwargs={"tenant_id": "x"}).get()
 
 
 def test_the_store_keeps_kinds_apart(app: Celery) -> None:

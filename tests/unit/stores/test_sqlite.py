@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
-import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -366,13 +364,6 @@ def test_the_result_backend_finds_its_tables_in_the_same_file(tmp_path):
     store.close()
 
 
-def test_its_folder_is_made_as_needed(tmp_path):
-    store = SqliteStore(tmp_path / "made" / "as needed")
-    take(store, request())
-    store.close()
-    assert (tmp_path / "made" / "as needed" / "store.sqlite3").exists()
-
-
 def test_a_closed_store_opens_its_file_again(tmp_path, clock):
     store = SqliteStore(tmp_path, clock=clock)
     lease = take(store, request()).lease
@@ -561,19 +552,6 @@ def _fill(store: SqliteStore) -> ClaimRequest:
         except StoreUnavailable:
             return claim
     raise AssertionError("the disk never got full")
-
-
-def test_a_files_permissions_follow_the_umask(tmp_path):
-    """Results and ids are in it: it is as private as the user's other files."""
-    before = os.umask(0o077)
-    try:
-        store = SqliteStore(tmp_path / "store")
-        take(store, request())
-        mode = stat.S_IMODE((tmp_path / "store" / "store.sqlite3").stat().st_mode)
-        store.close()
-    finally:
-        os.umask(before)
-    assert mode == 0o600
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from gwi_celery import ReliableTask
 from gwi_celery.brokers.base import Delivery
 from gwi_celery.errors import MalformedMessage
-from gwi_celery.reliability import call
-from gwi_celery.reliability.options import Reliable
 from gwi_celery.transport import envelope, jobformat
 from tests.apps import fresh_app
 
@@ -158,31 +156,6 @@ def test_any_json_is_a_message_or_malformed(job: dict[str, Any]) -> None:
 
 
 # --- and in the task ------------------------------------------------------------------------------
-
-
-def invoice(order: int, *, tenant_id: str, run_id: str | None = None) -> None: ...
-
-
-def test_a_call_by_headers_alone_is_the_same_job_as_one_by_arguments() -> None:
-    headers = {"gwi_tenant": "acme", "gwi_run": "r1"}
-    by_headers = call.resolve_call(invoice, "t", Reliable(), (), {"order": 7}, headers, "x")
-    by_arguments = call.resolve_call(
-        invoice, "t", Reliable(), (7,), {"tenant_id": "acme", "run_id": "r1"}, {}, "x"
-    )
-    assert by_headers == by_arguments
-    assert by_headers.fingerprint() == by_arguments.fingerprint()
-
-
-def test_a_function_that_does_not_take_the_ids_is_not_given_them() -> None:
-    def free(order: int, **rest: Any) -> None: ...
-
-    headers = {"gwi_tenant": "acme", "gwi_run": "r1"}
-    assert call.with_ids(free, Reliable(), (7,), {}, headers) == {}
-    assert call.with_ids(invoice, Reliable(), (7,), {"tenant_id": "x"}, headers) == {
-        "tenant_id": "x",
-        "run_id": "r1",
-    }
-    assert call.with_ids(invoice, Reliable(), (1, 2, 3), {}, headers) == {}, "Celery says it better"
 
 
 def test_the_publishers_limit_of_retries_goes_before_the_tasks() -> None:
