@@ -101,6 +101,6 @@ TRUST = [
         "gwi_celery/telemetry/logs.py",
         '"INVALID_TASK_ERROR": ("an invalid task message is rejected: %s", (0,)),',
         '"INVALID_TASK_ERROR": ("an invalid task message is rejected: %s: %s", (0, 1)),',
-        "unit/telemetry/test_telemetry.py::test_message_bodies_are_taken_out_of_celerys_own_lines",
+        "unit/telemetry/test_logs.py::test_message_bodies_are_taken_out_of_celerys_own_lines",
     ),
 ]
