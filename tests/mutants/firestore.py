@@ -29,7 +29,7 @@ FIRESTORE = [
         "gwi_celery/stores/firestore/lowered.py",
         "        beyond += first in taken\n",
         "",
-        "unit/stores/test_lowered.py",
+        "unit/stores/firestore/test_lowered.py",
     ),
     Mutant(
         "what a limit had is forgotten when its setting is cleared or replaced",

@@ -29,6 +29,7 @@ from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.url import open_store
 from gwi_celery.transport.embedded import open_broker
 from gwi_celery.worker.pools import PoolCheck
+from tests.workers import ROOT
 
 
 def memory() -> str:
@@ -284,6 +285,12 @@ def test_the_services_settings_are_checked_and_its_token_is_not_shown() -> None:
     ):
         with pytest.raises(ConfigurationError, match=match):
             load({}, {}, environ)
+
+
+def test_every_setting_is_documented() -> None:
+    pages = (ROOT / "docs" / name for name in ("operating.md", "service.md"))
+    text = "".join(page.read_text() for page in pages)
+    assert [name for name in SETTINGS if f"`{name}`" not in text] == []
 
 
 # --- where settings come from ---------------------------------------------------------------------
