@@ -1,4 +1,4 @@
-"""Calls as Google's own library makes them."""
+"""Calls as Google's own library makes them; and the error where it or an emulator doesn't answer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransp
 
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.errors import BrokerUnavailable, BrokerUnusable
+from gwi_celery.testing.emulators import free_port
 
 PROJECT, TOPIC, SUBSCRIPTION = "projects/p", "projects/p/topics/a~b", "projects/p/subscriptions/a%c"
 
@@ -80,3 +82,58 @@ def test_calls_are_routed_as_googles_library_does(served: tuple[Recorder, str], 
         getattr(theirs, name)(request=fields)
     ours, google = recorder.routed
     assert ours == google
+
+
+# --- errors: the cause, and the next step ---------------------------------------------------------
+
+Code = grpc.StatusCode
+API_OFF = "Cloud Pub/Sub API has not been used in project 1 before or it is disabled."
+NO_PROJECT = "Requested project not found or user does not have access to it (project=proj)."
+
+
+class Answer(grpc.RpcError):  # type: ignore[misc]
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        self.code = lambda: code
+        self.details = lambda: details
+        self.trailing_metadata = lambda: ()
+
+
+def test_an_emulator_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", nobody)
+    client = Client(parse("pubsub://proj"))
+    with pytest.raises(BrokerUnavailable) as caught:
+        client.call("GetTopic", pb["GetTopicRequest"](topic=TOPIC), TOPIC, 10)
+    client.close()
+    assert f"the Pub/Sub emulator at {nobody} (PUBSUB_EMULATOR_HOST) does not answer" in str(
+        caught.value
+    )
+    assert "python -m gwi_celery.testing.emulators --only pubsub" in str(caught.value)
+
+
+def test_an_emulator_elsewhere_that_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have answered so itself, and starting another one here would not help."""
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "pubsub.test:8085")
+    client = Client(parse("pubsub://proj"))
+    text = str(client.error(Answer(Code.UNAVAILABLE, "overloaded"), "Publish", TOPIC))
+    assert "the Pub/Sub emulator at pubsub.test:8085 (PUBSUB_EMULATOR_HOST) is unavailable" in text
+    assert "overloaded" in text
+    assert "gwi_celery.testing" not in text
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind", "match"),
+    [
+        (Code.UNAVAILABLE, "down", BrokerUnavailable, r"Pub/Sub at pubsub\.googleapis\.com.*net"),
+        (Code.PERMISSION_DENIED, API_OFF, BrokerUnusable, "gcloud services enable pubsub.google"),
+        (Code.PERMISSION_DENIED, "no", BrokerUnusable, r"roles/pubsub\.publisher"),
+        (Code.NOT_FOUND, NO_PROJECT, BrokerUnusable, "no Google Cloud project 'proj'.*GCP_PROJECT"),
+    ],
+)
+def test_what_google_answers(
+    code: Any, details: str, kind: type[Exception], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
+    client = Client(parse("pubsub://proj"))
+    with pytest.raises(kind, match=match):
+        raise client.error(Answer(code, details), "Publish", TOPIC)
