@@ -82,7 +82,7 @@ test-hard: $(STAMP)
 	$(BIN)/python -m tests.hard $(ARGS)
 
 # Tests that stand or fall with Celery's own code: tasks, backends, workers, canvas.
-RELEASE_TESTS := tests/unit/test_config.py tests/unit/reliability/test_task.py tests/unit/reliability/test_call.py \
+RELEASE_TESTS := tests/unit/test_config.py tests/unit/test_versions.py tests/unit/reliability/test_task.py tests/unit/reliability/test_call.py \
 	tests/unit/worker/test_consumer.py tests/unit/transport/test_base.py tests/unit/test_tracebacks.py \
 	tests/contract/test_backend.py tests/acceptance/test_worker.py tests/acceptance/test_canvas.py
 

@@ -10,9 +10,8 @@ from uuid import uuid4
 import pytest
 from celery import Celery, states
 
-from gwi_celery import ReliableTask, broker_for, redrives, setup
+from gwi_celery import ReliableTask, broker_for, setup
 from gwi_celery.cli.frame import Exit
-from gwi_celery.errors import InvalidCall
 from tests.cli.conftest import Gwi
 from tests.machine import PATIENCE
 from tests.threadworker import worker_in_thread
@@ -88,16 +87,3 @@ def test_nothing_is_redriven_where_one_of_them_can_t_go_on_from_there(shop: Shop
     assert shop.json("dlq", "purge", *ids, "--yes") == {"purged": 2}
     shop.mended = False
     shop("dlq", "redrive", *ids, "--yes", code=Exit.NOTHING)
-
-
-def test_a_mark_says_from_where_and_fits_into_an_attribute() -> None:
-    for step in ("", None, "pay", "~.\ud800 é", "x" * 500):
-        made = redrives.mark("death", step)
-        assert redrives.step_of(redrives.sealed(made, "seal~x")) == step
-        assert redrives.parts(redrives.sealed(made, "seal~x")) == (made, "seal~x")
-        assert len(made) < 800
-    assert len({redrives.mark("death", step) for step in ("", None, "pay", "start")}) == 4
-    for odd in ("x.step-@@@@", "x.other", "x.step-gA==~y"):
-        assert isinstance(redrives.step_of(odd), str)
-    with pytest.raises(InvalidCall, match="gwi jobs replay"):
-        redrives.mark("death", "é" * 251)

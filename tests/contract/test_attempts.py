@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 import pytest
 
 from gwi_celery.brokers.base import DEATH_DELIVERIES, OutgoingMessage, QueueSpec
-from gwi_celery.brokers.embedded import EmbeddedBroker, schema
 from tests.contract.brokers import assert_no_dead_letter, bodies, send, take, wait_for
 from tests.workers import eventually
 
@@ -100,25 +97,3 @@ def test_a_lease_that_runs_out_counts_if_the_message_was_begun(broker_factory, b
         broker_factory.advance(broker_factory.lease_seconds)
     found = receiver.poll("q", 1)
     assert found == [] if begun else [d.attempts for d in found] == [0]
-
-
-def test_a_file_of_an_earlier_release_goes_on(tmp_path):
-    """Its schema had no attempts and no paused queues."""
-    path = tmp_path / "broker.sqlite3"
-    script = schema.SCHEMA.replace("attempts INTEGER NOT NULL DEFAULT 0,", "")
-    script = script.replace(",\n    paused INTEGER NOT NULL DEFAULT 0", "")
-    with sqlite3.connect(path) as c:
-        for statement in script.split(";"):
-            c.execute(statement)
-        c.execute("INSERT INTO queues VALUES (1, ?, 1, 0, NULL, NULL, NULL, NULL, NULL)", (b"q",))
-        c.execute("INSERT INTO messages VALUES (1, 1, 0, NULL, NULL, 19, 0, 9e9)")
-        c.execute("INSERT INTO bodies VALUES (1, ?, '{}')", (b"m",))
-        c.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
-        c.execute("PRAGMA user_version=1")
-    c.close()
-    for _ in range(2):
-        broker = EmbeddedBroker(tmp_path, max_deliveries=2)
-        delivery = take(broker.receiver())
-        assert (delivery.data, delivery.attempts) == (b"m", 0)
-        broker.give_back(delivery)
-        broker.close()

@@ -13,7 +13,7 @@ from celery import Celery
 from celery.app.task import Context
 from kombu import Connection, Exchange, Queue
 
-from gwi_celery.transport import envelope, register
+from gwi_celery.transport import register
 
 register()
 
@@ -54,28 +54,6 @@ def test_an_exchange_that_is_needed_is_not_deleted(connection: Any) -> None:
     with pytest.raises(PreconditionFailed, match="'x' is used"):
         exchange.delete(if_unused=True)
     assert [b[:2] for b in connection.default_channel.list_bindings()] == [("q", "x")]
-
-
-@pytest.mark.parametrize(
-    ("queue", "properties", "headers", "is_reply"),
-    [
-        ("q", {}, {}, False),
-        ("q", {"correlation_id": "c"}, {}, True),
-        ("q", {"correlation_id": "c", "reply_to": "r"}, {}, False),
-        ("q", {"correlation_id": "c", "reply_to": ""}, {}, False),
-        ("q", {"correlation_id": "c"}, {"task": "t"}, False),
-        ("0e3c2d1a-1111-4222-8333-444455556666", {}, {}, True),
-        ("0e3c2d1a-1111-4222-8333-444455556666", {}, {"task": "t"}, False),
-        ("0e3c2d1a-1111-4222-8333-444455556666.reply.celery.pidbox", {}, {}, True),
-        ("amq.gen-x\ny", {}, {}, True),
-        ("orders-0e3c2d1a-1111-4222-8333-444455556666", {}, {}, False),
-    ],
-)
-def test_what_is_an_answer(
-    queue: str, properties: dict[str, str], headers: dict[str, str], is_reply: bool
-) -> None:
-    message = {"body": "", "properties": properties, "headers": headers}
-    assert envelope.is_reply(message, queue) is is_reply
 
 
 def test_a_task_for_a_queue_that_is_gone_makes_it(connection: Any) -> None:

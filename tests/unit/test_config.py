@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gc
-import importlib
-import inspect
 import os
-import re
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +15,8 @@ import pytest
 from celery import Celery
 from celery.concurrency import solo
 
-from gwi_celery import ReliableTask, embedded_url, setup, store_for, versions
+from gwi_celery import ReliableTask, setup, store_for
 from gwi_celery.config import SETTINGS, load
-from gwi_celery.embedded_url import quote_folder
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.integration import broker_for, settings_for
 from gwi_celery.options import LONGEST
@@ -119,21 +115,6 @@ def test_results_go_where_the_store_is() -> None:
     app = make_app()
     setup(app, broker_url=memory(), store_url="firestore://proj/mine")
     assert app.conf.result_backend == "firestore://proj/mine"
-
-
-@pytest.mark.parametrize("folder", ["/a/b", "/a b/ä#?%;x", "/UPPER/Case:8"])
-def test_any_folder_goes_through_a_url(folder: str) -> None:
-    assert embedded_url.parse(f"embedded://{quote_folder(folder)}").folder == Path(folder)
-
-
-def test_the_forms_of_an_embedded_url(monkeypatch: Any, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert embedded_url.parse("embedded://").folder == tmp_path / ".gwi"
-    assert embedded_url.parse("embedded://Sub/dir").folder == tmp_path / "Sub/dir"
-    assert embedded_url.parse("embedded://:memory:").memory == "default"
-    assert embedded_url.parse("embedded://:memory:/x").memory == "x"
-    options = embedded_url.parse("embedded:///x?lease_seconds=5").options
-    assert options == {"lease_seconds": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -577,36 +558,6 @@ def test_an_apps_broker_is_closed_with_the_app(tmp_path: Path) -> None:
     del app
     gc.collect()
     assert not opened()
-
-
-# --- releases of Celery ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("module", versions.INTERNALS)
-def test_what_is_relied_on_is_there(module: str) -> None:
-    missing = []
-    for path in versions.INTERNALS[module]:
-        found: Any = importlib.import_module(module)
-        for name in path.split("."):
-            if isinstance(found, type) and not hasattr(found, name):
-                source = "".join(
-                    inspect.getsource(c) for c in found.__mro__ if c.__module__ != "builtins"
-                )
-                if not re.search(rf"self\.{name}\b[^=\n]*=[^=]", source):  # set in __init__
-                    missing.append(path)
-                break
-            if not hasattr(found, name):
-                missing.append(path)
-                break
-            found = getattr(found, name)
-    assert missing == []
-
-
-@pytest.mark.parametrize("version", ["5.3.6", "5.8.0", "6.0.0rc1"])
-def test_a_release_that_is_not_tested_is_told(version: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("celery.__version__", version)
-    with pytest.warns(UserWarning, match=f"tested with celery 5.4 .*this is {version}"):
-        setup(make_app(), broker_url=memory(), store_url=memory())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from gwi_celery import broker_for, embedded_url, setup, upkeep
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
 from gwi_celery.brokers.embedded import EmbeddedBroker
 from gwi_celery.config import Settings
-from gwi_celery.errors import BrokerUnusable, ConfigurationError, StoreUnusable
+from gwi_celery.errors import BrokerUnusable, StoreUnusable
 from gwi_celery.stores.sqlite import SqliteStore
 from tests import zygote
 from tests.contract.contender import request
@@ -271,20 +271,6 @@ def test_where_its_place_is_by_chance_that_is_said_when_it_begins(
     caplog.clear()
     publish(embedded_url.parse(f"embedded://{tmp_path}/named").folder)  # type: ignore[arg-type]
     assert caplog.text == ""
-
-
-def test_a_name_that_leads_nowhere_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for url in ("embedded://~nobody-of-this-name/x", "embedded://a%00b"):
-        with pytest.raises(ConfigurationError, match="write a"):
-            embedded_url.parse(url)
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    assert embedded_url.parse(f"embedded://{tmp_path}/x").folder == tmp_path / "x"
-    with pytest.raises(ConfigurationError, match="write an absolute path"):
-        embedded_url.parse("embedded://x")
 
 
 def test_a_worker_prints_the_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import gwi_celery.sqlite
 from gwi_celery.brokers import wakeups
 from gwi_celery.brokers.base import OutgoingMessage, QueueSize, QueueSpec, dead_letter_queue
-from gwi_celery.brokers.embedded import EmbeddedBroker, forget_memory, memory_broker
-from gwi_celery.brokers.routing import topic_matches
+from gwi_celery.brokers.embedded import EmbeddedBroker, forget_memory, memory_broker, schema
 from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, ConfigurationError
 from tests import zygote
 from tests.clocks import FakeClock
@@ -514,6 +511,28 @@ def test_another_version(tmp_path):
         EmbeddedBroker(tmp_path).connect()
 
 
+def test_a_file_of_an_earlier_release_goes_on(tmp_path):
+    """Its schema had no attempts and no paused queues."""
+    path = tmp_path / "broker.sqlite3"
+    script = schema.SCHEMA.replace("attempts INTEGER NOT NULL DEFAULT 0,", "")
+    script = script.replace(",\n    paused INTEGER NOT NULL DEFAULT 0", "")
+    with sqlite3.connect(path) as c:
+        for statement in script.split(";"):
+            c.execute(statement)
+        c.execute("INSERT INTO queues VALUES (1, ?, 1, 0, NULL, NULL, NULL, NULL, NULL)", (b"q",))
+        c.execute("INSERT INTO messages VALUES (1, 1, 0, NULL, NULL, 19, 0, 9e9)")
+        c.execute("INSERT INTO bodies VALUES (1, ?, '{}')", (b"m",))
+        c.execute(f"PRAGMA application_id={schema.APPLICATION_ID}")
+        c.execute("PRAGMA user_version=1")
+    c.close()
+    for _ in range(2):
+        broker = EmbeddedBroker(tmp_path, max_deliveries=2)
+        delivery = take(broker.receiver())
+        assert (delivery.data, delivery.attempts) == (b"m", 0)
+        broker.give_back(delivery)
+        broker.close()
+
+
 def test_a_folder_that_can_not_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BrokerUnusable, match="folder"):
@@ -630,53 +649,6 @@ def test_a_memory_does_not_cross_a_fork(tmp_path):
     run = zygote.run(_FORKS_A_MEMORY, folder=tmp_path)
     assert "lives in one process" in run.stdout
     assert "embedded:///" in run.stdout
-
-
-# --- topic patterns -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("pattern", "matching", "others"),
-    [
-        ("", [""], ["a", "."]),
-        ("#", ["", "a", "a.b", ".", "a..b"], []),
-        ("*", ["a", "*", "#"], ["", "a.b", "."]),
-        ("*.*", ["a.b", ".", "a."], ["a", "", "a.b.c"]),
-        ("a.#.b", ["a.b", "a.x.b", "a.x.y.b", "a.b.b"], ["a", "b", "a.b.c", "ab", "x.a.b"]),
-        ("#.a.#", ["a", "x.a", "a.x", "x.a.x"], ["", "x", "aa"]),
-        ("a.*.#", ["a.b", "a.b.c"], ["a", "b.a"]),
-        ("#.#", ["", "a", "a.b"], []),
-        ("#.*", ["a", "a.b"], [""]),
-        ("a.b", ["a.b"], ["a", "a.b.", "A.b", "a..b"]),
-        ("a..b", ["a..b"], ["a.b"]),
-        ("a*.b", ["a*.b"], ["aa.b"]),
-    ],
-)
-def test_topic_patterns(pattern, matching, others):
-    assert [key for key in matching if not topic_matches(pattern, key)] == []
-    assert [key for key in others if topic_matches(pattern, key)] == []
-
-
-def _matches(pattern: list[str], words: list[str]) -> bool:
-    """The definition, word by word."""
-    if not pattern:
-        return not words
-    head, *rest = pattern
-    if head == "#":
-        return any(_matches(rest, words[n:]) for n in range(len(words) + 1))
-    return bool(words) and head in ("*", words[0]) and _matches(rest, words[1:])
-
-
-_WORDS = st.lists(st.sampled_from(["a", "b", "*", "#"]), min_size=1, max_size=6)
-
-
-@given(_WORDS, _WORDS)
-def test_topic_patterns_by_definition(pattern, words):
-    assert topic_matches(".".join(pattern), ".".join(words)) == _matches(pattern, words)
-
-
-def test_a_hostile_pattern_takes_no_time():
-    assert not topic_matches(".".join(["#", "a"] * 100), ".".join(["a"] * 199 + ["b"]))
 
 
 def _declared(broker, name="q"):
