@@ -266,14 +266,14 @@ SERVICE = [
         "gwi_celery/service/early.py",
         "    except ValueError:\n        return math.inf\n",
         "    except ValueError:\n        if expires:\n            raise\n        return math.inf\n",
-        "unit/service/test_early.py::test_an_expiry_that_is_no_number_holds_up_no_other",
+        "service/test_early.py::test_an_expiry_that_is_no_number_holds_up_no_other",
     ),
     Mutant(
         "a parked message whose expiry is not a number is dropped",
         "gwi_celery/service/early.py",
         "return math.inf if math.isnan(found) else found",
         "return found",
-        "unit/service/test_early.py::test_an_expiry_that_is_no_number_holds_up_no_other",
+        "service/test_early.py::test_an_expiry_that_is_no_number_holds_up_no_other",
     ),
     Mutant(
         "outside development the stats are open without a token",

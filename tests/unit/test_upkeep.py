@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
@@ -26,8 +25,7 @@ from gwi_celery.upkeep import Cleaner, clean
 from tests import zygote
 from tests.contract.contender import request
 from tests.machine import PATIENCE
-from tests.service.pushing import Service
-from tests.workers import ROOT, Worker, eventually
+from tests.workers import ROOT
 
 #: Of each kind.
 COUNT = 210
@@ -233,64 +231,3 @@ def test_a_file_of_an_earlier_release_is_cleaned_and_used_again(
         fill(app, ttl=0.01, name=str(n))
         grown.append((tmp_path / "store.sqlite3").stat().st_size)
     assert grown[-1] < grown[0] * 1.05
-
-
-APP = """
-from celery import Celery
-from gwi_celery import ReliableTask, setup
-
-app = Celery("upkeep")
-setup(app, folder="gwi", result_ttl=1.5, cleanup_interval=1)
-
-@app.task(base=ReliableTask)
-def add(x, y, *, tenant_id):
-    return x + y
-"""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "upkeep_app.py").write_text(APP)
-    return tmp_path
-
-
-@pytest.fixture
-def producer(folder: Path) -> Iterator[Celery]:
-    app = Celery(f"upkeep-{uuid4().hex}", set_as_current=False)
-    setup(app, folder=str(folder / "gwi"))
-    broker_for(app).declare_queue(QueueSpec("celery"))
-    yield app
-    store_for(app).close()
-    app.backend.database.close()
-    app.close()
-
-
-@pytest.mark.acceptance
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_a_worker_does_it_by_itself(folder: Path, producer: Celery, pool: str) -> None:
-    worker = Worker("upkeep_app", folder, pool=pool)
-    try:
-        worker.ready()
-        headers = {"tenant_id": "acme"}
-        result = producer.send_task(
-            "upkeep_app.add", (1, 2), {"tenant_id": "acme"}, headers=headers
-        )
-        assert result.get(timeout=PATIENCE) == 3
-        eventually(lambda: rows(folder / "gwi")["jobs"] == 0)
-        worker.stop()
-    finally:
-        worker.close()
-
-
-@pytest.mark.acceptance
-def test_a_push_service_does_it_by_itself(folder: Path, producer: Celery) -> None:
-    service = Service("upkeep_app", folder)
-    try:
-        service.ready()
-        job = {"id": "j", "type": "upkeep_app.add", "tenantId": "acme", "payload": {"x": 1, "y": 2}}
-        assert service.push(json.dumps(job).encode()).status_code == 204
-        assert producer.AsyncResult("j").get(timeout=PATIENCE) == 3
-        eventually(lambda: rows(folder / "gwi")["jobs"] == 0)
-        service.stop()
-    finally:
-        service.close()

@@ -11,8 +11,6 @@ from gwi_celery import ReliableTask, setup, store_for
 from gwi_celery.integration import forget_eager_jobs
 from gwi_celery.stores.base import JobRef
 from tests import zygote
-from tests.machine import PATIENCE
-from tests.workers import Worker
 
 CALL = {"tenant_id": "acme", "run_id": "r1"}
 JOB = JobRef("acme", "t", "run:r1")
@@ -100,38 +98,3 @@ def test_the_fixture_gives_each_test_its_own(tmp_path: Path) -> None:
     (tmp_path / "test_users.py").write_text(USERS_TEST)
     done = zygote.run_pytest(tmp_path)
     assert "2 passed" in done.stdout, done.stdout
-
-
-NESTED = """
-from celery import Celery
-from gwi_celery import ReliableTask, setup
-
-app = Celery("nested")
-setup(app)
-
-@app.task(base=ReliableTask, name="t")
-def t(*, tenant_id, run_id):
-    return run_id
-
-@app.task(base=ReliableTask, name="outer")
-def outer(*, tenant_id, run_id):
-    return t.apply(kwargs=dict(tenant_id=tenant_id, run_id="r1")).get(disable_sync_subtasks=False)
-"""
-
-
-def test_inside_a_workers_job_it_is_kept_where_that_job_is(tmp_path: Path) -> None:
-    (tmp_path / "nested.py").write_text(NESTED)
-    app = Celery("nested", set_as_current=False)
-    setup(app, folder=str(tmp_path / ".gwi"))
-    worker = Worker("nested", tmp_path, pool="solo")
-    try:
-        worker.ready()
-        call = {"tenant_id": "acme", "run_id": "outer"}
-        headers = {"gwi-tenant": "acme", "gwi-run": "outer"}
-        result = app.send_task("outer", kwargs=call, headers=headers)
-        assert result.get(timeout=PATIENCE) == "r1"
-        assert store_for(app).get_job(JOB) is not None
-    finally:
-        worker.close()
-        store_for(app).close()
-        app.close()
