@@ -84,7 +84,8 @@ test-hard: $(STAMP)
 # Tests that stand or fall with Celery's own code: tasks, backends, workers, canvas.
 RELEASE_TESTS := tests/unit/test_config.py tests/unit/test_versions.py tests/unit/reliability/test_task.py tests/unit/reliability/test_call.py \
 	tests/unit/worker/test_consumer.py tests/unit/transport/test_base.py tests/unit/test_tracebacks.py \
-	tests/contract/test_backend.py tests/acceptance/test_worker.py tests/acceptance/test_canvas.py
+	tests/contract/test_backend.py tests/acceptance/test_worker.py tests/acceptance/test_canvas.py \
+	tests/ends/test_ends.py
 
 # Releases as "celery kombu"; the first is the floor.
 FLOOR := 5.4.0-5.4.0

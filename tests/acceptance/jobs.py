@@ -395,13 +395,3 @@ def die_young(**kwargs: Any) -> None:
             time.sleep(0.01)
         (FOLDER / "die-young").unlink()
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Unreadable(Exception):
-    def __str__(self) -> str:
-        raise SystemExit("no text")
-
-
-@app.task(shared=False, name="unreadable")
-def unreadable() -> None:
-    raise Unreadable()

@@ -125,17 +125,6 @@ def test_what_a_pool_child_was_given_just_before_a_stop_runs_once(
     assert drained(broker_for(jobs.app)), worker.log
 
 
-@pytest.mark.parametrize("pool", ["solo", "prefork", "threads"])
-def test_an_error_without_a_text_takes_no_place(
-    pool: str, jobs: ModuleType, start: Callable[..., Worker]
-) -> None:
-    worker = start(pool=pool, env=TWICE)
-    for _ in range(2):
-        jobs.unreadable.delay()
-    assert jobs.add.delay(2, 3, tenant_id="acme").get(timeout=PATIENCE) == 5
-    assert worker.process.poll() is None
-
-
 @pytest.mark.brokers("embedded")
 def test_a_pool_child_that_dies_as_it_starts_is_started_again(
     jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path

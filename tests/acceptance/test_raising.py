@@ -49,44 +49,53 @@ def names(exc: BaseException, name: str) -> bool:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_whatever_is_raised_the_caller_is_told_and_the_next_job_runs(
+def test_whatever_a_job_does_the_caller_is_told_and_the_next_job_runs(
     jobs: ModuleType, start: Callable[..., Worker], pool: str
 ) -> None:
+    """One worker meets all of them."""
     running = start(pool=pool)
+    _raised(jobs)
+    _without_a_json_form(jobs)
+    _bodies_that_can_not_be_sent(jobs)
+    assert jobs.add.delay(1, 2).get(timeout=PATIENCE) == 3
+    eventually(lambda: drained(broker_for(jobs.app)))
+    assert running.process.poll() is None
+
+
+def _raised(jobs: ModuleType) -> None:
     for kind, (_, name, text) in jobs.KINDS.items():
         plain = jobs.plain_raises.delay(kind)
         reliable = jobs.raises.delay(kind, tenant_id="acme", run_id=kind)
         for exc in (outcome(plain), outcome(reliable)):
             assert names(exc, name), (kind, exc)
             assert text in str(exc), kind
-        assert (
-            store_for(jobs.app)
-            .get_job(
-                next(j.job for j in store_for(jobs.app).list_jobs("acme").jobs if j.run_id == kind)
-            )
-            .status
-            is JobStatus.FAILED
-        )
+        [record] = store_for(jobs.app).list_jobs("acme", run_id=kind).jobs
+        assert record.status is JobStatus.FAILED
     assert isinstance(outcome(jobs.bad_handler.delay()), ValueError)
-    assert jobs.add.delay(1, 2).get(timeout=PATIENCE) == 3
-    eventually(lambda: drained(broker_for(jobs.app)))
-    assert running.process.poll() is None
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_result_without_a_json_form_is_a_failure_that_says_so(
-    jobs: ModuleType, start: Callable[..., Worker], pool: str
-) -> None:
-    running = start(pool=pool)
+def _without_a_json_form(jobs: ModuleType) -> None:
     for kind in jobs.RESULTS:
         outcome(jobs.plain_returns.delay(kind))
-        reliable = outcome(jobs.returns.delay(kind, tenant_id="acme", run_id=kind))
+        reliable = outcome(jobs.returns.delay(kind, tenant_id="acme", run_id=f"returns {kind}"))
         assert "the result of returns has" in str(reliable)
     result = jobs.returns_result.delay(tenant_id="acme", run_id="r")
     assert result.get(timeout=PATIENCE) == [["another", None], None]
-    assert jobs.add.delay(1, 2).get(timeout=PATIENCE) == 3
-    eventually(lambda: drained(broker_for(jobs.app)))
-    assert running.process.poll() is None
+
+
+def _bodies_that_can_not_be_sent(jobs: ModuleType) -> None:
+    """Of chords: their bodies fail, and nothing else does."""
+    parts = [jobs.add.s(n, n) for n in range(3)]
+    for body, text in (
+        (jobs.takes_nothing.s(), "takes 0 positional arguments"),
+        (jobs.reliable_total.s(), "tenant"),
+    ):
+        refused = chord(parts, body)()
+        with pytest.raises(ChordError, match=text):
+            refused.get(timeout=PATIENCE)
+    inner = jobs.add.s(1, 2) | group(jobs.add.s(3), jobs.add.s(4))
+    assert chord([inner, jobs.add.s(5, 6)], jobs.total.s())().get(timeout=PATIENCE) == 24
+    assert chord(parts, jobs.reliable_total.s(tenant_id="acme"))().get(timeout=PATIENCE) == 6
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -109,25 +118,5 @@ def test_what_can_not_be_stored_is_redelivered_and_every_place_is_free_again(
     assert isinstance(outcome(failed), ValueError)
     assert retried.get(timeout=PATIENCE) == "done"
     assert [jobs.add.delay(n, 1).get(timeout=PATIENCE) for n in range(4)] == [1, 2, 3, 4]
-    eventually(lambda: drained(broker_for(jobs.app)))
-    assert running.process.poll() is None
-
-
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_chord_whose_body_can_not_be_sent_fails_and_nothing_else_does(
-    jobs: ModuleType, start: Callable[..., Worker], pool: str
-) -> None:
-    running = start(pool=pool)
-    parts = [jobs.add.s(n, n) for n in range(3)]
-    for body, text in (
-        (jobs.takes_nothing.s(), "takes 0 positional arguments"),
-        (jobs.reliable_total.s(), "tenant"),
-    ):
-        refused = chord(parts, body)()
-        with pytest.raises(ChordError, match=text):
-            refused.get(timeout=PATIENCE)
-    inner = jobs.add.s(1, 2) | group(jobs.add.s(3), jobs.add.s(4))
-    assert chord([inner, jobs.add.s(5, 6)], jobs.total.s())().get(timeout=PATIENCE) == 24
-    assert chord(parts, jobs.reliable_total.s(tenant_id="acme"))().get(timeout=PATIENCE) == 6
     eventually(lambda: drained(broker_for(jobs.app)))
     assert running.process.poll() is None

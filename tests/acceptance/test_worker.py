@@ -1,21 +1,16 @@
-"""Reliable tasks in real workers: every end of a job, and what happens to its message."""
+"""Reliable tasks in real workers: redriven, one after the other, handed on. Their ends: tests/ends."""
 
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from celery.exceptions import NotRegistered, TaskRevokedError, TimeLimitExceeded
-from kombu import Producer
 
 from gwi_celery import broker_for, store_for
-from gwi_celery.brokers.base import OutgoingMessage
-from gwi_celery.errors import IdempotencyMismatch, MissingTenant
 from gwi_celery.stores.base import JobRef, JobStatus
 from tests.machine import PATIENCE
 from tests.workers import Worker, dead_letters, drained, eventually, read_audit
@@ -41,17 +36,6 @@ def dead(jobs: ModuleType, count: int = 1) -> list[str]:
     return eventually(reasons, what="the dead letter")  # type: ignore[return-value]
 
 
-def test_retries_keep_steps_and_end_in_success(
-    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
-) -> None:
-    start()
-    assert jobs.flaky.delay(**CALL, fail_times=2).get(timeout=PATIENCE) == "done"
-    trail = read_audit(tmp_path)
-    assert [e["retries"] for e in trail if e["event"] == "attempt"] == [0, 1, 2]
-    assert [e["event"] for e in trail].count("once") == 1
-    assert jobs.auto.delay(**CALL, fail_times=1).get(timeout=PATIENCE) == "done"
-
-
 def test_a_failed_job_is_kept_in_the_dead_letter_and_runs_again_when_redriven(
     jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
 ) -> None:
@@ -71,17 +55,6 @@ def test_a_failed_job_is_kept_in_the_dead_letter_and_runs_again_when_redriven(
     assert [e["generation"] for e in trail if e["event"] == "attempt"] == [1, 2]
     assert jobs.fails.delay(**CALL).get(timeout=PATIENCE) == "repaired"
     assert dead_letters(broker) == []
-
-
-def test_a_duplicate_with_another_payload_is_refused_and_kept(
-    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
-) -> None:
-    start()
-    assert jobs.three_steps.delay(**CALL, factor=1).get(timeout=PATIENCE)["total"] == 6
-    with pytest.raises(IdempotencyMismatch):
-        jobs.three_steps.delay(**CALL, factor=2).get(timeout=PATIENCE)
-    assert "IdempotencyMismatch" in dead(jobs)[0]
-    assert len([e for e in read_audit(tmp_path) if e["event"] == "attempt"]) == 1
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
@@ -108,49 +81,6 @@ def test_jobs_of_one_run_wait_for_each_other_at_no_cost(
     assert dead_letters(broker) == []
 
 
-def test_a_hard_time_limit_fails_the_job(
-    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
-) -> None:
-    start()
-    with pytest.raises(TimeLimitExceeded):
-        jobs.slow.delay(**CALL).get(timeout=PATIENCE)
-    assert "TimeLimitExceeded" in dead(jobs)[0]
-    eventually(lambda: status(jobs, "slow") is JobStatus.FAILED)
-    assert store_for(jobs.app).list_locks("acme") == []
-    (tmp_path / "repaired").touch()
-    assert jobs.slow.delay(**CALL).get(timeout=PATIENCE) == "repaired"
-
-
-def test_revoke_with_terminate_ends_the_job(
-    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
-) -> None:
-    start()
-    result = jobs.hold.delay(**CALL, label="x", seconds=60)
-    eventually(lambda: read_audit(tmp_path))
-    jobs.app.control.revoke(result.id, terminate=True, signal="SIGKILL")
-    with pytest.raises(TaskRevokedError):
-        result.get(timeout=PATIENCE)
-    eventually(lambda: status(jobs, "hold") is JobStatus.FAILED)
-    assert store_for(jobs.app).list_locks("acme") == []
-
-
-def test_an_operators_cancel_stops_a_running_job(
-    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
-) -> None:
-    start()
-    result = jobs.hold.delay(**CALL, label="x", seconds=60)
-    eventually(lambda: read_audit(tmp_path))
-    store = store_for(jobs.app)
-    assert store.cancel(JobRef("acme", "hold", "run:r1"), "not wanted")
-    with pytest.raises(TaskRevokedError, match="not wanted"):
-        result.get(timeout=PATIENCE)
-    broker = broker_for(jobs.app)
-    eventually(lambda: drained(broker))
-    assert store.cancel(JobRef("acme", "hold", "run:r2"), "wrong customer", in_advance=True)
-    with pytest.raises(TaskRevokedError, match="wrong customer"):
-        jobs.hold.delay(tenant_id="acme", run_id="r2", label="x", seconds=60).get(timeout=PATIENCE)
-
-
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_a_worker_that_stops_hands_its_job_to_the_next(
     pool: str, jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
@@ -162,63 +92,13 @@ def test_a_worker_that_stops_hands_its_job_to_the_next(
     assert worker.process.returncode == 0
     done = len([e for e in read_audit(tmp_path) if e["event"] == "n"])
     assert done < 60, "it was interrupted"
+    [waiting] = broker_for(jobs.app).peek("celery")
+    assert waiting.state == "ready", "handed back at once"
+    assert json.loads(waiting.data)["headers"]["retries"] == 0, "at no cost"
     start(pool=pool)
     assert result.get(timeout=PATIENCE) == 60
     numbers = [e["n"] for e in read_audit(tmp_path) if e["event"] == "n"]
     assert numbers == list(range(60)), "it went on where it was, with nothing done twice"
-
-
-def test_what_is_no_task_of_ours_is_kept_with_the_reason(
-    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
-) -> None:
-    broker = broker_for(jobs.app)
-    broker.publish("", "celery", OutgoingMessage(b"\xff\x00 not json"))
-    broker.publish("", "celery", OutgoingMessage(b'{"some": "json"}'))
-    with jobs.app.connection_for_write() as connection:
-        producer = Producer(connection)
-        producer.publish({"no": "task"}, routing_key="celery")
-        producer.publish(
-            b"\x80broken",
-            routing_key="celery",
-            content_type="application/json",
-            content_encoding="utf-8",
-            headers={"task": "plain_add", "id": "1", "lang": "py"},
-        )
-        producer.publish(
-            b"cos\nsystem\n(S'true'\ntR.",
-            routing_key="celery",
-            content_type="application/x-python-serialize",
-            content_encoding="binary",
-            headers={"task": "plain_add", "id": "2", "lang": "py"},
-        )
-    unknown = jobs.app.send_task("nobody.knows", kwargs=CALL)
-    # By name, from a producer that has not the task's code: checked where it runs.
-    without = jobs.app.send_task("three_steps", kwargs={"run_id": "r1", "tenant_id": ""})
-    start()
-    with pytest.raises(NotRegistered):
-        unknown.get(timeout=PATIENCE)
-    with pytest.raises(MissingTenant):
-        without.get(timeout=PATIENCE)
-    plain = json.dumps({"id": "job-1", "type": "nobody.knows", "tenantId": "acme", "runId": "r1"})
-    broker_for(jobs.app).publish("", "celery", OutgoingMessage(plain.encode()))
-    reasons = " | ".join(dead(jobs, 8))
-    named = [
-        (m.attributes["task"], m.attributes["tenant"], m.attributes["run"])
-        for m in dead_letters(broker_for(jobs.app))
-        if "nobody.knows" in m.attributes["gwi-death-reason"]
-    ]
-    assert named == [("nobody.knows", "acme", "r1")] * 2
-    for part in (
-        "not a Celery message: not JSON",
-        "without the body, headers and properties",
-        "its headers name none",
-        "can't be decoded",
-        "MissingTenant",
-        "no task is registered as 'nobody.knows': start the worker with the module",
-    ):
-        assert part in reasons
-    assert jobs.plain_add.delay(1, 2).get(timeout=PATIENCE) == 3, "the worker is none the worse"
-    eventually(lambda: drained(broker), what="the last ack")
 
 
 def test_the_time_until_a_worker_takes_a_message_is_not_a_polling_interval(
@@ -237,20 +117,6 @@ def test_the_time_until_a_worker_takes_a_message_is_not_a_polling_interval(
     assert sorted(waits)[len(waits) // 2] < 0.5
 
 
-def test_a_signal_in_the_middle_of_a_solo_task_is_heeded_at_its_next_step(
-    jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
-) -> None:
-    worker = start(pool="solo")
-    jobs.hold.delay(**CALL, label="x", seconds=60)
-    eventually(lambda: read_audit(tmp_path))
-    worker.process.send_signal(signal.SIGTERM)
-    worker.process.wait(timeout=PATIENCE)
-    [waiting] = broker_for(jobs.app).peek("celery")
-    assert waiting.state == "ready", "handed back at once"
-    message = json.loads(waiting.data)
-    assert message["headers"]["retries"] == 0, "at no cost"
-
-
 def test_a_store_that_can_not_be_used_postpones_its_jobs_until_it_can(
     jobs: ModuleType, start: Callable[..., Worker], tmp_path: Path
 ) -> None:
@@ -261,6 +127,7 @@ def test_a_store_that_can_not_be_used_postpones_its_jobs_until_it_can(
     broken.parent.mkdir(exist_ok=True)
     broken.write_text("this is not a database, however long one looks at it. " * 100)
     worker = start(pool="solo")
+    worker.wait_for(r"ERROR.*jobs will wait, as their store can't be used: .*not a SQLite database")
     worker.wait_for(r"waits .* the store can't be used .*not a SQLite database", count=2)
     broken.unlink()
     store = store_for(jobs.app)

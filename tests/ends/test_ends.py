@@ -1,5 +1,7 @@
 """Every end of the table, in every pool, on each store: record, caller, message and counts as it says.
 
+``make test`` has prefork on SQLite: of all pools it can end jobs in most ways.
+
 One worker for each pool and store meets them all, and is ended by a cold shutdown; the next one runs
 a good job at the end.
 """
@@ -164,7 +166,12 @@ def _status(case: Case, record: Record) -> JobStatus:
     return JobStatus(record.value)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("firestore", marks=pytest.mark.emulator)])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("firestore", marks=[pytest.mark.emulator, pytest.mark.slow]),
+    ]
+)
 def store_url(request: pytest.FixtureRequest) -> str | None:
     if request.param == "sqlite":
         return None
@@ -192,7 +199,10 @@ def bench(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(
+    "pool",
+    [POOLS[0], *(pytest.param(pool, marks=pytest.mark.slow) for pool in POOLS[1:])],
+)
 def test_every_end_is_as_the_table_says(pool: str, bench: Callable[[str], Bench]) -> None:
     b = bench(pool)
     expired = b.call("returns", "expired", expires=0.01)

@@ -19,7 +19,7 @@ from celery.result import AsyncResult
 from kombu import Producer
 
 from gwi_celery import broker_for, store_for
-from gwi_celery.brokers.base import OutgoingMessage
+from gwi_celery.brokers.base import DEATH_REASON, OutgoingMessage
 from gwi_celery.stores.base import JobRef
 from tests.service.pushing import APP, PushSubscription, Service, jobs_in, push_to
 from tests.workers import Worker, eventually, read_audit
@@ -140,8 +140,12 @@ CASES: dict[str, tuple[Callable[[ModuleType], Any], list[str]]] = {
         ),
         ["FAILURE"],
     ),
+    "plain job of an unknown task": (
+        lambda j: plain(j, id="job-3", type="nobody.knows", tenantId="acme", runId="x"),
+        [],
+    ),
     "malformed plain job": (lambda j: raw(j, b'{"id": 1, "type": "x"}'), []),
-    "unknown task": (lambda j: j.app.send_task("nobody.knows", kwargs=call("x")), ["FAILURE"]),
+    "unknown task": (lambda j: j.app.send_task("nobody.knows", kwargs=call("y")), ["FAILURE"]),
     "no tenant": (
         # As one sends it who doesn't know the task: ours would be refused.
         lambda j: Celery.send_task(j.app, "three_steps", kwargs={"run_id": "r"}),
@@ -191,7 +195,16 @@ CASES: dict[str, tuple[Callable[[ModuleType], Any], list[str]]] = {
 }
 
 #: How many of them end in the dead letter.
-DEAD = 21
+DEAD = 22
+#: What the reasons of those say that are no tasks of the app's, or can't be called.
+REASONS = (
+    "not a Celery message: not JSON",
+    "without the body, headers and properties",
+    "its headers name none",
+    "can't be decoded",
+    "MissingTenant",
+    "no task is registered as 'nobody.knows': start the worker with the module",
+)
 
 #: Fields of the audit that differ from run to run.
 _VOLATILE = {"pid", "fence", "at"}
@@ -203,7 +216,8 @@ class Seen:
 
     states: dict[str, list[str]]
     results: dict[str, list[Any]]
-    dead: Counter[str]
+    #: Reason, task, tenant and run of each.
+    dead: Counter[tuple[str | None, ...]]
     audit: Counter[str]
     jobs: dict[str, str]
 
@@ -245,7 +259,10 @@ def run_all(folder: Path, way: str) -> Seen:
         return Seen(
             states={name: [r.state for r in found] for name, found in results.items()},
             results={name: [repr(r.result) for r in found] for name, found in results.items()},
-            dead=Counter(_reason(m) for m in broker.peek("celery.dead")),
+            dead=Counter(
+                tuple(m.attributes.get(name) for name in (DEATH_REASON, "task", "tenant", "run"))
+                for m in broker.peek("celery.dead")
+            ),
             audit=Counter(
                 json.dumps({k: v for k, v in e.items() if k not in _VOLATILE}, sort_keys=True)
                 for e in read_audit(folder)
@@ -256,10 +273,6 @@ def run_all(folder: Path, way: str) -> Seen:
                 if not j.job.key.startswith("task:")
             },
         )
-
-
-def _reason(message: Any) -> str:
-    return message.attributes["gwi-death-reason"]
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +296,10 @@ def test_a_case_ends_the_same(name: str, seen: dict[str, Seen]) -> None:
 def test_the_same_messages_are_dead_for_the_same_reasons(seen: dict[str, Seen]) -> None:
     assert seen["push"].dead == seen["pull"].dead
     assert sum(seen["push"].dead.values()) == DEAD
+    reasons = [str(reason) for reason, *_ in seen["push"].dead]
+    assert [part for part in REASONS if not any(part in reason for reason in reasons)] == []
+    unknown = [named for reason, *named in seen["push"].dead if "nobody.knows" in str(reason)]
+    assert sorted(unknown) == [["nobody.knows", "acme", run] for run in "xy"]
 
 
 def test_the_same_was_done(seen: dict[str, Seen]) -> None:

@@ -321,7 +321,6 @@ def test_limits_of_a_publish(calls: Calls, messages: list[dict[str, Any]]) -> No
         {"retry_policy": {"minimum_backoff": {"seconds": -1}}},
         {"retry_policy": {"maximum_backoff": {"seconds": 9}}},  # the minimum is 10 by default
         {"dead_letter_policy": {"dead_letter_topic": "dead"}},
-        {"push_config": {"push_endpoint": "ftp://example.com/push"}},
         {"push_config": {"push_endpoint": "http://example.com/push"}},
         {"push_config": {"push_endpoint": "https:///push"}},
         {"push_config": {"push_endpoint": "https://[::1/push"}},
@@ -372,12 +371,6 @@ def test_a_subscription_has_its_defaults(calls: Calls) -> None:
     pauses = found.retry_policy.minimum_backoff, found.retry_policy.maximum_backoff
     assert pauses == (timedelta(seconds=10), timedelta(seconds=600))
     assert (found.state, "push_config" in found) == (found.State.ACTIVE, True)
-
-
-def test_the_topic_of_dead_letters_has_to_exist(calls: Calls) -> None:
-    policy = {"dead_letter_topic": f"{calls.project}/topics/nowhere"}
-    with pytest.raises(exceptions.NotFound, match="nowhere"):
-        calls.subscription(calls.topic(), dead_letter_policy=policy)
 
 
 def test_it_pushes_by_https_and_otherwise_on_this_machine_only(calls: Calls) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from billiard.einfo import ExceptionInfo
-from billiard.exceptions import WorkerLostError
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery
 
 from gwi_celery import ReliableTask, broker_for, store_for
@@ -69,6 +69,7 @@ def test_a_job_past_its_hard_time_limit_has_failed(app: Celery, request_: Reliab
     assert record is not None
     assert record.status is JobStatus.FAILED
     assert store_for(app).get_lock(claimed.lock) is None
+    assert isinstance(app.AsyncResult(request_.id).result, TimeLimitExceeded)
 
 
 @pytest.mark.parametrize("ours", [True, False])
