@@ -1,4 +1,4 @@
-"""The bounds that keep the package easy to enter, and what names its files and their text."""
+"""The bounds that keep the package easy to enter; what names its files, their text and their tests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ PAGES = [page for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if page.
 BASES = (ROOT, ROOT / "gwi_celery", ROOT / "tests")
 #: A path that begins with one of these is one of this repository's, wherever a page has it.
 TOPS = {path.name for base in BASES for path in base.iterdir() if path.is_dir()}
+UNIT = ROOT / "tests" / "unit"
+#: Of the package as a whole.
+OF_ALL = {Path("test_layout.py"), Path("test_public.py")}
 
 
 def test_no_module_or_class_is_too_large_to_read() -> None:
@@ -34,6 +37,25 @@ def test_no_module_or_class_is_too_large_to_read() -> None:
                 if methods > 25 and "Over 25 methods" not in (ast.get_docstring(node) or ""):
                     large.append(f"{path.relative_to(ROOT)}: {node.name} has {methods} methods")
     assert large == []
+
+
+def test_a_unit_test_is_named_after_its_module_and_in_its_place() -> None:
+    """Or after a package, and in that one's place."""
+    lost = set()
+    for path in UNIT.rglob("test_*.py"):
+        tested = path.relative_to(UNIT).with_name(path.stem.removeprefix("test_"))
+        places = [base / tested for base in (ROOT / "gwi_celery", ROOT)]
+        if not any(each.is_dir() or each.with_suffix(".py").exists() for each in places):
+            lost.add(path.relative_to(UNIT))
+    assert lost == OF_ALL
+
+
+def test_no_unit_test_starts_a_worker_or_another_server() -> None:
+    starts = re.compile(
+        r"mark\.(acceptance|emulator)|from tests\.workers import .*\bWorker\b"
+        r"|from tests\.service\.pushing|start_twin\(|redis_server\(|(pubsub|firestore)_emulator\b"
+    )
+    assert [path for path in UNIT.rglob("*.py") if starts.search(path.read_text())] == []
 
 
 def test_each_mutant_changes_one_place_and_names_tests_that_are_there() -> None:

@@ -6,7 +6,6 @@ import inspect
 from pathlib import Path
 
 import gwi_celery
-from gwi_celery import errors
 
 
 def test_the_public_names() -> None:
@@ -37,16 +36,3 @@ def test_every_public_function_is_documented() -> None:
     for name in gwi_celery.__all__:
         if name != "__version__":
             assert inspect.getdoc(getattr(gwi_celery, name)), name
-
-
-def test_the_error_tree_is_drawn_as_it_is() -> None:
-    drawing = errors.__doc__ or ""
-    for name in errors.__all__:
-        assert name in drawing, f"{name} is missing from the drawing"
-        assert inspect.getdoc(getattr(errors, name)), name
-
-
-def test_interrupts_can_not_be_swallowed_by_accident() -> None:
-    assert not issubclass(errors.Interrupt, Exception)
-    for name in ("LeaseLost", "JobCancelled", "DeadlinePassed", "WorkerStopping"):
-        assert issubclass(getattr(errors, name), errors.Interrupt)
