@@ -48,12 +48,6 @@ def test_what_is_no_boolean_is_never_false(place: str, word: str) -> None:
         BOOLEANS[place](word)
 
 
-def test_an_emulator_may_be_switched_off_although_the_environment_names_one() -> None:
-    environ = {"FIRESTORE_EMULATOR_HOST": "h:1"}
-    assert parse_firestore("firestore://p", environ).emulator
-    assert not parse_firestore("firestore://p?emulator=off", environ).emulator
-
-
 @pytest.mark.parametrize("given", ["lease_seconds=soon", "lease_seconds=-1", "max_deliveries=0"])
 def test_a_brokers_option_is_read_in_the_stores_url_too(given: str) -> None:
     url = f"embedded://:memory:?{given}"

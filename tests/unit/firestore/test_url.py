@@ -21,6 +21,7 @@ def test_the_emulators_host_needs_no_credentials() -> None:
     url = parse("firestore://proj", environ)
     assert (url.endpoint, url.emulator) == ("127.0.0.1:8080", True)
     assert not parse("firestore://proj?endpoint=other:1", environ).emulator
+    assert not parse("firestore://proj?emulator=off", environ).emulator
     assert parse("firestore://proj?endpoint=other:1&emulator=true", {}).emulator
 
 
