@@ -35,11 +35,15 @@ class _Server:
         self.requests: list[list[str]] = []
         self.rpcs: list[str] = []
         self.futures: list[Future[None]] = []
-        self.young = False
+        self.young = self.forking = False
         self.refusal: Exception | None = None
 
-    def begin(self, rpc: str, request: Any, subscription: str) -> Future[None]:
+    def begin(self, rpc: str, request: Any, subscription: str, *, wait: bool) -> Future[None]:
         assert subscription == request.subscription == SUBSCRIPTION
+        # The acking thread doesn't wait for a fork.
+        assert wait == (threading.current_thread().name == "gwi-acks")
+        if self.forking and not wait:
+            raise BrokerUnavailable("this process forks")
         if self.refusal is not None:
             raise self.refusal
         self.rpcs.append(rpc)
@@ -75,7 +79,7 @@ def sender(server: _Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Acknowl
 
 def _ack(sender: Acknowledger, *ids: str, last: bool = False) -> None:
     for id in ids:
-        sender.ack(SUBSCRIPTION, id, time.monotonic() + 60, last=last)
+        sender.ack((SUBSCRIPTION, id, time.monotonic() + 60), last=last)
 
 
 def test_an_ack_does_not_wait_for_the_one_before(server: _Server, sender: Acknowledger) -> None:
@@ -84,6 +88,11 @@ def test_an_ack_does_not_wait_for_the_one_before(server: _Server, sender: Acknow
         _ack(sender, id, last=True)
         eventually(lambda id=id: server.requests[-1:] == [[id]])
     assert not any(future.done() for future in server.futures)
+
+
+def test_acks_at_once_share_a_request(server: _Server, sender: Acknowledger) -> None:
+    sender.ack(*((SUBSCRIPTION, id, time.monotonic() + 60) for id in "abc"), last=True)
+    server.sent(["a", "b", "c"])
 
 
 def test_acks_of_a_busy_worker_gather_until_its_last(server: _Server, sender: Acknowledger) -> None:
@@ -109,16 +118,32 @@ def test_acks_of_a_busy_worker_gather_until_an_answer(
 def test_far_from_the_server_no_ack_waits(
     server: _Server, sender: Acknowledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each that waited would be a place that stays empty."""
+    """Each that waited would be a place that stays empty. Nor does it wait for another thread."""
+    _find_out_that_it_is_far(server, sender, monkeypatch)
+    _ack(sender, "b", last=True)
+    assert server.requests == [["a"], ["b"]]
+    _ack(sender, "c")
+    assert server.requests == [["a"], ["b"], ["c"]]
+
+
+def test_an_ack_in_a_fork_is_left_to_the_thread_that_can_wait(
+    server: _Server, sender: Acknowledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fork may wait for the stream that the acking thread reads."""
+    _find_out_that_it_is_far(server, sender, monkeypatch)
+    server.forking = True
+    _ack(sender, "b")
+    server.sent(["a"], ["b"])
+
+
+def _find_out_that_it_is_far(
+    server: _Server, sender: Acknowledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(acks, "_FAR", 0.0)
     _ack(sender, "a")
     server.sent(["a"])
     server.futures[0].set_result(None)
     assert sender.flush(20)  # how long answers take is known now
-    _ack(sender, "b", last=True)
-    server.sent(["a"], ["b"])
-    _ack(sender, "c")
-    server.sent(["a"], ["b"], ["c"])
 
 
 def test_acks_of_a_busy_worker_gather_for_milliseconds(
@@ -231,7 +256,7 @@ def test_acks_say_whether_the_worker_holds_anything_else(
     eventually(lambda: server.rpcs == ["Acknowledge", "Acknowledge", "ModifyAckDeadline"])
 
 
-def test_a_fork_waits_for_requests_that_were_begun() -> None:
+def test_a_fork_waits_for_requests_that_were_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     before = fork_gate.in_flight()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = Client(parse(f"pubsub://127.0.0.1:{silent.getsockname()[1]}/p", {}))
@@ -240,6 +265,9 @@ def test_a_fork_waits_for_requests_that_were_begun() -> None:
         assert fork_gate.in_flight() == before + 1
         future.cancel()
         eventually(lambda: fork_gate.in_flight() == before)
+        with monkeypatch.context() as forking, pytest.raises(BrokerUnavailable, match="forks"):
+            forking.setattr(fork_gate, "try_enter", lambda: False)
+            client.begin("Acknowledge", request, SUBSCRIPTION, wait=False)
         with pytest.raises(KeyError):
             client.begin("NoSuchRpc", request, SUBSCRIPTION)
         assert fork_gate.in_flight() == before
