@@ -46,7 +46,13 @@ from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.ends import Replaced
 from gwi_celery.reliability.inside import InsideJob
 from gwi_celery.reliability.limits import check_arguments
-from gwi_celery.reliability.options import OPTIONS, Reliable, first, is_misplaced
+from gwi_celery.reliability.options import (
+    OPTIONS,
+    Reliable,
+    check_shared,
+    first,
+    is_misplaced,
+)
 from gwi_celery.reliability.outcome import PERMANENT, dump_replaced
 from gwi_celery.reliability.wording import check_step
 from gwi_celery.shield import shielded
@@ -108,6 +114,7 @@ class ReliableTask(InsideJob):
             )
         options = cls.reliable
         check_arguments(cls.name, options.limits, cls.run, (options.tenant, options.run))
+        check_shared(cls.name, options.limits, app._tasks)
         verbs.add_django_verbs(cls, app)
         verbs.keep_inside(cls, ReliableTask.__call__)
 
