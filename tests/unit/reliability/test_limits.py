@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -314,21 +315,22 @@ def test_tasks_that_share_a_limit_give_it_one_number(
     """Else it would be the number of whichever job asks."""
     app = fresh_app()
 
-    def define(name: str, limit: Limit) -> None:
-        @app.task(
-            shared=False, base=ReliableTask, name=name, reliable=Reliable(limits=[limit])
-        )
+    def define(name: str, limit: Limit) -> Any:
+        @app.task(shared=False, base=ReliableTask, name=name, reliable=Reliable(limits=[limit]))
         def task(*, tenant_id: str, model: str = "", a: str = "") -> None: ...
 
+        return task
+
     define("t.one", one)
-    define("t.other", other)
+    defined = define("t.other", other)
     if says is None:
         app.finalize()
         return
     with pytest.raises(ConfigurationError, match=re.escape(says)):
         app.finalize()
     with pytest.raises(ConfigurationError, match=re.escape(says)):
-        _ = app.tasks["t.other"].name
+        defined.delay(tenant_id="acme")
+    assert "t.other" not in app.tasks
 
 
 def test_two_functions_that_name_one_limit_agree_on_its_number() -> None:
