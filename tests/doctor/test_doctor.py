@@ -20,7 +20,7 @@ from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.cli import gwi
 from gwi_celery.cli.frame import Exit
-from gwi_celery.doctor import Finding, examine, main
+from gwi_celery.doctor import Finding, echo, examine, main
 from gwi_celery.doctor.pubsub import Trial
 from gwi_celery.testing.emulators import Emulator
 from gwi_celery.testing.twin import Twin, start_twin
@@ -208,7 +208,8 @@ def test_where_nothing_arrives_that_is_told_and_nothing_is_acked(
     # Waits for a dead letter for 20 seconds more than that.
     trial = Trial(parse(_url(twin.endpoint) + "?emulator=strict"), -19.9)
     try:
-        for check in (trial._late_acks, partial(trial._lease, 10), trial._dead_letter):
+        pushed = partial(echo.behind_iam, trial, "https://echo.example", ACCOUNT, 1.0)
+        for check in (trial._late_acks, partial(trial._lease, 10), trial._dead_letter, pushed):
             [finding] = check()
             assert finding.holds is False
             assert finding.measured.startswith("nothing arrived"), finding
@@ -217,6 +218,17 @@ def test_where_nothing_arrives_that_is_told_and_nothing_is_acked(
         trial.clean_up()
     assert "CreateSubscription" in called
     assert "Acknowledge" not in called
+
+
+def test_a_service_that_acks_whatever_it_gets_is_not_the_echo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(echo, "_acked", lambda *args: True)
+    unused: Any = None
+    [finding] = echo.behind_iam(unused, "https://echo.example", ACCOUNT, 1.0)
+    assert finding.holds is False
+    assert "so it is not the echo service" in finding.measured
+    assert "push_auth" not in finding.change
 
 
 def test_another_url_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
