@@ -142,7 +142,7 @@ def _interrupted(file: str, errors: Mapping[int, Exception], total: int) -> Brok
 def _left_out(file: str, errors: Mapping[int, Exception], total: int) -> InvalidCall:
     return InvalidCall(
         f"{_place(file, *errors)} can't be imported: {errors[min(errors)]}. {total} other lines were "
-        "imported, and are left out next time: take those that can't be out of the file"
+        "imported, and are left out next time: remove the named ones from the file"
     )
 
 
