@@ -163,8 +163,8 @@ def fork(
     headers[RUN_HEADER] = run_id
     task_id = options.pop("task_id", None) or str(uuid4())
     headers, resolved = task.addressed((), kwargs, headers, task_id)
-    there = store.get_job(resolved.job)
-    if there is not None and not _is_half_forked(there):
+    existing = store.get_job(resolved.job)
+    if existing is not None and not _is_half_forked(existing):
         raise InvalidCall(
             f"there is a job of {record.job.task} for run {run_id!r} already: name another run_id"
         )

@@ -195,20 +195,20 @@ class _Reader:
         return bool(broker.options.managed or self._later in broker.options.queues)
 
     def _read(self, broker: Any, receiver: Any) -> None:
-        told = False
+        warned = False
         while not self._stopping.is_set():
             try:
                 receiver.clear()
                 found = receiver.poll(self._later, _ROOM)
                 for delivery in found:
                     self._move(broker, delivery)
-                told = False
+                warned = False
             except Exception as exc:
-                if not told:
+                if not warned:
                     logger.warning(
                         "what is postponed in %r can't be read now: %s", self._later, exc
                     )
-                told = True
+                warned = True
                 self._stopping.wait(_AGAIN)
                 continue
             if not found:

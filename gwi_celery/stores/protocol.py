@@ -290,17 +290,19 @@ def kept_reason(reason: str) -> str:
 # --- waiting --------------------------------------------------------------------------------------
 
 
-def waits_for_lock(request: ClaimRequest, held: Held, now: float) -> Wait:
-    """The wait to record for a claim that is Held; ``now`` is in seconds since the epoch."""
-    scope = ":".join(request.lock.scope)
-    return Wait("lock", scope, held.by, held.job, until=now + held.retry_after)
+def wait_to_record(request: ClaimRequest, answer: Held | Limited, now: float) -> Wait | None:
+    """What the record is to say of a claim that must wait; None: nothing, as the request has no origin.
 
-
-def waits_for_limit(limited: Limited, now: float) -> Wait:
-    """The wait to record for a claim that is Limited; ``now`` is in seconds since the epoch."""
-    limit = limited.limit
-    usage = limited.why or limit.usage(limited.held)
-    return Wait("limit", limit.text, usage, until=now + limited.retry_after, limit_id=limit.id)
+    ``now`` is in seconds since the epoch.
+    """
+    if request.origin is None:
+        return None
+    until = now + answer.retry_after
+    if isinstance(answer, Held):
+        return Wait("lock", ":".join(request.lock.scope), answer.by, answer.job, until=until)
+    limit = answer.limit
+    usage = answer.why or limit.usage(answer.held)
+    return Wait("limit", limit.text, usage, until=until, limit_id=limit.id)
 
 
 def kept_by(
@@ -450,16 +452,16 @@ def must_put(task: str, name: str, stored: Stored | None, expected: int) -> bool
     """
     if stored is not None and stored.kind is not CheckpointKind.VALUE:
         raise _name_taken(task, name, stored.kind, CheckpointKind.VALUE)
-    there = 0 if stored is None else stored.version
-    if there == expected:
+    version = 0 if stored is None else stored.version
+    if version == expected:
         return True
-    if stored is not None and there == expected + 1 and stored.same_bytes:
+    if stored is not None and version == expected + 1 and stored.same_bytes:
         return False
     raise VersionConflict(
-        f"value {name!r} of {task} is {_at(there)}, and its writer expected it {_at(expected)}: "
+        f"value {name!r} of {task} is {_at(version)}, and its writer expected it {_at(expected)}: "
         "read it, and decide again",
         expected=expected,
-        stored=there,
+        stored=version,
     )
 
 
@@ -479,6 +481,16 @@ def check_open(job: JobRef, known: Job | None) -> None:
 
 
 # --- what operators do ------------------------------------------------------------------------------
+
+
+def may_cancel(job: Job | None, *, in_advance: bool) -> bool:
+    """Whether a cancellation changes anything: an unknown job is cancelled only in advance."""
+    return in_advance if job is None else not job.status.terminal
+
+
+def may_free(nonce: str, owner_nonce: str | None) -> bool:
+    """Whether a forced release frees the lock of that nonce: anybody's, or that attempt's alone."""
+    return owner_nonce is None or owner_nonce == nonce
 
 
 def cancelling(job: JobRef, reason: str) -> Action:

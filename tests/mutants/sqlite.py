@@ -174,8 +174,8 @@ SQLITE = [
     Mutant(
         "a value is put whatever its version",
         "gwi_celery/stores/protocol.py",
-        "    if there == expected:",
-        "    if there >= 0:",
+        "    if version == expected:",
+        "    if version >= 0:",
         "contract/test_store_values.py::test_a_value_at_another_version_is_left_alone",
     ),
     Mutant(

@@ -415,8 +415,8 @@ def not_ready(exc: Any) -> bool:
 
 def _reasons(exc: Any) -> dict[str, str]:
     """Ack id -> why it was refused, from the details of gRPC's error."""
-    told = from_grpc_error(exc).metadata or {}
-    return {id: why for id, why in told.items() if why.startswith((_PERMANENT, _TRANSIENT))}
+    metadata = from_grpc_error(exc).metadata or {}
+    return {id: why for id, why in metadata.items() if why.startswith((_PERMANENT, _TRANSIENT))}
 
 
 def _serialize(message: Any) -> bytes:

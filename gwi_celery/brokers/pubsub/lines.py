@@ -77,7 +77,7 @@ class Line:
         #: Monotonic time at which to ask an emulator again; None: it will answer by itself.
         self.ask_at: float | None = None
         #: Whether it was logged that nothing can be received.
-        self._told = False
+        self._warned = False
         self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         # A future that is done already calls back at once, on the thread that asks it to.
         self._lock = forks.rlock()
@@ -131,9 +131,9 @@ class Line:
             self.retry_at = min(self.retry_at, time.monotonic())
 
     def _worked(self) -> None:
-        if self._told:
+        if self._warned:
             logger.info("receiving from %s again", self.source.path)
-        self._told = False
+        self._warned = False
         self.retry_at = None
         self._pauses.reset()
 
@@ -147,8 +147,8 @@ class Line:
         if not missing and not isinstance(error, BrokerUnavailable):
             self.arrivals.failed(error)
             return
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
         self.retry_at = time.monotonic() + self._pauses.next()
         if missing:

@@ -83,14 +83,14 @@ class Settings:
     def change(self, client: Client, id: str, setting: LimitSetting | None) -> bool:
         """Change the setting, or with None delete it. Returns whether there was one."""
         tries = Tries("change a limit")
-        there = False
+        existed = False
         for _ in tries:
             stored = self._read(client)
-            there = there or id in stored.settings
+            existed = existed or id in stored.settings
             former = stored.settings.get(id)
             if former == setting:  # perhaps by a try whose answer was lost
                 self._until = 0.0
-                return there
+                return existed
             settings = {**stored.settings, id: setting}
             data = {each: kept.dumps() for each, kept in settings.items() if kept is not None}
             now = client.about_now()
@@ -107,7 +107,7 @@ class Settings:
             with tries.once():
                 client.commit([documents.replace(self._name, {"data": data}, stored.version)])
                 self._until = 0.0
-                return there
+                return existed
         raise AssertionError
 
     def _read(self, client: Client) -> _Stored:

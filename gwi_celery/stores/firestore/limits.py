@@ -175,7 +175,7 @@ class Keeper:
             seen: What the read has found.
             other: The other lock of the job's last attempt.
         """
-        there = {document.name: document for document in seen.others if document.name in sample}
+        read = {document.name: document for document in seen.others if document.name in sample}
         by_limit: dict[str, list[tuple[str, Pick]]] = {}
         for name, pick in sample.items():
             by_limit.setdefault(pick.limit.id, []).append((name, pick))
@@ -184,7 +184,7 @@ class Keeper:
         picks: list[Pick] = []
         silent: dict[str, Lock] = {}
         for limit in limits:
-            looked = Look(client, limit, by_limit.get(limit.id, []), there, own, seen.now)
+            looked = Look(client, limit, by_limit.get(limit.id, []), read, own, seen.now)
             chosen = looked.choose()
             if looked.size:
                 self._saw(limit, looked.free, looked.size, chosen)

@@ -94,7 +94,7 @@ def force_release(client: Client, paths: Paths, lock: LockRef, owner_nonce: str 
         if sent is not None and (stored is None or stored.fence != sent[0]):
             live = sent[1]
             break
-        if stored is None or owner_nonce not in (None, stored.nonce):
+        if stored is None or not protocol.may_free(stored.nonce, owner_nonce):
             return False
         live = not stored.expired(read.read_time)
         writes = [documents.delete(name, stored.version), *freeing(paths, stored)]
@@ -124,11 +124,9 @@ def cancel(client: Client, paths: Paths, job: JobRef, reason: str, in_advance: b
         document = read.documents.get(name)
         stored = None if document is None else job_of(document)
         known = None if stored is None or stored.expired(read.read_time) else stored
-        if known is not None and known.status.terminal:
-            if known.cancelled_by != by:
-                return False
-            break
-        if known is None and not in_advance:
+        if known is not None and known.cancelled_by == by:
+            break  # done: only its answer was lost
+        if not protocol.may_cancel(known, in_advance=in_advance):
             return False
         with tries.once():
             if known is None:
@@ -182,12 +180,12 @@ def _cancel(
     outcome, pieces = blobs.pack(
         client, raw(reason), era_name, step_gc_at(client, job.result_ttl), job.texts
     )
-    told = job.history.over(job.running, AttemptEnd("cancelled"), now / SECOND)
+    history = job.history.over(job.running, AttemptEnd("cancelled"), now / SECOND)
     data = {
         "outcome": outcome.fields(),
         "fence": job.fence,
         "cancelled_by": by,
-        "history": told.dumps(),
+        "history": history.dumps(),
     }
     writes = [
         documents.change(

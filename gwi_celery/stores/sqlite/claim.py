@@ -41,9 +41,7 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
     other = _other_lock(c, request, job)
     match protocol.decide(request, job, lock, rows.known_lock(other, now)):
         case Held() as held:
-            if request.origin is not None:
-                wait = protocol.waits_for_lock(request, held, now)
-                record_wait(c, request, stored, wait, now)
+            record_wait(c, request, stored, protocol.wait_to_record(request, held, now), now)
             return held
         case protocol.SameClaim():
             assert row is not None
@@ -55,11 +53,10 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
             raise AssertionError
     taking = limits.choose(c, request, now)
     if isinstance(taking, Limited):
-        if request.origin is not None:
-            record_wait(c, request, stored, protocol.waits_for_limit(taking, now), now)
+        record_wait(c, request, stored, protocol.wait_to_record(request, taking, now), now)
         return taking
     token = writes.next_token(c, now)
-    told = rows.history_of(row).claimed(
+    history = rows.history_of(row).claimed(
         request.owner,
         request.lock,
         None if row is None else rows.running(row),
@@ -79,7 +76,7 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
         "updated_at": now,
         "expires_at": None,
         "outcome": None,
-        "history": told.dumps(),
+        "history": history.dumps(),
         **writes.origin_columns(request, row),
     }
     if row is None:
@@ -120,13 +117,14 @@ def record_wait(
     c: sqlite3.Connection,
     request: ClaimRequest,
     stored: sqlite3.Row | None,
-    wait: Wait,
+    wait: Wait | None,
     now: float,
 ) -> None:
-    """Record the wait, unless the job runs, has ended, or waits for the same already."""
+    """Record the wait, if any, unless the job runs, has ended, or waits for the same already."""
     row = rows.unless_expired(stored, now)
+    job = rows.known_job(row)
     past = rows.history_of(row)
-    if not protocol.may_wait(rows.known_job(row)) or past.waits_for(wait, request.lock):
+    if wait is None or not protocol.may_wait(job) or past.waits_for(wait, request.lock):
         return
     waiting: dict[str, Any] = {
         "status": JobStatus.WAITING.value,
@@ -135,7 +133,7 @@ def record_wait(
         "updated_at": now,
         "history": past.waiting(wait, request.lock, now).dumps(),
     }
-    if row is None or not row["attempt"]:
+    if job is None or protocol.never_begun(job):
         # It has never begun: it matches any payload, and expires.
         waiting |= {
             **writes.origin_columns(request, row),

@@ -187,10 +187,10 @@ def write_checkpoint(
 
     Raises StepNameReused, CursorWentBack.
     """
-    there = stored_checkpoint(c, job, checkpoint.name, checkpoint.blob)
-    if not protocol.must_write(job.task, there, checkpoint):
+    stored = stored_checkpoint(c, job, checkpoint.name, checkpoint.blob)
+    if not protocol.must_write(job.task, stored, checkpoint):
         return False
-    put_checkpoint(c, job, checkpoint, now, known=there is not None)
+    put_checkpoint(c, job, checkpoint, now, known=stored is not None)
     return True
 
 
