@@ -42,8 +42,13 @@ def reliable_task(app: Celery | None = None, **options: Any) -> Any:
         app: Without one, the task is Celery's ``shared_task``.
         **options: The decorator's own. ``base`` may be a subclass of ReliableTask.
 
-    Raises ConfigurationError if ``base`` is another class.
+    Raises ConfigurationError if ``base`` is another class, or if the parentheses were left out.
     """
+    if app is not None and not hasattr(app, "task"):
+        raise ConfigurationError(
+            f"@reliable_task was given {app!r:.100} where its app belongs: write @reliable_task(app), or "
+            "@reliable_task() for a shared task"
+        )
     base = options.setdefault("base", ReliableTask)
     if not (isinstance(base, type) and issubclass(base, ReliableTask)):
         raise ConfigurationError(f"base={base!r:.100} is not a subclass of ReliableTask")
