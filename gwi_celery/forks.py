@@ -23,14 +23,14 @@ def lock() -> threading.Lock:
 
 
 def rlock() -> threading.RLock:
-    """As :func:`lock`, reentrant."""
+    """As :func:`lock`, but reentrant."""
     made = threading.RLock()
     _locks.add(made)
     return made
 
 
 def condition() -> threading.Condition:
-    """As :func:`lock`, to wait on. Nobody waits on it in the child."""
+    """A condition whose lock is free in a forked child, where nobody waits on it."""
     made = threading.Condition()
     _locks.add(made)
     return made

@@ -223,7 +223,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class _Call(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """A call that another thread can end: a socket's time-out begins anew with each byte."""
+    """A call that another thread can end: a socket's time-out starts again with each byte."""
 
     def __init__(self) -> None:
         urllib.request.HTTPSHandler.__init__(self)

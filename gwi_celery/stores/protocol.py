@@ -173,7 +173,7 @@ def other_lock(request: ClaimRequest, job: Job | None) -> str | None:
 def forgotten(
     request: ClaimRequest, job: Job | None, recorded: Callable[[], Sequence[str]]
 ) -> Sequence[str]:
-    """The names of the recorded checkpoints that a replay from a step forgets, to make them anew.
+    """The names of the recorded checkpoints that a replay from a step forgets, and so makes again.
 
     ``recorded`` reads the names of all, in the order they were first saved. Raises InvalidCall when the
     step is not recorded.
@@ -399,7 +399,7 @@ def failed_after(job: Job, status: JobStatus) -> list[str]:
 
 
 def is_progress(checkpoint: Checkpoint) -> bool:
-    """Whether saving it resets the count of crashes. Not a value: each attempt may save it anew."""
+    """Whether saving it resets the count of crashes. A value doesn't: each attempt may save it again."""
     return checkpoint.kind is not CheckpointKind.VALUE
 
 
