@@ -1,7 +1,7 @@
 """Locks that a forked child finds free.
 
-A lock that another thread holds at the fork would stay held in the child for ever, so every lock of
-this package is made by :func:`lock`, :func:`rlock` or :func:`condition`.
+A lock that another thread holds at the fork would stay held in the child for ever. So this package makes
+its locks by :func:`lock`, :func:`rlock` or :func:`condition`; only the fork gate has one of its own.
 """
 
 from __future__ import annotations
