@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
 from gwi_celery.stores import protocol
@@ -55,6 +56,25 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
     if isinstance(taking, Limited):
         record_wait(c, request, stored, protocol.wait_to_record(request, taking, now), now)
         return taking
+    token = _write(c, request, stored, granted, forgotten, now)
+    if other is not None:
+        writes.free_lock(c, other["lock_id"], other["token"])
+    limits.take(c, request, taking, token, now)
+    taken = rows.job_row(c, request.job)
+    assert taken is not None
+    return _claimed(c, request, taken)
+
+
+def _write(
+    c: sqlite3.Connection,
+    request: ClaimRequest,
+    stored: sqlite3.Row | None,
+    granted: protocol.Granted,
+    forgotten: Sequence[str],
+    now: float,
+) -> int:
+    """Write the record and the lock of a claim that is granted; returns its fencing token."""
+    row = rows.unless_expired(stored, now)
     token = writes.next_token(c, now)
     history = rows.history_of(row).claimed(
         request.owner,
@@ -86,13 +106,8 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
         running |= {"generation": granted.generation, "crashes": granted.crashes}
         writes.update_job(c, row, **running)
     writes.keep_origin(c, request, row, now)
-    if other is not None:
-        writes.free_lock(c, other["lock_id"], other["token"])
     writes.take_lock(c, request, token, now + request.lease_ttl)
-    limits.take(c, request, taking, token, now)
-    taken = rows.job_row(c, request.job)
-    assert taken is not None
-    return _claimed(c, request, taken)
+    return token
 
 
 def _checkpoint_names(c: sqlite3.Connection, job: JobRef) -> list[str]:
