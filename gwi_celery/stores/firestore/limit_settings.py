@@ -1,4 +1,4 @@
-"""What operators have set of limits: one document, which each process reads again at times.
+"""What operators have set for limits: one document, which each process reads again every few seconds.
 
 It also remembers how many places a limit had before, as jobs may hold places beyond the new number.
 """
@@ -53,14 +53,14 @@ class Settings:
         self._until = 0.0
 
     def recent(self, client: Client) -> Mapping[str, LimitSetting]:
-        """As they were at most 10 seconds ago."""
+        """The settings as they were at most 10 seconds ago."""
         if self._until <= time.monotonic():
             self._stored = self._read(client)
             self._until = time.monotonic() + KEPT
         return self._stored.settings
 
     def read(self, client: Client) -> dict[str, LimitSetting]:
-        """As they are now."""
+        """The settings as they are now."""
         return dict(self._read(client).settings)
 
     def last_change(self, limit: LimitRef) -> Change:

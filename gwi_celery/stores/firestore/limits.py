@@ -205,7 +205,7 @@ class Keeper:
         limited: Limited,
         ours: Sequence[Lock],
     ) -> Chosen | Limited:
-        """What a claim that has found no place takes nevertheless, if the limit was lowered."""
+        """Look once more if the limit was lowered; ``limited``: the sample had no free place."""
         limit, now = limited.limit, looked.now
         with self._mutex:
             lowered = self._lowered.get(limit.id)
@@ -241,7 +241,7 @@ class Keeper:
         return Chosen(chosen.pick, silent)
 
     def _holders(self, locks: Sequence[Lock]) -> set[tuple[str, str]]:
-        """As places name them."""
+        """(Document, nonce) of each lock, as places name it."""
         return {(self._paths.lock(lock.ref), lock.nonce) for lock in locks}
 
     def _ending(self, lock: Lock) -> list[Write]:
@@ -289,7 +289,7 @@ class Keeper:
                 known = self._known_of(pick.limit)
                 if pick.limit.period is None:
                     known.mine.add(pick.number)
-                else:  # a little later, as this machine's clock may be fast beside the server's
+                else:  # a little later: this machine's clock may run faster than the server's
                     again = now + pick.limit.period * 1.01 + 0.05
                     known.free.append((pick.number, version, again))
 

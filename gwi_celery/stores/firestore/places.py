@@ -33,7 +33,7 @@ class Pick:
 
     @property
     def place(self) -> str:
-        """As the lock's document has it."""
+        """The place as a lock's document names it."""
         return f"{self.limit.id}/{self.number}"
 
 
@@ -138,7 +138,7 @@ class Look:
         return [self._silent[pick.number] for pick in picks if pick.number in self._silent]
 
     def free_before(self, first: int) -> list[Pick]:
-        """Of a look at all: free places among the first ones, but not all if there are many."""
+        """After a look at all places: free ones among the first, but only some if there are many."""
         found = [pick for pick in self.free if pick.number < first]
         missing = [number for number in range(first) if number not in self._numbers]
         some = _random.sample(missing, min(len(missing), _SOME))
