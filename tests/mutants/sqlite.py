@@ -319,4 +319,18 @@ SQLITE = [
         "(? OR 1 OR results.status NOT IN (?, ?))",
         "contract/test_backend.py::test_an_end_is_overwritten_by_an_end_only",
     ),
+    Mutant(
+        "an unknown job is cancelled although that was not asked for in advance",
+        "gwi_celery/stores/protocol.py",
+        "return in_advance if job is None else not job.status.terminal",
+        "return job is None or not job.status.terminal",
+        "contract/test_store.py::test_an_unknown_job_is_cancelled_only_when_told_to_be_in_advance",
+    ),
+    Mutant(
+        "a worker frees the lock of another attempt",
+        "gwi_celery/stores/protocol.py",
+        "return owner_nonce is None or owner_nonce == nonce",
+        "return True",
+        "contract/test_store.py::test_force_may_be_aimed_at_one_attempt",
+    ),
 ]
