@@ -46,7 +46,7 @@ def test_without_an_app_it_is_shared(app: Celery) -> None:
 def test_without_parentheses_it_says_how_it_is_written() -> None:
     with pytest.raises(ConfigurationError, match=r"write @reliable_task\(app\)"):
 
-        @reliable_task  # type: ignore[call-overload]
+        @reliable_task
         def count(tenant_id: str) -> int:
             return len(tenant_id)
 
