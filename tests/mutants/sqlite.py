@@ -307,7 +307,7 @@ SQLITE = [
     ),
     Mutant(
         "a message may outlive its caller's cancellation",
-        "gwi_celery/stores/protocol.py",
+        "gwi_celery/stores/interventions.py",
         "BARRED_TTL: Final = 35 * 24 * 3600.0",
         "BARRED_TTL: Final = 30 * 24 * 3600.0",
         "unit/stores/test_sqlite.py::test_calls_are_barred_from_the_last_time_on_until_cleanup",
@@ -321,14 +321,14 @@ SQLITE = [
     ),
     Mutant(
         "an unknown job is cancelled although that was not asked for in advance",
-        "gwi_celery/stores/protocol.py",
+        "gwi_celery/stores/interventions.py",
         "return in_advance if job is None else not job.status.terminal",
         "return job is None or not job.status.terminal",
         "contract/test_store.py::test_an_unknown_job_is_cancelled_only_when_told_to_be_in_advance",
     ),
     Mutant(
         "a worker frees the lock of another attempt",
-        "gwi_celery/stores/protocol.py",
+        "gwi_celery/stores/interventions.py",
         "return owner_nonce is None or owner_nonce == nonce",
         "return True",
         "contract/test_store.py::test_force_may_be_aimed_at_one_attempt",

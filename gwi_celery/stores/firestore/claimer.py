@@ -9,7 +9,7 @@ from gwi_celery.errors import StoreUnavailable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict
 from gwi_celery.firestore.documents import Micros, Write
-from gwi_celery.stores import protocol
+from gwi_celery.stores import interventions, protocol
 from gwi_celery.stores.base import (
     ClaimAnswer,
     Claimed,
@@ -47,7 +47,7 @@ class Claimer:
         """The answer; or, for a job whose caller was cancelled, the reason to cancel it with."""
         client, request = self._client, self._request
         tries = Tries("claim a job")
-        bar = protocol.may_be_barred(request, None)
+        bar = interventions.may_be_barred(request, None)
         bars = [] if bar is None else [self._paths.barred(request.job.tenant, bar)]
         settings = self._keeper.settings
         limits, self._elsewhere = protocol.kept_by(request, lambda: settings.recent(client))
@@ -66,10 +66,10 @@ class Claimer:
             if answer is not None:
                 assert job is not None
                 return answer(whole_record(client, self._paths, job))
-            if protocol.may_be_barred(request, job) is None:
+            if interventions.may_be_barred(request, job) is None:
                 bars = []
             elif barred := [each for each in seen.others if each.name in bars]:
-                caller, reason = protocol.barred(get_text(barred[0].fields["data"]["reason"]))
+                caller, reason = interventions.barred(get_text(barred[0].fields["data"]["reason"]))
                 self._record_wait(caller, seen)  # so that the record says which call it is of
                 return reason
             forgotten = self._forgotten(job)

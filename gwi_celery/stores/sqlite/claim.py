@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from gwi_celery.stores import protocol
+from gwi_celery.stores import interventions, protocol
 from gwi_celery.stores.sqlite import limits, rows, writes
 from gwi_celery.stores.sqlite.rows import raw_or_none
 from gwi_celery.stores.values import (
@@ -32,9 +32,9 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
     if answer is not None:
         assert row is not None
         return answer(rows.job_record(row))
-    barred = writes.barred(c, request.job.tenant, protocol.may_be_barred(request, job))
+    barred = writes.barred(c, request.job.tenant, interventions.may_be_barred(request, job))
     if barred is not None:
-        wait, reason = protocol.barred(barred)
+        wait, reason = interventions.barred(barred)
         record_wait(c, request, stored, wait, now)  # so that the record says which call it is of
         return reason
     forgotten = protocol.forgotten(request, job, lambda: _checkpoint_names(c, request.job))

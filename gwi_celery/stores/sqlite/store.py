@@ -23,11 +23,12 @@ from gwi_celery.errors import (
     StoreUnusable,
 )
 from gwi_celery.sqlite import Database
-from gwi_celery.stores import history, protocol
+from gwi_celery.stores import history, interventions, protocol
 from gwi_celery.stores.base import Store
+from gwi_celery.stores.interventions import CANCELLED_TTL
 from gwi_celery.stores.limits import LimitSetting
 from gwi_celery.stores.paging import check_limit
-from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
+from gwi_celery.stores.protocol import ANY_PAYLOAD
 from gwi_celery.stores.sqlite import claim as claims
 from gwi_celery.stores.sqlite import limits, lists, operators, queues, rows, schema, writes
 from gwi_celery.stores.sqlite.queues import SqliteQueues
@@ -191,10 +192,10 @@ class SqliteStore(Store):
     def force_release(self, lock: LockRef, *, owner_nonce: str | None = None) -> bool:
         with self._database.write() as c:
             row = rows.lock_row(c, lock)
-            if row is None or not protocol.may_free(row["nonce"], owner_nonce):
+            if row is None or not interventions.may_free(row["nonce"], owner_nonce):
                 return False
             writes.free_lock(c, lock.id, row["token"])
-            done = protocol.releasing(lock)
+            done = interventions.releasing(lock)
             if owner_nonce is None:
                 operators.keep(c, done)
             live = bool(row["expires_at"] > self._clock.time())
@@ -204,12 +205,12 @@ class SqliteStore(Store):
 
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
         cancelled = {"status": JobStatus.CANCELLED.value, "outcome": raw(reason)}
-        done = protocol.cancelling(job, reason)
+        done = interventions.cancelling(job, reason)
         with self._database.write() as c:
             now = self._clock.time()
             stored = rows.job_row(c, job)
             known = rows.unless_expired(stored, now)
-            if not protocol.may_cancel(rows.known_job(known), in_advance=in_advance):
+            if not interventions.may_cancel(rows.known_job(known), in_advance=in_advance):
                 return False
             if known is None:
                 writes.insert_job(

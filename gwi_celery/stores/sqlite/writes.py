@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from gwi_celery.stores import history, protocol
+from gwi_celery.stores import history, interventions, protocol
 from gwi_celery.stores.sqlite import rows
 from gwi_celery.stores.sqlite.rows import raw_or_none
 from gwi_celery.stores.values import Checkpoint, CheckpointKind, ClaimRequest, JobRef, LockRef
@@ -141,8 +141,8 @@ def bar(c: sqlite3.Connection, tenant: str, task_id: str, reason: str, now: floa
         (
             raw(tenant),
             raw(task_id),
-            raw(protocol.kept_reason(reason)),
-            now + protocol.BARRED_TTL,
+            raw(interventions.kept_reason(reason)),
+            now + interventions.BARRED_TTL,
         ),
     )
 
