@@ -1,12 +1,12 @@
 """Reliable tasks whose calls a type checker knows.
 
 Celery has no types. By those of celery-types (``celery-stubs/app/base.pyi``), ``app.task(base=...)``
-returns the base, whatever the function takes.
+returns the base, whatever the function takes. With celery-types the results of calls have a type, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
 from celery import Celery, shared_task
@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
         def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]: ...
+        def apply_async(
+            self,
+            args: Sequence[Any] | None = None,
+            kwargs: Mapping[str, Any] | None = None,
+            task_id: str | None = None,
+            producer: Any = None,
+            link: Any = None,
+            link_error: Any = None,
+            shadow: str | None = None,
+            *,
+            idempotency_key: str | None = None,
+            deadline: float | None = None,
+            labels: Mapping[str, str] | None = None,
+            **options: Any,
+        ) -> AsyncResult[R]: ...
 
 
 @overload

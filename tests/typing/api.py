@@ -85,7 +85,10 @@ found: list[str] = analyse(tenant_id="acme", order=1)
 number: int = count("acme", run_id="r2")
 analyse.delay(tenant_id="acme", order=1)
 count.delay("acme")
-count.apply_async(("acme",), idempotency_key="k", countdown=3)
+count.apply_async(("acme",), idempotency_key="k", countdown=3, labels={"customer": "7"})
+count.apply_async(("acme",), idempotency_key=7)  # type: ignore[arg-type]
+count.apply_async(("acme",), deadline="soon")  # type: ignore[arg-type]
+count.apply_async(("acme",), labels=["customer"])  # type: ignore[arg-type]
 analyse.delay(tenant_id="acme")  # type: ignore[call-arg]
 analyse.delay(tenant_id="acme", order="1")  # type: ignore[arg-type]
 count.delay("acme", run="r2")  # type: ignore[call-arg]
