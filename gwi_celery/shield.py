@@ -308,7 +308,7 @@ def _wrap_throw(state: _State) -> Callable[[], None]:
 
 
 def _tell_timeouts_apart() -> None:
-    """Timeouts started in a section are for its own waits: they expire at once, as outside of one."""
+    """Let timeouts of library code's own waits expire at once; all others are held back in sections."""
     from gevent import Timeout
 
     if hasattr(Timeout, "_gwi_within"):
