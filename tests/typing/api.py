@@ -65,7 +65,7 @@ class Task(ReliableTask):
         self.step("list", list_files, "repo", depth="2")  # type: ignore[arg-type]
         self.step("list", list_files, "repo")  # type: ignore[call-arg]
         self.step("list", list_files, "repo", depth=2, order=1)  # type: ignore[call-arg]
-        text: str = self.step("count", len, files)  # type: ignore[arg-type]
+        text: str = self.step("count", len, files)  # type: ignore[assignment]
         threading.Thread(target=carry(self.part), args=(count,)).start()
         later: int = carry(self.part)(1)
         return later + fence + self.attempt + self.generation + parts + len(named + text)
