@@ -1,7 +1,7 @@
 """Permissions: which one each RPC needs on which resource, and how a call is refused.
 
-https://cloud.google.com/pubsub/docs/access-control#permissions_and_roles. There are no policies:
-everybody may do everything, except what a test has denied.
+https://cloud.google.com/pubsub/docs/access-control#permissions_and_roles. Everybody may do everything,
+except what a test has denied; the service agent may also do what a test has granted on the project.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ _AGENTS = {
     "topics": ("roles/pubsub.publisher", "pubsub.topics.publish"),
     "subscriptions": ("roles/pubsub.subscriber", "pubsub.subscriptions.consume"),
 }
-_AGENT_ACCOUNT = "serviceAccount:service-1@gcp-sa-pubsub.iam.gserviceaccount.com"
+#: Every project's number, and its agent.
+NUMBER = 1
+AGENT_ACCOUNT = f"serviceAccount:service-{NUMBER}@gcp-sa-pubsub.iam.gserviceaccount.com"
+#: Roles that give the agent both, on a project.
+_BOTH = ("roles/pubsub.editor", "roles/pubsub.admin", "roles/editor", "roles/owner")
 _ACT_AS = "iam.serviceAccounts.actAs"
 
 
@@ -53,11 +57,14 @@ class Rights:
     def __init__(self) -> None:
         #: (who, permission, resource); resource "*" is every one.
         self._denied: set[tuple[str, str, str]] = set()
+        #: (role, member, condition) that every project's own policy has; "agent" is the service agent.
+        self.granted: list[tuple[str, str, str]] = []
         #: The project's API is switched off.
         self.disabled = False
 
     def clear(self) -> None:
         self._denied.clear()
+        self.granted.clear()
         self.disabled = False
 
     def deny(self, permission: str, resource: str, who: str) -> None:
@@ -67,7 +74,16 @@ class Rights:
         self._denied.discard((who, permission, resource))
 
     def has(self, permission: str, resource: str, who: str = CALLER) -> bool:
-        return not self._denied & {(who, permission, resource), (who, permission, "*")}
+        if not self._denied & {(who, permission, resource), (who, permission, "*")}:
+            return True
+        giving = {role for role, gives in _AGENTS.values() if gives == permission}
+        wanted = {(role, AGENT, "") for role in (*giving, *_BOTH)}
+        return who == AGENT and not wanted.isdisjoint(self.granted)
+
+    def require(self, permission: str, resource: str) -> None:
+        """Raises Refused, as Cloud Resource Manager does, if the caller may not."""
+        if not self.has(permission, resource):
+            raise Refused("The caller does not have permission", "PERMISSION_DENIED")
 
     def check(self, rpc: str, request: Any) -> None:
         """Raises Refused if the caller may not."""
@@ -88,13 +104,14 @@ class Rights:
         return iam_policy_pb2.TestIamPermissionsResponse(permissions=has)
 
     def policy(self, request: Any) -> Any:
-        """GetIamPolicy: what the service agent is granted there."""
+        """GetIamPolicy: what the service agent is granted on that resource itself."""
         path = request.resource
         kind = "topics" if "/topics/" in path else "subscriptions"
         if not self.has(f"pubsub.{kind}.getIamPolicy", path):
             raise Refused("User not authorized to perform this action.", "PERMISSION_DENIED")
         role, permission = _AGENTS[kind]
-        members = [_AGENT_ACCOUNT] if self.has(permission, path, AGENT) else []
+        denied = self._denied & {(AGENT, permission, path), (AGENT, permission, "*")}
+        members = [] if denied else [AGENT_ACCOUNT]
         return policy_pb2.Policy(bindings=[{"role": role, "members": members}])
 
     def may_dead_letter(self, subscription: str, topic: str) -> bool:
