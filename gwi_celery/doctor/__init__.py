@@ -4,8 +4,8 @@
 than a cent and leaves nothing behind. With ``--seconds 10`` it waits less, and sees less.
 
 It exits with 0 if all holds that a broker or a store relies on; with 1 if something doesn't (lines that
-begin with BROKEN); with 2 if the command line or a URL is wrong, before anything is asked; with 130, 143 or
-129 if a signal stopped it (Ctrl-C, SIGTERM, SIGHUP); with 141 if nobody reads its output any more.
+begin with BROKEN); with 2 if the command line or a URL is wrong, before anything is asked; with 130, 143
+or 129 if a signal stopped it (Ctrl-C, SIGTERM, SIGHUP); with 141 if nobody reads its output any more.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ def examine(
 
     trials = [*brokers, *stores]
     with _stoppable() as unstoppable, ExitStack() as at_last:
-        for ending in (tell_left, lambda trial: trial.clean_up()):
-            for trial in trials:
-                at_last.callback(ending, trial)
+        for trial in trials:
+            at_last.callback(tell_left, trial)
+        for trial in trials:
+            at_last.callback(trial.clean_up)
         at_last.callback(unstoppable)
         for finding in findings():
             report(finding)

@@ -388,7 +388,7 @@ class Trial:
         measured = f"of {len(old)} runs, deleted now" if old else "nothing"
         if young:
             measured += f"; {young} other runs may still go on, and are left alone"
-        what = "left behind in Firestore by earlier runs"
+        what = "leftovers of earlier runs in Firestore"
         self._report(Finding(what, None, "nothing is", measured, twin="nothing"))
 
     def clean_up(self) -> None:

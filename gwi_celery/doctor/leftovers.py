@@ -17,7 +17,7 @@ from gwi_celery.doctor.sandbox import PREFIX, SINCE, CallFailed, Sandbox
 OLD: Final = 7200.0
 #: Listed at once: Pub/Sub's most.
 _PAGE: Final = 1000
-_WHAT: Final = "left behind by earlier runs"
+_WHAT: Final = "leftovers of earlier runs"
 _EXPECTED: Final = "nothing is"
 
 

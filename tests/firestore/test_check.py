@@ -25,6 +25,6 @@ def test_the_check_finds_what_the_store_relies_on_and_leaves_nothing(
     assert "p99" in done.stdout
     assert "left behind" not in done.stdout
     client = Client(parse(url))
-    for group in ("things", "gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks"):
+    for group in ("gwi-check", "things", "gwi_jobs", "gwi_locks", "gwi_steps", "gwi_chunks"):
         assert not client.query(Query("", group, descendants=True)).documents
     client.close()
