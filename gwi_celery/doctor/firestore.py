@@ -380,14 +380,16 @@ class Trial:
         old, young = [], 0
         for document in found.documents.values():
             prefix = document.name.split("/")[1]
+            if prefix == self.url.prefix:
+                continue
             if found.read_time - document.update_time > _OLD * 1_000_000:
                 self._delete_below(prefix)
                 old.append(prefix)
             else:
-                young += prefix != self.url.prefix
-        measured = f"of {len(old)} runs, deleted now" if old else "nothing"
+                young += 1
+        measured = f"of {len(old)}, deleted now" if old else "nothing"
         if young:
-            measured += f"; {young} other runs may still go on, and are left alone"
+            measured += f"; of {young} that began in the last {_OLD / 3600:g} hours, left alone"
         what = "leftovers of earlier runs in Firestore"
         self._report(Finding(what, None, "nothing is", measured, twin="nothing"))
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import grpc
+
 from gwi_celery.doctor.findings import Finding
 from gwi_celery.doctor.sandbox import PREFIX, SINCE, CallFailed, Sandbox
 
@@ -35,8 +37,9 @@ def swept(sandbox: Sandbox) -> Finding:
         if began < now - OLD:
             try:
                 sandbox.rpc(f"Delete{kind.capitalize()}", **{kind: path})
-            except CallFailed:
-                kept.append(path)
+            except CallFailed as exc:
+                if exc.code() is not grpc.StatusCode.NOT_FOUND:  # another run deletes it, too
+                    kept.append(path)
     measured = []
     if deleted := len(found) - len(young) - len(kept):
         measured.append(f"{deleted} topics and subscriptions, deleted now")

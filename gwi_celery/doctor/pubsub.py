@@ -155,13 +155,17 @@ class Trial(Sandbox):
 
     def left_behind(self) -> Iterator[Finding]:
         """What :meth:`clean_up` could not delete."""
-        for kind, paths in self.left().items():
+        for kind in ("subscription", "topic"):
+            paths = self.left(kind)
+            if not paths:
+                continue
             ids = " ".join(path.split("/")[3] for path in paths)
             mend = (
                 f"gcloud pubsub {kind}s delete {ids} --project={self.options.project}, or run this again "
                 f"in {leftovers.OLD / 3600:g} hours"
             )
-            yield Finding(f"{kind}s left behind", None, "none are", ids, mend, twin="none")
+            what = f"{kind}s left behind{'' if any(paths.values()) else ', perhaps'}"
+            yield Finding(what, None, "none are", ids, mend, twin="none")
 
     # --- the checks ---------------------------------------------------------------------------
 

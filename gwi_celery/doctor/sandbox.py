@@ -197,12 +197,10 @@ class Sandbox:
                 break  # nothing can be reached
         self.client.close()
 
-    def left(self) -> dict[str, list[str]]:
-        """Paths of what this trial made, or may have made, and has not deleted, by kind."""
-        found: dict[str, list[str]] = {}
-        for kind, path in self._made:
-            found.setdefault(kind, []).append(path)
-        return found
+    def left(self, kind: str) -> dict[str, bool]:
+        """Paths of the topics or subscriptions that are not deleted, each with whether it was made for
+        sure."""
+        return {path: known for (each, path), known in self._made.items() if each == kind}
 
     def _delete(self, kind: str, path: str, began: float) -> bool:
         """Whether it is gone. Tries until ``began`` is too long ago, and once in any case."""

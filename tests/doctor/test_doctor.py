@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,12 +24,13 @@ from celery import Celery
 from click.testing import CliRunner
 from google.cloud.firestore_admin_v1 import types
 
+from benchmarks.scale import DELETE, READ, WRITE
 from gwi_celery import setup
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions, parse
 from gwi_celery.cli import gwi
 from gwi_celery.cli.frame import Exit
-from gwi_celery.doctor import Finding, examine, leftovers, main, sandbox
+from gwi_celery.doctor import Finding, examine, firestore, leftovers, main, sandbox
 from gwi_celery.doctor.pubsub import Trial
 from gwi_celery.testing.emulators import Emulator
 from gwi_celery.testing.twin import Twin, start_twin
@@ -155,8 +157,12 @@ def test_on_the_twin_all_holds_and_nothing_is_left(
 @pytest.mark.slow
 @pytest.mark.emulator
 def test_on_the_emulators_what_they_ignore_is_told(
-    pubsub_emulator: Emulator, firestore_emulator: Emulator, tmp_path: Path
+    pubsub_emulator: Emulator,
+    firestore_emulator: Emulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    billed = _billed(monkeypatch)
     url = _url(pubsub_emulator.endpoint)
     app = Celery("shop", broker=url, set_as_current=False)
     setup(app, folder=str(tmp_path), store_url=f"firestore://p-{uuid4().hex[:20]}")
@@ -172,6 +178,27 @@ def test_on_the_emulators_what_they_ignore_is_told(
     assert "billed" in found["the filter of a direct binding"].change
     assert found["permissions on topics"].measured == "an emulator: there is no IAM to ask"
     assert not [name for name in _left(url) if "gwi-doctor" in name]
+    prices = {"read": READ, "write": WRITE, "delete": DELETE}
+    assert 0.001 < sum(prices[kind] * count for kind, count in billed.items()) < 0.009, billed
+
+
+def _billed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What a trial's operations on Firestore are, by their price."""
+    billed: Counter[str] = Counter()
+    original = firestore.Trial.count
+
+    def count(self: firestore.Trial, method: str, request: Any, call: Any) -> Any:
+        answer = original(self, method, request, call)
+        if method == "Commit":
+            billed.update("delete" if write.delete else "write" for write in request.writes)
+        elif method == "BatchGetDocuments":
+            billed["read"] += len(request.documents)
+        else:  # a query is billed for one document at least
+            billed["read"] += max(1, sum(each.HasField("document") for each in answer))
+        return answer
+
+    monkeypatch.setattr(firestore.Trial, "count", count)
+    return billed
 
 
 def test_what_is_refused_is_told_with_its_reason(twin: Twin) -> None:
@@ -212,8 +239,12 @@ def test_what_makes_all_else_fail_is_told_once_and_soon(
         twin.disable(False)
         twin.switch(revoked=False)
     assert watch.seconds < 10
-    assert [finding.holds for finding in found] == [None, False, None]
+    told = [(finding.what, finding.holds) for finding in found]
+    made, others = "making a topic and a subscription", "all other checks of Pub/Sub"
+    assert told[:3] == [("who asks", None), (made, False), (others, None)]
     assert change in found[1].change
+    unsure = [("topics left behind, perhaps", None)]
+    assert told[3:] == (unsure if broken == "unreachable" else [])
 
 
 @pytest.mark.parametrize(
@@ -275,23 +306,23 @@ def test_a_database_for_each_tenant_is_not_tried() -> None:
 
 
 def test_what_a_killed_run_left_is_deleted_by_a_later_one(twin: Twin) -> None:
-    options = parse(_url(twin.endpoint) + "?emulator=strict&labels.team=x")
+    options = parse(_url(twin.endpoint) + "?emulator=strict", {"labels": {"team": "x"}})
     killed, running, later = (Trial(options, 1) for _ in range(3))
     killed._labels[sandbox.SINCE] = str(int(time.time() - leftovers.OLD - 60))
+    twin.switch(settle=0)
     try:
-        for trial in (killed, running, later):
-            trial.pair("made")
+        killed.pair("made")
+        kept = [running.topic("made"), later.topic("made")]
         found = leftovers.swept(later)
         assert found.measured.startswith(
-            "2 topics and subscriptions, deleted now; 2 of a run that began 0 minutes ago"
+            "2 topics and subscriptions, deleted now; 1 of a run that began 0 minutes ago"
         )
-        left = _left(_of(options))
-        assert len(left) == 4
-        assert not [path for path in left if killed.prefix in path]
+        assert sorted(_left(_of(options))) == sorted(kept)
         twin.deny("pubsub.topics.list")
         assert "can't be listed (PERMISSION_DENIED" in leftovers.swept(later).measured
     finally:
         twin.allow("pubsub.topics.list")
+        twin.switch(settle=1)
         for trial in (killed, running, later):
             trial.clean_up()
     assert _left(_of(options)) == []
@@ -336,7 +367,7 @@ def test_a_quota_that_is_used_up_is_waited_for(twin: Twin, monkeypatch: pytest.M
     finally:
         twin.switch(admin_quota=0)
         trial.clean_up()
-    assert trial.left() == {}
+    assert trial.left("topic") == {}
 
 
 def test_the_apps_own_options_count(
@@ -376,19 +407,17 @@ def test_signals_end_it_and_it_cleans_up(twin: Twin, capsys: pytest.CaptureFixtu
 
     def stop() -> None:
         while not any("-ones" in path for path in _left(url)):
-            ended.wait(0.05)
+            ended.wait(0.2)
         while not ended.wait(0.05):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of this test's own process
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
     stopping = threading.Thread(target=stop)
     stopping.start()
     try:
         with pytest.raises(SystemExit) as caught:
             main([url, "--json", "--seconds", "300"])
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         ended.set()
         stopping.join()
         signal.signal(signal.SIGTERM, before)
