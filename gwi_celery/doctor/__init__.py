@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.doctor import firestore, pubsub
@@ -28,6 +28,7 @@ from gwi_celery.options import NUMBER, argument
 
 __all__ = ["Finding", "examine", "main"]
 
+_Trial: TypeAlias = pubsub.Trial | firestore.Trial
 #: Seconds that one check waits at most.
 SECONDS = 360.0
 #: Longest measurement of Firestore under load, seconds.
@@ -94,11 +95,11 @@ def examine(
         for broker in brokers:
             yield from broker.echoed()
 
-    def tell_left(trial: pubsub.Trial | firestore.Trial) -> None:
+    def tell_left(trial: _Trial) -> None:
         for finding in trial.left_behind():
             report(finding)
 
-    trials = [*brokers, *stores]
+    trials: list[_Trial] = [*brokers, *stores]
     with _stoppable() as unstoppable, ExitStack() as at_last:
         for trial in trials:
             at_last.callback(tell_left, trial)

@@ -163,8 +163,8 @@ def _unanswered(what: str, exc: Any, url: FirestoreURL) -> Finding:
     if mend is None and exc.code() is _Status.NOT_FOUND:
         mend = (
             f"gcloud firestore databases create --project={url.project} --database='{url.database}' "
-            "--type=firestore-native --edition=standard --location=LOCATION, or name another that "
-            "exists (?database=NAME)"
+            "--type=firestore-native --edition=standard --location=LOCATION, or name one that exists: "
+            "firestore://PROJECT?database=NAME"
         )
     if mend is None and (details.startswith(NO_TOKEN) or exc.code() is _Status.UNAUTHENTICATED):
         mend = "gcloud auth application-default login, or attach a service account"

@@ -303,7 +303,7 @@ class Trial:
             times: list[float] = []
             until = time.monotonic() + self.seconds / 3
             for number in range(_COMMITS):
-                if times and time.monotonic() > until:
+                if time.monotonic() > until:
                     break
                 writes = [
                     create(self.name(f"l{number}-{size}-{n}"), {"data": {"x": 1}})
@@ -314,7 +314,7 @@ class Trial:
                     self.client.commit(writes)
                     times.append((time.perf_counter() - begun) * 1000)
             if not times:
-                raise StoreUnavailable(f"none of {_COMMITS} commits got an answer")
+                raise StoreUnavailable("commits get no answer")
             times.sort()
             self.measured(
                 f"commit of {size} documents",

@@ -5,7 +5,8 @@ service agent there are the policies: that of a topic or subscription has what w
 its project what was granted on all of them. A folder's or an organization's is not read.
 
 https://cloud.google.com/pubsub/docs/dead-letter-topics#grant_forwarding_permissions,
-https://cloud.google.com/resource-manager/reference/rest/v3/projects/getIamPolicy,
+https://cloud.google.com/resource-manager/reference/rest/v3/projects/getIamPolicy (by gRPC, as Google's
+own client does: https://cloud.google.com/python/docs/reference/cloudresourcemanager/latest),
 https://cloud.google.com/iam/docs/roles-permissions/pubsub
 """
 
@@ -27,6 +28,7 @@ from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.deployment import PERMISSIONS
 from gwi_celery.doctor.calls import NOT_THERE, call, connected, told
 from gwi_celery.doctor.findings import Finding
+from gwi_celery.errors import BrokerUnusable
 from gwi_celery.gcp import refusals
 from gwi_celery.gcp.endpoints import endpoint
 
@@ -58,7 +60,7 @@ _READER: Final = "roles/iam.securityReviewer"
 class Grants:
     """Asks who may do what in a project; a context, as it holds connections.
 
-    Each policy is read once. Its methods raise BrokerUnusable where there are no credentials.
+    Each policy is read once.
     """
 
     def __init__(self, options: PubSubOptions) -> None:
@@ -79,7 +81,10 @@ class Grants:
     # --- whoever asks -------------------------------------------------------------------------
 
     def held(self, path: str, wanted: list[str]) -> list[str]:
-        """Those permissions in ``wanted`` that the caller has on ``path``. Raises grpc.RpcError."""
+        """Those permissions in ``wanted`` that the caller has on ``path``.
+
+        Raises grpc.RpcError, and BrokerUnusable where there are no credentials.
+        """
         request = iam_policy_pb2.TestIamPermissionsRequest(resource=path, permissions=wanted)
         answer = call(
             self._pubsub(),
@@ -107,6 +112,9 @@ class Grants:
         for place in self._places(path):
             try:
                 policy = place.read()
+            except BrokerUnusable as exc:
+                found.append(f"{place.name}: not read ({exc})")
+                continue
             except grpc.RpcError as exc:
                 if exc.code() in NOT_THERE and not found:
                     return unasked(what, exc)
@@ -172,7 +180,7 @@ class Grants:
                     ("name", name),
                 )
                 self._numbers[project] = found.name.removeprefix("projects/")
-            except grpc.RpcError:
+            except (grpc.RpcError, BrokerUnusable):
                 self._numbers[project] = ""
         return self._numbers[project]
 
@@ -218,7 +226,7 @@ class _Place:
     permission: str
     #: Of the API: for people, and for gcloud.
     api: tuple[str, str]
-    #: Raises grpc.RpcError.
+    #: Raises grpc.RpcError, BrokerUnusable.
     read: Callable[[], Any]
 
     def why(self, exc: Any) -> str:
