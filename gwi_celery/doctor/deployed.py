@@ -19,7 +19,7 @@ from gwi_celery.deployment import Deployment, Queue
 from gwi_celery.doctor.calls import NOT_THERE, TIMEOUT, call, connected, told
 from gwi_celery.doctor.findings import Finding
 from gwi_celery.doctor.grants import AGENT, Grants, unasked
-from gwi_celery.errors import BrokerError, BrokerUnusable, NotFound
+from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
 from gwi_celery.firestore import indexes
 from gwi_celery.firestore.url import FirestoreURL
 from gwi_celery.gcp import refusals
@@ -35,10 +35,13 @@ def needs(wanted: Deployment) -> Iterator[Finding]:
     """One finding for each thing that is needed, with the command that mends it."""
     client = Client(wanted.options)
     try:
+        client.ready(TIMEOUT)  # else each of the calls would be tried for that long
         with Grants(wanted.options) as grants:
             for queue in wanted.queues:
                 yield from _resources(client, queue)
                 yield from _grants(grants, queue)
+    except BrokerUnavailable as exc:
+        yield Finding("topics and subscriptions", False, measured=str(exc), change="as it says")
     finally:
         client.close()
     if wanted.store is not None and not wanted.store.database_per_tenant:

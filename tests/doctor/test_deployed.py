@@ -81,6 +81,15 @@ def test_each_thing_that_is_missing_is_told_with_its_command(app: Celery, twin: 
     assert agents.change.endswith("serviceAccount:service-1@gcp-sa-pubsub.iam.gserviceaccount.com")
 
 
+def test_where_nothing_answers_that_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployed, "TIMEOUT", 0.3)
+    queues = [QueueSpec("celery"), QueueSpec("other")]
+    plan = deployment.plan(parse("pubsub://127.0.0.1:9/p"), queues, None)
+    [found] = deployed.needs(plan)
+    assert (found.what, found.holds) == ("topics and subscriptions", False)
+    assert "the Pub/Sub emulator at 127.0.0.1:9 does not answer" in found.measured
+
+
 def test_what_differs_from_the_list_is_told(app: Celery) -> None:
     options = parse(app.conf.broker_url)
     client = Client(options)
