@@ -40,7 +40,7 @@ def needs(wanted: Deployment) -> Iterator[Finding]:
             for queue in wanted.queues:
                 yield from _resources(client, queue)
                 yield from _grants(grants, queue)
-    except BrokerUnavailable as exc:
+    except (BrokerUnavailable, BrokerUnusable) as exc:
         yield Finding("topics and subscriptions", False, measured=str(exc), change="as it says")
     finally:
         client.close()
