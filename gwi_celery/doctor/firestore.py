@@ -23,7 +23,7 @@ from gwi_celery.doctor.findings import Finding
 from gwi_celery.errors import GwiError, LeaseLost, StoreUnavailable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict, ServerError, Unsettled
-from gwi_celery.firestore.documents import Query, Write, create
+from gwi_celery.firestore.documents import Filter, Micros, Query, Write, create
 from gwi_celery.firestore.url import parse
 from gwi_celery.stores.base import (
     Checkpoint,
@@ -39,7 +39,7 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.firestore.blobs import batches
-from gwi_celery.stores.firestore.paths import JOBS, LOCKS, Paths
+from gwi_celery.stores.firestore.paths import JOBS, LETTERS, LOCKS, Paths
 from gwi_celery.stores.firestore.records import job_of
 from gwi_celery.stores.firestore.upkeep import Upkeep
 
@@ -276,6 +276,9 @@ class Trial:
             self.say(isinstance(again, Completed), "a duplicate is answered from the record")
 
     def lists(self) -> None:
+        base = Paths(self.url.prefix).base
+        ended = Filter("status", "==", JobStatus.SUCCEEDED.value)
+        expired = Filter("gc_at", "<=", Micros(0))
         queries: dict[str, Callable[[], object]] = {
             "by tenant": lambda: self.store.list_jobs("check"),
             "by status": lambda: self.store.list_jobs("check", status=JobStatus.SUCCEEDED),
@@ -284,7 +287,13 @@ class Trial:
                 "check", status=JobStatus.SUCCEEDED, run_id="run"
             ),
             "of locks": lambda: self.store.list_locks("check"),
-            "of what may have expired": lambda: self.store.cleanup(1),
+            # As cleanup() asks, but for nothing: that would read whatever has ended in the database.
+            "of what may have expired": lambda: self.client.query(
+                Query("", JOBS, True, [ended, expired], [("gc_at", "asc")], limit=1, mask=[])
+            ),
+            "of dead letters that are old": lambda: self.client.query(
+                Query(base, LETTERS, False, [expired], [("gc_at", "asc")], limit=1, mask=[])
+            ),
         }
         for what, query in queries.items():
             try:
@@ -326,7 +335,6 @@ class Trial:
         before = Counter(self.codes)
         claims: list[int] = []
         until = time.monotonic() + self.seconds
-
         errors: list[GwiError] = []
         over = threading.Event()
 
