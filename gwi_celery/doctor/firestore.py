@@ -39,7 +39,8 @@ from gwi_celery.stores.base import (
 )
 from gwi_celery.stores.firestore import FirestoreStore
 from gwi_celery.stores.firestore.blobs import batches
-from gwi_celery.stores.firestore.paths import JOBS, LETTERS, LOCKS, Paths
+from gwi_celery.stores.firestore.paths import JOBS, LOCKS, Paths
+from gwi_celery.stores.firestore.queues import LETTERS
 from gwi_celery.stores.firestore.records import job_of
 from gwi_celery.stores.firestore.upkeep import Upkeep
 
