@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import grpc
 
+from gwi_celery.doctor.calls import TIMEOUT
 from gwi_celery.doctor.findings import Finding
 from gwi_celery.doctor.sandbox import PREFIX, SINCE, CallFailed, Sandbox
 
@@ -36,7 +37,7 @@ def swept(sandbox: Sandbox) -> Finding:
     for (kind, path), began in found.items():
         if began < now - OLD:
             try:
-                sandbox.rpc(f"Delete{kind.capitalize()}", **{kind: path})
+                sandbox.rpc(f"Delete{kind.capitalize()}", TIMEOUT, **{kind: path})
             except CallFailed as exc:
                 if exc.code() is not grpc.StatusCode.NOT_FOUND:  # another run deletes it, too
                     kept.append(path)

@@ -323,7 +323,8 @@ def test_what_a_killed_run_left_is_deleted_by_a_later_one(twin: Twin) -> None:
     finally:
         twin.allow("pubsub.topics.list")
         twin.switch(settle=1)
-        for trial in (killed, running, later):
+        killed.client.close()
+        for trial in (running, later):
             trial.clean_up()
     assert _left(_of(options)) == []
 
