@@ -63,7 +63,8 @@ def not_ready(options: PubSubOptions) -> str:
         forbids = f"forbids one of storage_regions ({', '.join(options.storage_regions)})"
     return (
         f"project {options.project} is not ready for Pub/Sub yet: a new project takes some minutes, and "
-        f"this is retried. If it lasts, the organization policy constraints/gcp.resourceLocations {forbids}"
+        "this is retried. If it lasts, the organization policy constraints/gcp.resourceLocations "
+        f"{forbids}"
     )
 
 

@@ -174,8 +174,8 @@ class Twin(_TwinProcess):
     def grant(self, role: str, member: str = "agent", condition: str = "") -> None:
         """Bind ``role`` in the policy of every project, until :meth:`reset`.
 
-        ``member`` is ``agent``, or as a policy has it. The twin evaluates no ``condition``: a binding that
-        has one gives nothing.
+        ``member`` is ``agent``, or as a policy has it. The twin evaluates no ``condition``: a binding
+        that has one gives nothing.
         """
         self._do("grant", role=role, member=member, condition=condition)
 
