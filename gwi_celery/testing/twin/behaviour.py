@@ -119,6 +119,9 @@ class Behaviour(Switches):
     #: How often Cloud Monitoring measures what waits in a subscription.
     #: https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-pubsub
     measured_every: float = 60.0
+    #: How much later a measurement can be read.
+    #: https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-pubsub
+    measured_late: float = 120.0
 
     #: Share of calls that fail with UNAVAILABLE or INTERNAL, half of them after they took effect.
     #: https://cloud.google.com/pubsub/docs/reference/error-codes
@@ -187,6 +190,7 @@ LENIENT: Final = Behaviour(
     one_ordering_key=False,
     limits=False,
     admin_quota=0,
+    measured_late=0.0,
     faults=0.0,
     published_twice=False,
 )

@@ -105,7 +105,7 @@ class Pusher:
         connection = kind(endpoint.netloc, timeout=config.ack_deadline_seconds)
         path = endpoint.path or "/"
         body, headers = self._request(subscription, entry)
-        loop.call_soon_threadsafe(self._world.costs.deliver, len(body))
+        loop.call_soon_threadsafe(self._world.costs.deliver, [entry.message])
         try:
             connection.request(
                 "POST", f"{path}?{endpoint.query}" if endpoint.query else path, body, headers
@@ -127,6 +127,8 @@ class Pusher:
                 headers["x-goog-pubsub-subscription-name"] = config.name
                 headers["x-goog-pubsub-message-id"] = message.message_id
                 headers["x-goog-pubsub-publish-time"] = message.publish_time.ToJsonString()
+                if message.ordering_key:
+                    headers["x-goog-pubsub-ordering-key"] = message.ordering_key
                 headers.update(message.attributes)
             return bytes(message.data), headers
         published = message.publish_time.ToJsonString()

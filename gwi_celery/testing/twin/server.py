@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from gwi_celery.testing.twin.checks import left_out
 from gwi_celery.text import from_json
 
 CONTROL = "/gwi.testing.Twin/Control"
@@ -23,6 +24,18 @@ _OPTIONS = [
     # Two servers on one port would share its calls.
     ("grpc.so_reuseport", 0),
 ]
+
+
+class _LeftOut(grpc.GenericRpcHandler):  # grpc has no types
+    """Answers every call that no other handler knows."""
+
+    def service(self, handler_call_details: Any) -> Any:
+        refused = left_out(handler_call_details.method)
+
+        async def refuse(requests: Any, context: Any) -> None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, str(refused))
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 class Server:
@@ -39,7 +52,8 @@ class Server:
     async def start(self) -> int:
         """Listen; the port. Raises RuntimeError if it is taken."""
         self._server = grpc.aio.server(options=_OPTIONS)
-        self._server.add_generic_rpc_handlers([*self.handlers(), self._control_handler()])
+        handlers = [*self.handlers(), self._control_handler(), _LeftOut()]
+        self._server.add_generic_rpc_handlers(handlers)
         try:
             port: int = self._server.add_insecure_port(self._address)
         except RuntimeError as exc:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from google.pubsub_v1 import types
 
+from gwi_celery.testing.twin import checks
 from gwi_celery.testing.twin.backlog import Entry
 from gwi_celery.testing.twin.checks import Refused
 from gwi_celery.testing.twin.world import Subscription, World
@@ -52,7 +53,8 @@ class Stream:
             while self._goes_on(reader):
                 answer = self._answer()
                 if answer is not None:
-                    self._world.costs.deliver(answer.ByteSize())
+                    if answer.received_messages:  # confirmations are free
+                        self._world.costs.deliver(r.message for r in answer.received_messages)
                     self._answers.put_nowait((time.time(), answer))
                     await asyncio.sleep(0)
                 else:
@@ -79,9 +81,7 @@ class Stream:
 
     def _goes_on(self, reader: asyncio.Future[None]) -> bool:
         behaviour, now = self._world.behaviour, time.time()
-        path = self._subscription.config.name
-        if self._world.subscriptions.get(path) is not self._subscription:
-            raise Refused("Resource not found (it was deleted).", "NOT_FOUND")
+        self._world.check_pullable(self._subscription)
         if reader.done():
             reader.result()  # a bad request
             if behaviour.stream_error:
@@ -140,6 +140,9 @@ class Stream:
         if not all(0 <= seconds <= 600 for seconds in request.modify_deadline_seconds):
             raise Refused("modify_deadline_seconds: 0 to 600.")
         backlog, now = self._subscription.backlog, time.time()
+        if self._world.behaviour.limits:
+            for ids in (request.ack_ids, request.modify_deadline_ack_ids):
+                checks.ack_ids(ids, exactly_once=backlog.exactly_once)
         if request.stream_ack_deadline_seconds:
             check_deadline(request)
             self._lease = request.stream_ack_deadline_seconds
