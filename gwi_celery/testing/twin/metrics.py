@@ -1,7 +1,8 @@
 """The part of Cloud Monitoring that measures backlogs: ``ListTimeSeries`` of two metrics.
 
 https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-pubsub: each subscription is measured every 60
-seconds, and what was measured can be read up to 120 seconds later. It needs the package google-cloud-monitoring, which its clients have.
+seconds, and what was measured can be read up to 120 seconds later. It needs the package
+google-cloud-monitoring, which its clients have.
 """
 
 from __future__ import annotations
