@@ -580,6 +580,10 @@ def test_a_denied_permission(calls: Calls, twin: Twin) -> None:
     with pytest.raises(exceptions.PermissionDenied, match="not authorized"):
         calls.publish(topic, "one")
     calls.publish(other, "one")
+    twin.deny("pubsub.topics.publish", calls.project)
+    with pytest.raises(exceptions.PermissionDenied):
+        calls.publish(other, "one")
+    twin.allow("pubsub.topics.publish", calls.project)
     twin.allow("pubsub.topics.publish", topic)
     calls.publish(topic, "one")
 

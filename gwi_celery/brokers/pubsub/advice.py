@@ -124,7 +124,9 @@ def missing(options: PubSubOptions, resource: str) -> str:
             f"gcloud pubsub subscriptions create {id} --topic={topic} --project={project} "
             f"--ack-deadline={round(options.lease_seconds)} --expiration-period=never"
         )
-        if not queue.endswith(DEAD_LETTER_SUFFIX):
+        if queue.endswith(DEAD_LETTER_SUFFIX):
+            command += " --message-retention-duration=31d"  # the longest; 7 days by default
+        else:
             dead = options.queues.get(queue, {}).get("dead_letter_topic")
             dead = dead or topic + DEAD_LETTER_SUFFIX
             command += f" --dead-letter-topic={dead} --max-delivery-attempts=100"

@@ -159,7 +159,7 @@ class Twin(_TwinProcess):
         return self._do("certificates")
 
     def deny(self, permission: str, resource: str = "*", who: str = "caller") -> None:
-        """Answer PERMISSION_DENIED to calls that need ``permission`` on ``resource``.
+        """Answer PERMISSION_DENIED to calls that need ``permission`` on ``resource``, or in that project.
 
         A caller that has pushes signed as an account needs ``iam.serviceAccounts.actAs`` on
         ``projects/-/serviceAccounts/EMAIL``. ``who="agent"`` is Pub/Sub's service agent: without its

@@ -68,7 +68,9 @@ class Rights:
         self._denied.discard((who, permission, resource))
 
     def has(self, permission: str, resource: str, who: str = CALLER) -> bool:
-        return not self._denied & {(who, permission, resource), (who, permission, "*")}
+        """What is denied on a project is denied on all that is in it."""
+        project = "/".join(resource.split("/")[:2])
+        return not self._denied & {(who, permission, on) for on in (resource, project, "*")}
 
     def check(self, rpc: str, request: Any) -> None:
         """Raises Refused if the caller may not."""
