@@ -107,13 +107,19 @@ def test_a_pull_may_return_fewer_than_asked(calls: Calls, switch: Callable[..., 
 # --- streams --------------------------------------------------------------------------------------
 
 
-def test_a_stream_keeps_to_its_flow_control(calls: Calls) -> None:
+@pytest.mark.parametrize(
+    "limit",
+    [{"max_outstanding_messages": 2}, {"max_outstanding_bytes": 1500}],  # or more, by one message
+    ids=lambda limit: next(iter(limit)),
+)
+def test_a_stream_keeps_to_its_flow_control(calls: Calls, limit: dict[str, int]) -> None:
     topic = calls.topic()
     sub = calls.subscription(topic)
-    calls.publish(topic, *"abcdef")
-    with calls.stream(sub, max_outstanding_messages=2) as stream:
+    texts = [letter * 1000 for letter in "abcdef"]
+    calls.publish(topic, *texts)
+    with calls.stream(sub, **limit) as stream:
         first = stream.messages(2)
-        assert bodies(calls.pull(sub, 1)) == ["c"]  # it was left for others
+        assert bodies(calls.pull(sub, 1)) == [texts[2]]  # it was left for others
         stream.send(ack_ids=[first[0].ack_id])
         assert len(stream.messages(1)) == 1
 
@@ -825,7 +831,7 @@ def test_a_token_is_for_its_endpoint_and_an_unwrapped_message_has_its_metadata_i
         names = ("subscription-name", "message-id", "ordering-key")
         assert [kept[f"x-goog-pubsub-{name}"] for name in names] == [sub, id, "k"]
         found = calls.subscriber.get_subscription(request={"subscription": sub}).push_config
-        assert found.attributes == {"x-goog-version": "v1"}
+        assert dict(found.attributes) == {"x-goog-version": "v1"}
     finally:
         endpoint.close()
 
