@@ -39,6 +39,7 @@ _QUIET = {
     "name_rest": 0,
     "transient_acks": 0,
 }
+_DEAD = {"dead_letter_topic": "projects/p/topics/dead"}
 #: As the twin makes them, of a delivery that never was.
 _ACK_ID = f"1-1-{'0' * 16}---"
 
@@ -344,7 +345,9 @@ def test_limits_of_a_publish(calls: Calls, messages: list[dict[str, Any]]) -> No
     "config",
     [
         {"ack_deadline_seconds": 9},
+        {"ack_deadline_seconds": 601},
         {"message_retention_duration": {"seconds": 599}},
+        {"message_retention_duration": {"seconds": 31 * 86_400, "nanos": 1}},
         {"expiration_policy": {"ttl": {"seconds": 3600}}},
         {"expiration_policy": {"ttl": {"seconds": 86_400}}},  # less than its retention of 7 days
         {"expiration_policy": {"ttl": {}}},
@@ -352,6 +355,8 @@ def test_limits_of_a_publish(calls: Calls, messages: list[dict[str, Any]]) -> No
         {"retry_policy": {"minimum_backoff": {"seconds": -1}}},
         {"retry_policy": {"maximum_backoff": {"seconds": 9}}},  # the minimum is 10 by default
         {"dead_letter_policy": {"dead_letter_topic": "dead"}},
+        {"dead_letter_policy": {**_DEAD, "max_delivery_attempts": 4}},
+        {"dead_letter_policy": {**_DEAD, "max_delivery_attempts": 101}},
         {"push_config": {"push_endpoint": "ftp://example.com/push"}},
         {"push_config": {"push_endpoint": "http://example.com/push"}},
         {"push_config": {"push_endpoint": "https:///push"}},
@@ -361,8 +366,14 @@ def test_limits_of_a_publish(calls: Calls, messages: list[dict[str, Any]]) -> No
             "enable_exactly_once_delivery": True,
         },
         {"labels": {"UPPER": "x"}},
+        {"labels": {"k": "UPPER"}},
+        {"labels": {"1": "x"}},
+        {"labels": {"k" * 64: "x"}},
+        {"labels": {"k": "x" * 64}},
         {"labels": {f"k{n}": "v" for n in range(65)}},
         {"name": "projects/p/subscriptions/ab"},
+        {"name": f"projects/p/subscriptions/{'a' * 256}"},
+        {"name": "projects/p/subscriptions/1ab"},
         {"name": "projects/p/subscriptions/googly"},
         {"name": "projects/p/topics/subscription"},
         {"name": "subscription"},
@@ -532,6 +543,15 @@ def test_ack_requests_have_ids_and_a_limit(calls: Calls) -> None:
         calls.ack(sub)
     with pytest.raises(exceptions.InvalidArgument, match="not specified an ack ID"):
         calls.modify(sub, 10)
+    for seconds in (-1, 601):
+        with pytest.raises(exceptions.InvalidArgument, match="0 to 600"):
+            calls.subscriber.modify_ack_deadline(
+                request={
+                    "subscription": sub,
+                    "ack_ids": [_ACK_ID],
+                    "ack_deadline_seconds": seconds,
+                }
+            )
     # As many as Google's libraries once sent: https://github.com/googleapis/google-cloud-go/issues/20391
     topic = calls.topic("other")
     other = calls.subscription(topic)
