@@ -811,6 +811,17 @@ def test_push_is_sent_again_until_it_is_taken(calls: Calls, twin: Twin) -> None:
         endpoint.close()
 
 
+def test_pushes_that_fail_together_are_one_failure(calls: Calls) -> None:
+    endpoint = Endpoint(*[500] * 8)
+    try:
+        topic = calls.topic()
+        calls.subscription(topic, push_config={"push_endpoint": endpoint.url})
+        calls.publish(topic, *"abcdefgh")
+        endpoint.wait_for(16)  # a pause that doubled with each of them would take half a minute
+    finally:
+        endpoint.close()
+
+
 def test_push_carries_a_signed_token(calls: Calls, twin: Twin) -> None:
     endpoint = Endpoint()
     try:

@@ -87,9 +87,10 @@ class Pusher:
         if status in _SUCCESS:
             state[2] = _PAUSE[0]
             subscription.backlog.ack([ack_id], now)
-        else:
+            return
+        if now >= state[1]:  # else it failed beside the one that the pause is for
             state[1], state[2] = now + state[2], min(state[2] * 2, _PAUSE[1])
-            subscription.backlog.modify([ack_id], 0, now)
+        subscription.backlog.modify([ack_id], 0, now)
 
     def _post(
         self, loop: asyncio.AbstractEventLoop, subscription: Subscription, entry: Entry
