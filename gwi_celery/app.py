@@ -38,7 +38,7 @@ _BACKENDS = {
 }
 
 
-#: What a worker does beside Celery's own steps. By name: producers need none of it.
+#: What a worker does beside Celery's own steps. Named by strings, so that producers don't import it.
 _BOOTSTEPS = (
     "gwi_celery.provisioned:NoEvents",
     "gwi_celery.service.worker:HealthServer",
@@ -182,7 +182,7 @@ def _configure(app: Any) -> Settings:
 
 
 def _forget_connections(app: Any) -> None:
-    """Drop the connections that the app opened before: they lead to another broker, or to none."""
+    """Drop the connections that the app opened before: they lead to its former broker, or to none."""
     if app._pool is not None:
         app._pool.force_close_all()
         app._pool = None

@@ -169,7 +169,7 @@ class _AppBroker:
 
 
 def _close(broker: Broker, pid: int) -> None:
-    if os.getpid() == pid:  # a fork's is its parent's
+    if os.getpid() == pid:  # in a forked child the broker is its parent's
         broker.close()
 
 

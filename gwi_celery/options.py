@@ -136,21 +136,16 @@ def of(default: Any) -> Kind:
     return {bool: BOOLEAN, float: NUMBER, int: WHOLE, str: TEXT}[type(default)]
 
 
-def read(
-    options: Mapping[str, Any], kinds: Mapping[str, Kind], unknown: str, where: str = "{}"
-) -> dict[str, Any]:
-    """Options by name, each read by its kind.
+def read(options: Mapping[str, Any], kinds: Mapping[str, Kind], unknown: str) -> dict[str, Any]:
+    """Options by name, each read by its kind. Raises ConfigurationError.
 
     Args:
         unknown: The error's text for a name that isn't in ``kinds``; ``{}`` is replaced by the name.
-        where: How the error's text names a wrong value; ``{}`` is replaced by its name.
-
-    Raises ConfigurationError.
     """
     for name in options:
         if name not in kinds:
             raise ConfigurationError(f"{unknown.format(repr(name))}; {nearest(name, kinds)}")
-    return {name: kinds[name].convert(value, where.format(name)) for name, value in options.items()}
+    return {name: kinds[name].convert(value, name) for name, value in options.items()}
 
 
 def query(url: str, text: str, known: Collection[str] | None = None) -> dict[str, str]:

@@ -287,7 +287,7 @@ class Client:
         return self._intercept(method, request, lambda message: self._send(method, message))
 
     def _send(self, method: str, request: Any) -> Any:
-        # A signal's exception that is raised inside gRPC would leave gRPC's own lock held for good.
+        # A signal's exception that is raised inside gRPC would leave gRPC's own lock held for ever.
         with shield.section(), fork_gate.call():
             rpcs.count(method)
             stub, streams = self._connection.stub(method)

@@ -130,7 +130,7 @@ def _check_serializer(task: Any, accepted: Any) -> None:
         )
 
 
-#: Option -> how what it names is told. Celery imports both when a worker starts.
+#: Option -> what it names, for messages. Celery imports both when a worker starts.
 _IMPORTED: Final[Mapping[str, Kind]] = {
     "Strategy": Kind("a function", callable),
     "Request": Kind("a class", lambda found: isinstance(found, type)),

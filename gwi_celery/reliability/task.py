@@ -364,7 +364,7 @@ class ReliableTask(InsideJob):
     def on_replace(self, sig: Any) -> Any:
         """Celery's own; within an attempt the record is written first."""
         if self._running_job is None or "_gwi_replaced" in vars(self.request):
-            # An eager replacement runs here: no worker could be waited for in vain.
+            # An eager replacement runs in this process, so waiting for its result can't block a worker.
             with allow_join_result() if self.request.is_eager else nullcontext():
                 return super().on_replace(sig)
         raise Replaced(sig)

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.cloud.firestore_v1 import types
 
 from gwi_celery.errors import ConfigurationError, InvalidCall, StoreUnavailable, StoreUnusable
 from gwi_celery.firestore import documents
@@ -44,6 +45,7 @@ def test_the_emulators_host_needs_no_credentials() -> None:
         ("firestore://", "no Firestore URL"),
         ("firestor://p", "no Firestore URL"),
         ("firestore://p?databse=x", "did you mean 'database'"),
+        ("firestore://localhost:8080/p", r"firestore://project\?endpoint=localhost:8080"),
         ("firestore://p/a/b", "one word"),
         ("firestore://p/..", "can't name a collection"),
         ("firestore://p/__x__", "can't name a collection"),
@@ -210,7 +212,7 @@ def test_a_read_without_an_answer_is_sent_again() -> None:
     ],
 )
 def test_a_value_comes_back_as_it_was(value: Any) -> None:
-    message = documents.ValueMessage()
+    message = types.Value.pb()()
     documents.set_value(message, value)
     back = documents.get_value(message)
     assert back == value
@@ -219,7 +221,7 @@ def test_a_value_comes_back_as_it_was(value: Any) -> None:
 
 def test_a_value_of_another_type_is_refused() -> None:
     with pytest.raises(TypeError, match="set"):
-        documents.set_value(documents.ValueMessage(), {1, 2})
+        documents.set_value(types.Value.pb()(), {1, 2})
 
 
 # --- against the emulator -------------------------------------------------------------------------

@@ -256,7 +256,7 @@ def ack_request(request: Any) -> None:
 
 
 def ack_ids(found: Any, *, exactly_once: bool) -> None:
-    """Of a stream. Exactly-once answers tell such ids one by one.
+    """Malformed ones end their stream or call; exactly-once subscriptions tell them one by one.
 
     https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1#streamingpullrequest
     """

@@ -303,6 +303,7 @@ class Service:
         if self.world.behaviour.limits:
             checks.ack_request(request)
         found = self.world.subscription(request.subscription)
+        self._check_ids(found, request)
         ids, refused = self.world.refused_for_now(found, request.ack_ids)
         _refuse(found, found.backlog.ack(ids, time.time()), refused)
         return _Empty()
@@ -314,9 +315,14 @@ class Service:
             raise Refused("ack_deadline_seconds: 0 to 600.")
         found = self.world.subscription(request.subscription)
         seconds = request.ack_deadline_seconds
+        self._check_ids(found, request)
         ids, refused = self.world.refused_for_now(found, request.ack_ids)
         _refuse(found, found.backlog.modify(ids, seconds, time.time()), refused)
         return _Empty()
+
+    def _check_ids(self, found: Subscription, request: Any) -> None:
+        if self.world.behaviour.limits:
+            checks.ack_ids(request.ack_ids, exactly_once=found.backlog.exactly_once)
 
     async def StreamingPull(self, requests: Any, context: Any) -> None:
         try:

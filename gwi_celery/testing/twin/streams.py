@@ -172,12 +172,12 @@ class Stream:
         backlog.wake()
 
     def _confirm(self, name: str, ids: list[str], bad: list[str], for_now: list[str]) -> None:
-        told = {
+        answer = {
             "ack_ids": [id for id in ids if id not in bad],
             "invalid_ack_ids": bad,
             "temporary_failed_ack_ids": for_now,
         }
-        self._replies.append(_Response(**{name: told}))
+        self._replies.append(_Response(**{name: answer}))
 
 
 def check_deadline(request: Any) -> None:
