@@ -129,7 +129,15 @@ def missing(options: PubSubOptions, resource: str) -> str:
             f"gcloud pubsub subscriptions create {id} --topic={topic} --project={project} "
             f"--ack-deadline={round(options.lease_seconds)} --expiration-period=never"
         )
-        if not queue.endswith(DEAD_LETTER_SUFFIX):
+        if options.ordering:
+            command += " --enable-message-ordering"  # which can't be added later
+        if options.exactly_once:
+            command += " --enable-exactly-once-delivery"
+        if queue.endswith(DEAD_LETTER_SUFFIX):
+            command += " --message-retention-duration=31d"  # the longest; 7 days by default
+        else:
+            if options.retention:
+                command += f" --message-retention-duration={options.retention:g}s"
             dead = options.queues.get(queue, {}).get("dead_letter_topic")
             dead = dead or topic + DEAD_LETTER_SUFFIX
             command += f" --dead-letter-topic={dead} --max-delivery-attempts=100"

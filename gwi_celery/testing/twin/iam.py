@@ -23,6 +23,7 @@ PERMISSIONS = {
     "ListTopics": "pubsub.topics.list",
     "ListTopicSubscriptions": "pubsub.topics.get",
     "DeleteTopic": "pubsub.topics.delete",
+    "DetachSubscription": "pubsub.topics.detachSubscription",
     "Publish": "pubsub.topics.publish",
     "CreateSubscription": "pubsub.subscriptions.create",
     "GetSubscription": "pubsub.subscriptions.get",
@@ -74,32 +75,40 @@ class Rights:
         self._denied.discard((who, permission, resource))
 
     def has(self, permission: str, resource: str, who: str = CALLER) -> bool:
-        if not self._denied & {(who, permission, resource), (who, permission, "*")}:
+        if not self._is_denied(permission, resource, who):
             return True
         giving = {role for role, gives in _AGENTS.values() if gives == permission}
         wanted = {(role, AGENT, "") for role in (*giving, *_BOTH)}
         return who == AGENT and not wanted.isdisjoint(self.granted)
 
-    def require(self, permission: str, resource: str) -> None:
-        """Raises Refused, as Cloud Resource Manager does, if the caller may not."""
-        if not self.has(permission, resource):
-            raise Refused("The caller does not have permission", "PERMISSION_DENIED")
+    def _is_denied(self, permission: str, resource: str, who: str) -> bool:
+        """What is denied on a project is denied on all that is in it."""
+        project = "/".join(resource.split("/")[:2])
+        return bool(self._denied & {(who, permission, on) for on in (resource, project, "*")})
 
     def check(self, rpc: str, request: Any) -> None:
         """Raises Refused if the caller may not."""
         resource = resource_of(rpc, request)
+        self.check_enabled(resource)
+        for permission, on in [(PERMISSIONS[rpc], resource), *_besides(rpc, request)]:
+            self.need(permission, on)
+
+    def check_enabled(self, resource: str) -> None:
         if self.disabled:
             raise _ApiDisabled(resource.partition("/")[2].partition("/")[0])
-        for permission, on in [(PERMISSIONS[rpc], resource), *_besides(rpc, request)]:
-            if not self.has(permission, on):
-                text = "User not authorized to perform this action."
-                if permission == _ACT_AS:
-                    account = on.rpartition("/")[2]
-                    text = f"Permission '{permission}' denied on service account {account}."
-                raise Refused(text, "PERMISSION_DENIED")
+
+    def need(self, permission: str, on: str) -> None:
+        """Raises Refused if the caller lacks it."""
+        if self.has(permission, on):
+            return
+        text = "User not authorized to perform this action."
+        if permission == _ACT_AS:
+            account = on.rpartition("/")[2]
+            text = f"Permission '{permission}' denied on service account {account}."
+        raise Refused(text, "PERMISSION_DENIED")
 
     def held(self, request: Any) -> Any:
-        """TestIamPermissions: those that the caller has. Nobody is refused."""
+        """Those of the asked ones that the caller has. Nobody is refused."""
         has = [p for p in request.permissions if self.has(p, request.resource)]
         return iam_policy_pb2.TestIamPermissionsResponse(permissions=has)
 
@@ -107,11 +116,9 @@ class Rights:
         """GetIamPolicy: what the service agent is granted on that resource itself."""
         path = request.resource
         kind = "topics" if "/topics/" in path else "subscriptions"
-        if not self.has(f"pubsub.{kind}.getIamPolicy", path):
-            raise Refused("User not authorized to perform this action.", "PERMISSION_DENIED")
+        self.need(f"pubsub.{kind}.getIamPolicy", path)
         role, permission = _AGENTS[kind]
-        denied = self._denied & {(AGENT, permission, path), (AGENT, permission, "*")}
-        members = [] if denied else [AGENT_ACCOUNT]
+        members = [] if self._is_denied(permission, path, AGENT) else [AGENT_ACCOUNT]
         return policy_pb2.Policy(bindings=[{"role": role, "members": members}])
 
     def may_dead_letter(self, subscription: str, topic: str) -> bool:
@@ -148,7 +155,8 @@ def error_info(
 def resource_of(rpc: str, request: Any) -> str:
     """The resource on which a call's permission is checked."""
     if rpc in ("CreateTopic", "CreateSubscription"):
-        return str("/".join(request.name.split("/")[:2]))
+        path = request.name or getattr(request, "topic", "")
+        return str("/".join(path.split("/")[:2]))
     for field in ("topic", "subscription", "project"):
         value = getattr(request, field, None)
         if value is not None:

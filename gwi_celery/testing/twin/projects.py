@@ -27,11 +27,11 @@ def handler(world: World) -> Any:
     """gRPC's handler."""
 
     def project(request: Any) -> Any:
-        world.rights.require("resourcemanager.projects.get", request.name)
+        world.rights.need("resourcemanager.projects.get", request.name)
         return _Named(name=f"projects/{NUMBER}")
 
     def policy(request: Any) -> Any:
-        world.rights.require("resourcemanager.projects.getIamPolicy", request.resource)
+        world.rights.need("resourcemanager.projects.getIamPolicy", request.resource)
         bindings = [
             policy_pb2.Binding(
                 role=role,

@@ -26,11 +26,10 @@ class PubSubServer(Server):
     def handlers(self) -> list[Any]:
         return [*self.service.handlers(), self.metrics.handler(), projects(self.world)]
 
-    async def start(self) -> int:
-        port = await super().start()
+    async def start(self) -> None:
+        await super().start()
         self.pusher.start()
         self.metrics.start()
-        return port
 
     async def stop(self) -> None:
         self.pusher.stop()
