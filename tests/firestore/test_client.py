@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,22 @@ def test_credentials_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "no such file")
     with pytest.raises(StoreUnusable, match=r"no such file.*application-default login"):
         Client(parse("firestore://proj", {})).read(["a/b"])
+
+
+def test_an_emulator_is_not_reached_through_the_proxy_that_leads_to_google(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:1")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client = Client(parse(f"firestore://proj?endpoint=127.0.0.1:{port}&emulator=true", {}))
+    with pytest.raises(StoreUnusable, match="UNIMPLEMENTED"):
+        client.read(["a/b"])
+    client.close()
+    server.stop(None).wait()
 
 
 def test_every_code_that_grpc_has_is_mapped() -> None:

@@ -752,7 +752,7 @@ def test_cloud_monitoring_tells_the_depth_of_a_queue(broker: PubSubBroker, twin:
     broker.declare_queue(QueueSpec("q"))
     assert broker.depth("q") is None, "it was not measured yet"
     broker.publish_many([_of("a", b"x"), _of("b", b"x"), _of("c", b"x")])
-    twin.switch(measured_every=0.1)
+    twin.switch(measured_every=0.1, measured_late=0)
     eventually(lambda: broker.state("q").ready == 3)
     assert broker.state("q").oldest is not None
     twin.deny("monitoring.timeSeries.list")
