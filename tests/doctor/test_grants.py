@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions, parse
 from gwi_celery.doctor import Finding, grants
 from gwi_celery.doctor.grants import AGENT, Grants
@@ -19,7 +20,7 @@ OTHERS = "service-2@gcp-sa-pubsub.iam.gserviceaccount.com"
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[Twin]:
-    with start_twin(faults=0) as twin:
+    with start_twin(faults=0, settle=0) as twin:
         yield twin
 
 
@@ -36,10 +37,19 @@ def options(started: Twin) -> PubSubOptions:
     return parse(f"pubsub://{started.endpoint}/p-{uuid.uuid4().hex[:20]}?emulator=strict")
 
 
+def _made(options: PubSubOptions, name: str) -> str:
+    path = f"projects/{options.project}/topics/{name}"
+    client = Client(options)
+    client.call("CreateTopic", pb["Topic"](name=path), path)
+    client.close()
+    return path
+
+
 @pytest.fixture
-def ask(options: PubSubOptions) -> Callable[[], Finding]:
+def ask(twin: Twin, options: PubSubOptions) -> Callable[[], Finding]:
+    topic = _made(options, "dead")
+
     def asked() -> Finding:
-        topic = f"projects/{options.project}/topics/dead"
         with Grants(options) as each:
             return each.agents(topic, options.project, "it", ROLE, f"grant it to {AGENT}")
 
@@ -123,9 +133,9 @@ def test_what_the_caller_may_not_read_is_told_with_the_permission(
 
 
 def test_each_policy_is_read_once(twin: Twin, options: PubSubOptions) -> None:
+    topics = [_made(options, f"dead{n}") for n in range(3)]
     with Grants(options) as each:
-        for n in range(3):
-            topic = f"projects/{options.project}/topics/dead{n}"
+        for topic in topics:
             each.agents(topic, options.project, "it", ROLE, "")
     rpcs = twin.cost()["rpcs"]
     assert rpcs["GetIamPolicy"] == 3
