@@ -258,4 +258,4 @@ def import_(app: Any, file: Any) -> dict[str, Any]:
     except UnicodeDecodeError:
         end(Exit.USAGE, f"nothing was imported: {file.name} is not text: name an exported file")
     with Progress("import", len(lines)) as loaded:
-        return {"imported": queues.load(app, lines, loaded=loaded)}
+        return {"imported": queues.load(app, lines, file=file.name, loaded=loaded)}

@@ -18,6 +18,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 if TYPE_CHECKING:
+    from celery.canvas import Signature
     from celery.result import AsyncResult
 
     class TypedTask(ReliableTask, Generic[P, R]):
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
             labels: Mapping[str, str] | None = None,
             **options: Any,
         ) -> AsyncResult[R]: ...
+
+        # Their arguments may be given later, in part.
+        def s(self, *args: Any, **kwargs: Any) -> Signature[R]: ...
+        def si(self, *args: Any, **kwargs: Any) -> Signature[R]: ...
 
 
 @overload

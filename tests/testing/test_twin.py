@@ -689,7 +689,13 @@ def test_nothing_is_dead_lettered_without_the_service_agents_grants(
     for _ in range(7):
         calls.modify(sub, 0, *calls.pull(sub))
     assert calls.look(end) == []
-    twin.allow("pubsub.topics.publish", dead, who="agent")
+    twin.grant(
+        "roles/pubsub.publisher", condition="request.time < timestamp('2020-01-01T00:00:00Z')"
+    )
+    twin.grant("roles/pubsub.subscriber")
+    calls.modify(sub, 0, *calls.pull(sub))
+    assert calls.look(end) == []
+    twin.grant("roles/pubsub.publisher")  # on the project
     assert calls.look(sub) == []
     assert bodies(calls.look(end)) == ["poison"]
 
