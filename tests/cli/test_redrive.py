@@ -75,9 +75,8 @@ def test_a_job_goes_on_from_where_it_is_told_to(shop: Shop, options, run_again) 
     assert eventually(lambda: shop.json("jobs", "show", sent.id)["status"] == "succeeded")
     assert shop.steps == run_again
     # Its record has ended before its result is stored: until then that is still the failure.
-    result = shop.app.AsyncResult(sent.id)
-    eventually(lambda: result.state == states.SUCCESS)
-    assert result.get(timeout=PATIENCE) == run
+    eventually(lambda: shop.app.AsyncResult(sent.id).state == states.SUCCESS)
+    assert shop.app.AsyncResult(sent.id).get(timeout=PATIENCE) == run
 
 
 @pytest.mark.emulator
