@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests import zygote
 from tests.workers import eventually
@@ -44,6 +45,7 @@ def test_passes(n):
 """
 
 
+@pytest.mark.slow  # it runs pytest, in six processes
 def test_crashed_processes_are_replaced_and_the_tests_named(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p xdist\n")
     (tmp_path / "conftest.py").write_text(CONFTEST)
