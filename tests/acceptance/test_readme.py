@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
 import pytest
 
 from gwi_celery.testing.emulators import Emulator
-from tests import zygote
 from tests.workers import ROOT, worker
 
 pytestmark = pytest.mark.acceptance
 
 
-def take_from_the_readme(folder: Path) -> str:
-    """Write ``insight.py``, and something to analyse; the program that calls it."""
+def take_from_the_readme(folder: Path) -> list[str]:
+    """Write ``insight.py``, and something to analyse; the command that calls it."""
     text = (ROOT / "README.md").read_text()
     [code] = re.findall(r"```python\n([^`]*Celery\(\"insight\"\).*?)```", text, re.DOTALL)
     (folder / "insight.py").write_text(code)
@@ -25,9 +27,9 @@ def take_from_the_readme(folder: Path) -> str:
         (folder / name).touch()
     assert "celery -A insight worker --concurrency 1 " in text
     [call] = re.findall(r"^(python -c 'import insight.*)$", text, re.MULTILINE)
-    [python, option, program] = shlex.split(call)
-    assert (python, option) == ("python", "-c")
-    return program
+    program, *arguments = shlex.split(call)
+    assert program == "python"
+    return [sys.executable, *arguments]
 
 
 def analysed(folder: Path, environment: dict[str, str]) -> str:
@@ -38,8 +40,16 @@ def analysed(folder: Path, environment: dict[str, str]) -> str:
         "insight", folder, env={**environment, "PYTHONPATH": f"{ROOT}:{folder}"}
     ) as running:
         for _ in range(2):
-            done = zygote.run(call, folder=folder, env=environment)
-            assert done.returncode == 0, done.stdout + running.log
+            done = subprocess.run(
+                call,
+                cwd=folder,
+                env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert done.returncode == 0, done.stderr + running.log
             printed.append(done.stdout)
         running.wait_for("is answered from the store")
     assert printed[0] == printed[1]
