@@ -32,7 +32,6 @@ from gwi_celery.errors import (
     PublishFailed,
 )
 from gwi_celery.options import SECONDS, optional
-from gwi_celery.text import nearest
 from gwi_celery.transport.channel import Channel as _Channel
 from gwi_celery.transport.connection import REFUSED_OPTION
 from gwi_celery.transport.leases import LeaseKeeper
@@ -306,13 +305,3 @@ def _url(client: Any) -> str:
     port = f":{client.port}" if client.port else ""
     path = quote((client.virtual_host or "").strip("/"), safe="/:")
     return f"{client.transport_cls}://{hostname}{port}" + (f"/{path}" if path else "")
-
-
-def unknown_options(options: dict[str, Any], known: Any) -> None:
-    """Raise ConfigurationError for an unknown option in ``broker_transport_options``."""
-    for option in options:
-        if option not in known:
-            raise ConfigurationError(
-                f"broker_transport_options has {option!r}, which is unknown; "
-                + nearest(option, known)
-            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import select
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -188,6 +189,29 @@ def test_asking_whether_it_answers_costs_no_admin_call(
             broker.connect()
     finally:
         twin.allow("pubsub.subscriptions.consume")
+
+
+def test_an_ack_outlasts_a_permission_that_is_taken_away_for_a_moment(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all that a worker holds by then is redelivered, and run again if it is no reliable job."""
+    broker = connect()
+    send(broker, b"x")
+    [delivery] = eventually(lambda: broker.receiver().poll("q", 1))
+    counts = partial(twin.counts, broker.topology.subscription("q"))
+    refused = threading.Event()
+    monkeypatch.setattr(
+        broker.client, "on_call", lambda rpc: rpc == "Acknowledge" and refused.set()
+    )
+    twin.deny("pubsub.subscriptions.consume")
+    try:
+        broker.ack([delivery])
+        assert refused.wait(PATIENCE)
+        assert not broker.flush(0.1)
+    finally:
+        twin.allow("pubsub.subscriptions.consume")
+    assert broker.flush(PATIENCE)
+    assert (counts()["acked"], counts()["expired"]) == (1, 0)
 
 
 def test_queues_that_killed_processes_left_are_found(
@@ -730,7 +754,7 @@ def test_cloud_monitoring_tells_the_depth_of_a_queue(broker: PubSubBroker, twin:
     broker.declare_queue(QueueSpec("q"))
     assert broker.depth("q") is None, "it was not measured yet"
     broker.publish_many([_of("a", b"x"), _of("b", b"x"), _of("c", b"x")])
-    twin.switch(measured_every=0.1)
+    twin.switch(measured_every=0.1, measured_late=0)
     eventually(lambda: broker.state("q").ready == 3)
     assert broker.state("q").oldest is not None
     twin.deny("monitoring.timeSeries.list")

@@ -7,8 +7,11 @@ makes fewer requests than it has messages. Two kinds are sent at once: the ack o
 the worker held, and, where answers take longer than that, every ack, because each ack that waits keeps a
 place empty (a third more jobs per second at 20 ms and prefetch 4: ``python -m benchmarks twin``).
 
-A temporary failure is retried until the message's lease has certainly ended; then the message is
-redelivered anyway, and a warning is logged.
+What fails is retried until the message's lease has certainly ended, as the lease's extension is: after a
+temporary failure, and while a permission or the credentials are missing, which somebody may give back.
+Then the message is redelivered anyway, and a warning is logged. Only what the server can never take is
+dropped at once: the lease of an exactly-once message that has run out, a malformed request. Each
+subscription has pauses of its own, as permissions are granted on each.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,7 +29,7 @@ from gwi_celery import forks
 from gwi_celery.background import NEVER, Ticker
 from gwi_celery.backoff import Backoff
 from gwi_celery.brokers.pubsub.client import AckIdsRefused, Client, pb
-from gwi_celery.errors import BrokerUnavailable, NotFound
+from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,17 @@ class _Item:
     seconds: int | None
     #: Monotonic time after which sending it is pointless.
     until: float
+
+
+@dataclass
+class _Outage:
+    """A subscription whose acks fail for now."""
+
+    pauses: Backoff = field(default_factory=lambda: Backoff(_FIRST_PAUSE, _LONGEST_PAUSE))
+    #: Monotonic time before which nothing is sent to it.
+    retry_at: float = 0.0
+    #: Whether it was logged what is missing.
+    told: bool = False
 
 
 def fitting(ack_ids: Iterable[str]) -> Iterator[list[str]]:
@@ -88,9 +102,8 @@ class Acknowledger:
         self._requests = self._sending = 0
         #: Seconds that an answer takes, on average.
         self._answer_seconds = 0.0
-        self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
-        #: Monotonic time before which nothing is retried.
-        self._retry_at = 0.0
+        #: By subscription.
+        self._outages: dict[str, _Outage] = {}
 
     def ack(self, subscription: str, ack_id: str, until: float, *, last: bool = False) -> None:
         """Ack a message; retry until that monotonic time. ``last``: the worker holds no other one."""
@@ -136,7 +149,7 @@ class Acknowledger:
             self._waiting.append(item)
             soon = last or not self._requests or self._answer_seconds > _FAR
             self._due = min(self._due, 0.0 if soon else time.monotonic() + _GATHER)
-            at = max(self._due, self._retry_at)
+            at = max(self._due, self._retry_at(item.subscription))
         self._ticker.wake(at)
 
     def _send_some(self) -> float:
@@ -144,10 +157,11 @@ class Acknowledger:
         with self._changed:
             if not self._waiting or self._requests >= _PIPELINED:
                 return NEVER  # an answer, or the next item, wakes the thread
-            at = max(self._due, self._retry_at)
-            if time.monotonic() < at:
+            now = time.monotonic()
+            at = max(self._due, self._next_retry())
+            if now < at:
                 return at
-            batch = self._take()
+            batch = self._take(now)
             self._requests += 1
             self._sending += len(batch)
             if not self._waiting:
@@ -178,17 +192,15 @@ class Acknowledger:
         if isinstance(error, AckIdsRefused):  # those that it doesn't name are settled
             failed = [item for item in batch if item.ack_id in error.retryable]
             refused = [item for item in batch if item.ack_id in error.lost]
-        elif new or isinstance(error, BrokerUnavailable):
+        elif new or isinstance(error, (BrokerUnavailable, BrokerUnusable)):
             failed = batch
         elif isinstance(error, NotFound):
             # Its messages are deleted too: a reply to a connection that has ended, say.
             logger.debug("%d acks or nacks of a deleted subscription: %s", len(batch), error)
         elif error is not None:
             refused = batch
-        if failed:
-            logger.debug("%d acks or nacks failed and are retried: %s", len(failed), error)
         if refused:
-            # The leases of exactly-once messages have run out, or a permission is missing.
+            # The leases of exactly-once messages have run out, or the request is not a valid one.
             logger.warning(
                 "%d acks or nacks on %s were refused, so these messages may be redelivered: %s",
                 len(refused),
@@ -199,33 +211,64 @@ class Acknowledger:
             now = time.monotonic()
             hopeless = [item for item in failed if item.until <= now]
             self._waiting.extendleft(item for item in reversed(failed) if item.until > now)
-            if not failed:
-                self._pauses.reset()
-            elif now >= self._retry_at:  # else this is the same outage
-                self._retry_at = now + self._pauses.next()
+            ended = unusable = False
+            if failed:
+                outage = self._outages.setdefault(subscription, _Outage())
+                if now >= outage.retry_at:  # else it is the same failure
+                    outage.retry_at = now + outage.pauses.next()
+                unusable = isinstance(error, BrokerUnusable) and not outage.told
+                outage.told = outage.told or unusable
+            elif (over := self._outages.pop(subscription, None)) is not None:
+                ended = over.told and error is None
             self._requests -= 1
             self._sending -= len(batch)
             if self._waiting:
                 self._due = 0.0
-                self._ticker.wake(self._retry_at)
+                self._ticker.wake(self._next_retry())
             self._changed.notify_all()
+        if unusable:
+            logger.warning(
+                "acks and nacks on %s fail, now %d, and are retried until the messages' leases end: %s",
+                subscription,
+                len(failed),
+                error,
+            )
+        elif failed:
+            logger.debug("%d acks or nacks failed and are retried: %s", len(failed), error)
+        if ended:
+            logger.info("acks on %s are taken again", subscription)
         if hopeless:
             logger.warning(
                 "%d messages of %s could not be acked before their leases ran out: they will be "
                 "redelivered",
                 len(hopeless),
-                hopeless[0].subscription,
+                subscription,
             )
 
-    def _take(self) -> list[_Item]:
-        """Take the oldest item, and those that fit into one request with it."""
-        first = self._waiting[0]
+    def _retry_at(self, subscription: str) -> float:
+        """Monotonic time before which nothing is sent to it."""
+        outage = self._outages.get(subscription)
+        return 0.0 if outage is None else outage.retry_at
+
+    def _next_retry(self) -> float:
+        """Monotonic time from which one of the waiting items may be sent."""
+        if not self._outages:
+            return 0.0
+        return min(map(self._retry_at, {item.subscription for item in self._waiting}))
+
+    def _take(self, now: float) -> list[_Item]:
+        """Take the oldest item that may be sent, and those that fit into one request with it."""
+        first: _Item | None = None
         batch: list[_Item] = []
         rest: deque[_Item] = deque()
         size = 0
         while self._waiting and len(batch) < _BATCH and size < _BATCH_BYTES:
             item = self._waiting.popleft()
-            same = (item.subscription, item.seconds) == (first.subscription, first.seconds)
+            if first is None and not (self._outages and self._retry_at(item.subscription) > now):
+                first = item
+            same = first is not None and (
+                (item.subscription, item.seconds) == (first.subscription, first.seconds)
+            )
             size += same * (len(item.ack_id) + _FRAME)
             (batch if same else rest).append(item)
         rest.extend(self._waiting)

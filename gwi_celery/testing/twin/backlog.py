@@ -18,6 +18,8 @@ from gwi_celery.testing.twin.behaviour import Behaviour
 from gwi_celery.testing.twin.checks import seconds as seconds_of
 
 _NEVER = float("inf")
+#: Characters of an ack id: https://github.com/googleapis/google-cloud-go/issues/20391
+_ACK_ID = 220
 
 
 @dataclass(eq=False)
@@ -157,7 +159,8 @@ class Backlog:
     ) -> None:
         entry.turn += 1
         entry.deliveries += 1
-        entry.ack_id = f"{entry.number}-{entry.turn}-{self.dice.getrandbits(64):016x}"
+        ack_id = f"{entry.number}-{entry.turn}-{self.dice.getrandbits(64):016x}"
+        entry.ack_id = ack_id.ljust(_ACK_ID, "-")
         entry.holder = holder
         self._by_ack_id[entry.ack_id] = entry
         early = self.dice.random() < self.behaviour.early_expiry and not self.exactly_once
@@ -270,6 +273,8 @@ class Backlog:
         key = self._key(entry)
         if key and self.behaviour.ordered_redelivery:
             again = [e for e in self._keys[key] if e.number >= entry.number]
+        if self.exactly_once:  # what was acked stays so
+            again = [e for e in again if not e.done]
         for each in again:
             self._unlease(each)
             each.done = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -18,7 +19,7 @@ from gwi_celery.brokers.pubsub.acks import Acknowledger
 from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.brokers.pubsub.deliveries import Deliveries
 from gwi_celery.brokers.pubsub.options import parse
-from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound
+from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
 from gwi_celery.gcp import fork_gate
 from tests import workers
 
@@ -26,6 +27,7 @@ from tests import workers
 eventually = partial(workers.eventually, timeout=20)
 
 SUBSCRIPTION = "projects/p/subscriptions/gwi-q"
+OTHER = "projects/p/subscriptions/gwi-other"
 
 
 class _Server:
@@ -39,7 +41,7 @@ class _Server:
         self.refusal: Exception | None = None
 
     def begin(self, rpc: str, request: Any, subscription: str) -> Future[None]:
-        assert subscription == request.subscription == SUBSCRIPTION
+        assert subscription == request.subscription
         if self.refusal is not None:
             raise self.refusal
         self.rpcs.append(rpc)
@@ -165,7 +167,7 @@ def test_an_outage_that_hits_several_requests_is_one(
         eventually(lambda n=n: len(server.requests) == n + 1)
     for future in server.futures[:8]:
         future.set_exception(BrokerUnavailable("no route"))
-    assert sender._retry_at < time.monotonic() + 1
+    assert sender._retry_at(SUBSCRIPTION) < time.monotonic() + 1
     eventually(lambda: sum(map(len, server.requests[8:])) == 8)
     assert {id for ids in server.requests[8:] for id in ids} == set("01234567")
     for future in server.futures[8:]:
@@ -189,6 +191,48 @@ def test_a_refused_ack_is_not_sent_again(
         " no credentials",
     ]
     assert server.requests == [["a"]]
+
+
+def test_an_ack_waits_for_a_missing_permission_as_long_as_its_lease_lasts(
+    server: _Server, sender: Acknowledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody may give it back. What to do is in the log, once, and what can't be helped."""
+    caplog.set_level(logging.INFO)
+    _ack(sender, "a", last=True)
+    for tries in (1, 2):
+        server.sent(*[["a"]] * tries)
+        server.futures[-1].set_exception(BrokerUnusable("grant roles/pubsub.subscriber"))
+    server.sent(*[["a"]] * 3)
+    server.futures[-1].set_result(None)
+    assert sender.flush(10)
+    sender.ack(SUBSCRIPTION, "b", time.monotonic(), last=True)
+    server.sent(*[["a"]] * 3, ["b"])
+    server.futures[-1].set_exception(BrokerUnusable("grant roles/pubsub.subscriber"))
+    assert sender.flush(10), "its lease has ended"
+    told = [r.getMessage().replace(SUBSCRIPTION, "S") for r in caplog.records]
+    failing = "acks and nacks on S fail, now 1, and are retried until the messages' leases end: "
+    assert told == [
+        failing + "grant roles/pubsub.subscriber",
+        "acks on S are taken again",
+        failing + "grant roles/pubsub.subscriber",
+        "1 messages of S could not be acked before their leases ran out: they will be redelivered",
+    ]
+
+
+def test_a_permission_that_is_missing_on_one_queue_holds_up_no_other(
+    server: _Server, sender: Acknowledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acks, "_FIRST_PAUSE", 3600.0)
+    _ack(sender, "a", last=True)
+    server.sent(["a"])
+    server.futures[0].set_exception(BrokerUnusable("grant roles/pubsub.subscriber"))
+    eventually(lambda: sender._retry_at(SUBSCRIPTION))
+    _ack(sender, "b", last=True)
+    sender.ack(OTHER, "c", time.monotonic() + 60, last=True)
+    server.sent(["a"], ["c"])
+    server.futures[1].set_result(None)
+    assert not sender.flush(0.01), "a and b still wait"
+    assert len(server.requests) == 2
 
 
 def test_an_ack_to_a_deleted_subscription_is_no_news(
