@@ -117,7 +117,8 @@ def written(
     write: Callable[[str], object],
     **more: Any,
 ) -> bool:
-    """Examine and write a report; whether all holds that must. ``more``: see :func:`examine`.
+    """Examine and write a report; whether all holds that must, and something does. ``more``: see
+    :func:`examine`.
 
     Raises as that; what ends it early is reported, after what was found until then.
     """
@@ -137,9 +138,11 @@ def written(
         if as_json and findings:
             write(json.dumps([finding.as_json() for finding in findings], indent=1))
     broken = sum(finding.holds is False for finding in findings)
+    tried = any(finding.holds is not None for finding in findings)
     if not as_json:
-        write(f"{broken} broken" if broken else "all that is relied on holds")
-    return not broken
+        told = "all that is relied on holds" if tried else "nothing was tried"
+        write(f"{broken} broken" if broken else told)
+    return tried and not broken
 
 
 class Stopped(SystemExit):

@@ -32,6 +32,7 @@ from gwi_celery.cli import gwi
 from gwi_celery.cli.frame import Exit
 from gwi_celery.doctor import Finding, echo, examine, firestore, leftovers, main, sandbox
 from gwi_celery.doctor.pubsub import Trial
+from gwi_celery.gcp import emulators
 from gwi_celery.testing.emulators import Emulator
 from gwi_celery.testing.twin import Twin, start_twin
 from gwi_celery.testing.twin.cloudrun import start_cloud_run
@@ -238,7 +239,7 @@ def test_what_makes_all_else_fail_is_told_once_and_soon(
     finally:
         twin.disable(False)
         twin.switch(revoked=False)
-    assert watch.seconds < 10
+    assert watch.seconds < 30
     told = [(finding.what, finding.holds) for finding in found]
     made, others = "making a topic and a subscription", "all other checks of Pub/Sub"
     assert told[:3] == [("who asks", None), (made, False), (others, None)]
@@ -297,12 +298,30 @@ def test_a_database_in_datastore_mode_is_told() -> None:
     assert "make one in native mode" in told["the check ended early"].measured
 
 
-def test_a_database_for_each_tenant_is_not_tried() -> None:
+def test_a_database_for_each_tenant_is_not_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["firestore://p?database=t-{tenant_hash}"]) == 1
+    only, change, end = capsys.readouterr().out.splitlines()
+    assert "Firestore: not tried: each tenant has a database, t-{tenant_hash}" in only
+    assert change.endswith("'firestore://p?database=NAME'")
+    assert end == "nothing was tried"
+
+
+def test_without_credentials_each_service_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(emulators.PUBSUB_HOST, raising=False)
+    monkeypatch.delenv(emulators.FIRESTORE_HOST, raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nowhere.json"))
     found: list[Finding] = []
-    examine(["firestore://p?database=t-{tenant_hash}"], 1, found.append)
-    [only] = found
-    assert only.holds is None
-    assert only.change.endswith("'firestore://p?database=NAME'")
+    examine(["pubsub://p", "firestore://p"], 1, found.append)
+    assert [(finding.what, finding.holds) for finding in found] == [
+        ("who asks", False),
+        ("Firestore", None),
+        ("Firestore's edition and mode", False),
+        ("all other checks of Pub/Sub", None),
+        ("the check ended early", False),
+    ]
+    assert all("nowhere.json" in finding.measured for finding in found if finding.holds is False)
 
 
 def test_what_a_killed_run_left_is_deleted_by_a_later_one(twin: Twin) -> None:
