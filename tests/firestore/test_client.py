@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.cloud.firestore_v1 import types
 
 from gwi_celery.errors import ConfigurationError, InvalidCall, StoreUnavailable, StoreUnusable
 from gwi_celery.firestore import documents
@@ -43,6 +45,7 @@ def test_the_emulators_host_needs_no_credentials() -> None:
         ("firestore://", "no Firestore URL"),
         ("firestor://p", "no Firestore URL"),
         ("firestore://p?databse=x", "did you mean 'database'"),
+        ("firestore://localhost:8080/p", r"firestore://project\?endpoint=localhost:8080"),
         ("firestore://p/a/b", "one word"),
         ("firestore://p/..", "can't name a collection"),
         ("firestore://p/__x__", "can't name a collection"),
@@ -128,6 +131,22 @@ def test_credentials_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatc
         Client(parse("firestore://proj", {})).read(["a/b"])
 
 
+def test_an_emulator_is_not_reached_through_the_proxy_that_leads_to_google(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:1")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client = Client(parse(f"firestore://proj?endpoint=127.0.0.1:{port}&emulator=true", {}))
+    with pytest.raises(StoreUnusable, match="UNIMPLEMENTED"):
+        client.read(["a/b"])
+    client.close()
+    server.stop(None).wait()
+
+
 def test_every_code_that_grpc_has_is_mapped() -> None:
     """Another code in a later gRPC must be given a place in the table."""
     assert {code.name for code in Code} == {
@@ -193,7 +212,7 @@ def test_a_read_without_an_answer_is_sent_again() -> None:
     ],
 )
 def test_a_value_comes_back_as_it_was(value: Any) -> None:
-    message = documents.ValueMessage()
+    message = types.Value.pb()()
     documents.set_value(message, value)
     back = documents.get_value(message)
     assert back == value
@@ -202,7 +221,7 @@ def test_a_value_comes_back_as_it_was(value: Any) -> None:
 
 def test_a_value_of_another_type_is_refused() -> None:
     with pytest.raises(TypeError, match="set"):
-        documents.set_value(documents.ValueMessage(), {1, 2})
+        documents.set_value(types.Value.pb()(), {1, 2})
 
 
 # --- against the emulator -------------------------------------------------------------------------

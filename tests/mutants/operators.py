@@ -27,7 +27,7 @@ OPERATORS = [
     Mutant(
         "a fork is written over the job that is there",
         "gwi_celery/jobs/changing.py",
-        "if there is not None and not _is_half_forked(there):",
+        "if existing is not None and not _is_half_forked(existing):",
         "if False:",
         "unit/jobs/test_jobs.py::test_a_fork_begins_with_the_others_earlier_steps",
     ),

@@ -9,7 +9,13 @@ import pytest
 
 from gwi_celery.brokers.pubsub.client import Client as PubSubClient
 from gwi_celery.brokers.pubsub.options import parse as parse_pubsub
-from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, StoreUnavailable, StoreUnusable
+from gwi_celery.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    BrokerUnusable,
+    StoreUnavailable,
+    StoreUnusable,
+)
 from gwi_celery.firestore.client import Client as FirestoreClient
 from gwi_celery.firestore.client import ServerError
 from gwi_celery.firestore.url import parse as parse_firestore
@@ -19,6 +25,22 @@ from gwi_celery.testing.emulators import free_port
 Code = grpc.StatusCode
 TOPIC = "projects/proj/topics/gwi-celery"
 API_OFF = "Cloud Pub/Sub API has not been used in project 1 before or it is disabled."
+NO_BILLING = (
+    "This API method requires billing to be enabled. Please enable billing on project #1 by visiting "
+    "https://console.developers.google.com/billing/enable?project=1 then retry."
+)
+PERIMETER = (
+    "Request is prohibited by organization's policy. vpcServiceControlsUniqueIdentifier: abc"
+)
+NO_QUOTA = (
+    "Your application is authenticating by using local Application Default Credentials. The "
+    "pubsub.googleapis.com API requires a quota project, which is not set by default."
+)
+REGIONS = (
+    "The requested message storage policy contains the following GCP regions that are not allowed by "
+    "the project's organization policy: us-east1."
+)
+CMEK = "Constraint constraints/gcp.restrictNonCmekServices violated for projects/1."
 NO_PROJECT = "Requested project not found or user does not have access to it (project=proj)."
 
 
@@ -78,6 +100,12 @@ def test_a_firestore_emulator_that_is_not_there(nobody: str) -> None:
         (Code.UNAVAILABLE, "down", BrokerUnavailable, r"Pub/Sub at pubsub\.googleapis\.com.*net"),
         (Code.PERMISSION_DENIED, API_OFF, BrokerUnusable, "gcloud services enable pubsub.google"),
         (Code.PERMISSION_DENIED, "no", BrokerUnusable, r"roles/pubsub\.publisher"),
+        (Code.PERMISSION_DENIED, NO_BILLING, BrokerUnusable, "gcloud billing projects link proj"),
+        (Code.PERMISSION_DENIED, PERIMETER, BrokerUnusable, "^a service perimeter.*ingress rule"),
+        (Code.PERMISSION_DENIED, NO_QUOTA, BrokerUnusable, "set-quota-project proj"),
+        (Code.FAILED_PRECONDITION, REGIONS, BrokerUnusable, "resourceLocations.*storage_regions"),
+        (Code.FAILED_PRECONDITION, CMEK, BrokerUnusable, "kms_key"),
+        (Code.FAILED_PRECONDITION, "no", BrokerError, "FAILED_PRECONDITION: no"),
         (Code.NOT_FOUND, NO_PROJECT, BrokerUnusable, "no Google Cloud project 'proj'.*GCP_PROJECT"),
     ],
 )
@@ -90,12 +118,19 @@ def test_googles_pubsub(
         raise client.error(Answer(code, details), "Publish", TOPIC)
 
 
-def test_googles_firestore_api_switched_off() -> None:
+@pytest.mark.parametrize(
+    ("details", "match"),
+    [
+        (API_OFF.replace("Pub/Sub", "Firestore"), "gcloud services enable firestore"),
+        (NO_BILLING, "gcloud billing projects link proj"),
+    ],
+)
+def test_googles_firestore_that_no_role_would_open(details: str, match: str) -> None:
     def refuse(*args: Any) -> Any:
-        raise ServerError(Code.PERMISSION_DENIED, API_OFF.replace("Pub/Sub", "Firestore"))
+        raise ServerError(Code.PERMISSION_DENIED, details)
 
     client = FirestoreClient(parse_firestore("firestore://proj", {}), intercept=refuse)
-    with pytest.raises(StoreUnusable, match="gcloud services enable firestore") as caught:
+    with pytest.raises(StoreUnusable, match=match) as caught:
         client.read(["a/b"])
     assert "roles/" not in str(caught.value)
 
