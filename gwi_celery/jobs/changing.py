@@ -29,6 +29,7 @@ from gwi_celery.stores.base import (
     JobStatus,
     Store,
 )
+from gwi_celery.stores.interventions import undoes
 
 
 def cancel(
@@ -44,7 +45,7 @@ def cancel(
     Args:
         reason: What its caller gets.
         tree: Also the jobs that it has called, those that they have called, and so on, of the same
-            tenant. Those that have not begun never will.
+            tenant. Those that have not begun never will. Jobs of ``@task.on_cancel`` are not among them.
 
     Raises InvalidCall if the job is unknown, and kombu.exceptions.OperationalError if the job of
     ``@task.on_cancel`` can't be sent.
@@ -67,7 +68,8 @@ def cancel(
             ended.append(record.job)
         _undo(app, store, record)
         if tree:
-            todo += children_of(store, record)
+            # An undo that was cancelled would leave half of its job done.
+            todo += [each for each in children_of(store, record) if not undoes(each.job.task)]
     return ended
 
 

@@ -19,6 +19,9 @@ CANCELLED_TTL: Final = 24 * 3600.0
 #: keeps a message (Pub/Sub: 31 days).
 BARRED_TTL: Final = 35 * 24 * 3600.0
 
+#: Added to the name of a task, for the one that undoes its cancelled jobs (``@task.on_cancel``).
+UNDO_SUFFIX: Final = ".on_cancel"
+
 
 # --- cancelling and freeing -----------------------------------------------------------------------
 
@@ -47,12 +50,17 @@ def releasing(lock: LockRef) -> Action:
 # --- jobs whose caller was cancelled --------------------------------------------------------------
 
 
+def undoes(task: str) -> bool:
+    """Whether jobs of the task undo a cancelled one: a cancellation of their caller leaves them alone."""
+    return task.endswith(UNDO_SUFFIX)
+
+
 def may_be_barred(request: ClaimRequest, job: Job | None) -> str | None:
     """The id of the calling task, whose cancellation would keep the job from beginning.
 
     None: no cancellation of another task does.
     """
-    if request.origin is None or request.replay is not None:
+    if request.origin is None or request.replay is not None or undoes(request.job.task):
         return None
     return request.origin.parent_id if job is None or never_begun(job) else None
 
