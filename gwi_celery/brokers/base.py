@@ -138,6 +138,8 @@ class OutgoingMessage:
     ttl: float | None = None
     #: A reply: if its queue is gone, so is the reader, and the message is dropped.
     reply: bool = False
+    #: Tells what a worker does: its sender need not wait until the broker has it.
+    event: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,15 @@ from uuid import uuid4
 import pytest
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from gwi_celery.brokers.pubsub import arrivals, client, deliveries, looks, streams, wire
+from gwi_celery.brokers.pubsub import (
+    arrivals,
+    client,
+    deliveries,
+    looks,
+    publisher,
+    streams,
+    wire,
+)
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
@@ -112,6 +120,23 @@ def test_a_reply_reaches_a_queue_that_others_do_not_find_yet(
     twin.switch(settle=0)
     assert wait_for(receiver, "answers").data == b"x"
     assert worker.queues() == ["answers", "q", "q.dead"], "and none was made for it"
+
+
+def test_an_event_holds_up_nobody_unless_many_are_in_flight(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker sends one every two seconds, from its event loop."""
+    monkeypatch.setattr(publisher, "_MOST_EVENTS", 1)
+    broker = connect(publish_timeout=1)
+    event = "", "q", OutgoingMessage(b"x", event=True)
+    broker.publish(*event)
+    assert broker.flush(PATIENCE), "its topic is known now"
+    with twin.paused():
+        broker.publish(*event)
+        with pytest.raises(BrokerUnavailable):
+            broker.publish(*event)
+    assert broker.flush(PATIENCE)
+    assert twin.counts(broker.topology.subscription("q"))["waiting"] >= 2
 
 
 def test_a_queues_topic_may_be_found_later_than_the_queue(connect: Connect, twin: Twin) -> None:

@@ -1,11 +1,12 @@
-"""Acks and nacks, sent in the background: batched and retried, without holding up the worker.
+"""Acks and nacks: sent without waiting for an answer, batched, and retried in the background.
 
-Each process has one thread per broker for nothing else. Several requests may be in flight: Pub/Sub sends
-the next message only once the ack of an earlier one has arrived, so no ack may wait for the answer to
-another. While a request is in flight a busy worker's acks accumulate for some milliseconds, so that it
-makes fewer requests than it has messages. Two kinds are sent at once: the ack of the last message that
-the worker held, and, where answers take longer than that, every ack, because each ack that waits keeps a
-place empty (a third more jobs per second at 20 ms and prefetch 4: ``python -m benchmarks twin``).
+Several requests may be in flight: Pub/Sub sends the next message only once the ack of an earlier one has
+arrived, so no ack may wait for the answer to another. While a request is in flight a busy worker's acks
+accumulate for some milliseconds, so that it makes fewer requests than it has messages. Two kinds are sent
+at once: the ack of the last message that the worker held, and, where answers take longer than that, every
+ack, because each ack that waits keeps a place empty (``python -m benchmarks twin`` measures that at 20 ms
+and prefetch 4). There the thread that acks sends them, as waking another takes longer. All else is sent
+by a thread that each process has for each broker, so that the worker goes on meanwhile.
 
 What fails is retried until the message's lease has certainly ended, as the lease's extension is: after a
 temporary failure, and while a permission or the credentials are missing, which somebody may give back.
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gwi_celery import forks
+from gwi_celery import forks, shield
 from gwi_celery.background import NEVER, Ticker
 from gwi_celery.backoff import Backoff
 from gwi_celery.brokers.pubsub.client import AckIdsRefused, Client, pb
@@ -105,9 +106,17 @@ class Acknowledger:
         #: By subscription.
         self._outages: dict[str, _Outage] = {}
 
-    def ack(self, subscription: str, ack_id: str, until: float, *, last: bool = False) -> None:
-        """Ack a message; retry until that monotonic time. ``last``: the worker holds no other one."""
-        self._add(_Item(subscription, ack_id, None, until), last)
+    def ack(self, *leases: tuple[str, str, float], last: bool = False) -> None:
+        """Ack messages: of each its subscription, ack id, and the monotonic time until which to retry.
+
+        ``last``: the worker holds no others.
+        """
+        at = self._add([_Item(path, id, None, until) for path, id, until in leases], last)
+        if self._answer_seconds > _FAR:
+            with shield.section():
+                at = self._send_some(wait=False)
+        if at < NEVER:
+            self._ticker.wake(at)
 
     def nack(
         self, subscription: str, ack_id: str, seconds: float, until: float, *, last: bool = False
@@ -115,7 +124,7 @@ class Acknowledger:
         """Have a message redelivered in ``seconds``, 0 to 600. Otherwise as :meth:`ack`."""
         # Rounded up: a message must not be delivered before its time.
         whole = min(max(-int(-seconds // 1), 0), 600)
-        self._add(_Item(subscription, ack_id, whole, until), last)
+        self._ticker.wake(self._add([_Item(subscription, ack_id, whole, until)], last))
 
     def flush(self, timeout: float) -> bool:
         """Wait until all is sent; False if ``timeout`` seconds were not enough."""
@@ -142,18 +151,21 @@ class Acknowledger:
             )
         self._ticker.stop(1.0)
 
-    def _add(self, item: _Item, last: bool) -> None:
+    def _add(self, items: list[_Item], last: bool) -> float:
+        """Keep them until they are sent; returns the monotonic time of that."""
         if self._pid != os.getpid():  # forked: the waiting acks are the parent's to send
             self._reset()
         with self._changed:
-            self._waiting.append(item)
+            self._waiting.extend(items)
             soon = last or not self._requests or self._answer_seconds > _FAR
             self._due = min(self._due, 0.0 if soon else time.monotonic() + _GATHER)
-            at = max(self._due, self._retry_at(item.subscription))
-        self._ticker.wake(at)
+            return max(self._due, self._next_retry())
 
-    def _send_some(self) -> float:
-        """Send one request if it is time; returns the monotonic time of the next."""
+    def _send_some(self, *, wait: bool = True) -> float:
+        """Send one request if it is time; returns the monotonic time of the next.
+
+        ``wait`` until a fork that is under way is over. A thread that a fork may wait for must not.
+        """
         with self._changed:
             if not self._waiting or self._requests >= _PIPELINED:
                 return NEVER  # an answer, or the next item, wakes the thread
@@ -164,16 +176,16 @@ class Acknowledger:
             batch = self._take(now)
             self._requests += 1
             self._sending += len(batch)
-            if not self._waiting:
-                self._due = NEVER
+            self._due = 0.0 if self._waiting else NEVER
+            due = self._due
         try:
             rpc, request, subscription = _request(batch)
-            future = self._client.begin(rpc, request, subscription)
+            future = self._client.begin(rpc, request, subscription, wait=wait)
         except Exception as exc:
             self._answered(batch, exc)
         else:
             future.add_done_callback(partial(self._done, batch, rpc, time.monotonic()))
-        return 0.0
+        return due
 
     def _done(self, batch: list[_Item], rpc: str, sent_at: float, future: Any) -> None:
         """On gRPC's thread."""

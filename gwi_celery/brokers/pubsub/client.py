@@ -287,9 +287,23 @@ class Client:
             request, timeout=timeout, metadata=self._routing(rpc, resource)
         )
 
-    def begin(self, rpc: str, request: Any, resource: str, timeout: float | None = None) -> Any:
-        """Begin one RPC inside the fork gate, which is left when it is done; its gRPC future."""
-        fork_gate.enter()
+    def begin(
+        self,
+        rpc: str,
+        request: Any,
+        resource: str,
+        timeout: float | None = None,
+        *,
+        wait: bool = True,
+    ) -> Any:
+        """Begin one RPC inside the fork gate, which is left when it is done; its gRPC future.
+
+        ``wait`` until a fork that is under way is over; otherwise BrokerUnavailable is raised then.
+        """
+        if wait:
+            fork_gate.enter()
+        elif not fork_gate.try_enter():
+            raise BrokerUnavailable("this process forks")
         try:
             future = self.start(rpc, request, resource, timeout or self._options.timeout)
         except BaseException:

@@ -121,6 +121,7 @@ class Deliveries:
         """
         ready: list[Delivery] = []
         held: list[tuple[float, Delivery]] = []
+        unwanted: list[Delivery] = []
         now, wall = time.monotonic(), time.time()
         spec = self._topology.spec(source.queue)
         lease = lease or self._topology.desired.first_lease(spec)
@@ -137,7 +138,7 @@ class Deliveries:
                 or late
                 or (delivery.published_at < source.since and wall >= source.spared_until)
             ):
-                self.ack([delivery])
+                unwanted.append(delivery)
             elif delivery.published_at < source.since:
                 # For a reader that was killed, or for one that still exists and may take it.
                 self.release(delivery, _SPARE)
@@ -161,6 +162,7 @@ class Deliveries:
                 self._settle_later(delivery, functools.partial(self._bury, dead, reason, limit))
             else:
                 ready.append(delivery)
+        self.ack(unwanted)
         return ready, held
 
     def _again(self, wait: float, age: float, attempt: int) -> float | None:
@@ -244,11 +246,10 @@ class Deliveries:
     # --- settling -------------------------------------------------------------------------------
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Sent in the background, with retries while the lease lasts. A lost lease isn't reported."""
-        for delivery in deliveries:
-            subscription, ack_id = _parts(delivery)
-            until = self.leases.pop(delivery.ack_id, 0.0)
-            self._acks.ack(subscription, ack_id, until, last=not self.leases)
+        """Not waited for; retried while the lease lasts. A lost lease isn't reported."""
+        ended = [(*_parts(each), self.leases.pop(each.ack_id, 0.0)) for each in deliveries]
+        if ended:
+            self._acks.ack(*ended, last=not self.leases)
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """Drop deliveries whose lease has, or may have, run out: they will be redelivered."""

@@ -71,9 +71,13 @@ class Backlog:
         self._by_ack_id: dict[str, Entry] = {}
         #: Ordering key -> its messages, in order.
         self._keys: dict[str, deque[Entry]] = {}
-        self._changed = asyncio.Event()
-        #: Pulls and streams that wait for messages now, abandoned ones included.
-        self.readers = 0
+        #: One for each pull and stream that waits for messages, abandoned ones too; in order of age.
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def readers(self) -> int:
+        """How many wait for messages."""
+        return len(self._waiting)
 
     @property
     def exactly_once(self) -> bool:
@@ -95,25 +99,26 @@ class Backlog:
         self.wake()
 
     def wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        for waiting in self._waiting:
+            _end(waiting)
 
     # --- out ----------------------------------------------------------------------------------
 
     async def wait(self, now: float, at_most: float) -> None:
         """Wait until more may be ready than at the last :meth:`take`, ``at_most`` seconds."""
-        changed = self._changed
         # One that is due already waits for an earlier one of its key, whose settling wakes us.
         due = min((d for d, _, _ in self._ready if d > now), default=_NEVER)
         leases_end = self._leases[0][0] if self._leases else _NEVER
         seconds = max(min(due - now, leases_end - now, at_most), 0.001)
-        self.readers += 1
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(woken)
+        timer = loop.call_later(seconds, _end, woken)
         try:
-            await asyncio.wait_for(changed.wait(), seconds)
-        except asyncio.TimeoutError:
-            return
+            await woken
         finally:
-            self.readers -= 1
+            timer.cancel()
+            self._waiting.remove(woken)
 
     def take(
         self,
@@ -310,3 +315,8 @@ class Backlog:
             self._keys[key].remove(entry)
             if not self._keys[key]:
                 del self._keys[key]
+
+
+def _end(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
