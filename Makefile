@@ -67,7 +67,7 @@ demo: $(STAMP)
 demo-emulator: $(STAMP)
 	@$(BIN)/python -m gwi_celery.testing.emulators -- $(BIN)/python -m examples.repo_insight.demo --project local
 
-PYTEST := $(BIN)/python -m pytest -n 5 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n 7 --dist loadgroup
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import weakref
 from typing import Any
 
@@ -19,6 +18,7 @@ from gwi_celery.integration import (
     broker_for,
     integration,
     settings_for,
+    source_of,
     store_for,
     unwrapped,
 )
@@ -28,8 +28,8 @@ from gwi_celery.telemetry import logs, tracing
 from gwi_celery.transport import check_url, register
 from gwi_celery.transport.connection import REFUSED_OPTION, Connection
 
-#: All but ``setup`` moved to ``gwi_celery.integration``; 0.1 had them here.
-__all__ = ["broker_for", "integration", "settings_for", "setup", "store_for"]
+#: All but ``setup`` moved to ``gwi_celery.integration``; they can still be imported from here.
+__all__ = ["broker_for", "integration", "settings_for", "setup", "source_of", "store_for"]
 
 #: Scheme of a ``result_backend`` URL -> its class.
 _BACKENDS = {
@@ -38,7 +38,7 @@ _BACKENDS = {
 }
 
 
-#: What a worker does beside Celery's own steps. By name: producers need none of it.
+#: What a worker does beside Celery's own steps. Named by strings, so that producers don't import it.
 _BOOTSTEPS = (
     "gwi_celery.provisioned:NoEvents",
     "gwi_celery.service.worker:HealthServer",
@@ -125,7 +125,7 @@ def _configure(app: Any) -> Settings:
         for name, value in known.applied.items():
             if conf.changes.get(name) == value:
                 del conf.changes[name]
-    own, prefix = _own_settings(app)
+    own, prefix = config.in_app(app)
     loaded = config.load(_arguments[app], own, prefix=prefix)
     ours: dict[str, Any] = {name: needed for name, (needed, _) in required.REQUIRED.items()}
     required.check(conf)
@@ -136,7 +136,7 @@ def _configure(app: Any) -> Settings:
             f"two brokers: app.conf.broker_url is {conf.broker_url!r}, and the setting is "
             f"{loaded.broker_url!r}; keep one"
         )
-    made = Integration(loaded, ours)
+    made = Integration(loaded, ours, config.sources(_arguments[app], own, prefix))
     urls = config.urls(ours.get("broker_url") or conf.broker_url)
     if any(url.startswith(("embedded:", "pubsub:")) for url in urls):
         ours["broker_transport_options"] = {
@@ -182,7 +182,7 @@ def _configure(app: Any) -> Settings:
 
 
 def _forget_connections(app: Any) -> None:
-    """Drop the connections that the app opened before: they lead to another broker, or to none."""
+    """Drop the connections that the app opened before: they lead to its former broker, or to none."""
     if app._pool is not None:
         app._pool.force_close_all()
         app._pool = None
@@ -210,30 +210,3 @@ def _where_results_go(store_url: str) -> str:
                 "'disabled://'"
             )
     return store_url
-
-
-def source_of(app: Any, name: str) -> str:
-    """Where a setting's value came from: ``setup()``, ``app.conf.gwi_...``, a variable, ``default``."""
-    if _arguments[unwrapped(app)].get(name) is not None:
-        return "setup()"
-    own, prefix = _own_settings(app)
-    if own.get(f"gwi_{name}") is not None:
-        return f"app.conf.{config.spelt(name, prefix)}"
-    variable = str(config.SETTINGS[name].metadata["env"])
-    return variable if os.environ.get(variable) else "default"
-
-
-def _own_settings(app: Any) -> tuple[dict[str, Any], str]:
-    """The ``gwi_*`` settings in ``app.conf``, under lower-case names, and the prefix they have there.
-
-    With a namespace, as in ``config_from_object("django.conf:settings", namespace="CELERY")``, they are
-    written ``CELERY_GWI_...``; without one ``GWI_...`` in capitals counts too.
-    """
-    conf, namespace = app.conf, app.namespace or ""
-    prefix = f"{namespace.rstrip('_')}_" if namespace else ""
-    found: dict[str, Any] = {}
-    for key in map(str, conf):
-        own = key[len(prefix) :] if prefix and key.startswith(prefix) else key
-        if own.startswith("gwi_") or (own.startswith("GWI_") and (own != key or not prefix)):
-            found[own.lower()] = conf[key]
-    return found, prefix

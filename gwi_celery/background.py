@@ -1,8 +1,8 @@
 """Background threads: renewals, leases, acks, restores, sweeps.
 
 Whatever may have to wait for a service has a thread of its own, so that nothing queues behind it: an
-ack never waits for a restore that stalls. Threads start on demand, end after some idle time, survive
-any error, and start anew in a forked child.
+ack never waits for a restore that stalls. Threads start on demand, end after some idle time, and survive
+any error; a forked child starts its own.
 """
 
 from __future__ import annotations

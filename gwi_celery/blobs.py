@@ -6,6 +6,7 @@ ones, so that a resumed job sees the same values.
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from typing import Any
 
@@ -63,6 +64,9 @@ def _typed(value: Any) -> bool:
 
 
 def _advice(value: Any) -> str:
+    if inspect.iscoroutine(value):
+        value.close()  # or Python warns that nobody awaited it
+        return "nothing awaits a task or a step, so call asyncio.run(...) in a plain function"
     if isinstance(value, BaseException):
         return "raise an exception rather than return it, or return its text"
     return "return plain values (text, numbers, lists, dicts), and an AsyncResult's id"

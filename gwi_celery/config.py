@@ -12,7 +12,7 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -385,31 +385,60 @@ def load(
     value that is impossible or of the wrong type.
     """
     environ = os.environ if environ is None else environ
-    for name in overrides:
-        if name not in SETTINGS:
-            raise ConfigurationError(f"setup() has no setting {name!r}; {nearest(name, SETTINGS)}")
-    for key in conf:
-        name = key.removeprefix("gwi_")
-        if name not in SETTINGS:
-            raise ConfigurationError(
-                f"app.conf has {spelt(name, prefix)!r}, which is no setting; "
-                + nearest(spelt(name, prefix), [spelt(known, prefix) for known in SETTINGS])
-            )
+    options.check_known(overrides, SETTINGS, "setup() has no setting ")
+    written = [_spelt(key.removeprefix("gwi_"), prefix) for key in conf]
+    known = [_spelt(name, prefix) for name in SETTINGS]
+    options.check_known(written, known, "app.conf has ", ", which is no setting")
     _check_environment(environ)
     values: dict[str, Any] = {}
-    for name, f in SETTINGS.items():
-        env = f.metadata["env"]
-        if overrides.get(name) is not None:
-            values[name] = _convert(f, overrides[name], f"setup({name}=...)")
-        elif conf.get(f"gwi_{name}") is not None:
-            source = f"app.conf.{spelt(name, prefix)}"
-            values[name] = _convert(f, conf[f"gwi_{name}"], source)
-        elif environ.get(env):
-            values[name] = _convert(f, environ[env], env)
+    for name, value, source in _given(overrides, conf, environ, prefix):
+        where = f"setup({name}=...)" if source == _SETUP else source
+        values[name] = _convert(SETTINGS[name], value, where)
     return Settings(**values)
 
 
-def spelt(name: str, prefix: str) -> str:
+def sources(overrides: Mapping[str, Any], conf: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    """Where :func:`load` takes each setting from: ``setup()``, ``app.conf.gwi_...``, or a variable.
+
+    A setting that has its default is not among them.
+    """
+    return {name: source for name, _, source in _given(overrides, conf, os.environ, prefix)}
+
+
+def in_app(app: Any) -> tuple[dict[str, Any], str]:
+    """The ``gwi_*`` settings in ``app.conf``, under lower-case names, and the prefix they have there.
+
+    With a namespace, as in ``config_from_object("django.conf:settings", namespace="CELERY")``, they are
+    written ``CELERY_GWI_...``; without one ``GWI_...`` in capitals counts too.
+    """
+    conf, namespace = app.conf, app.namespace or ""
+    prefix = f"{namespace.rstrip('_')}_" if namespace else ""
+    found: dict[str, Any] = {}
+    for key in map(str, conf):
+        own = key[len(prefix) :] if prefix and key.startswith(prefix) else key
+        if own.startswith("gwi_") or (own.startswith("GWI_") and (own != key or not prefix)):
+            found[own.lower()] = conf[key]
+    return found, prefix
+
+
+_SETUP = "setup()"
+
+
+def _given(
+    overrides: Mapping[str, Any], conf: Mapping[str, Any], environ: Mapping[str, str], prefix: str
+) -> Iterator[tuple[str, Any, str]]:
+    """(name, value, source) of each setting that has one, from the first source that has it."""
+    for name, setting in SETTINGS.items():
+        env = setting.metadata["env"]
+        if overrides.get(name) is not None:
+            yield name, overrides[name], _SETUP
+        elif conf.get(f"gwi_{name}") is not None:
+            yield name, conf[f"gwi_{name}"], f"app.conf.{_spelt(name, prefix)}"
+        elif environ.get(env):
+            yield name, environ[env], env
+
+
+def _spelt(name: str, prefix: str) -> str:
     """A setting's name in ``app.conf``, as a user who writes that prefix (``CELERY_``, "") spells it."""
     return prefix + (f"gwi_{name}".upper() if prefix.isupper() else f"gwi_{name}")
 

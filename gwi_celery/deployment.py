@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX, QueueSpec, dead_letter_queue
+from gwi_celery.brokers.checks import check_spec
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology.desired import Desired
 from gwi_celery.brokers.pubsub.topology.paths import Paths
@@ -128,7 +129,12 @@ def plan(
     Args:
         queues: Task queues; temporary queues and dead letters are left out.
         store: None where jobs are not kept in Firestore.
+
+    Raises ConfigurationError for a queue that can't work.
     """
+    queues = list(queues)
+    for spec in queues:
+        check_spec(spec)
     paths = Paths(options)
     desired = Desired(options, paths)
     return Deployment(

@@ -1,4 +1,4 @@
-"""Everything this package raises.
+"""The errors that reach users of this package.
 
 ::
 

@@ -73,7 +73,7 @@ class _Process:
 
 
 _process = _Process()
-_process.finalize()  # spawned children import this anew
+_process.finalize()  # a spawned child imports this module itself
 util.register_after_fork(_process, _Process.finalize)
 atexit.register(_flush)
 signals.worker_process_shutdown.connect(_flush, weak=False)

@@ -1,7 +1,7 @@
 """Locks that a forked child finds free.
 
-A lock that another thread holds at the fork would stay held in the child for ever, so every lock of
-this package is made by :func:`lock`, :func:`rlock` or :func:`condition`.
+A lock that another thread holds at the fork would stay held in the child for ever. So this package makes
+its locks by :func:`lock`, :func:`rlock` or :func:`condition`; only the fork gate has one of its own.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def lock() -> threading.Lock:
 
 
 def rlock() -> threading.RLock:
-    """As :func:`lock`, reentrant."""
+    """As :func:`lock`, but reentrant."""
     made = threading.RLock()
     _locks.add(made)
     return made
 
 
 def condition() -> threading.Condition:
-    """As :func:`lock`, to wait on. Nobody waits on it in the child."""
+    """A condition whose lock is free in a forked child, where nobody waits on it."""
     made = threading.Condition()
     _locks.add(made)
     return made

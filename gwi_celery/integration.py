@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from gwi_celery import embedded_url, forks, sqlite
@@ -21,8 +22,12 @@ from gwi_celery.stores.url import open_store
 class Integration:
     """One app's settings and its stores, opened at the first use."""
 
-    def __init__(self, settings: Settings, applied: dict[str, Any]) -> None:
+    def __init__(
+        self, settings: Settings, applied: dict[str, Any], sources: Mapping[str, str]
+    ) -> None:
         self.settings = settings
+        #: Where settings came from, by name; those that have their default are left out.
+        self.sources = sources
         #: Celery's settings that ``setup()`` gave the app, which another ``setup()`` may change.
         self.applied = applied
         self._store: Store | None = None
@@ -122,6 +127,11 @@ def settings_for(app: Any) -> Settings:
     return integration(app).settings
 
 
+def source_of(app: Any, name: str) -> str:
+    """Where a setting's value came from: ``setup()``, ``app.conf.gwi_...``, a variable, ``default``."""
+    return integration(app).sources.get(name, "default")
+
+
 def store_for(app: Any) -> Store:
     """The store of an app that was set up; with ``task_always_eager``, that for eager calls."""
     if app.conf.task_always_eager:
@@ -169,7 +179,7 @@ class _AppBroker:
 
 
 def _close(broker: Broker, pid: int) -> None:
-    if os.getpid() == pid:  # a fork's is its parent's
+    if os.getpid() == pid:  # in a forked child the broker is its parent's
         broker.close()
 
 

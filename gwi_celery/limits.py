@@ -27,7 +27,7 @@ from gwi_celery.actions import action
 from gwi_celery.errors import ConfigurationError, InvalidCall, UnknownName
 from gwi_celery.integration import integration, store_for, unwrapped
 from gwi_celery.reliability.limits import Limit
-from gwi_celery.reliability.options import Reliable
+from gwi_celery.reliability.options import limits_by_task
 from gwi_celery.stores.base import JobRef, PlaceRecord
 from gwi_celery.stores.limits import (
     LimitRef,
@@ -173,12 +173,7 @@ def _target(name: str, of: Mapping[str, str] | None) -> str:
 def _limits_of(app: Any) -> list[tuple[str, Limit]]:
     """(task, limit) of all tasks of the app."""
     app.finalize()
-    found: list[tuple[str, Limit]] = []
-    for name, task in sorted(app.tasks.items()):
-        options = getattr(task, "reliable", None)
-        if isinstance(options, Reliable):
-            found += [(name, limit) for limit in options.limits]
-    return found
+    return sorted(limits_by_task(app.tasks), key=lambda found: found[0])
 
 
 def _check_known(app: Any, name: str, is_rate: bool, of: Mapping[str, str] | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import Any, Final
@@ -136,21 +136,11 @@ def of(default: Any) -> Kind:
     return {bool: BOOLEAN, float: NUMBER, int: WHOLE, str: TEXT}[type(default)]
 
 
-def read(
-    options: Mapping[str, Any], kinds: Mapping[str, Kind], unknown: str, where: str = "{}"
-) -> dict[str, Any]:
-    """Options by name, each read by its kind.
-
-    Args:
-        unknown: The error's text for a name that isn't in ``kinds``; ``{}`` is replaced by the name.
-        where: How the error's text names a wrong value; ``{}`` is replaced by its name.
-
-    Raises ConfigurationError.
-    """
-    for name in options:
-        if name not in kinds:
-            raise ConfigurationError(f"{unknown.format(repr(name))}; {nearest(name, kinds)}")
-    return {name: kinds[name].convert(value, where.format(name)) for name, value in options.items()}
+def check_known(names: Iterable[str], known: Collection[str], before: str, after: str = "") -> None:
+    """Raises ConfigurationError for a name that isn't known: the text around it, and the nearest."""
+    for name in names:
+        if name not in known:
+            raise ConfigurationError(f"{before}{name!r}{after}; {nearest(name, known)}")
 
 
 def query(url: str, text: str, known: Collection[str] | None = None) -> dict[str, str]:
@@ -163,9 +153,8 @@ def query(url: str, text: str, known: Collection[str] | None = None) -> dict[str
     if len(options) < len(pairs):
         twice = next(name for name in options if _count(name, pairs) > 1)
         raise ConfigurationError(f"{url!r} has the option {twice!r} twice: leave one out")
-    for name in options:
-        if known is not None and name not in known:
-            raise ConfigurationError(f"{url!r}: unknown option {name!r}; {nearest(name, known)}")
+    if known is not None:
+        check_known(options, known, f"{url!r}: unknown option ")
     return options
 
 

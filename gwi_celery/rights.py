@@ -10,7 +10,6 @@ from typing import Any, Final
 from gwi_celery import options
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.headers import DEADLINE_HEADER, MAX_RETRIES_HEADER, RUN_HEADER, TENANT_HEADER
-from gwi_celery.text import nearest
 
 #: A message as Celery makes it, and the plain job format.
 CELERY, PLAIN = "celery", "plain"
@@ -55,9 +54,7 @@ def read_rights(given: Any, where: str) -> dict[str, Rights]:
             continue
         if not isinstance(given_rights, Mapping):
             raise ConfigurationError(f"{place} takes a mapping of {', '.join(sorted(known))}")
-        for name in given_rights:
-            if name not in known:
-                raise ConfigurationError(f"{place} has {name!r}; {nearest(name, known)}")
+        options.check_known(given_rights, known, f"{place} has ")
         values = {
             name: _SIGNED.convert(value, f"{place}.{name}")
             if name == "signed"

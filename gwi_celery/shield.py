@@ -2,7 +2,7 @@
 
 A soft time limit, a revoke with terminate, a shutdown or a greenlet's kill may be raised between any
 two instructions: after a commit and before anyone knows of it, or inside gRPC, whose own lock then
-stays held for good. So sections of library code hold them back and raise them at their end; windows
+stays held. So sections of library code hold them back and raise them at their end; windows
 in such a section are user code, where they are raised at once::
 
     with shield.section():
@@ -308,7 +308,7 @@ def _wrap_throw(state: _State) -> Callable[[], None]:
 
 
 def _tell_timeouts_apart() -> None:
-    """Timeouts started in a section are for its own waits: they expire at once, as outside of one."""
+    """Let timeouts of library code's own waits expire at once; all others are held back in sections."""
     from gevent import Timeout
 
     if hasattr(Timeout, "_gwi_within"):

@@ -47,7 +47,7 @@ class Keys:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Differs for any two sets of keys, and for two orders of one; shows nothing of the secrets."""
+        """Differs between any two sets of keys, and two orders of one set; reveals no secret."""
         return tuple(self._sign(key_id, _NAME, b"") for key_id in self._secrets)
 
     def __repr__(self) -> str:

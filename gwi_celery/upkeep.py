@@ -65,7 +65,11 @@ class Upkeep(bootsteps.StartStopStep):
 
 
 class Cleaner:
-    """The thread. Args: interval: seconds between two turns, approximately; 0: none."""
+    """Cleans up in the background.
+
+    Args:
+        interval: Seconds between two turns, approximately; 0: there are none.
+    """
 
     def __init__(self, app: Any, interval: float) -> None:
         self._app = app

@@ -19,7 +19,7 @@ RUNS = [
     *(["beside two busy processes"] * 3),
     *(["in random order"] * 3),
 ]
-PYTEST = [sys.executable, "-m", "pytest", "-n", "5", "--dist", "loadgroup", "-m", "not slow"]
+PYTEST = [sys.executable, "-m", "pytest", "-n", "7", "--dist", "loadgroup", "-m", "not slow"]
 
 
 def run(kind: str, log: Path, arguments: list[str]) -> tuple[int, str]:

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ def node(address: str, python: list[str]) -> int:
         for number in (0, 1):  # whose ends tell that the process has gone
             os.dup2(nothing, number)
         code = int(mine.recv(16) or 1)
+        with suppress(ProcessLookupError):
+            # What it forked has its end of the pipe, too: pytest-xdist would wait for that after a crash.
+            os.killpg(pid, signal.SIGKILL)
         return code if code >= 0 else 128 - code
 
 

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 _TESTS = Path(__file__).resolve().parent
-#: Where tests wait for processes and servers. They end before the others do: the last ones would leave
-#: all other processes idle.
-_WAITING = ("acceptance", "cli", "ends", "integration", "pubsub", "service", "testing")
+#: Where tests wait for processes and servers. They, and those on emulators, end before the others do: the
+#: last ones would leave all other processes idle.
+_WAITING = (
+    *("acceptance", "cli", "docs", "doctor", "ends", "integration", "pubsub", "service", "suite"),
+    "testing",
+)
 _SHARE = 0.75
 _SEPARATOR = "@"  # pytest-xdist's own, between a test's name and its group
 
@@ -45,15 +48,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """pytest-xdist's own, which forgets what has ended: it counts through all of it after each test."""
+    """pytest-xdist's own, which forgets what has ended, and outlives a process that crashes."""
     from xdist.scheduler import LoadGroupScheduling
 
     class Scheduling(LoadGroupScheduling):
         def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+            # It counts through all that is here after each test.
             super().mark_test_complete(node, item_index, duration)
             scope = self._split_scope(self.registered_collections[node][item_index])
             if all(self.assigned_work[node][scope].values()):
                 del self.assigned_work[node][scope]
+
+        def remove_node(self, node: Any) -> str | None:
+            """The test in which it crashed, if it did: run again it would end the next process, too."""
+            for scope, tests in list(self.assigned_work[node].items()):
+                for name, ended in tests.items():
+                    if not ended:
+                        tests[name] = True
+                        if all(tests.values()):
+                            del self.assigned_work[node][scope]
+                        super().remove_node(node)
+                        return name
+            return super().remove_node(node)
+
+        def _reschedule(self, node: Any) -> None:
+            if node not in self.registered_collections:
+                return  # it takes a crashed one's place, and is collecting
+            super()._reschedule(node)
+            # A process runs a test once it knows the next, or that there is none (its issue 1327).
+            while self._pending_of(self.assigned_work[node]) < 2 and not node.shutting_down:
+                super()._reschedule(node)
 
     return Scheduling(config, log) if config.option.dist == "loadgroup" else None
 
@@ -68,7 +92,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def _place(item: pytest.Item, seed: str) -> float:
     spread = zlib.crc32((seed + item.nodeid).encode("utf-8", "backslashreplace")) / 2**32
-    waits = item.path.relative_to(_TESTS).parts[0] in _WAITING
+    folder = item.path.relative_to(_TESTS).parts[0]
+    waits = folder in _WAITING or item.get_closest_marker("emulator") is not None
     return spread * _SHARE if waits else spread
 
 

@@ -237,24 +237,33 @@ def start(
 
 
 def run(
-    script: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None
+    script: str,
+    *arguments: str,
+    folder: Path,
+    env: Mapping[str, str] | None = None,
+    gevent: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """A program's text, run to its end in a process of its own; its stdout has its stderr, too.
 
     Args:
         env: On top of this process's environment.
+        gevent: It begins by patching its modules with gevent.
     """
     name = f"script_{uuid4().hex}"
     (folder / f"{name}.py").write_text(script)
-    return run_module(name, *arguments, folder=folder, env=env)
+    return run_module(name, *arguments, folder=folder, env=env, gevent=gevent)
 
 
 def run_module(
-    module: str, *arguments: str, folder: Path, env: Mapping[str, str] | None = None
+    module: str,
+    *arguments: str,
+    folder: Path,
+    env: Mapping[str, str] | None = None,
+    gevent: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """As :func:`run`, of ``python -m module``."""
     whole = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
-    process = start(module, arguments, folder=folder, env=whole)
+    process = start(module, arguments, folder=folder, env=whole, gevent=gevent)
     hangs = threading.Timer(PATIENCE, process.kill)
     hangs.start()
     assert process.stdout is not None
@@ -285,13 +294,17 @@ _ALONE = 60.0
 
 
 def serve(listener: socket.socket) -> str:
-    """Fork whenever asked. Returns in each child, with its module; the zygote itself exits here."""
+    """Fork whenever asked. Returns in each child, with its module; the zygote itself exits here.
+
+    What was forked for somebody doesn't outlive them: a crashed process of tests leaves no worker.
+    """
     wakes, waker = os.pipe()
     os.set_blocking(waker, False)
     _signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     controls: list[socket.socket] = []
-    children: dict[int, socket.socket] = {}
+    #: Pid -> whom its end is told, and who asked for it.
+    children: dict[int, tuple[socket.socket, socket.socket]] = {}
     patience = _ALONE
     while True:
         ready, _, _ = _select([listener, wakes, *controls], [], [], None if controls else patience)
@@ -302,7 +315,7 @@ def serve(listener: socket.socket) -> str:
             for pid in list(children):
                 ended, status = _waitpid(pid, os.WNOHANG)
                 if ended:
-                    with children.pop(pid) as told, suppress(OSError):
+                    with children.pop(pid)[0] as told, suppress(OSError):
                         told.send(str(os.waitstatus_to_exitcode(status)).encode())
         if listener in ready:
             fd, _ = listener._accept()
@@ -312,13 +325,17 @@ def serve(listener: socket.socket) -> str:
             if not request:
                 controls.remove(control)
                 control.close()
+                for pid, (_, asked) in children.items():
+                    if asked is control:
+                        with suppress(ProcessLookupError):
+                            os.killpg(pid, signal.SIGKILL)
                 patience = 0.0  # it was the last, unless somebody waits to be let in
                 continue
             pid = _fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 _signal(signal.SIGCHLD, signal.SIG_DFL)
-                for told in (listener, *controls, *children.values()):
+                for told in (listener, *controls, *(told for told, _ in children.values())):
                     told.close()
                 for number, fd in enumerate(fds[1:]):
                     os.dup2(fd, number)
@@ -327,9 +344,10 @@ def serve(listener: socket.socket) -> str:
                 return _become(request)
             for fd in fds[1:]:
                 os.close(fd)
-            children[pid] = _Socket(fileno=fds[0])
+            told = _Socket(fileno=fds[0])
+            children[pid] = told, control
             with suppress(OSError):  # who asked may be gone
-                children[pid].send(str(pid).encode())
+                told.send(str(pid).encode())
 
 
 def _become(request: bytes) -> str:

@@ -58,7 +58,7 @@ class ReliableBackend(ReliableResults):
 
     @abstractmethod
     def open_chord(self, group_id: str, key: str, value: Any) -> None:
-        """Keep ``value``, a chord's group, under ``key``. A finished chord starts anew."""
+        """Keep ``value``, a chord's group, under ``key``. A finished chord starts again."""
 
     @abstractmethod
     def keep_chord_size(self, group_id: str, size: int) -> None:

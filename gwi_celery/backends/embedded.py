@@ -78,11 +78,11 @@ class EmbeddedBackend(ReliableBackend):
         # job, which answers the next call.
         ours = tenants.tenant_of(request)
         with self._db.write(durable=False) as c:
-            there = c.execute(
+            stored = c.execute(
                 "SELECT meta FROM results WHERE task_id = ? AND (expires IS NULL OR expires > ?)",
                 (key, now),
             ).fetchone()
-            if there is not None and tenants.is_anothers(tenants.tenant_in(there["meta"]), ours):
+            if stored is not None and tenants.is_anothers(tenants.tenant_in(stored["meta"]), ours):
                 self.log_taken(key)
                 return
             c.execute(

@@ -164,7 +164,7 @@ class ReliableResults(KeyValueStoreBackend):
         try:
             blobs.refuse_types(data, encoded, what="it")
         except NotSerializable as exc:
-            raise EncodeError(str(exc)) from exc  # of which Celery makes a failure
+            raise EncodeError(str(exc)) from exc  # which Celery stores as a failure
         return encoded
 
     def encode_result(self, result: Any, state: str) -> Any:

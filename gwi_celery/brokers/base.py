@@ -82,10 +82,10 @@ SURE = 0.9
 def redriving(
     operators: Operators | None, queue: str, from_step: str | None = ""
 ) -> Callable[[str], str]:
-    """A function from the id of a death to the mark of its redrive, which is about to begin.
+    """Announce a redrive of the queue's dead letter; returns the function from a death's id to its mark.
 
-    One death has one mark, however often its redrive is begun anew. Raises what the operators' check of
-    this action raises.
+    A death always gets the same mark, however often its redrive is repeated. Raises what
+    :meth:`Operators.about_to` raises.
     """
     if operators is None:
         return partial(redrives.mark, from_step=from_step)
@@ -138,6 +138,8 @@ class OutgoingMessage:
     ttl: float | None = None
     #: A reply: if its queue is gone, so is the reader, and the message is dropped.
     reply: bool = False
+    #: Tells what a worker does: its sender need not wait until the broker has it.
+    event: bool = False
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ class Receiver(Protocol):
     def fileno(self) -> int:
         """A descriptor that becomes readable when a poll of a subscribed queue may find something.
 
-        It may become readable in vain; a publish that makes a message ready always makes it readable.
+        It may become readable without a reason; a publish that makes a message ready always makes it so.
         """
 
     def clear(self) -> None:
@@ -268,7 +270,7 @@ class Receiver(Protocol):
     def next_due(self) -> float | None:
         """Seconds until a poll may find something although :meth:`fileno` stays silent.
 
-        A delayed message becoming ready, or another's lease running out. None: nothing is due.
+        Then a delayed message becomes ready, or another consumer's lease runs out. None: nothing is due.
         """
 
     def close(self) -> None:
@@ -285,10 +287,16 @@ class Operators(Protocol):
         """The REDRIVE of that death: unique, and recognized by workers as an operator's."""
 
     def died(self, letter: DeadLetter) -> None:
-        """Record a dead letter of a broker that can't be searched. Never raises: it can be made later."""
+        """Record a dead letter of a broker that can't be searched.
+
+        Never raises: a missing record can be made later.
+        """
 
     def ended(self, ids: Collection[str]) -> None:
-        """These are redriven or deleted: their messages are removed next. Raises StoreError."""
+        """Note that these dead letters are redriven or deleted; their messages are removed next.
+
+        Raises StoreError.
+        """
 
 
 class Broker(Protocol):
@@ -405,13 +413,13 @@ class Broker(Protocol):
         """
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Move the message to its queue's dead letter, with ``reason``; delete a temporary queue's."""
+        """Move the message to its queue's dead letter, with ``reason``.
+
+        A temporary queue has no dead letter: its message is deleted.
+        """
 
     def bury(self, delivery: Delivery, reason: str) -> None:
-        """Dead-letter a pushed message; there is no lease to ack.
-
-        Returns once the broker keeps the message.
-        """
+        """Dead-letter a pushed message, which has no lease. Returns once the broker keeps it."""
 
     def size(self, queue: str) -> QueueSize | None:
         """How many messages the queue holds; None where the broker can't tell. Raises NotFound.

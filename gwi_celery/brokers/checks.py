@@ -21,15 +21,21 @@ def check_spec(spec: QueueSpec) -> None:
         value = getattr(spec, setting)
         if value is not None:
             check_seconds(f"queue {spec.name!r}: {setting}", value)
-    if spec.max_deliveries is not None and not 0 <= spec.max_deliveries <= _MOST:
+    most = spec.max_deliveries
+    if most is not None and not (_is(int, most) and 0 <= most <= _MOST):
         raise ConfigurationError(
-            f"queue {spec.name!r}: max_deliveries is {spec.max_deliveries}: write 1 to {_MOST}, or 0 "
-            "for no limit"
+            f"queue {spec.name!r}: max_deliveries is {most!r}: write 1 to {_MOST}, or 0 for no limit"
         )
+
+
+def _is(kind: type | tuple[type, ...], value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def check_seconds(setting: str, seconds: float) -> None:
     """Raise ConfigurationError unless it is above 0, and no longer than a timer can wait."""
+    if not _is((int, float), seconds):
+        raise ConfigurationError(f"{setting} is {seconds!r}, not a number of seconds")
     if not seconds > 0:
         raise ConfigurationError(f"{setting} is {seconds}: it must be above 0 seconds")
     if seconds > LONGEST:

@@ -50,9 +50,10 @@ class Bell:
         #: Seconds after which to look without having been woken; None: not needed.
         self.interval = interval
         self._read_fd = read_fd
-        # A writer of our own: a FIFO that has none is readable all the time, at its end.
+        # Kept open because a FIFO without a writer is always readable: it is at its end.
         self._write_fd = write_fd
-        # Another thread may ring while the owner closes, after which the number may be in use again.
+        # Another thread may ring while the owner closes the descriptor, whose number may then be in use
+        # again.
         # Reentrant, because a signal handler may ring while its own thread is ringing.
         self._lock = forks.rlock()
         _bells.add(self)
@@ -71,7 +72,7 @@ class Bell:
             os.read(self._read_fd, _PIPE_CAPACITY)
 
     def close(self) -> None:
-        """Close this process's descriptors; nothing else. Safe to call twice."""
+        """Close this process's descriptors, and leave the FIFO. Safe to call twice."""
         with self._lock:
             self.abandon()
 
@@ -82,7 +83,7 @@ class Bell:
             os.close(fd)
 
     def __del__(self) -> None:
-        # It was dropped without a close, and must not look alive.
+        # It was never closed, and must not seem alive.
         self.abandon()
 
 

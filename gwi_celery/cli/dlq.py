@@ -232,21 +232,21 @@ def purge(
 def export(app: Any, file: str, **given: Any) -> dict[str, Any] | None:
     """Write them to FILE (-: stdout) as JSON lines, arguments too; they stay where they are."""
     found = list(_matching(app, look=True, **given))
-    there = [dead for dead in found if dead.whole]
+    whole = [dead for dead in found if dead.whole]
     try:
         with (
             click.open_file(file, "w", encoding="ascii", atomic=file != "-") as out,
-            Progress("export", len(there)) as moved,
+            Progress("export", len(whole)) as moved,
         ):
-            for line in queues.export(there):
+            for line in queues.export(whole):
                 out.write(line + "\n")
                 moved(1)
     except BrokenPipeError:  # the reader of a pipe has ended
         raise
     except OSError as exc:
         end(Exit.FAILED, f"nothing was exported: {file} can't be written ({exc.strerror})")
-    _say_missing(len(found) - len(there))
-    return None if file == "-" else {"exported": len(there)}
+    _say_missing(len(found) - len(whole))
+    return None if file == "-" else {"exported": len(whole)}
 
 
 @command(dlq, "import", Column("imported", "integer"), single=True)
@@ -258,4 +258,4 @@ def import_(app: Any, file: Any) -> dict[str, Any]:
     except UnicodeDecodeError:
         end(Exit.USAGE, f"nothing was imported: {file.name} is not text: name an exported file")
     with Progress("import", len(lines)) as loaded:
-        return {"imported": queues.load(app, lines, loaded=loaded)}
+        return {"imported": queues.load(app, lines, file=file.name, loaded=loaded)}

@@ -50,7 +50,7 @@ def doctor(
     """Check all that the app needs: each problem with the command that mends it. Nothing is changed.
 
     With --live, ask the app's Pub/Sub and Firestore whether they behave as documented. That takes about
-    six minutes, costs less than a cent, and leaves nothing behind.
+    seven minutes, costs less than a cent, and leaves nothing behind, also when it is stopped.
     """
     app: Any = ctx.obj.app
     if bool(echo) != bool(echo_account) or (echo and not live):

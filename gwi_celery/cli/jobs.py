@@ -262,18 +262,18 @@ def _chosen(
         unknown = [id for id, one in zip(ids, found, strict=True) if one is None]
         if unknown:
             end(Exit.NOTHING, f"no record of {', '.join(unknown)}: see `gwi jobs list`")
-        there = [one.record for one in found if one is not None]
+        known = [one.record for one in found if one is not None]
     elif any(value is not None for value in given.values()):
-        there = list(_found(app, **given))
+        known = list(_found(app, **given))
     else:
         end(Exit.USAGE, f"say which to {deed}: ids, or a filter such as --tenant")
     chosen = [
         record
-        for record in there
+        for record in known
         if record.status.terminal is ended and (until is None or record.updated_at <= until)
     ]
     state = "ended" if ended else "unfinished"
-    confirm(deed, len(chosen), len(there), sure=sure, what=f"jobs that match are {state}")
+    confirm(deed, len(chosen), len(known), sure=sure, what=f"jobs that match are {state}")
     return chosen
 
 

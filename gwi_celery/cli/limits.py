@@ -115,9 +115,9 @@ def clear(
     """Undo what was set for NAME: what the code says applies again."""
     if (name is None) != everything:
         end(Exit.USAGE, "say which to clear: a limit's NAME, or --all")
-    there = verbs.changed(app=app)
+    changed = verbs.changed(app=app)
     values = _filled(of)
-    chosen = [s for s in there if everything or (s.name == name and (not of or s.of == values))]
-    confirm("clear", len(chosen), len(there), sure=yes, what="settings match")
+    chosen = [s for s in changed if everything or (s.name == name and (not of or s.of == values))]
+    confirm("clear", len(chosen), len(changed), sure=yes, what="settings match")
     once = {(s.name, *sorted(s.of.items())): s for s in chosen}.values()
     return {"cleared": sum(verbs.clear(s.name, of=s.of, app=app) for s in once)}

@@ -12,17 +12,17 @@ from gwi_celery.deployment import Deployment
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.firestore.url import parse as parse_store
 from gwi_celery.integration import settings_for
+from gwi_celery.transport.declaring import prepared, queue_spec
 
 
 def queues_of(app: Any) -> list[QueueSpec]:
-    """The app's task queues, as its channels would declare them."""
+    """The app's task queues, as its channels would declare them. Raises ConfigurationError."""
     return [
-        QueueSpec(
+        queue_spec(
             queue.name,
-            durable=queue.durable,
-            auto_delete=queue.auto_delete,
-            expires=queue.expires,
-            message_ttl=queue.message_ttl,
+            queue.durable,
+            queue.auto_delete or queue.exclusive,
+            prepared(queue.queue_arguments, expires=queue.expires, message_ttl=queue.message_ttl),
         )
         for queue in app.amqp.queues.values()
     ]

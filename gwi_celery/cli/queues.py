@@ -84,9 +84,9 @@ def _chosen(
 ) -> list[Waiting]:
     if not (ids or everything):
         end(Exit.USAGE, f"say which to {deed}: ids (of messages or tasks), or --all")
-    there = list(verbs.delayed(app, queue))
-    chosen = [w for w in there if everything or w.id in ids or w.task_id in ids]
-    confirm(deed, len(chosen), len(there), sure=sure, what="delayed messages match")
+    waiting = list(verbs.delayed(app, queue))
+    chosen = [w for w in waiting if everything or w.id in ids or w.task_id in ids]
+    confirm(deed, len(chosen), len(waiting), sure=sure, what="delayed messages match")
     return chosen
 
 

@@ -8,11 +8,10 @@ from typing import Any
 import click
 
 from gwi_celery import upkeep
-from gwi_celery.app import source_of
 from gwi_celery.cli.frame import SHAPES, Column, Shape, Span, command, shown
 from gwi_celery.cli.root import gwi
 from gwi_celery.config import SETTINGS
-from gwi_celery.integration import broker_for, settings_for, store_for
+from gwi_celery.integration import broker_for, settings_for, source_of, store_for
 
 
 @command(

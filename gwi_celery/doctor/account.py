@@ -10,11 +10,11 @@ from google.auth.transport.requests import Request
 from gwi_celery import deployment
 from gwi_celery.brokers.pubsub.client import SCOPES
 from gwi_celery.brokers.pubsub.options import PubSubOptions
-from gwi_celery.doctor import deployed
 from gwi_celery.doctor.findings import Finding
+from gwi_celery.doctor.grants import AGENT, Grants, unasked
 from gwi_celery.doctor.sandbox import Sandbox
+from gwi_celery.gcp.credentials import may_pass
 
-AGENT = "service-NUMBER@gcp-sa-pubsub.iam.gserviceaccount.com"
 #: Verbs that managed mode needs on resources, beyond the roles of provisioned mode.
 _MANAGED = {
     "topics": ("get", "update", "delete", "attachSubscription"),
@@ -31,8 +31,13 @@ def who(options: PubSubOptions) -> Finding:
     try:
         credentials, _ = google.auth.default(scopes=SCOPES)
         credentials.refresh(Request())  # a machine's own know their account only then
-    except GoogleAuthError as exc:
-        change = "gcloud auth application-default login"
+    except (GoogleAuthError, OSError) as exc:
+        change = (
+            "check this machine's network, and the proxy that HTTPS_PROXY names: no token was got"
+            if may_pass(exc)
+            else "gcloud auth application-default login, attach a service account, or replace what "
+            "GOOGLE_APPLICATION_CREDENTIALS names"
+        )
         return Finding(what, False, "an account", str(exc), change, twin)
     account = getattr(credentials, "service_account_email", "") or getattr(
         credentials, "account", ""
@@ -42,7 +47,8 @@ def who(options: PubSubOptions) -> Finding:
         what,
         None,
         "a quota project other than this one counts the calls",
-        f"{account or 'whom gcloud auth list names'}, quota of {quota or 'its own project'}, {where}",
+        f"{account or 'who last ran gcloud auth application-default login'}, quota of "
+        f"{quota or 'its own project'}, {where}",
         "gcloud auth application-default set-quota-project"
         if quota not in (None, options.project)
         else "",
@@ -50,21 +56,20 @@ def who(options: PubSubOptions) -> Finding:
     )
 
 
-def permissions(sandbox: Sandbox) -> list[Finding]:
+def permissions(sandbox: Sandbox, topic: str, subscription: str) -> list[Finding]:
     """What managed mode, the roles and dead lettering need, on resources that this account made."""
-    topic, subscription = sandbox.pair("permissions")
-    sandbox.await_(topic, subscription)
     found = []
-    with deployed.channel_to(sandbox.options, SCOPES) as channel:
+    project = sandbox.options.project
+    with Grants(sandbox.options) as grants:
         for path in (topic, subscription):
             kind = path.split("/")[2]
             wanted = [p for p in deployment.PERMISSIONS.values() if f".{kind}." in p]
             wanted += [f"pubsub.{kind}.{verb}" for verb in _MANAGED[kind]]
             what = f"permissions on {kind}"
             try:
-                has = deployed.permissions(channel, path, wanted)
+                has = grants.held(path, wanted)
             except grpc.RpcError as exc:
-                found.append(deployed.unasked(what, exc))
+                found.append(unasked(what, exc))
                 continue
             lacks = sorted(set(wanted) - set(has))
             change = "roles/pubsub.editor, or mode=provisioned and the roles of docs/deploy.md"
@@ -82,11 +87,10 @@ def permissions(sandbox: Sandbox) -> list[Finding]:
             (topic, "roles/pubsub.publisher"),
             (subscription, "roles/pubsub.subscriber"),
         ):
-            kind = path.split("/")[2]
-            what = f"{role} of Pub/Sub's service agent on {kind}"
+            what = f"{role} of Pub/Sub's service agent on {path.split('/')[2]}"
             mend = (
-                f"gcloud projects add-iam-policy-binding {sandbox.options.project} --role={role} "
+                f"gcloud projects add-iam-policy-binding {project} --role={role} "
                 f"--member=serviceAccount:{AGENT}"
             )
-            found.append(deployed.agents(channel, path, what, role, mend))
+            found.append(grants.agents(path, project, what, role, mend))
     return found

@@ -7,41 +7,41 @@ neither holds nor fails.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
 import grpc
 
 from gwi_celery import deployment
-from gwi_celery.brokers.pubsub.client import SCOPES, Client, pb
-from gwi_celery.brokers.pubsub.options import PubSubOptions
+from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.topology.paths import id_of
 from gwi_celery.deployment import Deployment, Queue
+from gwi_celery.doctor.calls import NOT_THERE, TIMEOUT, call, connected, told
 from gwi_celery.doctor.findings import Finding
-from gwi_celery.errors import BrokerError, BrokerUnusable, NotFound
+from gwi_celery.doctor.grants import AGENT, Grants, unasked
+from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
 from gwi_celery.firestore import indexes
 from gwi_celery.firestore.url import FirestoreURL
-from gwi_celery.gcp.credentials import Access, NoCredentials
+from gwi_celery.gcp import refusals
+from gwi_celery.gcp.credentials import NO_TOKEN
 
-_IAM: Final = "/google.iam.v1.IAMPolicy/"
 _ADMIN: Final = "/google.firestore.admin.v1.FirestoreAdmin/"
 _ADMIN_SCOPES: Final = ("https://www.googleapis.com/auth/datastore",)
-_AGENT: Final = "@gcp-sa-pubsub.iam.gserviceaccount.com"
-_TIMEOUT: Final = 15.0
+_Status = grpc.StatusCode
 _MAKE: Final = "celery -A APP gwi init --print gcloud"
-#: What a server without that API answers.
-_NOT_THERE: Final = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN)
 
 
 def needs(wanted: Deployment) -> Iterator[Finding]:
     """One finding for each thing that is needed, with the command that mends it."""
     client = Client(wanted.options)
     try:
-        with channel_to(wanted.options, SCOPES) as channel:
+        client.ready(TIMEOUT)  # else each of the calls would be tried for that long
+        with Grants(wanted.options) as grants:
             for queue in wanted.queues:
                 yield from _resources(client, queue)
-                yield from _grants(channel, queue, wanted.options)
+                yield from _grants(grants, queue)
+    except (BrokerUnavailable, BrokerUnusable) as exc:
+        yield Finding("topics and subscriptions", False, measured=str(exc), change="as it says")
     finally:
         client.close()
     if wanted.store is not None and not wanted.store.database_per_tenant:
@@ -66,7 +66,7 @@ def _there(
 ) -> Finding:
     what = f"{path.split('/')[2][:-1]} {id_of(path)}"
     try:
-        found = client.persist(rpc, request, path, _TIMEOUT)
+        found = client.persist(rpc, request, path, TIMEOUT)
     except (NotFound, BrokerUnusable) as exc:
         change = "celery -A APP gwi init" if isinstance(exc, NotFound) else "as it says"
         return Finding(what, False, measured=str(exc), change=change)
@@ -96,8 +96,9 @@ def _differences(wanted: Any, found: Any) -> Iterator[str]:
 # --- permissions ----------------------------------------------------------------------------------
 
 
-def _grants(channel: Any, queue: Queue, options: PubSubOptions) -> Iterator[Finding]:
-    """Our own grants, by TestIamPermissions; the service agent's, by the resource's policy."""
+def _grants(grants: Grants, queue: Queue) -> Iterator[Finding]:
+    """Our own grants, by TestIamPermissions; the service agent's, by the policies."""
+    agents_project = queue.subscriptions[0].name.split("/")[1]
     for grant, path in queue.grants():
         kind = "topics" if "/topics/" in path else "subscriptions"
         mend = (
@@ -106,62 +107,19 @@ def _grants(channel: Any, queue: Queue, options: PubSubOptions) -> Iterator[Find
         )
         what = f"{grant.role} of the {grant.who} on {id_of(path)}"
         if grant.who == "agent":
-            yield agents(channel, path, what, grant.role, f"{mend}service-NUMBER{_AGENT}")
+            yield grants.agents(path, agents_project, what, grant.role, f"{mend}{AGENT}")
         elif grant.who == "worker":  # who asks; a caller may do less
-            yield _ours(channel, path, what, deployment.PERMISSIONS[grant.role], f"{mend}NAME")
+            yield _ours(grants, path, what, deployment.PERMISSIONS[grant.role], f"{mend}NAME")
 
 
-def _ours(channel: Any, path: str, what: str, permission: str, mend: str) -> Finding:
+def _ours(grants: Grants, path: str, what: str, permission: str, mend: str) -> Finding:
     try:
-        has = permissions(channel, path, [permission])
+        has = grants.held(path, [permission])
     except grpc.RpcError as exc:
         return unasked(what, exc, mend)
     found = bool(has)
     measured = permission if found else f"not {permission}, as whoever asks here"
     return Finding(what, found, "granted", measured, "" if found else mend, twin="granted")
-
-
-def permissions(channel: Any, path: str, wanted: list[str]) -> list[str]:
-    """Those permissions in ``wanted`` that the caller has on ``path``. Raises grpc.RpcError."""
-    from google.iam.v1 import iam_policy_pb2
-
-    request = iam_policy_pb2.TestIamPermissionsRequest(resource=path, permissions=wanted)
-    answer = _call(
-        channel,
-        f"{_IAM}TestIamPermissions",
-        request,
-        iam_policy_pb2.TestIamPermissionsResponse,
-        ("resource", path),
-    )
-    return list(answer.permissions)
-
-
-def agents(channel: Any, path: str, what: str, role: str, mend: str) -> Finding:
-    """Whether Pub/Sub's service agent has ``role`` by the policy of ``path`` itself."""
-    from google.iam.v1 import iam_policy_pb2, policy_pb2
-
-    request = iam_policy_pb2.GetIamPolicyRequest(resource=path)
-    try:
-        policy = _call(
-            channel, f"{_IAM}GetIamPolicy", request, policy_pb2.Policy, ("resource", path)
-        )
-    except grpc.RpcError as exc:
-        return unasked(what, exc, mend)
-    found = any(
-        binding.role == role and any(member.endswith(_AGENT) for member in binding.members)
-        for binding in policy.bindings
-    )
-    measured = "granted" if found else "not on it itself; the project's own policy may grant it"
-    change = "" if found else mend
-    return Finding(what, True if found else None, "granted", measured, change, twin="granted")
-
-
-def unasked(what: str, exc: Any, mend: str = "") -> Finding:
-    """The finding for permissions that could not be asked for (an RpcError)."""
-    if exc.code() in _NOT_THERE:
-        return Finding(what, None, "granted", "an emulator: there is no IAM to ask", twin="granted")
-    told = f"{exc.code().name}: {exc.details()}"
-    return Finding(what, None, "granted", f"can't be asked here ({told})", mend, twin="granted")
 
 
 # --- Firestore ------------------------------------------------------------------------------------
@@ -173,13 +131,13 @@ def firestore(url: FirestoreURL) -> Iterator[Finding]:
 
     path = f"projects/{url.project}/databases/{url.database}"
     commands = "\n".join(indexes.commands(url.project, url.database))
-    with channel_to(url, _ADMIN_SCOPES) as channel:
+    with connected(url.endpoint, _ADMIN_SCOPES, emulator=url.emulator) as channel:
 
         def ask(rpc: str, answer: str, **fields: Any) -> Any:
             request = getattr(types, f"{rpc}Request").pb()(**fields)
             [place] = [value for name, value in fields.items() if name in ("name", "parent")]
             route = ("name" if rpc.startswith("Get") else "parent", place)
-            return _call(channel, _ADMIN + rpc, request, getattr(types, answer).pb(), route)
+            return call(channel, _ADMIN + rpc, request, getattr(types, answer).pb(), route)
 
         checks: dict[str, Callable[[], Finding]] = {
             "Firestore's edition and mode": lambda: _database(ask, path),
@@ -190,12 +148,37 @@ def firestore(url: FirestoreURL) -> Iterator[Finding]:
             try:
                 yield check()
             except grpc.RpcError as exc:
-                told, change = f"can't be asked here ({exc.code().name}: {exc.details()})", ""
-                if exc.code() in _NOT_THERE:
-                    told = "an emulator: there is no admin API to ask"
-                else:
-                    change = "roles/datastore.viewer, and datastore.indexes.list, to see them"
-                yield Finding(what, None, f"as {_MAKE} has it", told, change, twin="the same")
+                unanswered = _unanswered(what, exc, url)
+                yield unanswered
+                if unanswered.holds is False:  # as all others would be
+                    return
+
+
+def _unanswered(what: str, exc: Any, url: FirestoreURL) -> Finding:
+    """For an admin call that failed; it doesn't hold if nothing of the database can be used."""
+    expected, details = f"as {_MAKE} has it", exc.details() or ""
+    if exc.code() in NOT_THERE:
+        measured = "an emulator: there is no admin API to ask"
+        return Finding(what, None, expected, measured, twin="the same")
+    mend = refusals.why(
+        details, name="Firestore", api="firestore.googleapis.com", project=url.project
+    )
+    if mend is None and exc.code() is _Status.NOT_FOUND:
+        mend = (
+            f"gcloud firestore databases create --project={url.project} --database='{url.database}' "
+            "--type=firestore-native --edition=standard --location=LOCATION, or name one that exists: "
+            "firestore://PROJECT?database=NAME"
+        )
+    if mend is None and (details.startswith(NO_TOKEN) or exc.code() is _Status.UNAUTHENTICATED):
+        mend = "gcloud auth application-default login, or attach a service account"
+    if mend is None and exc.code() in (_Status.UNAVAILABLE, _Status.DEADLINE_EXCEEDED):
+        mend = (
+            f"check that this machine reaches {url.endpoint}, and that the store's URL means that"
+        )
+    if mend is not None:
+        return Finding(what, False, expected, told(exc), mend, twin="the same")
+    mend = "roles/datastore.viewer, and datastore.indexes.list, to see them"
+    return Finding(what, None, expected, f"can't be asked here ({told(exc)})", mend, "the same")
 
 
 _Ask = Callable[..., Any]
@@ -203,9 +186,7 @@ _Ask = Callable[..., Any]
 
 def _database(ask: _Ask, path: str) -> Finding:
     found = ask("GetDatabase", "Database", name=path)
-    kinds = found.DESCRIPTOR.fields_by_name
-    type = kinds["type_"].enum_type.values_by_number[found.type_].name
-    edition = kinds["database_edition"].enum_type.values_by_number[found.database_edition].name
+    type, edition = _named(found, "type_"), _named(found, "database_edition")
     wanted = deployment.FIRESTORE
     holds = (type, edition) == (wanted["type"], wanted["edition"])
     return Finding(
@@ -222,15 +203,13 @@ def _indexes(ask: _Ask, path: str, commands: str) -> Finding:
     """Whether our composite indexes are ready."""
     states: dict[str, str] = {}
     for index in _pages(ask, "ListIndexes", "indexes", f"{path}/collectionGroups/-"):
-        kinds = index.DESCRIPTOR.fields_by_name
-        scope = kinds["query_scope"].enum_type.values_by_number[index.query_scope].name
+        scope = _named(index, "query_scope")
         fields = [
-            (field.field_path, "CONTAINS" if field.array_config else _ORDER[field.order])
+            (field.field_path, "CONTAINS" if field.array_config else _order(field))
             for field in index.fields
             if field.field_path != "__name__"
         ]
-        state = kinds["state"].enum_type.values_by_number[index.state].name
-        states[_spelt(index.name.split("/")[5], scope, fields)] = state
+        states[_spelt(index.name.split("/")[5], scope, fields)] = _named(index, "state")
     wanted = [
         _spelt(
             each["collectionGroup"],
@@ -242,7 +221,16 @@ def _indexes(ask: _Ask, path: str, commands: str) -> Finding:
     return _ready("Firestore's indexes", wanted, states, "READY", commands)
 
 
-_ORDER: Final = {1: "ASCENDING", 2: "DESCENDING"}
+def _named(message: Any, field: str) -> str:
+    """The name of an enum's value; its number if it is newer than Google's library here."""
+    value = getattr(message, field)
+    known = message.DESCRIPTOR.fields_by_name[field].enum_type.values_by_number
+    return str(known[value].name if value in known else value)
+
+
+def _order(field: Any) -> str:
+    """Of an index's field; "VECTOR" or the like if it has none, as in indexes of other applications."""
+    return _named(field, "order") if field.order else str(field.WhichOneof("value_mode")).upper()
 
 
 def _spelt(group: str, scope: str, fields: list[tuple[str, str]]) -> str:
@@ -255,8 +243,7 @@ def _lifetimes(ask: _Ask, path: str, commands: str) -> Finding:
     filter = "ttlConfig:*"
     for field in _pages(ask, "ListFields", "fields", f"{path}/collectionGroups/-", filter=filter):
         parts = field.name.split("/")
-        kind = field.ttl_config.DESCRIPTOR.fields_by_name["state"].enum_type
-        states[f"{parts[5]}.{parts[7]}"] = kind.values_by_number[field.ttl_config.state].name
+        states[f"{parts[5]}.{parts[7]}"] = _named(field.ttl_config, "state")
     wanted = [
         f"{field['collectionGroup']}.{field['fieldPath']}"
         for field in indexes.load()["fieldOverrides"]
@@ -270,11 +257,11 @@ def _ready(
 ) -> Finding:
     missing = [name for name in wanted if name not in states]
     making = [f"{n} is {states[n]}" for n in wanted if n in states and states[n] != ready]
-    told = [f"missing: {'; '.join(missing)}"] if missing else []
-    told += making
+    found = [f"missing: {'; '.join(missing)}"] if missing else []
+    found += making
     good = f"{len(wanted)} are {ready}"
     change = commands if missing else ("wait: it may take an hour" if making else "")
-    return Finding(what, not told, good, ". ".join(told) or good, change, twin=good)
+    return Finding(what, not found, good, ". ".join(found) or good, change, twin=good)
 
 
 def _pages(ask: _Ask, rpc: str, field: str, parent: str, **fields: Any) -> Iterator[Any]:
@@ -285,30 +272,3 @@ def _pages(ask: _Ask, rpc: str, field: str, parent: str, **fields: Any) -> Itera
         token = answer.next_page_token
         if not token:
             return
-
-
-# --- calls ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def channel_to(where: PubSubOptions | FirestoreURL, scopes: tuple[str, ...]) -> Iterator[Any]:
-    """A channel with the environment's credentials. Raises BrokerUnusable if there are none."""
-    if where.emulator:
-        channel = grpc.insecure_channel(where.endpoint, [("grpc.enable_http_proxy", 0)])
-    else:
-        try:
-            channel = Access(scopes).channel(where.endpoint, [])
-        except NoCredentials as exc:
-            raise BrokerUnusable(f"no Google Cloud credentials: {exc}") from exc
-    with channel:
-        yield channel
-
-
-def _call(channel: Any, method: str, request: Any, answer: Any, route: tuple[str, str]) -> Any:
-    stub = channel.unary_unary(
-        method,
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=answer.FromString,
-    )
-    metadata = (("x-goog-request-params", f"{route[0]}={route[1]}"),)
-    return stub(request, timeout=_TIMEOUT, metadata=metadata)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from gwi_celery.doctor.findings import Finding
@@ -28,43 +29,53 @@ _PATIENCE = 60.0
 def behind_iam(sandbox: Sandbox, url: str, account: str, seconds: float) -> list[Finding]:
     """Push to the echo service as ``account``: which path acks shows how the service was called."""
     acked = {kind: _acked(sandbox, f"{url}/{kind}", account, kind, seconds) for kind in _KINDS}
-    found = [kind for kind, taken in acked.items() if taken]
-    if not found:
-        return [
-            Finding(
-                "a push through Cloud Run's IAM",
-                False,
-                "the invoker's are let in",
-                "not acked",
-                f"grant roles/run.invoker on the service to {account}, and your own account "
-                "roles/iam.serviceAccountUser on it",
-                twin="let in, signature removed",
-            )
-        ]
-    removed = "removed" in found
-    return [
-        Finding(
-            "a push through Cloud Run's IAM",
-            True,
-            "the invoker's are let in",
-            "let in, signature removed" if removed else "let in, with its signature",
-            f"push_auth={'iam' if removed else 'oidc'}",
-            twin="let in, signature removed",
-        )
-    ]
+    return [Finding(_WHAT, *_told(acked, account), twin="let in, signature removed")]
 
 
+_WHAT, _EXPECTED = "a push through Cloud Run's IAM", "the invoker's are let in"
 _KINDS = ("removed", "signed")
 
 
-def _acked(sandbox: Sandbox, endpoint: str, account: str, kind: str, seconds: float) -> bool:
-    """Whether a message that is pushed there is gone when the subscription is pulled again."""
-    token = {"service_account_email": account, "audience": endpoint.rpartition("/")[0]}
-    topic, subscription = sandbox.pair(
-        f"echo-{kind}", push_config={"push_endpoint": endpoint, "oidc_token": token}
-    )
+def _told(acked: Mapping[str, bool | None], account: str) -> tuple[bool, str, str, str]:
+    """Whether it holds, what is expected, what was measured, and what to change."""
+    match acked["removed"], acked["signed"]:
+        case (True, False | None):
+            return True, _EXPECTED, "let in, signature removed", "push_auth=iam"
+        case (False | None, True):
+            return True, _EXPECTED, "let in, with its signature", "push_auth=oidc"
+        case (True, True):
+            measured = "acked with and without its signature, so it is not the echo service"
+            change = "deploy `python -m gwi_celery.doctor.echo` there, or name its URL"
+        case (False, False):
+            measured = "not acked"
+            change = (
+                f"grant roles/run.invoker on the service to {account}, and your own account "
+                "roles/iam.serviceAccountUser on it"
+            )
+        case _:
+            measured = "nothing arrived: a message that was published for this was not delivered"
+            change = "run it again"
+    return False, _EXPECTED, measured, change
+
+
+def _acked(sandbox: Sandbox, endpoint: str, account: str, kind: str, seconds: float) -> bool | None:
+    """Whether a message that is pushed there is acked; None: there was none to push.
+
+    It is pulled once before, which shows that the subscription has it: then only an ack removes it.
+    """
+    topic, subscription = sandbox.pair(f"echo-{kind}")
     sandbox.await_(topic, subscription)
     sandbox.publish(topic, b"x")
+    received = sandbox.first(subscription)
+    if not received:
+        return None
+    ids = [item.ack_id for item in received]
+    sandbox.patiently(
+        "ModifyAckDeadline", subscription=subscription, ack_ids=ids, ack_deadline_seconds=0
+    )
+    token = {"service_account_email": account, "audience": endpoint.rpartition("/")[0]}
+    push = {"push_endpoint": endpoint, "oidc_token": token}
+    sandbox.patiently("ModifyPushConfig", subscription=subscription, push_config=push)
     sandbox.pause(min(seconds, _PATIENCE))
     sandbox.patiently("ModifyPushConfig", subscription=subscription, push_config={})
     # A refused message is leased for a while, or waits for the next push.

@@ -19,11 +19,14 @@ from gwi_celery.brokers.pubsub.lines import PULL_SECONDS
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.streams import open_stream
 from gwi_celery.brokers.routing import DIRECT, FANOUT, TOPIC
-from gwi_celery.doctor.account import AGENT, permissions, who
+from gwi_celery.doctor import leftovers
+from gwi_celery.doctor.account import permissions, who
+from gwi_celery.doctor.calls import told
 from gwi_celery.doctor.echo import behind_iam
 from gwi_celery.doctor.findings import Finding
-from gwi_celery.doctor.sandbox import LEASE, SETTLES, Sandbox
-from gwi_celery.errors import GwiError
+from gwi_celery.doctor.grants import AGENT
+from gwi_celery.doctor.sandbox import LEASE, SETTLES, CallFailed, Sandbox
+from gwi_celery.errors import BrokerUnavailable, GwiError
 
 _Status = grpc.StatusCode
 #: Deadlines, in seconds, of the pulls that are given up.
@@ -81,14 +84,36 @@ class Trial(Sandbox):
         self._echo, self._echo_account = echo, echo_account
         self._running: dict[Callable[[], list[Finding]], Future[list[Finding]]] = {}
         self._echoing: Future[list[Finding]] | None = None
+        #: Why no check can succeed; "" if they may.
+        self._hopeless = ""
 
     def about(self) -> Iterator[Finding]:
-        """Who asks, and what that account and Pub/Sub's own may do."""
-        yield who(self.options)
-        yield from _findings("permissions", partial(permissions, self))
+        """Who asks, what that account and Pub/Sub's own may do, and what earlier trials have left.
+
+        If there are no credentials, or nothing can be made, that is the last finding: see :meth:`run`.
+        """
+        asked = who(self.options)
+        yield asked
+        if asked.holds is False:
+            self._hopeless = asked.what
+            return
+        what = "making a topic and a subscription"
+        try:
+            topic, subscription = self.pair("permissions")
+            self.await_(topic, subscription)
+        except (GwiError, grpc.RpcError) as exc:
+            self._hopeless = what
+            yield _failed(what, exc)
+            return
+        yield from _findings("permissions", partial(permissions, self, topic, subscription))
+        yield from _findings("leftovers", lambda: [leftovers.swept(self)])
 
     def run(self) -> Iterator[Finding]:
         """The findings of all checks, in this order; they run at the same time, as most of them wait."""
+        if self._hopeless:
+            mend = f"mend what is told of {self._hopeless!r}, and run this again"
+            yield Finding("all other checks of Pub/Sub", None, "made", "not made", mend, "made")
+            return
         checks: list[Callable[[], list[Finding]]] = [
             self._names,
             self._fresh,
@@ -127,6 +152,20 @@ class Trial(Sandbox):
             self.give_up()
             wait(left, 1)
         super().clean_up()
+
+    def left_behind(self) -> Iterator[Finding]:
+        """What :meth:`clean_up` could not delete."""
+        for kind in ("subscription", "topic"):
+            paths = self.left(kind)
+            if not paths:
+                continue
+            ids = " ".join(path.split("/")[3] for path in paths)
+            mend = (
+                f"gcloud pubsub {kind}s delete {ids} --project={self.options.project}, or run this again "
+                f"in {leftovers.OLD / 3600:g} hours"
+            )
+            what = f"{kind}s left behind{'' if any(paths.values()) else ', perhaps'}"
+            yield Finding(what, None, "none are", ids, mend, twin="none")
 
     # --- the checks ---------------------------------------------------------------------------
 
@@ -354,8 +393,10 @@ class Trial(Sandbox):
         self.publish(topic, b"x")
         messages = [{"data": b"x", "ordering_key": key} for key in "ab"]
         try:
-            self.rpc("Publish", topic=topic, messages=messages)
-        except grpc.RpcError as exc:
+            self.patiently("Publish", topic=topic, messages=messages)
+        except CallFailed as exc:
+            if isinstance(exc.advice, BrokerUnavailable):
+                raise
             measured = exc.code().name
         else:
             measured = "accepted"
@@ -372,8 +413,10 @@ class Trial(Sandbox):
             return [_nothing(what, expected, twin)]
         self.pause(LEASE + 2)
         try:
-            self.rpc("Acknowledge", subscription=subscription, ack_ids=[m.ack_id for m in received])
-        except grpc.RpcError as exc:
+            self.ack(subscription, received)
+        except CallFailed as exc:
+            if isinstance(exc.advice, BrokerUnavailable):
+                raise
             measured = exc.code().name
         else:
             measured = "accepted"
@@ -431,16 +474,19 @@ def _findings(name: str, check: Callable[[], list[Finding]]) -> Iterator[Finding
     try:
         yield from check()
     except (GwiError, grpc.RpcError) as exc:
-        yield Finding(name, False, measured=_told(exc))
+        yield _failed(name, exc)
+
+
+def _failed(what: str, exc: Exception) -> Finding:
+    """For a check that could not be made to its end."""
+    expected, twin = "calls succeed", "the same"
+    if isinstance(exc, CallFailed):
+        return Finding(what, False, expected, str(exc), str(exc.advice), twin)
+    measured = told(exc) if isinstance(exc, grpc.RpcError) else str(exc)
+    return Finding(what, False, expected, measured, "as it says", twin)
 
 
 def _nothing(what: str, expected: str, twin: str) -> Finding:
     """For a check whose message didn't arrive, so that there was nothing to try."""
     measured = "nothing arrived: the message that was published for this was not delivered"
     return Finding(what, False, expected, measured, "run it again", twin)
-
-
-def _told(exc: Exception) -> str:
-    if isinstance(exc, grpc.RpcError):
-        return f"{exc.code().name}: {exc.details()}"
-    return str(exc)

@@ -20,7 +20,6 @@ Retrying a commit is safe by its preconditions: its own success makes them fail.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -47,7 +46,7 @@ from gwi_celery.firestore.documents import (
 )
 from gwi_celery.firestore.objects import Bucket
 from gwi_celery.firestore.url import FirestoreURL
-from gwi_celery.gcp import emulators, fork_gate, rpcs
+from gwi_celery.gcp import emulators, fork_gate, refusals, rpcs
 from gwi_celery.gcp.channel import Channel
 from gwi_celery.gcp.credentials import Access, NoCredentials
 
@@ -74,8 +73,6 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _Code = grpc.StatusCode
-#: What Google answers, with PERMISSION_DENIED, if an API is not enabled.
-_API_OFF: Final = re.compile(r"has not been used in project|SERVICE_DISABLED|it is disabled")
 
 _CONFLICT: Final = {_Code.ALREADY_EXISTS, _Code.FAILED_PRECONDITION, _Code.NOT_FOUND}
 _UNKNOWN: Final = {
@@ -287,7 +284,7 @@ class Client:
         return self._intercept(method, request, lambda message: self._send(method, message))
 
     def _send(self, method: str, request: Any) -> Any:
-        # A signal's exception that is raised inside gRPC would leave gRPC's own lock held for good.
+        # A signal's exception that is raised inside gRPC would leave gRPC's own lock held for ever.
         with shield.section(), fork_gate.call():
             rpcs.count(method)
             stub, streams = self._connection.stub(method)
@@ -341,12 +338,15 @@ class Client:
         return self._error(exc)
 
     def _error(self, exc: ServerError) -> StoreError:
-        if exc.code is _Code.PERMISSION_DENIED and _API_OFF.search(exc.details):
-            return StoreUnusable(
-                f"the Firestore API of project {self._url.project} is switched off ({exc.details}): "
-                f"gcloud services enable firestore.googleapis.com --project={self._url.project}"
-            )
         if exc.code is _Code.PERMISSION_DENIED:
+            cause = refusals.why(
+                exc.details,
+                name="Firestore",
+                api="firestore.googleapis.com",
+                project=self._url.project,
+            )
+            if cause is not None:
+                return StoreUnusable(cause)
             return StoreUnusable(
                 f"Firestore refuses this account ({exc.details}). Grant its service account "
                 f"roles/datastore.user: gcloud projects add-iam-policy-binding "
@@ -407,7 +407,9 @@ class _Connection:
 
 def _connect(url: FirestoreURL, access: Access) -> Any:
     if url.emulator:
-        return grpc.insecure_channel(url.endpoint, options=_CHANNEL_OPTIONS)
+        # Not through the proxy that leads to Google.
+        options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
+        return grpc.insecure_channel(url.endpoint, options=options)
     try:
         return access.channel(url.endpoint, _CHANNEL_OPTIONS)
     except NoCredentials as exc:

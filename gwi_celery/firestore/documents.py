@@ -12,9 +12,6 @@ from typing import Any, Final
 
 from google.cloud.firestore_v1 import types as _types
 
-#: The protobuf message itself: the generated library's wrapper of it costs more than the call.
-ValueMessage: Any = _types.Value.pb()
-
 _MILLION: Final = 1_000_000
 #: The last one that Firestore knows: of the year 9999.
 _LAST_SECOND: Final = 253_402_300_799

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gwi_celery import forks
+from gwi_celery.background import NEVER, Ticker
 from gwi_celery.backoff import Backoff
 from gwi_celery.errors import StoreError
 from gwi_celery.firestore.client import LISTEN_REQUEST, Client
@@ -55,7 +55,8 @@ class Watch:
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._came: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
+        #: What has happened since the last wait; None: the stream has ended.
+        self._news: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
         #: Name -> target.
         self._targets: dict[str, int] = {}
 
@@ -79,19 +80,19 @@ class Watch:
     def wait(self, timeout: float) -> list[Change]:
         """Changes so far, or the first within ``timeout`` seconds. May return [] early."""
         self._listener.revive()
-        came: list[Change] = []
+        changes: list[Change] = []
         try:
-            item = self._came.get(timeout=max(timeout, 0.0))
+            item = self._news.get(timeout=max(timeout, 0.0))
             while True:
                 if item is not None:
-                    came.append(item)
-                item = self._came.get_nowait()
+                    changes.append(item)
+                item = self._news.get_nowait()
         except queue.Empty:
-            return came
+            return changes
 
     def wake(self, change: Change | None) -> None:
         """Hand a change to the waiter; None: the stream has ended."""
-        self._came.put(change)
+        self._news.put(change)
 
     def close(self) -> None:
         for name in list(self._targets):
@@ -113,8 +114,9 @@ class Listener:
         #: Monotonic time before which a stream that broke isn't opened again.
         self._retry_at = 0.0
         self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+        #: Monotonic time at which the latest watch of a document ended.
         self._used_at = 0.0
-        self._timer: threading.Timer | None = None
+        self._idle = Ticker("gwi-listen-idle", self._end_if_idle)
         fork_gate.register(self)
 
     # --- watches ------------------------------------------------------------------------------
@@ -133,7 +135,7 @@ class Listener:
             target = self._last_target
             self._targets[target] = watch, name
             if self._stream is not None:
-                self._stream.send(self._wish(target, name))
+                self._stream.send(self._watch_request(target, name))
             else:
                 self._open()
             return target
@@ -148,8 +150,8 @@ class Listener:
             request = LISTEN_REQUEST(database=self._client.path)
             request.remove_target = target
             self._stream.send(request)
-            if not self._targets and self._timer is None:
-                self._arm(_IDLE)
+            if not self._targets:
+                self._idle.wake(self._used_at + _IDLE)
 
     def is_current(self, targets: Any) -> bool:
         with self._lock:
@@ -167,12 +169,13 @@ class Listener:
         """With the lock held. During a fork this opens nothing: resume() does, after it."""
         if self._paused or time.monotonic() < self._retry_at:
             return
-        came: list[tuple[int, Document]] = []
+        received: list[tuple[int, Document]] = []
+        targets = self._targets.items()
         try:
             self._stream = BidiStream.open(
                 self._client.listen,
-                [self._wish(target, name) for target, (_, name) in self._targets.items()],
-                on_response=lambda response: self._take_in(response, came),
+                [self._watch_request(target, name) for target, (_, name) in targets],
+                on_response=lambda response: self._take_in(response, received),
                 on_end=self._ended,
                 thread_name="gwi-listen",
             )
@@ -181,7 +184,7 @@ class Listener:
         else:
             self._paused = self._stream is None
 
-    def _wish(self, target: int, name: str) -> Any:
+    def _watch_request(self, target: int, name: str) -> Any:
         request = LISTEN_REQUEST(database=self._client.path)
         request.add_target.target_id = target
         request.add_target.documents.documents.append(self._client.document_path(name))
@@ -197,11 +200,12 @@ class Listener:
         for watch in watches:
             watch.wake(None)
 
-    def _take_in(self, response: Any, came: list[tuple[int, Document]]) -> None:
+    def _take_in(self, response: Any, received: list[tuple[int, Document]]) -> None:
+        """Hand on what was received since the last snapshot, once this response completes another."""
         if response.HasField("document_change"):
             change = response.document_change
             document = self._client.received(change.document)
-            came += [(target, document) for target in change.target_ids]
+            received += [(target, document) for target in change.target_ids]
             return
         if not response.HasField("target_change"):
             return  # about a missing document
@@ -213,13 +217,13 @@ class Listener:
         # What has arrived by now is one consistent snapshot.
         read_time = micros(change.read_time)
         with self._lock:
-            told = [(self._targets[target][0], d) for target, d in came if target in self._targets]
+            watched = [(self._targets[t][0], d) for t, d in received if t in self._targets]
             if change.target_change_type == _CURRENT:
                 self._current.update(t for t in change.target_ids if t in self._targets)
                 self._retry_at = 0.0
                 self._pauses.reset()
-        came.clear()
-        for watch, document in told:
+        received.clear()
+        for watch, document in watched:
             watch.wake(Change(document, read_time))
 
     def _later(self, error: Exception | None) -> None:
@@ -245,26 +249,19 @@ class Listener:
     def close(self) -> None:
         """End the stream; the next waiter opens another."""
         with self._lock:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
             self._end()
+        self._idle.stop(0.0)
 
-    def _arm(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._end_if_idle)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _end_if_idle(self) -> None:
+    def _end_if_idle(self) -> float:
+        """End the stream if it is idle; returns the monotonic time of the next look."""
         with self._lock:
-            self._timer = None
             if self._targets or self._stream is None:
-                return
-            left = self._used_at + _IDLE - time.monotonic()
-            if left > 0:
-                self._arm(left)
-            else:
-                self._end()
+                return NEVER
+            idle_at = self._used_at + _IDLE
+            if idle_at > time.monotonic():
+                return idle_at
+            self._end()
+            return NEVER
 
     def _end(self) -> None:
         if self._stream is not None:

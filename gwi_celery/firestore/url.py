@@ -31,6 +31,8 @@ OPTIONS: Final[Mapping[str, str]] = {
 }
 
 _TIMEOUT: Final = "seconds above 0 and below 3600"
+#: The end of an address, where pubsub:// has one and firestore:// has the project.
+_ADDRESS = re.compile(r":\d+$")
 #: Firestore's rule for database ids.
 _DATABASE_ID = re.compile(r"[a-z][a-z0-9-]{2,61}[a-z0-9]")
 #: One part of a document's path: no slash, and no name that Firestore reserves.
@@ -86,6 +88,11 @@ def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
         raise _no_url(url) from exc
     if parts.scheme != "firestore" or not parts.netloc or parts.fragment:
         raise _no_url(url)
+    if _ADDRESS.search(parts.netloc):
+        raise ConfigurationError(
+            f"{url!r} begins with an address, and not with the project: write firestore://project?endpoint="
+            f"{parts.netloc}, and &emulator=true if that is an emulator"
+        )
     options = query(url, parts.query, OPTIONS)
     prefix = unquote(parts.path.strip("/")) or DEFAULT_PREFIX
     if not _PREFIX.fullmatch(prefix):

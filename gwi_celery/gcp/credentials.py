@@ -22,7 +22,7 @@ from gwi_celery.gcp.endpoints import GOOGLE, UNIVERSE, domain
 #: Whether the endpoint for client certificates is used: always, never, or auto (with such a certificate).
 _MTLS_ENDPOINT: Final = "GOOGLE_API_USE_MTLS_ENDPOINT"
 #: Beginning of gRPC's text if there was no token for a call.
-_NO_TOKEN: Final = "Getting metadata from plugin failed"  # noqa: S105 not a secret
+NO_TOKEN: Final = "Getting metadata from plugin failed"  # noqa: S105 not a secret
 #: A token server's answers that are final (RFC 6749, section 5.2).
 _REVOKED: Final = re.compile(r"invalid_(?:grant|client|scope)|unauthorized_client")
 
@@ -73,7 +73,7 @@ class Access:
         Args:
             details: gRPC's text of the call that failed.
         """
-        if not details.startswith(_NO_TOKEN):
+        if not details.startswith(NO_TOKEN):
             return None
         error = self._plugin.error if self._plugin is not None else None
         if error is None:

@@ -10,7 +10,7 @@ from gwi_celery import forks
 _lock = forks.lock()
 _counts: Counter[str] = Counter()
 #: The counts that :func:`news` has returned so far.
-_told: Counter[str] = Counter()
+_returned: Counter[str] = Counter()
 _pid = os.getpid()
 
 
@@ -32,8 +32,8 @@ def news() -> dict[str, int]:
     """The calls since this was last asked for."""
     with _lock:
         _own()
-        fresh = _counts - _told
-        _told.update(fresh)
+        fresh = _counts - _returned
+        _returned.update(fresh)
         return dict(fresh)
 
 
@@ -43,4 +43,4 @@ def _own() -> None:
     if _pid != os.getpid():
         _pid = os.getpid()
         _counts.clear()
-        _told.clear()
+        _returned.clear()

@@ -29,6 +29,7 @@ from gwi_celery.stores.base import (
     JobStatus,
     Store,
 )
+from gwi_celery.stores.interventions import undoes
 
 
 def cancel(
@@ -44,7 +45,7 @@ def cancel(
     Args:
         reason: What its caller gets.
         tree: Also the jobs that it has called, those that they have called, and so on, of the same
-            tenant. Those that have not begun never will.
+            tenant. Those that have not begun never will. Jobs of ``@task.on_cancel`` are not among them.
 
     Raises InvalidCall if the job is unknown, and kombu.exceptions.OperationalError if the job of
     ``@task.on_cancel`` can't be sent.
@@ -67,12 +68,13 @@ def cancel(
             ended.append(record.job)
         _undo(app, store, record)
         if tree:
-            todo += children_of(store, record)
+            # An undo that was cancelled would leave half of its job done.
+            todo += [each for each in children_of(store, record) if not undoes(each.job.task)]
     return ended
 
 
 def _undo(app: Any, store: Store, record: JobRecord) -> None:
-    """Send the job that undoes it, if it is cancelled and its call is known; else its worker does."""
+    """Send the job that undoes a cancelled one, if its call is known; if not, its worker does."""
     now = store.get_job(record.job)
     task, envelope = app.tasks.get(record.job.task), store.get_envelope(record.job)
     if now is None or now.status is not JobStatus.CANCELLED or not (task and envelope):
@@ -111,9 +113,9 @@ def replay(
     if call["priority"] is not None:
         options.setdefault("priority", call["priority"])
     if record.status is JobStatus.FAILED:
-        for option, kept in (("link", "link"), ("link_error", "link_error"), ("chain", "chain")):
-            if call[kept]:
-                options.setdefault(option, call[kept])
+        for option in ("link", "link_error", "chain"):
+            if call[option]:
+                options.setdefault(option, call[option])
     # It stays the child of the task that called it.
     for option, of in (("root_id", record.origin.root_id), ("parent_id", record.origin.parent_id)):
         if of is not None:
@@ -163,8 +165,8 @@ def fork(
     headers[RUN_HEADER] = run_id
     task_id = options.pop("task_id", None) or str(uuid4())
     headers, resolved = task.addressed((), kwargs, headers, task_id)
-    there = store.get_job(resolved.job)
-    if there is not None and not _is_half_forked(there):
+    existing = store.get_job(resolved.job)
+    if existing is not None and not _is_half_forked(existing):
         raise InvalidCall(
             f"there is a job of {record.job.task} for run {run_id!r} already: name another run_id"
         )
@@ -224,10 +226,10 @@ def _by_name(task: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _is_half_forked(there: JobRecord) -> bool:
+def _is_half_forked(record: JobRecord) -> bool:
     """Whether an earlier fork was interrupted before its call was sent: this one then finishes it."""
-    ends = [past.end.how for past in there.attempts if past.end is not None]
-    return there.status is JobStatus.PENDING and bool(ends) and set(ends) <= {_FORKED, "lost"}
+    ends = [past.end.how for past in record.attempts if past.end is not None]
+    return record.status is JobStatus.PENDING and bool(ends) and set(ends) <= {_FORKED, "lost"}
 
 
 def _kept_call(store: Store, record: JobRecord) -> dict[str, Any]:

@@ -231,10 +231,10 @@ def purge(
     broker, records = broker_for(app), recorded(app)
     total = 0
     for queue, ids in ids_by_queue((dead.queue, dead.id) for dead in chosen).items():
-        there = None if records is None else sum(records.known(ids).values())
+        recorded_now = None if records is None else sum(records.known(ids).values())
         gone = broker.discard(dead_letter_queue(queue), frozenset(ids))
         # One that another process is reading is deleted when it is next read, as its record has ended.
-        total += gone if there is None else there
+        total += gone if recorded_now is None else recorded_now
         purged(len(ids))
     return total
 

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -19,11 +19,18 @@ from gwi_celery.brokers.base import (
     DEATH_QUEUE,
     DEATH_REASON,
     DEATH_TIME,
+    Broker,
     OutgoingMessage,
     dead_letter_queue,
 )
 from gwi_celery.brokers.letters import LATEST, DeadLetter, letter_of
-from gwi_celery.errors import InvalidCall
+from gwi_celery.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    InvalidCall,
+    PublishFailed,
+    TooLarge,
+)
 from gwi_celery.ids import digest
 from gwi_celery.integration import broker_for, integration
 from gwi_celery.queues.dead import recorded
@@ -52,37 +59,91 @@ def export(chosen: Iterable[DeadLetter]) -> Iterator[str]:
 
 
 def load(
-    app: Any, lines: Iterable[str], *, loaded: Callable[[int], object] = lambda n: None
+    app: Any,
+    lines: Iterable[str],
+    *,
+    file: str = "",
+    loaded: Callable[[int], object] = lambda n: None,
 ) -> int:
     """Put exported dead letters back into their queues' dead letters; returns how many.
 
-    Those that are still there are left out, so this can be interrupted and repeated. All lines are
-    checked first; InvalidCall names one that is wrong, and nothing is loaded. ``loaded`` is called with
-    how many were loaded since the last call.
+    Those that are still there are left out, so this can be interrupted and repeated.
+
+    Args:
+        file: Where the lines are from, for errors.
+        loaded: Called with how many were loaded since the last call.
+
+    Raises InvalidCall for a line that is wrong, before anything is loaded; for lines whose messages are
+    too large for this broker, once all others are loaded; and BrokerError. Each error names the line,
+    and says how many were loaded.
     """
     broker, records = broker_for(app), recorded(app)
-    read = [_read(line, n) for n, line in enumerate(lines, 1) if line.strip()]
-    by_queue: dict[str, list[DeadLetter]] = {}
-    for dead in read:
-        by_queue.setdefault(dead.queue, []).append(dead)
+    by_queue: dict[str, list[tuple[int, DeadLetter]]] = {}
+    for n, line in enumerate(lines, 1):
+        if line.strip():
+            dead = _read(line, _place(file, n))
+            by_queue.setdefault(dead.queue, []).append((n, dead))
     total = 0
+    too_large: dict[int, Exception] = {}
     for queue, wanted in by_queue.items():
-        there = _there(app, queue, wanted)
-        new = {n: d for d in wanted if (n := _name(d)) not in there}
+        there = _there(app, queue, [dead for _, dead in wanted])
+        new = {name: (n, dead) for n, dead in wanted if (name := _name(dead)) not in there}
         if new:
             integration(app).record_action("import", queue, messages=len(new))
         named = list(new.items())
         for start in range(0, len(named), _BATCH):
             batch = named[start : start + _BATCH]
-            to = dead_letter_queue(queue)
-            broker.publish_many([("", to, _outgoing(dead, name)) for name, dead in batch])
-            for name, dead in batch if records is not None else ():
+            messages = [_outgoing(dead, name) for name, (_, dead) in batch]
+            errors = _publish(broker, dead_letter_queue(queue), messages)
+            done = [each for n, each in enumerate(batch) if n not in errors]
+            for name, (_, dead) in done if records is not None else ():
                 # If killed before this, the next import publishes it again, under the same id: see
                 # redrive.
                 integration(app).authority.died(_kept_again(app, dead, name))
-            total += len(batch)
-            loaded(len(batch))
+            total += len(done)
+            loaded(len(done))
+            failed = {batch[n][1][0]: error for n, error in errors.items()}
+            lasting = {n: error for n, error in failed.items() if not isinstance(error, TooLarge)}
+            if lasting:
+                raise _interrupted(file, lasting, total)
+            too_large |= failed
+    if too_large:
+        raise _left_out(file, too_large, total)
     return total
+
+
+def _publish(
+    broker: Broker, queue: str, messages: Sequence[OutgoingMessage]
+) -> Mapping[int, Exception]:
+    """Errors of the messages that were not published, by their places."""
+    try:
+        broker.publish_many([("", queue, message) for message in messages])
+    except PublishFailed as exc:
+        return exc.errors
+    except BrokerError as exc:  # none was
+        return dict.fromkeys(range(len(messages)), exc)
+    return {}
+
+
+def _place(file: str, *lines: int) -> str:
+    numbers = ", ".join(map(str, sorted(lines)))
+    return (f"{file}: " if file else "") + f"line{'s' if len(lines) > 1 else ''} {numbers}"
+
+
+def _interrupted(file: str, errors: Mapping[int, Exception], total: int) -> BrokerError:
+    line, error = min(errors.items())
+    kind = BrokerUnavailable if isinstance(error, BrokerUnavailable) else BrokerError
+    return kind(
+        f"{_place(file, line)} could not be imported: {error}. {total} lines were imported: import the "
+        "file again, which leaves those out"
+    )
+
+
+def _left_out(file: str, errors: Mapping[int, Exception], total: int) -> InvalidCall:
+    return InvalidCall(
+        f"{_place(file, *errors)} can't be imported: {errors[min(errors)]}. {total} other lines were "
+        "imported, and are left out next time: remove the named ones from the file"
+    )
 
 
 def _there(app: Any, queue: str, wanted: list[DeadLetter]) -> set[str]:
@@ -144,10 +205,10 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
 _ID: Final = re.compile(r"[A-Za-z0-9._:~%+-]{1,256}")
 
 
-def _read(line: str, number: int) -> DeadLetter:
+def _read(line: str, place: str) -> DeadLetter:
     def wrong(why: str) -> InvalidCall:
         return InvalidCall(
-            f"line {number} is no exported dead letter: {why}. Nothing was imported: mend or remove "
+            f"{place} is no exported dead letter: {why}. Nothing was imported: mend or remove "
             "that line, and import the file again"
         )
 

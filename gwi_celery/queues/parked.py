@@ -59,16 +59,16 @@ def look(app: Any, keys: Collection[Key]) -> Parked:
     return Parked(found, where, len(workers))
 
 
-def settle(app: Any, how: str, there: Parked, keys: Collection[Key]) -> int:
+def settle(app: Any, how: str, looked: Parked, keys: Collection[Key]) -> int:
     """Have them delivered (``now``) or dropped (``drop``); returns how many were."""
     if not keys:
         return 0
-    workers = sorted({there.where[key] for key in keys})
+    workers = sorted({looked.where[key] for key in keys})
     to = {"destination": workers, "limit": len(workers), "timeout": _ACT}
     return sum(len(rows) for _, rows in _ask(app, how, list(keys), **to))
 
 
-def not_found(app: Any, there: Parked) -> GwiError:
+def not_found(app: Any, looked: Parked) -> GwiError:
     """What to do next, where no worker has any of it."""
     if not app.conf.worker_enable_remote_control:
         return ConfigurationError(
@@ -76,8 +76,8 @@ def not_found(app: Any, there: Parked) -> GwiError:
             f"app's workers take no remote control. {_INSTEAD}"
         )
     who, then = "no worker answered", "start one that consumes the queue"
-    if there.workers:
-        who, then = f"{answered(there.workers)}, and none has it parked", "wait"
+    if looked.workers:
+        who, then = f"{answered(looked.workers)}, and none has it parked", "wait"
     return NotFound(
         f"nothing was done: {who}. A worker parks a message for ten minutes at most, then another "
         f"may get it: {then}, and ask again. Or else: {_INSTEAD}"

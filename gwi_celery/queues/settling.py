@@ -52,9 +52,9 @@ def released(app: Any, chosen: Collection[Waiting]) -> Settled:
     if isinstance(broker, EmbeddedBroker):
         edit, found = _due_now(app), _by_queue(chosen)
         return Settled(sum(broker.hasten(queue, ids, edit) for queue, ids in found.items()))
-    there = parked.look(app, {_key(waiting) for waiting in chosen})
-    done = _settle(app, "now", there, there.found)
-    return _counted(app, done, chosen, there)
+    looked = parked.look(app, {_key(waiting) for waiting in chosen})
+    done = _settle(app, "now", looked, looked.found)
+    return _counted(app, done, chosen, looked)
 
 
 def cancelled(app: Any, chosen: Collection[Waiting]) -> Settled:
@@ -67,31 +67,31 @@ def cancelled(app: Any, chosen: Collection[Waiting]) -> Settled:
         count = sum(broker.discard(queue, ids) for queue, ids in dropped.items())
         return Settled(count + released(app, ended).count)
     keys = {_key(waiting): waiting.task_id for waiting in chosen}
-    there = parked.look(app, keys)
+    looked = parked.look(app, keys)
     over: set[Key] = set()
     for key, task_id in keys.items():
-        job = there.found.get(key) or _recorded(store, task_id)
+        job = looked.found.get(key) or _recorded(store, task_id)
         if job is not None and _end(store, job, task_id):
             over.add(key)
-    _settle(app, "now", there, over & set(there.found))  # else it is delivered when it is due
-    rest = set(there.found) - over
-    plain = [keys[key] for key in rest if there.found[key] is None and keys[key]]
+    _settle(app, "now", looked, over & set(looked.found))  # else it is delivered when it is due
+    rest = set(looked.found) - over
+    plain = [keys[key] for key in rest if looked.found[key] is None and keys[key]]
     if plain:
         app.control.revoke(plain)  # in case a copy is delivered after all
-    return _counted(app, len(over) + _settle(app, "drop", there, rest), chosen, there)
+    return _counted(app, len(over) + _settle(app, "drop", looked, rest), chosen, looked)
 
 
-def _settle(app: Any, how: str, there: parked.Parked, keys: Iterable[Key]) -> int:
+def _settle(app: Any, how: str, looked: parked.Parked, keys: Iterable[Key]) -> int:
     keys = list(keys)
     for queue in sorted({queue for queue, _ in keys}):
         integration(app).record_action("hasten" if how == "now" else "purge", queue)
-    return parked.settle(app, how, there, keys)
+    return parked.settle(app, how, looked, keys)
 
 
-def _counted(app: Any, done: int, chosen: Collection[Waiting], there: parked.Parked) -> Settled:
+def _counted(app: Any, done: int, chosen: Collection[Waiting], looked: parked.Parked) -> Settled:
     if chosen and not done:
-        raise parked.not_found(app, there)
-    return Settled(done, there.workers)
+        raise parked.not_found(app, looked)
+    return Settled(done, looked.workers)
 
 
 #: The reason that the caller of a job cancelled here gets.

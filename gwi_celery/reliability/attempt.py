@@ -47,7 +47,7 @@ from gwi_celery.integration import integration, settings_for
 from gwi_celery.reliability import call, carried, claims, wording
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.ends import End, Record, Replaced, end_of
-from gwi_celery.reliability.job import Limits, RunningJob
+from gwi_celery.reliability.job import Bounds, RunningJob
 from gwi_celery.reliability.options import first
 from gwi_celery.reliability.origin import attempt_end, origin_of
 from gwi_celery.reliability.outcome import dump_failure, dump_replaced, load_failure, load_replaced
@@ -128,7 +128,7 @@ class Attempt:
                 }
                 emit("claimed", **facts)
                 tracing.describe(**facts, generation=answer.record.generation)
-                job = RunningJob(store, answer, self._limits(headers), asked_at=asked_at)
+                job = RunningJob(store, answer, self._bounds(headers), asked_at=asked_at)
                 kwargs = call.with_ids(task.run, options, args, kwargs, headers)
                 return self._attempt(job, body, args, kwargs)
             case Completed():
@@ -357,10 +357,10 @@ class Attempt:
             return blobs.load(record.outcome)
         raise load_failure(self._task.backend, record.outcome)
 
-    def _limits(self, headers: Mapping[str, Any]) -> Limits:
+    def _bounds(self, headers: Mapping[str, Any]) -> Bounds:
         settings, options = self._settings, self._task.reliable
         deadline = headers.get(DEADLINE_HEADER)
-        return Limits(
+        return Bounds(
             max_checkpoint_bytes=first(options.max_checkpoint_bytes, settings.max_checkpoint_bytes),
             deadline=None if deadline is None else float(deadline),
             hand_back_at=(self._request.properties or {}).get(PUSH_UNTIL),

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from gwi_celery.headers import RUN_HEADER, TENANT_HEADER
 from gwi_celery.stores.base import JobRecord
+from gwi_celery.stores.interventions import UNDO_SUFFIX
 
 if TYPE_CHECKING:
     from gwi_celery.reliability.task import ReliableTask
-
-#: Added to the name of the task whose jobs it undoes.
-SUFFIX = ".on_cancel"
 
 
 def register(task: ReliableTask, function: Callable[..., Any]) -> Any:
     """Make a bound task of the function, called with the arguments of the job that it undoes."""
     return task.app.task(
         function,
-        name=f"{task.name}{SUFFIX}",
+        name=f"{task.name}{UNDO_SUFFIX}",
         base=type(task).__mro__[1],
         bind=True,
         shared=False,
@@ -43,7 +41,7 @@ def ask(
 
     Raises kombu.exceptions.OperationalError.
     """
-    undoes = task.app.tasks.get(f"{task.name}{SUFFIX}")
+    undoes = task.app.tasks.get(f"{task.name}{UNDO_SUFFIX}")
     if undoes is None or not record.attempt:
         return
     headers = {TENANT_HEADER: record.job.tenant}

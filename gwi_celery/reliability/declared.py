@@ -16,6 +16,8 @@ from kombu.serialization import prepare_accept_content, registry
 from gwi_celery.errors import ConfigurationError, InvalidCall
 from gwi_celery.reliability import fields
 from gwi_celery.reliability.fields import Kind
+from gwi_celery.reliability.limits import check_arguments
+from gwi_celery.reliability.options import OPTIONS, Reliable, check_shared, is_misplaced
 from gwi_celery.reliability.sendable import check_options
 from gwi_celery.text import safe_error
 
@@ -114,6 +116,43 @@ def check(task: Any, conf: Any) -> None:
     _check_serializer(task, conf.accept_content)
 
 
+#: Attributes that the promise needs: name -> (value, what would happen otherwise).
+_REQUIRED: dict[str, tuple[Any, str]] = {
+    "acks_late": (True, "a worker that is killed would lose the job"),
+    "reject_on_worker_lost": (True, "a pool process that is killed would lose the job"),
+    "acks_on_failure": (False, "a failed job would not be kept in the dead letter"),
+    "acks_on_timeout": (True, "a job past its hard time limit would run again, although it failed"),
+    "retry_on_worker_lost": (False, "a killed job's retry would count as a new submission"),
+    "serializer": ("json", "duplicates could not be recognised by their payload"),
+}
+
+
+def check_reliable(task: Any, app: Any) -> None:
+    """As :func:`check`, and what a reliable task promises; ``task`` is its class."""
+    if not isinstance(task.reliable, Reliable):
+        raise ConfigurationError(
+            f"{task.name}: reliable={task.reliable!r} is not a Reliable(...) object"
+        )
+    for attribute, (needed, otherwise) in _REQUIRED.items():
+        value = getattr(task, attribute, needed)
+        if value != needed:
+            raise ConfigurationError(
+                f"{task.name}: {attribute}={value!r} breaks the promise of a reliable task: "
+                f"{otherwise}. Leave it out ({needed!r} is set for you), or use a plain task"
+            )
+    check(task, app.conf)
+    misplaced = [name for name in OPTIONS if is_misplaced(name, vars(task))]
+    if misplaced:
+        given = ", ".join(f"{name}={vars(task)[name]!r}" for name in misplaced)
+        raise ConfigurationError(
+            f"{task.name}: {given} would be ignored there: pass "
+            f"reliable=Reliable({given}) to the decorator (or set it in the class)"
+        )
+    options = task.reliable
+    check_arguments(task.name, options.limits, task.run, (options.tenant, options.run))
+    check_shared(task.name, options.limits, app._tasks)
+
+
 def _check_serializer(task: Any, accepted: Any) -> None:
     name = task.serializer
     if name is None:
@@ -130,7 +169,7 @@ def _check_serializer(task: Any, accepted: Any) -> None:
         )
 
 
-#: Option -> how what it names is told. Celery imports both when a worker starts.
+#: Option -> what it names, for messages. Celery imports both when a worker starts.
 _IMPORTED: Final[Mapping[str, Kind]] = {
     "Strategy": Kind("a function", callable),
     "Request": Kind("a class", lambda found: isinstance(found, type)),

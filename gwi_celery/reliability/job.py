@@ -71,8 +71,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The limits of one attempt."""
+class Bounds:
+    """What bounds one attempt."""
 
     max_checkpoint_bytes: int
     #: Seconds since the epoch; None: no deadline.
@@ -88,10 +88,10 @@ class RunningJob:
     Over 25 methods, because all of them share the lease, which renewals and saves replace under one lock.
     """
 
-    def __init__(self, store: Store, claimed: Claimed, limits: Limits, *, asked_at: float) -> None:
+    def __init__(self, store: Store, claimed: Claimed, bounds: Bounds, *, asked_at: float) -> None:
         self._store = store
         self._lease = claimed.lease
-        self._limits = limits
+        self._bounds = bounds
         self.record: JobRecord = claimed.record
         #: Renewals and saves both replace the lease: one at a time.
         self._mutex = forks.rlock()
@@ -161,11 +161,11 @@ class RunningJob:
             raise self._interrupt
         if self._finished:  # in a thread that has outlived its attempt
             raise LeaseLost("the attempt that this thread belongs to has ended")
-        if self._limits.deadline is not None and time.time() > self._limits.deadline:
+        if self._bounds.deadline is not None and time.time() > self._bounds.deadline:
             raise DeadlinePassed("the job's deadline has passed")
-        if self._limits.interrupt_on_shutdown and worker_is_stopping():
+        if self._bounds.interrupt_on_shutdown and worker_is_stopping():
             raise WorkerStopping("the worker is stopping: the job continues elsewhere")
-        hand_back_at = self._limits.hand_back_at
+        hand_back_at = self._bounds.hand_back_at
         if hand_back_at is not None and time.monotonic() > hand_back_at:
             raise WorkerStopping("its push request ends soon: the job continues in another one")
 
@@ -408,7 +408,7 @@ class RunningJob:
                 time.sleep(pause)
 
     def _dump(self, name: str, value: Any) -> bytes:
-        return blobs.dump(value, what=f"{name!r}", limit=self._limits.max_checkpoint_bytes)
+        return blobs.dump(value, what=f"{name!r}", limit=self._bounds.max_checkpoint_bytes)
 
     def _use(self, name: str, kind: CheckpointKind) -> Checkpoint | None:
         """Mark the name as used; returns what is recorded under it. Raises StepNameReused."""

@@ -66,6 +66,19 @@ class Limit:
                 )
         return [str(argument) for _, argument, _, _ in parts]
 
+    @property
+    def allows(self) -> str:
+        """Its number, for people: ``max_running=3``."""
+        return f"max_running={self.max_running}" if self.rate is None else f"rate={self.rate!r}"
+
+    def contradicts(self, other: Limit) -> bool:
+        """Whether the other is this limit with another number."""
+        if self.name != other.name or (self.rate is None) != (other.rate is None):
+            return False
+        if self.rate is None or other.rate is None:
+            return self.max_running != other.max_running
+        return parse_rate(self.rate) != parse_rate(other.rate)
+
     def of(self, task: str, arguments: Mapping[str, Any]) -> LimitRef:
         """The limit of one call. Raises InvalidCall."""
         values: dict[str, str] = {}
@@ -112,7 +125,14 @@ def limits_of(
     } | dict(arguments)
     found = [limit.of(task, filled) for limit in limits]
     # Two functions may return the same name; one place is enough.
-    return tuple({limit.id: limit for limit in found}.values())
+    by_id: dict[str, LimitRef] = {}
+    for limit in found:
+        if by_id.setdefault(limit.id, limit) != limit:
+            raise InvalidCall(
+                f"{task}: two of its limits have the name {limit.name!r} in this call, and different "
+                "numbers: give them one number, or different names"
+            )
+    return tuple(by_id.values())
 
 
 def check_limits(limits: object) -> tuple[Limit, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, fields
 from typing import Any, Final, Literal
 
@@ -102,6 +102,31 @@ def is_misplaced(name: str, attributes: Mapping[str, Any]) -> bool:
         return False
     decorated = bool(attributes.get("_decorated"))
     return decorated or isinstance(attributes[name], (type(None), bool, int, float, str))
+
+
+def limits_by_task(tasks: Mapping[str, Any]) -> Iterator[tuple[str, Limit]]:
+    """(task, limit) of all reliable tasks among these."""
+    for name, task in tasks.items():
+        options = getattr(task, "reliable", None)
+        if isinstance(options, Reliable):
+            for limit in options.limits:
+                yield name, limit
+
+
+def check_shared(task: str, limits: Sequence[Limit], tasks: Mapping[str, Any]) -> None:
+    """Raises ConfigurationError for a limit to which another of the tasks gives another number.
+
+    Which of them holds would depend on whose job asks. Names that functions return are not known here.
+    """
+    if not limits:
+        return
+    for other, limit in limits_by_task(tasks):
+        for own in limits:
+            if other != task and own.contradicts(limit):
+                raise ConfigurationError(
+                    f"{task}: Limit({own.name!r}) has {own.allows}, and in {other} {limit.allows}: tasks "
+                    "that name the same limit share it, so give it one number, or two names"
+                )
 
 
 def first(option: Any, setting: Any) -> Any:

@@ -45,8 +45,7 @@ from gwi_celery.reliability.attempt import Attempt
 from gwi_celery.reliability.call import Call
 from gwi_celery.reliability.ends import Replaced
 from gwi_celery.reliability.inside import InsideJob
-from gwi_celery.reliability.limits import check_arguments
-from gwi_celery.reliability.options import OPTIONS, Reliable, first, is_misplaced
+from gwi_celery.reliability.options import Reliable, first
 from gwi_celery.reliability.outcome import PERMANENT, dump_replaced
 from gwi_celery.reliability.wording import check_step
 from gwi_celery.shield import shielded
@@ -54,16 +53,6 @@ from gwi_celery.stores.base import (
     ClaimRequest,
     Store,
 )
-
-#: Attributes that the promise needs: name -> (value, what would happen otherwise).
-_REQUIRED: dict[str, tuple[Any, str]] = {
-    "acks_late": (True, "a worker that is killed would lose the job"),
-    "reject_on_worker_lost": (True, "a pool process that is killed would lose the job"),
-    "acks_on_failure": (False, "a failed job would not be kept in the dead letter"),
-    "acks_on_timeout": (True, "a job past its hard time limit would run again, although it failed"),
-    "retry_on_worker_lost": (False, "a killed job's retry would count as a new submission"),
-    "serializer": ("json", "duplicates could not be recognised by their payload"),
-}
 
 
 class ReliableTask(InsideJob):
@@ -87,27 +76,12 @@ class ReliableTask(InsideJob):
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
-        if not isinstance(cls.reliable, Reliable):
-            raise ConfigurationError(
-                f"{cls.name}: reliable={cls.reliable!r} is not a Reliable(...) object"
-            )
-        for attribute, (needed, otherwise) in _REQUIRED.items():
-            value = getattr(cls, attribute, needed)
-            if value != needed:
-                raise ConfigurationError(
-                    f"{cls.name}: {attribute}={value!r} breaks the promise of a reliable task: "
-                    f"{otherwise}. Leave it out ({needed!r} is set for you), or use a plain task"
-                )
-        declared.check(cls, app.conf)
-        misplaced = [name for name in OPTIONS if is_misplaced(name, vars(cls))]
-        if misplaced:
-            given = ", ".join(f"{name}={vars(cls)[name]!r}" for name in misplaced)
-            raise ConfigurationError(
-                f"{cls.name}: {given} would be ignored there: pass "
-                f"reliable=Reliable({given}) to the decorator (or set it in the class)"
-            )
-        options = cls.reliable
-        check_arguments(cls.name, options.limits, cls.run, (options.tenant, options.run))
+        try:
+            declared.check_reliable(cls, app)
+        except ConfigurationError:
+            # Celery has registered it: the next use would find it there, and bind it no more.
+            app._tasks.pop(cls.name, None)
+            raise
         verbs.add_django_verbs(cls, app)
         verbs.keep_inside(cls, ReliableTask.__call__)
 
@@ -364,7 +338,7 @@ class ReliableTask(InsideJob):
     def on_replace(self, sig: Any) -> Any:
         """Celery's own; within an attempt the record is written first."""
         if self._running_job is None or "_gwi_replaced" in vars(self.request):
-            # An eager replacement runs here: no worker could be waited for in vain.
+            # An eager replacement runs in this process, so waiting for its result can't block a worker.
             with allow_join_result() if self.request.is_eager else nullcontext():
                 return super().on_replace(sig)
         raise Replaced(sig)

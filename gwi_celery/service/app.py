@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 #: Request bodies that may be in memory at a time, in units of the largest.
 _BODIES = 8
-#: Deliveries of a message after which it is published anew rather than refused: Pub/Sub counts a refusal
+#: Deliveries of a message after which it is republished rather than refused: Pub/Sub counts a refusal
 #: as an attempt, and dead-letters a message after 100 at most.
 _REFUSALS = 50
 #: Share of the push deadline for which a request may wait until its message is due.

@@ -175,7 +175,7 @@ def _why(exc: Exception) -> str:
     if isinstance(exc, jwt.MissingRequiredClaimError):
         return _CLAIMS.get(exc.claim, "the token is malformed")
     return next(
-        (told for kind, told in _REASONS if isinstance(exc, kind)), "the token is malformed"
+        (reason for kind, reason in _REASONS if isinstance(exc, kind)), "the token is malformed"
     )
 
 

@@ -122,7 +122,7 @@ class LimitedProtocol(H11Protocol):
 
     @property
     def _idle(self) -> bool:
-        """No request is being answered, or the caller doesn't read the answer."""
+        """Whether no request is being answered, or the caller doesn't read its answer."""
         cycle: Any = self.cycle  # None before the first request
         return cycle is None or cycle.response_complete or self.flow.write_paused
 

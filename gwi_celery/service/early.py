@@ -67,11 +67,11 @@ class Early:
         await asyncio.to_thread(self._reader.stop)
 
     def holds_until(self, due: float) -> bool:
-        """Whether the request of a message due at ``due`` or later is held: then this one need not be."""
+        """Whether a held request already keeps the instance alive until ``due``."""
         return self._last is not None and self._last[0] >= due
 
     async def until_due(self, pushed: Pushed, at_most: float) -> Settlement | None:
-        """None once the message is due; else how it was settled, as a copy will be pushed when due.
+        """None once the message is due; else how it was settled: a copy will be pushed when it is due.
 
         ``at_most``: seconds for which a request may be held.
         """
@@ -120,7 +120,7 @@ class Early:
         return await self._again(pushed, replace(delivery, queue=self._later))
 
     async def _again(self, pushed: Pushed, delivery: Delivery | None = None) -> Settlement:
-        """Publish it anew: to refuse it would count as a delivery."""
+        """Republish it: a refusal would count as a delivery."""
         left = max(pushed.not_before - time.time(), 0.0)
         ttl = pushed.expires - pushed.not_before
         return await asyncio.to_thread(
@@ -165,7 +165,7 @@ class _Reader:
                 if not self._can_postpone(broker):
                     raise ConfigurationError(f"the option 'queues' doesn't name {self._later!r}")
                 broker.declare_queue(QueueSpec(self._later))
-                broker.peek(self._later, 1)  # what can't be read would stay there for ever
+                broker.peek(self._later, 1)  # without the right to read, nothing would leave it
                 receiver = broker.receiver()
                 receiver.subscribe(self._later)
             except BrokerUnavailable:
@@ -195,20 +195,20 @@ class _Reader:
         return bool(broker.options.managed or self._later in broker.options.queues)
 
     def _read(self, broker: Any, receiver: Any) -> None:
-        told = False
+        warned = False
         while not self._stopping.is_set():
             try:
                 receiver.clear()
                 found = receiver.poll(self._later, _ROOM)
                 for delivery in found:
                     self._move(broker, delivery)
-                told = False
+                warned = False
             except Exception as exc:
-                if not told:
+                if not warned:
                     logger.warning(
                         "what is postponed in %r can't be read now: %s", self._later, exc
                     )
-                told = True
+                warned = True
                 self._stopping.wait(_AGAIN)
                 continue
             if not found:

@@ -59,9 +59,8 @@ _ETA_IS_NOW = 0.05
 class Executor:
     """A Celery pool that is fed by :meth:`submit`.
 
-    The pool lives on an event loop of Celery's in a thread of its own, as in a worker: prefork's other
-    way, with threads and locks shared by its children, hangs for good when a child is killed while it
-    holds one.
+    The pool runs on Celery's event loop, as in a worker, in a separate thread. Celery's other prefork
+    pool, with threads and locks that its children share, hangs when a child is killed while it holds one.
 
     Args:
         app: A Celery app that was set up.

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from cryptography.x509 import load_pem_x509_certificate
 
 from gwi_celery import forks
+from gwi_celery.background import Ticker
 from gwi_celery.backoff import Backoff
 from gwi_celery.errors import ConfigurationError
 from gwi_celery.text import from_json
@@ -58,26 +59,28 @@ class Keys:
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
         self._changed = forks.condition()
+        self._ticker = Ticker("gwi-keys", self._refresh)
+        self._pauses = Backoff(*_BACKOFF)
         self._known: dict[str, _Key] = {}
-        self._thread: threading.Thread | None = None
-        self._stopped = False
-        #: Whether somebody asked for a key that is not known.
-        self._wanted = False
+        self._started = self._stopped = False
+        #: Monotonic time at which the latest fetch began.
+        self._began = 0.0
         #: Monotonic time until which requests wait for the first fetch; 0: it has ended.
         self._wait_until = 0.0
 
     def start(self) -> None:
         """Begin to fetch. A first :meth:`get` does so as well."""
         with self._changed:
-            if self._thread is None and not self._stopped:
+            if not (self._started or self._stopped):
+                self._started = True
                 self._wait_until = time.monotonic() + _FIRST
-                self._thread = threading.Thread(target=self._run, name="gwi-keys", daemon=True)
-                self._thread.start()
+                self._ticker.wake()
 
     def stop(self) -> None:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        self._ticker.stop(0.0)
 
     def wait(self) -> None:
         """Wait until the first fetch has succeeded or failed, for a few seconds at most."""
@@ -98,46 +101,35 @@ class Keys:
                 return key.public
             if not self._known:
                 raise LookupError("no keys")
-            self._wanted = True
-            self._changed.notify_all()
+            if not self._stopped:
+                self._ticker.wake(self._began + _PAUSE)
             return None
 
-    # --- the thread ---------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        pauses = Backoff(*_BACKOFF)
-        while not self._stopped:
-            began = time.monotonic()
-            try:
-                found = self._read(self._fetch())
-            except Exception as exc:
-                pause = pauses.next()
-                logger.error(
-                    "can't fetch the certificates that tokens are checked with (%s: %s): %s; "
-                    "trying again in %.0f s",
-                    type(exc).__name__,
-                    exc,
-                    "those known stay in use" if self._known else "nobody is let in",
-                    pause,
-                )
-                found = None
-            else:
-                pause = _TTL
-                pauses.reset()
-            with self._changed:
-                if found is not None:
-                    self._known = found
-                self._wait_until, self._wanted = 0.0, False
-                self._changed.notify_all()
-                self._sleep(began, time.monotonic() + pause)
-
-    def _sleep(self, began: float, until: float) -> None:
-        while not self._stopped:
-            at = min(until, began + _PAUSE) if self._wanted else until
-            left = at - time.monotonic()
-            if left <= 0:
-                return
-            self._changed.wait(left)
+    def _refresh(self) -> float:
+        """Fetch the keys; returns the monotonic time of the next fetch."""
+        self._began = time.monotonic()
+        try:
+            found = self._read(self._fetch())
+        except Exception as exc:
+            pause = self._pauses.next()
+            logger.error(
+                "can't fetch the certificates that tokens are checked with (%s: %s): %s; "
+                "trying again in %.0f s",
+                type(exc).__name__,
+                exc,
+                "those known stay in use" if self._known else "nobody is let in",
+                pause,
+            )
+            found = None
+        else:
+            pause = _TTL
+            self._pauses.reset()
+        with self._changed:
+            if found is not None:
+                self._known = found
+            self._wait_until = 0.0
+            self._changed.notify_all()
+        return time.monotonic() + pause
 
     def _read(self, certificates: Mapping[str, str]) -> dict[str, _Key]:
         """The usable keys among them. A damaged one doesn't replace the one that was known."""
@@ -223,7 +215,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class _Call(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """A call that another thread can end: a socket's time-out begins anew with each byte."""
+    """A call that another thread can end: a socket's time-out starts again with each byte."""
 
     def __init__(self) -> None:
         urllib.request.HTTPSHandler.__init__(self)

@@ -29,7 +29,11 @@ _IDLE_PATIENCE, _BUSY_PATIENCE = 5.0, 0.1
 
 
 class Shutdown:
-    """Args: grace: seconds that jobs have."""
+    """Drains the service at a signal, then ends its pool.
+
+    Args:
+        grace: Seconds that jobs have to end.
+    """
 
     def __init__(self, admission: Admission, executor: Executor, grace: float) -> None:
         self._admission = admission

@@ -21,10 +21,11 @@ The values that pass through the seam are in :mod:`.values`, and can be imported
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from gwi_celery.actions import Action
 from gwi_celery.stores.limits import LimitSetting
+from gwi_celery.stores.queues import QueueRecords
 from gwi_celery.stores.values import (
     NEXT,
     RELEASED,
@@ -56,9 +57,6 @@ from gwi_celery.stores.values import (
     StoredResult,
     Wait,
 )
-
-if TYPE_CHECKING:
-    from gwi_celery.stores.queues import QueueRecords
 
 __all__ = [
     "NEXT",

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from gwi_celery.actions import Action, action
 from gwi_celery.errors import (
     CursorWentBack,
     InvalidCall,
@@ -32,20 +31,11 @@ from gwi_celery.stores.base import (
     JobStatus,
     Lease,
     Limited,
-    LockRef,
     Mismatch,
     Outcome,
     Wait,
 )
 from gwi_celery.stores.limits import LimitRef, LimitSetting, in_force
-from gwi_celery.text import safe_text
-
-#: Seconds a cancellation is kept for a job that was never claimed, and so named no TTL itself.
-CANCELLED_TTL: Final = 24 * 3600.0
-
-#: Seconds for which the calls of a cancelled task are kept from beginning: longer than any broker
-#: keeps a message (Pub/Sub: 31 days).
-BARRED_TTL: Final = 35 * 24 * 3600.0
 
 #: How many failed submissions a record remembers. An older one would run again if redelivered.
 FAILED_KEPT: Final = 16
@@ -173,7 +163,7 @@ def other_lock(request: ClaimRequest, job: Job | None) -> str | None:
 def forgotten(
     request: ClaimRequest, job: Job | None, recorded: Callable[[], Sequence[str]]
 ) -> Sequence[str]:
-    """The names of the recorded checkpoints that a replay from a step forgets, to make them anew.
+    """The names of the recorded checkpoints that a replay from a step forgets, and so makes again.
 
     ``recorded`` reads the names of all, in the order they were first saved. Raises InvalidCall when the
     step is not recorded.
@@ -261,46 +251,22 @@ def _failed_otherwise(job: Job, request: ClaimRequest) -> bool:
     return job.status is JobStatus.FAILED and submission_id(request.submission) not in job.failed
 
 
-# --- jobs whose caller was cancelled --------------------------------------------------------------
-
-
-def may_be_barred(request: ClaimRequest, job: Job | None) -> str | None:
-    """The id of the calling task, whose cancellation would keep the job from beginning.
-
-    None: no cancellation of another task does.
-    """
-    if request.origin is None or request.replay is not None:
-        return None
-    return request.origin.parent_id if job is None or never_begun(job) else None
-
-
-def barred(reason: str) -> tuple[Wait, str]:
-    """For a job whose caller was cancelled for that reason.
-
-    Returns what its record says until it is cancelled itself, and the reason of that cancellation.
-    """
-    return Wait("caller", "was cancelled"), f"its caller was cancelled: {reason}"
-
-
-def kept_reason(reason: str) -> str:
-    """The part of a reason that is kept for the calls of a cancelled task."""
-    return safe_text(reason)
-
-
 # --- waiting --------------------------------------------------------------------------------------
 
 
-def waits_for_lock(request: ClaimRequest, held: Held, now: float) -> Wait:
-    """The wait to record for a claim that is Held; ``now`` is in seconds since the epoch."""
-    scope = ":".join(request.lock.scope)
-    return Wait("lock", scope, held.by, held.job, until=now + held.retry_after)
+def wait_to_record(request: ClaimRequest, answer: Held | Limited, now: float) -> Wait | None:
+    """What the record is to say of a claim that must wait; None: nothing, as the request has no origin.
 
-
-def waits_for_limit(limited: Limited, now: float) -> Wait:
-    """The wait to record for a claim that is Limited; ``now`` is in seconds since the epoch."""
-    limit = limited.limit
-    usage = limited.why or limit.usage(limited.held)
-    return Wait("limit", limit.text, usage, until=now + limited.retry_after, limit_id=limit.id)
+    ``now`` is in seconds since the epoch.
+    """
+    if request.origin is None:
+        return None
+    until = now + answer.retry_after
+    if isinstance(answer, Held):
+        return Wait("lock", ":".join(request.lock.scope), answer.by, answer.job, until=until)
+    limit = answer.limit
+    usage = answer.why or limit.usage(answer.held)
+    return Wait("limit", limit.text, usage, until=until, limit_id=limit.id)
 
 
 def kept_by(
@@ -397,7 +363,7 @@ def failed_after(job: Job, status: JobStatus) -> list[str]:
 
 
 def is_progress(checkpoint: Checkpoint) -> bool:
-    """Whether saving it resets the count of crashes. Not a value: each attempt may save it anew."""
+    """Whether saving it resets the count of crashes. A value doesn't: each attempt may save it again."""
     return checkpoint.kind is not CheckpointKind.VALUE
 
 
@@ -450,16 +416,16 @@ def must_put(task: str, name: str, stored: Stored | None, expected: int) -> bool
     """
     if stored is not None and stored.kind is not CheckpointKind.VALUE:
         raise _name_taken(task, name, stored.kind, CheckpointKind.VALUE)
-    there = 0 if stored is None else stored.version
-    if there == expected:
+    version = 0 if stored is None else stored.version
+    if version == expected:
         return True
-    if stored is not None and there == expected + 1 and stored.same_bytes:
+    if stored is not None and version == expected + 1 and stored.same_bytes:
         return False
     raise VersionConflict(
-        f"value {name!r} of {task} is {_at(there)}, and its writer expected it {_at(expected)}: "
+        f"value {name!r} of {task} is {_at(version)}, and its writer expected it {_at(expected)}: "
         "read it, and decide again",
         expected=expected,
-        stored=there,
+        stored=version,
     )
 
 
@@ -476,17 +442,3 @@ def check_open(job: JobRef, known: Job | None) -> None:
         raise InvalidCall(
             f"{which} has ended ({known.status.value}): what it recorded stays as it is"
         )
-
-
-# --- what operators do ------------------------------------------------------------------------------
-
-
-def cancelling(job: JobRef, reason: str) -> Action:
-    """The cancellation's entry in the audit trail."""
-    # The outcome has the whole reason, which may be larger than a document has room for.
-    return action("cancel", f"{job.task} {job.key}", job.tenant, reason=safe_text(reason))
-
-
-def releasing(lock: LockRef) -> Action:
-    """A forced release's entry in the audit trail."""
-    return action("force release", " ".join(lock.scope), lock.tenant)

@@ -56,7 +56,7 @@ class QueueRecords(Protocol):
     """Records of dead letters, each by its ``id``, and of pauses. Raises as :class:`Store`."""
 
     def keep(self, letter: DeadLetter) -> None:
-        """Record a dead letter, or record it anew; one write. It is forgotten once it has expired."""
+        """Record a dead letter, or replace its record; one write. It is forgotten once it has expired."""
 
     def end(self, ids: Collection[str]) -> None:
         """Note that these were redriven or purged, recorded or not: no list shows them from now on."""

@@ -103,7 +103,7 @@ def listen(listener: Listener) -> None:
         _hook.open()
         _watch_tasks()
     if _hook.pid != os.getpid():
-        return  # a child's listeners are its parent's
+        return  # a forked child: the listeners are in its parent
     _hook.listeners.append(listener)
 
 

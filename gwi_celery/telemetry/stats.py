@@ -48,7 +48,7 @@ COUNTS = ("processed", *_STATES.values(), *_EVENTS.values())
 
 
 @dataclass
-class Job:
+class RunningTask:
     """A task that runs now."""
 
     task: str
@@ -81,7 +81,7 @@ class Stats:
     def __init__(self) -> None:
         self._lock = forks.lock()
         self._counts: Counter[str] = Counter()
-        self._running: dict[tuple[int, str], Job] = {}
+        self._running: dict[tuple[int, str], RunningTask] = {}
         #: (task, outcome) -> how many.
         self._by_task: Counter[tuple[str, str]] = Counter()
         self._attempts = Durations()
@@ -103,7 +103,7 @@ class Stats:
         key = (event.pid, event.task_id or "")
         job = self._running.get(key)
         if event.name == "started":
-            self._running[key] = Job(event.facts["task"], *key, event.at)
+            self._running[key] = RunningTask(event.facts["task"], *key, event.at)
             if (late := event.facts.get("late")) is not None:
                 self._late.add(event.facts["task"], late)
         elif event.name == "step" and job is not None:
@@ -143,7 +143,7 @@ class Stats:
 
     # --- reading ------------------------------------------------------------------------------
 
-    def running(self) -> list[Job]:
+    def running(self) -> list[RunningTask]:
         """Tasks that run now, without those whose process has died."""
         with self._lock:
             for key in [k for k in self._running if not _alive(k[0])]:
@@ -205,7 +205,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _shown(job: Job, now: float) -> dict[str, Any]:
+def _shown(job: RunningTask, now: float) -> dict[str, Any]:
     facts = job.facts
     saved_at = facts.get("checkpoint_at")
     return {

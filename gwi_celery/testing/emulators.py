@@ -231,9 +231,6 @@ _EMULATORS = {
     "firestore": (FIRESTORE_HOST, start_firestore),
 }
 
-#: Exit code for a command that can't be run, as a shell has it.
-NOT_RUN = 127
-
 #: Emulators accept any name: each project is empty at first.
 _DEFAULT_PROJECT = "local"
 
@@ -263,19 +260,32 @@ def main(argv: list[str] | None = None) -> int:
             print(exc, file=sys.stderr)
             return 1
         if options.command:
-            env = {**os.environ, **variables}
-            try:
-                done = subprocess.run(options.command, check=False, env=env)  # noqa: S603
-            except OSError as exc:
-                print(f"can't run {options.command[0]}: {exc.strerror}", file=sys.stderr)
-                return NOT_RUN
-            return exit_code(done.returncode)
+            return _run(options.command, {**os.environ, **variables})
         for variable, value in variables.items():
             print(f"export {variable}={shlex.quote(value)}")
         print("# Ctrl-C stops them, and what is in them is gone.", flush=True)
         while True:
             signal.pause()
     return 0
+
+
+def _run(command: list[str], env: dict[str, str]) -> int:
+    """Its exit code, once it has ended: Ctrl-C and SIGTERM ask it to end, by SIGTERM."""
+    try:
+        process = subprocess.Popen(command, env=env)  # noqa: S603 the user's own command
+    except OSError as exc:
+        print(f"can't run {command[0]}: {exc.strerror}", file=sys.stderr)
+        return not_run(exc)
+    while True:
+        try:
+            return exit_code(process.wait())
+        except KeyboardInterrupt:
+            process.terminate()
+
+
+def not_run(exc: OSError) -> int:
+    """The exit code for a command that can't be run, as a shell has it."""
+    return 127 if isinstance(exc, FileNotFoundError) else 126
 
 
 def exit_code(returncode: int) -> int:

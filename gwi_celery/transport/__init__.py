@@ -22,7 +22,7 @@ def register() -> None:
 
 
 def check_url(url: str, *, setting: bool) -> None:
-    """Raises ConfigurationError for a broker that Kombu would look up in vain, or take for a host's name.
+    """Raises ConfigurationError for a broker that Kombu doesn't know, or would take for a host's name.
 
     Args:
         setting: Whether it is this package's own setting, which must be a URL. Celery's ``broker_url``

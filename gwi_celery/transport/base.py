@@ -9,6 +9,7 @@ loop through a separate pipe, because the broker's descriptors don't signal it.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -32,7 +33,6 @@ from gwi_celery.errors import (
     PublishFailed,
 )
 from gwi_celery.options import SECONDS, optional
-from gwi_celery.text import nearest
 from gwi_celery.transport.channel import Channel as _Channel
 from gwi_celery.transport.connection import REFUSED_OPTION
 from gwi_celery.transport.leases import LeaseKeeper
@@ -62,6 +62,8 @@ _MOST_AT_ONCE = 1000
 _MAX_LEASE = optional(SECONDS)
 #: Longest wait for messages, seconds, while the worker stops.
 _STOPPING_WAIT = 0.1
+#: Seconds by which the event loop's timer may be late; Celery's own loop counts in milliseconds.
+_SLACK = 0.001
 
 
 class Transport(virtual.Transport):
@@ -112,7 +114,9 @@ class Transport(virtual.Transport):
         self._receiver: Receiver | None = None
         self._leases: LeaseKeeper | None = None
         self._loop: Any = None
+        #: The loop's timer for the next look, and its monotonic time.
         self._timer: Any = None
+        self._timer_at = math.inf
         self._bell: Bell | None = None
         self._stopping = False
 
@@ -223,13 +227,27 @@ class Transport(virtual.Transport):
     def on_readable(self, *args: Any) -> None:
         """A message arrived, or a place became free: hand over the messages that fit."""
         self._clear()
-        self._cancel_timer()
         if self._deliver_ready(_MOST_AT_ONCE):
             self.wake()  # there may be more; let the loop handle other events first
             return
         due = self._next_due()
         if due is not None and self._loop is not None:
-            self._timer = self._loop.call_later(due, self.on_readable)
+            self._look_within(due)
+
+    def _look_within(self, seconds: float) -> None:
+        """Have a timer of the loop look for messages.
+
+        An earlier timer will do: a cancelled one stays in the loop's memory until its time.
+        """
+        now = time.monotonic()
+        if not now < self._timer_at <= now + seconds + _SLACK:
+            self._cancel_timer()
+            self._timer_at = now + seconds
+            self._timer = self._loop.call_later(seconds, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._cancel_timer()
+        self.on_readable()
 
     def _on_worker_stopping(self, **kwargs: Any) -> None:
         self._stopping = True
@@ -286,7 +304,7 @@ class Transport(virtual.Transport):
         return self._bell
 
     def _cancel_timer(self) -> None:
-        timer, self._timer = self._timer, None
+        timer, self._timer, self._timer_at = self._timer, None, math.inf
         if timer is not None:
             timer.cancel()
 
@@ -306,13 +324,3 @@ def _url(client: Any) -> str:
     port = f":{client.port}" if client.port else ""
     path = quote((client.virtual_host or "").strip("/"), safe="/:")
     return f"{client.transport_cls}://{hostname}{port}" + (f"/{path}" if path else "")
-
-
-def unknown_options(options: dict[str, Any], known: Any) -> None:
-    """Raise ConfigurationError for an unknown option in ``broker_transport_options``."""
-    for option in options:
-        if option not in known:
-            raise ConfigurationError(
-                f"broker_transport_options has {option!r}, which is unknown; "
-                + nearest(option, known)
-            )

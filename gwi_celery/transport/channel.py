@@ -149,6 +149,7 @@ class Channel(DeclaringChannel):
             delay=_delay(message.get("headers") or {}),
             ttl=int(expiration) / 1000 if expiration else None,
             reply=envelope.is_reply(message, routing_key or ""),
+            event=envelope.is_event(message, exchange or ""),
         )
         batch = current_batch()
         address = (exchange or "", routing_key or "")

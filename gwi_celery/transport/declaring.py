@@ -78,27 +78,14 @@ class DeclaringChannel(virtual.Channel):
             if not self._broker.has_queue(name):
                 raise not_found("queue", name, "Channel.queue_declare")
         else:
-            given = _arguments(name, arguments or {})
             self._broker.declare_queue(
-                QueueSpec(
-                    name=name,
-                    durable=bool(durable),
-                    auto_delete=bool(auto_delete or exclusive),
-                    expires=_seconds(given["x-expires"]),
-                    message_ttl=_seconds(given["x-message-ttl"]),
-                    lease_seconds=given["x-lease-seconds"],
-                    max_deliveries=given["x-max-deliveries"],
-                )
+                queue_spec(name, durable, auto_delete or exclusive, arguments or {})
             )
         return queue_declare_ok_t(name, 0 if nowait else self._size(name), 0)
 
     def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
         """Kombu's ``Queue(expires=, message_ttl=)``, in seconds, as AMQP's arguments, in milliseconds."""
-        prepared = dict(arguments or {})
-        for option in ("expires", "message_ttl"):
-            if kwargs.get(option) is not None:
-                prepared[f"x-{option.replace('_', '-')}"] = int(kwargs[option] * 1000)
-        return prepared
+        return prepared(arguments, **kwargs)
 
     def queue_bind(
         self,
@@ -150,12 +137,43 @@ class DeclaringChannel(virtual.Channel):
         return size.ready if size is not None else 0
 
 
-def _arguments(queue: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that have an effect here; those not given are None. Raises ConfigurationError."""
-    return {
-        name: kind.convert(arguments.get(name), f"argument {name} of queue {queue!r}")
-        for name, kind in _ARGUMENTS.items()
+def queue_spec(
+    name: str, durable: bool, auto_delete: bool, arguments: Mapping[str, Any]
+) -> QueueSpec:
+    """The queue that AMQP's arguments describe; others of them have no effect here.
+
+    Raises ConfigurationError.
+    """
+    given = {
+        argument: kind.convert(arguments.get(argument), f"argument {argument} of queue {name!r}")
+        for argument, kind in _ARGUMENTS.items()
     }
+    return QueueSpec(
+        name=name,
+        durable=bool(durable),
+        auto_delete=bool(auto_delete),
+        expires=_seconds(given["x-expires"]),
+        message_ttl=_seconds(given["x-message-ttl"]),
+        lease_seconds=given["x-lease-seconds"],
+        max_deliveries=given["x-max-deliveries"],
+    )
+
+
+def prepared(arguments: Mapping[str, Any] | None, **options: Any) -> dict[str, Any]:
+    """AMQP's arguments of a queue, with those that Kombu's ``Queue`` has as options."""
+    given = dict(arguments or {})
+    for option in ("expires", "message_ttl"):
+        if options.get(option) is not None:
+            given[f"x-{option.replace('_', '-')}"] = _milliseconds(options[option])
+    return given
+
+
+def _milliseconds(seconds: Any) -> Any:
+    """A number of seconds in milliseconds; what is none as it is, for the error that names the queue."""
+    try:
+        return int(SECONDS.read(seconds) * 1000)
+    except (TypeError, ValueError, OverflowError):
+        return seconds
 
 
 def _seconds(milliseconds: float | None) -> float | None:

@@ -33,6 +33,7 @@ from typing import Any
 from gwi_celery import embedded_url
 from gwi_celery.brokers.base import Broker
 from gwi_celery.brokers.embedded import EmbeddedBroker, memory_broker
+from gwi_celery.options import check_known
 from gwi_celery.transport import base
 
 
@@ -54,7 +55,9 @@ class Transport(base.Transport):
 def open_broker(url: str, options: dict[str, Any] | None = None) -> Broker:
     """The broker an ``embedded://`` URL names. Raises ConfigurationError."""
     options = dict(options or {})
-    base.unknown_options(options, embedded_url.OPTIONS)
+    check_known(
+        options, embedded_url.OPTIONS, "broker_transport_options has ", ", which is unknown"
+    )
     parsed = embedded_url.parse(url)
     arguments: dict[str, Any] = {**embedded_url.read(options, url), **parsed.options}
     if parsed.folder is None:

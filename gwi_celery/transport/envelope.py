@@ -37,6 +37,8 @@ _OF_ONE_READER = re.compile(
 )
 
 _JSON = "application/json"
+#: AMQP's delivery mode of a message that may be lost.
+_TRANSIENT = 1
 #: Limit of a body that is being sent, bytes: the sender has had all of it in memory.
 _ANY_SIZE = 2**31
 #: Most bytes of a parser's error in a reason.
@@ -132,6 +134,12 @@ def is_reply(message: Mapping[str, Any], queue: str) -> bool:
     properties = message["properties"]
     answers = bool(properties.get("correlation_id")) and "reply_to" not in properties
     return answers or is_of_one_reader(queue)
+
+
+def is_event(message: Mapping[str, Any], exchange: str) -> bool:
+    """Whether it is one of Celery's events: transient, and neither a task nor of remote control."""
+    transient = message["properties"].get("delivery_mode") == _TRANSIENT
+    return transient and "task" not in (message.get("headers") or {}) and ".pidbox" not in exchange
 
 
 def is_of_one_reader(queue: str) -> bool:

@@ -26,5 +26,5 @@ class Source:
 def is_marked(headers: Mapping[str, Any], attributes: Mapping[str, str]) -> bool:
     """Whether our transport published it: it repeats a task's name and id as attributes."""
     pairs = ((headers.get("task"), "task"), (headers.get("id"), "task_id"))
-    there = [attributes.get(name) == value for value, name in pairs if name in attributes]
-    return bool(there) and all(there) and FOREIGN not in attributes
+    equal = [attributes.get(name) == value for value, name in pairs if name in attributes]
+    return bool(equal) and all(equal) and FOREIGN not in attributes

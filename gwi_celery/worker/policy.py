@@ -35,7 +35,7 @@ class Policy:
     def refusal(self, message: Any, payload: Any) -> str | None:
         """Why a well-formed task message is not run; None if it may be.
 
-        Removes from it what it may not decide: where its copies go, and a foreign publisher's time
+        Removes what the message may not decide: where its copies go, and a foreign publisher's time
         limits and ``reply_to``.
         """
         source: Source | None = getattr(message, "source", None)

@@ -50,7 +50,7 @@ def pool_lives(pool: Any) -> bool:
 
 
 def adapt(pool: Any, hub: Any) -> None:
-    """Have a prefork pool forget no job that a process has. It must have started."""
+    """Keep a prefork pool, which has started, from forgetting jobs that its processes have."""
     processes = getattr(pool, "_pool", None)
     if hasattr(processes, "flush") and hub is not None:
         pool.flush = partial(flush, processes, hub)
@@ -59,29 +59,30 @@ def adapt(pool: Any, hub: Any) -> None:
 def flush(processes: Any, hub: Any, patience: float = _TAKES) -> None:
     """Forget the jobs that no process has been given: a prefork pool's own ``flush``.
 
-    Celery's forgets each job of which it has not read yet that a process took it. If the worker is told
-    to stop just after it handed one over, the process runs that job, nobody acks its message, and the
-    process waits at its end for 30 s (billiard's) until its result is read. So that is read first.
+    Celery's also forgets a job that a process has taken, if it has not read the process's report of that.
+    So if the worker is told to stop just after handing a job over, the process runs it, nobody acks its
+    message, and at its end the process waits 30 s (billiard's limit) for its result to be read. Here the
+    reports are read first.
 
     Args:
         processes: Celery's AsynPool.
-        hub: The event loop that reads what the processes say.
-        patience: Seconds to wait for that.
+        hub: The event loop that reads the processes' reports.
+        patience: Seconds to wait for them.
     """
     deadline = time.monotonic() + patience
     try:
         while given := _given(processes, hub):
-            if not (said := connection.wait(given, max(0.0, deadline - time.monotonic()))):
+            if not (readable := connection.wait(given, max(0.0, deadline - time.monotonic()))):
                 break
-            for fd in said:
+            for fd in readable:
                 _read(hub, fd)
     except Exception:
-        logger.exception("what the pool's processes said last could not be read")
+        logger.exception("the last reports of the pool's processes could not be read")
     processes.flush()
 
 
 def _given(processes: Any, hub: Any) -> list[int]:
-    """Where to read from the processes that have a job, and have not said yet that they took it."""
+    """Descriptors of the processes that were given a job and have not reported yet that they took it."""
     jobs = list(processes._cache.values())
     busy = {pid for job in jobs if job._accepted for pid in job.worker_pids()}
     given = {job._write_to for job in jobs if not job._accepted and _is_written(job)}
@@ -98,7 +99,7 @@ def _is_written(job: Any) -> bool:
 
 
 def _read(hub: Any, fd: Any) -> None:
-    """What the event loop does when there is something to read."""
+    """Do what the event loop does when there is something to read."""
     callback, args = hub.readers[fd]
     if not isgenerator(callback):
         callback(*args)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
+import time
+from functools import partial
 from typing import Any
 
 from celery import bootsteps, signals
 from celery.worker import state
 
 from gwi_celery import shield
+from gwi_celery.background import NEVER, Ticker
 from gwi_celery.errors import StoreError
 from gwi_celery.integration import displaced, store_for
 from gwi_celery.reliability.stopping import lower_flag, raise_flag
@@ -59,23 +61,24 @@ class FolderWatch(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         _check_store(worker.app)
-        self._over = threading.Event()
-        threading.Thread(target=self._watch, args=(worker,), name="gwi-folder", daemon=True).start()
+        self._ticker = Ticker("gwi-folder", partial(self._look, worker))
+        self._ticker.wake()
 
     def stop(self, worker: Any) -> None:
-        self._over.set()
+        self._ticker.stop(0.0)
 
     def terminate(self, worker: Any) -> None:
-        self._over.set()
+        self._ticker.stop(0.0)
 
-    def _watch(self, worker: Any) -> None:
-        while not self._over.wait(_LOOK_EVERY):
-            problem = displaced(worker.app)
-            if problem is not None:
-                logger.critical("this worker stops: %s", problem)
-                # Stop as at SIGTERM, except for the exit code.
-                state.should_stop = 1
-                signals.worker_shutting_down.send(
-                    sender=worker.hostname, sig="SIGTERM", how="Warm", exitcode=1
-                )
-                return
+    def _look(self, worker: Any) -> float:
+        """End the worker if a file is gone; returns the monotonic time of the next look."""
+        problem = displaced(worker.app)
+        if problem is None:
+            return time.monotonic() + _LOOK_EVERY
+        logger.critical("this worker stops: %s", problem)
+        # Stop as at SIGTERM, except for the exit code.
+        state.should_stop = 1
+        signals.worker_shutting_down.send(
+            sender=worker.hostname, sig="SIGTERM", how="Warm", exitcode=1
+        )
+        return NEVER

@@ -59,18 +59,35 @@ APP_TEXT = """
 from celery import Celery
 from gwi_celery import setup
 app = Celery("refused")
-setup(app, folder="gwi")
-app.conf.worker_prefetch_multiplier = 4
+setup(app, broker_url="embedded://{folder}/queue", store_url="embedded://{store}")
+{then}
 """
 
 
+def refused(folder: Path, **change: str) -> Worker:
+    filled = {"folder": str(folder), "store": f"{folder}/store", "then": "", **change}
+    (folder / "refused.py").write_text(APP_TEXT.format(**filled))
+    return Worker("refused", folder, pool="solo", args=("--loglevel", "WARNING"))
+
+
 def test_a_worker_that_is_refused_says_why_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "refused.py").write_text(APP_TEXT)
-    worker = Worker("refused", tmp_path, pool="solo", args=("--loglevel", "WARNING"))
+    worker = refused(tmp_path, then="app.conf.worker_prefetch_multiplier = 4")
     try:
         worker.wait_for("worker_prefetch_multiplier is 4")
         assert worker.process.wait(timeout=PATIENCE) != 0
         worker.close()
         assert "Traceback" not in worker.log
+    finally:
+        worker.close()
+
+
+def test_a_worker_whose_jobs_would_wait_for_their_store_says_so_at_start(tmp_path: Path) -> None:
+    """It goes on: somebody may mend the store."""
+    worker = refused(tmp_path, store="/dev/null/store")
+    try:
+        worker.wait_for(
+            r"ERROR.*jobs will wait.* can't make the folder /dev/null/store for the store"
+        )
+        assert worker.process.poll() is None
     finally:
         worker.close()

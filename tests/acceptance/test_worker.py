@@ -127,7 +127,6 @@ def test_a_store_that_can_not_be_used_postpones_its_jobs_until_it_can(
     broken.parent.mkdir(exist_ok=True)
     broken.write_text("this is not a database, however long one looks at it. " * 100)
     worker = start(pool="solo")
-    worker.wait_for(r"ERROR.*jobs will wait, as their store can't be used: .*not a SQLite database")
     worker.wait_for(r"waits .* the store can't be used .*not a SQLite database", count=2)
     broken.unlink()
     store = store_for(jobs.app)

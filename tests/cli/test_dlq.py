@@ -9,6 +9,7 @@ import pytest
 
 from gwi_celery import audit, broker_for
 from gwi_celery.cli.frame import Exit
+from gwi_celery.errors import BrokerUnavailable
 from gwi_celery.transport.death import Death
 from tests.cli.conftest import FAILED, exported_and_imported
 from tests.machine import Stopwatch
@@ -124,10 +125,38 @@ def test_a_number_that_no_store_can_keep_is_named_and_nothing_is_imported(three,
         wrong = json.dumps({**json.loads(last), name: value})
         file.write_text("\n".join([*good, wrong]))
         three("dlq", "import", str(file), code=Exit.USAGE)
-        assert f"line 3 is no exported dead letter: its {name} is not" in three.err, (name, value)
+        assert f"{file}: line 3 is no exported dead letter: its {name} is not" in three.err, (
+            name,
+            value,
+        )
         assert runs(three) == []
     file.write_text("\n".join([*good, last]))
     assert three.json("dlq", "import", str(file)) == {"imported": 3}
+
+
+def test_an_import_that_is_interrupted_says_what_is_there_and_goes_on(three, tmp_path, monkeypatch):
+    file = tmp_path / "dead.jsonl"
+    three("dlq", "export", str(file))
+    three("dlq", "purge", "--all", "--yes")
+    broker = broker_for(three.app)
+    publish_many, left = broker.publish_many, iter([True])
+
+    def unavailable(messages):
+        if next(left, False):
+            return publish_many(messages)
+        raise BrokerUnavailable("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gwi_celery.queues.lines._BATCH", 2)
+        patch.setattr(broker, "publish_many", unavailable)
+        three("dlq", "import", str(file), code=Exit.UNAVAILABLE)
+    assert three.err == (
+        f"Error: {file}: line 3 could not be imported: the disk is full. 2 lines were imported: import "
+        "the file again, which leaves those out\n"
+    )
+    assert len(runs(three)) == 2
+    assert three.json("dlq", "import", str(file)) == {"imported": 1}
+    assert len(runs(three)) == 3
 
 
 def test_a_number_that_is_out_of_range_is_a_usage_error(three):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,10 @@ from click.testing import CliRunner
 from kombu import Queue
 
 from gwi_celery import broker_for, deployment, setup
+from gwi_celery.brokers.pubsub import naming
 from gwi_celery.cli import gwi
+from gwi_celery.cli.frame import Exit
+from gwi_celery.cli.plan import plan_of
 from tests.infra.hcl import ONE_PROCESS, faults, load
 
 URL = (
@@ -96,3 +100,18 @@ def test_it_makes_the_queues() -> None:
     assert "queue 'a.b' is there" in done.output
     assert broker_for(app).has_queue("a.b")
     app.close()
+
+
+def test_queues_are_planned_and_made_as_a_worker_declares_them(app: Celery) -> None:
+    own = {"x-lease-seconds": 45, "x-message-ttl": 5000}
+    app.amqp.queues.clear()
+    app.amqp.queues.add(Queue("celery", queue_arguments=own, message_ttl=60))
+    [planned] = plan_of(app).queues
+    for subscription in planned.subscriptions:
+        assert subscription.ack_deadline_seconds == 45
+        assert subscription.labels[naming.TTL_LABEL] == "60000"
+    app.amqp.queues.add(Queue("wrong", message_ttl=math.nan))
+    for arguments in (["--print", "terraform"], []):
+        refused = run(app, *arguments)
+        assert refused.exit_code == Exit.USAGE
+        assert "x-message-ttl of queue 'wrong' is nan, not a number" in refused.output

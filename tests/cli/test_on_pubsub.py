@@ -158,6 +158,28 @@ def test_what_is_exported_can_be_imported_again_and_again(three: Gwi, tmp_path: 
 
 
 @pytest.mark.emulator
+def test_a_line_that_is_too_large_for_pubsub_is_named_and_the_others_are_imported_once(
+    three: Gwi, tmp_path: Path
+) -> None:
+    """It was exported from another broker, say."""
+    file = tmp_path / "dead.jsonl"
+    three("dlq", "export", str(file))
+    three("dlq", "purge", "--all", "--yes")
+    first, *others = file.read_text().splitlines()
+    data = base64.b64encode(bytes(10_000_001)).decode()
+    large = json.dumps({**json.loads(first), "data": data, "id": "1"})
+    file.write_text("\n".join([first, large, *others]))
+    for imported in (3, 0):
+        three("dlq", "import", str(file), code=Exit.USAGE)
+        assert f"{file}: line 2 can't be imported: the message" in three.err
+        assert "over Pub/Sub's limit of 10000000" in three.err
+        assert f"{imported} other lines were imported, and are left out next time" in three.err
+        assert len(runs(three)) == len(runs(three, "--look")) == 3
+    file.write_text("\n".join([first, *others]))
+    assert three.json("dlq", "import", str(file)) == {"imported": 0}
+
+
+@pytest.mark.emulator
 def test_what_will_expire_is_announced_and_archived_by_its_records(
     three: Gwi, tmp_path: Path, monkeypatch, caplog
 ) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import grpc
 import pytest
 
 from gwi_celery.brokers.base import Broker, Receiver
 from gwi_celery.brokers.pubsub import client, looks
 from gwi_celery.brokers.pubsub.options import STRICT_HOST
+from gwi_celery.firestore import client as firestore_client
 from gwi_celery.testing.twin import Twin, start_twin
 from tests.contract import backends, stores
 from tests.contract.brokers import CASES, BrokerFactory, PubSubTwin
+from tests.machine import PATIENCE
 
 #: Backend -> what its tests are marked with.
 MARKS = {"pubsub": pytest.mark.emulator, "twin": pytest.mark.slow}
@@ -47,11 +51,43 @@ def _parameters(item: Any) -> list[Any]:
     return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
 
 
+@pytest.fixture(scope="session")
+def _kept() -> Iterator[dict[tuple[str, str], Any]]:
+    kept: dict[tuple[str, str], Any] = {}
+    yield kept
+    for channel in kept.values():
+        channel.close()
+
+
+@pytest.fixture
+def share_connection(
+    _kept: dict[tuple[str, str], Any], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[ModuleType], None]:
+    """Has a module's clients use one connection: a new one costs more than a short test's calls."""
+
+    def share(module: ModuleType) -> None:
+        connect = module._connect
+
+        def connected(options: Any, access: Any) -> Any:
+            place = module.__name__, options.endpoint
+            if place not in _kept:
+                _kept[place] = connect(options, access)
+                grpc.channel_ready_future(_kept[place]).result(PATIENCE)
+            return connect(options, access)
+
+        shared = [o for o in module._CHANNEL_OPTIONS if o[0] != "grpc.use_local_subchannel_pool"]
+        monkeypatch.setattr(module, "_CHANNEL_OPTIONS", shared)
+        monkeypatch.setattr(module, "_connect", connected)
+
+    return share
+
+
 @pytest.fixture(autouse=True)
 def _emulator(request: pytest.FixtureRequest) -> None:
     """Starts what the backend under test needs."""
     if "firestore" in _parameters(request.node):
         request.getfixturevalue("firestore_emulator")
+        request.getfixturevalue("share_connection")(firestore_client)
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +115,7 @@ def broker_factory(
         request.getfixturevalue(kind.fixture)
     if request.param == "pubsub":  # the emulator knows at once what was made
         monkeypatch.setattr(client, "_SETTLES", 0.5)
+        request.getfixturevalue("share_connection")(client)
     if request.param == "twin":
         monkeypatch.setattr(looks, "_QUIET", 0.5)  # the twin is near
         monkeypatch.setattr(client, "_SETTLES", 2.0)

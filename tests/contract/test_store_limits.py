@@ -232,6 +232,26 @@ def test_what_an_operator_sets_holds_instead_of_what_the_code_says(case):
     assert list(case.store.limit_settings()) == [setting.id]
 
 
+def test_while_a_deployment_lowers_a_number_no_more_run_than_the_former_one_allows(case):
+    """Workers of both run beside each other; the store knows only what operators set."""
+    former, lowered = at_once(6), at_once(2)
+    new = case.another()
+    begun = {6: [], 2: []}
+    for n in range(16):
+        limit = lowered if n % 2 else former
+        store = new if n % 2 else case.store
+        answer = store.claim(ask(case, f"k{n}", limit))
+        if isinstance(answer, Claimed):
+            begun[limit.places].append(answer.lease)
+    assert len(begun[2]) <= 2
+    assert len(begun[6]) + len(begun[2]) == 6
+    for lease in begun[6]:
+        case.store.finish(lease, success())
+    answers = [new.claim(ask(case, f"late{n}", lowered)) for n in range(4)]
+    more = sum(isinstance(answer, Claimed) for answer in answers)
+    assert len(begun[2]) + more == 2, "once the last of the former workers' jobs has ended"
+
+
 def test_rates_that_are_kept_elsewhere_are_asked_only_by_what_would_run(case):
     asked = []
 

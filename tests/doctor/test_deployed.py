@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from click.testing import CliRunner
+from google.cloud.firestore_admin_v1 import types
 
 from gwi_celery import broker_for, deployment, setup
 from gwi_celery.brokers.base import QueueSpec
@@ -76,10 +77,17 @@ def test_each_thing_that_is_missing_is_told_with_its_command(app: Celery, twin: 
     assert "gcloud pubsub topics add-iam-policy-binding gwi-celery --project=" in ours.change
     assert "--role=roles/pubsub.publisher" in ours.change
     agents = found.pop("roles/pubsub.publisher of the agent on gwi-celery.dead")
-    assert agents.holds is None, "the project's policy may grant it"
-    assert agents.change.endswith(
-        "serviceAccount:service-NUMBER@gcp-sa-pubsub.iam.gserviceaccount.com"
-    )
+    assert agents.holds is None, "a folder's policy may grant it"
+    assert agents.change.endswith("serviceAccount:service-1@gcp-sa-pubsub.iam.gserviceaccount.com")
+
+
+def test_where_nothing_answers_that_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployed, "TIMEOUT", 0.3)
+    queues = [QueueSpec("celery"), QueueSpec("other")]
+    plan = deployment.plan(parse("pubsub://127.0.0.1:9/p"), queues, None)
+    [found] = deployed.needs(plan)
+    assert (found.what, found.holds) == ("topics and subscriptions", False)
+    assert "the Pub/Sub emulator at 127.0.0.1:9 does not answer" in found.measured
 
 
 def test_what_differs_from_the_list_is_told(app: Celery) -> None:
@@ -112,6 +120,22 @@ def test_the_command_has_all_of_it(app: Celery) -> None:
 
 
 # --- Firestore ------------------------------------------------------------------------------------
+
+
+def test_indexes_of_other_applications_are_passed_over() -> None:
+    """Such as one for vectors, whose field has no order."""
+    config = types.Index.IndexField.VectorConfig(
+        dimension=3, flat=types.Index.IndexField.VectorConfig.FlatIndex()
+    )
+    theirs = types.Index(
+        name="projects/p/databases/d/collectionGroups/theirs/indexes/1",
+        query_scope="COLLECTION",
+        fields=[types.Index.IndexField(field_path="embedding", vector_config=config)],
+    )
+    listed = types.ListIndexesResponse.pb(types.ListIndexesResponse(indexes=[theirs]))
+    found = deployed._indexes(lambda *args, **fields: listed, "projects/p/databases/d", "gcloud")
+    assert found.holds is False
+    assert found.measured.startswith("missing: gwi_jobs (")
 
 
 @pytest.fixture(scope="module")

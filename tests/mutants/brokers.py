@@ -76,15 +76,15 @@ BROKER = [
     Mutant(
         "acks wait for other work",
         "gwi_celery/brokers/pubsub/deliveries.py",
-        "            self._acks.ack(subscription, ack_id, until, last=not self.leases)",
-        "            self._jobs.run(functools.partial(self._acks.ack, subscription, ack_id, until))",
+        "            self._acks.ack(*ended, last=not self.leases)",
+        "            self._jobs.run(functools.partial(self._acks.ack, *ended))",
         "pubsub/test_background.py::test_acks_do_not_wait_for_other_work",
     ),
     Mutant(
         "the ack of the last message waits for more",
         "gwi_celery/brokers/pubsub/deliveries.py",
-        "self._acks.ack(subscription, ack_id, until, last=not self.leases)",
-        "self._acks.ack(subscription, ack_id, until)",
+        "self._acks.ack(*ended, last=not self.leases)",
+        "self._acks.ack(*ended)",
         "unit/brokers/pubsub/test_acks.py::test_acks_say_whether_the_worker_holds_anything_else",
     ),
     Mutant(
@@ -93,6 +93,13 @@ BROKER = [
         "soon = last or not self._requests",
         "soon = not self._requests",
         "unit/brokers/pubsub/test_acks.py::test_an_ack_does_not_wait_for_the_one_before",
+    ),
+    Mutant(
+        "an ack waits for a fork that waits for its thread",
+        "gwi_celery/brokers/pubsub/acks.py",
+        "self._send_some(wait=False)",
+        "self._send_some()",
+        "unit/brokers/pubsub/test_acks.py::test_an_ack_in_a_fork_is_left_to_the_thread_that_can_wait",
     ),
     Mutant(
         "the acks of a busy worker do not gather",

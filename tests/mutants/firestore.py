@@ -209,7 +209,7 @@ FIRESTORE = [
     Mutant(
         "a holder that renews while its job is taken over under another lock is robbed",
         "gwi_celery/stores/firestore/claimer.py",
-        "writes.append(documents.delete(own_name, own.version))",
+        "writes.append(documents.delete(other_name, other.version))",
         "writes.append(documents.delete(own_name))",
         "firestore/test_store.py::test_a_holder_that_renews_while_another_takes_over_from_its_lock_keeps_the_job",
     ),
@@ -265,8 +265,8 @@ FIRESTORE = [
     Mutant(
         "a cancellation whose commit was not answered is not logged",
         "gwi_celery/stores/firestore/operators.py",
-        "            if known.cancelled_by != by:\n                return False\n            break\n",
-        "            return known.cancelled_by == by\n",
+        "        if known is not None and known.cancelled_by == by:\n            break",
+        "        if known is not None and known.cancelled_by == by:\n            return True",
         "firestore/test_store.py::test_operators_answers_are_true_whatever_becomes_of_the_call",
     ),
 ]

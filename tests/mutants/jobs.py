@@ -92,16 +92,16 @@ HANDOVER = [
 WORKER = [
     Mutant(
         "a message is acked before its job",
-        "gwi_celery/reliability/task.py",
-        "            value = getattr(cls, attribute, needed)\n",
-        "            value, cls.acks_late = needed, False\n",
+        "gwi_celery/reliability/declared.py",
+        "        value = getattr(task, attribute, needed)\n",
+        "        value, task.acks_late = needed, False\n",
         "unit/worker/test_request.py::test_a_message_is_acked_when_its_job_ends_and_not_when_it_begins",
     ),
     Mutant(
         "a task may switch the promise off",
-        "gwi_celery/reliability/task.py",
-        "            if value != needed:\n",
-        "            if False:\n",
+        "gwi_celery/reliability/declared.py",
+        "        if value != needed:\n",
+        "        if False:\n",
         "unit/reliability/test_task.py::test_a_task_that_switches_the_promise_off_is_refused_at_start",
     ),
     Mutant(

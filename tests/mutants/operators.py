@@ -13,9 +13,23 @@ OPERATORS = [
     Mutant(
         "a tree's jobs go on when their root is cancelled",
         "gwi_celery/jobs/changing.py",
-        "            todo += children_of(store, record)",
+        "            todo += [each for each in children_of(store, record) if not undoes(each.job.task)]",
         "            pass",
         "unit/test_jobs.py::test_a_tree_is_cancelled_whole_and_what_has_not_begun_never_does",
+    ),
+    Mutant(
+        "what undoes a cancelled job is cancelled with its tree",
+        "gwi_celery/jobs/changing.py",
+        " if not undoes(each.job.task)]",
+        "]",
+        "unit/jobs/test_jobs.py::test_a_tree_is_cancelled_whole_and_what_has_not_begun_never_does",
+    ),
+    Mutant(
+        "what undoes a cancelled job is kept from beginning, as the job's calls are",
+        "gwi_celery/stores/interventions.py",
+        " or undoes(request.job.task):",
+        ":",
+        "unit/jobs/test_jobs.py::test_a_tree_is_cancelled_whole_and_what_has_not_begun_never_does",
     ),
     Mutant(
         "a fork does not run the step that it begins from",
@@ -27,7 +41,7 @@ OPERATORS = [
     Mutant(
         "a fork is written over the job that is there",
         "gwi_celery/jobs/changing.py",
-        "if there is not None and not _is_half_forked(there):",
+        "if existing is not None and not _is_half_forked(existing):",
         "if False:",
         "unit/test_jobs.py::test_a_fork_begins_with_the_others_earlier_steps",
     ),

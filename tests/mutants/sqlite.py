@@ -174,8 +174,8 @@ SQLITE = [
     Mutant(
         "a value is put whatever its version",
         "gwi_celery/stores/protocol.py",
-        "    if there == expected:",
-        "    if there >= 0:",
+        "    if version == expected:",
+        "    if version >= 0:",
         "contract/test_store_values.py::test_a_value_at_another_version_is_left_alone",
     ),
     Mutant(
@@ -307,7 +307,7 @@ SQLITE = [
     ),
     Mutant(
         "a message may outlive its caller's cancellation",
-        "gwi_celery/stores/protocol.py",
+        "gwi_celery/stores/interventions.py",
         "BARRED_TTL: Final = 35 * 24 * 3600.0",
         "BARRED_TTL: Final = 30 * 24 * 3600.0",
         "unit/stores/test_sqlite.py::test_calls_are_barred_from_the_last_time_on_until_cleanup",
@@ -318,5 +318,19 @@ SQLITE = [
         "(? OR results.status NOT IN (?, ?))",
         "(? OR 1 OR results.status NOT IN (?, ?))",
         "contract/test_backend.py::test_an_end_is_overwritten_by_an_end_only",
+    ),
+    Mutant(
+        "an unknown job is cancelled although that was not asked for in advance",
+        "gwi_celery/stores/interventions.py",
+        "return in_advance if job is None else not job.status.terminal",
+        "return job is None or not job.status.terminal",
+        "contract/test_store.py::test_an_unknown_job_is_cancelled_only_when_told_to_be_in_advance",
+    ),
+    Mutant(
+        "a worker frees the lock of another attempt",
+        "gwi_celery/stores/interventions.py",
+        "return owner_nonce is None or owner_nonce == nonce",
+        "return True",
+        "contract/test_store.py::test_force_may_be_aimed_at_one_attempt",
     ),
 ]

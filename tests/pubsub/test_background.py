@@ -123,7 +123,7 @@ def test_many_leases_are_extended_by_requests_that_are_not_too_large(
     answered: Future[None] = Future()
     answered.set_result(None)
 
-    def begin(rpc: str, request: Any, path: str) -> Future[None]:
+    def begin(rpc: str, request: Any, path: str, *, wait: bool) -> Future[None]:
         requests.append(request)
         return answered
 

@@ -20,7 +20,7 @@ from gwi_celery.stores.base import JobStatus
 from gwi_celery.testing.emulators import free_port
 from tests import zygote
 from tests.machine import PATIENCE
-from tests.service.pushing import APP, PushSubscription, Service, envelope
+from tests.service.pushing import APP, NO_TLS, PushSubscription, Service, envelope
 from tests.workers import ROOT, Worker, eventually, read_audit
 
 pytestmark = pytest.mark.acceptance
@@ -55,7 +55,7 @@ def test_fifty_at_once_on_one_place(
 
     def push(n: int) -> None:
         while True:
-            answer = httpx.post(f"{service.url}/push", json=job(n), timeout=PATIENCE)
+            answer = httpx.post(f"{service.url}/push", json=job(n), timeout=PATIENCE, verify=NO_TLS)
             answers[answer.status_code] += 1
             if answer.status_code == 204:
                 return
@@ -390,7 +390,7 @@ def test_large_messages_that_are_not_due_keep_no_other_out(
         while True:  # they are read at once, for which there is not always room
             due = {"gwi-not-before": str(time.time() + 8)}
             early = envelope(body, attributes=due)
-            answer = httpx.post(f"{service.url}/push", json=early, timeout=60)
+            answer = httpx.post(f"{service.url}/push", json=early, timeout=60, verify=NO_TLS)
             if answer.status_code != 429:
                 return answer.status_code
             time.sleep(0.05)

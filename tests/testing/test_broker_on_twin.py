@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import select
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +18,15 @@ from uuid import uuid4
 import pytest
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from gwi_celery.brokers.pubsub import arrivals, client, deliveries, looks, streams, wire
+from gwi_celery.brokers.pubsub import (
+    arrivals,
+    client,
+    deliveries,
+    looks,
+    publisher,
+    streams,
+    wire,
+)
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
@@ -113,6 +122,23 @@ def test_a_reply_reaches_a_queue_that_others_do_not_find_yet(
     assert worker.queues() == ["answers", "q", "q.dead"], "and none was made for it"
 
 
+def test_an_event_holds_up_nobody_unless_many_are_in_flight(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker sends one every two seconds, from its event loop."""
+    monkeypatch.setattr(publisher, "_MOST_EVENTS", 1)
+    broker = connect(publish_timeout=1)
+    event = "", "q", OutgoingMessage(b"x", event=True)
+    broker.publish(*event)
+    assert broker.flush(PATIENCE), "its topic is known now"
+    with twin.paused():
+        broker.publish(*event)
+        with pytest.raises(BrokerUnavailable):
+            broker.publish(*event)
+    assert broker.flush(PATIENCE)
+    assert twin.counts(broker.topology.subscription("q"))["waiting"] >= 2
+
+
 def test_a_queues_topic_may_be_found_later_than_the_queue(connect: Connect, twin: Twin) -> None:
     """Another connection is just making the queue: its levels have to wait for its topic."""
     twin.switch(settle=0)
@@ -188,6 +214,29 @@ def test_asking_whether_it_answers_costs_no_admin_call(
             broker.connect()
     finally:
         twin.allow("pubsub.subscriptions.consume")
+
+
+def test_an_ack_outlasts_a_permission_that_is_taken_away_for_a_moment(
+    connect: Connect, twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all that a worker holds by then is redelivered, and run again if it is no reliable job."""
+    broker = connect()
+    send(broker, b"x")
+    [delivery] = eventually(lambda: broker.receiver().poll("q", 1))
+    counts = partial(twin.counts, broker.topology.subscription("q"))
+    refused = threading.Event()
+    monkeypatch.setattr(
+        broker.client, "on_call", lambda rpc: rpc == "Acknowledge" and refused.set()
+    )
+    twin.deny("pubsub.subscriptions.consume")
+    try:
+        broker.ack([delivery])
+        assert refused.wait(PATIENCE)
+        assert not broker.flush(0.1)
+    finally:
+        twin.allow("pubsub.subscriptions.consume")
+    assert broker.flush(PATIENCE)
+    assert (counts()["acked"], counts()["expired"]) == (1, 0)
 
 
 def test_queues_that_killed_processes_left_are_found(
@@ -703,11 +752,13 @@ def test_each_ack_of_an_exactly_once_queue_is_refused_by_itself(
     twin.switch(transient_acks=0.3)  # by chance none is refused: once in 600 times
     with caplog.at_level(logging.WARNING):
         broker.ack(held)
-        assert broker.flush(10)
+        broker.flush(2)
+        # By chance one would be refused until its lease has run out: once in 100 times.
+        twin.switch(transient_acks=0)
+        assert broker.flush(PATIENCE)
     assert twin.counts(path)["acked"] == 18
     refused = [record.args[0] for record in caplog.records if isinstance(record.args, tuple)]
     assert sum(int(str(count)) for count in refused) == 2
-    twin.switch(transient_acks=0)
     held = broker.looks.in_turn("q", 2)
     asked: list[list[str]] = []
     call = broker.client.call
@@ -728,7 +779,7 @@ def test_cloud_monitoring_tells_the_depth_of_a_queue(broker: PubSubBroker, twin:
     broker.declare_queue(QueueSpec("q"))
     assert broker.depth("q") is None, "it was not measured yet"
     broker.publish_many([_of("a", b"x"), _of("b", b"x"), _of("c", b"x")])
-    twin.switch(measured_every=0.1)
+    twin.switch(measured_every=0.1, measured_late=0)
     eventually(lambda: broker.state("q").ready == 3)
     assert broker.state("q").oldest is not None
     twin.deny("monitoring.timeSeries.list")

@@ -201,11 +201,21 @@ def test_an_emulator_ends_with_the_process_that_started_it_even_a_killed_one() -
     eventually(lambda: gone(pid))
 
 
+#: Once it runs, whoever started it is told to stop.
+_STOPPED = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+print(os.environ['PUBSUB_EMULATOR_HOST'], flush=True)
+time.sleep(0.3)
+os.kill(os.getppid(), signal.SIGTERM)
+signal.pause()
+"""
+
+
 @pytest.mark.emulator
 def test_the_command_runs_another_on_the_emulators_and_ends_as_it_does(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    program = "import os; print(os.environ['PUBSUB_EMULATOR_HOST']); raise SystemExit(3)"
-    arguments = ["--only", "pubsub", "--", sys.executable, "-c", program]
+    arguments = ["--only", "pubsub", "--", sys.executable, "-c", _STOPPED]
     assert emulators.main(arguments) == 3
     assert capfd.readouterr().out.startswith("127.0.0.1:")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from google.api_core import exceptions
@@ -133,6 +134,8 @@ def test_unknown_and_existing_names(calls: Calls) -> None:
         calls.topic()
     with pytest.raises(exceptions.AlreadyExists):
         calls.subscription(topic, "sub")
+    unnamed = calls.subscriber.create_subscription(request={"name": "", "topic": topic})
+    assert unnamed.name.startswith(f"{calls.project}/subscriptions/")
 
 
 def test_lists_are_of_the_project_and_paged(calls: Calls) -> None:
@@ -222,7 +225,13 @@ def test_fixed_fields_and_free_ones(calls: Calls) -> None:
 def test_what_is_refused(calls: Calls) -> None:
     topic = calls.topic()
     sub = calls.subscription(topic)
-    for call in (lambda: calls.ack(sub), lambda: calls.modify(sub, 10)):
+    malformed = SimpleNamespace(ack_id="malformed")
+    for call in (
+        lambda: calls.ack(sub),
+        lambda: calls.modify(sub, 10),
+        lambda: calls.ack(sub, malformed),
+        lambda: calls.modify(sub, 10, malformed),
+    ):
         with pytest.raises(exceptions.InvalidArgument):
             call()
     kept = {"message_retention_duration": {"seconds": 1}}
@@ -251,6 +260,8 @@ def test_a_stream_delivers_and_takes_acks(calls: Calls) -> None:
         [again] = stream.messages(1)
         assert again.message.message_id == received[1].message.message_id
         stream.send(ack_ids=[again.ack_id])
+        stream.send(ack_ids=["malformed"])
+        assert isinstance(stream.end(), exceptions.InvalidArgument)
 
 
 def test_googles_own_subscriber_works(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,9 +18,11 @@ from google.api_core import exceptions
 from google.auth import jwt
 from google.pubsub_v1 import types
 
+from gwi_celery.testing.emulators import not_run
 from gwi_celery.testing.twin import LENIENT, STRICT, Twin, checks, start_twin
-from gwi_celery.testing.twin.__main__ import main
+from gwi_celery.testing.twin.__main__ import _server, main
 from gwi_celery.testing.twin.checks import Refused
+from gwi_celery.testing.twin.metrics import Metrics
 from gwi_celery.testing.twin.world import World
 from tests import zygote
 from tests.machine import PATIENCE, Stopwatch
@@ -36,6 +39,9 @@ _QUIET = {
     "name_rest": 0,
     "transient_acks": 0,
 }
+_DEAD = {"dead_letter_topic": "projects/p/topics/dead"}
+#: As the twin makes them, of a delivery that never was.
+_ACK_ID = f"1-1-{'0' * 16}---"
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +108,19 @@ def test_a_pull_may_return_fewer_than_asked(calls: Calls, switch: Callable[..., 
 # --- streams --------------------------------------------------------------------------------------
 
 
-def test_a_stream_keeps_to_its_flow_control(calls: Calls) -> None:
+@pytest.mark.parametrize(
+    "limit",
+    [{"max_outstanding_messages": 2}, {"max_outstanding_bytes": 1500}],  # or more, by one message
+    ids=lambda limit: next(iter(limit)),
+)
+def test_a_stream_keeps_to_its_flow_control(calls: Calls, limit: dict[str, int]) -> None:
     topic = calls.topic()
     sub = calls.subscription(topic)
-    calls.publish(topic, *"abcdef")
-    with calls.stream(sub, max_outstanding_messages=2) as stream:
+    texts = [letter * 1000 for letter in "abcdef"]
+    calls.publish(topic, *texts)
+    with calls.stream(sub, **limit) as stream:
         first = stream.messages(2)
-        assert bodies(calls.pull(sub, 1)) == ["c"]  # it was left for others
+        assert bodies(calls.pull(sub, 1)) == [texts[2]]  # it was left for others
         stream.send(ack_ids=[first[0].ack_id])
         assert len(stream.messages(1)) == 1
 
@@ -145,8 +157,11 @@ def test_a_stream_without_a_limit_gets_everything(calls: Calls) -> None:
     "request_",
     [
         {"stream_ack_deadline_seconds": 9},
-        {"modify_deadline_ack_ids": ["1-1-x"], "modify_deadline_seconds": [-1]},
-        {"modify_deadline_ack_ids": ["1-1-x"], "modify_deadline_seconds": [601]},
+        {"modify_deadline_ack_ids": [_ACK_ID], "modify_deadline_seconds": [-1]},
+        {"modify_deadline_ack_ids": [_ACK_ID], "modify_deadline_seconds": [601]},
+        {"modify_deadline_ack_ids": [_ACK_ID], "modify_deadline_seconds": []},
+        {"modify_deadline_ack_ids": ["malformed"], "modify_deadline_seconds": [10]},
+        {"ack_ids": ["malformed"]},
         {"max_outstanding_bytes": 1},
     ],
 )
@@ -176,6 +191,8 @@ def test_a_stream_of_a_deleted_subscription_ends(calls: Calls) -> None:
         ('NOT attributes:colour AND attributes:"a b"', False),
         ('attributes:"a b" AND (attributes.colour = "blue" OR attributes:colour)', True),
         ('hasPrefix(attributes.colour, "re")', True),
+        ('hasPrefix(attributes.none, "")', False),
+        ("attributes:2nd OR NOT attributes:2nd", True),
         ('-hasPrefix(attributes."a b", "x")', False),
         (r'attributes."a b" = "x\"y"', True),
         (r'attributes."\141\x20\U00000062" = "x\u0022y"', True),
@@ -275,6 +292,21 @@ def test_messages_are_kept_for_the_retention_from_when_they_were_published() -> 
     assert backlog.take(now + 601, 1, lease=10) == []
 
 
+def test_an_exactly_once_ack_outlasts_the_nack_of_an_earlier_message() -> None:
+    world = World(STRICT.changed(settle=0, transient_acks=0), 0)
+    topic = "projects/p/topics/topic"
+    world.create_topic(types.Topic.pb()(name=topic))
+    both = {"enable_message_ordering": True, "enable_exactly_once_delivery": True}
+    sub = types.Subscription.pb()(name="projects/p/subscriptions/sub", topic=topic, **both)
+    world.create_subscription(sub)
+    world.publish(topic, [types.PubsubMessage.pb()(data=d, ordering_key="k") for d in (b"a", b"b")])
+    backlog, now = world.subscription(sub.name).backlog, time.time()
+    first, second = backlog.take(now, 2, lease=10)
+    assert backlog.ack([str(second.ack_id)], now) == []
+    assert backlog.modify([str(first.ack_id)], 0, now) == []
+    assert [entry.message.data for entry in backlog.take(now, 2, lease=10)] == [b"a"]
+
+
 def test_messages_of_a_busy_ordering_key_wait(calls: Calls) -> None:
     topic = calls.topic()
     sub = calls.subscription(topic, enable_message_ordering=True)
@@ -313,7 +345,9 @@ def test_limits_of_a_publish(calls: Calls, messages: list[dict[str, Any]]) -> No
     "config",
     [
         {"ack_deadline_seconds": 9},
+        {"ack_deadline_seconds": 601},
         {"message_retention_duration": {"seconds": 599}},
+        {"message_retention_duration": {"seconds": 31 * 86_400, "nanos": 1}},
         {"expiration_policy": {"ttl": {"seconds": 3600}}},
         {"expiration_policy": {"ttl": {"seconds": 86_400}}},  # less than its retention of 7 days
         {"expiration_policy": {"ttl": {}}},
@@ -321,6 +355,8 @@ def test_limits_of_a_publish(calls: Calls, messages: list[dict[str, Any]]) -> No
         {"retry_policy": {"minimum_backoff": {"seconds": -1}}},
         {"retry_policy": {"maximum_backoff": {"seconds": 9}}},  # the minimum is 10 by default
         {"dead_letter_policy": {"dead_letter_topic": "dead"}},
+        {"dead_letter_policy": {**_DEAD, "max_delivery_attempts": 4}},
+        {"dead_letter_policy": {**_DEAD, "max_delivery_attempts": 101}},
         {"push_config": {"push_endpoint": "http://example.com/push"}},
         {"push_config": {"push_endpoint": "https:///push"}},
         {"push_config": {"push_endpoint": "https://[::1/push"}},
@@ -329,8 +365,14 @@ def test_limits_of_a_publish(calls: Calls, messages: list[dict[str, Any]]) -> No
             "enable_exactly_once_delivery": True,
         },
         {"labels": {"UPPER": "x"}},
+        {"labels": {"k": "UPPER"}},
+        {"labels": {"1": "x"}},
+        {"labels": {"k" * 64: "x"}},
+        {"labels": {"k": "x" * 64}},
         {"labels": {f"k{n}": "v" for n in range(65)}},
         {"name": "projects/p/subscriptions/ab"},
+        {"name": f"projects/p/subscriptions/{'a' * 256}"},
+        {"name": "projects/p/subscriptions/1ab"},
         {"name": "projects/p/subscriptions/googly"},
         {"name": "projects/p/topics/subscription"},
         {"name": "subscription"},
@@ -373,6 +415,88 @@ def test_a_subscription_has_its_defaults(calls: Calls) -> None:
     assert (found.state, "push_config" in found) == (found.State.ACTIVE, True)
 
 
+def test_what_only_answers_have_is_not_taken_from_requests(calls: Calls) -> None:
+    kept = {"message_retention_duration": {"seconds": 3600}}
+    path = f"{calls.project}/topics/topic"
+    topic = calls.publisher.create_topic(request={"name": path, "state": 2, **kept})
+    assert topic.state == topic.State.ACTIVE
+    sub = calls.subscription(
+        path, detached=True, topic_message_retention_duration={"seconds": 601}, state=2
+    )
+    found = calls.subscriber.get_subscription(request={"subscription": sub})
+    assert (found.detached, found.state) == (False, found.State.ACTIVE)
+    assert found.topic_message_retention_duration == timedelta(hours=1)
+    for field in ("state", "detached", "topic"):
+        with pytest.raises(exceptions.InvalidArgument, match=f"{field} can't be changed"):
+            calls.subscriber.update_subscription(
+                request={"subscription": {"name": sub}, "update_mask": {"paths": [field]}}
+            )
+    calls.publisher.update_topic(
+        request={"topic": {"name": path}, "update_mask": {"paths": list(kept)}}
+    )
+    found = calls.subscriber.get_subscription(request={"subscription": sub})
+    assert "topic_message_retention_duration" not in found
+
+
+def test_a_subscription_without_a_name_is_given_one(calls: Calls) -> None:
+    topic = calls.topic()
+    made = calls.subscriber.create_subscription(request={"name": "", "topic": topic})
+    assert made.name.startswith(f"{calls.project}/subscriptions/")
+    assert list(calls.publisher.list_topic_subscriptions(request={"topic": topic})) == [made.name]
+
+
+def test_a_detached_subscription_keeps_and_gets_nothing(calls: Calls, twin: Twin) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic)
+    calls.publish(topic, "one")
+    detach = calls.publisher.detach_subscription
+    twin.deny("pubsub.topics.detachSubscription", topic)
+    with pytest.raises(exceptions.PermissionDenied):
+        detach(request={"subscription": sub})
+    twin.allow("pubsub.topics.detachSubscription", topic)
+    with calls.stream(sub, max_outstanding_messages=1) as stream:
+        stream.messages(1)
+        detach(request={"subscription": sub})
+        assert isinstance(stream.end(), exceptions.FailedPrecondition)
+    calls.publish(topic, "two")
+    with pytest.raises(exceptions.FailedPrecondition):
+        calls.look(sub)
+    assert twin.counts(sub)["waiting"] == 0
+    assert list(calls.publisher.list_topic_subscriptions(request={"topic": topic})) == []
+    assert calls.subscriber.get_subscription(request={"subscription": sub}).detached
+    calls.subscriber.delete_subscription(request={"subscription": sub})
+
+
+def test_what_is_left_out_says_so(calls: Calls) -> None:
+    topic = calls.topic()
+    sub, snapshot = calls.subscription(topic), f"{calls.project}/snapshots/snap"
+    for call, request, what in (
+        (
+            calls.subscriber.create_snapshot,
+            {"name": snapshot, "subscription": sub},
+            "google.pubsub.v1.Subscriber/CreateSnapshot",
+        ),
+        (calls.subscriber.seek, {"subscription": sub, "snapshot": snapshot}, "snapshots"),
+        (
+            calls.publisher.set_iam_policy,
+            {"resource": topic},
+            "google.iam.v1.IAMPolicy/SetIamPolicy",
+        ),
+        (
+            calls.subscriber.create_subscription,
+            {"name": f"{sub}-b", "topic": topic, "bigquery_config": {"table": "p.d.t"}},
+            "bigquery_config",
+        ),
+        (
+            calls.publisher.create_topic,
+            {"name": f"{topic}-s", "schema_settings": {"schema": "projects/p/schemas/s"}},
+            "schema_settings",
+        ),
+    ):
+        with pytest.raises(exceptions.MethodNotImplemented, match=f"leaves out {what}: docs/"):
+            call(request=request, retry=None, timeout=10)
+
+
 def test_it_pushes_by_https_and_otherwise_on_this_machine_only(calls: Calls) -> None:
     sub = calls.subscription(calls.topic())
 
@@ -412,9 +536,22 @@ def test_ack_requests_have_ids_and_a_limit(calls: Calls) -> None:
         calls.ack(sub)
     with pytest.raises(exceptions.InvalidArgument, match="not specified an ack ID"):
         calls.modify(sub, 10)
-    ids = [f"{n:0200}" for n in range(3000)]
+    for seconds in (-1, 601):
+        with pytest.raises(exceptions.InvalidArgument, match="0 to 600"):
+            calls.subscriber.modify_ack_deadline(
+                request={
+                    "subscription": sub,
+                    "ack_ids": [_ACK_ID],
+                    "ack_deadline_seconds": seconds,
+                }
+            )
+    # As many as Google's libraries once sent: https://github.com/googleapis/google-cloud-go/issues/20391
+    topic = calls.topic("other")
+    other = calls.subscription(topic)
+    calls.publish(topic, "one")
+    ids = [received.ack_id for received in calls.pull(other)] * 2500
     with pytest.raises(exceptions.InvalidArgument, match="524288"):
-        calls.subscriber.acknowledge(request={"subscription": sub, "ack_ids": ids})
+        calls.subscriber.acknowledge(request={"subscription": other, "ack_ids": ids})
 
 
 def test_pages_follow_one_another_whatever_is_deleted_meanwhile(calls: Calls) -> None:
@@ -436,6 +573,9 @@ def test_pages_follow_one_another_whatever_is_deleted_meanwhile(calls: Calls) ->
     for wrong in ("3", "?", tokens[1]):
         with pytest.raises(exceptions.InvalidArgument, match="Invalid page token"):
             calls.publisher.list_topics(request={**request, "page_token": wrong})
+    for call in (calls.publisher.list_topics, calls.subscriber.list_subscriptions):
+        with pytest.raises(exceptions.InvalidArgument, match="name=p"):
+            call(request={"project": "p"})
     for size in (-1, 1001):
         with pytest.raises(exceptions.InvalidArgument, match="page_size"):
             calls.publisher.list_topics(request={"project": calls.project, "page_size": size})
@@ -459,6 +599,10 @@ def test_a_denied_permission(calls: Calls, twin: Twin) -> None:
     with pytest.raises(exceptions.PermissionDenied, match="not authorized"):
         calls.publish(topic, "one")
     calls.publish(other, "one")
+    twin.deny("pubsub.topics.publish", calls.project)
+    with pytest.raises(exceptions.PermissionDenied):
+        calls.publish(other, "one")
+    twin.allow("pubsub.topics.publish", calls.project)
     twin.allow("pubsub.topics.publish", topic)
     calls.publish(topic, "one")
 
@@ -502,6 +646,23 @@ def test_permissions_can_be_asked_for(calls: Calls, twin: Twin) -> None:
     asked = ["pubsub.topics.publish", "pubsub.topics.delete"]
     request = {"resource": topic, "permissions": asked}
     assert calls.publisher.test_iam_permissions(request=request).permissions == asked[:1]
+    nowhere = {**request, "resource": f"{topic}-nowhere"}
+    assert calls.publisher.test_iam_permissions(request=nowhere).permissions == []
+    with pytest.raises(exceptions.NotFound):
+        calls.publisher.get_iam_policy(request={"resource": nowhere["resource"]})
+
+
+def test_revoked_credentials_and_a_disabled_api_end_calls_of_iam_too(
+    calls: Calls, twin: Twin, switch: Callable[..., Any]
+) -> None:
+    request = {"resource": calls.topic(), "permissions": ["pubsub.topics.publish"]}
+    switch(revoked=True)
+    with pytest.raises(exceptions.ServiceUnavailable, match="metadata from plugin failed"):
+        calls.publisher.test_iam_permissions(request=request, retry=None)
+    switch(revoked=False)
+    twin.disable()
+    with pytest.raises(exceptions.PermissionDenied, match="has not been used in project"):
+        calls.publisher.test_iam_permissions(request=request, retry=None)
 
 
 def test_nothing_is_dead_lettered_without_the_service_agents_grants(
@@ -521,7 +682,13 @@ def test_nothing_is_dead_lettered_without_the_service_agents_grants(
     for _ in range(7):
         calls.modify(sub, 0, *calls.pull(sub))
     assert calls.look(end) == []
-    twin.allow("pubsub.topics.publish", dead, who="agent")
+    twin.grant(
+        "roles/pubsub.publisher", condition="request.time < timestamp('2020-01-01T00:00:00Z')"
+    )
+    twin.grant("roles/pubsub.subscriber")
+    calls.modify(sub, 0, *calls.pull(sub))
+    assert calls.look(end) == []
+    twin.grant("roles/pubsub.publisher")  # on the project
     assert calls.look(sub) == []
     assert bodies(calls.look(end)) == ["poison"]
 
@@ -593,6 +760,37 @@ def test_it_counts_what_would_be_billed(calls: Calls, twin: Twin) -> None:
     assert cost["usd"] == pytest.approx(sum(cost["bytes"].values()) * 40 / 2**40)
 
 
+def test_messages_are_billed_by_what_they_hold_and_an_empty_pull_as_1000_bytes(
+    calls: Calls, twin: Twin
+) -> None:
+    topic = calls.topic()
+    sub = calls.subscription(topic, enable_exactly_once_delivery=True)
+    [id] = calls.publish(topic, "x" * 5000, key="k" * 7, colour="red")
+    size = 5000 + 7 + len("colour" + "red") + len(id) + 20  # a timestamp's
+    assert twin.cost()["bytes"]["published"] == size
+    with calls.stream(sub) as stream:
+        [received] = stream.messages(1)
+        stream.send(ack_ids=[received.ack_id])
+        assert stream.answer().acknowledge_confirmation.ack_ids  # which is free
+    assert twin.cost()["bytes"]["delivered"] == size
+    calls.look(sub)
+    assert twin.cost()["bytes"]["delivered"] == size + 1000
+
+
+def test_a_measurement_can_be_read_two_minutes_later() -> None:
+    world = World(STRICT.changed(settle=0), 0)
+    topic, sub = "projects/p/topics/topic", "projects/p/subscriptions/sub"
+    world.create_topic(types.Topic.pb()(name=topic))
+    world.create_subscription(types.Subscription.pb()(name=sub, topic=topic))
+    metrics = Metrics(world)
+    for now in (1000.0, 1060.0, 1120.0):
+        metrics.measure(now)
+        world.publish(topic, [types.PubsubMessage.pb()(data=b"x")])
+    assert metrics.readable(1119.0) == {}
+    waiting = [metrics.readable(now)[sub].num_undelivered_messages for now in (1120, 1200, 9999)]
+    assert waiting == [0, 1, 2]
+
+
 # --- push -----------------------------------------------------------------------------------------
 
 
@@ -612,6 +810,17 @@ def test_push_is_sent_again_until_it_is_taken(calls: Calls, twin: Twin) -> None:
         endpoint.close()
 
 
+def test_pushes_that_fail_together_are_one_failure(calls: Calls) -> None:
+    endpoint = Endpoint(*[500] * 8)
+    try:
+        topic = calls.topic()
+        calls.subscription(topic, push_config={"push_endpoint": endpoint.url})
+        calls.publish(topic, *"abcdefgh")
+        endpoint.wait_for(16)  # a pause that doubled with each of them would take half a minute
+    finally:
+        endpoint.close()
+
+
 def test_push_carries_a_signed_token(calls: Calls, twin: Twin) -> None:
     endpoint = Endpoint()
     try:
@@ -623,6 +832,36 @@ def test_push_carries_a_signed_token(calls: Calls, twin: Twin) -> None:
         kind, signed = headers["Authorization"].split()
         claims = jwt.decode(signed, certs=twin.certificates(), audience="https://audience")
         assert (kind, claims["email"]) == ("Bearer", "pusher@p.iam")
+        assert (claims["email_verified"], claims["iss"]) == (True, "https://accounts.google.com")
+        assert claims["sub"].isdigit()  # the account's number, and not its name
+        assert jwt.decode_header(signed)["kid"] in twin.certificates()
+    finally:
+        endpoint.close()
+
+
+def test_a_token_is_for_its_endpoint_and_an_unwrapped_message_has_its_metadata_in_headers(
+    calls: Calls, twin: Twin
+) -> None:
+    endpoint = Endpoint()
+    try:
+        topic = calls.topic()
+        push = {
+            "push_endpoint": endpoint.url,
+            "oidc_token": {"service_account_email": "pusher@p.iam"},
+            "no_wrapper": {"write_metadata": True},
+        }
+        sub = calls.subscription(topic, push_config=push)
+        [id] = calls.publish(topic, "one", key="k", colour="red")
+        [(headers, body)] = endpoint.wait_for(1)
+        assert body == b"one"
+        signed = headers["Authorization"].split()[1]
+        assert jwt.decode(signed, certs=twin.certificates())["aud"] == endpoint.url
+        kept = {name.lower(): value for name, value in headers.items()}
+        assert kept["colour"] == "red"
+        names = ("subscription-name", "message-id", "ordering-key")
+        assert [kept[f"x-goog-pubsub-{name}"] for name in names] == [sub, id, "k"]
+        found = calls.subscriber.get_subscription(request={"subscription": sub}).push_config
+        assert dict(found.attributes) == {"x-goog-version": "v1"}
     finally:
         endpoint.close()
 
@@ -677,6 +916,13 @@ def test_a_command_that_can_not_be_run_is_told() -> None:
     assert "google.pubsub_v1.types.pubsub" in imported
     needless = ("google.cloud.firestore", "google.pubsub_v1.services")
     assert not [name for name in imported if name.startswith(needless)]
+    assert not_run(PermissionError()) == 126
+
+
+def test_an_address_of_ip_6_is_written_in_brackets() -> None:
+    options = {"port": 8085, "lenient": True, "set": [], "seed": 0, "firestore": None}
+    for host in ("::1", "[::1]"):
+        assert _server(Namespace(host=host, **options)).address == "[::1]:8085"
 
 
 def test_lenient_has_every_switch_of_chance_off() -> None:
@@ -685,15 +931,29 @@ def test_lenient_has_every_switch_of_chance_off() -> None:
     assert STRICT.faults > 0
 
 
-def test_the_command_runs_another_on_it() -> None:
-    program = "import os; print(os.environ['PUBSUB_EMULATOR_HOST'])"
+_RUN = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print(os.environ['PUBSUB_EMULATOR_HOST'], flush=True)
+signal.pause()
+"""
+
+
+def test_the_command_runs_another_on_it_and_ends_with_it() -> None:
     command = [sys.executable, "-m", "gwi_celery.testing.twin", "--port", "0", "--lenient", "--"]
-    done = subprocess.run(
-        [*command, sys.executable, "-c", program], check=True, capture_output=True, text=True
-    )
-    host, _, port = done.stdout.strip().partition(":")
-    assert host == "127.0.0.1"
-    assert int(port) > 0
+    with subprocess.Popen(
+        [*command, sys.executable, "-c", _RUN],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        host, _, port = process.stdout.readline().strip().partition(":")
+        assert host == "127.0.0.1"
+        assert int(port) > 0
+        process.terminate()
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (7, "")
 
 
 def test_a_port_that_is_taken_is_told(twin: Twin, tmp_path: Path) -> None:

@@ -43,6 +43,10 @@ def list_files(repo: str, *, depth: int) -> list[str]:
     return [repo] * depth
 
 
+def named_step(*, name: str) -> str:
+    return name
+
+
 class Task(ReliableTask):
     def part(self, number: int) -> int:
         return number
@@ -56,9 +60,15 @@ class Task(ReliableTask):
         self.check()
         files: list[str] = self.step("list", list_files, "repo", depth=2)
         count: int = self.step("count", lambda: len(files))
+        parts: int = self.step("part", self.part, number=count)
+        named: str = self.step("name", named_step, name="the step's own argument")
+        self.step("list", list_files, "repo", depth="2")  # type: ignore[arg-type]
+        self.step("list", list_files, "repo")  # type: ignore[call-arg]
+        self.step("list", list_files, "repo", depth=2, order=1)  # type: ignore[call-arg]
+        text: str = self.step("count", len, files)  # type: ignore[assignment]
         threading.Thread(target=carry(self.part), args=(count,)).start()
         later: int = carry(self.part)(1)
-        return later + fence + self.attempt + self.generation
+        return later + fence + self.attempt + self.generation + parts + len(named + text)
 
 
 @reliable_task(app, bind=True, reliable=options)
@@ -75,7 +85,10 @@ found: list[str] = analyse(tenant_id="acme", order=1)
 number: int = count("acme", run_id="r2")
 analyse.delay(tenant_id="acme", order=1)
 count.delay("acme")
-count.apply_async(("acme",), idempotency_key="k", countdown=3)
+count.apply_async(("acme",), idempotency_key="k", countdown=3, labels={"customer": "7"})
+count.apply_async(("acme",), idempotency_key=7)  # type: ignore[arg-type]
+count.apply_async(("acme",), deadline="soon")  # type: ignore[arg-type]
+count.apply_async(("acme",), labels=["customer"])  # type: ignore[arg-type]
 analyse.delay(tenant_id="acme")  # type: ignore[call-arg]
 analyse.delay(tenant_id="acme", order="1")  # type: ignore[arg-type]
 count.delay("acme", run="r2")  # type: ignore[call-arg]

@@ -372,6 +372,14 @@ def test_a_tree_is_cancelled_whole_and_what_has_not_begun_never_does(bench: Benc
     called = [each for each in found.children if each.job.task != "review.on_cancel"]
     assert {each.status for each in called} == {JobStatus.CANCELLED}
     assert {each.run_id for each in called} == {"child", "late"}
+    # What undoes them is not cancelled with the tree, nor kept from beginning.
+    undone = ["undone child 1", "undone r1 1"]
+    eventually(lambda: sorted(line for line in bench.seen if "undone" in line) == undone)
+    jobs.cancel(parent, tree=True, app=bench.app)
+    found = jobs.get(parent, app=bench.app)
+    assert found is not None
+    [undoing] = [each for each in found.children if each.job.task == "review.on_cancel"]
+    assert undoing.status is JobStatus.SUCCEEDED
 
 
 def test_what_undoes_a_cancelled_job_runs_once(bench: Bench) -> None:

@@ -58,6 +58,32 @@ def test_no_unit_test_starts_a_worker_or_another_server() -> None:
     assert [path for path in UNIT.rglob("*.py") if starts.search(path.read_text())] == []
 
 
+def test_imports_for_types_alone_go_to_lower_layers_as_well() -> None:
+    """import-linter checks all others; these it leaves out, as within a package they may lead back."""
+    layers = re.search(
+        r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.S | re.M
+    )
+    assert layers is not None
+    lines = [line.split(" | ") for line in re.findall(r'"([^"]+)"', layers[1])]
+    depth = {name: n for n, names in enumerate(lines) for name in names}
+    upwards = []
+    for path in PACKAGE:
+        own = path.relative_to(ROOT / "gwi_celery").parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                for each in node.body:
+                    module = getattr(each, "module", None) or ""
+                    other = module.removeprefix("gwi_celery.").partition(".")[0]
+                    if (
+                        module.startswith("gwi_celery.")
+                        and other != own
+                        and depth[other] <= depth[own]
+                    ):
+                        upwards.append(f"{path.relative_to(ROOT)}: {module}")
+    assert depth.keys() >= {"app", "stores", "errors"}
+    assert upwards == []
+
+
 def test_each_mutant_changes_one_place_and_names_tests_that_are_there() -> None:
     stale = []
     for mutant in (mutant for mutants in GROUPS.values() for mutant in mutants):

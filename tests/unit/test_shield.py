@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -39,7 +37,6 @@ from tests import zygote
 from tests.apps import fresh_app
 from tests.everyline import at, lines_of, short, some
 from tests.machine import PATIENCE
-from tests.workers import ROOT
 
 
 class Struck(BaseException):
@@ -378,13 +375,5 @@ assert held == ["until the end"], held
 
 
 def test_a_sections_own_waits_end_in_time_under_gevent(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _WAITS],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = zygote.run(_WAITS, folder=tmp_path, gevent=True)
+    assert done.returncode == 0, done.stdout

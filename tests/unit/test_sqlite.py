@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -21,8 +19,6 @@ from gwi_celery.stores.base import Claimed
 from gwi_celery.stores.sqlite import SqliteStore
 from tests import zygote
 from tests.contract.contender import request
-from tests.machine import PATIENCE
-from tests.workers import ROOT
 
 
 def test_two_processes_never_both_hold_a_job_whose_folder_was_deleted(tmp_path: Path) -> None:
@@ -152,4 +148,5 @@ store, locker = locked(Path(sys.argv[1]))
 gevent.spawn(locker.execute, "ROLLBACK")
 assert isinstance(store.claim(request("other", "o")), Claimed)
 """
-    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, cwd=ROOT, timeout=PATIENCE)
+    done = zygote.run(code, str(tmp_path / "jobs"), folder=tmp_path, gevent=True)
+    assert done.returncode == 0, done.stdout

@@ -245,7 +245,7 @@ class EmbeddedBroker:
         return self._looking.hasten(queue, only, edit)
 
     def set_paused(self, queue: str, paused: bool) -> None:
-        """Deliver nothing from the queue until it is resumed. What was delivered before goes on."""
+        """Deliver nothing from the queue until it is resumed. Former deliveries aren't affected."""
         self._about_to("pause" if paused else "resume", queue)
         self._looking.set_paused(queue, paused)
 
@@ -268,7 +268,7 @@ class EmbeddedBroker:
     ) -> int:
         """As :meth:`Broker.redrive`, in the order of the dead letter.
 
-        The messages' time to live starts anew. The queue is created if it is gone.
+        The messages' time to live starts again. The queue is created if it is gone.
         """
         dead = dead_letter_queue(queue)
         with self._files.database.read() as c:

@@ -120,7 +120,7 @@ class Files:
                 self._bury_receivers(dead)
 
     def dead(self, bells: Iterable[str]) -> list[str]:
-        """Those of the bells that nobody hears any more."""
+        """Those of the bells whose receivers are gone."""
         return [bell for bell in bells if not self.wakeups.alive(bell)]
 
     def _bury_receivers(self, bells: Iterable[str]) -> None:

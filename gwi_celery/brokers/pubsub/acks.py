@@ -1,14 +1,18 @@
-"""Acks and nacks, sent in the background: batched and retried, without holding up the worker.
+"""Acks and nacks: sent without waiting for an answer, batched, and retried in the background.
 
-Each process has one thread per broker for nothing else. Several requests may be in flight: Pub/Sub sends
-the next message only once the ack of an earlier one has arrived, so no ack may wait for the answer to
-another. While a request is in flight a busy worker's acks accumulate for some milliseconds, so that it
-makes fewer requests than it has messages. Two kinds are sent at once: the ack of the last message that
-the worker held, and, where answers take longer than that, every ack, because each ack that waits keeps a
-place empty (a third more jobs per second at 20 ms and prefetch 4: ``python -m benchmarks twin``).
+Several requests may be in flight: Pub/Sub sends the next message only once the ack of an earlier one has
+arrived, so no ack may wait for the answer to another. While a request is in flight a busy worker's acks
+accumulate for some milliseconds, so that it makes fewer requests than it has messages. Two kinds are sent
+at once: the ack of the last message that the worker held, and, where answers take longer than that, every
+ack, because each ack that waits keeps a place empty (``python -m benchmarks twin`` measures that at 20 ms
+and prefetch 4). There the thread that acks sends them, as waking another takes longer. All else is sent
+by a thread that each process has for each broker, so that the worker goes on meanwhile.
 
-A temporary failure is retried until the message's lease has certainly ended; then the message is
-redelivered anyway, and a warning is logged.
+What fails is retried until the message's lease has certainly ended, as the lease's extension is: after a
+temporary failure, and while a permission or the credentials are missing, which somebody may give back.
+Then the message is redelivered anyway, and a warning is logged. Only what the server can never take is
+dropped at once: the lease of an exactly-once message that has run out, a malformed request. Each
+subscription has pauses of its own, as permissions are granted on each.
 """
 
 from __future__ import annotations
@@ -18,15 +22,15 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gwi_celery import forks
+from gwi_celery import forks, shield
 from gwi_celery.background import NEVER, Ticker
 from gwi_celery.backoff import Backoff
 from gwi_celery.brokers.pubsub.client import AckIdsRefused, Client, pb
-from gwi_celery.errors import BrokerUnavailable, NotFound
+from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,17 @@ class _Item:
     seconds: int | None
     #: Monotonic time after which sending it is pointless.
     until: float
+
+
+@dataclass
+class _Outage:
+    """A subscription whose acks fail for now."""
+
+    pauses: Backoff = field(default_factory=lambda: Backoff(_FIRST_PAUSE, _LONGEST_PAUSE))
+    #: Monotonic time before which nothing is sent to it.
+    retry_at: float = 0.0
+    #: Whether it was logged what is missing.
+    told: bool = False
 
 
 def fitting(ack_ids: Iterable[str]) -> Iterator[list[str]]:
@@ -88,13 +103,20 @@ class Acknowledger:
         self._requests = self._sending = 0
         #: Seconds that an answer takes, on average.
         self._answer_seconds = 0.0
-        self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
-        #: Monotonic time before which nothing is retried.
-        self._retry_at = 0.0
+        #: By subscription.
+        self._outages: dict[str, _Outage] = {}
 
-    def ack(self, subscription: str, ack_id: str, until: float, *, last: bool = False) -> None:
-        """Ack a message; retry until that monotonic time. ``last``: the worker holds no other one."""
-        self._add(_Item(subscription, ack_id, None, until), last)
+    def ack(self, *leases: tuple[str, str, float], last: bool = False) -> None:
+        """Ack messages: of each its subscription, ack id, and the monotonic time until which to retry.
+
+        ``last``: the worker holds no others.
+        """
+        at = self._add([_Item(path, id, None, until) for path, id, until in leases], last)
+        if self._answer_seconds > _FAR:
+            with shield.section():
+                at = self._send_some(wait=False)
+        if at < NEVER:
+            self._ticker.wake(at)
 
     def nack(
         self, subscription: str, ack_id: str, seconds: float, until: float, *, last: bool = False
@@ -102,7 +124,7 @@ class Acknowledger:
         """Have a message redelivered in ``seconds``, 0 to 600. Otherwise as :meth:`ack`."""
         # Rounded up: a message must not be delivered before its time.
         whole = min(max(-int(-seconds // 1), 0), 600)
-        self._add(_Item(subscription, ack_id, whole, until), last)
+        self._ticker.wake(self._add([_Item(subscription, ack_id, whole, until)], last))
 
     def flush(self, timeout: float) -> bool:
         """Wait until all is sent; False if ``timeout`` seconds were not enough."""
@@ -129,37 +151,41 @@ class Acknowledger:
             )
         self._ticker.stop(1.0)
 
-    def _add(self, item: _Item, last: bool) -> None:
+    def _add(self, items: list[_Item], last: bool) -> float:
+        """Keep them until they are sent; returns the monotonic time of that."""
         if self._pid != os.getpid():  # forked: the waiting acks are the parent's to send
             self._reset()
         with self._changed:
-            self._waiting.append(item)
+            self._waiting.extend(items)
             soon = last or not self._requests or self._answer_seconds > _FAR
             self._due = min(self._due, 0.0 if soon else time.monotonic() + _GATHER)
-            at = max(self._due, self._retry_at)
-        self._ticker.wake(at)
+            return max(self._due, self._next_retry())
 
-    def _send_some(self) -> float:
-        """Send one request if it is time; returns the monotonic time of the next."""
+    def _send_some(self, *, wait: bool = True) -> float:
+        """Send one request if it is time; returns the monotonic time of the next.
+
+        ``wait`` until a fork that is under way is over. A thread that a fork may wait for must not.
+        """
         with self._changed:
             if not self._waiting or self._requests >= _PIPELINED:
                 return NEVER  # an answer, or the next item, wakes the thread
-            at = max(self._due, self._retry_at)
-            if time.monotonic() < at:
+            now = time.monotonic()
+            at = max(self._due, self._next_retry())
+            if now < at:
                 return at
-            batch = self._take()
+            batch = self._take(now)
             self._requests += 1
             self._sending += len(batch)
-            if not self._waiting:
-                self._due = NEVER
+            self._due = 0.0 if self._waiting else NEVER
+            due = self._due
         try:
             rpc, request, subscription = _request(batch)
-            future = self._client.begin(rpc, request, subscription)
+            future = self._client.begin(rpc, request, subscription, wait=wait)
         except Exception as exc:
             self._answered(batch, exc)
         else:
             future.add_done_callback(partial(self._done, batch, rpc, time.monotonic()))
-        return 0.0
+        return due
 
     def _done(self, batch: list[_Item], rpc: str, sent_at: float, future: Any) -> None:
         """On gRPC's thread."""
@@ -178,17 +204,15 @@ class Acknowledger:
         if isinstance(error, AckIdsRefused):  # those that it doesn't name are settled
             failed = [item for item in batch if item.ack_id in error.retryable]
             refused = [item for item in batch if item.ack_id in error.lost]
-        elif new or isinstance(error, BrokerUnavailable):
+        elif new or isinstance(error, (BrokerUnavailable, BrokerUnusable)):
             failed = batch
         elif isinstance(error, NotFound):
             # Its messages are deleted too: a reply to a connection that has ended, say.
             logger.debug("%d acks or nacks of a deleted subscription: %s", len(batch), error)
         elif error is not None:
             refused = batch
-        if failed:
-            logger.debug("%d acks or nacks failed and are retried: %s", len(failed), error)
         if refused:
-            # The leases of exactly-once messages have run out, or a permission is missing.
+            # The leases of exactly-once messages have run out, or the request is not a valid one.
             logger.warning(
                 "%d acks or nacks on %s were refused, so these messages may be redelivered: %s",
                 len(refused),
@@ -199,33 +223,64 @@ class Acknowledger:
             now = time.monotonic()
             hopeless = [item for item in failed if item.until <= now]
             self._waiting.extendleft(item for item in reversed(failed) if item.until > now)
-            if not failed:
-                self._pauses.reset()
-            elif now >= self._retry_at:  # else this is the same outage
-                self._retry_at = now + self._pauses.next()
+            ended = unusable = False
+            if failed:
+                outage = self._outages.setdefault(subscription, _Outage())
+                if now >= outage.retry_at:  # else it is the same failure
+                    outage.retry_at = now + outage.pauses.next()
+                unusable = isinstance(error, BrokerUnusable) and not outage.told
+                outage.told = outage.told or unusable
+            elif (over := self._outages.pop(subscription, None)) is not None:
+                ended = over.told and error is None
             self._requests -= 1
             self._sending -= len(batch)
             if self._waiting:
                 self._due = 0.0
-                self._ticker.wake(self._retry_at)
+                self._ticker.wake(self._next_retry())
             self._changed.notify_all()
+        if unusable:
+            logger.warning(
+                "acks and nacks on %s fail, now %d, and are retried until the messages' leases end: %s",
+                subscription,
+                len(failed),
+                error,
+            )
+        elif failed:
+            logger.debug("%d acks or nacks failed and are retried: %s", len(failed), error)
+        if ended:
+            logger.info("acks on %s are taken again", subscription)
         if hopeless:
             logger.warning(
                 "%d messages of %s could not be acked before their leases ran out: they will be "
                 "redelivered",
                 len(hopeless),
-                hopeless[0].subscription,
+                subscription,
             )
 
-    def _take(self) -> list[_Item]:
-        """Take the oldest item, and those that fit into one request with it."""
-        first = self._waiting[0]
+    def _retry_at(self, subscription: str) -> float:
+        """Monotonic time before which nothing is sent to it."""
+        outage = self._outages.get(subscription)
+        return 0.0 if outage is None else outage.retry_at
+
+    def _next_retry(self) -> float:
+        """Monotonic time from which one of the waiting items may be sent."""
+        if not self._outages:
+            return 0.0
+        return min(map(self._retry_at, {item.subscription for item in self._waiting}))
+
+    def _take(self, now: float) -> list[_Item]:
+        """Take the oldest item that may be sent, and those that fit into one request with it."""
+        first: _Item | None = None
         batch: list[_Item] = []
         rest: deque[_Item] = deque()
         size = 0
         while self._waiting and len(batch) < _BATCH and size < _BATCH_BYTES:
             item = self._waiting.popleft()
-            same = (item.subscription, item.seconds) == (first.subscription, first.seconds)
+            if first is None and not (self._outages and self._retry_at(item.subscription) > now):
+                first = item
+            same = first is not None and (
+                (item.subscription, item.seconds) == (first.subscription, first.seconds)
+            )
             size += same * (len(item.ack_id) + _FRAME)
             (batch if same else rest).append(item)
         rest.extend(self._waiting)

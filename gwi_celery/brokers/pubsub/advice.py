@@ -7,7 +7,7 @@ import re
 from gwi_celery.brokers.base import DEAD_LETTER_SUFFIX
 from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.options import PubSubOptions
-from gwi_celery.gcp import emulators
+from gwi_celery.gcp import emulators, refusals
 from gwi_celery.gcp.emulators import PUBSUB_HOST
 
 #: RPC -> the role that it needs on its topic or subscription; every other needs the editor role.
@@ -22,8 +22,6 @@ _EDITOR = "roles/pubsub.editor"
 #: The permission on an account, and a role with it, that having pushes signed by that account needs.
 _ACT_AS, _SIGN = "iam.serviceAccounts.actAs", "roles/iam.serviceAccountUser"
 
-#: Google's text for an API that is not enabled; comes with PERMISSION_DENIED.
-_API_OFF = re.compile(r"has not been used in project|SERVICE_DISABLED|it is disabled")
 #: Google's text for a project that it doesn't know; comes with NOT_FOUND.
 PROJECT_UNKNOWN = re.compile(r"project not found", re.IGNORECASE)
 
@@ -60,11 +58,20 @@ def no_project(options: PubSubOptions, details: str) -> str:
 
 def not_ready(options: PubSubOptions) -> str:
     """For a project so new that topics can't be created in it."""
+    forbids = "leaves no region for messages"
+    if options.storage_regions:
+        forbids = f"forbids one of storage_regions ({', '.join(options.storage_regions)})"
     return (
         f"project {options.project} is not ready for Pub/Sub yet: a new project takes some minutes, and "
-        "this is retried. If it lasts, the organization policy constraints/gcp.resourceLocations leaves "
-        "no region for messages"
+        "this is retried. If it lasts, the organization policy constraints/gcp.resourceLocations "
+        f"{forbids}"
     )
+
+
+def by_project(resource: str, details: str) -> str | None:
+    """For a refusal whose cause is the project or its organization; None if it isn't."""
+    project, _, _ = _parts(resource)
+    return refusals.why(details, name="Pub/Sub", api="pubsub.googleapis.com", project=project)
 
 
 def forbidden(options: PubSubOptions, rpc: str, resource: str, details: str) -> str:
@@ -77,11 +84,9 @@ def forbidden(options: PubSubOptions, rpc: str, resource: str, details: str) -> 
             "`gcloud iam service-accounts add-iam-policy-binding ACCOUNT "
             f"--member=serviceAccount:NAME --role={_SIGN}`"
         )
-    if _API_OFF.search(details):
-        return (
-            f"the Pub/Sub API of project {project} is switched off ({details}): "
-            f"`gcloud services enable pubsub.googleapis.com --project={project}`"
-        )
+    cause = by_project(resource, details)
+    if cause is not None:
+        return cause
     if role == _EDITOR:
         command = f"gcloud projects add-iam-policy-binding {project}"
         hint = ", or use mode='provisioned', which makes no such call" if options.managed else ""
@@ -124,7 +129,15 @@ def missing(options: PubSubOptions, resource: str) -> str:
             f"gcloud pubsub subscriptions create {id} --topic={topic} --project={project} "
             f"--ack-deadline={round(options.lease_seconds)} --expiration-period=never"
         )
-        if not queue.endswith(DEAD_LETTER_SUFFIX):
+        if options.ordering:
+            command += " --enable-message-ordering"  # which can't be added later
+        if options.exactly_once:
+            command += " --enable-exactly-once-delivery"
+        if queue.endswith(DEAD_LETTER_SUFFIX):
+            command += " --message-retention-duration=31d"  # the longest; 7 days by default
+        else:
+            if options.retention:
+                command += f" --message-retention-duration={options.retention:g}s"
             dead = options.queues.get(queue, {}).get("dead_letter_topic")
             dead = dead or topic + DEAD_LETTER_SUFFIX
             command += f" --dead-letter-topic={dead} --max-delivery-attempts=100"

@@ -15,8 +15,8 @@ size                None: Pub/Sub itself can't tell; see :meth:`PubSubBroker.dep
 ==================  ===============================================================================
 
 Pub/Sub counts deliveries, for queues that have a dead letter; the seam counts attempts. So a delivery
-that was no attempt must leave no trace in Pub/Sub's count: a message given back untouched is published
-anew, with the number of its attempts so far, and deliveries that only waited for an ETA are subtracted.
+that was no attempt must leave no trace in Pub/Sub's count: a message given back untouched is republished
+with the number of its attempts so far, and deliveries that only waited for an ETA are subtracted.
 Each delivery after the first then follows an attempt, or a worker that died holding the message.
 """
 
@@ -159,7 +159,7 @@ class PubSubBroker:
     def publish(
         self, exchange: str, routing_key: str, message: OutgoingMessage, *, merge: bool = False
     ) -> None:
-        """As :meth:`Broker.publish`. Returns None: Pub/Sub doesn't tell how many queues it reached.
+        """As :meth:`Broker.publish`, but returns None: how many queues it reached is unknown.
 
         ``merge``: a foreign message, which may have any number of attributes.
 

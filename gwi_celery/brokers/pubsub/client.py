@@ -1,4 +1,4 @@
-"""The only importer of Google's Pub/Sub library; its errors become this package's here.
+"""The only importer of Google's Pub/Sub library (but for tests); its errors become this package's here.
 
 RPCs are made on the bare gRPC stubs with the library's own messages: a confirmed publish takes
 0.3 ms this way, and 1.5 ms with the generated client. One channel per process: a forked child makes its
@@ -9,7 +9,8 @@ What a status means (https://cloud.google.com/pubsub/docs/reference/error-codes)
 =================================================  =================================================
 NOT_FOUND, ALREADY_EXISTS                          NotFound, AlreadyExists
 PERMISSION_DENIED, UNAUTHENTICATED; NOT_FOUND      BrokerUnusable, with the role and the command
-in mode "provisioned"; no token available
+in mode "provisioned"; no token available; what
+the project's organization forbids
 UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED,           BrokerUnavailable: the call may have taken effect;
 INTERNAL, UNKNOWN, CANCELLED, RESOURCE_EXHAUSTED   every call of this package can be retried
 any, with a reason for each ack id                 AckIdsRefused or AckIdsRefusedForNow
@@ -286,9 +287,23 @@ class Client:
             request, timeout=timeout, metadata=self._routing(rpc, resource)
         )
 
-    def begin(self, rpc: str, request: Any, resource: str, timeout: float | None = None) -> Any:
-        """Begin one RPC inside the fork gate, which is left when it is done; its gRPC future."""
-        fork_gate.enter()
+    def begin(
+        self,
+        rpc: str,
+        request: Any,
+        resource: str,
+        timeout: float | None = None,
+        *,
+        wait: bool = True,
+    ) -> Any:
+        """Begin one RPC inside the fork gate, which is left when it is done; its gRPC future.
+
+        ``wait`` until a fork that is under way is over; otherwise BrokerUnavailable is raised then.
+        """
+        if wait:
+            fork_gate.enter()
+        elif not fork_gate.try_enter():
+            raise BrokerUnavailable("this process forks")
         try:
             future = self.start(rpc, request, resource, timeout or self._options.timeout)
         except BaseException:
@@ -341,8 +356,10 @@ class Client:
             )
         if not_ready(exc):
             return BrokerUnavailable(f"{advice.not_ready(self._options)} ({text})")
-        temporary = code in _TEMPORARY
-        return BrokerUnavailable(text) if temporary else BrokerError(text)
+        if code in _TEMPORARY:
+            return BrokerUnavailable(text)
+        cause = advice.by_project(resource, details)
+        return BrokerError(text) if cause is None else BrokerUnusable(cause)
 
     def ready(self, timeout: float) -> None:
         """Wait for a connection to the endpoint, without any RPC. Raises BrokerUnavailable."""
@@ -415,8 +432,8 @@ def not_ready(exc: Any) -> bool:
 
 def _reasons(exc: Any) -> dict[str, str]:
     """Ack id -> why it was refused, from the details of gRPC's error."""
-    told = from_grpc_error(exc).metadata or {}
-    return {id: why for id, why in told.items() if why.startswith((_PERMANENT, _TRANSIENT))}
+    metadata = from_grpc_error(exc).metadata or {}
+    return {id: why for id, why in metadata.items() if why.startswith((_PERMANENT, _TRANSIENT))}
 
 
 def _serialize(message: Any) -> bytes:

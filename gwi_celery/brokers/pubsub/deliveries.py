@@ -43,8 +43,8 @@ _HOLD = 4.0
 _PARK = 600.0
 #: Number of deferred messages below which outdated ones are not dropped.
 _MANY_DEFERRED = 10_000
-#: Age, seconds, at which a deferred message is published anew, so that waiting neither counts as
-#: failing nor outlives the retention. Half the retention, if that is less.
+#: Age, seconds, at which a deferred message is republished, so that waiting neither counts as failing
+#: nor outlives the retention. Half the retention, if that is less.
 _RENEWED_AT = 3000.0
 #: Seconds for which another reader's messages are left to it.
 _SPARE = 1.0
@@ -121,6 +121,7 @@ class Deliveries:
         """
         ready: list[Delivery] = []
         held: list[tuple[float, Delivery]] = []
+        unwanted: list[Delivery] = []
         now, wall = time.monotonic(), time.time()
         spec = self._topology.spec(source.queue)
         lease = lease or self._topology.desired.first_lease(spec)
@@ -137,7 +138,7 @@ class Deliveries:
                 or late
                 or (delivery.published_at < source.since and wall >= source.spared_until)
             ):
-                self.ack([delivery])
+                unwanted.append(delivery)
             elif delivery.published_at < source.since:
                 # For a reader that was killed, or for one that still exists and may take it.
                 self.release(delivery, _SPARE)
@@ -161,10 +162,11 @@ class Deliveries:
                 self._settle_later(delivery, functools.partial(self._bury, dead, reason, limit))
             else:
                 ready.append(delivery)
+        self.ack(unwanted)
         return ready, held
 
     def _again(self, wait: float, age: float, attempt: int) -> float | None:
-        """Seconds to defer a message due in ``wait`` seconds; 0: publish it anew; None: hold it."""
+        """Seconds to defer a message due in ``wait`` seconds; 0: republish it; None: hold it."""
         first = backoff = 0.0
         if self._options.retry_policy is not None:
             # Pub/Sub adds this to a lease that runs out, and more with each delivery.
@@ -244,11 +246,10 @@ class Deliveries:
     # --- settling -------------------------------------------------------------------------------
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Sent in the background, with retries while the lease lasts. A lost lease isn't reported."""
-        for delivery in deliveries:
-            subscription, ack_id = _parts(delivery)
-            until = self.leases.pop(delivery.ack_id, 0.0)
-            self._acks.ack(subscription, ack_id, until, last=not self.leases)
+        """Not waited for; retried while the lease lasts. A lost lease isn't reported."""
+        ended = [(*_parts(each), self.leases.pop(each.ack_id, 0.0)) for each in deliveries]
+        if ended:
+            self._acks.ack(*ended, last=not self.leases)
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """Drop deliveries whose lease has, or may have, run out: they will be redelivered."""
@@ -287,7 +288,7 @@ class Deliveries:
             self._jobs.run(functools.partial(self._try_to_publish_anew, counted))
 
     def publish_now(self, deliveries: Sequence[Delivery]) -> None:
-        """Publish deferred or held messages of a queue anew, due now. Raises BrokerError and TooLarge."""
+        """Republish deferred or held messages of a queue, due now. Raises BrokerError and TooLarge."""
         taken = [d for d in deliveries if isinstance(d, _Delivery)]
         if not taken:
             return
@@ -326,7 +327,7 @@ class Deliveries:
                     self.release(delivery, 0.0)
 
     def _renew(self, delivery: _Delivery, not_before: float) -> None:
-        """Publish a message that waits for its ETA anew; if that fails, defer it once more."""
+        """Republish a message that waits for its ETA; if that fails, defer it once more."""
         try:
             self._publish_anew([delivery], not_before)
         except (BrokerError, TooLarge) as exc:

@@ -62,14 +62,14 @@ class Early:
 
 
 def _row(delivery: Delivery, due: float) -> dict[str, Any]:
-    told = delivery.attributes
+    attributes = delivery.attributes
     return {
         "queue": delivery.queue,
         "id": delivery.message_id,
-        "task": told.get("task", ""),
-        "task_id": told.get("task_id", ""),
-        "tenant": told.get("tenant", ""),
-        "run_id": told.get("run", ""),
+        "task": attributes.get("task", ""),
+        "task_id": attributes.get("task_id", ""),
+        "tenant": attributes.get("tenant", ""),
+        "run_id": attributes.get("run", ""),
         "published_at": delivery.published_at,
         "due": due,
     }

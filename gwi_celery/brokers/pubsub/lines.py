@@ -77,7 +77,7 @@ class Line:
         #: Monotonic time at which to ask an emulator again; None: it will answer by itself.
         self.ask_at: float | None = None
         #: Whether it was logged that nothing can be received.
-        self._told = False
+        self._warned = False
         self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         # A future that is done already calls back at once, on the thread that asks it to.
         self._lock = forks.rlock()
@@ -86,9 +86,9 @@ class Line:
 
     #: Seconds that its calls may take to end once they are cancelled.
     ends_within = ENDS_BY_ITSELF
-    #: Whether what it brought stays when it waits for long: given back it would return by the same way.
+    #: Whether messages that wait for long are kept: given back, they would return on the same stream.
     keeps = False
-    #: Whether a look is on its way.
+    #: Whether a probe is under way.
     probing = False
     #: Seconds for which what it brings is leased; None: the subscription's own ack deadline.
     lease: float | None = None
@@ -98,7 +98,7 @@ class Line:
         return self.retry_at
 
     def fetch(self, limit: int, now: float) -> None:
-        """There is room for ``limit`` messages: ask for them, unless that is done already."""
+        """There is room for ``limit`` messages: ask for them, unless they were asked for already."""
         raise NotImplementedError  # each kind's own
 
     def probe(self, limit: int) -> bool:
@@ -131,9 +131,9 @@ class Line:
             self.retry_at = min(self.retry_at, time.monotonic())
 
     def _worked(self) -> None:
-        if self._told:
+        if self._warned:
             logger.info("receiving from %s again", self.source.path)
-        self._told = False
+        self._warned = False
         self.retry_at = None
         self._pauses.reset()
 
@@ -147,8 +147,8 @@ class Line:
         if not missing and not isinstance(error, BrokerUnavailable):
             self.arrivals.failed(error)
             return
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             logger.warning("can't receive from %s, trying again: %s", self.source.path, error)
         self.retry_at = time.monotonic() + self._pauses.next()
         if missing:
@@ -172,7 +172,7 @@ class Pull(Line):
         self._wanted = 0
         self._paused = False
         self._started = self._active = time.monotonic()
-        #: How often in a row a look found nothing.
+        #: How many probes in a row found nothing.
         self._empty = 0
         #: Whether the level counted as empty when it was last asked.
         self._was_empty = False
@@ -249,7 +249,7 @@ class Pull(Line):
         return min(2 * max(idle, EMULATOR_LATELY), EMULATOR_PULL_SECONDS)
 
     def _done(self, future: Any) -> None:
-        # On gRPC's thread, which prints what is raised here and goes on.
+        # On gRPC's thread, which only prints what is raised here.
         try:
             self._take_in(future)
         except Exception as exc:
@@ -283,8 +283,8 @@ class Pull(Line):
         with self._lock:
             stays = self._future is None and not self._stopped and not self._paused
             idle = error is None and not arrived and stays
-            # The event loop has nothing to do: go on waiting without it. Also right after a message that
-            # was not for now, or that a filter should have kept away: the next one may be.
+            # The event loop has nothing to do: keep waiting without it. Also right after a message that
+            # isn't due yet, or that the queue doesn't take: the next one may be for now.
             again = idle and self._wanted > 0 and (bool(received) or not (probed or asked))
             if idle and probed and not received and not self.receiver.broker.options.lax:
                 self._empty += 1
@@ -328,7 +328,7 @@ class Pull(Line):
             future.cancel()
 
     def resume(self) -> None:
-        """Wake the consumer, which asks anew: with levels, the most urgent first."""
+        """Wake the consumer, which then asks again: with levels, the most urgent first."""
         with self._lock:
             self._paused = False
             if self._future is None:

@@ -25,7 +25,7 @@ _QUIET = 2.0
 #: Share of a lease after which a look ends although more arrives, so that what it found can be settled.
 _OF_LEASE = 0.5
 #: Statuses with which a half-closed stream ends.
-_AS_TOLD = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_HALF_CLOSED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 #: Streams opened for one look, while failures are temporary.
 _TRIES = 4
 #: Seconds between two of them.
@@ -57,7 +57,7 @@ class Looks:
     def pull_all(
         self, sources: Sequence[Source], limit: int
     ) -> list[tuple[Source, list[Any], bool]]:
-        """As :meth:`pull`, of each at the same time: it takes seconds to be sure that one is empty."""
+        """As :meth:`pull`, of all at the same time: it takes seconds to be sure that one is empty."""
         if not sources:
             return []
         with ThreadPoolExecutor(len(sources), "gwi-look") as threads:
@@ -161,7 +161,7 @@ def _gather(
                     stream.half_close()  # what was already sent still arrives
                 continue
             if isinstance(answer, Exception):
-                ended = isinstance(answer, grpc.RpcError) and answer.code() in _AS_TOLD
+                ended = isinstance(answer, grpc.RpcError) and answer.code() in _HALF_CLOSED
                 if closing and (ended or len(found) >= limit):
                     return more
                 raise answer

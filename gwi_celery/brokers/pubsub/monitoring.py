@@ -78,7 +78,7 @@ class Monitoring:
             partial(_connect_to_twin, twin) if twin else connect, _disconnect
         )
         #: Causes that were logged.
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def depth(self, subscriptions: Iterable[str]) -> QueueDepth | None:
         """Depth of one queue, by the paths of its subscriptions; None if unknown."""
@@ -128,13 +128,13 @@ class Monitoring:
                 )
                 return _read(answer)
         except ImportError:
-            self._tell(
+            self._warn_once(
                 "missing",
                 "queue depths are not known: google-cloud-monitoring is not installed; run "
                 "`pip install 'gwi-celery[monitoring]'`",
             )
         except Exception as exc:  # many foreign kinds; none may fail the caller
-            self._tell(
+            self._warn_once(
                 f"{project} {type(exc).__name__}",
                 f"queue depths of project {project} are not known: {exc}; reading them needs "
                 f"roles/monitoring.viewer, by `gcloud projects add-iam-policy-binding {project} "
@@ -142,10 +142,10 @@ class Monitoring:
             )
         return None
 
-    def _tell(self, cause: str, text: str) -> None:
+    def _warn_once(self, cause: str, text: str) -> None:
         """Log each cause once: depths are polled, and an error's text may differ each time."""
-        if cause not in self._told:
-            self._told.add(cause)
+        if cause not in self._warned:
+            self._warned.add(cause)
             logger.warning("%s", text)
 
     def close(self) -> None:

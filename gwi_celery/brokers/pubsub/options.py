@@ -22,10 +22,10 @@ from gwi_celery.options import (
     TEXTS,
     WHOLE,
     Kind,
+    check_known,
     listed,
     optional,
     query,
-    read,
 )
 from gwi_celery.text import nearest
 
@@ -185,11 +185,8 @@ class PubSubOptions:
                     f"queues: {queue!r} is {mapping!r}: write "
                     '{"topic": ..., "subscription": ..., "dead_letter_topic": ...}'
                 )
+            check_known(mapping, _QUEUE_KEYS, f"queues: {queue!r} has ")
             for key, value in mapping.items():
-                if key not in _QUEUE_KEYS:
-                    raise ConfigurationError(
-                        f"queues: {queue!r} has {key!r}; {nearest(key, _QUEUE_KEYS)}"
-                    )
                 if not isinstance(value, str) or not _RESOURCE.fullmatch(value):
                     raise ConfigurationError(
                         f"queues: {key} of {queue!r} is {value!r}: write an id, or its full name "
@@ -238,7 +235,8 @@ def parse(
             f"{url!r}: write pubsub://my-project, or pubsub://host:port/my-project"
         )
     given = {**(options or {}), **query(url, parts.query)}
-    values = read(given, _KINDS, "{} is no option of pubsub://")
+    check_known(given, _KINDS, "", " is no option of pubsub://")
+    values = {name: _KINDS[name].convert(value, name) for name, value in given.items()}
     if segments[0] == "projects":
         raise ConfigurationError(f"{url!r}: write pubsub://{segments[-1]}")
     stated = values.pop("emulator", None)

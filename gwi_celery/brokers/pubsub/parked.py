@@ -35,9 +35,9 @@ class Parked:
         return found
 
     def publish_now(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Publish each anew, due now, then ack the parked one; returns those for which that was done.
+        """Republish each, due now, then ack the parked one; returns those for which that was done.
 
-        All are of one queue. Raises BrokerError and TooLarge: what was not published goes on waiting.
+        All are of one queue. Raises BrokerError and TooLarge: what was not published stays parked.
         """
         taken = [delivery for delivery in deliveries if self._taken(delivery)]
         with self._broker.client.within(_PUBLISH):

@@ -34,6 +34,8 @@ _RESTORES = 3
 _BATCH_MESSAGES, _BATCH_BYTES = 1000, 9_000_000
 #: Publish requests in flight at a time.
 _PIPELINED = 8
+#: Messages in flight that nobody waits for, with which an event is still sent so.
+_MOST_EVENTS = 100
 
 #: Exchange, routing key and message.
 _To: TypeAlias = tuple[str, str, OutgoingMessage]
@@ -82,7 +84,9 @@ class Publisher:
         """As :meth:`.broker.PubSubBroker.publish`."""
         made = self.made(exchange, routing_key, message, merge=merge)
         topic = self._topic(exchange, routing_key, message)
-        if not self._options.publisher_confirms:
+        # In an outage events wait, too: their number is limited.
+        event = message.event and len(self._unconfirmed) < _MOST_EVENTS
+        if event or not self._options.publisher_confirms:
             self._publish_unconfirmed(topic, (exchange, routing_key, message), made)
             return
         try:
@@ -227,7 +231,7 @@ class Publisher:
             except NotFound:
                 self._send_again([(to, made)])
         except (BrokerError, ConfigurationError) as exc:
-            logger.error("a message for %s was lost, as publisher_confirms is off: %s", topic, exc)
+            logger.error("a message for %s, which nobody waited for, was lost: %s", topic, exc)
         finally:
             with self._unconfirmed_changed:
                 self._late -= 1

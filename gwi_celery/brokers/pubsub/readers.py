@@ -1,9 +1,9 @@
 """Which other connections read a temporary queue: Pub/Sub doesn't tell.
 
-Nearly every such queue has one reader, the connection that created it, so the only cost is one call at
-its end. A connection that reads another's queue creates a sign, ``gwi-q~u<id>``, and removes it when it
-leaves. The creator looks for signs when it leaves: if there are any, the queue stays, with one more
-sign, ``gwi-q~left``, so that the last reader deletes it.
+Nearly every such queue has one reader, the connection that created it: then the only cost is one call
+when that ends. A connection that reads another's queue creates a sign, ``gwi-q~u<id>``, and deletes it
+when it stops reading. When the creator stops, it looks for signs. If there are any, the queue stays, with
+one more sign, ``gwi-q~left``, which tells the last reader to delete it.
 
 The sign of a killed process expires after a day, as does a queue that nobody reads.
 """

@@ -97,7 +97,7 @@ def waiting(
     ``stored`` is the record as it is at the server's time ``now``; ``job`` is the same, or None if it has
     expired. A job that has never begun matches any payload, and its record expires.
     """
-    if job is None or not job.attempt:
+    if job is None or protocol.never_begun(job):
         begun = unclaimed(request.job, stored) if job is None else job
         job = replace(
             begun,
@@ -107,8 +107,8 @@ def waiting(
             result_ttl=request.result_ttl,
             origin=origin_of(request, job),
         )
-    told = job.history.waiting(wait, request.lock, now / SECOND)
-    return replace(job, status=JobStatus.WAITING, lock_id=request.lock.id, history=told)
+    history = job.history.waiting(wait, request.lock, now / SECOND)
+    return replace(job, status=JobStatus.WAITING, lock_id=request.lock.id, history=history)
 
 
 def unclaimed(job: JobRef, expired: Job | None) -> Job:

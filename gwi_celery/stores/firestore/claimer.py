@@ -9,7 +9,7 @@ from gwi_celery.errors import StoreUnavailable
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Conflict
 from gwi_celery.firestore.documents import Micros, Write
-from gwi_celery.stores import protocol
+from gwi_celery.stores import interventions, protocol
 from gwi_celery.stores.base import (
     ClaimAnswer,
     Claimed,
@@ -47,7 +47,7 @@ class Claimer:
         """The answer; or, for a job whose caller was cancelled, the reason to cancel it with."""
         client, request = self._client, self._request
         tries = Tries("claim a job")
-        bar = protocol.may_be_barred(request, None)
+        bar = interventions.may_be_barred(request, None)
         bars = [] if bar is None else [self._paths.barred(request.job.tenant, bar)]
         settings = self._keeper.settings
         limits, self._elsewhere = protocol.kept_by(request, lambda: settings.recent(client))
@@ -66,20 +66,19 @@ class Claimer:
             if answer is not None:
                 assert job is not None
                 return answer(whole_record(client, self._paths, job))
-            if protocol.may_be_barred(request, job) is None:
+            if interventions.may_be_barred(request, job) is None:
                 bars = []
             elif barred := [each for each in seen.others if each.name in bars]:
-                wait, reason = protocol.barred(get_text(barred[0].fields["data"]["reason"]))
-                self._record_wait(wait, seen)  # so that the record says which call it is of
+                caller, reason = interventions.barred(get_text(barred[0].fields["data"]["reason"]))
+                self._record_wait(caller, seen)  # so that the record says which call it is of
                 return reason
             forgotten = self._forgotten(job)
             other = self._other_lock(job)
             known = [None if each is None else each.known(seen.now) for each in (lock, other)]
             decision = protocol.decide(request, job, *known)
             if isinstance(decision, Held):
-                if request.origin is not None:
-                    wait = protocol.waits_for_lock(request, decision, seen.now / SECOND)
-                    self._record_wait(wait, seen)
+                wait = protocol.wait_to_record(request, decision, seen.now / SECOND)
+                self._record_wait(wait, seen)
                 return decision
             with tries.once():
                 if isinstance(decision, protocol.SameClaim):
@@ -89,9 +88,8 @@ class Claimer:
                 assert isinstance(decision, protocol.Granted)
                 taking = self._choose(limits, sample, seen, other)
                 if isinstance(taking, Limited):
-                    if request.origin is not None:
-                        wait = protocol.waits_for_limit(taking, seen.now / SECOND)
-                        self._record_wait(wait, seen)
+                    wait = protocol.wait_to_record(request, taking, seen.now / SECOND)
+                    self._record_wait(wait, seen)
                     return taking
                 new = claims.granted_to(request, decision, seen.job, seen.now, forgotten)
                 return self._take(new, seen.job, lock, forgotten, other, bars, taking)
@@ -126,7 +124,7 @@ class Claimer:
         old: Job | None = None,
         lock: Lock | None = None,
         forgotten: Sequence[Step] = (),
-        own: Lock | None = None,
+        other: Lock | None = None,
         unless: Sequence[str] = (),
         taking: Taking = NOTHING,
     ) -> Claimed:
@@ -136,7 +134,7 @@ class Claimer:
 
         Args:
             forgotten: Checkpoints to delete.
-            own: The other lock of the job's last attempt, which has expired.
+            other: The other lock of the job's last attempt, which has expired.
         """
         job_name, lock_name = (
             self._paths.job(self._request.job),
@@ -166,11 +164,12 @@ class Claimer:
             ),
         ]
         placed = len(writes)
-        replaced = [each for each in (lock, own) if each is not None]
+        replaced = [each for each in (lock, other) if each is not None]
         writes += self._keeper.writes(self._client, self._request, taking, replaced)
-        if own is not None:  # at its version: a holder that has renewed it meanwhile keeps the job
-            own_name = self._paths.lock(own.ref)
-            writes.append(documents.delete(own_name, own.version))
+        if other is not None:
+            # At its version: a holder that has renewed it meanwhile keeps the job.
+            other_name = self._paths.lock(other.ref)
+            writes.append(documents.delete(other_name, other.version))
         # Deleting a document that must not exist changes nothing: it only checks that.
         writes += [*pieces, *(Write(name, None, exists=False) for name in unless)]
         if old is not None and old.era == new.era:
@@ -209,10 +208,10 @@ class Claimer:
         )
         return replace(new, envelope=packed), pieces
 
-    def _record_wait(self, wait: Wait, seen: Seen) -> None:
+    def _record_wait(self, wait: Wait | None, seen: Seen) -> None:
         """One commit, unless the record says so already. If it fails, the next claim tries again."""
         job, stored = seen.live_job, seen.job
-        if not protocol.may_wait(job):
+        if wait is None or not protocol.may_wait(job):
             return
         if job is not None and job.history.waits_for(wait, self._request.lock):
             return
@@ -220,7 +219,7 @@ class Claimer:
         try:
             new, pieces = self._with_envelope(new, stored)
             fields = new.fields()
-            if not new.attempt:
+            if protocol.never_begun(new):
                 fields["gc_at"] = Micros(job_gc_at(self._client, new.result_ttl))
             write = documents.replace(
                 self._paths.job(self._request.job),
@@ -271,8 +270,8 @@ class Claimer:
             return None
         name = self._paths.lock_by_id(job.ref.tenant, lock_id)
         document = self._client.read([name]).documents.get(name)
-        own = None if document is None else lock_of(document)
-        return own if own is not None and own.fence == job.fence else None
+        other = None if document is None else lock_of(document)
+        return other if other is not None and other.fence == job.fence else None
 
     def _claimed(self, job: Job, lock: Lock) -> Claimed:
         assert lock.fence is not None

@@ -166,11 +166,11 @@ class Holder:
                     chunks = [] if result is None else result.pieces
                     packed = self._pack(hold, outcome.blob, hold.job.texts, chunks)
                 blob, pieces = packed
-                told = self._over(hold, end_of(outcome))
+                history = self._over(hold, end_of(outcome))
                 data = {
                     "outcome": blob.fields(),
                     "finished": fence,
-                    "history": told.dumps(),
+                    "history": history.dumps(),
                     "failed": protocol.failed_after(hold.job, outcome.status),
                     "result_ttl": float(self._lease.result_ttl),
                     "fence": fence,
@@ -180,7 +180,7 @@ class Holder:
                 gc_at = job_gc_at(self._client, self._lease.result_ttl)
                 fields = {"status": outcome.status.value, "gc_at": Micros(gc_at), "data": data}
                 mask = ["status", "gc_at", *(f"data.{key}" for key in data)]
-                put_error(told, hold.job.history, fields, mask)
+                put_error(history, hold.job.history, fields, mask)
                 with tries.once():
                     also = [] if result is None else result.writes()
                     self._end(hold, fields, mask, [*also, *pieces])
@@ -189,9 +189,9 @@ class Holder:
                     return
 
     def _is_finished(self, job: Job, outcome: Outcome) -> bool:
-        there = job.outcome
+        recorded = job.outcome
         # A record that has been claimed again has no outcome to compare.
-        same_bytes = there is None or there.sha == checksum(outcome.blob)
+        same_bytes = recorded is None or recorded.sha == checksum(outcome.blob)
         finished = job.finished
         return protocol.is_finished(self._lease, job, finished, outcome, same_bytes=same_bytes)
 
@@ -199,11 +199,11 @@ class Holder:
         try:
             with self._holding("release a lock") as (hold, tries):
                 for _ in tries:
-                    told = self._over(hold, end)
-                    data: dict[str, Any] = {"fence": self._lease.fence, "history": told.dumps()}
+                    history = self._over(hold, end)
+                    data: dict[str, Any] = {"fence": self._lease.fence, "history": history.dumps()}
                     fields = {"status": JobStatus.PENDING.value, "data": data}
                     mask = ["status", "data.fence", "data.history"]
-                    put_error(told, hold.job.history, fields, mask)
+                    put_error(history, hold.job.history, fields, mask)
                     with tries.once():
                         self._end(hold, fields, mask)
                         return
@@ -213,8 +213,8 @@ class Holder:
     def progress(self, progress: Progress) -> Lease:
         with self._holding("record progress") as (hold, tries):
             for _ in tries:
-                told = hold.job.history.progressing(progress, self._client.about_now() / SECOND)
-                data = {"fence": self._lease.fence, "history": told.dumps()}
+                history = hold.job.history.progressing(progress, self._client.about_now() / SECOND)
+                data = {"fence": self._lease.fence, "history": history.dumps()}
                 record = documents.change(
                     self._job_name,
                     {"data": data},
@@ -224,7 +224,7 @@ class Holder:
                 with tries.once():
                     written = self._client.commit([self._renewal(hold), record])
                     hold.lock = replace(hold.lock, version=written.versions[0])
-                    hold.job = replace(hold.job, history=told, version=written.versions[1])
+                    hold.job = replace(hold.job, history=history, version=written.versions[1])
                     return self._renewed(hold)
         raise AssertionError
 
@@ -335,8 +335,8 @@ class Holder:
             wanted.append(result.name)
         seen = see(self._client, self._paths, self._lease.job, self._lease.lock, wanted)
         if result is not None:
-            there = {document.name: document for document in seen.others}
-            result.look(there.get(result.name), seen.now)
+            others = {document.name: document for document in seen.others}
+            result.look(others.get(result.name), seen.now)
         if finishing and seen.job is not None and seen.job.finished == self._lease.fence:
             hold.job = seen.job
             return
@@ -393,14 +393,14 @@ class Holder:
         return packed, blobs.send_ahead(self._client, [*pieces, *others])
 
 
-def put_error(told: History, before: History, fields: dict[str, Any], mask: list[str]) -> None:
+def put_error(history: History, before: History, fields: dict[str, Any], mask: list[str]) -> None:
     """Add the last error to a record's changes if it differs from ``before``'s; "" removes it."""
-    if (told.error_type, told.error) == (before.error_type, before.error):
+    if (history.error_type, history.error) == (before.error_type, before.error):
         return
     mask += ["error", "data.error"]
-    if told.error_type:
-        fields["error"] = told.error_type
-        fields["data"] = {**fields["data"], "error": told.error}
+    if history.error_type:
+        fields["error"] = history.error_type
+        fields["data"] = {**fields["data"], "error": history.error}
 
 
 def renewal(client: Client, lock_name: str, version: int, ttl: float, fence: int) -> Write:

@@ -1,4 +1,4 @@
-"""What operators have set of limits: one document, which each process reads again at times.
+"""What operators have set for limits: one document, which each process reads again every few seconds.
 
 It also remembers how many places a limit had before, as jobs may hold places beyond the new number.
 """
@@ -53,14 +53,14 @@ class Settings:
         self._until = 0.0
 
     def recent(self, client: Client) -> Mapping[str, LimitSetting]:
-        """As they were at most 10 seconds ago."""
+        """The settings as they were at most 10 seconds ago."""
         if self._until <= time.monotonic():
             self._stored = self._read(client)
             self._until = time.monotonic() + KEPT
         return self._stored.settings
 
     def read(self, client: Client) -> dict[str, LimitSetting]:
-        """As they are now."""
+        """The settings as they are now."""
         return dict(self._read(client).settings)
 
     def last_change(self, limit: LimitRef) -> Change:
@@ -83,14 +83,14 @@ class Settings:
     def change(self, client: Client, id: str, setting: LimitSetting | None) -> bool:
         """Change the setting, or with None delete it. Returns whether there was one."""
         tries = Tries("change a limit")
-        there = False
+        existed = False
         for _ in tries:
             stored = self._read(client)
-            there = there or id in stored.settings
+            existed = existed or id in stored.settings
             former = stored.settings.get(id)
             if former == setting:  # perhaps by a try whose answer was lost
                 self._until = 0.0
-                return there
+                return existed
             settings = {**stored.settings, id: setting}
             data = {each: kept.dumps() for each, kept in settings.items() if kept is not None}
             now = client.about_now()
@@ -107,7 +107,7 @@ class Settings:
             with tries.once():
                 client.commit([documents.replace(self._name, {"data": data}, stored.version)])
                 self._until = 0.0
-                return there
+                return existed
         raise AssertionError
 
     def _read(self, client: Client) -> _Stored:

@@ -175,7 +175,7 @@ class Keeper:
             seen: What the read has found.
             other: The other lock of the job's last attempt.
         """
-        there = {document.name: document for document in seen.others if document.name in sample}
+        read = {document.name: document for document in seen.others if document.name in sample}
         by_limit: dict[str, list[tuple[str, Pick]]] = {}
         for name, pick in sample.items():
             by_limit.setdefault(pick.limit.id, []).append((name, pick))
@@ -184,7 +184,7 @@ class Keeper:
         picks: list[Pick] = []
         silent: dict[str, Lock] = {}
         for limit in limits:
-            looked = Look(client, limit, by_limit.get(limit.id, []), there, own, seen.now)
+            looked = Look(client, limit, by_limit.get(limit.id, []), read, own, seen.now)
             chosen = looked.choose()
             if looked.size:
                 self._saw(limit, looked.free, looked.size, chosen)
@@ -205,7 +205,7 @@ class Keeper:
         limited: Limited,
         ours: Sequence[Lock],
     ) -> Chosen | Limited:
-        """What a claim that has found no place takes nevertheless, if the limit was lowered."""
+        """Look once more if the limit was lowered; ``limited``: the sample had no free place."""
         limit, now = limited.limit, looked.now
         with self._mutex:
             lowered = self._lowered.get(limit.id)
@@ -241,7 +241,7 @@ class Keeper:
         return Chosen(chosen.pick, silent)
 
     def _holders(self, locks: Sequence[Lock]) -> set[tuple[str, str]]:
-        """As places name them."""
+        """(Document, nonce) of each lock, as places name it."""
         return {(self._paths.lock(lock.ref), lock.nonce) for lock in locks}
 
     def _ending(self, lock: Lock) -> list[Write]:
@@ -289,7 +289,7 @@ class Keeper:
                 known = self._known_of(pick.limit)
                 if pick.limit.period is None:
                     known.mine.add(pick.number)
-                else:  # a little later, as this machine's clock may be fast beside the server's
+                else:  # a little later: this machine's clock may run faster than the server's
                     again = now + pick.limit.period * 1.01 + 0.05
                     known.free.append((pick.number, version, again))
 

@@ -52,11 +52,11 @@ class Lowered:
         #: Place -> when it becomes free, or infinity.
         self._taken: Mapping[int, float] = {}
         self._first = 0
-        #: Until when the two hold.
+        #: Times until which ``_taken`` and ``_first`` are right.
         self._taken_until = self._first_until = -math.inf
         #: When the first of the listed leases expires.
         self.leases_until = 0
-        #: Listed documents of places that may be taken nevertheless.
+        #: How many of the listed places may be taken although they have a document.
         self.loose = 0
 
     def is_of(self, limit: LimitRef, changed_at: int) -> bool:

@@ -17,15 +17,16 @@ from gwi_celery.actions import KEPT, Action
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.client import Client, Unsettled
 from gwi_celery.firestore.documents import Micros, Query, Write
-from gwi_celery.stores import protocol
+from gwi_celery.stores import interventions
 from gwi_celery.stores.firestore import blobs, upkeep
 from gwi_celery.stores.firestore import claim as claims
 from gwi_celery.stores.firestore.limits import freeing
 from gwi_celery.stores.firestore.paths import SECOND, Paths, job_gc_at, step_gc_at
 from gwi_celery.stores.firestore.records import CREATED, UPDATED, Job, job_of, lock_of
 from gwi_celery.stores.firestore.tries import Tries
+from gwi_celery.stores.interventions import CANCELLED_TTL
 from gwi_celery.stores.paging import no_such_action
-from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
+from gwi_celery.stores.protocol import ANY_PAYLOAD
 from gwi_celery.stores.values import AttemptEnd, JobRef, JobStatus, LockRef
 from gwi_celery.text import raw
 
@@ -84,7 +85,7 @@ def force_release(client: Client, paths: Paths, lock: LockRef, owner_nonce: str 
     name = paths.lock(lock)
     #: (token, whether it was live) of the lock that a commit without an answer may have freed.
     sent: tuple[int | None, bool] | None = None
-    done = protocol.releasing(lock)
+    done = interventions.releasing(lock)
     kept = keeping(client, paths, done)
     tries = Tries("free a lock")
     for _ in tries:
@@ -94,7 +95,7 @@ def force_release(client: Client, paths: Paths, lock: LockRef, owner_nonce: str 
         if sent is not None and (stored is None or stored.fence != sent[0]):
             live = sent[1]
             break
-        if stored is None or owner_nonce not in (None, stored.nonce):
+        if stored is None or not interventions.may_free(stored.nonce, owner_nonce):
             return False
         live = not stored.expired(read.read_time)
         writes = [documents.delete(name, stored.version), *freeing(paths, stored)]
@@ -116,7 +117,7 @@ def cancel(client: Client, paths: Paths, job: JobRef, reason: str, in_advance: b
     """See :meth:`gwi_celery.stores.base.Store.cancel`."""
     name = paths.job(job)
     by = claims.new_era()  # names this very cancellation
-    done = protocol.cancelling(job, reason)
+    done = interventions.cancelling(job, reason)
     kept = keeping(client, paths, done)
     tries = Tries("cancel a job")
     for _ in tries:
@@ -124,11 +125,9 @@ def cancel(client: Client, paths: Paths, job: JobRef, reason: str, in_advance: b
         document = read.documents.get(name)
         stored = None if document is None else job_of(document)
         known = None if stored is None or stored.expired(read.read_time) else stored
-        if known is not None and known.status.terminal:
-            if known.cancelled_by != by:
-                return False
-            break
-        if known is None and not in_advance:
+        if known is not None and known.cancelled_by == by:
+            break  # done: only its answer was lost
+        if not interventions.may_cancel(known, in_advance=in_advance):
             return False
         with tries.once():
             if known is None:
@@ -182,12 +181,12 @@ def _cancel(
     outcome, pieces = blobs.pack(
         client, raw(reason), era_name, step_gc_at(client, job.result_ttl), job.texts
     )
-    told = job.history.over(job.running, AttemptEnd("cancelled"), now / SECOND)
+    history = job.history.over(job.running, AttemptEnd("cancelled"), now / SECOND)
     data = {
         "outcome": outcome.fields(),
         "fence": job.fence,
         "cancelled_by": by,
-        "history": told.dumps(),
+        "history": history.dumps(),
     }
     writes = [
         documents.change(

@@ -81,7 +81,7 @@ class Paths:
         return f"{self.base}/{LIMITS}/{limit_id}"
 
     def place(self, place: str) -> str:
-        """Of a limit's place: ``place`` is the limit's id and a number, as a lock's document has it."""
+        """A place's document; ``place`` is the limit's id and a number, as in locks' documents."""
         limit_id, _, number = place.partition("/")
         return f"{self.limit(limit_id)}/{LIMIT_PLACES}/{number}"
 

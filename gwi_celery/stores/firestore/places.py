@@ -33,7 +33,7 @@ class Pick:
 
     @property
     def place(self) -> str:
-        """As the lock's document has it."""
+        """The place as a lock's document names it."""
         return f"{self.limit.id}/{self.number}"
 
 
@@ -50,7 +50,7 @@ class Look:
 
     Args:
         some: The places that were read, with their documents' names.
-        there: The documents that exist.
+        documents: The documents that exist.
         own: (lock, nonce) of the locks that the claim replaces.
         now: The server's time of the read.
     """
@@ -60,7 +60,7 @@ class Look:
         client: Client,
         limit: LimitRef,
         some: Sequence[tuple[str, Pick]],
-        there: Mapping[str, Document],
+        documents: Mapping[str, Document],
         own: set[tuple[str, str]],
         now: int,
     ) -> None:
@@ -78,7 +78,7 @@ class Look:
         #: Taken for longer than the first lease of its lock: whether it is free depends on the lock.
         self._unsure: list[tuple[Pick, Mapping[str, Any]]] = []
         for name, pick in some:
-            self._sort(pick, there.get(name), own)
+            self._sort(pick, documents.get(name), own)
 
     @property
     def size(self) -> int:
@@ -138,7 +138,7 @@ class Look:
         return [self._silent[pick.number] for pick in picks if pick.number in self._silent]
 
     def free_before(self, first: int) -> list[Pick]:
-        """Of a look at all: free places among the first ones, but not all if there are many."""
+        """After a look at all places: free ones among the first, but only some if there are many."""
         found = [pick for pick in self.free if pick.number < first]
         missing = [number for number in range(first) if number not in self._numbers]
         some = _random.sample(missing, min(len(missing), _SOME))
@@ -147,13 +147,13 @@ class Look:
 
 def look_at_all(client: Client, paths: Paths, limit: LimitRef, own: set[tuple[str, str]]) -> Look:
     """All places of a limit that have a document, those beyond its number too."""
-    there: dict[str, Document] = {}
+    documents: dict[str, Document] = {}
     now = 0
     for page, read_time in pages(client, paths, limit.id):
-        there.update({document.name: document for document in page})
+        documents.update({document.name: document for document in page})
         now = now or read_time
-    some = [(name, Pick(limit, int(name.rpartition("/")[2]))) for name in there]
-    looked = Look(client, limit, some, there, own, now)
+    some = [(name, Pick(limit, int(name.rpartition("/")[2]))) for name in documents]
+    looked = Look(client, limit, some, documents, own, now)
     looked.look_at_locks()
     return looked
 

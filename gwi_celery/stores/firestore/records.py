@@ -313,7 +313,7 @@ WITHOUT_BLOBS: Final = [
         )
     ),
 ]
-#: The same, with what tells where the outcome and the call are.
+#: The same, and where the outcome and the call are stored.
 WITHOUT_BYTES: Final = [
     *WITHOUT_BLOBS,
     *(

@@ -38,7 +38,7 @@ from gwi_celery.errors import InvalidCall
 from gwi_celery.firestore.client import Client, Intercept
 from gwi_celery.firestore.documents import Micros, Write
 from gwi_celery.firestore.url import FirestoreURL, parse
-from gwi_celery.stores import protocol
+from gwi_celery.stores import interventions, protocol
 from gwi_celery.stores.base import (
     RELEASED,
     AttemptEnd,
@@ -181,8 +181,8 @@ class FirestoreStore(Store):
 
     def bar_calls_of(self, tenant: str, task_id: str, reason: str) -> None:
         client = self.client_of(tenant)
-        gc_at = client.about_now() + round(protocol.BARRED_TTL * SECOND)
-        fields = {"gc_at": Micros(gc_at), "data": {"reason": protocol.kept_reason(reason)}}
+        gc_at = client.about_now() + round(interventions.BARRED_TTL * SECOND)
+        fields = {"gc_at": Micros(gc_at), "data": {"reason": interventions.kept_reason(reason)}}
         name = self._paths.barred(tenant, task_id)
         client.commit_surely([Write(name, fields)], tries=5)
 

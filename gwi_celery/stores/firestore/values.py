@@ -33,10 +33,10 @@ def put_value(
     for _ in tries:
         job = _open_job(client, paths, ref)
         stored = _stored(client, paths, job, name)
-        there = None
+        compared = None
         if stored is not None:
-            there = protocol.Stored(stored.kind, stored.number, stored.blob.sha == sha)
-        if not protocol.must_put(ref.task, name, there, expected):
+            compared = protocol.Stored(stored.kind, stored.number, stored.blob.sha == sha)
+        if not protocol.must_put(ref.task, name, compared, expected):
             assert stored is not None
             return stored.checkpoint(blob)
         gc_at = step_gc_at(client, job.result_ttl)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
-from gwi_celery.stores import protocol
+from gwi_celery.stores import interventions, protocol
 from gwi_celery.stores.sqlite import limits, rows, writes
 from gwi_celery.stores.sqlite.rows import raw_or_none
 from gwi_celery.stores.values import (
@@ -31,9 +32,9 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
     if answer is not None:
         assert row is not None
         return answer(rows.job_record(row))
-    barred = writes.barred(c, request.job.tenant, protocol.may_be_barred(request, job))
+    barred = writes.barred(c, request.job.tenant, interventions.may_be_barred(request, job))
     if barred is not None:
-        wait, reason = protocol.barred(barred)
+        wait, reason = interventions.barred(barred)
         record_wait(c, request, stored, wait, now)  # so that the record says which call it is of
         return reason
     forgotten = protocol.forgotten(request, job, lambda: _checkpoint_names(c, request.job))
@@ -41,9 +42,7 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
     other = _other_lock(c, request, job)
     match protocol.decide(request, job, lock, rows.known_lock(other, now)):
         case Held() as held:
-            if request.origin is not None:
-                wait = protocol.waits_for_lock(request, held, now)
-                record_wait(c, request, stored, wait, now)
+            record_wait(c, request, stored, protocol.wait_to_record(request, held, now), now)
             return held
         case protocol.SameClaim():
             assert row is not None
@@ -55,11 +54,29 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
             raise AssertionError
     taking = limits.choose(c, request, now)
     if isinstance(taking, Limited):
-        if request.origin is not None:
-            record_wait(c, request, stored, protocol.waits_for_limit(taking, now), now)
+        record_wait(c, request, stored, protocol.wait_to_record(request, taking, now), now)
         return taking
+    token = _write(c, request, stored, granted, forgotten, now)
+    if other is not None:
+        writes.free_lock(c, other["lock_id"], other["token"])
+    limits.take(c, request, taking, token, now)
+    taken = rows.job_row(c, request.job)
+    assert taken is not None
+    return _claimed(c, request, taken)
+
+
+def _write(
+    c: sqlite3.Connection,
+    request: ClaimRequest,
+    stored: sqlite3.Row | None,
+    granted: protocol.Granted,
+    forgotten: Sequence[str],
+    now: float,
+) -> int:
+    """Write the record and the lock of a claim that is granted; returns its fencing token."""
+    row = rows.unless_expired(stored, now)
     token = writes.next_token(c, now)
-    told = rows.history_of(row).claimed(
+    history = rows.history_of(row).claimed(
         request.owner,
         request.lock,
         None if row is None else rows.running(row),
@@ -79,7 +96,7 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
         "updated_at": now,
         "expires_at": None,
         "outcome": None,
-        "history": told.dumps(),
+        "history": history.dumps(),
         **writes.origin_columns(request, row),
     }
     if row is None:
@@ -89,13 +106,8 @@ def claim(c: sqlite3.Connection, request: ClaimRequest, now: float) -> ClaimAnsw
         running |= {"generation": granted.generation, "crashes": granted.crashes}
         writes.update_job(c, row, **running)
     writes.keep_origin(c, request, row, now)
-    if other is not None:
-        writes.free_lock(c, other["lock_id"], other["token"])
     writes.take_lock(c, request, token, now + request.lease_ttl)
-    limits.take(c, request, taking, token, now)
-    taken = rows.job_row(c, request.job)
-    assert taken is not None
-    return _claimed(c, request, taken)
+    return token
 
 
 def _checkpoint_names(c: sqlite3.Connection, job: JobRef) -> list[str]:
@@ -120,13 +132,14 @@ def record_wait(
     c: sqlite3.Connection,
     request: ClaimRequest,
     stored: sqlite3.Row | None,
-    wait: Wait,
+    wait: Wait | None,
     now: float,
 ) -> None:
-    """Record the wait, unless the job runs, has ended, or waits for the same already."""
+    """Record the wait, if any, unless the job runs, has ended, or waits for the same already."""
     row = rows.unless_expired(stored, now)
+    job = rows.known_job(row)
     past = rows.history_of(row)
-    if not protocol.may_wait(rows.known_job(row)) or past.waits_for(wait, request.lock):
+    if wait is None or not protocol.may_wait(job) or past.waits_for(wait, request.lock):
         return
     waiting: dict[str, Any] = {
         "status": JobStatus.WAITING.value,
@@ -135,7 +148,7 @@ def record_wait(
         "updated_at": now,
         "history": past.waiting(wait, request.lock, now).dumps(),
     }
-    if row is None or not row["attempt"]:
+    if job is None or protocol.never_begun(job):
         # It has never begun: it matches any payload, and expires.
         waiting |= {
             **writes.origin_columns(request, row),

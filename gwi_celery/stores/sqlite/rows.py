@@ -102,7 +102,7 @@ def ref(row: sqlite3.Row) -> JobRef:
 
 
 def job_record(row: sqlite3.Row) -> JobRecord:
-    told = history_of(row)
+    past = history_of(row)
     return JobRecord(
         job=ref(row),
         run_id=None if row["run_id"] is None else unraw(row["run_id"]),
@@ -118,14 +118,14 @@ def job_record(row: sqlite3.Row) -> JobRecord:
         expires_at=row["expires_at"],
         outcome=row["outcome"],
         origin=history.load_origin(row["origin"]),
-        worker=told.worker,
-        lock=told.lock,
-        attempts=history.attempts(told.ended, running(row)),
-        attempts_forgotten=told.forgotten,
-        waits=told.waits,
-        progress=told.progress,
-        error_type=told.error_type,
-        error=told.error,
+        worker=past.worker,
+        lock=past.lock,
+        attempts=history.attempts(past.ended, running(row)),
+        attempts_forgotten=past.forgotten,
+        waits=past.waits,
+        progress=past.progress,
+        error_type=past.error_type,
+        error=past.error,
     )
 
 
@@ -156,10 +156,10 @@ def running(row: sqlite3.Row) -> PastAttempt | None:
 
 def over(row: sqlite3.Row, end: AttemptEnd, now: float) -> dict[str, Any]:
     """The columns to set when the attempt that runs, if any, has ended."""
-    told = history_of(row).over(running(row), end, now)
-    columns: dict[str, Any] = {"history": told.dumps()}
-    if (told.error_type, told.error) != (row["error_type"] or "", row["error"]):
-        columns |= {"error_type": told.error_type or None, "error": told.error}
+    past = history_of(row).over(running(row), end, now)
+    columns: dict[str, Any] = {"history": past.dumps()}
+    if (past.error_type, past.error) != (row["error_type"] or "", row["error"]):
+        columns |= {"error_type": past.error_type or None, "error": past.error}
     return columns
 
 

@@ -23,11 +23,12 @@ from gwi_celery.errors import (
     StoreUnusable,
 )
 from gwi_celery.sqlite import Database
-from gwi_celery.stores import history, protocol
+from gwi_celery.stores import history, interventions, protocol
 from gwi_celery.stores.base import Store
+from gwi_celery.stores.interventions import CANCELLED_TTL
 from gwi_celery.stores.limits import LimitSetting
 from gwi_celery.stores.paging import check_limit
-from gwi_celery.stores.protocol import ANY_PAYLOAD, CANCELLED_TTL
+from gwi_celery.stores.protocol import ANY_PAYLOAD
 from gwi_celery.stores.sqlite import claim as claims
 from gwi_celery.stores.sqlite import limits, lists, operators, queues, rows, schema, writes
 from gwi_celery.stores.sqlite.queues import SqliteQueues
@@ -175,8 +176,8 @@ class SqliteStore(Store):
         with self._database.write(durable=False) as c:
             now = self._clock.time()
             job = _check_holder(c, lease, now)
-            told = rows.history_of(job).progressing(progress, now)
-            writes.update_job(c, job, history=told.dumps())
+            reported = rows.history_of(job).progressing(progress, now)
+            writes.update_job(c, job, history=reported.dumps())
             writes.extend(c, lease.lock, lease.fence, now + lease.ttl)
         return lease
 
@@ -191,10 +192,10 @@ class SqliteStore(Store):
     def force_release(self, lock: LockRef, *, owner_nonce: str | None = None) -> bool:
         with self._database.write() as c:
             row = rows.lock_row(c, lock)
-            if row is None or owner_nonce not in (None, row["nonce"]):
+            if row is None or not interventions.may_free(row["nonce"], owner_nonce):
                 return False
             writes.free_lock(c, lock.id, row["token"])
-            done = protocol.releasing(lock)
+            done = interventions.releasing(lock)
             if owner_nonce is None:
                 operators.keep(c, done)
             live = bool(row["expires_at"] > self._clock.time())
@@ -204,14 +205,14 @@ class SqliteStore(Store):
 
     def cancel(self, job: JobRef, reason: str, *, in_advance: bool = False) -> bool:
         cancelled = {"status": JobStatus.CANCELLED.value, "outcome": raw(reason)}
-        done = protocol.cancelling(job, reason)
+        done = interventions.cancelling(job, reason)
         with self._database.write() as c:
             now = self._clock.time()
             stored = rows.job_row(c, job)
             known = rows.unless_expired(stored, now)
+            if not interventions.may_cancel(rows.known_job(known), in_advance=in_advance):
+                return False
             if known is None:
-                if not in_advance:
-                    return False
                 writes.insert_job(
                     c,
                     job,
@@ -226,8 +227,6 @@ class SqliteStore(Store):
                     expires_at=now + CANCELLED_TTL,
                     **cancelled,
                 )
-            elif JobStatus(known["status"]).terminal:
-                return False
             else:
                 kept_until = now + known["result_ttl"]
                 cancelled |= rows.over(known, AttemptEnd("cancelled"), now)
@@ -265,10 +264,10 @@ class SqliteStore(Store):
             known = rows.unless_expired(rows.job_row(c, job), now)
             protocol.check_open(job, rows.known_job(known))
             assert known is not None
-            there = writes.stored_checkpoint(c, job, name, blob)
-            if protocol.must_put(job.task, name, there, expected_version):
+            stored = writes.stored_checkpoint(c, job, name, blob)
+            if protocol.must_put(job.task, name, stored, expected_version):
                 new = Checkpoint(name, CheckpointKind.VALUE, blob, expected_version + 1)
-                writes.put_checkpoint(c, job, new, now, known=there is not None)
+                writes.put_checkpoint(c, job, new, now, known=stored is not None)
                 writes.update_job(c, known, updated_at=now)
             written = rows.checkpoint_named(c, job, name)
             assert written is not None

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from gwi_celery.stores import history, protocol
+from gwi_celery.stores import history, interventions, protocol
 from gwi_celery.stores.sqlite import rows
 from gwi_celery.stores.sqlite.rows import raw_or_none
 from gwi_celery.stores.values import Checkpoint, CheckpointKind, ClaimRequest, JobRef, LockRef
@@ -141,8 +141,8 @@ def bar(c: sqlite3.Connection, tenant: str, task_id: str, reason: str, now: floa
         (
             raw(tenant),
             raw(task_id),
-            raw(protocol.kept_reason(reason)),
-            now + protocol.BARRED_TTL,
+            raw(interventions.kept_reason(reason)),
+            now + interventions.BARRED_TTL,
         ),
     )
 
@@ -187,10 +187,10 @@ def write_checkpoint(
 
     Raises StepNameReused, CursorWentBack.
     """
-    there = stored_checkpoint(c, job, checkpoint.name, checkpoint.blob)
-    if not protocol.must_write(job.task, there, checkpoint):
+    stored = stored_checkpoint(c, job, checkpoint.name, checkpoint.blob)
+    if not protocol.must_write(job.task, stored, checkpoint):
         return False
-    put_checkpoint(c, job, checkpoint, now, known=there is not None)
+    put_checkpoint(c, job, checkpoint, now, known=stored is not None)
     return True
 
 

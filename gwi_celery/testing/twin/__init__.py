@@ -16,13 +16,13 @@ By hand: ``python -m gwi_celery.testing.twin --port 8085``.
 
 :mod:`gwi_celery.testing.twin.cloudrun` runs a push service as Cloud Run does.
 
-Left out, and why:
+Left out, and why; what is left out of an API is answered with UNIMPLEMENTED, which says so:
 
-- snapshots, schemas, ingestion, export subscriptions, message transforms, detached subscriptions, and the
-  REST API: neither this package nor Google's own clients need them to run jobs
+- snapshots, schemas, ingestion, export subscriptions, message transforms, ``SetIamPolicy``, and the REST
+  API: neither this package nor Google's own clients need them to run jobs
 - acked messages that are retained, so a seek into the past brings none of them: nothing here seeks
-- IAM policies that differ by account, and conditions: a test has one caller, and :meth:`Twin.deny`
-  denies it a permission
+- IAM policies that differ by account, and conditions that are evaluated: a test has one caller, and
+  :meth:`Twin.deny` denies it a permission
 - regions, and quotas of bytes: one process can neither be several regions nor reach such a quota
 - the slow start of pushes: each subscription gets ten requests at a time, and pauses after a failure
 - storage of what waits for longer than a day, which is billed: runs take minutes
@@ -159,7 +159,7 @@ class Twin(_TwinProcess):
         return self._do("certificates")
 
     def deny(self, permission: str, resource: str = "*", who: str = "caller") -> None:
-        """Answer PERMISSION_DENIED to calls that need ``permission`` on ``resource``.
+        """Answer PERMISSION_DENIED to calls that need ``permission`` on ``resource``, or in that project.
 
         A caller that has pushes signed as an account needs ``iam.serviceAccounts.actAs`` on
         ``projects/-/serviceAccounts/EMAIL``. ``who="agent"`` is Pub/Sub's service agent: without its
@@ -170,6 +170,14 @@ class Twin(_TwinProcess):
     def allow(self, permission: str, resource: str = "*", who: str = "caller") -> None:
         """Undo :meth:`deny`."""
         self._do("allow", permission=permission, resource=resource, who=who)
+
+    def grant(self, role: str, member: str = "agent", condition: str = "") -> None:
+        """Bind ``role`` in the policy of every project, until :meth:`reset`.
+
+        ``member`` is ``agent``, or as a policy has it. The twin evaluates no ``condition``: a binding
+        that has one gives nothing.
+        """
+        self._do("grant", role=role, member=member, condition=condition)
 
     def disable(self, disabled: bool = True) -> None:
         """Switch the project's Pub/Sub API off, or on again."""

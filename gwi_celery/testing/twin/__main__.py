@@ -11,10 +11,13 @@ import contextlib
 import importlib.util
 import os
 import re
+import selectors
+import shlex
 import signal
 import sys
+from collections.abc import Callable
 
-from gwi_celery.testing.emulators import NOT_RUN, exit_code
+from gwi_celery.testing.emulators import exit_code, not_run
 from gwi_celery.testing.twin import FIRESTORE_VARIABLES, PUBSUB_VARIABLES
 from gwi_celery.testing.twin.behaviour import (
     FIRESTORE_LENIENT,
@@ -46,7 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--firestore", metavar="HOST:PORT", help="be a proxy for the Firestore emulator there"
     )
-    parser.add_argument("command", nargs="*", help="after --: run this against the twin, then stop")
+    parser.add_argument(
+        "command",
+        nargs="*",
+        help="after --: run this against the twin, then stop; Ctrl-C and SIGTERM end it by SIGTERM",
+    )
     options = parser.parse_args(arguments)
     if not 0 <= options.port <= _LAST_PORT:
         parser.error(f"--port {options.port}: write 0 to {_LAST_PORT}")
@@ -58,16 +65,16 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(exc))
     variables = FIRESTORE_VARIABLES if options.firestore else PUBSUB_VARIABLES
     try:
-        return asyncio.run(_run(server, options.host, variables, options.command))
+        return asyncio.run(_run(server, variables, options.command))
     except RuntimeError as exc:
-        print(f"{exc}: choose another --port, or 0 for any", file=sys.stderr)
+        print(f"{exc}: choose another --port, 0 for any, or another --host", file=sys.stderr)
         return 1
 
 
 def _server(options: argparse.Namespace) -> Server:
     """Raises ValueError. Imports Google's types for the wanted twin only: they take long to load."""
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"{host}:{options.port}"
+    host = options.host.strip("[]")
+    address = f"[{host}]:{options.port}" if ":" in host else f"{host}:{options.port}"
     if options.firestore is None:
         from gwi_celery.testing.twin.pubsub import PubSubServer
 
@@ -96,37 +103,41 @@ def _switched(behaviour: SomeSwitches, settings: list[str]) -> SomeSwitches:
     return behaviour.changed(**switches)
 
 
-async def _run(server: Server, host: str, variables: tuple[str, ...], command: list[str]) -> int:
-    port = await server.start()
-    endpoint = f"{host}:{port}"
+async def _run(server: Server, variables: tuple[str, ...], command: list[str]) -> int:
     stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    _on_signals(stopping.set)
+    await server.start()
     try:
         if not command:
             for variable in variables:
-                print(f"export {variable}={endpoint}")
+                print(f"export {variable}={shlex.quote(server.address)}")
             print("# Ctrl-C stops it.", flush=True)
             await stopping.wait()
             return 0
         try:
             process = await asyncio.create_subprocess_exec(
-                *command, env={**os.environ, **dict.fromkeys(variables, endpoint)}
+                *command, env={**os.environ, **dict.fromkeys(variables, server.address)}
             )
         except OSError as exc:
             print(f"can't run {command[0]}: {exc.strerror}", file=sys.stderr)
-            return NOT_RUN
-        ended = asyncio.ensure_future(process.wait())
-        await asyncio.wait(
-            [ended, asyncio.ensure_future(stopping.wait())],
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if not ended.done():
+            return not_run(exc)
+
+        def end() -> None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        return exit_code(await ended)
+
+        _on_signals(end)  # each time: at the second one a command may stop at once
+        if stopping.is_set():
+            end()
+        return exit_code(await process.wait())
     finally:
         await server.stop()
+
+
+def _on_signals(call: Callable[[], object]) -> None:
+    """Call it at Ctrl-C and SIGTERM, instead of what was called before."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, call)
 
 
 def _leave_out_clients() -> None:
@@ -139,6 +150,14 @@ def _leave_out_clients() -> None:
         sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 
 
+class _Punctual(asyncio.DefaultEventLoopPolicy):
+    """Event loops whose sleeps are exact: with epoll, the default, they end up to a millisecond late."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
 if __name__ == "__main__":
     _leave_out_clients()
+    asyncio.set_event_loop_policy(_Punctual())
     sys.exit(main())

@@ -18,6 +18,8 @@ from gwi_celery.testing.twin.behaviour import Behaviour
 from gwi_celery.testing.twin.checks import seconds as seconds_of
 
 _NEVER = float("inf")
+#: Characters of an ack id: https://github.com/googleapis/google-cloud-go/issues/20391
+_ACK_ID = 220
 
 
 @dataclass(eq=False)
@@ -69,9 +71,13 @@ class Backlog:
         self._by_ack_id: dict[str, Entry] = {}
         #: Ordering key -> its messages, in order.
         self._keys: dict[str, deque[Entry]] = {}
-        self._changed = asyncio.Event()
-        #: Pulls and streams that wait for messages now, abandoned ones included.
-        self.readers = 0
+        #: One for each pull and stream that waits for messages, abandoned ones too; in order of age.
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def readers(self) -> int:
+        """How many wait for messages."""
+        return len(self._waiting)
 
     @property
     def exactly_once(self) -> bool:
@@ -93,25 +99,26 @@ class Backlog:
         self.wake()
 
     def wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        for waiting in self._waiting:
+            _end(waiting)
 
     # --- out ----------------------------------------------------------------------------------
 
     async def wait(self, now: float, at_most: float) -> None:
         """Wait until more may be ready than at the last :meth:`take`, ``at_most`` seconds."""
-        changed = self._changed
         # One that is due already waits for an earlier one of its key, whose settling wakes us.
         due = min((d for d, _, _ in self._ready if d > now), default=_NEVER)
         leases_end = self._leases[0][0] if self._leases else _NEVER
         seconds = max(min(due - now, leases_end - now, at_most), 0.001)
-        self.readers += 1
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(woken)
+        timer = loop.call_later(seconds, _end, woken)
         try:
-            await asyncio.wait_for(changed.wait(), seconds)
-        except asyncio.TimeoutError:
-            return
+            await woken
         finally:
-            self.readers -= 1
+            timer.cancel()
+            self._waiting.remove(woken)
 
     def take(
         self,
@@ -157,7 +164,8 @@ class Backlog:
     ) -> None:
         entry.turn += 1
         entry.deliveries += 1
-        entry.ack_id = f"{entry.number}-{entry.turn}-{self.dice.getrandbits(64):016x}"
+        ack_id = f"{entry.number}-{entry.turn}-{self.dice.getrandbits(64):016x}"
+        entry.ack_id = ack_id.ljust(_ACK_ID, "-")
         entry.holder = holder
         self._by_ack_id[entry.ack_id] = entry
         early = self.dice.random() < self.behaviour.early_expiry and not self.exactly_once
@@ -270,6 +278,8 @@ class Backlog:
         key = self._key(entry)
         if key and self.behaviour.ordered_redelivery:
             again = [e for e in self._keys[key] if e.number >= entry.number]
+        if self.exactly_once:  # what was acked stays so
+            again = [e for e in again if not e.done]
         for each in again:
             self._unlease(each)
             each.done = False
@@ -305,3 +315,8 @@ class Backlog:
             self._keys[key].remove(entry)
             if not self._keys[key]:
                 del self._keys[key]
+
+
+def _end(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)

@@ -69,6 +69,10 @@ class Behaviour(Switches):
     #: A stream without a request from its client for this long is closed with UNAVAILABLE; 0: never.
     #: https://github.com/googleapis/google-cloud-python/pull/5413
     stream_silence: float = 60.0
+    #: On a stream of protocol version 1 each request without ack ids, a heartbeat, gets an empty answer.
+    #: Clients that get none within 15 s open another stream.
+    #: https://github.com/googleapis/google-cloud-go/pull/13457
+    stream_pongs: bool = True
     #: A stream is closed after this long in any case; 0: never.
     #: https://cloud.google.com/pubsub/docs/pull#streamingpull_api
     stream_life: float = 600.0
@@ -119,6 +123,9 @@ class Behaviour(Switches):
     #: How often Cloud Monitoring measures what waits in a subscription.
     #: https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-pubsub
     measured_every: float = 60.0
+    #: How much later a measurement can be read.
+    #: https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-pubsub
+    measured_late: float = 120.0
 
     #: Share of calls that fail with UNAVAILABLE or INTERNAL, half of them after they took effect.
     #: https://cloud.google.com/pubsub/docs/reference/error-codes
@@ -174,6 +181,7 @@ LENIENT: Final = Behaviour(
     short_pulls=0.0,
     flow_control=False,
     stream_silence=0.0,
+    stream_pongs=False,
     stream_life=0.0,
     stream_error=False,
     filters=False,
@@ -187,6 +195,7 @@ LENIENT: Final = Behaviour(
     one_ordering_key=False,
     limits=False,
     admin_quota=0,
+    measured_late=0.0,
     faults=0.0,
     published_twice=False,
 )

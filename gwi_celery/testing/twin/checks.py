@@ -6,10 +6,12 @@ What no page of Google's states was recorded from the service by https://github.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from gwi_celery.testing.twin.behaviour import Behaviour
 from gwi_celery.testing.twin.filters import FilterError, parse
 
 #: Bytes of a publish request, and of a request with ack ids.
@@ -29,16 +31,44 @@ _EXPIRATION = 31 * _DAY
 _BACKOFF = (10, 600)
 #: Fewest and most deliveries before the dead letter; the first is the default.
 _DELIVERIES = (5, 100)
-#: google.pubsub.v1.Subscription.State
+#: google.pubsub.v1.Topic.State, and Subscription.State.
 _ACTIVE = 1
+#: Fields that only answers have: requests with them are taken, without them.
+OUTPUT_ONLY = (
+    "state",
+    "detached",
+    "satisfies_pzs",
+    "topic_message_retention_duration",
+    "analytics_hub_subscription_info",
+)
+#: Fields of topics and subscriptions for what the twin doesn't do.
+_LEFT_OUT = (
+    "schema_settings",
+    "ingestion_data_source_settings",
+    "message_transforms",
+    "bigquery_config",
+    "bigtable_config",
+    "cloud_storage_config",
+)
+#: Says in which format messages are pushed; every push subscription has it.
+_PUSH_VERSION = "x-goog-version"
 
 _NAME = re.compile(
     r"projects/[^/]+/(topics|subscriptions)/(?!goog)[A-Za-z][\w.~+%-]{2,254}", re.ASCII
 )
+_PROJECT = re.compile(r"projects/[^/]+")
+#: Of an ack id as the twin makes them.
+_ACK_ID = re.compile(r"\d+-\d+-[0-9a-f]{16}-+")
 _LABEL_KEY = re.compile(r"[a-z\u00df-\U0010ffff][\w-]{0,62}")
 _LABEL_VALUE = re.compile(r"[\w-]{0,63}")
 #: The twin pushes without TLS to this machine, where the service pushes to nobody.
 _LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1")
+
+
+_REVOKED = (
+    "Getting metadata from plugin failed with error: "
+    "('invalid_grant: Account has been deleted', {'error': 'invalid_grant'})"
+)
 
 
 class Refused(Exception):
@@ -52,11 +82,47 @@ class Refused(Exception):
         self.status = status
 
 
+def left_out(what: str) -> Refused:
+    """The answer to a call or a setting that the twin doesn't know."""
+    return Refused(
+        f"the twin leaves out {what}: docs/testing.md lists what it leaves out, and why",
+        "UNIMPLEMENTED",
+    )
+
+
+def credentials(behaviour: Behaviour) -> None:
+    """Raises Refused if they are revoked."""
+    if behaviour.revoked:
+        raise Refused(_REVOKED, "UNAVAILABLE")
+
+
 def name(path: str, kind: str) -> None:
     """``kind``: ``topics`` or ``subscriptions``."""
     found = _NAME.fullmatch(path)
     if found is None or found[1] != kind:
         raise Refused(f"Invalid resource name given (name={path}).")
+
+
+def project(path: str) -> None:
+    if not _PROJECT.fullmatch(path):
+        raise Refused(f"Invalid resource name given (name={path}).")
+
+
+def settings(wanted: Any) -> None:
+    """Of a topic or subscription: refuse those that the twin leaves out."""
+    for field, _ in wanted.ListFields():
+        if field.name in _LEFT_OUT:
+            raise left_out(field.name)
+
+
+def made(wanted: Any) -> None:
+    """Of a topic or subscription that is created: drop the fields that are not the caller's to set."""
+    known = wanted.DESCRIPTOR.fields_by_name
+    for field in OUTPUT_ONLY:
+        if field in known:
+            wanted.ClearField(field)
+    if "state" in known:  # a topic's is younger than the oldest google-cloud-pubsub that we take
+        wanted.state = _ACTIVE
 
 
 def topic(wanted: Any) -> None:
@@ -117,6 +183,16 @@ def fill_in(wanted: Any) -> None:
         dead.max_delivery_attempts = dead.max_delivery_attempts or _DELIVERIES[0]
     wanted.push_config.SetInParent()
     wanted.state = _ACTIVE
+    push_version(wanted.push_config)
+
+
+def push_version(wanted: Any, before: str = "") -> None:
+    """Fill in the format of a push subscription's messages, by default the one that it had before.
+
+    https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1#pushconfig
+    """
+    if wanted.push_endpoint and _PUSH_VERSION not in wanted.attributes:
+        wanted.attributes[_PUSH_VERSION] = before or "v1"
 
 
 def push(wanted: Any, *, exactly_once: bool) -> None:
@@ -136,6 +212,9 @@ def push(wanted: Any, *, exactly_once: bool) -> None:
         )
     if exactly_once:
         raise Refused("Exactly-once delivery is for pull subscriptions.")
+    signed = bool(wanted.oidc_token.service_account_email)
+    if signed and importlib.util.find_spec("cryptography") is None:
+        raise left_out("tokens where cryptography is not installed (pip install cryptography)")
 
 
 def publish(request: Any) -> None:
@@ -174,6 +253,16 @@ def ack_request(request: Any) -> None:
         raise Refused("You have not specified an ack ID in the request.")
     if request.ByteSize() > MAX_ACK_REQUEST:
         raise Refused(f"Request payload size exceeds the limit: {MAX_ACK_REQUEST} bytes.")
+
+
+def ack_ids(found: Any, *, exactly_once: bool) -> None:
+    """Malformed ones end their stream or call; exactly-once subscriptions tell them one by one.
+
+    https://cloud.google.com/pubsub/docs/reference/rpc/google.pubsub.v1#streamingpullrequest
+    """
+    for ack_id in () if exactly_once else found:
+        if not _ACK_ID.fullmatch(ack_id):
+            raise Refused(f"You have passed a malformed ack ID (ack_id={ack_id}).")
 
 
 def page_size(wanted: int) -> None:

@@ -17,7 +17,7 @@ Predicate = Callable[[Mapping[str, str]], bool]
 MAX_FILTER = 256
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<word>[A-Za-z_][A-Za-z0-9_-]*)|(?P<sign>!=|[=:.,()-]))"""
+    r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<word>[A-Za-z0-9_][A-Za-z0-9_-]*)|(?P<sign>!=|[=:.,()-]))"""
 )
 
 
@@ -76,7 +76,7 @@ class _Parser:
             self.expect(",")
             prefix = self._text()
             self.expect(")")
-            return lambda attributes: attributes.get(key, "\0").startswith(prefix)
+            return lambda attributes: key in attributes and attributes[key].startswith(prefix)
         return self._comparison()
 
     def _comparison(self) -> Predicate:
@@ -105,7 +105,7 @@ class _Parser:
         token = self._next()
         if token.startswith('"'):
             return _unquoted(token)
-        if not token or not (token[0].isalpha() or token[0] == "_"):
+        if not token or not (token[0].isalnum() or token[0] == "_"):
             raise FilterError(f"{token!r} is no attribute's key")
         return token
 

@@ -22,11 +22,26 @@ from gwi_celery.testing.twin.checks import Refused
 from gwi_celery.testing.twin.server import Server
 
 _SERVICE = "/google.firestore.v1.Firestore/"
-_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+]
 _BIDI = frozenset({"Listen", "Write"})
 _SERVER_STREAMS = frozenset({"BatchGetDocuments", "RunQuery", "RunAggregationQuery"})
 
-_CommitRequest: Any = types.CommitRequest.pb()
+#: Calls that write, or read, one document.
+_OF_ONE = {
+    "GetDocument": "reads",
+    "CreateDocument": "writes",
+    "UpdateDocument": "writes",
+    "DeleteDocument": "deletes",
+    "ListCollectionIds": "reads",
+}
+
+#: Requests with writes.
+_WRITING: Any = {"Commit": types.CommitRequest.pb(), "BatchWrite": types.BatchWriteRequest.pb()}
+_ListResponse: Any = types.ListDocumentsResponse.pb()
 _RunQueryRequest: Any = types.RunQueryRequest.pb()
 _RunQueryResponse: Any = types.RunQueryResponse.pb()
 _CountRequest: Any = types.RunAggregationQueryRequest.pb()
@@ -100,8 +115,8 @@ class FirestoreProxy(grpc.GenericRpcHandler):  # grpc has no types
             await self._pass_on(name, answers, context)
             return
         answer = await self._channel.unary_unary(_SERVICE + name)(request, metadata=metadata)
-        if name == "Commit":
-            self._count_written(request)
+        self._count(name, request, answer)
+        if name in _WRITING:
             self._refuse_after()
         await context.write(answer)
 
@@ -155,9 +170,9 @@ class FirestoreProxy(grpc.GenericRpcHandler):  # grpc has no types
 
     def _refuse_before(self, name: str, request: bytes) -> None:
         behaviour = self.behaviour
-        if name == "Commit" and self._chance(behaviour.aborted):
+        if name in _WRITING and self._chance(behaviour.aborted):
             raise Refused("Too much contention on these documents. Please try again.", "ABORTED")
-        if self._chance(behaviour.faults * (0.5 if name == "Commit" else 1.0)):
+        if self._chance(behaviour.faults * (0.5 if name in _WRITING else 1.0)):
             raise Refused("The service is temporarily unavailable.", "UNAVAILABLE")
         if self._chance(behaviour.exhausted):
             raise Refused("Quota exceeded.", "RESOURCE_EXHAUSTED")
@@ -171,9 +186,16 @@ class FirestoreProxy(grpc.GenericRpcHandler):  # grpc has no types
         if self._chance(self.behaviour.late):
             raise Refused("The deadline passed before the answer.", "DEADLINE_EXCEEDED")
 
-    def _count_written(self, request: bytes) -> None:
-        for write in _CommitRequest.FromString(request).writes:
-            self.documents["deletes" if write.delete else "writes"] += 1
+    def _count(self, name: str, request: bytes, answer: bytes) -> None:
+        """Count what a unary call is billed."""
+        if name in _WRITING:
+            for write in _WRITING[name].FromString(request).writes:
+                self.documents["deletes" if write.delete else "writes"] += 1
+        elif name == "ListDocuments":
+            found = _ListResponse.FromString(answer).documents
+            self.documents["reads"] += max(len(found), 1)
+        elif name in _OF_ONE:
+            self.documents[_OF_ONE[name]] += 1
 
 
 def _documents_read(name: str, answer: bytes) -> int:

@@ -1,7 +1,7 @@
 """Permissions: which one each RPC needs on which resource, and how a call is refused.
 
-https://cloud.google.com/pubsub/docs/access-control#permissions_and_roles. There are no policies:
-everybody may do everything, except what a test has denied.
+https://cloud.google.com/pubsub/docs/access-control#permissions_and_roles. Everybody may do everything,
+except what a test has denied; the service agent may also do what a test has granted on the project.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ PERMISSIONS = {
     "ListTopics": "pubsub.topics.list",
     "ListTopicSubscriptions": "pubsub.topics.get",
     "DeleteTopic": "pubsub.topics.delete",
+    "DetachSubscription": "pubsub.topics.detachSubscription",
     "Publish": "pubsub.topics.publish",
     "CreateSubscription": "pubsub.subscriptions.create",
     "GetSubscription": "pubsub.subscriptions.get",
@@ -43,7 +44,11 @@ _AGENTS = {
     "topics": ("roles/pubsub.publisher", "pubsub.topics.publish"),
     "subscriptions": ("roles/pubsub.subscriber", "pubsub.subscriptions.consume"),
 }
-_AGENT_ACCOUNT = "serviceAccount:service-1@gcp-sa-pubsub.iam.gserviceaccount.com"
+#: Every project's number, and its agent.
+NUMBER = 1
+AGENT_ACCOUNT = f"serviceAccount:service-{NUMBER}@gcp-sa-pubsub.iam.gserviceaccount.com"
+#: Roles that give the agent both, on a project.
+_BOTH = ("roles/pubsub.editor", "roles/pubsub.admin", "roles/editor", "roles/owner")
 _ACT_AS = "iam.serviceAccounts.actAs"
 
 
@@ -53,11 +58,14 @@ class Rights:
     def __init__(self) -> None:
         #: (who, permission, resource); resource "*" is every one.
         self._denied: set[tuple[str, str, str]] = set()
+        #: (role, member, condition) that every project's own policy has; "agent" is the service agent.
+        self.granted: list[tuple[str, str, str]] = []
         #: The project's API is switched off.
         self.disabled = False
 
     def clear(self) -> None:
         self._denied.clear()
+        self.granted.clear()
         self.disabled = False
 
     def deny(self, permission: str, resource: str, who: str) -> None:
@@ -67,34 +75,50 @@ class Rights:
         self._denied.discard((who, permission, resource))
 
     def has(self, permission: str, resource: str, who: str = CALLER) -> bool:
-        return not self._denied & {(who, permission, resource), (who, permission, "*")}
+        if not self._is_denied(permission, resource, who):
+            return True
+        giving = {role for role, gives in _AGENTS.values() if gives == permission}
+        wanted = {(role, AGENT, "") for role in (*giving, *_BOTH)}
+        return who == AGENT and not wanted.isdisjoint(self.granted)
+
+    def _is_denied(self, permission: str, resource: str, who: str) -> bool:
+        """What is denied on a project is denied on all that is in it."""
+        project = "/".join(resource.split("/")[:2])
+        return bool(self._denied & {(who, permission, on) for on in (resource, project, "*")})
 
     def check(self, rpc: str, request: Any) -> None:
         """Raises Refused if the caller may not."""
         resource = resource_of(rpc, request)
+        self.check_enabled(resource)
+        for permission, on in [(PERMISSIONS[rpc], resource), *_besides(rpc, request)]:
+            self.need(permission, on)
+
+    def check_enabled(self, resource: str) -> None:
         if self.disabled:
             raise _ApiDisabled(resource.partition("/")[2].partition("/")[0])
-        for permission, on in [(PERMISSIONS[rpc], resource), *_besides(rpc, request)]:
-            if not self.has(permission, on):
-                text = "User not authorized to perform this action."
-                if permission == _ACT_AS:
-                    account = on.rpartition("/")[2]
-                    text = f"Permission '{permission}' denied on service account {account}."
-                raise Refused(text, "PERMISSION_DENIED")
+
+    def need(self, permission: str, on: str) -> None:
+        """Raises Refused if the caller lacks it."""
+        if self.has(permission, on):
+            return
+        text = "User not authorized to perform this action."
+        if permission == _ACT_AS:
+            account = on.rpartition("/")[2]
+            text = f"Permission '{permission}' denied on service account {account}."
+        raise Refused(text, "PERMISSION_DENIED")
 
     def held(self, request: Any) -> Any:
-        """TestIamPermissions: those that the caller has. Nobody is refused."""
+        """Those of the asked ones that the caller has. Nobody is refused."""
         has = [p for p in request.permissions if self.has(p, request.resource)]
         return iam_policy_pb2.TestIamPermissionsResponse(permissions=has)
 
     def policy(self, request: Any) -> Any:
-        """GetIamPolicy: what the service agent is granted there."""
+        """GetIamPolicy: what the service agent is granted on that resource itself."""
         path = request.resource
         kind = "topics" if "/topics/" in path else "subscriptions"
-        if not self.has(f"pubsub.{kind}.getIamPolicy", path):
-            raise Refused("User not authorized to perform this action.", "PERMISSION_DENIED")
+        self.need(f"pubsub.{kind}.getIamPolicy", path)
         role, permission = _AGENTS[kind]
-        members = [_AGENT_ACCOUNT] if self.has(permission, path, AGENT) else []
+        members = [] if self._is_denied(permission, path, AGENT) else [AGENT_ACCOUNT]
         return policy_pb2.Policy(bindings=[{"role": role, "members": members}])
 
     def may_dead_letter(self, subscription: str, topic: str) -> bool:
@@ -131,7 +155,8 @@ def error_info(
 def resource_of(rpc: str, request: Any) -> str:
     """The resource on which a call's permission is checked."""
     if rpc in ("CreateTopic", "CreateSubscription"):
-        return str("/".join(request.name.split("/")[:2]))
+        path = request.name or getattr(request, "topic", "")
+        return str("/".join(path.split("/")[:2]))
     for field in ("topic", "subscription", "project"):
         value = getattr(request, field, None)
         if value is not None:

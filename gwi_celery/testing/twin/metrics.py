@@ -1,7 +1,8 @@
 """The part of Cloud Monitoring that measures backlogs: ``ListTimeSeries`` of two metrics.
 
 https://cloud.google.com/monitoring/api/metrics_gcp_p_z#gcp-pubsub: each subscription is measured every 60
-seconds. It needs the package google-cloud-monitoring, which its clients have.
+seconds, and what was measured can be read up to 120 seconds later. It needs the package
+google-cloud-monitoring, which its clients have.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
+from gwi_celery.testing.twin import checks
 from gwi_celery.testing.twin.checks import Refused
 from gwi_celery.testing.twin.world import World
 
@@ -36,11 +39,12 @@ class _Measured:
 
 
 class Metrics:
-    """Measures all subscriptions, and answers with the last measurement."""
+    """Measures all subscriptions, and answers with the last measurement that can be read already."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._measured: dict[str, _Measured] = {}
+        #: (time, what was measured by path), the oldest first.
+        self._measured: deque[tuple[float, dict[str, _Measured]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -59,16 +63,25 @@ class Metrics:
             await asyncio.sleep(_LOOK)
             if time.monotonic() - last >= self._world.behaviour.measured_every:
                 last = time.monotonic()
-                self._measure(time.time())
+                self.measure(time.time())
 
-    def _measure(self, now: float) -> None:
-        self._measured = {
+    def measure(self, now: float) -> None:
+        found = {
             path: _Measured(now, len(waiting), int(now - min(waiting, default=now)))
             for path, subscription in self._world.subscriptions.items()
             for waiting in [
                 [e.published for e in subscription.backlog.entries.values() if not e.done]
             ]
         }
+        self._measured.append((now, found))
+
+    def readable(self, now: float) -> dict[str, _Measured]:
+        """The newest measurement that can be read by then, by path."""
+        until = now - self._world.behaviour.measured_late
+        while len(self._measured) > 1 and self._measured[1][0] <= until:
+            self._measured.popleft()
+        at, found = self._measured[0] if self._measured else (now, {})
+        return found if at <= until else {}
 
     def handler(self) -> Any:
         """gRPC's handler. It parses messages itself, as their classes take long to import."""
@@ -82,6 +95,7 @@ class Metrics:
         request = types.ListTimeSeriesRequest.deserialize(data)
         self._world.costs.rpcs[_RPC] += 1
         try:
+            checks.credentials(self._world.behaviour)
             series = self._series(types, request)
         except Refused as exc:
             await context.abort(getattr(grpc.StatusCode, exc.status), str(exc))
@@ -95,11 +109,11 @@ class Metrics:
         wanted = _FILTER.fullmatch(request.filter)
         if wanted is None:
             raise Refused("The twin knows two metrics of subscriptions by their ids, and no more.")
-        metric = wanted[1]
+        metric, readable = wanted[1], self.readable(time.time())
         several = re.findall(r'"([^"]*)"', wanted["several"] or "")
         found = []
         for id in several or [wanted["one"]]:
-            measured = self._measured.get(f"{request.name}/subscriptions/{id}")
+            measured = readable.get(f"{request.name}/subscriptions/{id}")
             if measured is None or measured.at < request.interval.start_time.timestamp():
                 continue
             end = {"seconds": int(measured.at), "nanos": int(measured.at % 1 * 1e9)}

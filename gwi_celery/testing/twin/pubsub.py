@@ -8,6 +8,7 @@ from typing import Any
 from gwi_celery.testing.twin.behaviour import Behaviour
 from gwi_celery.testing.twin.iam import CALLER
 from gwi_celery.testing.twin.metrics import Metrics
+from gwi_celery.testing.twin.projects import handler as projects
 from gwi_celery.testing.twin.push import Pusher
 from gwi_celery.testing.twin.server import Server
 from gwi_celery.testing.twin.service import Service
@@ -23,13 +24,12 @@ class PubSubServer(Server):
         self.metrics = Metrics(self.world)
 
     def handlers(self) -> list[Any]:
-        return [*self.service.handlers(), self.metrics.handler()]
+        return [*self.service.handlers(), self.metrics.handler(), projects(self.world)]
 
-    async def start(self) -> int:
-        port = await super().start()
+    async def start(self) -> None:
+        await super().start()
         self.pusher.start()
         self.metrics.start()
-        return port
 
     async def stop(self) -> None:
         self.pusher.stop()
@@ -74,6 +74,9 @@ class PubSubServer(Server):
 
     def _do_allow(self, permission: str, resource: str = "*", who: str = CALLER) -> None:
         self.world.rights.allow(permission, resource, who)
+
+    def _do_grant(self, role: str, member: str, condition: str) -> None:
+        self.world.rights.granted.append((role, member, condition))
 
     def _do_disable(self, disabled: bool = True) -> None:
         self.world.rights.disabled = disabled

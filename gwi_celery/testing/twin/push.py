@@ -87,9 +87,10 @@ class Pusher:
         if status in _SUCCESS:
             state[2] = _PAUSE[0]
             subscription.backlog.ack([ack_id], now)
-        else:
+            return
+        if now >= state[1]:  # else it failed beside the one that the pause is for
             state[1], state[2] = now + state[2], min(state[2] * 2, _PAUSE[1])
-            subscription.backlog.modify([ack_id], 0, now)
+        subscription.backlog.modify([ack_id], 0, now)
 
     def _post(
         self, loop: asyncio.AbstractEventLoop, subscription: Subscription, entry: Entry
@@ -105,7 +106,7 @@ class Pusher:
         connection = kind(endpoint.netloc, timeout=config.ack_deadline_seconds)
         path = endpoint.path or "/"
         body, headers = self._request(subscription, entry)
-        loop.call_soon_threadsafe(self._world.costs.deliver, len(body))
+        loop.call_soon_threadsafe(self._world.costs.deliver, [entry.message])
         try:
             connection.request(
                 "POST", f"{path}?{endpoint.query}" if endpoint.query else path, body, headers
@@ -127,6 +128,8 @@ class Pusher:
                 headers["x-goog-pubsub-subscription-name"] = config.name
                 headers["x-goog-pubsub-message-id"] = message.message_id
                 headers["x-goog-pubsub-publish-time"] = message.publish_time.ToJsonString()
+                if message.ordering_key:
+                    headers["x-goog-pubsub-ordering-key"] = message.ordering_key
                 headers.update(message.attributes)
             return bytes(message.data), headers
         published = message.publish_time.ToJsonString()

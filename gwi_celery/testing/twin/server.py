@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from gwi_celery.testing.twin.checks import left_out
 from gwi_celery.text import from_json
 
 CONTROL = "/gwi.testing.Twin/Control"
@@ -25,28 +26,41 @@ _OPTIONS = [
 ]
 
 
+class _LeftOut(grpc.GenericRpcHandler):  # grpc has no types
+    """Answers every call that no other handler knows."""
+
+    def service(self, handler_call_details: Any) -> Any:
+        refused = left_out(handler_call_details.method.removeprefix("/"))
+
+        async def refuse(requests: Any, context: Any) -> None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, str(refused))
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
 class Server:
     """Listens on one address. Its coroutines run on one event loop, which owns all of its state."""
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        #: ``host:port``; the port is the real one once it listens.
+        self.address = address
         self._server: Any = None
 
     def handlers(self) -> list[Any]:
         """gRPC's handlers of the services behind it."""
         raise NotImplementedError  # each twin has its own
 
-    async def start(self) -> int:
-        """Listen; the port. Raises RuntimeError if it is taken."""
+    async def start(self) -> None:
+        """Listen. Raises RuntimeError if the port is taken, or the host isn't this machine's."""
         self._server = grpc.aio.server(options=_OPTIONS)
-        self._server.add_generic_rpc_handlers([*self.handlers(), self._control_handler()])
+        handlers = [*self.handlers(), self._control_handler(), _LeftOut()]
+        self._server.add_generic_rpc_handlers(handlers)
         try:
-            port: int = self._server.add_insecure_port(self._address)
+            port = self._server.add_insecure_port(self.address)
         except RuntimeError as exc:
-            raise RuntimeError(f"can't listen on {self._address}") from exc
-        self._address = f"{self._address.rpartition(':')[0]}:{port}"
+            raise RuntimeError(f"can't listen on {self.address}") from exc
+        self.address = f"{self.address.rpartition(':')[0]}:{port}"
         await self._server.start()
-        return port
 
     async def stop(self) -> None:
         await self._server.stop(None)

@@ -27,10 +27,6 @@ _PAGE = 100
 _Empty = empty_pb2.Empty
 _STALE, _INVALID_ACK_ID = "EXACTLY_ONCE_ACKID_FAILURE", "PERMANENT_FAILURE_INVALID_ACK_ID"
 _FOR_NOW = "TRANSIENT_FAILURE_SERVICE_UNAVAILABLE"
-_REVOKED = (
-    "Getting metadata from plugin failed with error: "
-    "('invalid_grant: Account has been deleted', {'error': 'invalid_grant'})"
-)
 
 _DATA = frozenset({"Publish", "Pull", "StreamingPull", "Acknowledge", "ModifyAckDeadline"})
 
@@ -64,7 +60,8 @@ class Service:
         }
         services: dict[str, dict[str, Any]] = {"Publisher": {}, "Subscriber": {}}
         for rpc, request in requests.items():
-            of = "Publisher" if "Topic" in rpc or rpc == "Publish" else "Subscriber"
+            ours = "Topic" in rpc or rpc in ("Publish", "DetachSubscription")
+            of = "Publisher" if ours else "Subscriber"
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if rpc == "StreamingPull"
@@ -84,8 +81,8 @@ class Service:
                 response_serializer=lambda message: message.SerializeToString(),
             )
             for rpc, answer in (
-                ("TestIamPermissions", self.world.rights.held),
-                ("GetIamPolicy", self.world.rights.policy),
+                ("TestIamPermissions", self._held),
+                ("GetIamPolicy", self._agents_policy),
             )
         }
         return [
@@ -114,8 +111,7 @@ class Service:
         world = self.world
         world.costs.rpcs[rpc] += 1
         await self._travel()
-        if world.behaviour.revoked:
-            raise Refused(_REVOKED, "UNAVAILABLE")
+        checks.credentials(world.behaviour)
         world.rights.check(rpc, request)
         if rpc not in _DATA:
             world.count_admin_call()
@@ -126,12 +122,28 @@ class Service:
             self.world.costs.rpcs[rpc] += 1
             await self._travel()
             try:
+                checks.credentials(self.world.behaviour)
+                self.world.rights.check_enabled(request.resource)
                 self.world.count_admin_call()
                 return answer(request)
             except Refused as exc:
                 await _abort(context, exc)
 
         return handle
+
+    def _held(self, request: Any) -> Any:
+        """Of what doesn't exist, nobody has any: TestIamPermissions never answers NOT_FOUND."""
+        held = self.world.rights.held(request)
+        return held if self._exists(request.resource) else type(held)()
+
+    def _agents_policy(self, request: Any) -> Any:
+        policy = self.world.rights.policy(request)
+        if not self._exists(request.resource):
+            raise Refused(f"Resource not found (resource={request.resource}).", "NOT_FOUND")
+        return policy
+
+    def _exists(self, resource: str) -> bool:
+        return resource in self.world.topics or resource in self.world.subscriptions
 
     async def _travel(self) -> None:
         """One way to a region."""
@@ -162,6 +174,7 @@ class Service:
         return _Empty()
 
     async def ListTopics(self, request: Any) -> Any:
+        checks.project(request.project)
         page, token = self._page(self.world.topics, f"{request.project}/topics/", request)
         topics = [self.world.topics[name].config for name in page]
         return _pb("ListTopicsResponse")(topics=topics, next_page_token=token)
@@ -177,9 +190,15 @@ class Service:
             checks.publish(request)
         if world.behaviour.one_ordering_key:
             checks.one_ordering_key(request)
-        ids = world.publish(request.topic, request.messages)
-        world.costs.publish(request.ByteSize())
-        return _pb("PublishResponse")(message_ids=ids)
+        stored = world.publish(request.topic, request.messages)
+        world.costs.publish(stored)
+        return _pb("PublishResponse")(message_ids=[message.message_id for message in stored])
+
+    async def DetachSubscription(self, request: Any) -> Any:
+        found = self.world.subscription(request.subscription)
+        self.world.rights.need(PERMISSIONS["DetachSubscription"], found.config.topic)
+        self.world.detach(found)
+        return _pb("DetachSubscriptionResponse")()
 
     # --- Subscriber ---------------------------------------------------------------------------
 
@@ -197,6 +216,7 @@ class Service:
         return _Empty()
 
     async def ListSubscriptions(self, request: Any) -> Any:
+        checks.project(request.project)
         known = self.world.subscriptions
         page, token = self._page(known, f"{request.project}/subscriptions/", request)
         configs = [known[name].config for name in page]
@@ -216,8 +236,10 @@ class Service:
         return _Empty()
 
     async def Seek(self, request: Any) -> Any:
+        if request.HasField("snapshot"):
+            raise checks.left_out("snapshots")
         if not request.HasField("time"):
-            raise Refused("The twin seeks to a time only.")
+            raise Refused("A seek needs a time or a snapshot.")
         found = self.world.subscription(request.subscription)
         found.backlog.seek(request.time.seconds + request.time.nanos / 1e9)
         return _pb("SeekResponse")()
@@ -246,8 +268,7 @@ class Service:
     async def _hold(self, found: Subscription, most: int, ends: float) -> list[Any]:
         """Messages as soon as there are any; [] at ``ends``."""
         while True:
-            if self.world.subscriptions.get(found.config.name) is not found:
-                raise Refused("Resource not found (it was deleted).", "NOT_FOUND")
+            self.world.check_pullable(found)
             taken = self._take(found, most)
             now = time.time()
             if taken or now >= ends:
@@ -266,12 +287,12 @@ class Service:
         return found.backlog.take(time.time(), most, found.config.ack_deadline_seconds)
 
     def _pulled(self, found: Subscription, entries: list[Any]) -> Any:
-        answer = _pb("PullResponse")(received_messages=[found.received(e) for e in entries])
-        self.world.costs.deliver(answer.ByteSize())
-        return answer
+        self.world.costs.deliver(entry.message for entry in entries)
+        return _pb("PullResponse")(received_messages=[found.received(e) for e in entries])
 
     def _pullable(self, path: str) -> Subscription:
         found = self.world.subscription(path)
+        self.world.check_pullable(found)
         if found.config.push_config.push_endpoint:
             raise Refused(
                 "This method is not supported for this subscription type.", "FAILED_PRECONDITION"
@@ -282,6 +303,7 @@ class Service:
         if self.world.behaviour.limits:
             checks.ack_request(request)
         found = self.world.subscription(request.subscription)
+        self._check_ids(found, request)
         ids, refused = self.world.refused_for_now(found, request.ack_ids)
         _refuse(found, found.backlog.ack(ids, time.time()), refused)
         return _Empty()
@@ -293,9 +315,14 @@ class Service:
             raise Refused("ack_deadline_seconds: 0 to 600.")
         found = self.world.subscription(request.subscription)
         seconds = request.ack_deadline_seconds
+        self._check_ids(found, request)
         ids, refused = self.world.refused_for_now(found, request.ack_ids)
         _refuse(found, found.backlog.modify(ids, seconds, time.time()), refused)
         return _Empty()
+
+    def _check_ids(self, found: Subscription, request: Any) -> None:
+        if self.world.behaviour.limits:
+            checks.ack_ids(request.ack_ids, exactly_once=found.backlog.exactly_once)
 
     async def StreamingPull(self, requests: Any, context: Any) -> None:
         try:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from google.pubsub_v1 import types
 
+from gwi_celery.testing.twin import checks
 from gwi_celery.testing.twin.backlog import Entry
 from gwi_celery.testing.twin.checks import Refused
 from gwi_celery.testing.twin.world import Subscription, World
@@ -38,7 +39,8 @@ class Stream:
         self._most = _limit(controlled, first.max_outstanding_messages)
         self._most_bytes = _limit(controlled, first.max_outstanding_bytes)
         self._outstanding: dict[Entry, int] = {}
-        self._confirmations: list[Any] = []
+        #: Answers without messages, which are written first.
+        self._replies: list[Any] = []
         self._answers: asyncio.Queue[tuple[float, Any]] = asyncio.Queue()
         self._opened = self._heard = time.time()
         self._first = first
@@ -52,7 +54,8 @@ class Stream:
             while self._goes_on(reader):
                 answer = self._answer()
                 if answer is not None:
-                    self._world.costs.deliver(answer.ByteSize())
+                    if answer.received_messages:  # confirmations are free
+                        self._world.costs.deliver(r.message for r in answer.received_messages)
                     self._answers.put_nowait((time.time(), answer))
                     await asyncio.sleep(0)
                 else:
@@ -79,9 +82,7 @@ class Stream:
 
     def _goes_on(self, reader: asyncio.Future[None]) -> bool:
         behaviour, now = self._world.behaviour, time.time()
-        path = self._subscription.config.name
-        if self._world.subscriptions.get(path) is not self._subscription:
-            raise Refused("Resource not found (it was deleted).", "NOT_FOUND")
+        self._world.check_pullable(self._subscription)
         if reader.done():
             reader.result()  # a bad request
             if behaviour.stream_error:
@@ -98,8 +99,8 @@ class Stream:
 
     def _answer(self) -> Any:
         """The next answer to write; None if there is none."""
-        if self._confirmations:
-            return self._confirmations.pop(0)
+        if self._replies:
+            return self._replies.pop(0)
         room = min(self._most - len(self._outstanding), _BATCH)
         room_bytes = self._most_bytes - sum(self._outstanding.values())
         if room <= 0 or room_bytes <= 0:
@@ -130,9 +131,18 @@ class Stream:
         while request is not grpc.aio.EOF:
             self._heard = time.time()
             self._take_in(request)
+            if self._is_heartbeat(request) and self._world.behaviour.stream_pongs:
+                self._replies.append(_Response())
+                self._subscription.backlog.wake()
             request = await self._context.read()
-            if request is not grpc.aio.EOF and any(getattr(request, name) for name in _FIRST_ONLY):
+            # The oldest google-cloud-pubsub that we take doesn't know the version.
+            if request is not grpc.aio.EOF and any(getattr(request, n, 0) for n in _FIRST_ONLY):
                 raise Refused(f"Of the first request only: {', '.join(_FIRST_ONLY)}.")
+
+    def _is_heartbeat(self, request: Any) -> bool:
+        """Whether the client expects an answer to it."""
+        asks = request is not self._first and getattr(self._first, "protocol_version", 0) > 0
+        return asks and not (request.ack_ids or request.modify_deadline_ack_ids)
 
     def _take_in(self, request: Any) -> None:
         if len(request.modify_deadline_seconds) != len(request.modify_deadline_ack_ids):
@@ -140,6 +150,9 @@ class Stream:
         if not all(0 <= seconds <= 600 for seconds in request.modify_deadline_seconds):
             raise Refused("modify_deadline_seconds: 0 to 600.")
         backlog, now = self._subscription.backlog, time.time()
+        if self._world.behaviour.limits:
+            for ids in (request.ack_ids, request.modify_deadline_ack_ids):
+                checks.ack_ids(ids, exactly_once=backlog.exactly_once)
         if request.stream_ack_deadline_seconds:
             check_deadline(request)
             self._lease = request.stream_ack_deadline_seconds
@@ -159,12 +172,12 @@ class Stream:
         backlog.wake()
 
     def _confirm(self, name: str, ids: list[str], bad: list[str], for_now: list[str]) -> None:
-        told = {
+        answer = {
             "ack_ids": [id for id in ids if id not in bad],
             "invalid_ack_ids": bad,
             "temporary_failed_ack_ids": for_now,
         }
-        self._confirmations.append(_Response(**{name: told}))
+        self._replies.append(_Response(**{name: answer}))
 
 
 def check_deadline(request: Any) -> None:

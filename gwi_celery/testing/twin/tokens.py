@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import threading
 import time
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 ISSUER = "https://accounts.google.com"
 _LIFE = 3600
 _KEY_ID = "twin"
+
+
+def _number(account: str) -> str:
+    """The account's id: 21 digits, as Google's."""
+    return str(10**20 + int.from_bytes(hashlib.sha256(account.encode()).digest()[:8], "big"))
 
 
 class Tokens:
@@ -27,8 +33,8 @@ class Tokens:
         claims = {
             "iss": ISSUER,
             "aud": audience,
-            "azp": account,
-            "sub": account,
+            "azp": _number(account),
+            "sub": _number(account),
             "email": account,
             "email_verified": True,
             "iat": now,

@@ -22,8 +22,9 @@ from gwi_celery.testing.twin.iam import Rights
 DELETED_TOPIC = "_deleted-topic_"
 #: What Google adds to a message that it forwards to a dead letter topic.
 _FORWARDED = "CloudPubSubDeadLetterSource"
-#: Fields of a subscription that can't be changed.
-_FIXED = ("name", "topic", "filter", "enable_message_ordering")
+#: Fields that can't be changed, of topics and of subscriptions.
+_FIXED_OF_TOPIC = ("name", "tags", *checks.OUTPUT_ONLY)
+_FIXED = (*_FIXED_OF_TOPIC, "topic", "filter", "enable_message_ordering")
 
 _Message: Any = types.PubsubMessage.pb()
 _Received: Any = types.ReceivedMessage.pb()
@@ -95,6 +96,13 @@ class World:
             raise Refused(f"Resource not found (resource={_id(path)}).", "NOT_FOUND")
         return found
 
+    def check_pullable(self, found: Subscription) -> None:
+        """Raises Refused for one that has been deleted or detached, also while its reader waits."""
+        if self.subscriptions.get(found.config.name) is not found:
+            raise Refused("Resource not found (it was deleted).", "NOT_FOUND")
+        if found.config.detached:
+            raise Refused("The subscription is detached from its topic.", "FAILED_PRECONDITION")
+
     def _unsettled(self, made: float) -> bool:
         young = time.time() - made < self.behaviour.settle
         return young and self.dice.random() < self.behaviour.settle_misses
@@ -134,6 +142,8 @@ class World:
 
     def create_topic(self, config: Any) -> Any:
         checks.name(config.name, "topics")
+        checks.settings(config)
+        checks.made(config)
         self._check_project(config.name.split("/")[1], config.name)
         self._claim_name(config.name, self.topics)
         if self.behaviour.limits:
@@ -144,10 +154,14 @@ class World:
 
     def update_topic(self, request: Any) -> Any:
         found = self.topic(request.topic.name)
-        wanted = _updated(found.config, request.topic, request.update_mask.paths, fixed=("name",))
+        paths = request.update_mask.paths
+        wanted = _updated(found.config, request.topic, paths, fixed=_FIXED_OF_TOPIC)
+        checks.settings(wanted)
         if self.behaviour.limits:
             checks.topic(wanted)
         found.config.CopyFrom(wanted)
+        for subscription in found.subscriptions:
+            _tell_retention(subscription.config, found.config)
         return found.config
 
     def delete_topic(self, path: str) -> None:
@@ -160,9 +174,16 @@ class World:
     # --- subscriptions ------------------------------------------------------------------------
 
     def create_subscription(self, config: Any) -> Any:
+        """Without a name it gets one, in its topic's project."""
+        if not config.name:
+            of_project = "/".join(config.topic.split("/")[:2])
+            config.name = f"{of_project}/subscriptions/s-{self.dice.getrandbits(64):016x}"
         checks.name(config.name, "subscriptions")
+        checks.settings(config)
+        checks.made(config)
         checks.fill_in(config)
         topic = self.topic(config.topic)
+        _tell_retention(config, topic.config)
         self._check_subscription(config)
         self._claim_name(config.name, self.subscriptions)
         if self.behaviour.limits:
@@ -185,6 +206,7 @@ class World:
         found = self.subscription(request.subscription.name)
         paths = request.update_mask.paths
         wanted = _updated(found.config, request.subscription, paths, fixed=_FIXED)
+        checks.settings(wanted)
         checks.fill_in(wanted)
         self._check_subscription(wanted)
         found.config.CopyFrom(wanted)
@@ -195,8 +217,22 @@ class World:
         found = self.subscription(request.subscription)
         if self.behaviour.limits:
             checks.push(request.push_config, exactly_once=found.backlog.exactly_once)
+        before = found.config.push_config.attributes.get("x-goog-version", "")
         found.config.push_config.CopyFrom(request.push_config)
+        checks.push_version(found.config.push_config, before)
         found.backlog.wake()
+
+    def detach(self, found: Subscription) -> None:
+        """https://cloud.google.com/pubsub/docs/detach-subscriptions"""
+        self._leave_topic(found)
+        found.config.detached = True
+        found.backlog.seek(float("inf"))
+        found.backlog.wake()
+
+    def _leave_topic(self, found: Subscription) -> None:
+        topic = self.topics.get(found.config.topic)
+        if topic is not None and found in topic.subscriptions:
+            topic.subscriptions.remove(found)
 
     def _check_subscription(self, wanted: Any) -> None:
         """Raises Refused, also where the topic of its dead letters doesn't exist.
@@ -214,19 +250,18 @@ class World:
         if found is None:
             raise Refused(f"Resource not found (resource={_id(path)}).", "NOT_FOUND")
         self._rest(path)
-        topic = self.topics.get(found.config.topic)
-        if topic is not None:
-            topic.subscriptions.remove(found)
+        self._leave_topic(found)
         found.backlog.wake()
 
     # --- messages -----------------------------------------------------------------------------
 
-    def publish(self, path: str, messages: Any) -> list[str]:
+    def publish(self, path: str, messages: Any) -> list[Any]:
+        """The messages as they are stored."""
         topic = self.topic(path)
         now = time.time()
         return [self._publish(topic, message, now) for message in messages]
 
-    def _publish(self, topic: Topic, message: Any, now: float) -> str:
+    def _publish(self, topic: Topic, message: Any, now: float) -> Any:
         self._message_ids += 1
         stored = _Message()
         stored.CopyFrom(message)
@@ -237,8 +272,8 @@ class World:
                 subscription.backlog.add(stored, now)
             else:
                 subscription.backlog.counts.filtered += 1
-                self.costs.keep_back(stored.ByteSize())
-        return str(stored.message_id)
+                self.costs.keep_back(stored)
+        return stored
 
     def refused_for_now(self, found: Subscription, ack_ids: Any) -> tuple[list[str], list[str]]:
         """Ids that are dealt with, and those that an exactly-once subscription does nothing with."""
@@ -284,6 +319,14 @@ def _updated(config: Any, wanted: Any, paths: Any, *, fixed: tuple[str, ...]) ->
         updated.ClearField(path)
         field_mask_pb2.FieldMask(paths=[path]).MergeMessage(wanted, updated)
     return updated
+
+
+def _tell_retention(subscription: Any, topic: Any) -> None:
+    """Show a topic's retention in its subscription, as the service does."""
+    subscription.ClearField("topic_message_retention_duration")
+    if topic.HasField("message_retention_duration"):
+        kept = topic.message_retention_duration
+        subscription.topic_message_retention_duration.CopyFrom(kept)
 
 
 def _in_project(found: dict[str, Any], path: str) -> int:

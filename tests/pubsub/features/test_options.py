@@ -182,10 +182,10 @@ def nacks(broker: PubSubBroker, delay: float) -> list[int]:
     sent: list[int] = []
     begin = broker.client.begin
 
-    def spy(rpc: str, request: Any, *rest: Any) -> Any:
+    def spy(rpc: str, request: Any, *rest: Any, **options: Any) -> Any:
         if rpc == "ModifyAckDeadline":
             sent.append(request.ack_deadline_seconds)
-        return begin(rpc, request, *rest)
+        return begin(rpc, request, *rest, **options)
 
     broker.client.begin = spy  # type: ignore[method-assign]
     publish(broker, "", "q", b"m")

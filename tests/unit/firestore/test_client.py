@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -16,6 +17,10 @@ from gwi_celery.testing.emulators import free_port
 
 Code = grpc.StatusCode
 API_OFF = "Cloud Firestore API has not been used in project 1 before or it is disabled."
+NO_BILLING = (
+    "This API method requires billing to be enabled. Please enable billing on project #1 by visiting "
+    "https://console.developers.google.com/billing/enable?project=1 then retry."
+)
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +81,22 @@ def test_credentials_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatc
         Client(parse("firestore://proj", {})).read(["a/b"])
 
 
+def test_an_emulator_is_not_reached_through_the_proxy_that_leads_to_google(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:1")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client = Client(parse(f"firestore://proj?endpoint=127.0.0.1:{port}&emulator=true", {}))
+    with pytest.raises(StoreUnusable, match="UNIMPLEMENTED"):
+        client.read(["a/b"])
+    client.close()
+    server.stop(None).wait()
+
+
 def test_every_code_that_grpc_has_is_mapped() -> None:
     """Another code in a later gRPC must be given a place in the table."""
     assert {code.name for code in Code} == {
@@ -131,11 +152,18 @@ def test_an_emulator_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "python -m gwi_celery.testing.emulators --only firestore" in str(caught.value)
 
 
-def test_an_api_that_is_switched_off() -> None:
+@pytest.mark.parametrize(
+    ("details", "match"),
+    [
+        (API_OFF, "gcloud services enable firestore"),
+        (NO_BILLING, "gcloud billing projects link proj"),
+    ],
+)
+def test_googles_firestore_that_no_role_would_open(details: str, match: str) -> None:
     def refuse(*args: Any) -> Any:
-        raise ServerError(Code.PERMISSION_DENIED, API_OFF)
+        raise ServerError(Code.PERMISSION_DENIED, details)
 
     client = Client(parse("firestore://proj", {}), intercept=refuse)
-    with pytest.raises(StoreUnusable, match="gcloud services enable firestore") as caught:
+    with pytest.raises(StoreUnusable, match=match) as caught:
         client.read(["a/b"])
     assert "roles/" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from google.cloud.firestore_v1 import types
 
 from gwi_celery.firestore import documents
 from gwi_celery.firestore.documents import Micros
@@ -30,7 +31,7 @@ from gwi_celery.firestore.documents import Micros
     ],
 )
 def test_a_value_comes_back_as_it_was(value: Any) -> None:
-    message = documents.ValueMessage()
+    message = types.Value.pb()()
     documents.set_value(message, value)
     back = documents.get_value(message)
     assert back == value
@@ -39,4 +40,4 @@ def test_a_value_comes_back_as_it_was(value: Any) -> None:
 
 def test_a_value_of_another_type_is_refused() -> None:
     with pytest.raises(TypeError, match="set"):
-        documents.set_value(documents.ValueMessage(), {1, 2})
+        documents.set_value(types.Value.pb()(), {1, 2})

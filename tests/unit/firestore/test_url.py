@@ -31,6 +31,7 @@ def test_the_emulators_host_needs_no_credentials() -> None:
         ("firestore://", "no Firestore URL"),
         ("firestor://p", "no Firestore URL"),
         ("firestore://p?databse=x", "did you mean 'database'"),
+        ("firestore://localhost:8080/p", r"firestore://project\?endpoint=localhost:8080"),
         ("firestore://p/a/b", "one word"),
         ("firestore://p/..", "can't name a collection"),
         ("firestore://p/__x__", "can't name a collection"),

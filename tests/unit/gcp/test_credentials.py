@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import parse
+from gwi_celery.doctor import grants
 from gwi_celery.doctor.account import who
+from gwi_celery.doctor.grants import Grants
 from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, StoreUnusable
 from gwi_celery.firestore.client import Client as FirestoreClient
 from gwi_celery.firestore.url import parse as parse_firestore
@@ -155,7 +158,7 @@ def test_another_host_gets_tls_and_a_token(cloud: Cloud) -> None:
 
 
 def test_the_doctor_names_the_account_and_the_project_that_its_calls_count_for(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = parse("pubsub://p")
     found = who(options)
@@ -169,6 +172,30 @@ def test_the_doctor_names_the_account_and_the_project_that_its_calls_count_for(
     found = who(options)
     assert found.holds is False
     assert "Account is disabled" in found.measured
+    assert found.change.startswith("gcloud auth application-default login")
+    _use(cloud.account(token_uri="http://127.0.0.1:9/token"), tmp_path, monkeypatch)
+    found = who(options)
+    assert found.holds is False
+    assert found.change.startswith("check this machine's network")
+
+
+def test_the_doctor_asks_cloud_resource_manager_for_the_projects_policy(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over TLS and with a token; this server has empty policies, and no number of the project."""
+    monkeypatch.setattr(grants, "endpoint", lambda service: cloud.endpoint)
+    options = parse("pubsub://p", {"emulator": False})
+    with Grants(replace(options, endpoint=cloud.endpoint)) as asking:
+        found = asking.agents(
+            "projects/p/topics/t", "p", "it", "roles/pubsub.publisher", "grant it"
+        )
+    assert found.measured.startswith("the topic itself: not granted; project p: not granted; ")
+    assert [call["x-goog-request-params"] for call in cloud.calls] == [
+        "resource=projects/p/topics/t",
+        "name=projects/p",
+        "resource=projects/p",
+    ]
+    assert {call["authorization"] for call in cloud.calls} == {"Bearer tkn"}
 
 
 @pytest.mark.parametrize("kind", ["pubsub", "firestore"])

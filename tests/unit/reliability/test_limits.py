@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -287,6 +288,61 @@ def test_a_name_that_no_call_can_fill_is_refused_at_the_declaration() -> None:
         def t(*, tenant_id: str, site: str) -> None: ...
 
         t.name  # noqa: B018 a task is bound when it is used first
+
+
+def _of_model(arguments: Any) -> str:
+    return str(arguments["model"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        (Limit("a", rate="60/m"), Limit("a", rate="1/s"), "rate='1/s', and in t.one rate='60/m'"),
+        (
+            Limit("{tenant_id}", max_running=3),
+            Limit("{tenant_id}", max_running=5),
+            "Limit('{tenant_id}') has max_running=5, and in t.one max_running=3",
+        ),
+        (Limit(_of_model, max_running=3), Limit(_of_model, max_running=5), "max_running=3"),
+        (Limit("a", rate="60/m"), Limit("a", rate="60 per minute"), None),
+        (Limit("a", max_running=3), Limit("a", rate="3/m"), None),
+        (Limit("a", max_running=3), Limit("{a}", max_running=5), None),
+    ],
+)
+def test_tasks_that_share_a_limit_give_it_one_number(
+    one: Limit, other: Limit, says: str | None
+) -> None:
+    """Else it would be the number of whichever job asks."""
+    app = fresh_app()
+
+    def define(name: str, limit: Limit) -> Any:
+        @app.task(shared=False, base=ReliableTask, name=name, reliable=Reliable(limits=[limit]))
+        def task(*, tenant_id: str, model: str = "", a: str = "") -> None: ...
+
+        return task
+
+    define("t.one", one)
+    defined = define("t.other", other)
+    if says is None:
+        app.finalize()
+        return
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        app.finalize()
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        defined.delay(tenant_id="acme")
+    assert "t.other" not in app.tasks
+
+
+def test_two_functions_that_name_one_limit_agree_on_its_number() -> None:
+    app = fresh_app()
+    limits = [Limit(lambda arguments: "m", max_running=1), Limit(_of_model, max_running=2)]
+
+    @app.task(shared=False, base=ReliableTask, name="t", reliable=Reliable(limits=limits))
+    def t(*, tenant_id: str, model: str) -> None: ...
+
+    assert len(t.resolve_call((), {"tenant_id": "a", "model": "n"}, {}, "id").limits) == 2
+    with pytest.raises(InvalidCall, match="the name 'm' in this call, and different numbers"):
+        t.delay(tenant_id="a", model="m")
 
 
 @pytest.mark.parametrize(

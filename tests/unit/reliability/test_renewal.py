@@ -15,7 +15,7 @@ import pytest
 from gwi_celery.errors import StoreUnavailable, StoreUnusable
 from gwi_celery.ids import fingerprint
 from gwi_celery.reliability import renewal
-from gwi_celery.reliability.job import Limits, RunningJob
+from gwi_celery.reliability.job import Bounds, RunningJob
 from gwi_celery.reliability.renewal import NEVER, Renewer
 from gwi_celery.stores.base import (
     AttemptEnd,
@@ -57,8 +57,8 @@ def running(store: Store, run: str, due_in: float) -> RunningJob:
         )
     )
     assert isinstance(claimed, Claimed)
-    limits = Limits(max_checkpoint_bytes=1000, deadline=None, interrupt_on_shutdown=False)
-    return RunningJob(store, claimed, limits, asked_at=time.monotonic() - TTL / 3 + due_in)
+    bounds = Bounds(max_checkpoint_bytes=1000, deadline=None, interrupt_on_shutdown=False)
+    return RunningJob(store, claimed, bounds, asked_at=time.monotonic() - TTL / 3 + due_in)
 
 
 def test_a_save_that_stalls_keeps_no_other_job_from_being_renewed(

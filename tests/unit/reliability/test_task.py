@@ -306,6 +306,19 @@ def test_a_name_used_twice_or_a_value_without_a_json_form_is_an_error(
         t.delay(**CALL).get()
 
 
+def test_a_step_or_job_that_is_async_says_how_to_run_it(app: Celery) -> None:
+    async def fetch() -> int:
+        return 1
+
+    @app.task(shared=False, base=ReliableTask, bind=True, name="t")
+    def t(self: Any, stepwise: bool, *, tenant_id: str, run_id: str) -> Any:
+        return self.step("fetch", fetch) if stepwise else fetch()
+
+    for stepwise in (True, False):
+        with pytest.raises(NotSerializable, match=r"asyncio\.run"):
+            t.delay(stepwise, tenant_id="acme", run_id=str(stepwise)).get()
+
+
 def test_a_step_that_raised_may_be_called_again(app: Celery) -> None:
     tries: list[int] = []
 

@@ -43,6 +43,14 @@ def test_without_an_app_it_is_shared(app: Celery) -> None:
     assert isinstance(app.tasks["shared_count"], ReliableTask)
 
 
+def test_without_parentheses_it_says_how_it_is_written() -> None:
+    with pytest.raises(ConfigurationError, match=r"write @reliable_task\(app\)"):
+
+        @reliable_task
+        def count(tenant_id: str) -> int:
+            return len(tenant_id)
+
+
 def test_another_base_is_refused(app: Celery) -> None:
     with pytest.raises(ConfigurationError, match="not a subclass of ReliableTask"):
         reliable_task(app, base=Task)

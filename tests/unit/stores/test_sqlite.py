@@ -24,7 +24,8 @@ from gwi_celery.stores.base import (
     LockRef,
     Origin,
 )
-from gwi_celery.stores.protocol import BARRED_TTL, CANCELLED_TTL, FAILED_KEPT
+from gwi_celery.stores.interventions import BARRED_TTL, CANCELLED_TTL
+from gwi_celery.stores.protocol import FAILED_KEPT
 from gwi_celery.stores.sqlite import (
     SqliteStore,
     forget_memory_store,

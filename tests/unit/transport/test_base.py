@@ -1,14 +1,17 @@
-"""What the transport does on its own account: its URL, and stopping."""
+"""What the transport does on its own account: its URL, its timer, and stopping."""
 
 from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from celery import signals
-from kombu import Connection
+from kombu import Connection, Consumer
+from kombu.asynchronous import Hub
 
 from gwi_celery.transport import embedded, register
 from tests.machine import PATIENCE
@@ -60,3 +63,35 @@ def test_a_wait_for_messages_ends_when_the_worker_is_told_to_stop(tmp_path: Path
         thread.join(PATIENCE)
         queue.put({"n": 1})
         assert queue.get(timeout=PATIENCE).payload == {"n": 1}, "what is there is still delivered"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    made = Hub()
+    yield made
+    made.close()
+
+
+def test_an_event_loop_has_one_timer_which_comes_forward(tmp_path: Path, hub: Hub) -> None:
+    """Not one for each message: a cancelled one stays in the loop's memory until its time."""
+    got: list[int] = []
+    with (
+        Connection(f"embedded://{tmp_path}") as connection,
+        connection.SimpleQueue("q") as queue,
+        Consumer(connection, [queue.queue], callbacks=[lambda n, _: got.append(n)], no_ack=True),
+    ):
+        transport = connection.transport
+        transport.register_with_event_loop(connection, hub)
+        for n in range(10):
+            queue.put(n)
+            while len(got) <= n:
+                hub.run_once()
+            transport.on_readable()  # nothing is left: it waits for a timer
+            assert len(hub.timer) == 1
+        due = datetime.now(timezone.utc) + timedelta(seconds=0.2)
+        queue.put(10, headers={"eta": due.isoformat()})
+        while len(got) <= 10:
+            hub.run_once()
+        assert due <= datetime.now(timezone.utc) < due + timedelta(seconds=20), "not with the look"
+        assert len(hub.timer) <= 2
+        transport.unregister_from_event_loop(connection, hub)

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.common import itermessages
 
+from gwi_celery.brokers.base import OutgoingMessage
 from gwi_celery.errors import BrokerUnavailable
 from gwi_celery.transport import register
 from tests.machine import PATIENCE
@@ -91,6 +93,24 @@ def test_queues_take_turns(
                 waiting.pop().ack()
     for n in range(0, 24 - 6, 6):
         assert set(order[n : n + 6]) == set("abc"), order
+
+
+def test_celerys_events_are_sent_as_such_and_nothing_else_is(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits until the broker has one. Control commands and transient tasks are waited for."""
+    app, sent = Celery(broker=connection.as_uri()), []
+
+    def publish(broker: Any, exchange: str, key: str, message: OutgoingMessage) -> None:
+        sent.append((exchange or key, message.event))
+
+    # Of each connection: Celery's control has its own.
+    monkeypatch.setattr(type(connection.transport.broker), "publish", publish)
+    with app.events.Dispatcher(connection, hostname="worker") as events:
+        events.send("worker-heartbeat")
+    app.control.broadcast("ping", connection=connection)
+    app.send_task("task", connection=connection, delivery_mode=1)
+    assert sent == [("celeryev", True), ("celery.pidbox", False), ("celery", False)]
 
 
 def test_channels_take_turns(connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -23,6 +24,18 @@ def test_an_argument_of_another_type_is_refused(argument: dict[str, Any]) -> Non
         pytest.raises(ConfigurationError, match=f"argument {name} of queue 'q' is"),
     ):
         Queue("q", queue_arguments=argument, channel=channel).queue_declare()
+
+
+@pytest.mark.parametrize("option", ["expires", "message_ttl"])
+def test_a_time_that_is_none_is_refused_as_an_option_of_kombus_too(option: str) -> None:
+    with (
+        Connection("embedded://:memory:/arguments") as connection,
+        connection.channel() as channel,
+    ):
+        for wrong in (math.nan, math.inf, -1, 0, 1e12, 1e307):  # Kombu takes numbers only
+            with pytest.raises(ConfigurationError, match="queue 'q'"):
+                Queue("q", channel=channel, **{option: wrong}).queue_declare()
+        assert not channel._broker.has_queue("q")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -18,7 +19,7 @@ from gwi_celery.brokers.pubsub.acks import Acknowledger
 from gwi_celery.brokers.pubsub.client import Client
 from gwi_celery.brokers.pubsub.deliveries import Deliveries
 from gwi_celery.brokers.pubsub.options import parse
-from gwi_celery.errors import BrokerError, BrokerUnavailable, NotFound
+from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable, NotFound
 from gwi_celery.gcp import fork_gate
 from tests import workers
 
@@ -26,6 +27,7 @@ from tests import workers
 eventually = partial(workers.eventually, timeout=20)
 
 SUBSCRIPTION = "projects/p/subscriptions/gwi-q"
+OTHER = "projects/p/subscriptions/gwi-other"
 
 
 class _Server:
@@ -35,11 +37,15 @@ class _Server:
         self.requests: list[list[str]] = []
         self.rpcs: list[str] = []
         self.futures: list[Future[None]] = []
-        self.young = False
+        self.young = self.forking = False
         self.refusal: Exception | None = None
 
-    def begin(self, rpc: str, request: Any, subscription: str) -> Future[None]:
-        assert subscription == request.subscription == SUBSCRIPTION
+    def begin(self, rpc: str, request: Any, subscription: str, *, wait: bool) -> Future[None]:
+        assert subscription == request.subscription
+        # The acking thread doesn't wait for a fork.
+        assert wait == (threading.current_thread().name == "gwi-acks")
+        if self.forking and not wait:
+            raise BrokerUnavailable("this process forks")
         if self.refusal is not None:
             raise self.refusal
         self.rpcs.append(rpc)
@@ -75,7 +81,7 @@ def sender(server: _Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Acknowl
 
 def _ack(sender: Acknowledger, *ids: str, last: bool = False) -> None:
     for id in ids:
-        sender.ack(SUBSCRIPTION, id, time.monotonic() + 60, last=last)
+        sender.ack((SUBSCRIPTION, id, time.monotonic() + 60), last=last)
 
 
 def test_an_ack_does_not_wait_for_the_one_before(server: _Server, sender: Acknowledger) -> None:
@@ -84,6 +90,11 @@ def test_an_ack_does_not_wait_for_the_one_before(server: _Server, sender: Acknow
         _ack(sender, id, last=True)
         eventually(lambda id=id: server.requests[-1:] == [[id]])
     assert not any(future.done() for future in server.futures)
+
+
+def test_acks_at_once_share_a_request(server: _Server, sender: Acknowledger) -> None:
+    sender.ack(*((SUBSCRIPTION, id, time.monotonic() + 60) for id in "abc"), last=True)
+    server.sent(["a", "b", "c"])
 
 
 def test_acks_of_a_busy_worker_gather_until_its_last(server: _Server, sender: Acknowledger) -> None:
@@ -109,16 +120,32 @@ def test_acks_of_a_busy_worker_gather_until_an_answer(
 def test_far_from_the_server_no_ack_waits(
     server: _Server, sender: Acknowledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each that waited would be a place that stays empty."""
+    """Each that waited would be a place that stays empty. Nor does it wait for another thread."""
+    _find_out_that_it_is_far(server, sender, monkeypatch)
+    _ack(sender, "b", last=True)
+    assert server.requests == [["a"], ["b"]]
+    _ack(sender, "c")
+    assert server.requests == [["a"], ["b"], ["c"]]
+
+
+def test_an_ack_in_a_fork_is_left_to_the_thread_that_can_wait(
+    server: _Server, sender: Acknowledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fork may wait for the stream that the acking thread reads."""
+    _find_out_that_it_is_far(server, sender, monkeypatch)
+    server.forking = True
+    _ack(sender, "b")
+    server.sent(["a"], ["b"])
+
+
+def _find_out_that_it_is_far(
+    server: _Server, sender: Acknowledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(acks, "_FAR", 0.0)
     _ack(sender, "a")
     server.sent(["a"])
     server.futures[0].set_result(None)
     assert sender.flush(20)  # how long answers take is known now
-    _ack(sender, "b", last=True)
-    server.sent(["a"], ["b"])
-    _ack(sender, "c")
-    server.sent(["a"], ["b"], ["c"])
 
 
 def test_acks_of_a_busy_worker_gather_for_milliseconds(
@@ -165,7 +192,7 @@ def test_an_outage_that_hits_several_requests_is_one(
         eventually(lambda n=n: len(server.requests) == n + 1)
     for future in server.futures[:8]:
         future.set_exception(BrokerUnavailable("no route"))
-    assert sender._retry_at < time.monotonic() + 1
+    assert sender._retry_at(SUBSCRIPTION) < time.monotonic() + 1
     eventually(lambda: sum(map(len, server.requests[8:])) == 8)
     assert {id for ids in server.requests[8:] for id in ids} == set("01234567")
     for future in server.futures[8:]:
@@ -189,6 +216,48 @@ def test_a_refused_ack_is_not_sent_again(
         " no credentials",
     ]
     assert server.requests == [["a"]]
+
+
+def test_an_ack_waits_for_a_missing_permission_as_long_as_its_lease_lasts(
+    server: _Server, sender: Acknowledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody may give it back. What to do is in the log, once, and what can't be helped."""
+    caplog.set_level(logging.INFO)
+    _ack(sender, "a", last=True)
+    for tries in (1, 2):
+        server.sent(*[["a"]] * tries)
+        server.futures[-1].set_exception(BrokerUnusable("grant roles/pubsub.subscriber"))
+    server.sent(*[["a"]] * 3)
+    server.futures[-1].set_result(None)
+    assert sender.flush(10)
+    sender.ack((SUBSCRIPTION, "b", time.monotonic()), last=True)
+    server.sent(*[["a"]] * 3, ["b"])
+    server.futures[-1].set_exception(BrokerUnusable("grant roles/pubsub.subscriber"))
+    assert sender.flush(10), "its lease has ended"
+    told = [r.getMessage().replace(SUBSCRIPTION, "S") for r in caplog.records]
+    failing = "acks and nacks on S fail, now 1, and are retried until the messages' leases end: "
+    assert told == [
+        failing + "grant roles/pubsub.subscriber",
+        "acks on S are taken again",
+        failing + "grant roles/pubsub.subscriber",
+        "1 messages of S could not be acked before their leases ran out: they will be redelivered",
+    ]
+
+
+def test_a_permission_that_is_missing_on_one_queue_holds_up_no_other(
+    server: _Server, sender: Acknowledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acks, "_FIRST_PAUSE", 3600.0)
+    _ack(sender, "a", last=True)
+    server.sent(["a"])
+    server.futures[0].set_exception(BrokerUnusable("grant roles/pubsub.subscriber"))
+    eventually(lambda: sender._retry_at(SUBSCRIPTION))
+    _ack(sender, "b", last=True)
+    sender.ack((OTHER, "c", time.monotonic() + 60), last=True)
+    server.sent(["a"], ["c"])
+    server.futures[1].set_result(None)
+    assert not sender.flush(0.01), "a and b still wait"
+    assert len(server.requests) == 2
 
 
 def test_an_ack_to_a_deleted_subscription_is_no_news(
@@ -231,7 +300,7 @@ def test_acks_say_whether_the_worker_holds_anything_else(
     eventually(lambda: server.rpcs == ["Acknowledge", "Acknowledge", "ModifyAckDeadline"])
 
 
-def test_a_fork_waits_for_requests_that_were_begun() -> None:
+def test_a_fork_waits_for_requests_that_were_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     before = fork_gate.in_flight()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = Client(parse(f"pubsub://127.0.0.1:{silent.getsockname()[1]}/p", {}))
@@ -240,6 +309,9 @@ def test_a_fork_waits_for_requests_that_were_begun() -> None:
         assert fork_gate.in_flight() == before + 1
         future.cancel()
         eventually(lambda: fork_gate.in_flight() == before)
+        with monkeypatch.context() as forking, pytest.raises(BrokerUnavailable, match="forks"):
+            forking.setattr(fork_gate, "try_enter", lambda: False)
+            client.begin("Acknowledge", request, SUBSCRIPTION, wait=False)
         with pytest.raises(KeyError):
             client.begin("NoSuchRpc", request, SUBSCRIPTION)
         assert fork_gate.in_flight() == before

@@ -14,7 +14,7 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransp
 
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import parse
-from gwi_celery.errors import BrokerUnavailable, BrokerUnusable
+from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable
 from gwi_celery.testing.emulators import free_port
 
 PROJECT, TOPIC, SUBSCRIPTION = "projects/p", "projects/p/topics/a~b", "projects/p/subscriptions/a%c"
@@ -88,6 +88,22 @@ def test_calls_are_routed_as_googles_library_does(served: tuple[Recorder, str], 
 
 Code = grpc.StatusCode
 API_OFF = "Cloud Pub/Sub API has not been used in project 1 before or it is disabled."
+NO_BILLING = (
+    "This API method requires billing to be enabled. Please enable billing on project #1 by visiting "
+    "https://console.developers.google.com/billing/enable?project=1 then retry."
+)
+PERIMETER = (
+    "Request is prohibited by organization's policy. vpcServiceControlsUniqueIdentifier: abc"
+)
+NO_QUOTA = (
+    "Your application is authenticating by using local Application Default Credentials. The "
+    "pubsub.googleapis.com API requires a quota project, which is not set by default."
+)
+REGIONS = (
+    "The requested message storage policy contains the following GCP regions that are not allowed by "
+    "the project's organization policy: us-east1."
+)
+CMEK = "Constraint constraints/gcp.restrictNonCmekServices violated for projects/1."
 NO_PROJECT = "Requested project not found or user does not have access to it (project=proj)."
 
 
@@ -127,6 +143,12 @@ def test_an_emulator_elsewhere_that_is_unavailable(monkeypatch: pytest.MonkeyPat
         (Code.UNAVAILABLE, "down", BrokerUnavailable, r"Pub/Sub at pubsub\.googleapis\.com.*net"),
         (Code.PERMISSION_DENIED, API_OFF, BrokerUnusable, "gcloud services enable pubsub.google"),
         (Code.PERMISSION_DENIED, "no", BrokerUnusable, r"roles/pubsub\.publisher"),
+        (Code.PERMISSION_DENIED, NO_BILLING, BrokerUnusable, "gcloud billing projects link proj"),
+        (Code.PERMISSION_DENIED, PERIMETER, BrokerUnusable, "^a service perimeter.*ingress rule"),
+        (Code.PERMISSION_DENIED, NO_QUOTA, BrokerUnusable, "set-quota-project proj"),
+        (Code.FAILED_PRECONDITION, REGIONS, BrokerUnusable, "resourceLocations.*storage_regions"),
+        (Code.FAILED_PRECONDITION, CMEK, BrokerUnusable, "kms_key"),
+        (Code.FAILED_PRECONDITION, "no", BrokerError, "FAILED_PRECONDITION: no"),
         (Code.NOT_FOUND, NO_PROJECT, BrokerUnusable, "no Google Cloud project 'proj'.*GCP_PROJECT"),
     ],
 )
@@ -136,4 +158,4 @@ def test_what_google_answers(
     monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
     client = Client(parse("pubsub://proj"))
     with pytest.raises(kind, match=match):
-        raise client.error(Answer(code, details), "Publish", TOPIC)
+        raise client.error(Answer(code, details), "Publish", "projects/proj/topics/a~b")
