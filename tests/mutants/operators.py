@@ -22,14 +22,14 @@ OPERATORS = [
         "gwi_celery/jobs/changing.py",
         " if not undoes(each.job.task)]",
         "]",
-        "unit/jobs/test_jobs.py::test_a_tree_s_cancellation_leaves_alone_what_undoes_its_jobs",
+        "unit/test_jobs.py::test_a_tree_s_cancellation_leaves_alone_what_undoes_its_jobs",
     ),
     Mutant(
         "what undoes a cancelled job is kept from beginning, as the job's calls are",
         "gwi_celery/stores/interventions.py",
         " or undoes(request.job.task):",
         ":",
-        "unit/jobs/test_jobs.py::test_a_tree_s_cancellation_leaves_alone_what_undoes_its_jobs",
+        "unit/test_jobs.py::test_a_tree_s_cancellation_leaves_alone_what_undoes_its_jobs",
     ),
     Mutant(
         "a fork does not run the step that it begins from",
