@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,7 +73,8 @@ def share_connection(
             place = module.__name__, options.endpoint
             if place not in _kept:
                 _kept[place] = connect(options, access)
-                grpc.channel_ready_future(_kept[place]).result(PATIENCE)
+                with suppress(grpc.RpcError):  # it has no such method, but by then a connection
+                    _kept[place].unary_unary("/-/-")(b"", timeout=PATIENCE, wait_for_ready=True)
             return connect(options, access)
 
         shared = [o for o in module._CHANNEL_OPTIONS if o[0] != "grpc.use_local_subchannel_pool"]

@@ -44,6 +44,10 @@ from gwi_celery.gcp import fork_gate, rpcs
 from gwi_celery.gcp.channel import Channel
 from gwi_celery.gcp.credentials import Access, NoCredentials
 
+#: Seconds within which gRPC's thread that waits for a connection has ended after it was told to: it looks
+#: every 0.2 s (``grpc._channel._poll_connectivity``).
+_LOOKS_ON = 0.5
+
 #: The protobuf messages, without the library's wrappers.
 pb = {
     name: getattr(types, name).pb()
@@ -363,7 +367,8 @@ class Client:
 
     def ready(self, timeout: float) -> None:
         """Wait for a connection to the endpoint, without any RPC. Raises BrokerUnavailable."""
-        with fork_gate.call():
+        fork_gate.enter()
+        try:
             future = grpc.channel_ready_future(self._channel.get())
             try:
                 future.result(timeout=timeout)
@@ -373,6 +378,11 @@ class Client:
                 ) from exc
             finally:
                 future.cancel()
+        finally:
+            # gRPC's thread goes on looking at the channel for a moment: a child forked then may crash.
+            leaves = threading.Timer(_LOOKS_ON, fork_gate.leave)
+            leaves.daemon = True
+            leaves.start()
 
     def close(self) -> None:
         """Close this process's channel. Safe to call twice; it opens again when it is used."""

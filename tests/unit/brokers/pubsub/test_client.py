@@ -15,7 +15,9 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransp
 from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.errors import BrokerError, BrokerUnavailable, BrokerUnusable
+from gwi_celery.gcp import fork_gate
 from gwi_celery.testing.emulators import free_port
+from tests.machine import PATIENCE
 
 PROJECT, TOPIC, SUBSCRIPTION = "projects/p", "projects/p/topics/a~b", "projects/p/subscriptions/a%c"
 
@@ -112,6 +114,20 @@ class Answer(grpc.RpcError):  # type: ignore[misc]
         self.code = lambda: code
         self.details = lambda: details
         self.trailing_metadata = lambda: ()
+
+
+def test_a_fork_waits_until_grpc_has_stopped_looking_for_a_connection(
+    served: tuple[Recorder, str],
+) -> None:
+    client = Client(parse(f"pubsub://{served[1]}/p", {}))
+    client.ready(PATIENCE)
+    looking = client._channel.get()._connectivity_state
+    fork_gate._before()
+    try:
+        assert not looking.polling, "its thread calls into gRPC: a child may crash"
+    finally:
+        fork_gate._in_parent()
+        client.close()
 
 
 def test_an_emulator_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
