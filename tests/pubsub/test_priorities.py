@@ -26,4 +26,5 @@ def test_a_temporary_queue_hands_over_the_most_urgent_of_what_is_there(
         for name, priority in [("first", 2), ("second", 6), ("third", 2)]:
             buffer.put(name, priority=priority)
         taken = [buffer.get(timeout=PATIENCE).payload for _ in range(3)]
-    assert taken == ["second", "first", "third"]
+    # Those of one priority have no order: Pub/Sub keeps none without ordering keys.
+    assert (taken[0], sorted(taken[1:])) == ("second", ["first", "third"])
