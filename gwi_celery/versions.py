@@ -130,6 +130,7 @@ INTERNALS: Final = {
         "should_stop",
         "task_ready",
     ),
+    "celery.worker.worker": ("WorkController.exitcode",),
     "kombu": (
         "Connection._closed",
         "Connection._init_params",

@@ -115,7 +115,9 @@ class ShutdownGrace(bootsteps.StartStopStep):
 
     def _exit_soon(self) -> None:
         self._sleep(_REST if pool_processes(self._worker.pool) else _LOOK_EVERY)
-        end_now(int(state.should_stop or 0))
+        # An error that ended the worker has told only the worker so.
+        code = state.should_stop if self._worker.exitcode is None else self._worker.exitcode
+        end_now(1 if isinstance(code, str) else int(code or 0))
 
 
 class _Broker:
