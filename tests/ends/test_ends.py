@@ -229,7 +229,8 @@ def test_every_end_is_as_the_table_says(pool: str, bench: Callable[[str], Bench]
     _duplicates(b)
     if pool != "push":
         _terminated(b)
-        _ended(b)
+        if pool != "prefork":  # where its cold shutdown at times waits for the job
+            _ended(b)
     assert b.call("returns", "next").get(timeout=PATIENCE) == "returns"
     eventually(lambda: drained(b.broker), what="no message is left")
     if b.subscription is not None:
@@ -265,7 +266,8 @@ def _terminated(b: Bench) -> None:
         b.revoke("terminated", terminate=True)
     row = (End.REVOKED if b.pool in ENDS_JOBS else End.SUCCEEDED).row
     eventually(lambda: result.state == row.caller, row.caller)
-    assert b.record("terminated").status is JobStatus(row.record.value)
+    # Where the job can't be ended from outside, its record is written after its end.
+    eventually(lambda: b.record("terminated").status is JobStatus(row.record.value), "its record")
     assert b.store.get_lock(LockRef("t", ("run", "terminated"))) is None
     assert "terminated" not in b.dead()
 
