@@ -19,7 +19,7 @@ from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from celery.worker.state import task_ready
 
 from gwi_celery import blobs
-from gwi_celery.errors import Interrupt
+from gwi_celery.errors import Interrupt, LeaseLost
 from gwi_celery.headers import ATTEMPT_PROPERTY
 from gwi_celery.integration import store_for
 from gwi_celery.reliability.call import Call, callers_headers, for_logs, own_lock, submission
@@ -143,7 +143,11 @@ class ReliableRequest(GuardedRequest):
         Returns True if the job has succeeded meanwhile: then that is its outcome.
         """
         try:
-            record = self._end_job(self._resolve_call(), error)
+            resolved = self._resolve_call()
+            try:
+                record = self._end_job(resolved, error)
+            except LeaseLost:  # its process has released the lease as it ended: it does that once
+                record = self._end_job(resolved, error)
         except (Exception, Interrupt) as exc:
             why = safe_text(exc)
             logger.warning("could not record %r for %s[%s]: %s", error, self.name, self.id, why)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from billiard.einfo import ExceptionInfo
@@ -12,7 +13,7 @@ from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery
 
 from gwi_celery import ReliableTask, broker_for, store_for
-from gwi_celery.stores.base import Claimed, ClaimRequest, JobStatus
+from gwi_celery.stores.base import Claimed, ClaimRequest, JobStatus, Lease
 from gwi_celery.worker.request import ReliableRequest
 from tests.apps import fresh_app
 
@@ -70,6 +71,26 @@ def test_a_job_past_its_hard_time_limit_has_failed(app: Celery, request_: Reliab
     assert record.status is JobStatus.FAILED
     assert store_for(app).get_lock(claimed.lock) is None
     assert isinstance(app.AsyncResult(request_.id).result, TimeLimitExceeded)
+
+
+def test_a_job_has_failed_also_if_its_process_releases_it_meanwhile(
+    app: Celery, request_: ReliableRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is told to end leaves its job to be redelivered, and this message is acked."""
+    claimed = claim(app, request_._attempt)
+    store = store_for(app)
+    finish = store.finish
+
+    def finish_late(lease: Lease, *rest: Any) -> None:
+        monkeypatch.undo()
+        store.release(lease)
+        finish(lease, *rest)
+
+    monkeypatch.setattr(store, "finish", finish_late)
+    request_.on_timeout(soft=False, timeout=3.0)
+    record = store.get_job(claimed.job)
+    assert record is not None
+    assert record.status is JobStatus.FAILED
 
 
 @pytest.mark.parametrize("ours", [True, False])
