@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
+import celery
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.concurrency.base import BasePool
@@ -74,6 +75,11 @@ class ReliableRequest(GuardedRequest):
             exc = exc.exc
         if isinstance(exc, Reject):
             self._note_reason(exc.reason, exc_info.traceback)
+            if not exc.requeue and celery.VERSION[:2] < (5, 7):
+                # Its caller would wait for ever: https://github.com/celery/celery/issues/4222
+                self.task.backend.mark_as_failure(
+                    self.id, exc, request=self._context, store_result=self.store_errors
+                )
         else:
             self._note_reason(exc, exc_info.traceback)
             self._failed = not isinstance(exc, (Ignore, Retry, Terminated, WorkerLostError))
