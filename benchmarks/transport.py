@@ -88,7 +88,7 @@ def main(quick: bool) -> int:
     return 0
 
 
-def _sides(console: Console, folder: Path, emulator: str, redis: str | None) -> list[Side]:
+def _sides(console: Console, folder: Path, emulator: str, redis: str) -> list[Side]:
     environment = {"PUBSUB_EMULATOR_HOST": emulator}
     sides = []
     try:
@@ -103,10 +103,7 @@ def _sides(console: Console, folder: Path, emulator: str, redis: str | None) -> 
         console.print(f"Without gcpubsub ({exc}): pip install 'gwi-celery[bench]'.")
     else:
         sides.append(Side("gcpubsub", "gcpubsub://projects/{unique}", environment))
-    if redis is None:
-        console.print("Without Redis: no redis-server on this machine.")
-    else:
-        sides.append(Side("redis", redis + "/{number}"))
+    sides.append(Side("redis", redis + "/{number}"))
     sides.append(Side("embedded", f"embedded://{folder}/{{unique}}"))
     return sides
 

@@ -36,10 +36,6 @@ def block(word: str) -> str:
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[str]:
     with redis_server(tmp_path) as url:
-        if url is None:
-            if os.environ.get("CI") == "true":
-                raise AssertionError("no redis-server on this machine")
-            pytest.skip("no redis-server on this machine")
         yield url
 
 

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import select
 import selectors
 import shlex
 import signal
@@ -150,11 +151,19 @@ def _leave_out_clients() -> None:
         sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 
 
+class _Exact(selectors.DefaultSelector):
+    """Waits as long as it is told: epoll, the default, rounds up to a whole millisecond."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        select.select([self.fileno()], [], [], timeout if timeout is None else max(timeout, 0))
+        return super().select(0)
+
+
 class _Punctual(asyncio.DefaultEventLoopPolicy):
-    """Event loops whose sleeps are exact: with epoll, the default, they end up to a millisecond late."""
+    """Event loops whose sleeps are exact."""
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return asyncio.SelectorEventLoop(selectors.SelectSelector())
+        return asyncio.SelectorEventLoop(_Exact())
 
 
 if __name__ == "__main__":
