@@ -221,6 +221,7 @@ def test_what_is_refused_is_told_with_its_reason(twin: Twin) -> None:
     ("broken", "change"),
     [
         ("disabled", "gcloud services enable pubsub.googleapis.com"),
+        ("missing", "check GCP_PROJECT_ID, or the project in the broker's URL"),
         ("revoked", "gcloud auth application-default login"),
         ("unreachable", "does not answer"),
     ],
@@ -232,12 +233,14 @@ def test_what_makes_all_else_fail_is_told_once_and_soon(
     url = _url("127.0.0.1:9" if broken == "unreachable" else twin.endpoint)
     found: list[Finding] = []
     twin.disable(broken == "disabled")
+    twin.without_project(broken == "missing")
     twin.switch(revoked=broken == "revoked")
     try:
         with Stopwatch() as watch:
             examine([url + "?emulator=strict"], 300, found.append)
     finally:
         twin.disable(False)
+        twin.without_project(False)
         twin.switch(revoked=False)
     assert watch.seconds < 30
     told = [(finding.what, finding.holds) for finding in found]

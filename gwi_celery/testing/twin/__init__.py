@@ -183,6 +183,10 @@ class Twin(_TwinProcess):
         """Switch the project's Pub/Sub API off, or on again."""
         self._do("disable", disabled=disabled)
 
+    def without_project(self, without: bool = True) -> None:
+        """Have no project of whatever id, or have them all again."""
+        self._do("without_project", without=without)
+
 
 class FirestoreTwin(_TwinProcess):
     """A twin of Firestore, before an emulator; its switches are those of :class:`FirestoreBehaviour`."""

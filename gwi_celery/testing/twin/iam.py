@@ -62,11 +62,13 @@ class Rights:
         self.granted: list[tuple[str, str, str]] = []
         #: The project's API is switched off.
         self.disabled = False
+        #: There is no project: https://github.com/potmat/homebridge-google-nest-sdm/pull/9
+        self.no_project = False
 
     def clear(self) -> None:
         self._denied.clear()
         self.granted.clear()
-        self.disabled = False
+        self.disabled = self.no_project = False
 
     def deny(self, permission: str, resource: str, who: str) -> None:
         self._denied.add((who, permission, resource))
@@ -94,8 +96,16 @@ class Rights:
             self.need(permission, on)
 
     def check_enabled(self, resource: str) -> None:
+        project = resource.partition("/")[2].partition("/")[0]
+        if self.no_project:
+            raise Refused(
+                "Requested project not found or user does not have access to it "
+                f"(project={project}). Make sure to specify the unique project identifier and not the "
+                "Google Cloud Console display name.",
+                "NOT_FOUND",
+            )
         if self.disabled:
-            raise _ApiDisabled(resource.partition("/")[2].partition("/")[0])
+            raise _ApiDisabled(project)
 
     def need(self, permission: str, on: str) -> None:
         """Raises Refused if the caller lacks it."""

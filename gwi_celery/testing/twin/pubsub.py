@@ -80,3 +80,6 @@ class PubSubServer(Server):
 
     def _do_disable(self, disabled: bool = True) -> None:
         self.world.rights.disabled = disabled
+
+    def _do_without_project(self, without: bool = True) -> None:
+        self.world.rights.no_project = without
