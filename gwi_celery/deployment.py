@@ -15,6 +15,7 @@ from gwi_celery.brokers.checks import check_spec
 from gwi_celery.brokers.pubsub.options import PubSubOptions
 from gwi_celery.brokers.pubsub.topology.desired import Desired
 from gwi_celery.brokers.pubsub.topology.paths import Paths
+from gwi_celery.config import Settings
 from gwi_celery.firestore.url import FirestoreURL
 
 #: Google's APIs, and what for.
@@ -30,7 +31,7 @@ FIRESTORE: Final = {"type": "FIRESTORE_NATIVE", "edition": "STANDARD"}
 #: (https://cloud.google.com/pubsub/docs/subscription-properties#message_retention).
 DEAD_LETTER_RETENTION: Final = 2_678_400
 #: Seconds that a push request may take, which is a push subscription's ack deadline.
-PUSH_DEADLINE: Final = 600
+PUSH_DEADLINE: Final = round(Settings.push_deadline)
 
 
 @dataclass(frozen=True)

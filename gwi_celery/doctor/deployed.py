@@ -38,8 +38,9 @@ def needs(wanted: Deployment) -> Iterator[Finding]:
         client.ready(TIMEOUT)  # else each of the calls would be tried for that long
         with Grants(wanted.options) as grants:
             for queue in wanted.queues:
-                yield from _resources(client, queue)
-                yield from _grants(grants, queue)
+                missing: set[str] = set()
+                yield from _resources(client, queue, missing)
+                yield from _grants(grants, queue, missing)
     except (BrokerUnavailable, BrokerUnusable) as exc:
         yield Finding("topics and subscriptions", False, measured=str(exc), change="as it says")
     finally:
@@ -51,23 +52,31 @@ def needs(wanted: Deployment) -> Iterator[Finding]:
 # --- topics and subscriptions ---------------------------------------------------------------------
 
 
-def _resources(client: Client, queue: Queue) -> Iterator[Finding]:
+def _resources(client: Client, queue: Queue, missing: set[str]) -> Iterator[Finding]:
+    """Adds the paths of those that don't exist to ``missing``."""
+    there = partial(_there, client, missing)
     for topic in (queue.topic, queue.dead_topic):
-        request = pb["GetTopicRequest"](topic=topic)
-        yield _there(client, "GetTopic", request, topic, lambda found: ())
+        yield there("GetTopic", pb["GetTopicRequest"](topic=topic), topic, lambda found: ())
     for subscription in (*queue.subscriptions, queue.dead_subscription):
         request = pb["GetSubscriptionRequest"](subscription=subscription.name)
         differences = partial(_differences, subscription)
-        yield _there(client, "GetSubscription", request, subscription.name, differences)
+        yield there("GetSubscription", request, subscription.name, differences)
 
 
 def _there(
-    client: Client, rpc: str, request: Any, path: str, differences: Callable[[Any], Iterable[str]]
+    client: Client,
+    missing: set[str],
+    rpc: str,
+    request: Any,
+    path: str,
+    differences: Callable[[Any], Iterable[str]],
 ) -> Finding:
     what = f"{path.split('/')[2][:-1]} {id_of(path)}"
     try:
         found = client.persist(rpc, request, path, TIMEOUT)
     except (NotFound, BrokerUnusable) as exc:
+        if isinstance(exc.__cause__, grpc.RpcError) and exc.__cause__.code() is _Status.NOT_FOUND:
+            missing.add(path)
         change = "celery -A APP gwi init" if isinstance(exc, NotFound) else "as it says"
         return Finding(what, False, measured=str(exc), change=change)
     except BrokerError as exc:
@@ -96,10 +105,15 @@ def _differences(wanted: Any, found: Any) -> Iterator[str]:
 # --- permissions ----------------------------------------------------------------------------------
 
 
-def _grants(grants: Grants, queue: Queue) -> Iterator[Finding]:
-    """Our own grants, by TestIamPermissions; the service agent's, by the policies."""
+def _grants(grants: Grants, queue: Queue, missing: set[str]) -> Iterator[Finding]:
+    """Our own grants, by TestIamPermissions; the service agent's, by the policies.
+
+    Nobody is granted anything on what is ``missing``.
+    """
     agents_project = queue.subscriptions[0].name.split("/")[1]
     for grant, path in queue.grants():
+        if path in missing:
+            continue
         kind = "topics" if "/topics/" in path else "subscriptions"
         mend = (
             f"gcloud pubsub {kind} add-iam-policy-binding {id_of(path)} --project="

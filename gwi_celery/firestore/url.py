@@ -106,7 +106,7 @@ def parse(url: str, environ: Mapping[str, str] | None = None) -> FirestoreURL:
     is_emulator = bool(emulator) and endpoint == emulator
     if "emulator" in options:
         is_emulator = BOOLEAN.convert(options["emulator"], f"{url!r}: emulator")
-    given = options.get("timeout") or FirestoreURL.timeout
+    given = options.get("timeout", FirestoreURL.timeout)
     timeout = SECONDS.called(_TIMEOUT).convert(given, f"{url!r}: timeout")
     if not 0 < timeout < 3600:
         raise ConfigurationError(f"{url!r}: timeout is {given!r}, not {_TIMEOUT}")

@@ -263,7 +263,7 @@ def test_a_queue_and_an_exchange_of_one_name_do_not_mix(broker, broker_factory, 
 def test_declaring_and_deleting_at_once(broker_factory):
     """Whoever declared and published last finds a queue that works."""
     failures: list[BaseException] = []
-    times = 1 if broker_factory.names_rest else 5  # each costs the others one of their tries
+    times = 1 if broker_factory.names_rest else 5  # on the twin each name rests for seconds
 
     def change(n: int) -> None:
         own = broker_factory()

@@ -71,7 +71,7 @@ def test_each_thing_that_is_missing_is_told_with_its_command(app: Celery, twin: 
     dead = f"projects/{options.project}/topics/gwi-celery.dead"
     twin.deny("pubsub.topics.publish", dead, who="agent")
     found = {what: finding for what, finding in needs(app).items() if not finding.holds}
-    assert found["subscription gwi-celery"].change == "celery -A APP gwi init"
+    assert found.pop("subscription gwi-celery").change == "celery -A APP gwi init"
     ours = found.pop("roles/pubsub.publisher of the worker on gwi-celery")
     assert (ours.holds, ours.measured) == (False, "not pubsub.topics.publish, as whoever asks here")
     assert "gcloud pubsub topics add-iam-policy-binding gwi-celery --project=" in ours.change
@@ -79,6 +79,7 @@ def test_each_thing_that_is_missing_is_told_with_its_command(app: Celery, twin: 
     agents = found.pop("roles/pubsub.publisher of the agent on gwi-celery.dead")
     assert agents.holds is None, "a folder's policy may grant it"
     assert agents.change.endswith("serviceAccount:service-1@gcp-sa-pubsub.iam.gserviceaccount.com")
+    assert not found, "on what doesn't exist nothing is granted"
 
 
 def test_where_nothing_answers_that_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.brokers.pubsub.client import FieldMask, pb
 from gwi_celery.brokers.pubsub.options import parse
 from gwi_celery.brokers.pubsub.receiver import PubSubReceiver
+from gwi_celery.brokers.pubsub.streams import Flow
 from gwi_celery.brokers.pubsub.sweep import sweep
 from gwi_celery.errors import BrokerUnavailable, BrokerUnusable, NotFound, TooLarge
 from gwi_celery.gcp import fork_gate
@@ -377,6 +378,25 @@ def test_a_worker_is_sent_no_more_than_it_has_room_for(connect: Connect, twin: T
         counts = twin.counts(subscription)
         assert (counts["leased"], counts["waiting"]) == (3, left)
     broker.ack(held)
+
+
+def test_what_was_wanted_while_it_arrived_is_not_fetched_twice(connect: Connect) -> None:
+    """The stream brings it between the consumer's look at what has arrived and its asking for more."""
+    broker = connect()
+    send(broker, b"0", b"1")
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    held = wait_for(receiver)
+    [flow] = receiver._queues["q"].lines
+    assert isinstance(flow, Flow)
+    stream = flow._current
+    assert stream is not None
+    flow._looks_again = True  # not by itself
+    receiver.want("q", 1)
+    receiver.poll("q", 0)  # here it takes what has arrived, and is full
+    flow._look_again()
+    assert flow._current is stream
+    broker.ack([held])
 
 
 def test_what_waits_for_its_time_takes_nobodys_place(connect: Connect) -> None:

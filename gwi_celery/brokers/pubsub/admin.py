@@ -6,10 +6,12 @@ signs, connections tell one another what Pub/Sub doesn't record.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
+from gwi_celery.backoff import Backoff
 from gwi_celery.brokers.pubsub import naming
 from gwi_celery.brokers.pubsub.client import AlreadyExists, Client, ignoring_missing, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions
@@ -17,8 +19,9 @@ from gwi_celery.errors import NotFound
 
 _T = TypeVar("_T")
 _PAGE = 1000
-#: Tries to create something that other processes delete meanwhile.
-_TRIES = 4
+#: Tries to create something that other processes delete meanwhile, and seconds between two: the first
+#: pause, and the longest. Without one, all of them may fall into one deletion, which is several calls.
+_TRIES, _FIRST_PAUSE, _LONGEST_PAUSE = 8, 0.05, 1.0
 #: Pub/Sub's name for the topic of a subscription whose topic was deleted.
 _DELETED_TOPIC = "_deleted-topic_"
 
@@ -170,9 +173,10 @@ def made_though_deleted(make: Callable[[], _T]) -> _T:
 
     A deleted name can't be used again for some seconds; ``make``'s own calls wait for that.
     """
+    pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
     for _ in range(_TRIES - 1):
         try:
             return make()
         except NotFound:
-            pass
+            time.sleep(pauses.next())
     return make()

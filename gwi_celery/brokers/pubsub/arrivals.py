@@ -155,7 +155,11 @@ class Arrivals:
         return {delivery.ack_id for due, delivery in self._delayed if due > now}
 
     def want(self, limit: int) -> None:
-        if limit <= 0 or self._stopped:
+        if self._stopped:
+            return
+        if limit <= 0:
+            for line in self.lines:
+                line.filled()
             return
         self._full = False
         self._room = limit = min(limit, MOST)

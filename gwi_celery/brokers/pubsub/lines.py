@@ -105,8 +105,11 @@ class Line:
         """Ask for what is ready now; False if this line is busy, or can't ask."""
         return False
 
+    def filled(self) -> None:
+        """There is no room but for what has arrived: more is wanted once :meth:`fetch` is called."""
+
     def stop_fetching(self, *, unpolled: bool) -> None:
-        """There is no room: ask for nothing until :meth:`fetch` is called.
+        """There is no room, not even for all that has arrived: bring nothing until :meth:`fetch`.
 
         Args:
             unpolled: Whether messages that it brought are being given back.
@@ -301,9 +304,12 @@ class Pull(Line):
         if error is not None and not self._stopped:
             self._broke(error)
 
-    def stop_fetching(self, *, unpolled: bool) -> None:
+    def filled(self) -> None:
         with self._lock:
-            self._wanted = 0  # what is in flight stays: a cancelled pull would still take a message
+            self._wanted = 0
+
+    def stop_fetching(self, *, unpolled: bool) -> None:
+        self.filled()  # what is in flight stays: a cancelled pull would still take a message
 
     def stop(self) -> None:
         with self._lock:

@@ -253,6 +253,10 @@ class Flow(Stream):
         if not ready and wanted > 0:  # nobody is woken to ask for more
             self.fetch(wanted, time.monotonic())
 
+    def filled(self) -> None:
+        with self._lock:
+            self._wanted = 0
+
     def stop_fetching(self, *, unpolled: bool) -> None:
         with self._lock:
             self._wanted = 0

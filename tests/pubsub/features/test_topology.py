@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from google.api_core.exceptions import NotFound as GoogleNotFound
 
 from gwi_celery.brokers.base import OutgoingMessage, QueueSpec
-from gwi_celery.brokers.pubsub import naming
+from gwi_celery.brokers.pubsub import admin, naming
+from gwi_celery.brokers.pubsub.admin import Admin
 from gwi_celery.brokers.pubsub.broker import PubSubBroker
 from gwi_celery.errors import ConfigurationError
 from tests.contract.brokers import wait_for
@@ -412,6 +414,33 @@ def test_a_deleted_queue_is_made_again(
     assert google.subscription("gwi-q").topic == google.topic_path("gwi-q")
     if declared:
         assert google.subscription("gwi-q").ack_deadline_seconds == 20
+
+
+@pytest.mark.parametrize("finds_out", ["publishing", "declaring"])
+def test_what_only_seems_to_be_on_its_queues_topic_is_made_again(
+    connect: Connect, google: Google, monkeypatch: pytest.MonkeyPatch, finds_out: str
+) -> None:
+    """So the emulator shows a subscription that was created while its topic was being deleted."""
+    declare(connect(priority_levels=(0, 5)), "q")
+    google.publisher.delete_topic(topic=google.topic_path("gwi-q"))
+    if finds_out == "declaring":
+        google.subscriber.delete_subscription(subscription=google.subscription_path("gwi-q~p5"))
+    monkeypatch.setattr(admin, "_DELETED_TOPIC", "")
+    as_it_is = Admin.get_subscription
+
+    def as_it_seems(self: Admin, path: str) -> Any:
+        found = as_it_is(self, path)
+        if found is not None and found.topic == "_deleted-topic_":
+            found.topic = google.topic_path("gwi-q")
+        return found
+
+    monkeypatch.setattr(Admin, "get_subscription", as_it_seems)
+    broker = connect(priority_levels=(0, 5))
+    declare(broker, "q")
+    publish(broker, "", "q", b"m")
+    receiver = broker.receiver()
+    receiver.subscribe("q")
+    assert wait_for(receiver, "q").data == b"m"
 
 
 def test_a_deleted_queue_is_made_again_with_its_bindings(connect: Connect, google: Google) -> None:

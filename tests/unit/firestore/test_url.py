@@ -38,6 +38,7 @@ def test_the_emulators_host_needs_no_credentials() -> None:
         ("firestore://p?database=Caps", "no database id"),
         ("firestore://p?database={tenat}", "no database id"),
         ("firestore://p?timeout=soon", "seconds"),
+        ("firestore://p?timeout=", "seconds"),
     ],
 )
 def test_a_wrong_url_is_refused_by_what_is_wrong(url: str, match: str) -> None:

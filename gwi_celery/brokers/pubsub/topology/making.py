@@ -62,11 +62,26 @@ class Making:
                 continue
             if level == 0 and not name.endswith(DEAD_LETTER_SUFFIX):
                 self._make_dead_letter(name)
-            if not self._admin.create_subscription(wanted):  # another process was faster
+            try:
+                made = self._admin.create_subscription(wanted)
+            except NotFound:
+                self.renew_topic(queue)
+                raise
+            if not made:  # another process was faster
                 found = self._admin.get_subscription(wanted.name)
                 if found is None:
                     raise NotFound(f"queue {name!r} was deleted while it was declared: try again")
                 self._drift.compare(name, wanted, found)
+
+    def renew_topic(self, queue: Queue) -> None:
+        """A permanent queue's topic was not found: if it is gone, create it.
+
+        Then its subscriptions are deleted too, as they get nothing from a new topic of that name. After
+        a race between deleting a topic and subscribing to it, the emulator shows them as if they did.
+        """
+        if self._admin.create_topic(queue.topic, naming.name_labels(queue.spec.name)):
+            for _, left in self._desired.subscriptions(queue.spec, queue.topic):
+                self._admin.delete_subscription(left.name)
 
     def temporary(self, queue: Queue, *, first: bool) -> None:
         """Create or join a temporary queue; ``first``: this connection didn't know it."""

@@ -325,6 +325,8 @@ class Topology:
             self.restore("", source.queue)
 
     def _make_again(self, queue: Queue) -> None:
+        if not queue.spec.temporary:
+            self._making.renew_topic(queue)
         self.declare_queue(queue.spec)
         for name, keys in queue.bound.items():
             if self.exchanges.declared(name):
