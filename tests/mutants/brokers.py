@@ -234,4 +234,11 @@ BROKER = [
         "if False:",
         "cli/test_on_pubsub.py::test_a_paused_queue_is_left_alone_until_it_is_resumed",
     ),
+    Mutant(
+        "what is left of a queue whose topic is gone counts as the queue",
+        "gwi_celery/brokers/pubsub/topology/making.py",
+        "                self.renew_topic(queue)\n",
+        "                pass\n",
+        "pubsub/features/test_topology.py::test_what_only_seems_to_be_on_its_queues_topic_is_made_again",
+    ),
 ]

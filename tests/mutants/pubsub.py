@@ -136,4 +136,11 @@ PUBSUB = [
         "            if self.get_subscription(sign) is None:\n                raise NotFound(sign)\n",
         "testing/test_broker_on_twin.py::test_asking_whether_it_answers_costs_no_admin_call",
     ),
+    Mutant(
+        "what was wanted while it arrived is fetched again",
+        "gwi_celery/brokers/pubsub/arrivals.py",
+        "                line.filled()\n",
+        "                pass\n",
+        "testing/test_broker_on_twin.py::test_what_was_wanted_while_it_arrived_is_not_fetched_twice",
+    ),
 ]
