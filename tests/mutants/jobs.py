@@ -189,11 +189,11 @@ WORKER = [
         "unit/reliability/test_renewal.py::test_a_lock_that_could_not_be_released_is_released_once_the_store_answers",
     ),
     Mutant(
-        "a save that stalls holds up the renewals of other jobs",
+        "saves that stall hold up the renewals of other jobs",
         "gwi_celery/reliability/job.py",
         "if self._mutex.acquire(blocking=False):",
         "if self._mutex.acquire():",
-        "unit/reliability/test_renewal.py::test_a_save_that_stalls_keeps_no_other_job_from_being_renewed",
+        "unit/reliability/test_renewal.py::test_saves_that_stall_keep_no_other_job_from_being_renewed",
     ),
     Mutant(
         "what can't get better is retried if it is passed by position",

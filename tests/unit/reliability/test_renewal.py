@@ -61,31 +61,35 @@ def running(store: Store, run: str, due_in: float) -> RunningJob:
     return RunningJob(store, claimed, bounds, asked_at=time.monotonic() - TTL / 3 + due_in)
 
 
-def test_a_save_that_stalls_keeps_no_other_job_from_being_renewed(
+def test_saves_that_stall_keep_no_other_job_from_being_renewed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, save = threading.Event(), threading.Event(), store.save
+    lanes = renewal._LANES
+    begun, go_on, save = threading.Barrier(lanes + 1), threading.Event(), store.save
 
     def stalling(lease: Lease, checkpoint: Checkpoint) -> Any:
-        begun.set()
+        begun.wait(PATIENCE)
         assert go_on.wait(PATIENCE)
         return save(lease, checkpoint)
 
     monkeypatch.setattr(store, "save", stalling)
-    stalled, other = running(store, "a", 0.0), running(store, "b", 0.2)
-    saving = threading.Thread(target=stalled.checkpoint, args=("value", 1))
-    saving.start()
+    stalled = [running(store, f"a{n}", 0.0) for n in range(lanes)]
+    other = running(store, "b", 0.2)
+    saving = [threading.Thread(target=job.checkpoint, args=("value", 1)) for job in stalled]
+    for thread in saving:
+        thread.start()
     try:
-        assert begun.wait(PATIENCE)
-        stalled.start_renewing()
-        other.start_renewing()
+        begun.wait(PATIENCE)
+        for job in (*stalled, other):
+            job.start_renewing()
         eventually(lambda: other.renew_due() > time.monotonic() + 60, what="it is renewed")
     finally:
         go_on.set()
-        saving.join()
-        for job in (stalled, other):
+        for thread in saving:
+            thread.join()
+        for job in (*stalled, other):
             job.release(AttemptEnd("stopping"))
-    assert stalled.renew_due() == float("inf")
+    assert {job.renew_due() for job in stalled} == {float("inf")}
 
 
 def test_a_lock_that_could_not_be_released_is_released_once_the_store_answers(
