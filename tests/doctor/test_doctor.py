@@ -30,7 +30,7 @@ from gwi_celery.brokers.pubsub.client import Client, pb
 from gwi_celery.brokers.pubsub.options import PubSubOptions, parse
 from gwi_celery.cli import gwi
 from gwi_celery.cli.frame import Exit
-from gwi_celery.doctor import Finding, echo, examine, firestore, leftovers, main, sandbox
+from gwi_celery.doctor import Finding, echo, examine, firestore, leftovers, main, pubsub, sandbox
 from gwi_celery.doctor.pubsub import Trial
 from gwi_celery.gcp import emulators
 from gwi_celery.testing.emulators import Emulator
@@ -59,7 +59,6 @@ ORDER = (
     "a deleted name is free again",
     "an empty pull is held",
     "messages late by a lease after a pull of 1 s",
-    "messages late by a lease after a pull of 5 s",
     "messages late by a lease after a stream",
     "immediate pulls of one from a backlog",
     "a lease of 10 s",
@@ -80,7 +79,7 @@ ORDER = (
 
 @pytest.fixture(scope="module")
 def twin() -> Iterator[Twin]:
-    with start_twin(pull_hold=4, settle=1, name_rest=1, faults=0) as started:
+    with start_twin(pull_hold=8, settle=1, name_rest=1, faults=0) as started:
         yield started
 
 
@@ -118,15 +117,16 @@ def _left(url: str) -> list[str]:
 
 @pytest.mark.slow
 def test_on_the_twin_all_holds_and_nothing_is_left(
-    twin: Twin, capsys: pytest.CaptureFixture[str]
+    twin: Twin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pubsub, "_PULL_DEADLINES", (1.0, 10.0))
     url = _url(twin.endpoint) + "?emulator=strict"
     with start_cloud_run(
         [sys.executable, "-m", "gwi_celery.doctor.echo"],
         invoker=ACCOUNT,
         certificates=twin.certificates,
     ) as service:
-        asked = ["--seconds", "8", "--echo", service.url, "--echo-account", ACCOUNT]
+        asked = ["--seconds", "12", "--echo", service.url, "--echo-account", ACCOUNT]
         assert main([url, "--json", *asked]) == 0
     of_store = (
         "Firestore",
@@ -144,13 +144,13 @@ def test_on_the_twin_all_holds_and_nothing_is_left(
     assert found["permissions on topics"]["measured"] == "all"
     assert found["a lease of 600 s"]["measured"] == "kept for 30 s"
     assert float(found["a lease of 10 s"]["measured"].split()[2]) >= 9
-    assert 3.5 < float(found["an empty pull is held"]["measured"].split()[0]) < 7
+    assert 7.5 < float(found["an empty pull is held"]["measured"].split()[0]) < 11
     assert found["two ordering keys in one request"]["measured"] == "FAILED_PRECONDITION"
     assert found["the filter of a topic binding"]["measured"] == "hit"
     late = "messages late by a lease after {} was ended by its client"
     assert found[late.format("a pull of 1 s")]["measured"] != "0 of 3"
     assert "priority_levels" in found[late.format("a pull of 1 s")]["change"]
-    assert found[late.format("a pull of 5 s")]["measured"] == "0 of 3", "this one holds it for 4 s"
+    assert found[late.format("a pull of 10 s")]["measured"] == "0 of 3", "this one holds it for 8 s"
     assert found[late.format("a stream")]["measured"] == "0 of 3"
     assert _left(url) == []
 
