@@ -151,11 +151,20 @@ def _leave_out_clients() -> None:
         sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 
 
+#: Seconds by which a process that sleeps is woken late.
+_LATE = 0.0002
+
+
 class _Exact(selectors.DefaultSelector):
-    """Waits as long as it is told: epoll, the default, rounds up to a whole millisecond."""
+    """Waits as long as it is told: epoll, the default, rounds up to a whole millisecond.
+
+    A long wait ends early by _LATE; the loop then waits for what is left.
+    """
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        select.select([self.fileno()], [], [], timeout if timeout is None else max(timeout, 0))
+        if timeout is not None:
+            timeout = max(timeout - _LATE if timeout > _LATE else timeout, 0)
+        select.select([self.fileno()], [], [], timeout)
         return super().select(0)
 
 
