@@ -92,7 +92,10 @@ def test_a_worker_that_stops_hands_its_job_to_the_next(
     assert worker.process.returncode == 0
     done = len([e for e in read_audit(tmp_path) if e["event"] == "n"])
     assert done < 60, "it was interrupted"
-    [waiting] = broker_for(jobs.app).peek("celery")
+    broker = broker_for(jobs.app)
+    # Another connection has made the queue: this one may not find it for some seconds.
+    eventually(lambda: broker.has_queue("celery"))
+    [waiting] = broker.peek("celery")
     assert waiting.state == "ready", "handed back at once"
     assert json.loads(waiting.data)["headers"]["retries"] == 0, "at no cost"
     start(pool=pool)
