@@ -174,7 +174,12 @@ def read_audit(folder: Path) -> list[dict[str, Any]]:
 
 
 def drained(broker: Any, queue: str = "celery") -> bool:
-    """Whether nothing is in the queue: not leased either, where the broker can see that."""
+    """Whether nothing is in the queue: not leased either, where the broker can see that.
+
+    False as long as it isn't found: Pub/Sub needs some seconds for one that another connection has made.
+    """
+    if not broker.has_queue(queue):
+        return False
     size = broker.size(queue)
     return size.total == 0 if size is not None else broker.peek(queue) == []
 
