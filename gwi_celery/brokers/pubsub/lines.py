@@ -76,6 +76,8 @@ class Line:
         self.retry_at: float | None = None
         #: Monotonic time at which to ask an emulator again; None: it will answer by itself.
         self.ask_at: float | None = None
+        #: How many more messages there is room for. Streams without a limit ignore it.
+        self._wanted = 0
         #: Whether it was logged that nothing can be received.
         self._warned = False
         self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
@@ -107,6 +109,8 @@ class Line:
 
     def filled(self) -> None:
         """There is no room but for what has arrived: more is wanted once :meth:`fetch` is called."""
+        with self._lock:
+            self._wanted = 0
 
     def stop_fetching(self, *, unpolled: bool) -> None:
         """There is no room, not even for all that has arrived: bring nothing until :meth:`fetch`.
@@ -172,7 +176,6 @@ class Pull(Line):
         super().__init__(receiver, arrivals, source)
         self._patient = patient
         self._future: Any = None
-        self._wanted = 0
         self._paused = False
         self._started = self._active = time.monotonic()
         #: How many probes in a row found nothing.
@@ -303,10 +306,6 @@ class Pull(Line):
             self.arrivals.probed(self, self._wanted)
         if error is not None and not self._stopped:
             self._broke(error)
-
-    def filled(self) -> None:
-        with self._lock:
-            self._wanted = 0
 
     def stop_fetching(self, *, unpolled: bool) -> None:
         self.filled()  # what is in flight stays: a cancelled pull would still take a message

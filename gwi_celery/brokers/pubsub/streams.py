@@ -194,7 +194,6 @@ class Flow(Stream):
     def __init__(self, receiver: PubSubReceiver, arrivals: Arrivals, source: Source) -> None:
         super().__init__(receiver, arrivals, source)
         self.lease = receiver.broker.topology.first_lease(source.queue)
-        self._wanted = 0
         self._looks_again = False
 
     def due(self) -> float | None:
@@ -253,13 +252,9 @@ class Flow(Stream):
         if not ready and wanted > 0:  # nobody is woken to ask for more
             self.fetch(wanted, time.monotonic())
 
-    def filled(self) -> None:
-        with self._lock:
-            self._wanted = 0
-
     def stop_fetching(self, *, unpolled: bool) -> None:
         with self._lock:
-            self._wanted = 0
+            self.filled()
             current = self._current
             # If its consumer holds all that it may send, it stays open: it sends more after an ack.
             if current is not None and (unpolled or self._free(current) > 0):
